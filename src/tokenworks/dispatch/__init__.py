@@ -1,0 +1,3 @@
+"""The brain: events in, commands out. Pure."""
+
+__all__: list[str] = []

@@ -1,0 +1,3 @@
+"""Deliver: the OpenAI wire format, keys, streaming, metering at the edge."""
+
+__all__: list[str] = []

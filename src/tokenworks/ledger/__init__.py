@@ -1,0 +1,3 @@
+"""Money: accounts, double entry, quotas, metering. Pure."""
+
+__all__: list[str] = []
