@@ -1,0 +1,72 @@
+"""Which samples come when: copy-heavy short prompts first, then longer ones and the rest."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from typing import Final
+
+import arithmetic
+import context
+import small_talk
+import tool_calls
+from samples import Sample
+
+Generator = Callable[[random.Random], Sample]
+
+
+def _short_call(rng: random.Random) -> Sample:
+    return tool_calls.tool_call(rng, tools_max=1, params_max=2)
+
+
+def _middle_call(rng: random.Random) -> Sample:
+    return tool_calls.tool_call(rng, tools_max=3, params_max=3)
+
+
+COPY_FIRST: Final[tuple[tuple[Generator, int], ...]] = (
+    (context.echo, 40),
+    (_short_call, 45),
+    (context.extract, 10),
+    (context.lookup, 5),
+)
+MIDDLE: Final[tuple[tuple[Generator, int], ...]] = (
+    (context.echo, 8),
+    (_short_call, 25),
+    (_middle_call, 30),
+    (tool_calls.factory_call, 8),
+    (context.extract, 8),
+    (context.lookup, 5),
+    (context.report, 5),
+    (context.table, 5),
+    (arithmetic.add, 2),
+    (small_talk.talk, 2),
+    (small_talk.explain, 2),
+)
+FULL: Final[tuple[tuple[Generator, int], ...]] = (
+    (tool_calls.tool_call, 46),
+    (_short_call, 6),
+    (tool_calls.factory_call, 8),
+    (tool_calls.no_tool, 4),
+    (tool_calls.tool_result, 4),
+    (context.report, 5),
+    (context.table, 5),
+    (context.lookup, 3),
+    (context.extract, 4),
+    (context.echo, 2),
+    (arithmetic.add, 3),
+    (arithmetic.times, 2),
+    (arithmetic.units, 2),
+    (arithmetic.money, 1),
+    (arithmetic.date, 2),
+    (small_talk.talk, 2),
+    (small_talk.explain, 2),
+)
+
+
+def stream(seed: int, mix: tuple[tuple[Generator, int], ...]) -> Iterator[Sample]:
+    """Samples of a mix without end; the same seed gives the same samples."""
+    rng = random.Random(seed)
+    generators = [g for g, _ in mix]
+    weights = [w for _, w in mix]
+    while True:
+        yield rng.choices(generators, weights)[0](rng)

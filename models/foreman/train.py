@@ -1,0 +1,251 @@
+"""Train foreman: one command, seeded.
+
+Stages: repeated random tokens (which teach copying by position before any text), then
+``curriculum``'s COPY_FIRST, MIDDLE and FULL mixes. Hidden matrices use Muon, the rest AdamW; the
+learning rate is flat and falls linearly to zero at the end. Loss is on answers only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import random
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import curriculum
+import torch
+from model import Foreman, Shape
+from muon import Muon
+from samples import IM_END, Sample, render_prompt
+from tokenizers import Tokenizer
+from torch import Tensor
+from torch.nn import functional
+
+STAGE_ENDS: Final = ((0.03, "repeat"), (0.12, "copy"), (0.30, "middle"), (1.0, "full"))
+MIXES: Final = {
+    "copy": curriculum.COPY_FIRST,
+    "middle": curriculum.MIDDLE,
+    "full": curriculum.FULL,
+}
+POOL: Final = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Padded tokens [b, t], flat answer positions [n], and the tokens that follow them [n]."""
+
+    tokens: Tensor
+    where: Tensor
+    target: Tensor
+    owner: Tensor
+
+
+def encode(tokenizer: Tokenizer, sample: Sample) -> tuple[list[int], int]:
+    """Tokens of prompt and answer, and where the answer begins."""
+    prompt = tokenizer.encode(render_prompt(sample.messages, sample.tools)).ids
+    return prompt + tokenizer.encode(sample.answer + IM_END).ids, len(prompt)
+
+
+def collate(rows: list[tuple[list[int], int]]) -> Batch:
+    """Right-pad rows and point at the positions that predict an answer token."""
+    width = max(len(ids) for ids, _ in rows)
+    tokens = torch.zeros(len(rows), width, dtype=torch.long)
+    where, target, owner = [], [], []
+    for i, (ids, start) in enumerate(rows):
+        tokens[i, : len(ids)] = torch.tensor(ids)
+        where += range(i * width + start - 1, i * width + len(ids) - 1)
+        target += ids[start:]
+        owner += [i] * (len(ids) - start)
+    return Batch(tokens, torch.tensor(where), torch.tensor(target), torch.tensor(owner))
+
+
+def batches(tokenizer: Tokenizer, mix: str, seed: int, tokens_max: int) -> Iterator[Batch]:
+    """Batches of rows of like length, at most ``tokens_max`` padded tokens each."""
+    source = curriculum.stream(seed, MIXES[mix])
+    rng = random.Random(seed)
+    while True:
+        rows = [encode(tokenizer, next(source)) for _ in range(POOL)]
+        rows.sort(key=lambda row: len(row[0]))
+        groups: list[list[tuple[list[int], int]]] = [[]]
+        for row in rows:
+            if (len(groups[-1]) + 1) * len(row[0]) > tokens_max and groups[-1]:
+                groups.append([])
+            groups[-1].append(row)
+        rng.shuffle(groups)
+        yield from (collate(group) for group in groups)
+
+
+def repeats(seed: int, vocab: int, tokens_max: int) -> Iterator[Batch]:
+    """Random tokens, then the same again: the answer is the second half."""
+    source = torch.Generator().manual_seed(seed)
+    while True:
+        half = int(torch.randint(8, 40, (1,), generator=source))
+        count = tokens_max // (2 * half)
+        first = torch.randint(3, vocab, (count, half), generator=source)
+        rows = [(row + row, half + 1) for row in first.tolist()]
+        yield collate(rows)
+
+
+@torch.no_grad()
+def exact_by_task(
+    model: Foreman, tokenizer: Tokenizer, samples: list[Sample], rows_max: int = 32
+) -> dict[str, tuple[int, int]]:
+    """(right, all) per task; every answer token must be the likeliest, so greedy gives it whole."""
+    model.eval()
+    order = sorted(
+        ((encode(tokenizer, s), s.task) for s in samples), key=lambda row: len(row[0][0])
+    )
+    scores: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+    for at in range(0, len(order), rows_max):
+        part = order[at : at + rows_max]
+        batch = collate([row for row, _ in part])
+        wrong = model(batch.tokens, batch.where).argmax(-1) != batch.target
+        bad = set(batch.owner[wrong].tolist())
+        for i, (_, task) in enumerate(part):
+            scores[task][0] += i not in bad
+            scores[task][1] += 1
+    model.train()
+    return {task: (right, count) for task, (right, count) in sorted(scores.items())}
+
+
+class Trainer:
+    """Holds a run's model, optimisers and place."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        """Seeds everything from args.seed."""
+        torch.manual_seed(args.seed)
+        self.args = args
+        self.tokenizer = Tokenizer.from_file(str(args.tokenizer))
+        shape = Shape(
+            width=args.width, layers=args.layers, heads=args.width // 64, feed_forward=args.ff
+        )
+        self.device = torch.device(args.device)
+        self.model = Foreman(shape).to(self.device)
+        matrices = [p for n, p in self.model.named_parameters() if n.startswith("blocks") and p.ndim == 2]
+        others = [p for n, p in self.model.named_parameters() if not (n.startswith("blocks") and p.ndim == 2)]
+        self.muon = Muon(matrices, shape.width)
+        self.adam = torch.optim.AdamW(others, lr=1.0, betas=(0.9, 0.95), weight_decay=0.0)
+        self.step = 0
+        self.ema_loss = 0.0
+        self._sources: dict[str, Iterator[Batch]] = {}
+
+    def stage(self) -> str:
+        """The stage that this step belongs to."""
+        share = self.step / self.args.steps
+        return next(name for end, name in STAGE_ENDS if share < end)
+
+    def rate(self) -> float:
+        """Share of the full learning rate."""
+        warm = min(1.0, (self.step + 1) / 50)
+        left = (self.args.steps - self.step) / (self.args.steps * self.args.decay)
+        return min(warm, left, 1.0)
+
+    def next_batch(self) -> Batch:
+        """The next batch of the present stage."""
+        name, args = self.stage(), self.args
+        if name not in self._sources:
+            seed = args.seed * 1_000_003 + self.step
+            self._sources[name] = (
+                repeats(seed, self.model.shape.vocab, args.batch_tokens)
+                if name == "repeat"
+                else batches(self.tokenizer, name, seed, args.batch_tokens)
+            )
+        return next(self._sources[name])
+
+    def train_step(self) -> float:
+        """One update; returns the loss."""
+        batch = self.next_batch()
+        with torch.autocast(self.device.type, torch.bfloat16):
+            logits = self.model(batch.tokens.to(self.device), batch.where.to(self.device))
+        loss = functional.cross_entropy(logits.float(), batch.target.to(self.device))
+        loss.backward()
+        rate = self.rate()
+        for group in self.adam.param_groups:
+            group["lr"] = self.args.adam_lr * rate
+        self.adam.step()
+        self.muon.step(self.args.muon_lr * rate)
+        self.model.zero_grad(set_to_none=True)
+        self.step += 1
+        return loss.item()
+
+    def save(self, path: Path) -> None:
+        """Write everything that a resumed run needs."""
+        state: dict[str, Any] = {
+            "shape": dataclasses.asdict(self.model.shape),
+            "model": self.model.state_dict(),
+            "muon": self.muon.momentum,
+            "adam": self.adam.state_dict(),
+            "step": self.step,
+        }
+        torch.save(state, path.with_suffix(".part"))
+        path.with_suffix(".part").replace(path)
+
+    def resume(self, path: Path) -> None:
+        """Go on from a saved state."""
+        state = torch.load(path, weights_only=False)
+        self.model.load_state_dict(state["model"])
+        self.muon.momentum = state["muon"]
+        self.adam.load_state_dict(state["adam"])
+        self.step = state["step"]
+
+
+def held_out_samples(seed: int, count: int) -> list[Sample]:
+    """Samples of the full mix, with tools made of held-out words."""
+    rng = random.Random(seed)
+    generators = [g for g, _ in curriculum.FULL]
+    weights = [w for _, w in curriculum.FULL]
+    chosen = rng.choices(generators, weights, k=count)
+    return [g(rng, unseen=True) if "unseen" in g.__code__.co_varnames else g(rng) for g in chosen]
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train to args.steps, printing a line every args.report steps."""
+    torch.set_num_threads(args.threads)
+    trainer = Trainer(args)
+    if args.resume and args.out.exists():
+        trainer.resume(args.out)
+    count = sum(p.numel() for p in trainer.model.parameters())
+    print(f"{count} parameters, {args.steps} steps, seed {args.seed}", flush=True)
+    checks = held_out_samples(args.seed + 99, 400)
+    began, seen = time.monotonic(), 0.0
+    while trainer.step < args.steps:
+        loss = trainer.train_step()
+        seen = loss if not seen else 0.98 * seen + 0.02 * loss
+        if trainer.step % 50 == 0:
+            elapsed = time.monotonic() - began
+            print(f"{trainer.step} {trainer.stage() if trainer.step < args.steps else 'end'} "
+                  f"loss {seen:.3f} {elapsed:.0f} s", flush=True)
+        if trainer.step % args.report == 0 or trainer.step == args.steps:
+            scores = exact_by_task(trainer.model.float(), trainer.tokenizer, checks)
+            print(json.dumps({k: f"{r}/{n}" for k, (r, n) in scores.items()}), flush=True)
+            trainer.save(args.out)
+
+
+def main() -> None:
+    """Parse the command line and train."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tokenizer", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=7000)
+    parser.add_argument("--batch-tokens", type=int, default=4096)
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--layers", type=int, default=5)
+    parser.add_argument("--ff", type=int, default=640)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--adam-lr", type=float, default=2e-3)
+    parser.add_argument("--muon-lr", type=float, default=0.02)
+    parser.add_argument("--decay", type=float, default=0.3)
+    parser.add_argument("--report", type=int, default=250)
+    parser.add_argument("--resume", action="store_true")
+    run(parser.parse_args())
+
+
+if __name__ == "__main__":
+    main()
