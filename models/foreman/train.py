@@ -1,7 +1,7 @@
 """Train foreman: one command, seeded.
 
-Stages: repeated random tokens (which teach copying by position before any text), then
-``curriculum``'s COPY_FIRST, MIDDLE and FULL mixes. Hidden matrices use Muon, the rest AdamW; the
+The model starts with a copying circuit (``copy_start``). Stages: repeated random tokens, which
+sharpen it, then ``curriculum``'s COPY_FIRST, MIDDLE and FULL mixes. Hidden matrices use Muon, the rest AdamW; the
 learning rate is flat and falls linearly to zero at the end. Loss is on answers only.
 """
 
@@ -19,6 +19,7 @@ from typing import Any, Final
 
 import curriculum
 import torch
+from copy_start import write_copy_circuit
 from model import Foreman, Shape
 from muon import Muon
 from samples import IM_END, Sample, render_prompt
@@ -26,7 +27,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional
 
-STAGE_ENDS: Final = ((0.03, "repeat"), (0.12, "copy"), (0.30, "middle"), (1.0, "full"))
+STAGE_ENDS: Final = ((0.015, "repeat"), (0.08, "copy"), (0.25, "middle"), (1.0, "full"))
 MIXES: Final = {
     "copy": curriculum.COPY_FIRST,
     "middle": curriculum.MIDDLE,
@@ -125,7 +126,9 @@ class Trainer:
             width=args.width, layers=args.layers, heads=args.width // 64, feed_forward=args.ff
         )
         self.device = torch.device(args.device)
-        self.model = Foreman(shape).to(self.device)
+        self.model = Foreman(shape)
+        write_copy_circuit(self.model, seed=args.seed)
+        self.model.to(self.device)
         matrices = [p for n, p in self.model.named_parameters() if n.startswith("blocks") and p.ndim == 2]
         others = [p for n, p in self.model.named_parameters() if not (n.startswith("blocks") and p.ndim == 2)]
         self.muon = Muon(matrices, shape.width)

@@ -1,3 +1,12 @@
 """Deliver: the OpenAI wire format, keys, streaming, metering at the edge."""
 
-__all__: list[str] = []
+__all__ = [
+    "app",
+    "assemble",
+    "chat",
+    "chat_request",
+    "event_stream",
+    "http_io",
+    "metrics",
+    "server",
+]

@@ -1,0 +1,142 @@
+"""A factory's settings: where it listens, its pools, and what each pool costs."""
+
+from __future__ import annotations
+
+import tomllib
+from typing import Final, Literal
+
+import msgspec
+
+from tokenworks.core.errors import ConfigInvalid
+from tokenworks.core.units import NS_PER_HOUR, divide_half_even
+
+WORKERS_MAX: Final = 1_024
+SLOTS_MAX: Final = 4_096
+CURVE_POINTS_MAX: Final = 64
+
+CurvePoint = tuple[int, int]
+"""(batch, tokens/s/user at that batch)."""
+
+
+class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where the gateway listens. Anything but loopback is the operator's explicit choice."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+
+
+class PoolConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A pool of interchangeable workers.
+
+    Attributes:
+        engine: ``embedded`` starts our own workers; ``attached`` uses a server that runs already.
+        model: the model it serves, as callers name it.
+        workers: how many embedded workers.
+        slots: requests that one worker runs at once.
+        context_tokens: KV cache of one embedded worker, shared by its slots.
+        threads: CPU threads of one embedded worker.
+        urls: the servers of an attached pool, ``http://host:port``.
+        key_env: the environment variable that holds the attached servers' key.
+        power_w: electric power of the whole pool at work.
+        energy_udollars_per_kwh: price of that power.
+        capital_udollars_per_hour: write-down of the pool's hardware.
+        curve: measured speed, batch rising; nothing means the measured or shipped one.
+    """
+
+    engine: Literal["embedded", "attached"]
+    model: str
+    workers: int = 1
+    slots: int = 8
+    context_tokens: int = 16_384
+    threads: int = 1
+    urls: tuple[str, ...] = ()
+    key_env: str = ""
+    power_w: int = 0
+    energy_udollars_per_kwh: int = 0
+    capital_udollars_per_hour: int = 0
+    curve: tuple[CurvePoint, ...] = ()
+
+    def energy_nanodollars(self, duration_ns: int) -> int:
+        """What the pool's power costs over a time.
+
+        >>> PoolConfig(engine="embedded", model="m", power_w=1000,
+        ...            energy_udollars_per_kwh=150_000).energy_nanodollars(3_600_000_000_000)
+        150000000
+        """
+        watt_hours_scaled = self.power_w * self.energy_udollars_per_kwh * duration_ns
+        return divide_half_even(watt_hours_scaled, NS_PER_HOUR)
+
+    def capital_nanodollars(self, duration_ns: int) -> int:
+        """What the pool's hardware loses in value over a time.
+
+        >>> PoolConfig(engine="embedded", model="m",
+        ...            capital_udollars_per_hour=20_000).capital_nanodollars(3_600_000_000_000)
+        20000000
+        """
+        return divide_half_even(self.capital_udollars_per_hour * 1_000 * duration_ns, NS_PER_HOUR)
+
+
+class FactoryConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The whole of ``factory.toml``."""
+
+    pool: dict[str, PoolConfig]
+    gateway: GatewayConfig = GatewayConfig()
+
+
+def parse_factory_config(text: str) -> FactoryConfig:
+    """Read ``factory.toml``.
+
+    Raises:
+        ConfigInvalid: with the setting at fault.
+    """
+    try:
+        config = msgspec.convert(tomllib.loads(text), FactoryConfig)
+    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+        raise ConfigInvalid(
+            f"The factory's settings cannot be read: {error}.",
+            hint="`tokenworks doctor --settings` prints settings that work.",
+        ) from error
+    if not config.pool:
+        raise ConfigInvalid("There is no pool.", hint="Add a [pool.NAME] table.")
+    if not 0 <= config.gateway.port <= 65_535:
+        raise ConfigInvalid(f"[gateway] port is {config.gateway.port!r}; it must be 0 to 65535.")
+    for name, pool in config.pool.items():
+        _check_pool(name, pool)
+    return config
+
+
+def _check_pool(name: str, pool: PoolConfig) -> None:
+    bounds = {
+        "workers": (pool.workers, 1, WORKERS_MAX),
+        "slots": (pool.slots, 1, SLOTS_MAX),
+        "context_tokens": (pool.context_tokens, 256, 1 << 30),
+        "threads": (pool.threads, 1, 1_024),
+        "power_w": (pool.power_w, 0, 1 << 40),
+        "energy_udollars_per_kwh": (pool.energy_udollars_per_kwh, 0, 1 << 40),
+        "capital_udollars_per_hour": (pool.capital_udollars_per_hour, 0, 1 << 50),
+    }
+    for field, (value, low, high) in bounds.items():
+        if not low <= value <= high:
+            raise ConfigInvalid(f"[pool.{name}] {field} is {value!r}; it must be {low} to {high}.")
+    if pool.engine == "attached" and not pool.urls:
+        raise ConfigInvalid(
+            f"[pool.{name}] is attached but names no server.",
+            hint='Set urls = ["http://127.0.0.1:8001"].',
+        )
+    check_curve(pool.curve, f"[pool.{name}] curve")
+
+
+def check_curve(curve: tuple[CurvePoint, ...], where: str) -> None:
+    """Refuse a speed curve that is not one.
+
+    Raises:
+        ConfigInvalid: too many points, a batch or a speed below 1, or batches that do not rise.
+    """
+    if len(curve) > CURVE_POINTS_MAX:
+        raise ConfigInvalid(f"{where} has {len(curve)} points, more than {CURVE_POINTS_MAX}.")
+    batches = [batch for batch, _ in curve]
+    if any(batch < 1 or speed < 1 for batch, speed in curve) or batches != sorted(set(batches)):
+        raise ConfigInvalid(
+            f"{where} is {curve!r}; batches must rise from 1 and speeds be 1 or more.",
+            hint="`tokenworks tiers measure --write` makes one.",
+        )

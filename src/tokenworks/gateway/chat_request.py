@@ -1,0 +1,204 @@
+"""Reading a chat completion request: check it once, and write the body that a worker gets."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from tokenworks.core.errors import InvalidRequest
+from tokenworks.core.ids import ModelName
+from tokenworks.core.slo import Tier
+
+TIER_WORDS: Final = {
+    **{tier.value: tier for tier in Tier},
+    "flex": Tier.MEDIUM,
+    "default": Tier.HIGH,
+    "priority": Tier.PREMIUM,
+    "fast": Tier.PREMIUM,
+}
+"""What ``service_tier`` may say; ``auto`` or nothing means the key's own tier."""
+
+PREFIX_BLOCK_BYTES: Final = 256
+PREFIX_BLOCKS_MAX: Final = 256
+OUTPUT_TOKENS_MAX: Final = 32_768
+MESSAGES_MAX: Final = 4_096
+TEMPLATE_TOKENS_PER_MESSAGE: Final = 8
+"""Room for the turn markers that a chat template adds; foreman's takes at most 6."""
+
+JSONObject = dict[str, object]
+
+
+class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A chat completion request after checking.
+
+    Attributes:
+        model: the model asked for.
+        tier: the tier asked for.
+        stream: whether the caller wants an event stream.
+        include_usage: whether the caller wants the stream's usage event.
+        output_tokens_max: the worker may make no more.
+        input_tokens_max: an upper bound on the prompt's tokens: a byte-level token is at least a
+            byte, so the bytes of messages and tools bound them, plus the turn markers.
+        prefix: hashes of the prompt's blocks of PREFIX_BLOCK_BYTES, each chained on the one before.
+        body: JSON for the worker, streaming with usage.
+    """
+
+    model: ModelName
+    tier: Tier
+    stream: bool
+    include_usage: bool
+    output_tokens_max: int
+    input_tokens_max: int
+    prefix: tuple[int, ...]
+    body: bytes
+
+
+def parse_chat_request(
+    raw: bytes,
+    tier_default: Tier,
+    output_tokens_default: Callable[[ModelName, Tier], int],
+) -> ChatRequest:
+    """Check a request's body; fields that are not ours pass through as they are.
+
+    Args:
+        raw: the JSON body.
+        tier_default: the key's tier.
+        output_tokens_default: the output limit at a tier for a request that names none; may raise
+            ModelNotFound.
+
+    Raises:
+        InvalidRequest: with the field at fault and what it should be.
+    """
+    fields = _decode(raw)
+    model = fields.get("model")
+    if not isinstance(model, str) or not model:
+        raise _wrong("model", model, "the name of a model; GET /v1/models lists them")
+    messages = fields.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise _wrong("messages", messages, "a list of at least one message")
+    if len(messages) > MESSAGES_MAX:
+        raise InvalidRequest(
+            f"There are {len(messages)} messages, more than {MESSAGES_MAX}.",
+            hint="Send fewer, longer ones.",
+        )
+    _check_messages(messages)
+    tier = _tier(fields, tier_default)
+    stream = _flag(fields, "stream")
+    include_usage = _include_usage(fields, stream=stream)
+    if fields.get("n", 1) not in (1, None) or isinstance(fields.get("n"), bool):
+        raise _wrong("n", fields["n"], "1; send the request again for another answer")
+    limit = _output_limit(fields)
+    if limit is None:
+        limit = output_tokens_default(ModelName(model), tier)
+    prompt = msgspec.json.encode([fields.get("tools"), messages])
+    return ChatRequest(
+        model=ModelName(model),
+        tier=tier,
+        stream=stream,
+        include_usage=include_usage,
+        output_tokens_max=limit,
+        input_tokens_max=len(prompt) + TEMPLATE_TOKENS_PER_MESSAGE * len(messages),
+        prefix=prefix_hashes(prompt),
+        body=_worker_body(fields, limit),
+    )
+
+
+def prefix_hashes(prompt: bytes) -> tuple[int, ...]:
+    """A chained 64-bit hash of each whole block of the prompt.
+
+    >>> a, b = prefix_hashes(b"x" * 600), prefix_hashes(b"x" * 300 + b"y" * 300)
+    >>> len(a), a[0] == b[0], a[1] == b[1]
+    (2, True, False)
+    """
+    chained: list[int] = []
+    previous = b""
+    blocks = min(len(prompt) // PREFIX_BLOCK_BYTES, PREFIX_BLOCKS_MAX)
+    for i in range(blocks):
+        block = prompt[i * PREFIX_BLOCK_BYTES : (i + 1) * PREFIX_BLOCK_BYTES]
+        previous = hashlib.blake2b(block, key=previous, digest_size=8).digest()
+        chained.append(int.from_bytes(previous, "little"))
+    return tuple(chained)
+
+
+def _decode(raw: bytes) -> JSONObject:
+    try:
+        fields = msgspec.json.decode(raw)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise InvalidRequest(
+            f"The body is not JSON: {error}.", hint="Send a JSON object in UTF-8."
+        ) from error
+    if not isinstance(fields, dict):
+        raise InvalidRequest(
+            f"The body is a JSON {type(fields).__name__}, not an object.",
+            hint='Send {"model": ..., "messages": [...]}.',
+        )
+    return fields
+
+
+def _wrong(field: str, value: object, want: str) -> InvalidRequest:
+    shown = repr(value)
+    shown = shown if len(shown) <= 80 else shown[:77] + "..."
+    return InvalidRequest(f"`{field}` is {shown}; it must be {want}.", hint="Mend it and retry.")
+
+
+def _check_messages(messages: list[object]) -> None:
+    for i, message in enumerate(messages):
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise _wrong(f"messages[{i}]", message, 'an object with a "role"')
+        content = message.get("content")
+        if content is not None and not isinstance(content, (str, list)):
+            raise _wrong(f"messages[{i}].content", content, "a string or a list of parts")
+
+
+def _tier(fields: JSONObject, default: Tier) -> Tier:
+    word = fields.get("service_tier")
+    if word is None or word == "auto":
+        return default
+    if not isinstance(word, str) or word not in TIER_WORDS:
+        raise _wrong("service_tier", word, f"one of {', '.join(['auto', *TIER_WORDS])}")
+    return TIER_WORDS[word]
+
+
+def _flag(fields: JSONObject, name: str) -> bool:
+    value = fields.get(name)
+    if value is None:
+        return False
+    if not isinstance(value, bool):
+        raise _wrong(name, value, "true or false")
+    return value
+
+
+def _include_usage(fields: JSONObject, *, stream: bool) -> bool:
+    options = fields.get("stream_options")
+    if options is None:
+        return False
+    if not isinstance(options, dict):
+        raise _wrong("stream_options", options, "an object")
+    return stream and _flag(options, "include_usage")
+
+
+def _output_limit(fields: JSONObject) -> int | None:
+    limits = []
+    for name in ("max_completion_tokens", "max_tokens"):
+        value = fields.get(name)
+        if value is None:
+            continue
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if not (whole and isinstance(value, int) and 1 <= value <= OUTPUT_TOKENS_MAX):
+            raise _wrong(name, value, f"a whole number from 1 to {OUTPUT_TOKENS_MAX}")
+        limits.append(value)
+    return min(limits) if limits else None
+
+
+def _worker_body(fields: JSONObject, output_tokens_max: int) -> bytes:
+    """The worker always streams and always says usage; the tier is ours alone."""
+    sent = {k: v for k, v in fields.items() if k not in ("service_tier", "max_completion_tokens")}
+    options = fields.get("stream_options")
+    sent["stream"] = True
+    kept = options if isinstance(options, dict) else {}
+    sent["stream_options"] = {**kept, "include_usage": True}
+    sent["max_tokens"] = output_tokens_max
+    return msgspec.json.encode(sent)
