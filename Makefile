@@ -1,0 +1,90 @@
+# Everything that people and CI run. `make` alone lists it.
+#
+# The first target that needs it builds .venv from a lock file in requirements/, hashes checked;
+# a stamp in .venv remembers that, so that the second run starts at once. To use tools that are
+# installed elsewhere: make check SETUP= BIN=/path/to/bin
+
+VENV := .venv
+BIN := $(VENV)/bin
+SETUP := $(VENV)/dev.stamp
+UV_VERSION := 0.13.9
+FOREMAN := models/foreman/out
+
+# The first Python on the PATH that is new enough; make PYTHON=/path/to/python overrules it.
+PYTHON := $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# The tools read the source beside this file, also when the package is installed from elsewhere.
+export PYTHONPATH := $(CURDIR)/src
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help up test check bench soak bars foreman lock clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+up: $(VENV)/up.stamp ## Start a factory on this machine, and print a key and how to use it
+	$(BIN)/tokenworks up
+
+test: check ## Run make check and every test, and hold each room to its coverage floor
+	$(BIN)/python -m coverage run -m pytest -q
+	$(BIN)/python -m coverage json --quiet -o .coverage.json
+	$(BIN)/python tests/coverage_floor.py .coverage.json
+
+# The quickest and most telling first: the house rules, then the arrows between rooms.
+check: $(SETUP) ## Check house rules, imports between rooms, lint, format and types
+	$(BIN)/python tests/tidy_rules.py .
+	$(BIN)/lint-imports --config pyproject.toml
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(SETUP) ## Measure the gateway, the dispatcher and the ledger on this machine
+	$(BIN)/python bench/run.py
+
+soak: $(SETUP) ## Keep a factory under load for a long time and check its books
+	$(BIN)/python bench/soak.py
+
+bars: $(SETUP) ## Compare the last measurements with the bars that a release must clear
+	$(BIN)/python bench/bars.py
+
+foreman: $(VENV)/train.stamp ## Train the model that ships with the package (hours on two cores)
+	mkdir -p $(FOREMAN)
+	$(BIN)/python models/foreman/tokenizer.py --out $(FOREMAN)/tokenizer.json
+	$(BIN)/python models/foreman/train.py --resume \
+		--tokenizer $(FOREMAN)/tokenizer.json --out $(FOREMAN)/foreman.pt
+	$(BIN)/python models/foreman/to_gguf.py --checkpoint $(FOREMAN)/foreman.pt \
+		--tokenizer $(FOREMAN)/tokenizer.json --out $(FOREMAN)/foreman.gguf
+
+lock: $(VENV)/bin/python ## Pin the newest versions that pyproject.toml allows, with their hashes
+	$(PYTHON) -m venv $(VENV)/lock
+	$(VENV)/lock/bin/python -m pip install --quiet uv==$(UV_VERSION)
+	UV=$(VENV)/lock/bin/uv $(BIN)/python requirements/lock.py
+
+clean: ## Remove everything that make has built, .venv too
+	rm -rf $(VENV) $(FOREMAN) build dist .coverage .coverage.* .mypy_cache .ruff_cache \
+		.pytest_cache .hypothesis .import_linter_cache
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "Tokenworks needs Python 3.11 or newer: install it," \
+		"or name one: make PYTHON=/path/to/python"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# install LOCK: what the lock names, then this package in place; neither fetches anything else.
+install = $(BIN)/python -m pip install --quiet --require-hashes -r $(1) && \
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+
+$(VENV)/up.stamp: requirements/up.txt pyproject.toml | $(VENV)/bin/python
+	$(call install,requirements/up.txt)
+	touch $@
+
+$(VENV)/dev.stamp: requirements/dev.txt pyproject.toml | $(VENV)/bin/python
+	$(call install,requirements/dev.txt)
+	touch $(VENV)/up.stamp $@
+
+# Not locked: torch differs by accelerator, so its wheel is the machine's choice.
+$(VENV)/train.stamp: pyproject.toml | $(VENV)/up.stamp
+	$(BIN)/python -m pip install --quiet --no-build-isolation -e '.[train]'
+	touch $@
