@@ -1,3 +1,3 @@
 """Money: accounts, double entry, quotas, metering. Pure."""
 
-__all__: list[str] = []
+__all__ = ["accounts", "entries", "ledger", "metering", "quotas", "store_port"]
