@@ -56,7 +56,8 @@ foreman: $(VENV)/train.stamp ## Train the model that ships with the package (hou
 	$(BIN)/python models/foreman/train.py --resume \
 		--tokenizer $(FOREMAN)/tokenizer.json --out $(FOREMAN)/foreman.pt
 	$(BIN)/python models/foreman/to_gguf.py --checkpoint $(FOREMAN)/foreman.pt \
-		--tokenizer $(FOREMAN)/tokenizer.json --out $(FOREMAN)/foreman.gguf
+		--tokenizer $(FOREMAN)/tokenizer.json --out $(FOREMAN)/foreman-q8_0.gguf
+	@echo "To ship it: cp $(FOREMAN)/foreman-q8_0.gguf src/tokenworks/catalogue/data/"
 
 lock: $(VENV)/bin/python ## Pin the newest versions that pyproject.toml allows, with their hashes
 	$(PYTHON) -m venv $(VENV)/lock
