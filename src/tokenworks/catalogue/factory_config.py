@@ -31,6 +31,7 @@ class PoolConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     Attributes:
         engine: ``embedded`` starts our own workers; ``attached`` uses a server that runs already.
         model: the model it serves, as callers name it.
+        path: a GGUF file for embedded workers; nothing means the model that ships with us.
         workers: how many embedded workers.
         slots: requests that one worker runs at once.
         context_tokens: KV cache of one embedded worker, shared by its slots.
@@ -45,6 +46,7 @@ class PoolConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     engine: Literal["embedded", "attached"]
     model: str
+    path: str = ""
     workers: int = 1
     slots: int = 8
     context_tokens: int = 16_384

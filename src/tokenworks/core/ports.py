@@ -6,6 +6,7 @@ from typing import Protocol
 
 from tokenworks.core.ids import ModelName
 from tokenworks.core.orders import KeyView, Order, Outcome, Receipt
+from tokenworks.core.slo import Tier
 
 
 class Clock(Protocol):
@@ -55,7 +56,7 @@ class Desk(Protocol):
         """The models that some pool serves and that have a price."""
         ...
 
-    def output_tokens_default(self, model: ModelName, order_tier: str) -> int:
+    def output_tokens_default(self, model: ModelName, tier: Tier) -> int:
         """The output limit of a request that names none, at this tier."""
         ...
 

@@ -1,3 +1,14 @@
 """The real world: clock, journal, store, engines, workers."""
 
-__all__: list[str] = []
+__all__ = [
+    "clock",
+    "driver",
+    "embedded",
+    "home",
+    "journal",
+    "measure",
+    "network",
+    "report_store",
+    "store",
+    "workers",
+]

@@ -1,0 +1,176 @@
+"""``tokenworks doctor``: what is wrong with this machine or its settings, and how to mend it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from tokenworks.cli.table import show
+from tokenworks.core.errors import ConfigInvalid, TokenworksError
+from tokenworks.live.home import Home, model_path, packaged
+
+DISK_BYTES_MIN: Final = 200_000_000
+FILES_MIN: Final = 1_024
+ENGINE_VERSION: Final = "2026.10.11549"
+
+Check = Callable[[Home], str]
+"""Returns what was found; raises TokenworksError when it is wrong."""
+
+
+@click.command()
+@click.option("--settings", is_flag=True, help="Print settings that work (factory.toml).")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@click.pass_obj
+def command(home: Home, *, settings: bool, as_json: bool) -> None:
+    """Say what is wrong with this machine or its settings, and how to mend it.
+
+    Exits with 1 if anything is wrong.
+    """
+    if settings:
+        click.echo(packaged("factory.toml").read_text(encoding="utf-8"), nl=False)
+        return
+    rows: list[dict[str, Any]] = []
+    for name, check in CHECKS.items():
+        try:
+            rows.append({"check": name, "ok": True, "found": check(home), "mend": ""})
+        except TokenworksError as error:
+            rows.append({"check": name, "ok": False, "found": error.message, "mend": error.hint})
+    show(rows, as_json=as_json, empty="")
+    if not all(row["ok"] for row in rows):
+        sys.exit(1)
+
+
+def _python(_home: Home) -> str:
+    return f"Python {platform.python_version()} on {platform.system()} {platform.machine()}"
+
+
+def _engine(_home: Home) -> str:
+    if importlib.util.find_spec("xllamacpp") is None:
+        raise ConfigInvalid(
+            "xllamacpp is not installed", hint=f"pip install xllamacpp=={ENGINE_VERSION}"
+        )
+    found = importlib.metadata.version("xllamacpp")
+    if found != ENGINE_VERSION:
+        raise ConfigInvalid(
+            f"xllamacpp {found}", hint=f"Tested with {ENGINE_VERSION}: pip install that one."
+        )
+    return f"xllamacpp {found}"
+
+
+def _processor(_home: Home) -> str:
+    info = Path("/proc/cpuinfo")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if platform.machine() == "x86_64" and info.exists() and " avx2" not in info.read_text():
+        raise ConfigInvalid(
+            "the processor has no AVX2, which the embedded engine needs",
+            hint="Use an attached pool (docs/operate.md).",
+        )
+    return f"{cores} cores"
+
+
+def _folder(home: Home) -> str:
+    home.make()
+    if home.path.stat().st_mode & 0o077:
+        raise ConfigInvalid(f"{home.path} can be read by others", hint=f"chmod 700 {home.path}")
+    return str(home.path)
+
+
+def _disk(home: Home) -> str:
+    home.make()
+    free = shutil.disk_usage(home.path).free
+    if free < DISK_BYTES_MIN:
+        raise ConfigInvalid(
+            f"{free // 1_000_000} MB free", hint="The ledger needs room: free 200 MB."
+        )
+    return f"{free // 1_000_000_000} GB free"
+
+
+def _files(_home: Home) -> str:
+    import resource
+
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < FILES_MIN:
+        raise ConfigInvalid(f"{soft} open files allowed", hint="ulimit -n 65536")
+    return f"{soft} open files allowed"
+
+
+def _settings(home: Home) -> str:
+    pools = home.load_settings().pool
+    return f"{len(pools)} pool(s): {', '.join(pools)}"
+
+
+def _prices(home: Home) -> str:
+    book = home.load_price_book()
+    for name, pool in home.load_settings().pool.items():
+        if pool.model not in book.prices:
+            raise ConfigInvalid(
+                f"[pool.{name}] serves {pool.model!r}, which has no price",
+                hint=f"Add [price.{pool.model}.*] to {home.price_book}.",
+            )
+    return str(book.price_id)
+
+
+def _weights(home: Home) -> str:
+    for pool in home.load_settings().pool.values():
+        if pool.engine == "embedded":
+            return f"{model_path(pool).name}, checked"
+    return "no embedded pool"
+
+
+def _curves(home: Home) -> str:
+    return "measured here" if home.load_curves() else "as shipped; `tokenworks tiers measure`"
+
+
+def _port(home: Home) -> str:
+    gateway = home.load_settings().gateway
+    if home.url.exists():
+        return f"a factory runs at {home.url.read_text().strip()}"
+    try:
+        socket.create_server((gateway.host, gateway.port)).close()
+    except OSError as error:
+        raise ConfigInvalid(
+            f"{gateway.host}:{gateway.port} cannot be used: {error.strerror}",
+            hint="Set another port in factory.toml, or `tokenworks up --port`.",
+        ) from error
+    return f"{gateway.host}:{gateway.port} is free"
+
+
+def _ledger(home: Home) -> str:
+    from tokenworks.ledger.store_port import recover
+    from tokenworks.live.store import SQLiteStore
+
+    if not home.ledger.exists():
+        return "none yet"
+    store = SQLiteStore(home.ledger)
+    try:
+        ledger = recover(store, "doctor")
+    finally:
+        store.close()
+    accounts = ledger.balances()
+    return f"{len(accounts)} accounts, debits equal credits, {len(ledger.open_holds())} open holds"
+
+
+CHECKS: Final[dict[str, Check]] = {
+    "python": _python,
+    "engine": _engine,
+    "processor": _processor,
+    "folder": _folder,
+    "disk": _disk,
+    "open files": _files,
+    "settings": _settings,
+    "price book": _prices,
+    "weights": _weights,
+    "speed curve": _curves,
+    "port": _port,
+    "ledger": _ledger,
+}

@@ -1,0 +1,220 @@
+"""Builds the factory: the only file that knows every room."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import hashlib
+import os
+import secrets
+import signal
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from tokenworks.catalogue.factory_config import CurvePoint, FactoryConfig, PoolConfig
+from tokenworks.catalogue.price_book import PriceBook
+from tokenworks.core.errors import ConfigInvalid
+from tokenworks.core.ids import KeyID, ModelName, PoolID, TenantID, WorkerID
+from tokenworks.core.slo import Tier
+from tokenworks.dispatch.dispatcher import Dispatcher
+from tokenworks.gateway.app import Gateway
+from tokenworks.gateway.server import GatewayServer
+from tokenworks.ledger.quotas import KeyRecord
+from tokenworks.ledger.store_port import LedgerStore, recover
+from tokenworks.live.clock import SystemClock
+from tokenworks.live.driver import Driver, Seat
+from tokenworks.live.home import Curves, Home, foreman_facts, model_path
+from tokenworks.live.journal import JournalWriter
+from tokenworks.live.network import WorkerClient
+from tokenworks.live.store import SQLiteStore
+from tokenworks.live.workers import (
+    AttachedSpec,
+    AttachedWorker,
+    EmbeddedWorker,
+    Worker,
+    WorkerSpec,
+)
+
+KEY_PREFIX: Final = "tw_"
+LOCAL_TENANT: Final = TenantID("local")
+
+
+class NewKey(msgspec.Struct, frozen=True, kw_only=True):
+    """A key at the only moment when its secret is known."""
+
+    secret: str
+    record: KeyRecord
+
+
+def create_key(
+    store: LedgerStore,
+    unix_ns: int,
+    *,
+    tenant: str,
+    name: str,
+    tier_default: Tier,
+    tokens_quota: int | None = None,
+    nanodollars_quota: int | None = None,
+) -> NewKey:
+    """Make a key and store its hash."""
+    secret = KEY_PREFIX + secrets.token_urlsafe(24)
+    record = KeyRecord(
+        key=KeyID(f"key_{secrets.token_hex(6)}"),
+        tenant=TenantID(tenant),
+        name=name,
+        secret_sha256=hashlib.sha256(secret.encode()).hexdigest(),
+        tier_default=tier_default,
+        tokens_quota=tokens_quota,
+        nanodollars_quota=nanodollars_quota,
+        created_unix_ns=unix_ns,
+        revoked_unix_ns=None,
+    )
+    store.put_key(record)
+    return NewKey(secret=secret, record=record)
+
+
+def operator_key(home: Home, store: LedgerStore, clock: SystemClock) -> str:
+    """The secret of the key that the command line uses here; made at the first start."""
+    secret = home.read_key()
+    if secret is not None:
+        digest = hashlib.sha256(secret.encode()).hexdigest()
+        for record in store.load_keys():
+            if record.secret_sha256 == digest and record.revoked_unix_ns is None:
+                return secret
+    new = create_key(
+        store, clock.unix_ns(), tenant=LOCAL_TENANT, name="operator", tier_default=Tier.HIGH
+    )
+    home.write_private(home.key, new.secret + "\n")
+    return new.secret
+
+
+def curve_of(name: str, pool: PoolConfig, measured: Curves) -> tuple[CurvePoint, ...]:
+    """A pool's speed: from its settings, else measured here, else as shipped."""
+    return pool.curve or measured.get(name, ()) or foreman_facts().curve
+
+
+class Factory:
+    """A whole factory in this process, its workers in theirs.
+
+    Args:
+        home: where it keeps what it owns.
+        settings: pools and gateway.
+        book: prices and promises.
+        host, port: where to listen; port 0 takes any.
+    """
+
+    def __init__(
+        self, home: Home, settings: FactoryConfig, book: PriceBook, *, host: str, port: int
+    ) -> None:
+        home.make()
+        self._check_models(settings, book)
+        self.server = GatewayServer(host, port)
+        self.clock = SystemClock()
+        self.store = SQLiteStore(home.ledger, sole=True)
+        self.secret = operator_key(home, self.store, self.clock)
+        owner = f"factory-{os.getpid()}-{secrets.token_hex(4)}"
+        self.driver = Driver(
+            clock=self.clock,
+            dispatcher=Dispatcher(),
+            ledger=recover(self.store, owner),
+            store=self.store,
+            book=book,
+            pools={PoolID(name): pool for name, pool in settings.pool.items()},
+            journal=JournalWriter(home.journal),
+        )
+        self.workers: list[Worker] = []
+        self.first_up = asyncio.Event()
+        curves = home.load_curves()
+        for name, pool in settings.pool.items():
+            self._seat_pool(PoolID(name), pool, curve_of(name, pool, curves))
+
+    @staticmethod
+    def _check_models(settings: FactoryConfig, book: PriceBook) -> None:
+        for name, pool in settings.pool.items():
+            if pool.model not in book.prices:
+                raise ConfigInvalid(
+                    f"[pool.{name}] serves {pool.model!r}, which has no price in {book.price_id}.",
+                    hint=f"Add [price.{pool.model}.*] to the price book.",
+                )
+
+    def _seat_pool(self, pool: PoolID, config: PoolConfig, curve: tuple[CurvePoint, ...]) -> None:
+        attached = config.engine == "attached"
+        for i in range(len(config.urls) if attached else config.workers):
+            worker = WorkerID(f"{pool}-{i}")
+            self.driver.seat(Seat(worker=worker, pool=pool, config=config, curve=curve))
+            up = functools.partial(self._up, worker)
+            down = functools.partial(self.driver.worker_down, worker)
+            if attached:
+                spec = AttachedSpec(
+                    worker=worker,
+                    pool=pool,
+                    model=ModelName(config.model),
+                    url=config.urls[i],
+                    api_key=os.environ.get(config.key_env) if config.key_env else None,
+                )
+                self.workers.append(AttachedWorker(spec, self.clock, up, down))
+            else:
+                embedded = embedded_spec(worker, pool, config)
+                self.workers.append(EmbeddedWorker(embedded, self.clock, up, down))
+
+    def _up(self, worker: WorkerID, client: WorkerClient) -> None:
+        self.driver.worker_up(worker, client)
+        self.first_up.set()
+
+    async def run(self, ready: Callable[[Factory], None]) -> None:
+        """Serve until SIGINT or SIGTERM, then finish what is open and write everything down."""
+        loop = asyncio.get_running_loop()
+        for name in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(name, self.server.stop)
+        self.driver.begin()
+        for worker in self.workers:
+            worker.start()
+        tasks = [
+            asyncio.create_task(self.driver.housekeep()),
+            asyncio.create_task(self._tell_ready(ready)),
+        ]
+        try:
+            await self.server.serve(Gateway(self.driver, self.clock))
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self.driver.close()
+            await asyncio.gather(*(worker.stop() for worker in self.workers))
+            self.store.close()
+            for name in (signal.SIGINT, signal.SIGTERM):
+                with contextlib.suppress(ValueError):
+                    loop.remove_signal_handler(name)
+
+    async def _tell_ready(self, ready: Callable[[Factory], None]) -> None:
+        await self.first_up.wait()
+        ready(self)
+
+
+def embedded_spec(worker: WorkerID, pool: PoolID, config: PoolConfig) -> WorkerSpec:
+    """What an embedded worker of a pool is started with.
+
+    Raises:
+        ConfigInvalid: no such weights, or a KV cache that full slots would exhaust.
+    """
+    path = model_path(config)
+    if not config.path:
+        need = config.slots * foreman_facts().context_tokens
+        if config.context_tokens < need:
+            raise ConfigInvalid(
+                f"[pool.{pool}] context_tokens is {config.context_tokens}; {config.slots} slots "
+                f"of {config.model} can fill {need}.",
+                hint=f"Set context_tokens = {need}, or fewer slots.",
+            )
+    return WorkerSpec(
+        worker=worker,
+        pool=pool,
+        model=ModelName(config.model),
+        path=str(path),
+        slots=config.slots,
+        context_tokens=config.context_tokens,
+        threads=config.threads,
+    )

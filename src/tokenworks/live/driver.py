@@ -1,0 +1,572 @@
+"""The live driver: tells the dispatcher what happens and does what it says, on the real clock.
+
+It is the gateway's ``Desk``. Every event is in the journal before its commands are carried out, and
+``now`` never goes back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Sequence
+from typing import Final, assert_never
+
+import msgspec
+
+from tokenworks.catalogue.factory_config import CurvePoint, PoolConfig
+from tokenworks.catalogue.price_book import PriceBook
+from tokenworks.core.errors import (
+    CapacityExceeded,
+    InvalidRequest,
+    LedgerUnavailable,
+    ModelNotFound,
+    QuotaExceeded,
+    TokenworksError,
+    Unauthorized,
+    WorkerFailed,
+    WorkerUnavailable,
+)
+from tokenworks.core.ids import ModelName, PoolID, RequestID, WorkerID
+from tokenworks.core.orders import KeyView, Order, Outcome, Receipt
+from tokenworks.core.ports import Clock
+from tokenworks.core.slo import Tier
+from tokenworks.core.units import NS_PER_MS, NS_PER_S
+from tokenworks.dispatch.commands import Abort, Command, Queue, Reject, Send, SetTimer
+from tokenworks.dispatch.dispatcher import Dispatcher
+from tokenworks.dispatch.events import (
+    Arrived,
+    Configured,
+    Event,
+    Failed,
+    Finished,
+    Limits,
+    Started,
+    Ticked,
+    Withdrawn,
+    WorkerDown,
+    WorkerUp,
+)
+from tokenworks.ledger.entries import Entry, Posted, Reserved, VoidReason
+from tokenworks.ledger.ledger import Ledger
+from tokenworks.ledger.quotas import KeyRecord, Refused
+from tokenworks.ledger.store_port import LedgerStore
+from tokenworks.live.journal import JournalWriter
+from tokenworks.live.network import WorkerClient, WorkerStream
+
+HOLD_NS_MAX: Final = 3_600 * NS_PER_S
+"""A reservation expires after this long; an answer is cut off before."""
+ANSWER_NS_MAX: Final = 3_000 * NS_PER_S
+FLIGHTS_MAX: Final = 16_384
+HOUSEKEEPING_NS: Final = 200 * NS_PER_MS
+ACCRUE_NS: Final = 10 * NS_PER_S
+QUEUE_LEN_MAX: Final = 512
+CHAT_PATH: Final = "/v1/chat/completions"
+_TELL_PROGRESS: Final = b'{"return_progress":true,'
+"""llama.cpp then says how much of the prompt it has read: a disconnect is billed exactly."""
+
+_log: Final = logging.getLogger("tokenworks.driver")
+
+
+class Seat(msgspec.Struct, kw_only=True):
+    """A worker's place in the factory: what it is, and its client while it is up."""
+
+    worker: WorkerID
+    pool: PoolID
+    config: PoolConfig
+    curve: tuple[CurvePoint, ...]
+    client: WorkerClient | None = None
+
+
+class _Flight:
+    """One request between its arrival and its settlement."""
+
+    __slots__ = ("attempt", "opened", "order", "seat", "sending", "sent_ns", "settled")
+
+    def __init__(self, order: Order, opened: asyncio.Future[LiveDelivery]) -> None:
+        self.order = order
+        self.opened = opened
+        self.attempt = 0
+        self.seat: Seat | None = None
+        self.sent_ns = 0
+        self.sending: asyncio.Task[None] | None = None
+        self.settled = False
+
+
+class LiveDelivery:
+    """One answer of a real worker; implements ``core.ports.Delivery``."""
+
+    __slots__ = ("_cut_off", "_driver", "_flight", "_stream")
+
+    def __init__(self, driver: Driver, flight: _Flight, stream: WorkerStream) -> None:
+        self._driver, self._flight, self._stream = driver, flight, stream
+        loop = asyncio.get_running_loop()
+        self._cut_off = loop.call_later(ANSWER_NS_MAX / NS_PER_S, stream.abort)
+
+    async def read(self) -> bytes:
+        """See ``Delivery``."""
+        return await self._stream.read()
+
+    def abort(self) -> None:
+        """See ``Delivery``."""
+        self._stream.abort()
+
+    async def settle(self, outcome: Outcome) -> Receipt:
+        """See ``Delivery``."""
+        self._cut_off.cancel()
+        return await self._driver.settle(self._flight, outcome)
+
+
+class Driver:
+    """The factory's desk, on the real clock.
+
+    Args:
+        clock: time.
+        dispatcher: the brain; nobody else may call it.
+        ledger: recovered from ``store``.
+        store: where entries are kept.
+        book: prices and promises.
+        pools: the factory's pools by name.
+        journal: where events are written.
+    """
+
+    def __init__(
+        self,
+        *,
+        clock: Clock,
+        dispatcher: Dispatcher,
+        ledger: Ledger,
+        store: LedgerStore,
+        book: PriceBook,
+        pools: dict[PoolID, PoolConfig],
+        journal: JournalWriter,
+    ) -> None:
+        self._clock, self._dispatcher, self._journal = clock, dispatcher, journal
+        self._ledger, self._store, self._book, self._pools = ledger, store, book, pools
+        self._seats: dict[WorkerID, Seat] = {}
+        self._flights: dict[RequestID, _Flight] = {}
+        self._keys: dict[str, KeyRecord] = {}
+        self._keys_version = -1
+        self._timer: asyncio.TimerHandle | None = None
+        self._ledger_trouble: str | None = None
+        self._storing: set[asyncio.Future[None]] = set()
+        self._sending: set[asyncio.Task[None]] = set()
+        self._accrued_until_unix_ns = clock.unix_ns()
+        self._accrue_at_ns = clock.now_ns() + ACCRUE_NS
+        self._last_ns = 0
+        self._closed = False
+
+    # Life.
+
+    def begin(self) -> None:
+        """Free what a dead process held, and tell the dispatcher its settings."""
+        unix_ns = self._clock.unix_ns()
+        orphans = self._ledger.void_orphans(unix_ns)
+        if orphans:
+            self._store.append_now(orphans)
+        self._store.put_price_book(self._book.price_id, self._book.text, unix_ns)
+        self._reload_keys()
+        queues = dict.fromkeys(Tier, QUEUE_LEN_MAX)
+        self.tell(Configured(promises=self._book.promises, limits=Limits(queue_len_max=queues)))
+
+    async def housekeep(self) -> None:
+        """Keys, expired holds, cost and the journal's buffer, until cancelled."""
+        while True:
+            await asyncio.sleep(HOUSEKEEPING_NS / NS_PER_S)
+            self.housekeep_once()
+
+    def housekeep_once(self) -> None:
+        """One round of it."""
+        now_ns = self._clock.now_ns()
+        self._reload_keys()
+        expired = self._ledger.expire(now_ns, self._clock.unix_ns())
+        if expired:
+            self._keep(expired)
+        if now_ns >= self._accrue_at_ns:
+            self._accrue_at_ns = now_ns + ACCRUE_NS
+            self._keep(self._accrue())
+        self._journal.flush()
+
+    async def close(self) -> None:
+        """Write down the last cost and wait for every entry; answers must have ended."""
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        self._keep(self._accrue())
+        for task in self._sending:
+            task.cancel()
+        await asyncio.gather(*self._sending, *self._storing, return_exceptions=True)
+        self._journal.close()
+
+    # What the gateway asks.
+
+    def key_of(self, secret: bytes) -> KeyView | None:
+        """See ``Desk``."""
+        record = self._keys.get(hashlib.sha256(secret).hexdigest())
+        if record is None or record.revoked_unix_ns is not None:
+            return None
+        return record.view()
+
+    def models(self) -> tuple[ModelName, ...]:
+        """See ``Desk``."""
+        served = {ModelName(pool.model) for pool in self._pools.values()}
+        return tuple(sorted(served & self._book.prices.keys()))
+
+    def output_tokens_default(self, model: ModelName, tier: Tier) -> int:
+        """See ``Desk``."""
+        assert model in self._book.prices, model
+        return self._book.promises[tier].output_tokens_default
+
+    def healthy(self) -> tuple[bool, str]:
+        """See ``Desk``."""
+        if self._ledger_trouble is not None:
+            return False, self._ledger_trouble
+        up = sum(seat.client is not None for seat in self._seats.values())
+        return up > 0, f"{up} of {len(self._seats)} workers are up"
+
+    async def open(self, order: Order) -> LiveDelivery:
+        """See ``Desk``."""
+        if self._closed or len(self._flights) >= FLIGHTS_MAX:
+            raise CapacityExceeded(
+                "The factory is shutting down." if self._closed else "Too many requests are open.",
+                hint="Try again.",
+                retry_after_s=5 if self._closed else 1,
+            )
+        await self._reserve(order)
+        opened: asyncio.Future[LiveDelivery] = asyncio.get_running_loop().create_future()
+        flight = _Flight(order, opened)
+        self._flights[order.request] = flight
+        self.tell(
+            Arrived(
+                request=order.request,
+                tenant=order.key.tenant,
+                model=order.model,
+                tier=order.tier,
+                input_tokens_max=order.input_tokens_max,
+                output_tokens_max=order.output_tokens_max,
+                prefix=order.prefix,
+                arrived_ns=order.arrived_ns,
+            )
+        )
+        try:
+            return await opened
+        except asyncio.CancelledError:
+            self._withdraw(flight)
+            raise
+
+    async def settle(self, flight: _Flight, outcome: Outcome) -> Receipt:
+        """Tell the dispatcher that an answer ended, and bill it; returns when that is durable."""
+        assert not flight.settled, flight.order.request
+        assert flight.seat is not None
+        flight.settled = True
+        order, seat = flight.order, flight.seat
+        self._flights.pop(order.request, None)
+        self.tell(_ending(flight, seat, outcome))
+        worker_ns = max(0, self._clock.now_ns() - flight.sent_ns)
+        entry = self._ledger.post(
+            self._clock.unix_ns(),
+            order.request,
+            outcome=outcome,
+            pool=seat.pool,
+            worker=seat.worker,
+            worker_ns=worker_ns,
+            cost_nanodollars=_cost_share(seat.config, worker_ns),
+            book=self._book,
+        )
+        assert isinstance(entry, Posted), entry
+        try:
+            await self._store.append([entry])
+        except LedgerUnavailable as error:
+            self._ledger.retract(entry)
+            self._ledger_trouble = str(error)
+            raise
+        self._ledger_trouble = None
+        return Receipt(
+            tier_asked=entry.tier_asked,
+            tier_delivered=entry.tier_delivered,
+            charged_nanodollars=entry.charged_nanodollars,
+            pool=entry.pool,
+            worker=entry.worker,
+        )
+
+    # What workers say.
+
+    def seat(self, seat: Seat) -> None:
+        """Make a place for a worker that will come up."""
+        self._seats[seat.worker] = seat
+
+    def worker_up(self, worker: WorkerID, client: WorkerClient) -> None:
+        """A worker can take requests."""
+        seat = self._seats[worker]
+        seat.client = client
+        self.tell(
+            WorkerUp(
+                worker=worker,
+                pool=seat.pool,
+                model=ModelName(seat.config.model),
+                slots=seat.config.slots,
+                curve=seat.curve,
+            )
+        )
+
+    def worker_down(self, worker: WorkerID, why: str) -> None:
+        """A worker is gone, and what it was doing with it."""
+        self._seats[worker].client = None
+        if not self._closed:
+            _log.warning("worker %s is down: %s", worker, why)
+            self.tell(WorkerDown(worker=worker, why=why))
+
+    # The brain.
+
+    def tell(self, event: Event) -> None:
+        """Journal an event, hand it to the dispatcher and carry out what it says."""
+        now_ns = self._last_ns = max(self._last_ns, self._clock.now_ns())
+        commands = self._dispatcher.handle(now_ns, event)
+        self._journal.write(now_ns, event, commands, self._dispatcher)
+        for command in commands:
+            self._carry_out(command)
+
+    def _carry_out(self, command: Command) -> None:
+        match command:
+            case Send():
+                self._send(command)
+            case Reject():
+                self._reject(command)
+            case Abort():
+                flight = self._flights.get(command.request)
+                if flight is not None and flight.sending is not None:
+                    flight.sending.cancel()
+            case SetTimer():
+                self._set_timer(command.at_ns)
+            case Queue():
+                pass
+            case _:
+                assert_never(command)
+
+    def _set_timer(self, at_ns: int) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        delay_s = max(0, at_ns - self._clock.now_ns()) / NS_PER_S
+        self._timer = asyncio.get_running_loop().call_later(delay_s, self.tell, Ticked())
+
+    def _send(self, command: Send) -> None:
+        flight = self._flights.get(command.request)
+        seat = self._seats[command.worker]
+        if flight is None or flight.opened.done():
+            return
+        flight.attempt, flight.seat, flight.sent_ns = command.attempt, seat, self._clock.now_ns()
+        task = asyncio.get_running_loop().create_task(self._start(flight, seat, command.attempt))
+        flight.sending = task
+        self._sending.add(task)
+        task.add_done_callback(self._sending.discard)
+
+    async def _start(self, flight: _Flight, seat: Seat, attempt: int) -> None:
+        """Send the request; open its delivery, or tell what went wrong."""
+        request = flight.order.request
+        try:
+            stream = await self._post(flight.order, seat)
+            if stream.status == 200:
+                if flight.attempt != attempt or flight.opened.done():
+                    stream.abort()
+                    return
+                self.tell(Started(request=request))
+                flight.opened.set_result(LiveDelivery(self, flight, stream))
+                return
+            said = await stream.read_all()
+        except (WorkerFailed, WorkerUnavailable) as error:
+            self._broke_off(flight, seat, attempt, str(error))
+            return
+        if 400 <= stream.status < 500 and stream.status != 429:
+            self._refuse(flight, attempt, stream.status, said)
+        else:
+            self._broke_off(flight, seat, attempt, f"status {stream.status}: {said[:200]!r}")
+
+    async def _post(self, order: Order, seat: Seat) -> WorkerStream:
+        if seat.client is None:
+            raise WorkerUnavailable(f"Worker {seat.worker} is down.")
+        body = order.body
+        if seat.config.engine == "embedded":
+            body = _TELL_PROGRESS + body[1:]
+        return await seat.client.post_stream(CHAT_PATH, body)
+
+    def _broke_off(self, flight: _Flight, seat: Seat, attempt: int, why: str) -> None:
+        if flight.attempt != attempt or flight.opened.done():
+            return
+        _log.warning("worker %s broke off %s: %s", seat.worker, flight.order.request, why)
+        self.tell(Failed(request=flight.order.request, worker=seat.worker, started=False))
+
+    def _refuse(self, flight: _Flight, attempt: int, status: int, said: bytes) -> None:
+        """The worker found the request itself at fault; another worker would too."""
+        if flight.attempt != attempt or flight.opened.done():
+            return
+        request = flight.order.request
+        self._flights.pop(request, None)
+        self.tell(Finished(request=request, output_tokens=0, cached_input_tokens=0))
+        self._void(request, "rejected")
+        flight.opened.set_exception(
+            InvalidRequest(
+                f"The worker refused the request with status {status}: {_words(said)}",
+                hint="Mend the request and send it again.",
+            )
+        )
+
+    def _reject(self, command: Reject) -> None:
+        flight = self._flights.pop(command.request, None)
+        if flight is None:
+            return
+        failed = command.code == "worker_failed"
+        self._void(command.request, "failed" if failed else "rejected")
+        if not flight.opened.done():
+            flight.opened.set_exception(_rejection(command, flight.order))
+
+    def _withdraw(self, flight: _Flight) -> None:
+        request = flight.order.request
+        if flight.opened.done() and not flight.opened.cancelled():
+            if flight.opened.exception() is not None:
+                return
+            flight.opened.result().abort()
+        if self._flights.pop(request, None) is None:
+            return
+        if flight.sending is not None:
+            flight.sending.cancel()
+        self.tell(Withdrawn(request=request))
+        self._void(request, "withdrawn")
+
+    # Money.
+
+    async def _reserve(self, order: Order) -> None:
+        held = self._ledger.reserve(
+            self._clock.now_ns(), self._clock.unix_ns(), order, self._book, HOLD_NS_MAX
+        )
+        if isinstance(held, Refused):
+            raise _refusal(held)
+        stored = self._keep([held])
+        if self._ledger_trouble is not None:
+            # While the store is in trouble nothing is started that could not be billed.
+            await asyncio.wait({stored})
+            if stored.exception() is not None:
+                raise LedgerUnavailable(
+                    "The ledger cannot write.", hint="Look at the disk.", retry_after_s=5
+                )
+            self._ledger_trouble = None
+
+    def _void(self, request: RequestID, reason: VoidReason) -> None:
+        entry = self._ledger.void(self._clock.unix_ns(), request, reason=reason)
+        if not isinstance(entry, Refused):
+            self._keep([entry])
+
+    def _keep(self, entries: Sequence[Entry]) -> asyncio.Future[None]:
+        """Store entries that nobody waits for; what cannot be stored is taken back."""
+        stored = asyncio.ensure_future(self._store.append(entries))
+        self._storing.add(stored)
+
+        def finish(future: asyncio.Future[None]) -> None:
+            self._storing.discard(future)
+            error = None if future.cancelled() else future.exception()
+            if error is None:
+                return
+            self._ledger_trouble = str(error)
+            _log.error("the ledger cannot write: %s", error)
+            for entry in entries:
+                # A reservation stays: its answer may be on its way, and settling it will tell.
+                if not isinstance(entry, Reserved):
+                    self._ledger.retract(entry)
+
+        stored.add_done_callback(finish)
+        return stored
+
+    def _accrue(self) -> list[Entry]:
+        """What the pools cost since the last time."""
+        since, until = self._accrued_until_unix_ns, self._clock.unix_ns()
+        if until <= since:
+            return []
+        self._accrued_until_unix_ns = until
+        entries: list[Entry] = []
+        for pool, config in self._pools.items():
+            entry = self._ledger.accrue(
+                until,
+                pool,
+                from_unix_ns=since,
+                until_unix_ns=until,
+                energy_nanodollars=config.energy_nanodollars(until - since),
+                capital_nanodollars=config.capital_nanodollars(until - since),
+            )
+            if not isinstance(entry, Refused):
+                entries.append(entry)
+        return entries
+
+    def _reload_keys(self) -> None:
+        version = self._store.keys_version()
+        if version == self._keys_version:
+            return
+        self._keys_version = version
+        records = self._store.load_keys()
+        self._keys = {record.secret_sha256: record for record in records}
+        for record in records:
+            self._ledger.set_key(record)
+
+
+def _cost_share(config: PoolConfig, worker_ns: int) -> int:
+    """A slot's share of its pool's cost over a time."""
+    slots = config.slots * max(config.workers, len(config.urls))
+    cost = config.energy_nanodollars(worker_ns) + config.capital_nanodollars(worker_ns)
+    return cost // slots
+
+
+def _ending(flight: _Flight, seat: Seat, outcome: Outcome) -> Event:
+    request = flight.order.request
+    if outcome.ending == "failed":
+        return Failed(request=request, worker=seat.worker, started=True)
+    if outcome.ending == "disconnected":
+        return Withdrawn(request=request)
+    return Finished(
+        request=request,
+        output_tokens=outcome.usage.output_tokens,
+        cached_input_tokens=outcome.usage.cached_input_tokens,
+    )
+
+
+def _refusal(refused: Refused) -> TokenworksError:
+    message = refused.message
+    match refused.code:
+        case "quota_exceeded":
+            return QuotaExceeded(message, hint="Ask for less, or have the key's quota raised.")
+        case "invalid_api_key":
+            return Unauthorized(message, hint="Use another key.")
+        case "model_not_found":
+            return ModelNotFound(message, hint="GET /v1/models lists what is sold.")
+        case "capacity_exceeded":
+            return CapacityExceeded(message, hint="Try again.", retry_after_s=1)
+        case _:
+            raise AssertionError(refused)
+
+
+def _rejection(command: Reject, order: Order) -> TokenworksError:
+    wait_ns = command.retry_after_ns
+    wait_s = None if wait_ns is None else max(1, -(-wait_ns // NS_PER_S))
+    waited_ms = command.waited_ns // NS_PER_MS
+    if command.code == "capacity_exceeded":
+        return CapacityExceeded(
+            f"The {order.tier} tier is full: {command.ahead} requests are ahead, and this one "
+            f"waited {waited_ms} ms.",
+            hint=f"Try again in {wait_s} s.",
+            retry_after_s=wait_s or 1,
+        )
+    if command.code == "worker_unavailable":
+        return WorkerUnavailable(
+            f"No worker for {order.model!r} is up ({command.reason}).",
+            hint="Try again; `tokenworks doctor` tells the operator why.",
+            retry_after_s=wait_s,
+        )
+    return WorkerFailed(
+        f"Workers broke off this request {command.attempts} times.", hint="Try again."
+    )
+
+
+def _words(said: bytes) -> str:
+    """A worker's own words out of its error body."""
+    try:
+        found = msgspec.json.decode(said)
+        return str(found["error"]["message"])
+    except (msgspec.DecodeError, KeyError, TypeError):
+        return said[:200].decode(errors="replace")

@@ -1,0 +1,192 @@
+"""Where a factory keeps what it owns, and the data files that ship with the package."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.resources
+import os
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from tokenworks.catalogue.factory_config import (
+    CurvePoint,
+    FactoryConfig,
+    PoolConfig,
+    check_curve,
+    parse_factory_config,
+)
+from tokenworks.catalogue.price_book import PriceBook, parse_price_book
+from tokenworks.core.errors import ConfigInvalid
+
+HOME_VARIABLE: Final = "TOKENWORKS_HOME"
+MODEL_FILE: Final = "foreman-q8_0.gguf"
+FOREMAN: Final = "foreman"
+
+Curves = dict[str, tuple[CurvePoint, ...]]
+"""Measured speed by pool."""
+
+
+class Home:
+    """One factory's folder, readable by its owner alone.
+
+    Attributes:
+        path: the folder: $TOKENWORKS_HOME, or ``~/.tokenworks``.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        given = os.environ.get(HOME_VARIABLE)
+        self.path = path or (Path(given) if given else Path.home() / ".tokenworks")
+
+    @property
+    def ledger(self) -> Path:
+        """The SQLite ledger."""
+        return self.path / "ledger.sqlite"
+
+    @property
+    def journal(self) -> Path:
+        """The folder of journal files."""
+        return self.path / "journal"
+
+    @property
+    def key(self) -> Path:
+        """The secret of the operator's own key, for the command line on this machine."""
+        return self.path / "key"
+
+    @property
+    def url(self) -> Path:
+        """Where the factory that runs from this folder listens; the command line reads it."""
+        return self.path / "url"
+
+    @property
+    def settings(self) -> Path:
+        """The operator's ``factory.toml``, if there is one."""
+        return self.path / "factory.toml"
+
+    @property
+    def price_book(self) -> Path:
+        """The operator's ``price_book.toml``, if there is one."""
+        return self.path / "price_book.toml"
+
+    @property
+    def curves(self) -> Path:
+        """What ``tokenworks tiers measure --write`` measured."""
+        return self.path / "curves.json"
+
+    def make(self) -> None:
+        """Make the folder.
+
+        Raises:
+            ConfigInvalid: it cannot be made or written.
+        """
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigInvalid(
+                f"The folder {str(self.path)!r} cannot be made: {error.strerror}.",
+                hint=f"Set {HOME_VARIABLE} to a folder that you may write.",
+            ) from error
+        if not os.access(self.path, os.W_OK):
+            raise ConfigInvalid(
+                f"The folder {str(self.path)!r} cannot be written.",
+                hint=f"Set {HOME_VARIABLE} to a folder that you may write.",
+            )
+
+    def load_settings(self) -> FactoryConfig:
+        """The operator's settings, or the ones that ship."""
+        return parse_factory_config(_text(self.settings, "factory.toml"))
+
+    def load_price_book(self) -> PriceBook:
+        """The operator's price book, or the one that ships."""
+        return parse_price_book(_text(self.price_book, "laptop.toml"))
+
+    def load_curves(self) -> Curves:
+        """Measured curves by pool; none if nothing was measured here.
+
+        Raises:
+            ConfigInvalid: the file is not what ``tiers measure`` writes.
+        """
+        if not self.curves.exists():
+            return {}
+        try:
+            curves = msgspec.json.decode(self.curves.read_bytes(), type=Curves)
+        except msgspec.DecodeError as error:
+            raise ConfigInvalid(
+                f"{str(self.curves)!r} cannot be read: {error}.",
+                hint="Delete it, or run `tokenworks tiers measure --write`.",
+            ) from error
+        for pool, curve in curves.items():
+            check_curve(curve, f"{self.curves.name}: {pool}")
+        return curves
+
+    def read_key(self) -> str | None:
+        """The operator's own secret, once ``tokenworks up`` has made it."""
+        return self.key.read_text().strip() if self.key.exists() else None
+
+    def write_private(self, path: Path, text: str) -> None:
+        """Write a file that only its owner may read, whole or not at all."""
+        part = path.with_name(path.name + ".part")
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(text)
+        part.replace(path)
+
+
+def packaged(name: str) -> Path:
+    """A data file of the package."""
+    return Path(str(importlib.resources.files("tokenworks.catalogue") / "data" / name))
+
+
+def _text(own: Path, shipped: str) -> str:
+    path = own if own.exists() else packaged(shipped)
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigInvalid(
+            f"{str(path)!r} cannot be read: {error}.", hint="It must be a UTF-8 text file."
+        ) from error
+
+
+class ModelFacts(msgspec.Struct, frozen=True):
+    """What ships with foreman's weights: ``foreman.json``.
+
+    Attributes:
+        sha256: of the GGUF file.
+        context_tokens: the longest sequence it was made for.
+        curve: the speed measured where the package was made, for machines not measured yet.
+    """
+
+    sha256: str
+    context_tokens: int
+    curve: tuple[CurvePoint, ...]
+
+
+def foreman_facts() -> ModelFacts:
+    """The facts that ship with the weights."""
+    return msgspec.json.decode(packaged("foreman.json").read_bytes(), type=ModelFacts)
+
+
+def model_path(pool: PoolConfig) -> Path:
+    """The weights of an embedded pool, checked.
+
+    Raises:
+        ConfigInvalid: the file is missing or, for our own model, not the one that was shipped.
+    """
+    if pool.path:
+        path = Path(pool.path).expanduser()
+        if not path.is_file():
+            raise ConfigInvalid(f"There is no model file {pool.path!r}.", hint="Mend `path`.")
+        return path
+    if pool.model != FOREMAN:
+        raise ConfigInvalid(
+            f"No weights ship for the model {pool.model!r}.", hint="Set `path` to a GGUF file."
+        )
+    path = packaged(MODEL_FILE)
+    found = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "missing"
+    if found != foreman_facts().sha256:
+        raise ConfigInvalid(
+            f"The weights in {path.name} are not the ones that were shipped (sha256 {found}).",
+            hint="Install tokenworks again.",
+        )
+    return path
