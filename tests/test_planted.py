@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -37,11 +38,15 @@ def copy(tmp_path: Path) -> Path:
 def make_check(root: Path) -> tuple[int, str]:
     """The exit status of ``make check`` on a copy, with the tools of this Python, and its words."""
     tools = Path(sys.executable).parent
+    # What an outer make says of itself is not for this one.
+    outer = {"MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES"}
+    environment = {name: value for name, value in os.environ.items() if name not in outer}
     done = subprocess.run(
         ["make", "-C", str(root), "check", "SETUP=", f"BIN={tools}"],
         capture_output=True,
         text=True,
         check=False,
+        env=environment,
     )
     return done.returncode, done.stdout + done.stderr
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -175,6 +176,7 @@ def test_real_things_have_counterparts_once_there_is_a_twin(
     ]
 
 
+@pytest.mark.skipif(not shutil.which("git"), reason="git is not installed")
 @pytest.mark.parametrize(
     "line", ["see /wor" + "k/place", "at /roo" + "t/file", "https://pyp" + "i.org/simple"]
 )

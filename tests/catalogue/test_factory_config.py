@@ -1,0 +1,90 @@
+"""A factory's settings are right when they are parsed, or refused by the setting's name."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tokenworks.catalogue.factory_config import (
+    CURVE_POINTS_MAX,
+    PoolConfig,
+    check_curve,
+    parse_factory_config,
+)
+from tokenworks.core.errors import ConfigInvalid
+from tokenworks.core.units import NS_PER_HOUR
+
+POOL = '[pool.laptop]\nengine = "embedded"\nmodel = "foreman"\n'
+ATTACHED = '[pool.big]\nengine = "attached"\nmodel = "m"\n'
+
+
+def test_the_smallest_settings_listen_on_loopback() -> None:
+    config = parse_factory_config(POOL)
+    assert config.gateway.host == "127.0.0.1"
+    assert config.pool["laptop"].engine == "embedded"
+
+
+def test_settings_are_read_as_written() -> None:
+    text = "[gateway]\nport = 0\n" + POOL + "curve = [[1, 200], [8, 90]]\n"
+    text += ATTACHED + 'urls = ["http://127.0.0.1:8001"]\n'
+    config = parse_factory_config(text)
+    assert config.gateway.port == 0
+    assert config.pool["laptop"].curve == ((1, 200), (8, 90))
+    assert config.pool["big"].urls == ("http://127.0.0.1:8001",)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("pool =", "cannot be read"),
+        ("[gateway]\nport = 1\n", "pool"),
+        ("[pool]\n", "There is no pool"),
+        (POOL + "wokers = 2\n", "wokers"),
+        (POOL.replace("embedded", "imagined"), "imagined"),
+        (POOL + "[gateway]\nport = 65536\n", "[gateway] port is 65536"),
+        (POOL + "[gateway]\nport = -1\n", "[gateway] port is -1"),
+        (POOL + "workers = 0\n", "[pool.laptop] workers is 0; it must be 1 to"),
+        (POOL + "slots = 5000\n", "[pool.laptop] slots is 5000"),
+        (POOL + "context_tokens = 255\n", "[pool.laptop] context_tokens"),
+        (POOL + "threads = 0\n", "[pool.laptop] threads"),
+        (POOL + "power_w = -1\n", "[pool.laptop] power_w"),
+        (POOL + "energy_udollars_per_kwh = -1\n", "energy_udollars_per_kwh"),
+        (POOL + "capital_udollars_per_hour = -1\n", "capital_udollars_per_hour"),
+        (POOL + "curve = [[8, 90], [1, 200]]\n", "[pool.laptop] curve"),
+        (ATTACHED, "names no server"),
+    ],
+)
+def test_wrong_settings_are_refused_by_name(text: str, said: str) -> None:
+    with pytest.raises(ConfigInvalid) as caught:
+        parse_factory_config(text)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("curve", [((0, 5),), ((1, 0),), ((1, 5), (1, 4)), ((2, 5), (1, 6))])
+def test_a_curve_rises_from_one(curve: tuple[tuple[int, int], ...]) -> None:
+    with pytest.raises(ConfigInvalid, match="batches must rise"):
+        check_curve(curve, "here")
+
+
+def test_a_curve_has_a_limit() -> None:
+    points = tuple((batch, 5) for batch in range(1, CURVE_POINTS_MAX + 2))
+    check_curve(points[:-1], "here")
+    with pytest.raises(ConfigInvalid, match="more than"):
+        check_curve(points, "here")
+
+
+@settings(derandomize=True, deadline=None)
+@given(st.integers(0, 10**6), st.integers(0, 10**7), st.integers(0, 10**8))
+def test_an_hour_costs_what_the_settings_say(power_w: int, energy: int, capital: int) -> None:
+    pool = PoolConfig(
+        engine="embedded",
+        model="m",
+        power_w=power_w,
+        energy_udollars_per_kwh=energy,
+        capital_udollars_per_hour=capital,
+    )
+    # W x micro-dollars per kWh is nano-dollars per hour.
+    assert pool.energy_nanodollars(NS_PER_HOUR) == power_w * energy
+    assert pool.capital_nanodollars(NS_PER_HOUR) == 1_000 * capital
+    assert pool.energy_nanodollars(0) == pool.capital_nanodollars(0) == 0
