@@ -1,3 +1,13 @@
 """The brain: events in, commands out. Pure."""
 
-__all__: list[str] = []
+__all__ = [
+    "commands",
+    "dispatcher",
+    "events",
+    "fleet",
+    "policy",
+    "prefix_index",
+    "snapshot",
+    "states",
+    "waiting",
+]

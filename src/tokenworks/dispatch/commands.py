@@ -1,0 +1,118 @@
+"""What the dispatcher wants done: a closed union of commands with the numbers that decided."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from tokenworks.core.ids import RequestID, WorkerID
+
+SendReason = Literal["prefix_hit", "least_loaded", "slow_beats_late"]
+QueueReason = Literal["at_cap", "no_worker_up"]
+RejectCode = Literal["capacity_exceeded", "worker_unavailable", "worker_failed"]
+RejectReason = Literal[
+    "queue_full", "patience_over", "no_worker_up", "model_never_up", "retries_over"
+]
+
+
+class Send(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Give a request to a worker.
+
+    Attributes:
+        request: what to send.
+        worker: to whom.
+        attempt: 1 the first time.
+        reason: ``prefix_hit`` (the load is balanced and the worker has at least half of the
+            prefix), ``least_loaded``, or ``slow_beats_late`` (beyond the cap, because waiting
+            longer would break the TTFT promise; it is billed at the tier delivered).
+        running: requests on the worker, this one included.
+        cap: requests at which the worker keeps the promises of all that run there.
+        candidates: workers that could have taken it.
+        hit_blocks: blocks of its prefix that the worker is believed to have.
+        waited_ns: since the request arrived.
+    """
+
+    request: RequestID
+    worker: WorkerID
+    attempt: int
+    reason: SendReason
+    running: int
+    cap: int
+    candidates: int
+    hit_blocks: int
+    waited_ns: int
+
+
+class Queue(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Keep a request waiting; for the record, there is nothing to do.
+
+    Attributes:
+        request: what waits.
+        reason: ``at_cap`` (no worker can take it and keep its promises) or ``no_worker_up``.
+        ahead: requests of this model in tiers not below its own that wait too.
+        workers: workers of its model that are up.
+        deadline_ns: when it will be rejected.
+    """
+
+    request: RequestID
+    reason: QueueReason
+    ahead: int
+    workers: int
+    deadline_ns: int
+
+
+class Reject(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Refuse a request; this is its end.
+
+    Attributes:
+        request: what is refused.
+        code: the code of an error in ``tokenworks.core.errors``.
+        reason: what led to it.
+        retry_after_ns: when a slot is expected for such a request; None if that is not known.
+        ahead: requests of this model in tiers not below its own that wait.
+        waited_ns: since the request arrived.
+        attempts: times that it was sent.
+    """
+
+    request: RequestID
+    code: RejectCode
+    reason: RejectReason
+    retry_after_ns: int | None
+    ahead: int
+    waited_ns: int
+    attempts: int
+
+
+class Abort(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Stop a worker's work on a request; its slot counts as free from now on.
+
+    Attributes:
+        request: what to stop.
+        worker: who has it.
+        reason: ``withdrawn``, because the client left.
+        held_ns: since the request was sent.
+    """
+
+    request: RequestID
+    worker: WorkerID
+    reason: Literal["withdrawn"]
+    held_ns: int
+
+
+class SetTimer(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Tell ``Ticked`` at this time; it replaces a timer that was set before.
+
+    Attributes:
+        at_ns: when, on the driver's clock; a time that has passed means at once.
+        reason: ``waiting``, because something queued is due then.
+        queued: requests that wait.
+    """
+
+    at_ns: int
+    reason: Literal["waiting"]
+    queued: int
+
+
+Command = Send | Queue | Reject | Abort | SetTimer
+"""Everything that the dispatcher can want."""

@@ -1,0 +1,149 @@
+"""What the dispatcher is told: a closed union of events, written to the journal as they come.
+
+Messages may come late or twice; such an event changes nothing, gives no command and is counted.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from tokenworks.core.ids import ModelName, PoolID, RequestID, TenantID, WorkerID
+from tokenworks.core.slo import Promise, Tier
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """A bound on everything that the dispatcher keeps.
+
+    Attributes:
+        queue_len_max: requests that may wait per model, for each tier.
+        retries_max: times that a request is sent again after its worker broke off.
+        prefix_blocks_max: blocks in the prefix index, over all workers.
+        prefix_len_max: blocks of one prompt that are looked at; the rest is ignored.
+        imbalance_requests_max: the largest difference of running requests between workers at
+            which a prefix hit still outweighs load.
+        workers_max: workers up at one time.
+        models_max: models that ever had a worker.
+        slots_max: slots of one worker; more are not used.
+        ended_max: ended requests whose names are kept to recognise late messages.
+    """
+
+    queue_len_max: dict[Tier, int]
+    retries_max: int = 2
+    prefix_blocks_max: int = 100_000
+    prefix_len_max: int = 512
+    imbalance_requests_max: int = 8
+    workers_max: int = 1_024
+    models_max: int = 256
+    slots_max: int = 4_096
+    ended_max: int = 1_024
+
+
+class Configured(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Promises and limits; the first event of every journal, and again when they change.
+
+    Attributes:
+        promises: one per tier.
+        limits: what may be kept; shorter queues hold for newcomers.
+    """
+
+    promises: dict[Tier, Promise]
+    limits: Limits
+
+
+class WorkerUp(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """A worker can take requests, or was measured again.
+
+    Attributes:
+        worker: its name, unique among the workers that are up.
+        pool: the pool it belongs to.
+        model: what it serves.
+        slots: requests that its engine runs side by side, at least 1.
+        curve: measured pairs (batch, tokens per second per user), batches from 1 up, ascending.
+    """
+
+    worker: WorkerID
+    pool: PoolID
+    model: ModelName
+    slots: int
+    curve: tuple[tuple[int, int], ...]
+
+
+class WorkerDown(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """A worker takes nothing any more and what it was doing is lost."""
+
+    worker: WorkerID
+    why: str
+
+
+class Arrived(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """A request came whose tokens are reserved.
+
+    Attributes:
+        request: unique for ever.
+        tenant: who is served in turn with the other tenants of the tier.
+        model: what it asks for.
+        tier: the tier it asks for.
+        input_tokens_max: an upper bound on the prompt's tokens.
+        output_tokens_max: the most tokens that may be made.
+        prefix: hashes of the prompt's blocks, each chained on the one before it, in [0, 2**64).
+        arrived_ns: when its last byte came, on the driver's clock.
+    """
+
+    request: RequestID
+    tenant: TenantID
+    model: ModelName
+    tier: Tier
+    input_tokens_max: int
+    output_tokens_max: int
+    prefix: tuple[int, ...]
+    arrived_ns: int
+
+
+class Started(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The worker's first bytes of an answer came."""
+
+    request: RequestID
+
+
+class Finished(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """An answer is whole.
+
+    Attributes:
+        request: which one.
+        output_tokens: tokens made.
+        cached_input_tokens: prompt tokens that the worker took from its prefix cache.
+    """
+
+    request: RequestID
+    output_tokens: int
+    cached_input_tokens: int
+
+
+class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The worker broke off one request and is otherwise up.
+
+    Attributes:
+        request: which one.
+        worker: who broke off; a message of an earlier attempt's worker is late.
+        started: whether bytes of the answer came before; such a request is not sent again.
+    """
+
+    request: RequestID
+    worker: WorkerID
+    started: bool
+
+
+class Withdrawn(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The client left, wherever its request is."""
+
+    request: RequestID
+
+
+class Ticked(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The timer fired."""
+
+
+Event = (
+    Configured | WorkerUp | WorkerDown | Arrived | Started | Finished | Failed | Withdrawn | Ticked
+)
+"""Everything that can be told to the dispatcher."""

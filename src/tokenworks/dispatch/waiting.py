@@ -1,0 +1,140 @@
+"""Requests in the dispatcher's memory, and the lines in which they wait.
+
+Fairness: there is one line per model and tier. Inside it each tenant has its own line, first come
+first served, and the tenants take turns: who was served goes to the end of the rotation. A tenant
+with a thousand requests waiting delays another tenant of the tier by one request, not a thousand.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import msgspec
+
+from tokenworks.core.ids import ModelName, RequestID, TenantID, WorkerID
+from tokenworks.dispatch.fleet import Worker
+from tokenworks.dispatch.states import State, Step, after
+
+
+class Request(msgspec.Struct, kw_only=True):
+    """One request that has not ended.
+
+    Attributes:
+        request: its name.
+        tenant: whose turn it takes.
+        model: what it asks for.
+        rank: its tier's rank.
+        output_tokens_max: its output limit.
+        prefix: block hashes, cut to the limit.
+        arrived_ns: when it came; TTFT counts from here.
+        late_ns: from here on half of its TTFT promise is gone.
+        state: where it is.
+        attempt: times it was sent.
+        worker: who has it, or broke it off last.
+        sent_ns: when it was last sent.
+        queued_ns: when it was last queued; patience counts from here.
+    """
+
+    request: RequestID
+    tenant: TenantID
+    model: ModelName
+    rank: int
+    output_tokens_max: int
+    prefix: tuple[int, ...]
+    arrived_ns: int
+    late_ns: int
+    state: State = State.QUEUED
+    attempt: int = 0
+    worker: WorkerID | None = None
+    sent_ns: int = 0
+    queued_ns: int = 0
+
+    def step(self, step: Step) -> None:
+        """Move to the next state; a step that the table lacks is a mistake of ours."""
+        self.state = after(self.state, step)
+
+
+class Line:
+    """Requests of one model and tier that wait."""
+
+    __slots__ = ("_order", "_tenants")
+
+    def __init__(self) -> None:
+        self._order: OrderedDict[RequestID, Request] = OrderedDict()
+        self._tenants: OrderedDict[TenantID, OrderedDict[RequestID, Request]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def append(self, request: Request) -> None:
+        """Queue a newcomer behind all others of its tenant; a new tenant is last in turn."""
+        self._order[request.request] = request
+        self._tenants.setdefault(request.tenant, OrderedDict())[request.request] = request
+
+    def put_back(self, request: Request) -> None:
+        """Queue a request that a worker broke off before all others; its tenant is next."""
+        self.append(request)
+        self._order.move_to_end(request.request, last=False)
+        self._tenants[request.tenant].move_to_end(request.request, last=False)
+        self._tenants.move_to_end(request.tenant, last=False)
+
+    def head(self) -> Request:
+        """Who is next in turn."""
+        tenant = next(iter(self._tenants.values()))
+        return next(iter(tenant.values()))
+
+    def late_head(self, now_ns: int) -> Request | None:
+        """The first in turn, each tenant's oldest only, of those who have waited too long.
+
+        Tenants are looked through only when the oldest request of all is late.
+        """
+        if next(iter(self._order.values())).late_ns > now_ns:
+            return None
+        heads = (next(iter(tenant.values())) for tenant in self._tenants.values())
+        return next(request for request in heads if request.late_ns <= now_ns)
+
+    def serve(self, request: Request) -> None:
+        """Take out a request that is sent; its tenant goes to the end of the rotation."""
+        self.remove(request)
+        if request.tenant in self._tenants:
+            self._tenants.move_to_end(request.tenant)
+
+    def remove(self, request: Request) -> None:
+        """Take out a request that will not be sent; the rotation stays."""
+        del self._order[request.request]
+        tenant = self._tenants[request.tenant]
+        del tenant[request.request]
+        if not tenant:
+            del self._tenants[request.tenant]
+
+    def requests(self) -> list[Request]:
+        """All that wait, oldest first."""
+        return list(self._order.values())
+
+    def rotation(self) -> list[TenantID]:
+        """Tenants that wait, next in turn first."""
+        return list(self._tenants)
+
+    @classmethod
+    def restore(cls, requests: list[Request], rotation: list[TenantID]) -> Line:
+        """The line that held these, oldest first, with this rotation."""
+        line = cls()
+        for request in requests:
+            line.append(request)
+        for tenant in rotation:
+            line._tenants.move_to_end(tenant)
+        return line
+
+
+class Model:
+    """One model: its workers that are up, in the order they came up, and a line per tier rank."""
+
+    __slots__ = ("lines", "workers")
+
+    def __init__(self, workers: list[Worker], lines: list[Line]) -> None:
+        self.workers = workers
+        self.lines = lines
+
+    def ahead(self, rank: int) -> int:
+        """Requests that wait in tiers not below this one."""
+        return sum(len(line) for line in self.lines[rank:])

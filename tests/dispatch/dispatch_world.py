@@ -1,0 +1,363 @@
+"""A small world around a dispatcher: it answers commands by events and checks each of them."""
+
+from __future__ import annotations
+
+import random
+
+from tokenworks.core.ids import ModelName, PoolID, RequestID, TenantID, WorkerID
+from tokenworks.core.slo import Promise, Tier
+from tokenworks.core.units import NS_PER_S
+from tokenworks.dispatch.commands import Abort, Command, Queue, Reject, Send, SetTimer
+from tokenworks.dispatch.dispatcher import Dispatcher
+from tokenworks.dispatch.events import (
+    Arrived,
+    Configured,
+    Event,
+    Failed,
+    Finished,
+    Limits,
+    Started,
+    Ticked,
+    Withdrawn,
+    WorkerDown,
+    WorkerUp,
+)
+from tokenworks.dispatch.fleet import speeds_of
+
+TIERS = tuple(Tier)
+SPEEDS = {Tier.FREE: 10, Tier.MEDIUM: 20, Tier.HIGH: 40, Tier.PREMIUM: 60, Tier.ULTRA: 80}
+CURVE = ((1, 100), (2, 80), (4, 60), (8, 40), (16, 20))
+"""Caps at 16 slots: ultra 2, premium 4, high 8, medium 16, free 16."""
+
+MODEL = ModelName("small")
+
+
+def promises(**changes: int) -> dict[Tier, Promise]:
+    values = {
+        "ttft_ns": 2 * NS_PER_S,
+        "grace_ns": 0,
+        "patience_ns": 10 * NS_PER_S,
+        "output_tokens_default": 64,
+    } | changes
+    return {
+        tier: Promise(interactivity_tokens_per_s=SPEEDS[tier], **values)  # type: ignore[arg-type]
+        for tier in Tier
+    }
+
+
+def limits(queue_len_max: int = 8, **changes: int) -> Limits:
+    return Limits(queue_len_max=dict.fromkeys(Tier, queue_len_max), **changes)  # type: ignore[arg-type]
+
+
+def configured(queue_len_max: int = 8, *, ttft_ns: int | None = None, **changes: int) -> Configured:
+    patience = changes.pop("patience_ns", 10 * NS_PER_S)
+    ttft = 2 * NS_PER_S if ttft_ns is None else ttft_ns
+    return Configured(
+        promises=promises(ttft_ns=ttft, patience_ns=patience),
+        limits=limits(queue_len_max, **changes),
+    )
+
+
+def up(
+    name: str = "a",
+    *,
+    model: str = MODEL,
+    pool: str = "p",
+    slots: int = 16,
+    curve: tuple[tuple[int, int], ...] = CURVE,
+) -> WorkerUp:
+    return WorkerUp(
+        worker=WorkerID(name), pool=PoolID(pool), model=ModelName(model), slots=slots, curve=curve
+    )
+
+
+def down(name: str = "a") -> WorkerDown:
+    return WorkerDown(worker=WorkerID(name), why="gone")
+
+
+def arrived(
+    name: str,
+    tier: Tier = Tier.HIGH,
+    *,
+    at: int = 0,
+    tenant: str = "t",
+    model: str = MODEL,
+    prefix: tuple[int, ...] = (),
+    output: int = 64,
+) -> Arrived:
+    return Arrived(
+        request=RequestID(name),
+        tenant=TenantID(tenant),
+        model=ModelName(model),
+        tier=tier,
+        input_tokens_max=100,
+        output_tokens_max=output,
+        prefix=prefix,
+        arrived_ns=at,
+    )
+
+
+def started(name: str) -> Started:
+    return Started(request=RequestID(name))
+
+
+def finished(name: str) -> Finished:
+    return Finished(request=RequestID(name), output_tokens=5, cached_input_tokens=0)
+
+
+def failed(name: str, worker: str = "a", *, started: bool = False) -> Failed:
+    return Failed(request=RequestID(name), worker=WorkerID(worker), started=started)
+
+
+def withdrawn(name: str) -> Withdrawn:
+    return Withdrawn(request=RequestID(name))
+
+
+def factory(*events: Event, settings: Configured | None = None) -> Dispatcher:
+    """A dispatcher that was told its settings and these events at time 0."""
+    dispatcher = Dispatcher()
+    dispatcher.handle(0, settings or configured())
+    for event in events:
+        dispatcher.handle(0, event)
+    return dispatcher
+
+
+class World:
+    """Random events from one seed; every command is checked against what the world knows."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.dispatcher = Dispatcher()
+        self.now_ns = 0
+        self.timer_ns: int | None = None
+        self.queue_len_max = self.random.choice((0, 1, 4, 20))
+        self.retries_max = self.random.choice((0, 2))
+        self.settings = configured(
+            self.queue_len_max,
+            ttft_ns=self.random.choice((0, NS_PER_S, 20 * NS_PER_S)),
+            patience_ns=self.random.choice((0, 5 * NS_PER_S, 60 * NS_PER_S)),
+            retries_max=self.retries_max,
+            prefix_blocks_max=self.random.choice((0, 7, 1_000)),
+            imbalance_requests_max=self.random.choice((0, 2, 100)),
+            workers_max=5,
+            models_max=2,
+            slots_max=12,
+            ended_max=100_000,
+        )
+        self.models = ("small", "large", "never")
+        self.workers: dict[str, WorkerUp] = {}
+        self.tiers: dict[str, Tier] = {}
+        self.state: dict[str, str] = {}
+        self.holder: dict[str, str] = {}
+        self.ends: dict[str, int] = {}
+        self.log: list[tuple[int, Event, list[Command]]] = []
+        self.tell(self.settings)
+
+    # Telling and checking.
+
+    def tell(self, event: Event) -> list[Command]:
+        commands = self.dispatcher.handle(self.now_ns, event)
+        self.log.append((self.now_ns, event, commands))
+        for command in commands:
+            self._check(command)
+        self._check_bounds()
+        return commands
+
+    def _check(self, command: Command) -> None:
+        match command:
+            case Send():
+                self._check_send(command)
+            case Queue():
+                assert self.state[command.request] == "queued"
+            case Reject():
+                assert self.state[command.request] == "queued", command
+                assert command.retry_after_ns is None or command.retry_after_ns >= NS_PER_S
+                self._end(command.request)
+            case Abort():
+                assert self.holder[command.request] == command.worker
+            case SetTimer():
+                self.timer_ns = command.at_ns
+
+    def _check_send(self, command: Send) -> None:
+        assert self.state[command.request] == "queued", command
+        assert command.attempt <= self.retries_max + 1
+        worker = self.workers[command.worker]
+        slots = min(worker.slots, 12)
+        others = [r for r, holder in self.holder.items() if holder == command.worker]
+        assert command.running == len(others) + 1 <= slots
+        speed = speeds_of(worker.curve, slots)[command.running]
+        tier = self.tiers[command.request]
+        kept = [self.tiers[other] for other in others]
+        if command.reason == "slow_beats_late":
+            kept = [other for other in kept if other.rank > tier.rank]
+        else:
+            assert command.running <= command.cap
+            kept.append(tier)
+        for each in kept:
+            assert command.running == 1 or speed >= SPEEDS[each], (command, each)
+        self.state[command.request] = "sent"
+        self.holder[command.request] = command.worker
+
+    def _check_bounds(self) -> None:
+        for length in self.dispatcher.queue_lens().values():
+            assert length <= self.queue_len_max
+        for name, load in self.dispatcher.loads().items():
+            assert load.running == sum(holder == name for holder in self.holder.values())
+
+    def _end(self, name: str) -> None:
+        self.state[name] = "ended"
+        self.holder.pop(name, None)
+        self.ends[name] = self.ends.get(name, 0) + 1
+
+    def _named(self, *states: str) -> str | None:
+        names = [name for name, state in self.state.items() if state in states]
+        return self.random.choice(names) if names else None
+
+    # What may happen.
+
+    def step(self) -> None:
+        self.now_ns += self.random.choice((0, 1, NS_PER_S // 10, NS_PER_S))
+        self.tick_if_due()
+        what = self.random.choice(
+            [self._arrive] * 3
+            + [self._start, self._finish, self._finish, self._fail, self._leave]
+            + [self._up, self._down, self.tick, self._noise]
+        )
+        what()
+
+    def _arrive(self) -> None:
+        name = f"r{len(self.state)}"
+        tier = self.random.choice(TIERS)
+        length, family = self.random.choice((0, 1, 6)), self.random.randrange(3)
+        self.state[name], self.tiers[name] = "queued", tier
+        self.tell(
+            arrived(
+                name,
+                tier,
+                at=self.now_ns - self.random.choice((0, 0, NS_PER_S)) if self.now_ns else 0,
+                tenant=self.random.choice("xyz"),
+                model=self.random.choices(self.models, (8, 4, 1))[0],
+                prefix=tuple(100 * family + depth for depth in range(length)),
+            )
+        )
+
+    def _start(self) -> None:
+        name = self._named("sent")
+        if name is not None:
+            self.state[name] = "answering"
+            self.tell(started(name))
+
+    def _finish(self) -> None:
+        name = self._named("sent", "answering")
+        if name is not None:
+            self._end(name)
+            self.tell(finished(name))
+
+    def _fail(self) -> None:
+        name = self._named("sent", "answering")
+        if name is not None:
+            self._break(name)
+            worker = self.holder.pop(name, None) or self._broken_worker
+            self.tell(failed(name, worker, started=self.state[name] == "ended"))
+
+    def _break(self, name: str) -> None:
+        self._broken_worker = self.holder[name]
+        if self.state[name] == "answering":
+            self._end(name)
+        else:
+            self.state[name] = "queued"
+
+    def _leave(self) -> None:
+        name = self._named("queued", "sent", "answering")
+        if name is None:
+            return
+        held = name in self.holder
+        commands = self.dispatcher.handle(self.now_ns, withdrawn(name))
+        self.log.append((self.now_ns, withdrawn(name), commands))
+        gone = any(isinstance(each, Reject) and each.request == name for each in commands)
+        aborted = [each for each in commands if isinstance(each, Abort)]
+        assert len(aborted) == int(held and not gone)
+        for each in aborted:
+            self._check(each)
+        if not gone:
+            self._end(name)
+        for command in commands:
+            if not isinstance(command, Abort):
+                self._check(command)
+        self._check_bounds()
+
+    def _up(self) -> None:
+        name = self.random.choice("abcdefg")
+        if name in self.workers:
+            return
+        slots = self.random.choice((1, 4, 16))
+        curve = self.random.choice((CURVE, ((1, 30),), ((2, 90), (3, 85), (9, 10))))
+        event = up(name, model=self.random.choice(self.models[:2]), slots=slots, curve=curve)
+        if len(self.workers) < 5:
+            self.workers[name] = event
+        self.tell(event)
+
+    def _down(self) -> None:
+        if not self.workers or self.random.random() < 0.5:
+            return
+        name = self.random.choice(list(self.workers))
+        del self.workers[name]
+        for request in [r for r, holder in self.holder.items() if holder == name]:
+            self._break(request)
+            self.holder.pop(request, None)
+        self.tell(down(name))
+
+    def tick(self) -> None:
+        self.now_ns = max(self.now_ns, self.timer_ns or 0)
+        self.timer_ns = None
+        self.tell(Ticked())
+
+    def tick_if_due(self) -> None:
+        """The timer comes before other events, so that each is checked against one world."""
+        while self.timer_ns is not None and self.timer_ns <= self.now_ns:
+            self.tick()
+
+    def _noise(self) -> None:
+        """A late or repeated message: no command comes of the message itself."""
+        before = self.dispatcher.counts()["ignored"]
+        name = self._named("ended") or "nobody"
+        worker = "nowhere"
+        self.tell(
+            self.random.choice(
+                [started(name), finished(name), failed(name), withdrawn(name), down(worker)]
+                + [arrived(name)] * (name != "nobody")
+            )
+        )
+        assert self.dispatcher.counts()["ignored"] == before + 1
+
+    def heal(self) -> None:
+        """No more faults: workers come up, answers end, and every request must have ended."""
+        self.tick_if_due()
+        for name in "ab":
+            if name in self.workers:
+                del self.workers[name]
+                for request in [r for r, holder in self.holder.items() if holder == name]:
+                    self._break(request)
+                    self.holder.pop(request, None)
+                self.tell(down(name))
+        for name, model in (("a", "small"), ("b", "large")):
+            if len(self.workers) < 5:
+                self.workers[name] = up(name, model=model)
+            self.tell(up(name, model=model))
+        for _ in range(10_000):
+            if self._named("queued", "sent", "answering") is None:
+                break
+            self.now_ns += NS_PER_S // 10
+            self.tick_if_due()
+            self._finish()
+        assert self._named("queued", "sent", "answering") is None
+        assert all(self.ends[name] == 1 for name in self.state)
+        assert self.dispatcher.queue_lens() == dict.fromkeys(self.dispatcher.queue_lens(), 0)
+
+
+def digest_of_seed(seed: int, steps: int = 300) -> str:
+    """The memory after a random run; run as a program it shows that no hash seed matters."""
+    world = World(seed)
+    for _ in range(steps):
+        world.step()
+    return world.dispatcher.digest()

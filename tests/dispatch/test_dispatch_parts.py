@@ -1,0 +1,232 @@
+"""The dispatcher's parts alone: states, speeds, the prefix index, snapshots."""
+
+from __future__ import annotations
+
+import doctest
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.dispatch.dispatch_world import CURVE, arrived, configured, factory, promises, up
+from tokenworks.core.slo import Tier
+from tokenworks.dispatch import fleet, policy, snapshot, states
+from tokenworks.dispatch.dispatcher import Dispatcher
+from tokenworks.dispatch.prefix_index import RETIRED_MAX, PrefixIndex
+from tokenworks.dispatch.states import TRANSITIONS, State, Step, after
+
+
+@pytest.mark.parametrize("module", [fleet, states])
+def test_examples_in_the_text_hold(module: object) -> None:
+    failed, tried = doctest.testmod(module)  # type: ignore[arg-type]
+    assert (failed, tried > 0) == (0, True)
+
+
+# States.
+
+
+def test_every_state_is_reached_and_only_ended_is_final() -> None:
+    assert {state for state, _ in TRANSITIONS} == set(State) - {State.ENDED}
+    assert set(TRANSITIONS.values()) == set(State)
+    assert {step for _, step in TRANSITIONS} == set(Step)
+    assert len(states.table_text().splitlines()) == len(TRANSITIONS)
+
+
+def test_a_step_that_the_table_lacks_is_a_mistake() -> None:
+    with pytest.raises(AssertionError):
+        after(State.ENDED, Step.SEND)
+
+
+# Speeds.
+
+
+@pytest.mark.parametrize("curve", [(), ((0, 5),), ((2, 5), (2, 4)), ((2, 5), (1, 6)), ((1, -1),)])
+def test_a_curve_that_is_none(curve: tuple[tuple[int, int], ...]) -> None:
+    with pytest.raises(AssertionError):
+        fleet.speeds_of(curve, 4)
+
+
+def test_slots_are_at_least_one() -> None:
+    with pytest.raises(AssertionError):
+        fleet.speeds_of(CURVE, 0)
+
+
+CURVES = st.lists(
+    st.tuples(st.integers(1, 40), st.integers(0, 500)),
+    min_size=1,
+    max_size=6,
+    unique_by=lambda point: point[0],
+).map(lambda points: tuple(sorted(points)))
+
+
+@settings(deadline=None, derandomize=True)
+@given(CURVES, st.integers(1, 50), st.integers(0, 600))
+def test_caps_against_a_slow_oracle(
+    curve: tuple[tuple[int, int], ...], slots: int, promised: int
+) -> None:
+    speeds = fleet.speeds_of(curve, slots)
+    assert len(speeds) == slots + 1
+    for batch, speed in curve:
+        if batch <= slots:
+            assert speeds[batch] == speed
+    cap = fleet.tier_cap(speeds, promised)
+    assert 1 <= cap <= slots
+    assert all(speeds[b] >= promised for b in range(2, cap + 1))
+    assert cap == slots or speeds[cap + 1] < promised
+
+
+def test_a_slow_machine_still_serves() -> None:
+    dispatcher = factory(up(curve=((1, 1),)))
+    assert set(dispatcher.loads()["a"].caps.values()) == {1}
+
+
+# Policy.
+
+
+def worker(index: int, running: int = 0, slots: int = 16) -> fleet.Worker:
+    made = fleet.Worker(
+        worker=f"w{index}",  # type: ignore[arg-type]
+        pool="p",  # type: ignore[arg-type]
+        model="m",  # type: ignore[arg-type]
+        slots=slots,
+        curve=CURVE,
+        index=index,
+        speeds=[],
+        caps=[],
+        running={},
+        counts=[0] * 5,
+        limit=slots,
+    )
+    made.measure(promises())
+    for i in range(running):
+        made.take(f"w{index}r{i}", Tier.FREE.rank)  # type: ignore[arg-type]
+    return made
+
+
+def test_ties_go_to_the_least_loaded_then_to_who_came_first() -> None:
+    index = PrefixIndex(100)
+    workers = [worker(index.add_worker(), running=n) for n in (3, 1, 1, 2)]
+    assert policy.pick_cache_aware(workers, (), index, 8).worker is workers[1]
+    for each in (0, 2, 3):
+        index.insert((1, 2), each)
+    choice = policy.pick_cache_aware(workers, (1, 2), index, 8)
+    assert (choice.worker, choice.reason, choice.hit_blocks) == (workers[2], "prefix_hit", 2)
+    choice = policy.pick_cache_aware(workers, (1, 2), index, 1)
+    assert (choice.worker, choice.reason, choice.hit_blocks) == (workers[2], "least_loaded", 2)
+
+
+def test_one_candidate_is_named_for_its_hit() -> None:
+    index = PrefixIndex(100)
+    only = worker(index.add_worker())
+    index.insert((1,), 0)
+    assert policy.pick_cache_aware([only], (1, 2), index, 8).reason == "prefix_hit"
+    assert policy.pick_cache_aware([only], (1, 2, 3), index, 8).reason == "least_loaded"
+
+
+def test_load_is_a_share_of_the_slots() -> None:
+    assert policy.load_ppm(worker(0, running=2, slots=4)) == policy.PPM // 2
+
+
+# Prefix index.
+
+
+PREFIXES = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9), st.integers(0, 4)), max_size=25)
+
+
+def chain(family: int, length: int) -> tuple[int, ...]:
+    return tuple(1_000 * (family if depth >= 3 else 0) + depth for depth in range(length))
+
+
+@settings(deadline=None, derandomize=True)
+@given(PREFIXES, st.integers(1, 30), st.integers(0, 31), st.integers(0, 3), st.integers(0, 9))
+def test_the_longest_match_against_a_slow_oracle(
+    inserts: list[tuple[int, int, int]], blocks_max: int, mask: int, family: int, length: int
+) -> None:
+    index = PrefixIndex(blocks_max)
+    for _ in range(5):
+        index.add_worker()
+    for each, depth, at in inserts:
+        index.insert(chain(each, depth), at)
+        assert len(index) <= blocks_max
+    prefix = chain(family, length)
+    depth, holders = 0, 0
+    for i, block in enumerate(prefix):
+        hit = index._blocks.get(block, 0) & mask
+        if not hit:
+            break
+        depth, holders = i + 1, hit
+    assert index.match(prefix, mask) == (depth, holders)
+
+
+def test_the_least_recently_used_block_goes_tail_first() -> None:
+    index = PrefixIndex(4)
+    at = index.add_worker()
+    index.insert((1, 2), at)
+    index.insert((10, 11, 12), at)
+    assert index.match((1, 2), 1) == (1, 1)
+    assert index.match((10, 11, 12), 1) == (3, 1)
+    index.resize(2)
+    assert index.match((1, 2), 1) == (0, 0)
+    assert index.match((10, 11, 12), 1) == (2, 1)
+
+
+def test_a_lost_worker_s_index_comes_back_clean() -> None:
+    index = PrefixIndex(1_000)
+    stays = index.add_worker()
+    index.insert((1, 2), stays)
+    for i in range(RETIRED_MAX):
+        lost = index.add_worker()
+        assert lost == i + 1
+        index.insert((1, 100 + i), lost)
+        index.remove_worker(lost)
+    assert len(index) == 2
+    assert index.add_worker() == 1
+    assert index.match((1, 2), 0b10) == (0, 0)
+    assert index.match((1, 2), 0b11) == (2, 1)
+
+
+def test_an_index_is_given_back_once() -> None:
+    index = PrefixIndex(1)
+    index.remove_worker(index.add_worker())
+    for wrong in (0, 1):
+        with pytest.raises(AssertionError):
+            index.remove_worker(wrong)
+    for call in (index.resize, PrefixIndex):
+        with pytest.raises(AssertionError):
+            call(-1)
+
+
+def test_the_index_is_restored_with_more_workers_than_a_word_has_bits() -> None:
+    index = PrefixIndex(10)
+    for _ in range(100):
+        last = index.add_worker()
+    index.insert((2**64 - 1, 5), last)
+    index.remove_worker(3)
+    data = msgspec.msgpack.encode(index.record())
+    again = PrefixIndex.restore(msgspec.msgpack.decode(data, type=type(index.record())))
+    assert again.record() == index.record()
+    assert again.match((2**64 - 1, 5), 1 << last) == (2, 1 << last)
+
+
+# Snapshots.
+
+
+def test_a_new_dispatcher_has_a_snapshot() -> None:
+    again = Dispatcher.restore(Dispatcher().snapshot())
+    assert again.digest() == Dispatcher().digest()
+    again.handle(0, configured())
+    assert again.digest() != Dispatcher().digest()
+
+
+def test_a_snapshot_of_another_format_is_refused() -> None:
+    data = msgspec.msgpack.decode(factory(up(), arrived("r")).snapshot())
+    assert data["format"] == snapshot.SNAPSHOT_FORMAT
+    data["format"] += 1
+    with pytest.raises(msgspec.ValidationError, match="format 2"):
+        Dispatcher.restore(msgspec.msgpack.encode(data))
+
+
+def test_unknown_events_are_refused() -> None:
+    with pytest.raises(AssertionError):
+        factory().handle(0, "event")  # type: ignore[arg-type]
