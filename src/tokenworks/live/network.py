@@ -1,0 +1,428 @@
+"""The way to a worker: a small HTTP/1.1 client whose answers are bytes as they come.
+
+It does what the factory needs and no more: POST with a streamed answer, GET with a whole one,
+kept-alive connections, back-pressure, and an abort that closes the socket, which is how every
+engine is told to stop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Final, cast
+
+import httptools
+
+from tokenworks.core.errors import ConfigInvalid, WorkerFailed, WorkerUnavailable
+from tokenworks.core.units import NS_PER_S
+
+HEADER_BYTES_MAX: Final = 64 * 1024
+STREAM_BYTES_HIGH: Final = 256 * 1024
+"""Unread bytes of one answer above which its socket is no longer read."""
+
+GET_BODY_BYTES_MAX: Final = 1024 * 1024
+ERROR_BODY_BYTES_MAX: Final = 64 * 1024
+CONNECT_NS_MAX: Final = 5 * NS_PER_S
+HEAD_NS_MAX: Final = 600 * NS_PER_S
+"""llama.cpp sends the head with the first token, so this bounds queueing plus prefill."""
+
+IDLE_NS_MAX: Final = 3 * NS_PER_S
+"""llama.cpp and uvicorn both close a connection after 5 s of silence: be gone before."""
+
+
+class WorkerStream:
+    """One answer while it arrives. Not for use by two tasks at once.
+
+    Attributes:
+        status: the HTTP status.
+    """
+
+    __slots__ = ("_chunks", "_connection", "_ended", "_failure", "_size_bytes", "_waiter", "status")
+
+    def __init__(self, connection: _Connection) -> None:
+        self.status = 0
+        self._connection: _Connection | None = connection
+        self._chunks: list[bytes] = []
+        self._size_bytes = 0
+        self._ended = False
+        self._failure: str | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    async def read(self) -> bytes:
+        """Whatever part of the body has come since the last read, joined; ``b""`` at its end.
+
+        Raises:
+            WorkerFailed: the worker broke off, or ``abort`` was called; every byte that came
+                before was handed out first.
+        """
+        while not self._chunks:
+            if self._ended:
+                return b""
+            if self._failure is not None:
+                raise WorkerFailed(self._failure)
+            await self._wait()
+        data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+        self._chunks.clear()
+        self._size_bytes = 0
+        if self._connection is not None:
+            self._connection.resume()
+        return data
+
+    async def read_all(self, bytes_max: int = ERROR_BODY_BYTES_MAX) -> bytes:
+        """The rest of a small body, such as an error's; cut off and aborted after ``bytes_max``.
+
+        Raises:
+            WorkerFailed: the worker broke off.
+        """
+        whole = bytearray()
+        while data := await self.read():
+            whole += data
+            if len(whole) > bytes_max:
+                self.abort()
+                return bytes(whole[:bytes_max])
+        return bytes(whole)
+
+    def abort(self) -> None:
+        """Close the socket at once, so that the worker stops; harmless after the end."""
+        if self._connection is not None:
+            self._connection.fail("the request was aborted")
+
+    async def _wait(self) -> None:
+        assert self._waiter is None, "two tasks read one stream"
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    async def _head(self) -> None:
+        """Return once the headers are in; raises WorkerFailed if they never come."""
+        while self.status == 0:
+            if self._failure is not None:
+                raise WorkerFailed(self._failure)
+            await self._wait()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    # Called by the connection.
+
+    def _on_status(self, status: int) -> None:
+        self.status = status
+        self._wake()
+
+    def _on_body(self, data: bytes) -> int:
+        self._chunks.append(data)
+        self._size_bytes += len(data)
+        self._wake()
+        return self._size_bytes
+
+    def _on_end(self, failure: str | None) -> None:
+        if not self._ended and self._failure is None:
+            self._ended = failure is None
+            self._failure = failure
+        self._connection = None
+        self._wake()
+
+
+class _Connection(asyncio.Protocol):
+    """One socket: parses answers and hands them to the stream that it is lent to."""
+
+    def __init__(self, client: WorkerClient) -> None:
+        self._client = client
+        self._parser = httptools.HttpResponseParser(self)
+        self._transport: asyncio.Transport | None = None
+        self._stream: WorkerStream | None = None
+        self._paused = False
+        self._header_bytes = 0
+        self._interim = False
+        self._keep_alive = False
+        self._framed = False
+        self._answered = False
+        self.lost_unanswered = False
+        """Whether the other side closed it between a request and the first byte of its answer."""
+        self.idle_since_s = 0.0
+
+    def exchange(self, request: bytes) -> WorkerStream:
+        """Send a request on this idle connection."""
+        assert self._stream is None
+        assert self._transport is not None
+        self._answered = False
+        self._header_bytes = 0
+        self._framed = False
+        stream = self._stream = WorkerStream(self)
+        self._transport.write(request)
+        return stream
+
+    @property
+    def usable(self) -> bool:
+        """Whether the socket was still open when we last looked."""
+        return self._transport is not None and not self._transport.is_closing()
+
+    def resume(self) -> None:
+        """Read the socket again after the stream was drained."""
+        if self._paused and self._transport is not None:
+            self._paused = False
+            self._transport.resume_reading()
+
+    def fail(self, why: str) -> None:
+        """Close the socket now; the stream ends with this reason."""
+        stream, self._stream = self._stream, None
+        if self._transport is not None:
+            self._transport.abort()
+        self._client._forget(self)  # noqa: SLF001  the two classes are one module's inside
+        if stream is not None:
+            stream._on_end(why)  # noqa: SLF001
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Set up the socket."""
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's only looks like one
+        sock = transport.get_extra_info("socket")
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what came; bytes that nobody asked for close the connection."""
+        if self._stream is None:
+            self.fail("the worker sent bytes that were not asked for")
+            return
+        self._answered = True
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            self.fail(f"the worker's answer is not HTTP: {error!r}")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The other side closed, or we did."""
+        stream = self._stream
+        self.lost_unanswered = stream is not None and not self._answered
+        if stream is not None and stream.status and not self._framed:
+            # With neither length nor chunks the end of the connection is the end of the body.
+            self._stream = None
+            stream._on_end(None)  # noqa: SLF001
+        self.fail(f"the worker closed the connection: {exc!r}" if exc else "the worker broke off")
+        self._transport = None
+
+    # httptools
+
+    def on_message_begin(self) -> None:
+        """Close the connection if this answer was not asked for."""
+        if self._stream is None:
+            self.fail("the worker sent an answer that was not asked for")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Count the header and note how the body is framed."""
+        self._header_bytes += len(name) + len(value) + 4
+        if self._header_bytes > HEADER_BYTES_MAX:
+            self.fail(f"the worker's headers exceed {HEADER_BYTES_MAX} bytes")
+        elif name.lower() in (b"content-length", b"transfer-encoding"):
+            self._framed = True
+
+    def on_headers_complete(self) -> None:
+        """Let the caller of ``post_stream`` go on."""
+        status = self._parser.get_status_code()
+        self._interim = status < 200
+        self._keep_alive = self._parser.should_keep_alive()
+        if self._stream is not None and not self._interim:
+            self._framed = self._framed or status in (204, 304)
+            self._stream._on_status(status)  # noqa: SLF001
+
+    def on_body(self, data: bytes) -> None:
+        """Hand the bytes on, and stop reading when too many wait."""
+        if self._stream is None:
+            return
+        unread_bytes = self._stream._on_body(data)  # noqa: SLF001
+        if unread_bytes > STREAM_BYTES_HIGH and not self._paused and self._transport is not None:
+            self._paused = True
+            self._transport.pause_reading()
+
+    def on_message_complete(self) -> None:
+        """End the stream and give the connection back."""
+        if self._interim or self._stream is None:
+            return
+        stream, self._stream = self._stream, None
+        stream._on_end(None)  # noqa: SLF001
+        self.resume()
+        if self._keep_alive and self.usable:
+            self._client._give_back(self)  # noqa: SLF001
+        else:
+            self.fail("done")
+
+
+class WorkerClient:
+    """Speaks to one worker; safe for many tasks of one event loop.
+
+    Args:
+        host: name or address.
+        port: TCP port.
+        api_key: sent as a bearer token; None sends none.
+        connections_max: sockets open at once, busy and idle. A worker that gives each connection
+            a thread, as llama.cpp does, needs more threads than this.
+        base_path: put before every path, for servers that live below one.
+        connect_ns_max: how long connecting may take.
+        head_ns_max: how long an answer's headers may take.
+
+    Raises:
+        ConfigInvalid: the key or the base path cannot stand in an HTTP head.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        api_key: str | None,
+        *,
+        connections_max: int = 128,
+        base_path: str = "",
+        connect_ns_max: int = CONNECT_NS_MAX,
+        head_ns_max: int = HEAD_NS_MAX,
+    ) -> None:
+        assert connections_max > 0, connections_max
+        for word in (host, api_key or "", base_path):
+            if not word.isascii() or any(c <= " " or c == "\x7f" for c in word):
+                raise ConfigInvalid(
+                    "a worker's address or API key holds a character that HTTP cannot carry",
+                    hint="Use printable ASCII without spaces.",
+                )
+        self.host = host
+        self.port = port
+        self._connections_max = connections_max
+        self._base_path = base_path
+        self._connect_s_max = connect_ns_max / NS_PER_S
+        self._head_s_max = head_ns_max / NS_PER_S
+        self._idle: list[_Connection] = []
+        self._open: dict[_Connection, bool] = {}  # and whether it counts
+        self._sockets = 0
+        self._closed: str | None = None
+        host_text = f"[{host}]" if ":" in host else host
+        self._headers = f"Host: {host_text}:{port}\r\nUser-Agent: tokenworks\r\n"
+        if api_key is not None:
+            self._headers += f"Authorization: Bearer {api_key}\r\n"
+        self._post_heads: dict[str, bytes] = {}
+
+    async def post_stream(self, path: str, body: bytes) -> WorkerStream:
+        """Send JSON; returns when the answer's headers are in. Cancelling closes the socket.
+
+        A request that meets a kept connection which the worker has just closed is sent once more
+        on a fresh one; nothing else is retried.
+
+        Args:
+            path: begins with ``/``; one of a few, since its head is kept.
+            body: JSON.
+
+        Raises:
+            WorkerFailed: no connection, no answer, or one that is not HTTP.
+            WorkerUnavailable: ``connections_max`` are busy, or the client is closed.
+        """
+        request = b"%b%d\r\n\r\n%b" % (self._post_head(path), len(body), body)
+        connection = self._take_idle()
+        if connection is not None:
+            stream = connection.exchange(request)
+            try:
+                return await self._headed(stream)
+            except WorkerFailed:
+                if not connection.lost_unanswered:
+                    raise
+        connection = await self._connect()
+        return await self._headed(connection.exchange(request))
+
+    async def get(self, path: str) -> tuple[int, bytes]:
+        """Status and body of a small resource.
+
+        It opens a connection of its own, beyond ``connections_max``, so that a health check
+        neither waits for busy streams nor finds a stale socket.
+
+        Raises:
+            WorkerFailed: no connection, no answer, or more than ``GET_BODY_BYTES_MAX``.
+        """
+        head = f"GET {self._base_path}{path} HTTP/1.1\r\n{self._headers}Connection: close\r\n\r\n"
+        connection = await self._connect(counted=False)
+        stream = connection.exchange(head.encode("ascii"))
+        try:
+            await self._headed(stream)
+            body = await stream.read_all(GET_BODY_BYTES_MAX + 1)
+        finally:
+            stream.abort()
+        if len(body) > GET_BODY_BYTES_MAX:
+            raise WorkerFailed(f"{path} of {self.host} exceeds {GET_BODY_BYTES_MAX} bytes")
+        return stream.status, body
+
+    def close(self, why: str = "the connection to the worker was closed") -> None:
+        """Close every socket; running reads raise WorkerFailed with this reason."""
+        self._closed = self._closed or why  # the first reason is the true one
+        for connection in tuple(self._open):
+            connection.fail(self._closed)
+        assert not self._open
+
+    def _post_head(self, path: str) -> bytes:
+        head = self._post_heads.get(path)
+        if head is None:
+            assert path.startswith("/"), path
+            assert len(self._post_heads) < 64, "paths are a closed set"
+            head = self._post_heads[path] = (
+                f"POST {self._base_path}{path} HTTP/1.1\r\n{self._headers}"
+                "Content-Type: application/json\r\nContent-Length: "
+            ).encode("ascii")
+        return head
+
+    async def _headed(self, stream: WorkerStream) -> WorkerStream:
+        try:
+            async with asyncio.timeout(self._head_s_max):
+                await stream._head()  # noqa: SLF001
+        except TimeoutError:
+            stream.abort()
+            raise WorkerFailed(f"no answer from the worker in {self._head_s_max:g} s") from None
+        except asyncio.CancelledError:
+            stream.abort()
+            raise
+        return stream
+
+    def _take_idle(self) -> _Connection | None:
+        now_s = asyncio.get_running_loop().time()
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.usable and now_s - connection.idle_since_s < IDLE_NS_MAX / NS_PER_S:
+                return connection
+            connection.fail("idle for too long")
+        return None
+
+    async def _connect(self, *, counted: bool = True) -> _Connection:
+        if self._closed is not None:
+            raise WorkerUnavailable(self._closed)
+        if counted and self._sockets >= self._connections_max:
+            raise WorkerUnavailable(
+                f"all {self._connections_max} connections to {self.host}:{self.port} are busy"
+            )
+        loop = asyncio.get_running_loop()
+        self._sockets += counted
+        connection: _Connection | None = None
+        try:
+            async with asyncio.timeout(self._connect_s_max):
+                _, connection = await loop.create_connection(
+                    lambda: _Connection(self), self.host, self.port
+                )
+        except (OSError, TimeoutError) as error:
+            raise WorkerFailed(
+                f"cannot connect to the worker at {self.host}:{self.port}: {error!r}"
+            ) from error
+        finally:
+            if connection is None:
+                self._sockets -= counted
+        self._open[connection] = counted
+        if self._closed is not None:  # it was closed while we waited
+            connection.fail(self._closed)
+            raise WorkerUnavailable(self._closed)
+        return connection
+
+    # Called by connections.
+
+    def _give_back(self, connection: _Connection) -> None:
+        connection.idle_since_s = asyncio.get_running_loop().time()
+        self._idle.append(connection)
+
+    def _forget(self, connection: _Connection) -> None:
+        self._sockets -= self._open.pop(connection, False)
+        if connection in self._idle:
+            self._idle.remove(connection)

@@ -1,0 +1,50 @@
+"""What tests of every room share."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+# Tests of one room use fakes of another as ``tests.<room>.<fake>``, however pytest is started.
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+
+RUN_S_MAX = 60.0
+"""A test that is still running then hangs; no test should come near it."""
+
+
+def run_limited(main: Coroutine[Any, Any, Any]) -> Any:
+    """Run a coroutine in an event loop of its own, and give up when it hangs."""
+
+    async def limited() -> Any:
+        async with asyncio.timeout(RUN_S_MAX):
+            return await main
+
+    return asyncio.run(limited())
+
+
+@pytest.fixture
+def run() -> Callable[[Coroutine[Any, Any, Any]], Any]:
+    """``run(coroutine)``: for tests of asynchronous code."""
+    return run_limited
+
+
+@pytest.fixture(scope="session")
+def model_path() -> pathlib.Path:
+    """A GGUF file for the embedded engine: the one in the package, or TOKENWORKS_TEST_MODEL."""
+    named = os.environ.get("TOKENWORKS_TEST_MODEL")
+    if named is not None:
+        assert pathlib.Path(named).is_file(), f"TOKENWORKS_TEST_MODEL={named!r} is no file"
+        return pathlib.Path(named)
+    import tokenworks
+
+    package = pathlib.Path(tokenworks.__file__).parent
+    path = package / "catalogue" / "data" / "foreman-q8_0.gguf"
+    if not path.is_file():
+        pytest.skip(f"{path} is not there; set TOKENWORKS_TEST_MODEL to a GGUF file")
+    return path

@@ -1,0 +1,364 @@
+"""The HTTP client to workers, against a worker that misbehaves on purpose."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+import uvloop
+
+from tests.live.fake_worker import FakeWorker, Script
+from tokenworks.core.errors import ConfigInvalid, WorkerFailed, WorkerUnavailable
+from tokenworks.live import network
+from tokenworks.live.clock import SystemClock
+from tokenworks.live.network import WorkerClient, WorkerStream
+
+PATH = "/v1/chat/completions"
+BODY = json.dumps({"stream": True, "stream_options": {"include_usage": True}}).encode()
+
+
+@asynccontextmanager
+async def pair(script: Script | None = None) -> AsyncIterator[tuple[FakeWorker, WorkerClient]]:
+    async with FakeWorker(script) as worker:
+        client = WorkerClient(worker.host, worker.port, "secret")
+        try:
+            yield worker, client
+        finally:
+            client.close()
+
+
+async def whole(stream: WorkerStream, parts: list[bytes] | None = None) -> bytes:
+    parts = [] if parts is None else parts
+    while data := await stream.read():
+        parts.append(data)
+    return b"".join(parts)
+
+
+async def streams_and_reuses() -> None:
+    async with pair() as (worker, client):
+        for _ in range(3):
+            stream = await client.post_stream(PATH, BODY)
+            assert stream.status == 200
+            text = await whole(stream)
+            assert text.endswith(b"data: [DONE]\n\n")
+            assert text.count(b'"tok "') == 8
+            assert await stream.read() == b""
+            stream.abort()  # harmless after the end
+        assert worker.connections == 1
+        first = worker.received[0]
+        assert (first.method, first.path, first.body) == ("POST", PATH, BODY)
+        assert first.headers["authorization"] == "Bearer secret"
+        assert first.headers["content-type"] == "application/json"
+        assert await client.get("/health") == (200, b'{"status": "ok"}')
+        assert worker.connections == 2
+
+
+@pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_streams_on_kept_connections(
+    loop_factory: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(streams_and_reuses())
+
+
+@pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_nagle_is_off(loop_factory: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    async def main() -> None:
+        async with pair() as (_, client):
+            stream = await client.post_stream(PATH, BODY)
+            (connection,) = client._open
+            assert connection._transport is not None
+            sock = connection._transport.get_extra_info("socket")
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0
+            await whole(stream)
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(main())
+
+
+def test_each_read_is_what_has_come(run: Callable[[Awaitable[None]], None]) -> None:
+    async def main() -> None:
+        async with pair() as (worker, client):
+            worker.gate.close()
+            stream = await client.post_stream(PATH, BODY)
+            assert b'"role"' in await stream.read()
+            for _ in range(7):
+                worker.gate.permit(1)
+                assert (await stream.read()).count(b'"tok "') == 1
+            worker.gate.permit(1)
+            assert (await whole(stream)).endswith(b"[DONE]\n\n")
+
+    run(main())
+
+
+def test_what_came_before_a_break_is_handed_out(run: Callable[[Awaitable[None]], None]) -> None:
+    async def main() -> None:
+        async with pair(Script(break_after=3)) as (worker, client):
+            stream = await client.post_stream(PATH, BODY)
+            await worker.until(lambda: worker.running == 0)
+            parts: list[bytes] = []
+            with pytest.raises(WorkerFailed):
+                await whole(stream, parts)
+            assert b"".join(parts).count(b'"tok "') == 3
+            with pytest.raises(WorkerFailed):
+                await stream.read()
+
+    run(main())
+
+
+def test_abort_stops_the_worker(run: Callable[[Awaitable[None]], None]) -> None:
+    async def main() -> None:
+        async with pair() as (worker, client):
+            worker.gate.close()
+            stream = await client.post_stream(PATH, BODY)
+            stream.abort()
+            await worker.until(lambda: worker.aborted == 1)
+            await stream.read()  # the head and the first event came together
+            with pytest.raises(WorkerFailed, match="aborted"):
+                await stream.read()
+            worker.gate.open()
+            await whole(await client.post_stream(PATH, BODY))
+            assert worker.connections == 2
+
+    run(main())
+
+
+def test_cancelling_a_post_closes_its_socket(run: Callable[[Awaitable[None]], None]) -> None:
+    async def main() -> None:
+        async with pair() as (worker, client):
+            worker.gate.close()
+            unstreamed = asyncio.create_task(client.post_stream(PATH, b"{}"))
+            await worker.until(lambda: len(worker.received) == 1)
+            unstreamed.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await unstreamed
+            assert not client._open
+            assert client._sockets == 0
+
+    run(main())
+
+
+def test_a_stale_connection_is_retried_once(run: Callable[[Awaitable[None]], None]) -> None:
+    async def main() -> None:
+        async with pair() as (worker, client):
+            worker.scripts = [Script(), Script(early_close=True), Script()]
+            for _ in range(2):
+                await whole(await client.post_stream(PATH, BODY))
+            assert worker.connections == 2
+            worker.scripts = [Script(early_close=True), Script(early_close=True)]
+            with pytest.raises(WorkerFailed):
+                await client.post_stream(PATH, BODY)
+            assert len(worker.received) == 5
+            worker.scripts = [Script(early_close=True)]  # on a fresh connection: no retry
+            with pytest.raises(WorkerFailed):
+                await client.post_stream(PATH, BODY)
+
+    run(main())
+
+
+def test_idle_connections_are_dropped(
+    run: Callable[[Awaitable[None]], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        async with pair() as (worker, client):
+            await whole(await client.post_stream(PATH, BODY))
+            monkeypatch.setattr(network, "IDLE_NS_MAX", 0)
+            await whole(await client.post_stream(PATH, BODY))
+            assert worker.connections == 2
+            assert client._sockets == 1
+
+    run(main())
+
+
+def test_connections_are_limited(run: Callable[[Awaitable[None]], None]) -> None:
+    async def main() -> None:
+        async with FakeWorker() as worker:
+            client = WorkerClient(worker.host, worker.port, None, connections_max=1)
+            worker.gate.close()
+            stream = await client.post_stream(PATH, BODY)
+            with pytest.raises(WorkerUnavailable, match="busy"):
+                await client.post_stream(PATH, BODY)
+            assert (await client.get("/health"))[0] == 200
+            worker.gate.open()
+            await whole(stream)
+            await whole(await client.post_stream(PATH, BODY))
+            assert "authorization" not in worker.received[0].headers
+            client.close()
+
+    run(main())
+
+
+def test_close_breaks_what_runs(run: Callable[[Awaitable[None]], None]) -> None:
+    async def main() -> None:
+        async with pair() as (worker, client):
+            worker.gate.close()
+            stream = await client.post_stream(PATH, BODY)
+            await stream.read()
+            client.close("the worker is down")
+            with pytest.raises(WorkerFailed, match="is down"):
+                await stream.read()
+            with pytest.raises(WorkerUnavailable, match="is down"):
+                await client.post_stream(PATH, BODY)
+
+    run(main())
+
+
+def test_errors_are_answers(run: Callable[[Awaitable[None]], None]) -> None:
+    async def main() -> None:
+        async with pair(Script(status=400)) as (_, client):
+            stream = await client.post_stream(PATH, BODY)
+            assert stream.status == 400
+            assert b'"no"' in await stream.read_all()
+            stream = await client.post_stream(PATH, BODY)
+            assert len(await stream.read_all(5)) == 5
+
+    run(main())
+
+
+def test_a_body_that_ends_with_the_connection(run: Callable[[Awaitable[None]], None]) -> None:
+    async def main() -> None:
+        async with pair(Script(framing="close")) as (_, client):
+            text = await whole(await client.post_stream(PATH, BODY))
+            assert text.endswith(b"[DONE]\n\n")
+
+    run(main())
+
+
+@asynccontextmanager
+async def raw(answer: bytes) -> AsyncIterator[WorkerClient]:
+    """A client of a server that answers any request's head with these bytes, then listens on."""
+
+    tasks: set[asyncio.Task[None] | None] = set()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        tasks.add(asyncio.current_task())
+        with contextlib.suppress(ConnectionError):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(answer)
+            await reader.read()
+        writer.transport.abort()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    host, port = server.sockets[0].getsockname()
+    client = WorkerClient(host, port, None, head_ns_max=100_000_000)
+    try:
+        yield client
+    finally:
+        client.close()
+        server.close()
+        await asyncio.gather(*(task for task in tasks if task is not None))
+        await server.wait_closed()
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        (b"SSH-2.0-OpenSSH\r\n", "not HTTP"),
+        (b"HTTP/1.1 200 OK\r\nA: " + b"x" * network.HEADER_BYTES_MAX + b"\r\n\r\n", "headers"),
+        (b"HTTP/1.1 101 Switching\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n", "not HTTP"),
+        (b"HTTP/1.1 200 OK\r\n", "no answer"),
+    ],
+)
+def test_nonsense_is_a_failed_worker(
+    run: Callable[[Awaitable[None]], None], answer: bytes, why: str
+) -> None:
+    async def main() -> None:
+        async with raw(answer) as client:
+            with pytest.raises(WorkerFailed, match=why):
+                await client.post_stream(PATH, BODY)
+            assert client._sockets == 0
+
+    run(main())
+
+
+def test_interim_answers_are_skipped(run: Callable[[Awaitable[None]], None]) -> None:
+    answer = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+
+    async def main() -> None:
+        async with raw(answer) as client:
+            stream = await client.post_stream(PATH, BODY)
+            assert (stream.status, await stream.read_all()) == (200, b"ok")
+
+    run(main())
+
+
+def test_an_answer_too_many_closes_the_connection(
+    run: Callable[[Awaitable[None]], None],
+) -> None:
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok" * 2
+
+    async def main() -> None:
+        async with raw(answer) as client:
+            stream = await client.post_stream(PATH, BODY)
+            assert await stream.read_all() == b"ok"
+            assert client._sockets == 0
+
+    run(main())
+
+
+def test_get_limits_its_body(
+    run: Callable[[Awaitable[None]], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(network, "GET_BODY_BYTES_MAX", 3)
+
+    async def main() -> None:
+        async with raw(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nfour") as client:
+            with pytest.raises(WorkerFailed, match="exceeds 3 bytes"):
+                await client.get("/health")
+
+    run(main())
+
+
+def test_back_pressure_stops_reading(
+    run: Callable[[Awaitable[None]], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(network, "STREAM_BYTES_HIGH", 1000)
+
+    async def main() -> None:
+        size = 8_000_000
+        head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size
+        async with raw(head + b"x" * size) as client:
+            stream = await client.post_stream(PATH, BODY)
+            (connection,) = client._open
+            await stream.read()
+            while not connection._paused:  # noqa: ASYNC110  no time passes: the loop polls
+                await asyncio.sleep(0)
+            assert stream._size_bytes < size
+            rest = len(await whole(stream))
+            assert 0 < rest < size
+            assert not connection._paused
+            assert client._idle == [connection]
+
+    run(main())
+
+
+def test_refused_connection(run: Callable[[Awaitable[None]], None]) -> None:
+    async def main() -> None:
+        async with FakeWorker() as worker:
+            port = worker.port
+        client = WorkerClient("127.0.0.1", port, None)
+        with pytest.raises(WorkerFailed, match="cannot connect"):
+            await client.post_stream(PATH, BODY)
+        with pytest.raises(WorkerFailed, match="cannot connect"):
+            await client.get("/health")
+        assert client._sockets == 0
+
+    run(main())
+
+
+@pytest.mark.parametrize("key", ["a b", "a\r\nX: y", "ключ"])
+def test_keys_cannot_smuggle_headers(key: str) -> None:
+    with pytest.raises(ConfigInvalid):
+        WorkerClient("127.0.0.1", 1, key)
+
+
+def test_clock_never_goes_back() -> None:
+    clock = SystemClock()
+    before_ns, after_ns = clock.now_ns(), clock.now_ns()
+    assert before_ns <= after_ns
+    assert clock.unix_ns() > 1_700_000_000 * 10**9

@@ -1,0 +1,371 @@
+"""Supervision: what comes up, goes down, comes back, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pathlib
+import signal
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+import uvloop
+
+from tests.live.fake_worker import FakeWorker
+from tests.live.processes import ended
+from tokenworks.core.errors import ConfigInvalid, WorkerUnavailable
+from tokenworks.core.ids import ModelName, PoolID, WorkerID
+from tokenworks.live.clock import SystemClock
+from tokenworks.live.network import WorkerClient
+from tokenworks.live.workers import (
+    AttachedSpec,
+    AttachedWorker,
+    EmbeddedWorker,
+    SupervisionLimits,
+    Worker,
+    WorkerSpec,
+    backoff_ns,
+)
+
+MS = 1_000_000
+QUICK = SupervisionLimits(
+    health_period_ns=10 * MS, health_ns_max=2_000 * MS, backoff_first_ns=MS, backoff_ns_max=MS
+)
+
+
+class Desk:
+    """Notes what supervision says."""
+
+    def __init__(self) -> None:
+        self.events: asyncio.Queue[WorkerClient | str] = asyncio.Queue()
+
+    async def up(self) -> WorkerClient:
+        event = await self.events.get()
+        assert isinstance(event, WorkerClient), event
+        return event
+
+    async def down(self) -> str:
+        event = await self.events.get()
+        assert isinstance(event, str), event
+        return event
+
+
+def embedded(
+    desk: Desk, path: str, limits: SupervisionLimits = QUICK, python: str = sys.executable
+) -> EmbeddedWorker:
+    spec = WorkerSpec(
+        worker=WorkerID("w1"),
+        pool=PoolID("p"),
+        model=ModelName("foreman"),
+        path=path,
+        slots=2,
+        context_tokens=4096,
+        threads=1,
+    )
+    up, down = desk.events.put_nowait, desk.events.put_nowait
+    return EmbeddedWorker(spec, SystemClock(), up, down, limits=limits, python=python)
+
+
+def attached(desk: Desk, url: str, model: str = "foreman") -> AttachedWorker:
+    spec = AttachedSpec(
+        worker=WorkerID("w2"), pool=PoolID("p"), model=ModelName(model), url=url, api_key="k"
+    )
+    up, down = desk.events.put_nowait, desk.events.put_nowait
+    return AttachedWorker(spec, SystemClock(), up, down, limits=QUICK)
+
+
+async def alternates(
+    worker: Worker,
+    desk: Desk,
+    fell: Callable[[], Awaitable[None]],
+    healed: Callable[[], None] = lambda: None,
+) -> None:
+    """The promises of ``Worker``: up, down with a broken client, up again, down when stopped."""
+    worker.start()
+    first = await desk.up()
+    assert worker.last_failure == ""
+    assert (await first.get("/v1/models"))[0] == 200
+    await fell()
+    why = await desk.down()
+    with pytest.raises(WorkerUnavailable, match="is down"):
+        await first.get("/v1/models")
+    healed()
+    second = await desk.up()
+    assert why in worker.last_failure
+    assert (await second.get("/v1/models"))[0] == 200
+    await worker.stop()
+    assert "stopped" in await desk.down()
+    assert desk.events.empty()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_embedded_worker_comes_back_after_kill_9(
+    loop_factory: Callable[[], asyncio.AbstractEventLoop], model_path: pathlib.Path
+) -> None:
+    async def main() -> None:
+        desk = Desk()
+        worker = embedded(desk, str(model_path))
+
+        async def fell() -> None:
+            assert worker.pid is not None
+            os.kill(worker.pid, signal.SIGKILL)
+
+        async with asyncio.timeout(30):
+            await alternates(worker, desk, fell)
+        assert worker.pid is None
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(main())
+
+
+def test_attached_worker_comes_back(run: Callable[[Awaitable[None]], None]) -> None:
+    async def main() -> None:
+        desk = Desk()
+        async with FakeWorker() as server:
+            server.api_key = "k"
+            worker = attached(desk, server.url + "/v1/")
+
+            async def fell() -> None:
+                server.healthy = False
+
+            await alternates(worker, desk, fell, lambda: setattr(server, "healthy", True))
+
+    run(main())
+
+
+@pytest.mark.slow
+def test_a_hung_worker_is_killed(
+    run: Callable[[Awaitable[None]], None], model_path: pathlib.Path
+) -> None:
+    limits = SupervisionLimits(
+        health_period_ns=MS, health_ns_max=50 * MS, backoff_first_ns=MS, backoff_ns_max=MS
+    )
+
+    async def main() -> None:
+        desk = Desk()
+        worker = embedded(desk, str(model_path), limits)
+        worker.start()
+        await desk.up()
+        assert worker.pid is not None
+        watched = os.pidfd_open(worker.pid)
+        os.kill(worker.pid, signal.SIGSTOP)
+        assert "health checks in a row failed" in await desk.down()
+        await ended(watched)
+        await worker.stop()
+
+    run(main())
+
+
+@pytest.mark.slow
+def test_stop_while_starting_leaves_nothing(
+    run: Callable[[Awaitable[None]], None], model_path: pathlib.Path
+) -> None:
+    async def main() -> None:
+        desk = Desk()
+        worker = embedded(desk, str(model_path))
+        worker.start()
+        while worker.pid is None:  # noqa: ASYNC110  no time passes: the loop polls
+            await asyncio.sleep(0)
+        watched = os.pidfd_open(worker.pid)
+        await worker.stop()
+        await ended(watched)
+        assert desk.events.empty()
+
+    run(main())
+
+
+@asynccontextmanager
+async def lasting(worker: Worker) -> AsyncIterator[None]:
+    worker.start()
+    try:
+        yield
+    finally:
+        await worker.stop()
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("import sys; sys.exit('no memory')", "no memory"),
+        ("print('hello')", "ready line"),
+        ("print('x' * 100_000)", "ready line"),
+        ("print('{\"ready\": true}')", "ready line"),
+        ("import time; time.sleep(99)", "not ready after 0.2 s"),
+    ],
+)
+def test_a_process_that_does_not_come_up_says_why(
+    run: Callable[[Awaitable[None]], None], tmp_path: pathlib.Path, body: str, words: str
+) -> None:
+    script = tmp_path / "python"
+    script.write_text(f"#!{sys.executable}\n{body}\n")
+    script.chmod(0o755)
+
+    async def main() -> None:
+        desk = Desk()
+        pauses: asyncio.Queue[int] = asyncio.Queue()
+
+        async def pause(duration_ns: int) -> None:
+            pauses.put_nowait(duration_ns)
+
+        limits = SupervisionLimits(ready_ns_max=200 * MS, backoff_first_ns=5, backoff_ns_max=10)
+        worker = embedded(desk, "m.gguf", limits, python=str(script))
+        worker._supervisor.pause = pause
+        async with lasting(worker):
+            assert [await pauses.get() for _ in range(3)] == [5, 10, 10]
+            assert words in worker.last_failure
+        assert desk.events.empty()
+
+    run(main())
+
+
+def test_an_interpreter_that_is_not_there(run: Callable[[Awaitable[None]], None]) -> None:
+    async def main() -> None:
+        paused = asyncio.Event()
+
+        async def pause(_duration_ns: int) -> None:
+            paused.set()
+            await asyncio.get_running_loop().create_future()
+
+        worker = embedded(Desk(), "m.gguf", python="/nowhere/python")
+        worker._supervisor.pause = pause
+        async with lasting(worker):
+            await paused.wait()
+            assert "could not be started" in worker.last_failure
+
+    run(main())
+
+
+def test_a_process_that_ignores_sigterm_is_killed(
+    run: Callable[[Awaitable[None]], None], tmp_path: pathlib.Path
+) -> None:
+    script = tmp_path / "python"
+    script.write_text(
+        f"#!{sys.executable}\nimport signal, time\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        f"open({str(tmp_path / 'fifo')!r}, 'w').close()\n"
+        "time.sleep(99)\n"
+    )
+    script.chmod(0o755)
+    os.mkfifo(tmp_path / "fifo")
+
+    async def main() -> None:
+        limits = SupervisionLimits(stop_ns_max=50 * MS)
+        worker = embedded(Desk(), "m.gguf", limits, python=str(script))
+        worker.start()
+        await asyncio.to_thread((tmp_path / "fifo").read_text)  # it ignores the signal by now
+        assert worker.pid is not None
+        watched = os.pidfd_open(worker.pid)
+        await worker.stop()
+        await ended(watched)
+
+    run(main())
+
+
+FACTORY = """
+import asyncio, sys
+from tokenworks.live.clock import SystemClock
+from tokenworks.live.workers import EmbeddedWorker, WorkerSpec
+spec = WorkerSpec(worker="w", pool="p", model="foreman", path=sys.argv[1], slots=1,
+                  context_tokens=512, threads=1)
+async def main():
+    worker = EmbeddedWorker(
+        spec, SystemClock(), lambda _: print(worker.pid, flush=True), lambda _: None
+    )
+    worker.start()
+    await asyncio.Event().wait()
+asyncio.run(main())
+"""
+
+
+@pytest.mark.slow
+def test_a_worker_dies_with_its_factory(
+    run: Callable[[Awaitable[None]], None], model_path: pathlib.Path
+) -> None:
+    async def main() -> None:
+        factory = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", FACTORY, str(model_path)), stdout=asyncio.subprocess.PIPE
+        )
+        assert factory.stdout is not None
+        watched = os.pidfd_open(int(await factory.stdout.readline()))
+        factory.kill()
+        await ended(watched)
+        await factory.communicate()
+
+    run(main())
+
+
+def test_the_factory_keeps_its_secrets(
+    run: Callable[[Awaitable[None]], None],
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("DATABASE_PASSWORD", "hunter2")
+    script = tmp_path / "python"
+    script.write_text(f"#!{sys.executable}\nimport os, sys\nsys.exit(repr(sorted(os.environ)))\n")
+    script.chmod(0o755)
+
+    async def main() -> None:
+        paused = asyncio.Event()
+
+        async def pause(_duration_ns: int) -> None:
+            paused.set()
+            await asyncio.get_running_loop().create_future()
+
+        worker = embedded(Desk(), "m.gguf", python=str(script))
+        worker._supervisor.pause = pause
+        async with lasting(worker):
+            await paused.wait()
+        assert "TOKENWORKS_WORKER_KEY" in worker.last_failure
+        assert "DATABASE_PASSWORD" not in worker.last_failure
+
+    run(main())
+
+
+def test_an_attached_server_must_serve_the_model(run: Callable[[Awaitable[None]], None]) -> None:
+    async def main() -> None:
+        paused: asyncio.Queue[int] = asyncio.Queue()
+
+        async def pause(duration_ns: int) -> None:
+            await paused.put(duration_ns)
+
+        desk = Desk()
+        async with FakeWorker() as server:
+            worker = attached(desk, server.url, "another")
+            worker._supervisor.pause = pause
+            async with lasting(worker):
+                await paused.get()
+                assert "not 'another'" in worker.last_failure
+                server.healthy = False
+                await paused.get()
+                await paused.get()
+                assert "answered 503" in worker.last_failure
+                await server.stop()
+                await paused.get()
+                await paused.get()
+                assert "cannot connect" in worker.last_failure
+        assert desk.events.empty()
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("https://a", "http://", "http://user:pw@a", "http://a?x=1", "http://a#b", "a:80"),
+        *("http://a:99999", "http://a b"),
+    ],
+)
+def test_a_wrong_url_shows_at_once(url: str) -> None:
+    with pytest.raises(ConfigInvalid):
+        attached(Desk(), url)
+
+
+def test_backoff_doubles_and_ends() -> None:
+    limits = SupervisionLimits()
+    waits = [backoff_ns(n, limits) for n in range(1, 20)]
+    assert waits == sorted(waits)
+    assert waits[0] == limits.backoff_first_ns
+    assert waits[-1] == limits.backoff_ns_max
