@@ -394,7 +394,7 @@ class Dispatcher:
 
     def _place(self, workers: list[Worker], line: Line, rank: int, commands: list[Command]) -> bool:
         """Send the next in turn of a line to one of these workers; False if none can take it."""
-        candidates = [worker for worker in workers if policy.admits(worker, rank)]
+        candidates = policy.admitting(workers, rank)
         if candidates:
             request = line.head()
             if request.worker is not None and len(candidates) > 1:
@@ -406,7 +406,7 @@ class Dispatcher:
             late = line.late_head(self._now_ns)
             if late is None:
                 return False
-            candidates = [worker for worker in workers if policy.tolerates(worker, rank)]
+            candidates = policy.tolerating(workers, rank)
             if not candidates:
                 return False
             request = late

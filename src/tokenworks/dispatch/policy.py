@@ -26,23 +26,31 @@ class Choice(NamedTuple):
     hit_blocks: int
 
 
-def admits(worker: Worker, rank: int) -> bool:
-    """Filter: whether one more request of this tier leaves every promise kept that runs there."""
-    running = len(worker.running)
-    return running < worker.limit and running < worker.caps[rank]
+def admitting(workers: Sequence[Worker], rank: int) -> list[Worker]:
+    """Filter: where one more request of this tier leaves every promise kept that runs there."""
+    return [
+        worker
+        for worker in workers
+        if (running := len(worker.running)) < worker.limit and running < worker.caps[rank]
+    ]
 
 
-def tolerates(worker: Worker, rank: int) -> bool:
-    """Filter: whether a slot is free and one more request leaves every higher tier's promise kept.
+def tolerating(workers: Sequence[Worker], rank: int) -> list[Worker]:
+    """Filter: where a slot is free and one more request leaves every higher tier's promise kept.
 
     Its own promise and those of its tier and below may break: late, it would break anyway.
     """
-    running = len(worker.running)
-    return running < worker.slots and all(
-        running < cap
-        for cap, count in zip(worker.caps[rank + 1 :], worker.counts[rank + 1 :], strict=True)
-        if count
-    )
+    higher = range(rank + 1, len(Tier))
+    tolerant = []
+    for worker in workers:
+        running = len(worker.running)
+        if running < worker.slots:
+            for each in higher:
+                if worker.counts[each] and running >= worker.caps[each]:
+                    break
+            else:
+                tolerant.append(worker)
+    return tolerant
 
 
 def load_ppm(worker: Worker) -> int:
@@ -118,12 +126,10 @@ def nearest(workers: Sequence[Worker], rank: int) -> Worker:
     every slot that ends, and a higher tier could never begin where its cap is the smaller one.
     Ties go to the least loaded, then to the one that came up first.
     """
+    gaps = [len(each.running) - min(each.limit, each.caps[rank]) for each in workers]
+    least = min(gaps)
     return min(
-        workers,
-        key=lambda each: (
-            len(each.running) - min(each.limit, each.caps[rank]),
-            load_ppm(each),
-        ),
+        (each for each, gap in zip(workers, gaps, strict=True) if gap == least), key=load_ppm
     )
 
 

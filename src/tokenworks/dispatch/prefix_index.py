@@ -78,9 +78,14 @@ class PrefixIndex:
             index: the worker's.
         """
         blocks, bit = self._blocks, 1 << index
+        move_to_end = blocks.move_to_end
         for block in reversed(prefix[: self._blocks_max]):
-            blocks[block] = blocks.get(block, 0) | bit
-            blocks.move_to_end(block)
+            mask = blocks.get(block)
+            if mask is None:
+                blocks[block] = bit
+            else:
+                blocks[block] = mask | bit
+                move_to_end(block)
         while len(blocks) > self._blocks_max:
             blocks.popitem(last=False)
 
