@@ -9,6 +9,8 @@ BIN := $(VENV)/bin
 SETUP := $(VENV)/dev.stamp
 UV_VERSION := 0.13.9
 FOREMAN := models/foreman/out
+SOAK_S := 3600
+SOAK_STREAMS := 64
 
 # The first Python on the PATH that is new enough; make PYTHON=/path/to/python overrules it.
 PYTHON := $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
@@ -16,7 +18,7 @@ PYTHON := $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 p
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # The tools read the source beside this file, also when the package is installed from elsewhere.
-export PYTHONPATH := $(CURDIR)/src
+export PYTHONPATH := $(CURDIR)/src:$(CURDIR)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -41,14 +43,15 @@ check: $(SETUP) ## Check house rules, imports between rooms, lint, format and ty
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(SETUP) ## Measure the gateway, the dispatcher and the ledger on this machine
-	$(BIN)/python bench/run.py
+bench: $(SETUP) ## Measure the time of a decision on this machine
+	$(BIN)/python bench/decision.py
 
-soak: $(SETUP) ## Keep a factory under load for a long time and check its books
-	$(BIN)/python bench/soak.py
+soak: $(SETUP) ## Keep a real factory under load for an hour; SOAK_S and SOAK_STREAMS change that
+	$(BIN)/python -m bars.load --streams $(SOAK_STREAMS) --seconds $(SOAK_S)
 
-bars: $(SETUP) ## Compare the last measurements with the bars that a release must clear
-	$(BIN)/python bench/bars.py
+bars: $(SETUP) ## What a release must clear: a loaded factory, and one that is killed again and again
+	$(BIN)/python -m bars.load
+	$(BIN)/python -m bars.kill
 
 foreman: $(VENV)/train.stamp ## Train the model that ships with the package (hours on two cores)
 	mkdir -p $(FOREMAN)
