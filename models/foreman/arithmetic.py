@@ -38,7 +38,9 @@ def add(rng: random.Random, *, unseen: bool = False) -> Sample:
     """Two numbers added by columns."""
     top = rng.choice((100, 1000, 1000))
     a, b = rng.randrange(1, top), rng.randrange(1, top)
-    asked = rng.choice((f"What is {a} + {b}?", f"{a} + {b} = ?", f"Add {a} and {b}.", f"{a} plus {b}?"))
+    asked = rng.choice(
+        (f"What is {a} + {b}?", f"{a} + {b} = ?", f"Add {a} and {b}.", f"{a} plus {b}?")
+    )
     return _sample("add", asked, f"{a}+{b}: {add_steps(a, b)}. Answer: {a + b}.")
 
 
@@ -119,7 +121,5 @@ def date(rng: random.Random, *, unseen: bool = False) -> Sample:
     steps = f"{start.day}+{days}={total}"
     if total > length:
         steps += f", month has {length}, {total}-{length}={total - length}"
-    asked = rng.choice(
-        (f"What date is {days} days after {start}?", f"{start} plus {days} days?")
-    )
+    asked = rng.choice((f"What date is {days} days after {start}?", f"{start} plus {days} days?"))
     return _sample("date", asked, f"{steps}. Answer: {end}.")

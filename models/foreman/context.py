@@ -125,7 +125,9 @@ def lookup(rng: random.Random, *, unseen: bool = False) -> Sample:
 def extract(rng: random.Random, *, unseen: bool = False) -> Sample:
     """Fields of a sentence as JSON."""
     fields: dict[str, Any] = {}
-    for name in rng.sample(("name", "team", "city", "worker", "key", "count", "tier"), rng.randint(1, 3)):
+    for name in rng.sample(
+        ("name", "team", "city", "worker", "key", "count", "tier"), rng.randint(1, 3)
+    ):
         if name == "count":
             fields[name] = rng.randrange(1, 1000)
         elif name == "city":

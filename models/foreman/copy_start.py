@@ -43,7 +43,9 @@ def write_copy_circuit(model: Foreman, *, seed: int, previous: int = 0, match: i
     _match(model, match, token, other, beside)
 
 
-def _previous_token(model: Foreman, layer: int, theta: Tensor, token: Tensor, beside: Tensor) -> None:
+def _previous_token(
+    model: Foreman, layer: int, theta: Tensor, token: Tensor, beside: Tensor
+) -> None:
     """Queries and keys see the constant only; their rotation is largest one step back."""
     block, head, width = model.blocks[layer], model.shape.head, model.shape.width
     q, k, v = block.qkv.weight.view(3, width, width)

@@ -1,4 +1,4 @@
-"""A Llama-architecture decoder in plain PyTorch: RMSNorm, rotary positions, SwiGLU, tied embeddings."""
+"""A Llama-architecture decoder in PyTorch: RMSNorm, rotary positions, SwiGLU, tied embeddings."""
 
 from __future__ import annotations
 

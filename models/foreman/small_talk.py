@@ -50,8 +50,14 @@ _TALK: Final = (
         "I am tiny: a few million parameters. I run on any laptop.",
     ),
     (
-        ("Can you write a poem?", "Tell me a joke.", "Write a story.", "What is the meaning of life?",
-         "Who won the game?", "What is the capital of France?"),
+        (
+            "Can you write a poem?",
+            "Tell me a joke.",
+            "Write a story.",
+            "What is the meaning of life?",
+            "Who won the game?",
+            "What is the capital of France?",
+        ),
         "I am too small for that. I call tools, read reports and do small sums.",
     ),
 )

@@ -22,9 +22,7 @@ QUANTS: Final = {
 def interleave(weight: np.ndarray[Any, Any], heads: int) -> np.ndarray[Any, Any]:
     """Half-split rotary rows to llama.cpp's interleaved rows; weight: [heads * head, width]."""
     rows, width = weight.shape
-    return (
-        weight.reshape(heads, 2, rows // heads // 2, width).swapaxes(1, 2).reshape(rows, width)
-    )
+    return weight.reshape(heads, 2, rows // heads // 2, width).swapaxes(1, 2).reshape(rows, width)
 
 
 def tensors(state: dict[str, torch.Tensor], shape: Shape) -> dict[str, np.ndarray[Any, Any]]:

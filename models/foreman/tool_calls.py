@@ -19,6 +19,7 @@ from words import (
     STRING_PARAMS,
     TIERS,
     VERBS,
+    fragments,
     held_out,
     identifier,
     made_up,
@@ -40,7 +41,11 @@ class MadeTool:
 
 
 class ToolMaker:
-    """Draws tools; ``unseen`` draws from the held-out words only."""
+    """Draws tools; ``unseen`` draws from the held-out words only.
+
+    Most of the names that training sees are made up anew for each sample: a name that never comes
+    twice cannot be learnt by heart, so it must be copied from the signature.
+    """
 
     def __init__(self, rng: random.Random, *, unseen: bool = False) -> None:
         """Args: rng: the only source of chance; unseen: use held-out words."""
@@ -50,12 +55,25 @@ class ToolMaker:
         self._strings, self._integers = pick(STRING_PARAMS), pick(INTEGER_PARAMS)
         self._numbers, self._booleans = pick(NUMBER_PARAMS), pick(BOOLEAN_PARAMS)
         self._choices = pick(CHOICE_PARAMS)
+        self._unseen = unseen
+        self._all = [*self.verbs, *self.nouns, *self._strings, *self._integers]
 
     def words(self) -> tuple[str, str]:
         """A verb and a noun for one tool."""
+        return self._word(self.verbs), self._word(self.nouns)
+
+    def _word(self, listed: list[str]) -> str:
         rng = self._rng
-        noun = made_up(rng) if rng.random() < 0.12 else rng.choice(self.nouns)
-        return rng.choice(self.verbs), noun
+        kind = rng.random()
+        if self._unseen or kind < 0.4:
+            return rng.choice(listed)
+        return fragments(rng, self._all) if kind < 0.75 else made_up(rng)
+
+    def _param_name(self, listed: list[str]) -> str:
+        name = self._word(listed)
+        if not self._unseen and self._rng.random() < 0.15:
+            return f"{name}_{self._word(listed)}"
+        return name
 
     def params(self, count: int) -> tuple[tuple[str, dict[str, Any], bool], ...]:
         """``count`` parameters with distinct names, the required ones first."""
@@ -64,37 +82,38 @@ class ToolMaker:
         while len(found) < count:
             name, spec = self._param()
             if name not in found:
-                found[name] = (spec, rng.random() < 0.75)
+                found[name] = (spec, rng.random() < 0.85)
         ordered = sorted(found.items(), key=lambda item: not item[1][1])
         return tuple((name, spec, required) for name, (spec, required) in ordered)
 
     def _param(self) -> tuple[str, dict[str, Any]]:
         rng = self._rng
         kind = rng.random()
+        name = self._param_name
         if kind < 0.5:
-            return rng.choice(self._strings), {"type": "string"}
+            return name(self._strings), {"type": "string"}
         if kind < 0.75:
-            return rng.choice(self._integers), {"type": "integer"}
+            return name(self._integers), {"type": "integer"}
         if kind < 0.84:
-            return rng.choice(self._numbers), {"type": "number"}
+            return name(self._numbers), {"type": "number"}
         if kind < 0.92:
-            return rng.choice(self._choices), {"type": "string", "enum": list(rng.choice(CHOICES))}
-        return rng.choice(self._booleans), {"type": "boolean"}
+            return name(self._choices), {"type": "string", "enum": list(rng.choice(CHOICES))}
+        return name(self._booleans), {"type": "boolean"}
 
     def make(self, verb: str, noun: str, params_max: int) -> MadeTool:
         """A tool for these words; its name or its description carries them."""
         rng = self._rng
         params = self.params(rng.randint(0 if rng.random() < 0.1 else 1, params_max))
         style = rng.random()
-        if style < 0.72:
+        if style < 0.9:
             name = f"{verb}_{noun}"
-        elif style < 0.82:
+        elif style < 0.94:
             name = verb + noun.capitalize()
-        elif style < 0.9:
+        elif style < 0.98:
             name = f"{noun}_{verb}"
         else:
             name = made_up(rng)
-        described = style >= 0.9 or rng.random() < 0.4
+        described = style >= 0.98 or rng.random() < 0.3
         article = rng.choice(("a", "the", "one"))
         description = f"{verb} {article} {noun}" if described else ""
         if described and rng.random() < 0.5:
@@ -133,16 +152,16 @@ def _value(rng: random.Random, spec: dict[str, Any]) -> tuple[Any, str]:
         return flag, rng.choice(("true", "yes", "on") if flag else ("false", "no", "off"))
     text = string_value(rng)
     if " " in text or rng.random() < 0.1:
-        return text, rng.choice((f'"{text}"', f"'{text}'", text if " " not in text else f'"{text}"'))
+        return text, rng.choice(
+            (f'"{text}"', f"'{text}'", text if " " not in text else f'"{text}"')
+        )
     return text, text
 
 
-_JOIN: Final = ("{p} {v}", "{p} {v}", "{p}: {v}", "{p}={v}", "{p} is {v}", "{v} as {p}")
+_JOIN: Final = ("{p} {v}", "{p} {v}", "{p}: {v}", "{p}={v}", "{p} is {v}")
 
 
-def request_for(
-    rng: random.Random, made: MadeTool
-) -> tuple[str, dict[str, Any]]:
+def request_for(rng: random.Random, made: MadeTool) -> tuple[str, dict[str, Any]]:
     """A user's wish for this tool, and the arguments that fulfil it."""
     arguments: dict[str, Any] = {}
     phrases = []
@@ -152,7 +171,7 @@ def request_for(
             continue
         value, text = _value(rng, spec)
         arguments[name] = value
-        spoken = name if rng.random() < 0.3 else name.replace("_", " ")
+        spoken = name if rng.random() < 0.6 else name.replace("_", " ")
         phrases.append(join.format(p=spoken, v=text))
     noun = rng.choice(("the ", "a ", "", "", "my ")) + made.noun
     wish = f"{made.verb} {noun}"
@@ -164,7 +183,8 @@ def request_for(
         if isinstance(value, str):
             return _dress(rng, f'{wish} "{value}"', made), arguments
         return _dress(rng, f"{wish} {json.dumps(value)}", made), arguments
-    rng.shuffle(phrases)
+    if rng.random() < 0.5:
+        rng.shuffle(phrases)
     if not phrases:
         return _dress(rng, wish, made), arguments
     if rng.random() < 0.5 and len(phrases) > 1:
@@ -172,7 +192,7 @@ def request_for(
     else:
         listing = ", ".join(phrases)
     link = rng.choice((" with ", ", ", ": ", " for ", " using ", "; "))
-    if rng.random() < 0.12:
+    if rng.random() < 0.06:
         return f"With {listing}, {wish}.", arguments
     return _dress(rng, f"{wish}{link}{listing}", made), arguments
 
@@ -191,11 +211,13 @@ def _dress(rng: random.Random, wish: str, made: MadeTool) -> str:
         return f"{wish[0].upper()}{wish[1:]}, please."
     if shape == 5:
         return f"We should {wish} now."
+    if shape == 6:
+        return f"Could you {wish}?"
     return f"{wish[0].upper()}{wish[1:]}."
 
 
 def tool_call(
-    rng: random.Random, *, unseen: bool = False, tools_max: int = 5, params_max: int = 4
+    rng: random.Random, *, unseen: bool = False, tools_max: int = 4, params_max: int = 3
 ) -> Sample:
     """A request that one of the given tools fulfils."""
     box = ToolMaker(rng, unseen=unseen).toolbox(rng.randint(1, tools_max), params_max)
@@ -250,7 +272,11 @@ _T: Final[dict[str, Any]] = {"type": "string", "enum": list(TIERS)}
 
 FACTORY: Final = (
     (
-        tool("get_tier_report", "Tokens and money of one tier", [("tier", _T, True), ("hours", _I, True)]),
+        tool(
+            "get_tier_report",
+            "Tokens and money of one tier",
+            [("tier", _T, True), ("hours", _I, True)],
+        ),
         (
             "How did {tier} do in the last {hours} hours?",
             "Show me the {tier} tier for the past {hours} hours.",
@@ -260,10 +286,16 @@ FACTORY: Final = (
     ),
     (
         tool("drain_worker", "Stop sending requests to a worker", [("worker", _S, True)]),
-        ("Drain {worker}.", "Take worker {worker} out of service.", "Stop sending work to {worker}."),
+        (
+            "Drain {worker}.",
+            "Take worker {worker} out of service.",
+            "Stop sending work to {worker}.",
+        ),
     ),
     (
-        tool("set_price", "Set a tier's price per 1M tokens", [("tier", _T, True), ("usd", _N, True)]),
+        tool(
+            "set_price", "Set a tier's price per 1M tokens", [("tier", _T, True), ("usd", _N, True)]
+        ),
         (
             "Set the {tier} price to ${usd} per million tokens.",
             "Sell {tier} at {usd} dollars per 1M tokens.",
@@ -271,7 +303,9 @@ FACTORY: Final = (
         ),
     ),
     (
-        tool("create_key", "Create a key for a tenant", [("tenant", _S, True), ("tokens", _I, False)]),
+        tool(
+            "create_key", "Create a key for a tenant", [("tenant", _S, True), ("tokens", _I, False)]
+        ),
         (
             "Create a key for {tenant} with {tokens} tokens.",
             "{tenant} needs a key good for {tokens} tokens.",
@@ -296,7 +330,11 @@ FACTORY: Final = (
         ),
     ),
     (
-        tool("scale_pool", "Set the number of workers of a pool", [("pool", _S, True), ("workers", _I, True)]),
+        tool(
+            "scale_pool",
+            "Set the number of workers of a pool",
+            [("pool", _S, True), ("workers", _I, True)],
+        ),
         (
             "Scale pool {pool} to {workers} workers.",
             "Run {workers} workers in {pool}.",
@@ -305,7 +343,11 @@ FACTORY: Final = (
     ),
     (
         tool("get_balance", "Balance of a tenant", [("tenant", _S, True)]),
-        ("What is {tenant}'s balance?", "How much money does {tenant} have left?", "Balance of {tenant}?"),
+        (
+            "What is {tenant}'s balance?",
+            "How much money does {tenant} have left?",
+            "Balance of {tenant}?",
+        ),
     ),
     (
         tool("get_time", "Time in a city", [("city", _S, True)]),

@@ -1,8 +1,8 @@
 """Train foreman: one command, seeded.
 
 The model starts with a copying circuit (``copy_start``). Stages: repeated random tokens, which
-sharpen it, then ``curriculum``'s COPY_FIRST, MIDDLE and FULL mixes. Hidden matrices use Muon, the rest AdamW; the
-learning rate is flat and falls linearly to zero at the end. Loss is on answers only.
+sharpen it, then ``curriculum``'s COPY_FIRST, MIDDLE and FULL mixes. Hidden matrices use Muon, the
+rest AdamW; the learning rate is flat and falls linearly to zero at the end. Loss is on answers.
 """
 
 from __future__ import annotations
@@ -129,8 +129,14 @@ class Trainer:
         self.model = Foreman(shape)
         write_copy_circuit(self.model, seed=args.seed)
         self.model.to(self.device)
-        matrices = [p for n, p in self.model.named_parameters() if n.startswith("blocks") and p.ndim == 2]
-        others = [p for n, p in self.model.named_parameters() if not (n.startswith("blocks") and p.ndim == 2)]
+        matrices = [
+            p for n, p in self.model.named_parameters() if n.startswith("blocks") and p.ndim == 2
+        ]
+        others = [
+            p
+            for n, p in self.model.named_parameters()
+            if not (n.startswith("blocks") and p.ndim == 2)
+        ]
         self.muon = Muon(matrices, shape.width)
         self.adam = torch.optim.AdamW(others, lr=1.0, betas=(0.9, 0.95), weight_decay=0.0)
         self.step = 0
@@ -221,8 +227,11 @@ def run(args: argparse.Namespace) -> None:
         seen = loss if not seen else 0.98 * seen + 0.02 * loss
         if trainer.step % 50 == 0:
             elapsed = time.monotonic() - began
-            print(f"{trainer.step} {trainer.stage() if trainer.step < args.steps else 'end'} "
-                  f"loss {seen:.3f} {elapsed:.0f} s", flush=True)
+            print(
+                f"{trainer.step} {trainer.stage() if trainer.step < args.steps else 'end'} "
+                f"loss {seen:.3f} {elapsed:.0f} s",
+                flush=True,
+            )
         if trainer.step % args.report == 0 or trainer.step == args.steps:
             scores = exact_by_task(trainer.model.float(), trainer.tokenizer, checks)
             print(json.dumps({k: f"{r}/{n}" for k, (r, n) in scores.items()}), flush=True)

@@ -150,6 +150,17 @@ def made_up(rng: random.Random) -> str:
     )
 
 
+def fragments(rng: random.Random, words: list[str]) -> str:
+    """A word of pieces of other words: it is spelt as an unseen word would be."""
+    parts = []
+    for _ in range(rng.choice((1, 2, 2, 3))):
+        word = rng.choice(words)
+        size = rng.randint(2, 5)
+        start = rng.randrange(max(1, len(word) - size + 1))
+        parts.append(word[start : start + size].strip("_"))
+    return "".join(parts)
+
+
 def identifier(rng: random.Random) -> str:
     """A name as operators give them: worker-17, ab93f0, amber_4, zork."""
     shape = rng.randrange(7)

@@ -1,0 +1,1 @@
+"""The bars that a release must clear, run against a real factory: ``make bars``."""

@@ -1,0 +1,34 @@
+"""Short runs of the bars; ``make bars`` has the long ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bars.factory import running
+from bars.kill import run_kills
+from bars.load import check_load, run_load
+
+pytestmark = pytest.mark.slow
+
+
+def test_tokens_at_the_clients_are_tokens_in_the_ledger(
+    model_path: Path, tmp_path: Path, run: Callable[[Any], Any]
+) -> None:
+    with running(tmp_path, "--quiet") as factory:
+        load = run(run_load(factory, streams=24, seconds=3, seed=5))
+        assert factory.stop() == 0
+    figures = check_load(load, tmp_path)
+    assert figures["answers"] > 0
+    assert figures["output_tokens_clients"] == figures["output_tokens_ledger"]
+
+
+def test_nothing_settled_is_lost_when_the_factory_is_killed(
+    model_path: Path, tmp_path: Path
+) -> None:
+    figures = run_kills(tmp_path, times=2, seed=11, streams=12)
+    assert figures["workers_that_died_with_it"] == 4
+    assert figures["acknowledged"] <= figures["in_ledger"]
