@@ -268,6 +268,10 @@ class FakeWorker:
             await writer.drain()
 
         tokens = _tokens(script, request)
+        if request.get("return_progress"):
+            read = {"total": script.prompt_tokens, "cache": script.cached_tokens, "time_ms": 0}
+            first = self._chunk({"role": "assistant", "content": None})
+            await send({**first, "prompt_progress": {**read, "processed": script.prompt_tokens}})
         await send(self._chunk({"role": "assistant", "content": None}))
         for n, token in enumerate(tokens):
             await self.gate.passage()

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.live.processes import ended
+from tests.live.processes import WAIT_S_MAX, ended
 from tokenworks.core.ids import ModelName, PoolID, WorkerID
 from tokenworks.live import embedded, workers
 from tokenworks.live.clock import SystemClock
@@ -140,14 +140,14 @@ def test_closing_the_socket_frees_the_slot_and_health_never_queues(
             streams = [await client.post_stream(PATH, request) for _ in range(2)]
             queued = [asyncio.create_task(client.post_stream(PATH, request)) for _ in range(2)]
             assert await busy_slots(client) == 2
-            async with asyncio.timeout(1):
-                assert (await client.get("/health"))[0] == 200
+            assert (await client.get("/health"))[0] == 200
+            assert await busy_slots(client) == 2, "health was answered while all slots were busy"
             for task in queued:
                 task.cancel()
             await asyncio.gather(*queued, return_exceptions=True)
             for stream in streams:
                 stream.abort()
-            async with asyncio.timeout(1):
+            async with asyncio.timeout(WAIT_S_MAX):
                 while await busy_slots(client) > 0:
                     pass
 
@@ -252,6 +252,18 @@ def test_says_why_it_will_not_start(
             assert child.returncode not in (0, None)
 
     run(main())
+
+
+def test_the_engine_is_told_its_limits() -> None:
+    command = "--model m.gguf --alias foreman --slots 3 --context-tokens 96 --threads 2"
+    p = embedded.engine_parameters(embedded.parse_arguments(command.split()), "secret")
+    assert (p.model.path, p.model_alias, p.api_keys) == ("m.gguf", {"foreman"}, ["secret"])
+    assert (p.n_parallel, p.n_ctx, p.kv_unified) == (3, 96, False)
+    assert (p.cpuparams.n_threads, p.cpuparams_batch.n_threads) == (2, 2)
+    assert (p.hostnames, p.port) == (["127.0.0.1"], 0)
+    assert p.n_threads_http > 3 * workers.CONNECTIONS_PER_SLOT_MAX
+    assert not p.ui
+    assert p.cors_origins == ""
 
 
 def test_both_ends_agree_on_the_key() -> None:

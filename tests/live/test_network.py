@@ -230,7 +230,7 @@ def test_a_body_that_ends_with_the_connection(run: Callable[[Awaitable[None]], N
 
 
 @asynccontextmanager
-async def raw(answer: bytes) -> AsyncIterator[WorkerClient]:
+async def raw(answer: bytes, head_ns_max: int = 60 * 10**9) -> AsyncIterator[WorkerClient]:
     """A client of a server that answers any request's head with these bytes, then listens on."""
 
     tasks: set[asyncio.Task[None] | None] = set()
@@ -245,7 +245,7 @@ async def raw(answer: bytes) -> AsyncIterator[WorkerClient]:
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     host, port = server.sockets[0].getsockname()
-    client = WorkerClient(host, port, None, head_ns_max=100_000_000)
+    client = WorkerClient(host, port, None, head_ns_max=head_ns_max)
     try:
         yield client
     finally:
@@ -261,7 +261,6 @@ async def raw(answer: bytes) -> AsyncIterator[WorkerClient]:
         (b"SSH-2.0-OpenSSH\r\n", "not HTTP"),
         (b"HTTP/1.1 200 OK\r\nA: " + b"x" * network.HEADER_BYTES_MAX + b"\r\n\r\n", "headers"),
         (b"HTTP/1.1 101 Switching\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n", "not HTTP"),
-        (b"HTTP/1.1 200 OK\r\n", "no answer"),
     ],
 )
 def test_nonsense_is_a_failed_worker(
@@ -270,6 +269,16 @@ def test_nonsense_is_a_failed_worker(
     async def main() -> None:
         async with raw(answer) as client:
             with pytest.raises(WorkerFailed, match=why):
+                await client.post_stream(PATH, BODY)
+            assert client._sockets == 0
+
+    run(main())
+
+
+def test_a_silent_worker_has_failed(run: Callable[[Awaitable[None]], None]) -> None:
+    async def main() -> None:
+        async with raw(b"HTTP/1.1 200 OK\r\n", head_ns_max=50_000_000) as client:
+            with pytest.raises(WorkerFailed, match=r"no answer from the worker in 0\.05 s"):
                 await client.post_stream(PATH, BODY)
             assert client._sockets == 0
 

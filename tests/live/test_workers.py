@@ -15,7 +15,7 @@ import uvloop
 
 from tests.live.fake_worker import FakeWorker
 from tests.live.processes import ended
-from tokenworks.core.errors import ConfigInvalid, WorkerUnavailable
+from tokenworks.core.errors import ConfigInvalid, WorkerFailed, WorkerUnavailable
 from tokenworks.core.ids import ModelName, PoolID, WorkerID
 from tokenworks.live.clock import SystemClock
 from tokenworks.live.network import WorkerClient
@@ -33,6 +33,9 @@ MS = 1_000_000
 QUICK = SupervisionLimits(
     health_period_ns=10 * MS, health_ns_max=2_000 * MS, backoff_first_ns=MS, backoff_ns_max=MS
 )
+
+
+ENDLESS = b'{"prompt": "a", "stream": true, "max_tokens": 1900, "ignore_eos": true}'
 
 
 class Desk:
@@ -81,10 +84,13 @@ async def alternates(
     desk: Desk,
     fell: Callable[[], Awaitable[None]],
     healed: Callable[[], None] = lambda: None,
+    clients: list[WorkerClient] | None = None,
 ) -> None:
     """The promises of ``Worker``: up, down with a broken client, up again, down when stopped."""
     worker.start()
     first = await desk.up()
+    if clients is not None:
+        clients.append(first)
     assert worker.last_failure == ""
     assert (await first.get("/v1/models"))[0] == 200
     await fell()
@@ -108,13 +114,18 @@ def test_embedded_worker_comes_back_after_kill_9(
     async def main() -> None:
         desk = Desk()
         worker = embedded(desk, str(model_path))
+        clients: list[WorkerClient] = []
 
         async def fell() -> None:
+            (client,) = clients
+            stream = await client.post_stream("/v1/completions", ENDLESS)
             assert worker.pid is not None
             os.kill(worker.pid, signal.SIGKILL)
+            with pytest.raises(WorkerFailed):
+                await stream.read_all(10_000_000)
 
         async with asyncio.timeout(30):
-            await alternates(worker, desk, fell)
+            await alternates(worker, desk, fell, clients=clients)
         assert worker.pid is None
 
     with asyncio.Runner(loop_factory=loop_factory) as runner:
@@ -187,17 +198,21 @@ async def lasting(worker: Worker) -> AsyncIterator[None]:
 
 
 @pytest.mark.parametrize(
-    ("body", "words"),
+    ("body", "words", "ready_ns_max"),
     [
-        ("import sys; sys.exit('no memory')", "no memory"),
-        ("print('hello')", "ready line"),
-        ("print('x' * 100_000)", "ready line"),
-        ("print('{\"ready\": true}')", "ready line"),
-        ("import time; time.sleep(99)", "not ready after 0.2 s"),
+        ("import sys; sys.exit('no memory')", "no memory", 60_000 * MS),
+        ("print('hello')", "ready line", 60_000 * MS),
+        ("print('x' * 100_000)", "ready line", 60_000 * MS),
+        ("print('{\"ready\": true}')", "ready line", 60_000 * MS),
+        ("import sys; sys.stdin.read()", "not ready after 0.05 s", 50 * MS),
     ],
 )
 def test_a_process_that_does_not_come_up_says_why(
-    run: Callable[[Awaitable[None]], None], tmp_path: pathlib.Path, body: str, words: str
+    run: Callable[[Awaitable[None]], None],
+    tmp_path: pathlib.Path,
+    body: str,
+    words: str,
+    ready_ns_max: int,
 ) -> None:
     script = tmp_path / "python"
     script.write_text(f"#!{sys.executable}\n{body}\n")
@@ -210,7 +225,7 @@ def test_a_process_that_does_not_come_up_says_why(
         async def pause(duration_ns: int) -> None:
             pauses.put_nowait(duration_ns)
 
-        limits = SupervisionLimits(ready_ns_max=200 * MS, backoff_first_ns=5, backoff_ns_max=10)
+        limits = SupervisionLimits(ready_ns_max=ready_ns_max, backoff_first_ns=5, backoff_ns_max=10)
         worker = embedded(desk, "m.gguf", limits, python=str(script))
         worker._supervisor.pause = pause
         async with lasting(worker):
@@ -243,10 +258,10 @@ def test_a_process_that_ignores_sigterm_is_killed(
 ) -> None:
     script = tmp_path / "python"
     script.write_text(
-        f"#!{sys.executable}\nimport signal, time\n"
+        f"#!{sys.executable}\nimport signal, sys\n"
         "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
         f"open({str(tmp_path / 'fifo')!r}, 'w').close()\n"
-        "time.sleep(99)\n"
+        "sys.stdin.read()\n"
     )
     script.chmod(0o755)
     os.mkfifo(tmp_path / "fifo")

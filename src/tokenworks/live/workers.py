@@ -93,9 +93,8 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
         model: the model name it answers to.
         path: a GGUF file whose sha256 the caller has checked.
         slots: sequences it runs at once.
-        context_tokens: KV tokens that the slots share. Below slots x the model's context, full
-            slots can exhaust it, and llama.cpp then ends *every* running answer with an error:
-            whoever dispatches must keep the sum of reserved tokens within it.
+        context_tokens: KV tokens of all slots together; each slot has its equal share, at most
+            the model's own context, and refuses a longer prompt with 400.
         threads: CPU threads of the model.
     """
 
