@@ -43,10 +43,10 @@ MIDDLE: Final[tuple[tuple[Generator, int], ...]] = (
     (small_talk.explain, 2),
 )
 FULL: Final[tuple[tuple[Generator, int], ...]] = (
-    (tool_calls.tool_call, 44),
-    (_middle_call, 10),
-    (_short_call, 8),
-    (tool_calls.factory_call, 7),
+    (tool_calls.calls_in_turn, 40),
+    (tool_calls.tool_call, 16),
+    (_short_call, 6),
+    (tool_calls.factory_call, 8),
     (tool_calls.no_tool, 3),
     (tool_calls.tool_result, 3),
     (context.report, 3),

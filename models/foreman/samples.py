@@ -23,6 +23,7 @@ class Sample:
         answer: the assistant's text, without the closing token.
         tools: OpenAI-shaped tool definitions, or none.
         call: for a tool call, its name and arguments.
+        later: further turns of the conversation, each the user's text and the right answer.
     """
 
     task: str
@@ -30,6 +31,7 @@ class Sample:
     answer: str
     tools: tuple[dict[str, Any], ...] = ()
     call: dict[str, Any] | None = None
+    later: tuple[tuple[str, str], ...] = ()
 
 
 def signature(tool: dict[str, Any]) -> str:
@@ -69,6 +71,11 @@ def render_prompt(
         parts.append(f"{IM_START}{_turn(message)}{IM_END}\n")
     parts.append(f"{IM_START}assistant\n")
     return "".join(parts)
+
+
+def render_later(text: str) -> str:
+    """What stands between an answer and the next one."""
+    return f"{IM_END}\n{IM_START}user\n{text}{IM_END}\n{IM_START}assistant\n"
 
 
 def _turn(message: dict[str, Any]) -> str:

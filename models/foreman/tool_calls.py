@@ -233,6 +233,23 @@ def tool_call(
     )
 
 
+def calls_in_turn(rng: random.Random, *, tools_max: int = 4, params_max: int = 3) -> Sample:
+    """Several requests over the same tools: more answers to learn from per token read."""
+    box = ToolMaker(rng).toolbox(rng.randint(1, tools_max), params_max)
+    turns = []
+    for _ in range(rng.randint(2, 4)):
+        chosen = rng.choice(box)
+        text, arguments = request_for(rng, chosen)
+        turns.append((text, call_text(chosen.spec["function"]["name"], arguments)))
+    return Sample(
+        task="calls_in_turn",
+        messages=_with_system(rng, turns[0][0]),
+        tools=tuple(made.spec for made in box),
+        answer=turns[0][1],
+        later=tuple(turns[1:]),
+    )
+
+
 _SYSTEMS: Final = (
     "You are Foreman.",
     "You are a helpful assistant.",

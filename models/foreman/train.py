@@ -22,7 +22,7 @@ import torch
 from copy_start import write_copy_circuit
 from model import Foreman, Shape
 from muon import Muon
-from samples import IM_END, Sample, render_prompt
+from samples import IM_END, Sample, render_later, render_prompt
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional
@@ -46,22 +46,34 @@ class Batch:
     owner: Tensor
 
 
-def encode(tokenizer: Tokenizer, sample: Sample) -> tuple[list[int], int]:
-    """Tokens of prompt and answer, and where the answer begins."""
-    prompt = tokenizer.encode(render_prompt(sample.messages, sample.tools)).ids
-    return prompt + tokenizer.encode(sample.answer + IM_END).ids, len(prompt)
+Row = tuple[list[int], list[int]]
+"""Tokens, and the places of those that are to be learnt."""
 
 
-def collate(rows: list[tuple[list[int], int]]) -> Batch:
-    """Right-pad rows and point at the positions that predict an answer token."""
+def encode(tokenizer: Tokenizer, sample: Sample) -> Row:
+    """A sample's tokens; the answers with their closing tokens are to be learnt."""
+    ids: list[int] = []
+    learnt: list[int] = []
+    before = render_prompt(sample.messages, sample.tools)
+    for text, answer in ((before, sample.answer), *sample.later):
+        prompt = text if text is before else render_later(text).removeprefix(IM_END)
+        ids += tokenizer.encode(prompt).ids
+        start = len(ids)
+        ids += tokenizer.encode(answer + IM_END).ids
+        learnt += range(start, len(ids))
+    return ids, learnt
+
+
+def collate(rows: list[Row]) -> Batch:
+    """Right-pad rows and point at the positions that predict a token to be learnt."""
     width = max(len(ids) for ids, _ in rows)
     tokens = torch.zeros(len(rows), width, dtype=torch.long)
     where, target, owner = [], [], []
-    for i, (ids, start) in enumerate(rows):
+    for i, (ids, learnt) in enumerate(rows):
         tokens[i, : len(ids)] = torch.tensor(ids)
-        where += range(i * width + start - 1, i * width + len(ids) - 1)
-        target += ids[start:]
-        owner += [i] * (len(ids) - start)
+        where += [i * width + place - 1 for place in learnt]
+        target += [ids[place] for place in learnt]
+        owner += [i] * len(learnt)
     return Batch(tokens, torch.tensor(where), torch.tensor(target), torch.tensor(owner))
 
 
@@ -72,7 +84,7 @@ def batches(tokenizer: Tokenizer, mix: str, seed: int, tokens_max: int) -> Itera
     while True:
         rows = [encode(tokenizer, next(source)) for _ in range(POOL)]
         rows.sort(key=lambda row: len(row[0]))
-        groups: list[list[tuple[list[int], int]]] = [[]]
+        groups: list[list[Row]] = [[]]
         for row in rows:
             if (len(groups[-1]) + 1) * len(row[0]) > tokens_max and groups[-1]:
                 groups.append([])
@@ -88,7 +100,7 @@ def repeats(seed: int, vocab: int, tokens_max: int) -> Iterator[Batch]:
         half = int(torch.randint(8, 40, (1,), generator=source))
         count = tokens_max // (2 * half)
         first = torch.randint(3, vocab, (count, half), generator=source)
-        rows = [(row + row, half + 1) for row in first.tolist()]
+        rows = [(row + row, [*range(half + 1, 2 * half)]) for row in first.tolist()]
         yield collate(rows)
 
 
