@@ -7,9 +7,12 @@ It is the gateway's ``Desk``. Every event is in the journal before its commands 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import hashlib
+import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, assert_never
 
 import msgspec
@@ -19,6 +22,7 @@ from tokenworks.catalogue.price_book import PriceBook
 from tokenworks.core.errors import (
     CapacityExceeded,
     InvalidRequest,
+    LedgerCorrupt,
     LedgerUnavailable,
     ModelNotFound,
     QuotaExceeded,
@@ -47,7 +51,7 @@ from tokenworks.dispatch.events import (
     WorkerDown,
     WorkerUp,
 )
-from tokenworks.ledger.entries import Entry, Posted, Reserved, VoidReason
+from tokenworks.ledger.entries import Entry, Posted, VoidReason
 from tokenworks.ledger.ledger import Ledger
 from tokenworks.ledger.quotas import KeyRecord, Refused
 from tokenworks.ledger.store_port import LedgerStore
@@ -55,13 +59,23 @@ from tokenworks.live.journal import JournalWriter
 from tokenworks.live.network import WorkerClient, WorkerStream
 
 HOLD_NS_MAX: Final = 3_600 * NS_PER_S
-"""A reservation expires after this long; an answer is cut off before."""
+"""A reservation expires after this long; its answer is cut off before."""
 ANSWER_NS_MAX: Final = 3_000 * NS_PER_S
+"""From the reservation to the end of the answer, queueing included."""
+LINGER_NS_MAX: Final = 5 * NS_PER_S
+"""A worker that keeps its stream open this long after the answer was settled loses its socket."""
+BREATHER_NS: Final = 50 * NS_PER_MS
+"""Between a worker's failure and the next try. If the worker is going down, supervision says so
+meanwhile, and the request waits in its line instead of spending its tries."""
+CLOSE_NS_MAX: Final = 5 * NS_PER_S
+"""How long closing waits for answers that were cut off to be settled."""
 FLIGHTS_MAX: Final = 16_384
 HOUSEKEEPING_NS: Final = 200 * NS_PER_MS
 ACCRUE_NS: Final = 10 * NS_PER_S
 QUEUE_LEN_MAX: Final = 512
 CHAT_PATH: Final = "/v1/chat/completions"
+CALLER_AT_FAULT: Final = frozenset({400, 413, 422})
+"""A worker's statuses that blame the request. Others, such as 401, blame how we reach it."""
 _TELL_PROGRESS: Final = b'{"return_progress":true,'
 """llama.cpp then says how much of the prompt it has read: a disconnect is billed exactly."""
 
@@ -81,16 +95,30 @@ class Seat(msgspec.Struct, kw_only=True):
 class _Flight:
     """One request between its arrival and its settlement."""
 
-    __slots__ = ("attempt", "opened", "order", "seat", "sending", "sent_ns", "settled")
+    __slots__ = (
+        *("attempt", "cut_off_ns", "opened", "order", "seat", "sending", "sent_ns", "settled"),
+    )
 
-    def __init__(self, order: Order, opened: asyncio.Future[LiveDelivery]) -> None:
+    def __init__(self, order: Order, opened: asyncio.Future[LiveDelivery], cut_off_ns: int) -> None:
         self.order = order
         self.opened = opened
+        self.cut_off_ns = cut_off_ns
         self.attempt = 0
+        """The try that may still begin the answer; 0 while there is none."""
         self.seat: Seat | None = None
         self.sent_ns = 0
         self.sending: asyncio.Task[None] | None = None
         self.settled = False
+
+    def awaits(self, attempt: int) -> bool:
+        """Whether this try may still begin the answer."""
+        return self.attempt == attempt and not self.opened.done()
+
+    def drop_attempt(self) -> None:
+        """Stop the try under way; whatever it still says comes too late."""
+        self.attempt = 0
+        if self.sending is not None:
+            self.sending.cancel()
 
 
 class LiveDelivery:
@@ -101,7 +129,8 @@ class LiveDelivery:
     def __init__(self, driver: Driver, flight: _Flight, stream: WorkerStream) -> None:
         self._driver, self._flight, self._stream = driver, flight, stream
         loop = asyncio.get_running_loop()
-        self._cut_off = loop.call_later(ANSWER_NS_MAX / NS_PER_S, stream.abort)
+        left_ns = max(0, flight.cut_off_ns - driver.now_ns())
+        self._cut_off = loop.call_later(left_ns / NS_PER_S, stream.abort)
 
     async def read(self) -> bytes:
         """See ``Delivery``."""
@@ -109,11 +138,14 @@ class LiveDelivery:
 
     def abort(self) -> None:
         """See ``Delivery``."""
+        self._cut_off.cancel()
         self._stream.abort()
 
     async def settle(self, outcome: Outcome) -> Receipt:
         """See ``Delivery``."""
         self._cut_off.cancel()
+        loop = asyncio.get_running_loop()
+        self._cut_off = loop.call_later(LINGER_NS_MAX / NS_PER_S, self._stream.abort)
         return await self._driver.settle(self._flight, outcome)
 
 
@@ -141,20 +173,24 @@ class Driver:
         pools: dict[PoolID, PoolConfig],
         journal: JournalWriter,
     ) -> None:
-        self._clock, self._dispatcher, self._journal = clock, dispatcher, journal
+        self._clock, self._dispatcher = clock, dispatcher
+        self._journal: JournalWriter | None = journal
         self._ledger, self._store, self._book, self._pools = ledger, store, book, pools
         self._seats: dict[WorkerID, Seat] = {}
         self._flights: dict[RequestID, _Flight] = {}
         self._keys: dict[str, KeyRecord] = {}
         self._keys_version = -1
         self._timer: asyncio.TimerHandle | None = None
+        self._keys_trouble: str | None = None
         self._ledger_trouble: str | None = None
         self._storing: set[asyncio.Future[None]] = set()
+        self._unstored: list[Entry] = []
         self._sending: set[asyncio.Task[None]] = set()
         self._accrued_until_unix_ns = clock.unix_ns()
         self._accrue_at_ns = clock.now_ns() + ACCRUE_NS
         self._last_ns = 0
         self._closed = False
+        self._landed = asyncio.Event()
 
     # Life.
 
@@ -176,27 +212,42 @@ class Driver:
             self.housekeep_once()
 
     def housekeep_once(self) -> None:
-        """One round of it."""
+        """One round of it; what fails is tried again in the next."""
         now_ns = self._clock.now_ns()
-        self._reload_keys()
+        behind = bool(self._unstored)
+        self._store_again()
         expired = self._ledger.expire(now_ns, self._clock.unix_ns())
         if expired:
             self._keep(expired)
-        if now_ns >= self._accrue_at_ns:
+        if now_ns >= self._accrue_at_ns and not behind:
             self._accrue_at_ns = now_ns + ACCRUE_NS
             self._keep(self._accrue())
-        self._journal.flush()
+        self._reload_keys_if_possible()
+        self._write_journal(lambda journal: journal.flush())
 
     async def close(self) -> None:
-        """Write down the last cost and wait for every entry; answers must have ended."""
+        """End what is still open, write down the last cost and wait for every entry."""
         self._closed = True
+        for flight in tuple(self._flights.values()):
+            self._dismiss(flight)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_NS_MAX / NS_PER_S):
+                while self._flights:
+                    self._landed.clear()
+                    await self._landed.wait()
         if self._timer is not None:
             self._timer.cancel()
+        self._ledger_trouble = None  # so that everything is tried once more
+        self._store_again()
         self._keep(self._accrue())
         for task in self._sending:
             task.cancel()
-        await asyncio.gather(*self._sending, *self._storing, return_exceptions=True)
-        self._journal.close()
+        while self._sending or self._storing:
+            await asyncio.gather(*self._sending, *self._storing, return_exceptions=True)
+        if self._unstored:
+            _log.critical("%d ledger entries could not be written", len(self._unstored))
+        self._write_journal(lambda journal: journal.close())
+        self._journal = None
 
     # What the gateway asks.
 
@@ -219,22 +270,25 @@ class Driver:
 
     def healthy(self) -> tuple[bool, str]:
         """See ``Desk``."""
-        if self._ledger_trouble is not None:
-            return False, self._ledger_trouble
+        trouble = self._ledger_trouble or self._keys_trouble
+        if trouble is not None:
+            return False, trouble
         up = sum(seat.client is not None for seat in self._seats.values())
         return up > 0, f"{up} of {len(self._seats)} workers are up"
 
     async def open(self, order: Order) -> LiveDelivery:
         """See ``Desk``."""
-        if self._closed or len(self._flights) >= FLIGHTS_MAX:
+        if self._closed:
+            raise _shutting_down()
+        if len(self._flights) >= FLIGHTS_MAX:
             raise CapacityExceeded(
-                "The factory is shutting down." if self._closed else "Too many requests are open.",
-                hint="Try again.",
-                retry_after_s=5 if self._closed else 1,
+                "Too many requests are open.", hint="Try again.", retry_after_s=1
             )
+        assert order.request not in self._flights, order.request
+        cut_off_ns = self._clock.now_ns() + ANSWER_NS_MAX
         await self._reserve(order)
         opened: asyncio.Future[LiveDelivery] = asyncio.get_running_loop().create_future()
-        flight = _Flight(order, opened)
+        flight = _Flight(order, opened, cut_off_ns)
         self._flights[order.request] = flight
         self.tell(
             Arrived(
@@ -273,14 +327,15 @@ class Driver:
             cost_nanodollars=_cost_share(seat.config, worker_ns),
             book=self._book,
         )
-        assert isinstance(entry, Posted), entry
-        try:
-            await self._store.append([entry])
-        except LedgerUnavailable as error:
-            self._ledger.retract(entry)
-            self._ledger_trouble = str(error)
-            raise
-        self._ledger_trouble = None
+        if not self._flights:
+            self._landed.set()
+        if isinstance(entry, Refused):
+            _log.error("%s cannot be billed: %s", order.request, entry.message)
+            raise LedgerUnavailable(
+                f"The answer cannot be billed: {entry.message}",
+                hint="Read answers as they come: a reservation does not last for ever.",
+            )
+        await self._bill(entry)
         return Receipt(
             tier_asked=entry.tier_asked,
             tier_delivered=entry.tier_delivered,
@@ -297,6 +352,8 @@ class Driver:
 
     def worker_up(self, worker: WorkerID, client: WorkerClient) -> None:
         """A worker can take requests."""
+        if self._closed:
+            return
         seat = self._seats[worker]
         seat.client = client
         self.tell(
@@ -311,10 +368,17 @@ class Driver:
 
     def worker_down(self, worker: WorkerID, why: str) -> None:
         """A worker is gone, and what it was doing with it."""
-        self._seats[worker].client = None
-        if not self._closed:
-            _log.warning("worker %s is down: %s", worker, why)
-            self.tell(WorkerDown(worker=worker, why=why))
+        seat = self._seats[worker]
+        seat.client = None
+        if self._closed:
+            return
+        _log.warning("worker %s is down: %s", worker, why)
+        for flight in self._flights.values():
+            if flight.seat is seat and not flight.opened.done():
+                # Headers that are in already must not begin an answer that the dispatcher is
+                # about to queue again.
+                flight.drop_attempt()
+        self.tell(WorkerDown(worker=worker, why=why))
 
     # The brain.
 
@@ -322,9 +386,25 @@ class Driver:
         """Journal an event, hand it to the dispatcher and carry out what it says."""
         now_ns = self._last_ns = max(self._last_ns, self._clock.now_ns())
         commands = self._dispatcher.handle(now_ns, event)
-        self._journal.write(now_ns, event, commands, self._dispatcher)
+        self._write_journal(
+            lambda journal: journal.write(now_ns, event, commands, self._dispatcher)
+        )
         for command in commands:
             self._carry_out(command)
+
+    def now_ns(self) -> int:
+        """The driver's clock."""
+        return self._clock.now_ns()
+
+    def _write_journal(self, write: Callable[[JournalWriter], None]) -> None:
+        """The journal is for replays; a factory whose disk refuses it goes on without one."""
+        if self._journal is None:
+            return
+        try:
+            write(self._journal)
+        except OSError as error:
+            self._journal = None
+            _log.error("the journal ends here, it cannot be written: %s", error)
 
     def _carry_out(self, command: Command) -> None:
         match command:
@@ -332,54 +412,65 @@ class Driver:
                 self._send(command)
             case Reject():
                 self._reject(command)
-            case Abort():
-                flight = self._flights.get(command.request)
-                if flight is not None and flight.sending is not None:
-                    flight.sending.cancel()
             case SetTimer():
                 self._set_timer(command.at_ns)
-            case Queue():
-                pass
+            case Queue() | Abort():
+                pass  # whoever withdraws a request stops its worker
             case _:
                 assert_never(command)
 
     def _set_timer(self, at_ns: int) -> None:
         if self._timer is not None:
             self._timer.cancel()
+        if self._closed:
+            return
         delay_s = max(0, at_ns - self._clock.now_ns()) / NS_PER_S
         self._timer = asyncio.get_running_loop().call_later(delay_s, self.tell, Ticked())
 
     def _send(self, command: Send) -> None:
-        flight = self._flights.get(command.request)
+        flight = self._flights[command.request]
+        if flight.opened.done():
+            return  # cancelled, and about to be withdrawn
         seat = self._seats[command.worker]
-        if flight is None or flight.opened.done():
-            return
         flight.attempt, flight.seat, flight.sent_ns = command.attempt, seat, self._clock.now_ns()
         task = asyncio.get_running_loop().create_task(self._start(flight, seat, command.attempt))
         flight.sending = task
         self._sending.add(task)
-        task.add_done_callback(self._sending.discard)
+        task.add_done_callback(functools.partial(self._sent, flight, seat, command.attempt))
+
+    def _sent(self, flight: _Flight, seat: Seat, attempt: int, task: asyncio.Task[None]) -> None:
+        """A try has begun its answer or failed; one that broke by a mistake of ours has failed."""
+        self._sending.discard(task)
+        if task.cancelled() or task.exception() is None:
+            return
+        request = flight.order.request
+        _log.critical("sending %s broke", request, exc_info=task.exception())
+        if flight.awaits(attempt):
+            self.tell(Failed(request=request, worker=seat.worker, started=False))
 
     async def _start(self, flight: _Flight, seat: Seat, attempt: int) -> None:
         """Send the request; open its delivery, or tell what went wrong."""
-        request = flight.order.request
+        stream: WorkerStream | None = None
         try:
             stream = await self._post(flight.order, seat)
-            if stream.status == 200:
-                if flight.attempt != attempt or flight.opened.done():
-                    stream.abort()
-                    return
-                self.tell(Started(request=request))
-                flight.opened.set_result(LiveDelivery(self, flight, stream))
-                return
-            said = await stream.read_all()
+            said = b"" if stream.status == 200 else await stream.read_all()
         except (WorkerFailed, WorkerUnavailable) as error:
-            self._broke_off(flight, seat, attempt, str(error))
+            await self._broke_off(flight, seat, attempt, str(error))
             return
-        if 400 <= stream.status < 500 and stream.status != 429:
-            self._refuse(flight, attempt, stream.status, said)
+        except asyncio.CancelledError:
+            if stream is not None:
+                stream.abort()
+            raise
+        if not flight.awaits(attempt):
+            stream.abort()
+        elif stream.status == 200:
+            self.tell(Started(request=flight.order.request))
+            flight.opened.set_result(LiveDelivery(self, flight, stream))
+        elif stream.status in CALLER_AT_FAULT:
+            self._refuse(flight, stream.status, said)
         else:
-            self._broke_off(flight, seat, attempt, f"status {stream.status}: {said[:200]!r}")
+            why = f"status {stream.status}: {said[:200]!r}"
+            await self._broke_off(flight, seat, attempt, why)
 
     async def _post(self, order: Order, seat: Seat) -> WorkerStream:
         if seat.client is None:
@@ -389,18 +480,16 @@ class Driver:
             body = _TELL_PROGRESS + body[1:]
         return await seat.client.post_stream(CHAT_PATH, body)
 
-    def _broke_off(self, flight: _Flight, seat: Seat, attempt: int, why: str) -> None:
-        if flight.attempt != attempt or flight.opened.done():
-            return
-        _log.warning("worker %s broke off %s: %s", seat.worker, flight.order.request, why)
-        self.tell(Failed(request=flight.order.request, worker=seat.worker, started=False))
+    async def _broke_off(self, flight: _Flight, seat: Seat, attempt: int, why: str) -> None:
+        await asyncio.sleep(BREATHER_NS / NS_PER_S)
+        if flight.awaits(attempt):
+            _log.warning("worker %s broke off %s: %s", seat.worker, flight.order.request, why)
+            self.tell(Failed(request=flight.order.request, worker=seat.worker, started=False))
 
-    def _refuse(self, flight: _Flight, attempt: int, status: int, said: bytes) -> None:
+    def _refuse(self, flight: _Flight, status: int, said: bytes) -> None:
         """The worker found the request itself at fault; another worker would too."""
-        if flight.attempt != attempt or flight.opened.done():
-            return
         request = flight.order.request
-        self._flights.pop(request, None)
+        del self._flights[request]
         self.tell(Finished(request=request, output_tokens=0, cached_input_tokens=0))
         self._void(request, "rejected")
         flight.opened.set_exception(
@@ -420,17 +509,29 @@ class Driver:
             flight.opened.set_exception(_rejection(command, flight.order))
 
     def _withdraw(self, flight: _Flight) -> None:
-        request = flight.order.request
-        if flight.opened.done() and not flight.opened.cancelled():
-            if flight.opened.exception() is not None:
-                return
+        """Its ``open`` was cancelled, which may have crossed with its beginning or its end."""
+        opened = flight.opened
+        if opened.done() and not opened.cancelled() and opened.exception() is None:
+            opened.result().abort()
+        self._leave(flight, "withdrawn")
+
+    def _dismiss(self, flight: _Flight) -> None:
+        """The factory closes: stop its answer, which is then settled, or its waiting."""
+        if not flight.opened.done():
+            self._leave(flight, "rejected")
+            flight.opened.set_exception(_shutting_down())
+        elif not flight.opened.cancelled():
             flight.opened.result().abort()
+
+    def _leave(self, flight: _Flight, reason: VoidReason) -> None:
+        """Take a request out, wherever it is, unless it has ended."""
+        request = flight.order.request
         if self._flights.pop(request, None) is None:
             return
-        if flight.sending is not None:
-            flight.sending.cancel()
+        self._landed.set()
+        flight.drop_attempt()
         self.tell(Withdrawn(request=request))
-        self._void(request, "withdrawn")
+        self._void(request, reason)
 
     # Money.
 
@@ -441,39 +542,91 @@ class Driver:
         if isinstance(held, Refused):
             raise _refusal(held)
         stored = self._keep([held])
-        if self._ledger_trouble is not None:
-            # While the store is in trouble nothing is started that could not be billed.
+        if self._ledger_trouble is None:
+            return
+        # While the store is in trouble nothing is started that could not be billed.
+        try:
             await asyncio.wait({stored})
-            if stored.exception() is not None:
-                raise LedgerUnavailable(
-                    "The ledger cannot write.", hint="Look at the disk.", retry_after_s=5
-                )
-            self._ledger_trouble = None
+        except asyncio.CancelledError:
+            self._void(order.request, "withdrawn")
+            raise
+        if stored.exception() is not None:
+            self._void(order.request, "rejected")
+            raise LedgerUnavailable(
+                "The ledger cannot write.", hint="Look at the disk.", retry_after_s=5
+            )
+        if self._closed:
+            self._void(order.request, "rejected")
+            raise _shutting_down()
+
+    async def _bill(self, entry: Posted) -> None:
+        """Store a posting; if that fails nothing was billed, and its hold is given back."""
+        try:
+            try:
+                await self._append([*self._unstored_of(entry.request), entry])
+            except LedgerCorrupt:
+                held = self._unstored_of(entry.request)
+                if not held:
+                    raise
+                # The reservation failed to be stored a moment before.
+                await self._append([*held, entry])
+        except (LedgerUnavailable, LedgerCorrupt) as error:
+            self._in_trouble(error)
+            self._ledger.retract(entry)
+            self._void(entry.request, "failed")
+            raise LedgerUnavailable(
+                f"The answer could not be billed: {error.message}", hint="Look at the disk."
+            ) from error
+        self._unstored = [each for each in self._unstored if each.request != entry.request]
+        self._ledger_trouble = None
 
     def _void(self, request: RequestID, reason: VoidReason) -> None:
         entry = self._ledger.void(self._clock.unix_ns(), request, reason=reason)
         if not isinstance(entry, Refused):
             self._keep([entry])
 
-    def _keep(self, entries: Sequence[Entry]) -> asyncio.Future[None]:
-        """Store entries that nobody waits for; what cannot be stored is taken back."""
+    def _append(self, entries: Sequence[Entry]) -> asyncio.Future[None]:
         stored = asyncio.ensure_future(self._store.append(entries))
         self._storing.add(stored)
+        stored.add_done_callback(self._storing.discard)
+        return stored
+
+    def _keep(self, entries: Sequence[Entry], *, again: bool = False) -> asyncio.Future[None]:
+        """Store entries that nobody waits for; those that cannot be stored now are tried again."""
+        stored = self._append(entries)
 
         def finish(future: asyncio.Future[None]) -> None:
-            self._storing.discard(future)
             error = None if future.cancelled() else future.exception()
             if error is None:
-                return
-            self._ledger_trouble = str(error)
-            _log.error("the ledger cannot write: %s", error)
-            for entry in entries:
-                # A reservation stays: its answer may be on its way, and settling it will tell.
-                if not isinstance(entry, Reserved):
-                    self._ledger.retract(entry)
+                self._ledger_trouble = None
+            elif again and isinstance(error, LedgerCorrupt):
+                _log.critical("the ledger refuses %r: %s", entries, error)
+            else:
+                self._in_trouble(error)
+                self._unstored += entries
 
         stored.add_done_callback(finish)
         return stored
+
+    def _store_again(self) -> None:
+        """Try entries again that could not be stored: one request's in trouble, else all."""
+        by_request: dict[RequestID, list[Entry]] = {}
+        # A reservation comes before its settlement, whichever of them failed first.
+        for entry in sorted(self._unstored, key=lambda each: each.phase != "reserve"):
+            by_request.setdefault(entry.request, []).append(entry)
+        if self._ledger_trouble is not None:
+            by_request = dict(itertools.islice(by_request.items(), 1))
+        self._unstored = [each for each in self._unstored if each.request not in by_request]
+        for entries in by_request.values():
+            self._keep(entries, again=True)
+
+    def _unstored_of(self, request: RequestID) -> list[Entry]:
+        return [entry for entry in self._unstored if entry.request == request]
+
+    def _in_trouble(self, error: BaseException) -> None:
+        if self._ledger_trouble is None:
+            _log.error("the ledger cannot write: %s", error)
+        self._ledger_trouble = str(error)
 
     def _accrue(self) -> list[Entry]:
         """What the pools cost since the last time."""
@@ -491,16 +644,28 @@ class Driver:
                 energy_nanodollars=config.energy_nanodollars(until - since),
                 capital_nanodollars=config.capital_nanodollars(until - since),
             )
-            if not isinstance(entry, Refused):
+            if isinstance(entry, Refused):
+                _log.warning("a cost is not written down: %s", entry.message)
+            else:
                 entries.append(entry)
         return entries
+
+    def _reload_keys_if_possible(self) -> None:
+        try:
+            self._reload_keys()
+        except (LedgerUnavailable, LedgerCorrupt) as error:
+            if self._keys_trouble is None:
+                _log.error("keys cannot be read, so revoked ones still work: %s", error)
+            self._keys_trouble = f"Keys cannot be read: {error}"
+        else:
+            self._keys_trouble = None
 
     def _reload_keys(self) -> None:
         version = self._store.keys_version()
         if version == self._keys_version:
             return
-        self._keys_version = version
         records = self._store.load_keys()
+        self._keys_version = version
         self._keys = {record.secret_sha256: record for record in records}
         for record in records:
             self._ledger.set_key(record)
@@ -511,6 +676,10 @@ def _cost_share(config: PoolConfig, worker_ns: int) -> int:
     slots = config.slots * max(config.workers, len(config.urls))
     cost = config.energy_nanodollars(worker_ns) + config.capital_nanodollars(worker_ns)
     return cost // slots
+
+
+def _shutting_down() -> CapacityExceeded:
+    return CapacityExceeded("The factory is shutting down.", hint="Try again.", retry_after_s=5)
 
 
 def _ending(flight: _Flight, seat: Seat, outcome: Outcome) -> Event:

@@ -1,0 +1,325 @@
+"""A driver with everything real but time, the store and the workers, which tests steer."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import hashlib
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from tests.ledger import ledger_samples
+from tests.ledger.memory_store import MemoryStore
+from tokenworks.catalogue.factory_config import PoolConfig
+from tokenworks.core.errors import LedgerUnavailable, WorkerFailed
+from tokenworks.core.ids import KeyID, ModelName, PoolID, RequestID, TenantID, WorkerID
+from tokenworks.core.orders import KeyView, Order, Outcome, Usage
+from tokenworks.core.slo import Measured, Tier
+from tokenworks.dispatch.dispatcher import Dispatcher
+from tokenworks.dispatch.events import Ticked
+from tokenworks.ledger.entries import CostAccrued, Entry, Posted, Voided
+from tokenworks.ledger.quotas import KeyRecord
+from tokenworks.ledger.store_port import recover
+from tokenworks.live.driver import Driver, LiveDelivery, Seat
+from tokenworks.live.journal import JournalWriter, journal_files, replay
+
+MODEL = ledger_samples.MODEL
+BOOK = ledger_samples.BOOK
+SECRET = b"a secret"
+POOL = PoolID("pool")
+CONFIG = PoolConfig(
+    engine="attached",
+    model=MODEL,
+    slots=2,
+    urls=("http://127.0.0.1:1", "http://127.0.0.1:2"),
+    power_w=1_000,
+    energy_udollars_per_kwh=150_000,
+    capital_udollars_per_hour=36_000,
+)
+"""An hour costs 0.15 dollars of energy and 0.036 of capital: 51,666.67 nano-dollars a second."""
+
+CURVE = ((1, 1000), (2, 800))
+FAST = Measured(ttft_ns=1, decode_ns=0, output_tokens=20)
+
+
+class FakeClock:
+    def __init__(self) -> None:
+        self.ns = 1_000
+        self.unix = 1_700_000_000_000_000_000
+
+    def now_ns(self) -> int:
+        return self.ns
+
+    def unix_ns(self) -> int:
+        return self.unix
+
+    def advance(self, duration_ns: int) -> None:
+        self.ns += duration_ns
+        self.unix += duration_ns
+
+
+class SteeredStore(MemoryStore):
+    """Fails while ``failing``; answers appends later while ``slow``, at ``release``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.failing = False
+        self.slow = False
+        self.keys_failing = False
+        self.appends = 0
+        self._waiting: list[tuple[asyncio.Future[None], Sequence[Entry]]] = []
+
+    def append(self, entries: Sequence[Entry]) -> asyncio.Future[None]:
+        self.appends += 1
+        if self.slow:
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append((future, entries))
+            return future
+        if self.failing:
+            future = asyncio.get_running_loop().create_future()
+            future.set_exception(LedgerUnavailable("The disk is full."))
+            return future
+        return super().append(entries)
+
+    def release(self) -> None:
+        self.slow = False
+        waiting, self._waiting = self._waiting, []
+        for future, entries in waiting:
+            error: Exception | None = LedgerUnavailable("The disk is full.")
+            if not self.failing:
+                error = super().append(entries).exception()
+            if not future.done():
+                future.set_result(None) if error is None else future.set_exception(error)
+
+    def keys_version(self) -> int:
+        if self.keys_failing:
+            raise LedgerUnavailable("The disk is gone.")
+        return super().keys_version()
+
+
+class FakeStream:
+    """A worker's answer; the test feeds it."""
+
+    def __init__(self, status: int, body: bytes = b"") -> None:
+        self.status = status
+        self.aborted = False
+        self.broken: str | None = None
+        self._parts: list[bytes] = [body] if body else []
+        self._ended = status != 200
+        self._changed = asyncio.Event()
+
+    def feed(self, part: bytes) -> None:
+        self._parts.append(part)
+        self._changed.set()
+
+    def end(self) -> None:
+        self._ended = True
+        self._changed.set()
+
+    def break_off(self, why: str = "the worker broke off") -> None:
+        self.broken = self.broken or why
+        self._changed.set()
+
+    async def read(self) -> bytes:
+        while not self._parts:
+            if self.broken is not None:
+                raise WorkerFailed(self.broken)
+            if self._ended:
+                return b""
+            self._changed.clear()
+            await self._changed.wait()
+        return self._parts.pop(0)
+
+    async def read_all(self) -> bytes:
+        whole = b""
+        while part := await self.read():
+            whole += part
+        return whole
+
+    def abort(self) -> None:
+        if not self._ended:
+            self.aborted = True
+            self.break_off("the request was aborted")
+
+
+class Exchange:
+    """One request as a worker got it; the test answers it."""
+
+    def __init__(self, body: bytes) -> None:
+        self.body = body
+        self.cancelled = False
+        self.head: asyncio.Future[FakeStream] = asyncio.get_running_loop().create_future()
+
+    def answer(self, status: int = 200, body: bytes = b"") -> FakeStream:
+        stream = FakeStream(status, body)
+        self.head.set_result(stream)
+        return stream
+
+    def fail(self, error: Exception | None = None) -> None:
+        self.head.set_exception(error or WorkerFailed("connection refused"))
+
+
+class FakeClient:
+    """Stands where ``WorkerClient`` does."""
+
+    def __init__(self) -> None:
+        self.exchanges: list[Exchange] = []
+        self.streams: list[FakeStream] = []
+        self.auto: Any = None
+
+    async def post_stream(self, path: str, body: bytes) -> FakeStream:
+        assert path == "/v1/chat/completions"
+        exchange = Exchange(body)
+        self.exchanges.append(exchange)
+        if self.auto is not None:
+            self.auto(exchange)
+        try:
+            stream = await exchange.head
+        except asyncio.CancelledError:
+            exchange.cancelled = True
+            raise
+        self.streams.append(stream)
+        return stream
+
+    def close(self) -> None:
+        """As the real one does when its worker goes down, before that is told."""
+        for exchange in self.exchanges:
+            if not exchange.head.done():
+                exchange.fail(WorkerFailed("the worker is down"))
+        for stream in self.streams:
+            stream.break_off("the worker is down")
+
+    def waiting(self) -> list[Exchange]:
+        return [each for each in self.exchanges if not each.head.done()]
+
+
+async def settle_down(rounds: int = 12) -> None:
+    """Let every callback that is ready run."""
+    for _ in range(rounds):
+        await asyncio.sleep(0)
+
+
+class World:
+    """Two seats of one pool; workers come up when the test says so."""
+
+    def __init__(self, folder: pathlib.Path, *, records: Sequence[KeyRecord] | None = None) -> None:
+        self.folder = folder
+        self.clock = FakeClock()
+        self.store = SteeredStore()
+        for record in records or (self.key(),):
+            self.store.put_key(record)
+        self.ledger = recover(self.store, "driver")
+        self.dispatcher = Dispatcher()
+        self.driver = Driver(
+            clock=self.clock,
+            dispatcher=self.dispatcher,
+            ledger=self.ledger,
+            store=self.store,
+            book=BOOK,
+            pools={POOL: CONFIG},
+            journal=JournalWriter(folder),
+        )
+        self.complaints: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, c: self.complaints.append(c))
+        self.seats = [WorkerID("w0"), WorkerID("w1")]
+        for worker in self.seats:
+            self.driver.seat(Seat(worker=worker, pool=POOL, config=CONFIG, curve=CURVE))
+        self.clients: dict[WorkerID, FakeClient] = {}
+        self.driver.begin()
+        self._requests = 0
+
+    @staticmethod
+    def key(key: str = "key", secret: bytes = SECRET, **changes: object) -> KeyRecord:
+        digest = hashlib.sha256(secret).hexdigest()
+        return ledger_samples.key_record(key, secret_sha256=digest, **changes)
+
+    def up(self, n: int = 0) -> FakeClient:
+        client = self.clients[self.seats[n]] = FakeClient()
+        self.driver.worker_up(self.seats[n], client)
+        return client
+
+    def down(self, n: int = 0) -> None:
+        client = self.clients.pop(self.seats[n])
+        client.close()
+        self.driver.worker_down(self.seats[n], "it died")
+
+    def order(
+        self, *, tier: Tier = Tier.HIGH, key: str = "key", model: str = MODEL, output: int = 20
+    ) -> Order:
+        self._requests += 1
+        return Order(
+            request=RequestID(f"r{self._requests}"),
+            key=KeyView(key=KeyID(key), tenant=TenantID("tenant"), tier_default=Tier.HIGH),
+            model=ModelName(model),
+            tier=tier,
+            body=b'{"stream":true}',
+            input_tokens_max=10,
+            output_tokens_max=output,
+            prefix=(),
+            arrived_ns=self.clock.now_ns(),
+        )
+
+    def open(self, **parts: Any) -> asyncio.Task[LiveDelivery]:
+        return asyncio.get_running_loop().create_task(self.driver.open(self.order(**parts)))
+
+    async def answering(self, client: FakeClient, **parts: Any) -> tuple[LiveDelivery, FakeStream]:
+        """A request that a worker answers."""
+        opening = self.open(**parts)
+        await settle_down()
+        stream = client.waiting()[-1].answer()
+        return await opening, stream
+
+    def tick(self, duration_ns: int) -> None:
+        self.clock.advance(duration_ns)
+        self.driver.tell(Ticked())
+
+    def entries(self, kind: type[Entry]) -> list[Any]:
+        return [entry for entry in self.store.load_entries() if isinstance(entry, kind)]
+
+    @property
+    def posted(self) -> list[Posted]:
+        return self.entries(Posted)
+
+    @property
+    def voided(self) -> list[Voided]:
+        return self.entries(Voided)
+
+    @property
+    def accrued(self) -> list[CostAccrued]:
+        return self.entries(CostAccrued)
+
+    async def check(self) -> None:
+        """Close, and look that nothing is left over anywhere."""
+        await settle_down()
+        driver = self.driver
+        assert driver._flights == {}
+        assert self.ledger.open_holds() == ()
+        assert all(load.running == 0 for load in self.dispatcher.loads().values())
+        assert not any(self.dispatcher.queue_lens().values())
+        await driver.close()
+        assert driver._unstored == []
+        assert not driver._sending
+        assert not driver._storing
+        self.ledger.check()
+        again = recover(self.store, "driver")
+        assert again.balances() == self.ledger.balances()
+        assert again.uses() == self.ledger.uses()
+        assert again.open_holds() == ()
+        for path in journal_files(self.folder):
+            assert replay(path).first_difference is None
+        gc.collect()
+        assert self.complaints == []
+
+
+def outcome(
+    output: int = 20, *, ending: str = "done", measured: Measured = FAST, inputs: int = 10
+) -> Outcome:
+    usage = Usage(input_tokens=inputs, cached_input_tokens=0, output_tokens=output)
+    return Outcome(
+        usage=usage,
+        measured=msgspec.structs.replace(measured, output_tokens=output),
+        ending=ending,
+    )

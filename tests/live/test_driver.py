@@ -1,0 +1,839 @@
+"""The driver: what happens to a request between its reservation and its settlement."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import pathlib
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from tests.live.driver_world import (
+    BOOK,
+    CONFIG,
+    MODEL,
+    POOL,
+    SECRET,
+    World,
+    outcome,
+    settle_down,
+)
+from tests.live.fake_worker import FakeWorker, Script
+from tokenworks.core.errors import (
+    CapacityExceeded,
+    InvalidRequest,
+    LedgerUnavailable,
+    ModelNotFound,
+    QuotaExceeded,
+    Unauthorized,
+    WorkerFailed,
+    WorkerUnavailable,
+)
+from tokenworks.core.ids import KeyID
+from tokenworks.core.slo import Measured, Tier
+from tokenworks.core.units import NS_PER_HOUR, NS_PER_MS, NS_PER_S
+from tokenworks.ledger.entries import Reserved
+from tokenworks.live import driver as driver_module
+from tokenworks.live.network import WorkerClient
+
+Run = Callable[[Coroutine[Any, Any, Any]], Any]
+Test = Callable[[World], Coroutine[Any, Any, None]]
+
+
+@pytest.fixture(autouse=True)
+def _no_breather(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver_module, "BREATHER_NS", 0)
+
+
+@pytest.fixture
+def live(run: Run, tmp_path: pathlib.Path) -> Callable[..., None]:
+    """``live(test)``: run a test in a world, and look that it leaves nothing behind."""
+
+    def go(test: Test, **parts: Any) -> None:
+        async def main() -> None:
+            world = World(tmp_path, **parts)
+            await test(world)
+            await world.check()
+
+        run(main())
+
+    return go
+
+
+# The straight way.
+
+
+def test_an_answer_is_reserved_sent_started_settled_and_billed(live: Callable[..., None]) -> None:
+    async def test(world: World) -> None:
+        client = world.up()
+        opening = world.open(tier=Tier.PREMIUM)
+        await settle_down()
+        (hold,) = world.ledger.open_holds()
+        assert hold.hold_tokens == 30
+        stream = client.waiting()[0].answer()
+        delivery = await opening
+        assert world.dispatcher.loads()[world.seats[0]].running == 1
+        stream.feed(b"data: x\n\n")
+        assert await delivery.read() == b"data: x\n\n"
+        stream.end()
+        assert await delivery.read() == b""
+        world.clock.advance(NS_PER_S)
+        receipt = await delivery.settle(outcome())
+        price = BOOK.prices[MODEL][Tier.PREMIUM]
+        assert receipt.tier_delivered is Tier.PREMIUM
+        assert receipt.charged_nanodollars == 10 * 9_000 + 20 * 45_000
+        (posted,) = world.posted
+        assert posted.price == price
+        assert posted.worker_ns == NS_PER_S
+        # A second on one of four slots of a pool of 51,666.67 nano-dollars a second.
+        assert posted.cost_nanodollars == 12_916
+        assert world.entries(Reserved) == [hold]
+
+    live(test)
+
+
+def test_the_driver_shows_what_it_can_serve(live: Callable[..., None]) -> None:
+    async def test(world: World) -> None:
+        assert world.driver.healthy() == (False, "0 of 2 workers are up")
+        world.up()
+        assert world.driver.healthy() == (True, "1 of 2 workers are up")
+        assert world.driver.models() == (MODEL,)
+        assert world.driver.output_tokens_default(MODEL, Tier.HIGH) == 16
+        view = world.driver.key_of(SECRET)
+        assert view is not None
+        assert view.key == "key"
+        assert world.driver.key_of(b"another") is None
+
+    live(test)
+
+
+def test_the_tier_that_was_delivered_is_the_one_that_is_billed(live: Callable[..., None]) -> None:
+    async def test(world: World) -> None:
+        client = world.up()
+        slow = Measured(ttft_ns=NS_PER_MS, decode_ns=19 * NS_PER_S // 60, output_tokens=20)
+        delivery, _ = await world.answering(client, tier=Tier.PREMIUM)
+        receipt = await delivery.settle(outcome(measured=slow))  # 60 tokens/s; premium says 100
+        assert (receipt.tier_asked, receipt.tier_delivered) == (Tier.PREMIUM, Tier.HIGH)
+        (posted,) = world.posted
+        assert posted.price == BOOK.prices[MODEL][Tier.HIGH]
+        assert receipt.charged_nanodollars == posted.charged_nanodollars == 132_000
+        late = Measured(ttft_ns=9 * NS_PER_S, decode_ns=0, output_tokens=20)
+        delivery, _ = await world.answering(client, tier=Tier.PREMIUM)
+        receipt = await delivery.settle(outcome(measured=late))
+        assert (receipt.tier_delivered, receipt.charged_nanodollars) == (Tier.FREE, 0)
+        assert world.posted[-1].ad_income_nanodollars == 0  # it was not sold to advertisers
+
+    live(test)
+
+
+def test_a_client_that_leaves_pays_for_what_was_made(live: Callable[..., None]) -> None:
+    async def test(world: World) -> None:
+        delivery, stream = await world.answering(world.up())
+        delivery.abort()
+        assert stream.aborted
+        with pytest.raises(WorkerFailed):
+            await delivery.read()
+        await delivery.settle(outcome(5, ending="disconnected"))
+        assert world.posted[0].charged_nanodollars > 0
+        assert world.posted[0].output_tokens == 5
+
+    live(test)
+
+
+def test_an_embedded_worker_is_asked_to_tell_its_progress(
+    live: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test(world: World) -> None:
+        import msgspec
+
+        seat = world.driver._seats[world.seats[0]]
+        seat.config = msgspec.structs.replace(CONFIG, engine="embedded")
+        client = world.up()
+        delivery, _ = await world.answering(client)
+        assert client.exchanges[0].body == b'{"return_progress":true,"stream":true}'
+        await delivery.settle(outcome())
+
+    live(test)
+
+
+# Refusals.
+
+
+def test_a_quota_is_hard(live: Callable[..., None]) -> None:
+    async def test(world: World) -> None:
+        client = world.up()
+        first, _ = await world.answering(client)
+        with pytest.raises(QuotaExceeded):
+            await world.driver.open(world.order())
+        await first.settle(outcome(1))  # 11 of 50 tokens; the hold of 30 is given back
+        second, _ = await world.answering(client)
+        await second.settle(outcome(ending="failed"))
+        assert world.ledger.use_of(KeyID("key")).used_tokens == 11
+
+    live(test, records=[World.key(tokens_quota=50)])
+
+
+def test_what_cannot_be_sold_is_refused(live: Callable[..., None]) -> None:
+    async def test(world: World) -> None:
+        world.up()
+        with pytest.raises(Unauthorized):
+            await world.driver.open(world.order(key="nobody"))
+        with pytest.raises(ModelNotFound):
+            await world.driver.open(world.order(model="no such"))
+        assert list(world.store.load_entries()) == []
+
+    live(test)
+
+
+def test_a_revoked_key_opens_nothing_from_the_next_round_on(live: Callable[..., None]) -> None:
+    async def test(world: World) -> None:
+        delivery, _ = await world.answering(world.up())
+        world.store.revoke_key(KeyID("key"), 5)
+        world.driver.housekeep_once()
+        assert world.driver.key_of(SECRET) is None
+        with pytest.raises(Unauthorized):
+            await world.driver.open(world.order())
+        receipt = await delivery.settle(outcome())  # what runs is finished and billed
+        assert receipt.charged_nanodollars > 0
+        world.store.put_key(World.key("new", b"another"))
+        world.driver.housekeep_once()
+        assert world.driver.key_of(b"another") is not None
+
+    live(test)
+
+
+def test_keys_that_cannot_be_read_are_trouble_until_they_can(live: Callable[..., None]) -> None:
+    async def test(world: World) -> None:
+        world.up()
+        world.store.keys_failing = True
+        world.driver.housekeep_once()
+        world.driver.housekeep_once()
+        healthy, why = world.driver.healthy()
+        assert not healthy
+        assert "Keys cannot be read" in why
+        world.store.revoke_key(KeyID("key"), 5)
+        world.store.keys_failing = False
+        world.driver.housekeep_once()
+        assert world.driver.healthy()[0]
+        assert world.driver.key_of(SECRET) is None
+
+    live(test)
+
+
+def test_a_model_whose_worker_never_came_up_is_unavailable(live: Callable[..., None]) -> None:
+    async def test(world: World) -> None:
+        with pytest.raises(WorkerUnavailable) as caught:
+            await world.driver.open(world.order())
+        assert "doctor" in caught.value.hint
+        assert [entry.reason for entry in world.voided] == ["rejected"]
+
+    live(test)
+
+
+def test_patience_ends_in_429_with_a_time_to_come_again(live: Callable[..., None]) -> None:
+    async def test(world: World) -> None:
+        client = world.up()
+        running = [(await world.answering(client))[0] for _ in range(2)]
+        waiting = world.open()
+        await settle_down()
+        assert not waiting.done()
+        world.tick(1_100 * NS_PER_MS)  # patience is a second
+        with pytest.raises(CapacityExceeded) as caught:
+            await waiting
+        assert caught.value.retry_after_s is not None
+        assert caught.value.retry_after_s >= 1
+        assert "waited 1100 ms" in str(caught.value)
+        assert [entry.reason for entry in world.voided] == ["rejected"]
+        for delivery in running:
+            await delivery.settle(outcome())
+
+    live(test)
+
+
+def test_flights_have_a_limit(live: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(world: World) -> None:
+        monkeypatch.setattr(driver_module, "FLIGHTS_MAX", 1)
+        delivery, _ = await world.answering(world.up())
+        with pytest.raises(CapacityExceeded, match="Too many"):
+            await world.driver.open(world.order())
+        await delivery.settle(outcome())
+
+    live(test)
+
+
+# The client leaves before its answer begins.
+
+
+def test_leaving_the_queue_voids_the_hold(live: Callable[..., None]) -> None:
+    async def test(world: World) -> None:
+        client = world.up()
+        running = [(await world.answering(client))[0] for _ in range(2)]
+        waiting = world.open()
+        await settle_down()
+        waiting.cancel()
+        await settle_down()
+        assert waiting.cancelled()
+        assert sum(world.dispatcher.queue_lens().values()) == 0
+        assert [entry.reason for entry in world.voided] == ["withdrawn"]
+        assert len(client.exchanges) == 2
+        for delivery in running:
+            await delivery.settle(outcome())
+
+    live(test)
+
+
+def test_leaving_while_being_sent_stops_the_worker(live: Callable[..., None]) -> None:
+    async def test(world: World) -> None:
+        client = world.up()
+        opening = world.open()
+        await settle_down()
+        opening.cancel()
+        await settle_down()
+        assert client.exchanges[0].cancelled
+        assert [entry.reason for entry in world.voided] == ["withdrawn"]
+
+    live(test)
+
+
+def test_leaving_as_the_answer_begins_stops_the_worker(live: Callable[..., None]) -> None:
+    async def test(world: World) -> None:
+        client = world.up()
+        opening = world.open()
+        await settle_down()
+        stream = client.waiting()[0].answer()
+        flight = world.driver._flights[next(iter(world.driver._flights))]
+        for _ in range(10):
+            if not flight.opened.done():
+                await asyncio.sleep(0)
+        assert flight.opened.done()
+        assert not opening.done()
+        opening.cancel()  # the result is there, and nobody has taken it
+        await settle_down()
+        assert opening.cancelled()
+        assert stream.aborted
+        assert [entry.reason for entry in world.voided] == ["withdrawn"]
+
+    live(test)
+
+
+@pytest.mark.parametrize("status", [200, 400, 500])
+def test_leaving_before_the_head_is_looked_at_stops_the_worker(
+    live: Callable[..., None], status: int
+) -> None:
+    async def test(world: World) -> None:
+        client = world.up()
+        opening = world.open()
+        await settle_down()
+        opening.cancel()
+        stream = client.waiting()[0].answer(status)
+        stream._ended = False
+        await settle_down()
+        assert opening.cancelled()
+        assert stream.aborted or client.exchanges[0].cancelled
+        assert [entry.reason for entry in world.voided] == ["withdrawn"]
+
+    live(test)
+
+
+def test_leaving_while_an_error_body_is_read_stops_the_worker(live: Callable[..., None]) -> None:
+    async def test(world: World) -> None:
+        client = world.up()
+        opening = world.open()
+        await settle_down()
+        stream = client.waiting()[0].answer(500)
+        stream._ended = False
+        await settle_down()
+        opening.cancel()
+        await settle_down()
+        assert stream.aborted
+
+    live(test)
+
+
+def test_leaving_crosses_with_a_rejection(live: Callable[..., None]) -> None:
+    async def test(world: World) -> None:
+        client = world.up()
+        running = [(await world.answering(client))[0] for _ in range(2)]
+        waiting = world.open()
+        await settle_down()
+        world.tick(1_100 * NS_PER_MS)
+        waiting.cancel()  # the rejection is set, and nobody has taken it
+        await settle_down()
+        assert waiting.cancelled()
+        waiting = world.open()
+        await settle_down()
+        waiting.cancel()
+        world.tick(1_100 * NS_PER_MS)  # the other way round
+        await settle_down()
+        assert [entry.reason for entry in world.voided] == ["rejected", "rejected"]
+        for delivery in running:
+            await delivery.settle(outcome())
+
+    live(test)
+
+
+# Workers that fail.
+
+
+def test_a_refusal_is_in_the_workers_own_words(live: Callable[..., None]) -> None:
+    async def test(world: World) -> None:
+        client = world.up()
+        opening = world.open()
+        await settle_down()
+        client.waiting()[0].answer(400, b'{"error":{"message":"Unknown field: colour."}}')
+        with pytest.raises(InvalidRequest, match=r"status 400: Unknown field: colour\."):
+            await opening
+        opening = world.open()
+        await settle_down()
+        client.waiting()[0].answer(422, b"no JSON at all")
+        with pytest.raises(InvalidRequest, match="no JSON at all"):
+            await opening
+        assert [entry.reason for entry in world.voided] == ["rejected", "rejected"]
+
+    live(test)
+
+
+@pytest.mark.parametrize("how", [500, 503, 429, 401, 404, 301, None])
+def test_a_failure_is_tried_elsewhere(live: Callable[..., None], how: int | None) -> None:
+    async def test(world: World) -> None:
+        clients = [world.up(0), world.up(1)]
+        opening = world.open()
+        await settle_down()
+        first = next(client for client in clients if client.waiting())
+        second = clients[1 - clients.index(first)]
+        if how is None:
+            first.waiting()[0].fail()
+        else:
+            first.waiting()[0].answer(how, b"x")
+        await settle_down()
+        second.waiting()[0].answer()
+        delivery = await opening
+        await delivery.settle(outcome())
+        assert world.posted[0].worker == world.seats[clients.index(second)]
+
+    live(test)
+
+
+def test_failures_without_end_become_502(live: Callable[..., None]) -> None:
+    async def test(world: World) -> None:
+        for client in (world.up(0), world.up(1)):
+            client.auto = lambda exchange: exchange.fail()
+        with pytest.raises(WorkerFailed, match="3 times"):
+            await world.driver.open(world.order())
+        assert [entry.reason for entry in world.voided] == ["failed"]
+
+    live(test)
+
+
+def test_a_mistake_of_ours_while_sending_counts_as_a_failure(live: Callable[..., None]) -> None:
+    async def test(world: World) -> None:
+        world.up().auto = lambda exchange: exchange.fail(RuntimeError("a bug"))
+        with pytest.raises(WorkerFailed, match="3 times"):
+            await world.driver.open(world.order())
+
+    live(test)
+
+
+def test_a_worker_that_goes_down_gives_its_requests_back(live: Callable[..., None]) -> None:
+    async def test(world: World) -> None:
+        first = world.up(0)
+        opening = world.open()
+        await settle_down()
+        world.down(0)
+        await settle_down()
+        assert sum(world.dispatcher.queue_lens().values()) == 1
+        second = world.up(1)
+        await settle_down()
+        assert len(first.exchanges) == len(second.exchanges) == 1
+        second.waiting()[0].answer()
+        await (await opening).settle(outcome())
+        assert world.dispatcher.counts()["sent"] == 2
+
+    live(test)
+
+
+def test_a_worker_that_comes_back_at_once_is_sent_the_request_once(
+    live: Callable[..., None],
+) -> None:
+    async def test(world: World) -> None:
+        world.up()
+        opening = world.open()
+        await settle_down()
+        world.down()
+        client = world.up()  # in the same turn of the loop: the old try has not noticed
+        await settle_down()
+        assert len(client.exchanges) == 1
+        client.waiting()[0].answer()
+        await (await opening).settle(outcome())
+        assert world.dispatcher.counts()["sent"] == 2
+
+    live(test)
+
+
+def test_headers_that_cross_with_a_worker_going_down_begin_nothing(
+    live: Callable[..., None],
+) -> None:
+    async def test(world: World) -> None:
+        client = world.up()
+        opening = world.open()
+        await settle_down()
+        client.waiting()[0].answer()  # the try will see this only after the worker is gone
+        world.down()
+        await settle_down()
+        assert not opening.done()
+        again = world.up()
+        await settle_down()
+        again.waiting()[0].answer()
+        await (await opening).settle(outcome())
+        assert [entry.ending for entry in world.posted] == ["done"]
+
+    live(test)
+
+
+def test_a_worker_that_goes_down_between_choice_and_sending_is_not_asked(
+    live: Callable[..., None],
+) -> None:
+    async def test(world: World) -> None:
+        world.up()
+        opening = world.open()
+        await asyncio.sleep(0)  # the choice is made, the try has not begun
+        world.down()
+        await settle_down()
+        world.up(1).auto = lambda exchange: exchange.answer()
+        await (await opening).settle(outcome())
+
+    live(test)
+
+
+def test_a_worker_down_in_mid_answer_fails_that_answer_unbilled(
+    live: Callable[..., None],
+) -> None:
+    async def test(world: World) -> None:
+        delivery, stream = await world.answering(world.up())
+        stream.feed(b"data: half")
+        assert await delivery.read() == b"data: half"
+        world.down()
+        with pytest.raises(WorkerFailed):
+            await delivery.read()
+        receipt = await delivery.settle(outcome(3, ending="failed"))
+        assert receipt.charged_nanodollars == 0
+        assert world.ledger.use_of(KeyID("key")).used_tokens == 0
+
+    live(test)
+
+
+def test_an_answer_has_a_longest_time_from_its_reservation_on(
+    live: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test(world: World) -> None:
+        monkeypatch.setattr(driver_module, "ANSWER_NS_MAX", NS_PER_S)
+        client = world.up()
+        opening = world.open()
+        await settle_down()
+        world.clock.advance(2 * NS_PER_S)  # the worker took all of it to begin
+        stream = client.waiting()[0].answer()
+        delivery = await opening
+        with pytest.raises(WorkerFailed):
+            await delivery.read()
+        assert stream.aborted
+        await delivery.settle(outcome(0, ending="failed"))
+
+    live(test)
+
+
+def test_a_settled_answer_frees_its_socket_even_if_the_worker_talks_on(
+    live: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test(world: World) -> None:
+        monkeypatch.setattr(driver_module, "LINGER_NS_MAX", 0)
+        delivery, stream = await world.answering(world.up())
+        await delivery.settle(outcome())
+        with pytest.raises(WorkerFailed):
+            await stream.read()  # returns when the socket is cut
+        assert stream.aborted
+
+    live(test)
+
+
+def test_an_answer_that_outlived_its_reservation_is_not_billed(
+    live: Callable[..., None],
+) -> None:
+    async def test(world: World) -> None:
+        delivery, _ = await world.answering(world.up())
+        world.clock.advance(NS_PER_HOUR)
+        world.driver.housekeep_once()
+        assert [entry.reason for entry in world.voided] == ["expired"]
+        with pytest.raises(LedgerUnavailable, match="cannot be billed"):
+            await delivery.settle(outcome())
+
+    live(test)
+
+
+# Cost.
+
+
+def test_cost_is_the_rate_times_the_time_without_gap_or_overlap(
+    live: Callable[..., None],
+) -> None:
+    async def test(world: World) -> None:
+        began = world.clock.unix_ns()
+        for duration_s in (1, 9, 10, 25, 3, 7, 100):
+            world.clock.advance(duration_s * NS_PER_S)
+            world.driver.housekeep_once()
+        world.clock.unix -= 60 * NS_PER_S  # somebody set the wall clock back
+        world.clock.ns += 10 * NS_PER_S
+        world.driver.housekeep_once()
+        world.clock.unix += 60 * NS_PER_S
+        world.clock.advance(45 * NS_PER_S)
+        await world.driver.close()
+        rows = world.accrued
+        assert rows[0].from_unix_ns == began
+        assert rows[-1].until_unix_ns == world.clock.unix_ns() == began + 200 * NS_PER_S
+        for one, next_one in itertools.pairwise(rows):
+            assert one.until_unix_ns == next_one.from_unix_ns
+        whole = sum(row.energy_nanodollars for row in rows)
+        assert abs(whole - CONFIG.energy_nanodollars(200 * NS_PER_S)) <= len(rows)
+        assert sum(row.capital_nanodollars for row in rows) == 200 * 10_000
+        assert {row.pool for row in rows} == {POOL}
+
+    live(test)
+
+
+def test_cost_that_was_written_before_is_not_written_twice(
+    live: Callable[..., None],
+) -> None:
+    async def test(world: World) -> None:
+        world.clock.advance(20 * NS_PER_S)
+        world.driver.housekeep_once()
+        world.driver._accrued_until_unix_ns -= 5 * NS_PER_S  # as after a clock set back
+        world.clock.advance(20 * NS_PER_S)
+        world.driver.housekeep_once()
+        assert len(world.accrued) == 1
+
+    live(test)
+
+
+# Beginning and closing.
+
+
+def test_what_a_dead_process_held_is_given_back_at_the_start(
+    run: Run, tmp_path: pathlib.Path
+) -> None:
+    async def main() -> None:
+        from tests.ledger.ledger_samples import order
+        from tokenworks.ledger.store_port import recover
+
+        world = World(tmp_path / "one")
+        dead = recover(world.store, "dead")
+        hold = dead.reserve(0, 1, order("orphan"), BOOK, 100)
+        world.store.append_now([hold])
+        heir = recover(world.store, "driver")
+        world.driver._ledger = world.ledger = heir
+        assert len(heir.open_holds()) == 1
+        world.driver.begin()
+        assert [entry.reason for entry in world.voided] == ["expired"]
+        await world.check()
+
+    run(main())
+
+
+def test_closing_dismisses_who_waits_and_cuts_off_who_is_served(
+    live: Callable[..., None],
+) -> None:
+    async def test(world: World) -> None:
+        client = world.up()
+        deliveries = [(await world.answering(client))[0] for _ in range(2)]
+        waiting = world.open()
+        await settle_down()
+
+        async def serve(delivery: Any) -> None:
+            with pytest.raises(WorkerFailed):
+                await delivery.read()
+            await delivery.settle(outcome(1, ending="failed"))
+
+        serving = [asyncio.create_task(serve(delivery)) for delivery in deliveries]
+        await settle_down()
+        await world.driver.close()
+        with pytest.raises(CapacityExceeded, match="shutting down"):
+            await waiting
+        with pytest.raises(CapacityExceeded, match="shutting down"):
+            await world.driver.open(world.order())
+        assert all(task.done() for task in serving)
+        world.driver.worker_up(world.seats[1], client)  # nobody listens any more
+        world.driver.worker_down(world.seats[1], "closed")
+        assert len(world.posted) == 2
+
+    live(test)
+
+
+def test_closing_does_not_wait_for_ever_for_a_settlement(
+    run: Run, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        monkeypatch.setattr(driver_module, "CLOSE_NS_MAX", 0)
+        world = World(tmp_path)
+        delivery, stream = await world.answering(world.up())
+        await world.driver.close()
+        assert stream.aborted
+        assert len(world.ledger.open_holds()) == 1  # the next process gives it back
+        assert await delivery.settle(outcome(0, ending="failed"))
+
+    run(main())
+
+
+def test_closing_dismisses_who_is_being_sent_and_who_has_just_left(
+    live: Callable[..., None],
+) -> None:
+    async def test(world: World) -> None:
+        client = world.up()
+        sent, left = world.open(), world.open()
+        await settle_down()
+        left.cancel()
+        await world.driver.close()
+        with pytest.raises(CapacityExceeded):
+            await sent
+        assert left.cancelled()
+        assert all(exchange.cancelled for exchange in client.exchanges)
+
+    live(test)
+
+
+def test_housekeeping_goes_on_until_cancelled(
+    live: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test(world: World) -> None:
+        monkeypatch.setattr(driver_module, "HOUSEKEEPING_NS", 0)
+        task = asyncio.create_task(world.driver.housekeep())
+        world.clock.advance(20 * NS_PER_S)
+        await settle_down()
+        task.cancel()
+        await settle_down()
+        assert task.cancelled()
+        assert len(world.accrued) == 1
+
+    live(test)
+
+
+def test_the_timer_wakes_the_dispatcher(live: Callable[..., None]) -> None:
+    async def test(world: World) -> None:
+        client = world.up()
+        running = [(await world.answering(client))[0] for _ in range(2)]
+        waiting = world.open()
+        await settle_down()
+        world.clock.advance(NS_PER_S)
+        early = world.open()  # this sets the timer anew, for a time that has passed
+        with pytest.raises(CapacityExceeded):
+            await waiting
+        early.cancel()
+        await settle_down()
+        for delivery in running:
+            await delivery.settle(outcome())
+
+    live(test)
+
+
+def test_a_journal_that_cannot_be_written_stops_no_request(
+    live: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test(world: World) -> None:
+        def full(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        assert world.driver._journal is not None
+        monkeypatch.setattr(world.driver._journal, "write", full)
+        journal = world.driver._journal
+        delivery, _ = await world.answering(world.up())
+        await delivery.settle(outcome())
+        assert world.driver._journal is None
+        journal.close()
+
+    live(test)
+
+
+# Over real sockets.
+
+
+def client_of(worker: FakeWorker) -> WorkerClient:
+    return WorkerClient(worker.host, worker.port, None)
+
+
+def test_a_real_answer_comes_over_a_real_socket(live: Callable[..., None]) -> None:
+    async def test(world: World) -> None:
+        async with FakeWorker(Script(tokens=["a", "b"]), model=MODEL) as worker:
+            client = client_of(worker)
+            world.driver.worker_up(world.seats[0], client)
+            delivery = await world.driver.open(world.order())
+            said = b""
+            while data := await delivery.read():
+                said += data
+            assert b"[DONE]" in said
+            await delivery.settle(outcome(2))
+            client.close()
+
+    live(test)
+
+
+def test_leaving_in_mid_answer_closes_the_workers_socket(live: Callable[..., None]) -> None:
+    async def test(world: World) -> None:
+        async with FakeWorker(model=MODEL) as worker:
+            worker.gate.close()
+            client = client_of(worker)
+            world.driver.worker_up(world.seats[0], client)
+            delivery = await world.driver.open(world.order())
+            delivery.abort()
+            await worker.until(lambda: worker.aborted == 1)
+            await delivery.settle(outcome(0, ending="disconnected"))
+            client.close()
+
+    live(test)
+
+
+def test_leaving_while_being_sent_closes_the_workers_socket(live: Callable[..., None]) -> None:
+    async def test(world: World) -> None:
+        asked, closed = asyncio.Event(), asyncio.Event()
+
+        async def mute(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            asked.set()
+            with contextlib.suppress(ConnectionError):
+                await reader.read()
+            closed.set()
+            writer.transport.abort()
+
+        async with await asyncio.start_server(mute, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            client = WorkerClient("127.0.0.1", port, None)
+            world.driver.worker_up(world.seats[0], client)
+            opening = world.open()
+            await asked.wait()
+            opening.cancel()
+            await closed.wait()
+            client.close()
+        assert [entry.reason for entry in world.voided] == ["withdrawn"]
+
+    live(test)
+
+
+def test_a_dead_port_is_tried_and_given_up(live: Callable[..., None]) -> None:
+    async def test(world: World) -> None:
+        async with FakeWorker() as worker:
+            client = client_of(worker)
+        world.driver.worker_up(world.seats[0], client)
+        with pytest.raises(WorkerFailed):
+            await world.driver.open(world.order())
+
+    live(test)
+
+
+def test_a_full_ledger_is_capacity(live: Callable[..., None]) -> None:
+    async def test(world: World) -> None:
+        world.ledger._open_holds_max = 1
+        delivery, _ = await world.answering(world.up())
+        with pytest.raises(CapacityExceeded, match="reservations are open"):
+            await world.driver.open(world.order())
+        await delivery.settle(outcome())
+
+    live(test)

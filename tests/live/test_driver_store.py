@@ -1,0 +1,263 @@
+"""The driver when its ledger's store fails: nothing is lost, nothing is billed twice."""
+
+from __future__ import annotations
+
+import asyncio
+import pathlib
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from tests.live.driver_world import World, outcome, settle_down
+from tokenworks.core.errors import CapacityExceeded, LedgerCorrupt, LedgerUnavailable
+from tokenworks.core.ids import KeyID
+from tokenworks.core.units import NS_PER_HOUR, NS_PER_S
+from tokenworks.ledger.entries import Reserved
+from tokenworks.live import driver as driver_module
+
+Run = Callable[[Coroutine[Any, Any, Any]], Any]
+Test = Callable[[World], Coroutine[Any, Any, None]]
+
+
+@pytest.fixture
+def live(
+    run: Run, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[Test], None]:
+    """Run a test in a world, let the store recover, and look that nothing is left behind."""
+    monkeypatch.setattr(driver_module, "BREATHER_NS", 0)
+
+    def go(test: Test) -> None:
+        async def main() -> None:
+            world = World(tmp_path)
+            await test(world)
+            await recovered(world)
+            await world.check()
+
+        run(main())
+
+    return go
+
+
+async def recovered(world: World) -> None:
+    """The disk works again; every entry is stored in a few rounds."""
+    world.store.failing = False
+    world.store.release()
+    for _ in range(4):
+        await settle_down()
+        world.driver.housekeep_once()
+    await settle_down()
+    assert world.driver._unstored == []
+
+
+def test_a_reservation_that_cannot_be_stored_starts_nothing_in_trouble(
+    live: Callable[[Test], None],
+) -> None:
+    async def test(world: World) -> None:
+        client = world.up()
+        world.store.failing = True
+        first = world.open()  # nobody knows of the trouble yet
+        await settle_down()
+        assert world.driver.healthy() == (False, "The disk is full.")
+        with pytest.raises(LedgerUnavailable) as caught:
+            await world.driver.open(world.order())
+        assert caught.value.retry_after_s == 5
+        assert len(client.exchanges) == 1
+        assert len(world.ledger.open_holds()) == 1  # the refused one holds nothing
+        client.waiting()[0].answer()
+        delivery = await first
+        with pytest.raises(LedgerUnavailable, match="could not be billed"):
+            await delivery.settle(outcome())
+        assert world.ledger.open_holds() == ()
+        assert world.ledger.use_of(KeyID("key")).used_tokens == 0
+        await recovered(world)
+        assert world.driver.healthy()[0]
+        assert len(world.entries(Reserved)) == 2
+        assert {entry.reason for entry in world.voided} == {"failed", "rejected"}
+        later, _ = await world.answering(client)
+        await later.settle(outcome())
+        assert len(world.posted) == 1
+
+    live(test)
+
+
+def test_an_answer_is_billed_although_its_reservation_was_not_stored(
+    live: Callable[[Test], None],
+) -> None:
+    async def test(world: World) -> None:
+        client = world.up()
+        world.store.failing = True
+        delivery, _ = await world.answering(client)
+        assert world.entries(Reserved) == []
+        world.store.failing = False
+        receipt = await delivery.settle(outcome())
+        assert receipt.charged_nanodollars > 0
+        assert len(world.entries(Reserved)) == len(world.posted) == 1
+        assert world.driver.healthy()[0]
+
+    live(test)
+
+
+def test_a_reservation_and_its_answer_meet_the_failing_disk_together(
+    live: Callable[[Test], None],
+) -> None:
+    async def test(world: World) -> None:
+        client = world.up()
+        world.store.slow = True
+        delivery, _ = await world.answering(client)
+        settling = asyncio.create_task(delivery.settle(outcome()))
+        await settle_down()
+        (reserving, _), _ = world.store._waiting
+        reserving.set_exception(LedgerUnavailable("The disk is full."))
+        world.store._waiting.pop(0)
+        world.store.release()  # by now it works: the posting is there before its reservation
+        receipt = await settling
+        assert receipt.charged_nanodollars > 0
+        assert len(world.entries(Reserved)) == len(world.posted) == 1
+
+    live(test)
+
+
+def test_a_posting_that_the_store_contradicts_is_not_billed(live: Callable[[Test], None]) -> None:
+    async def test(world: World) -> None:
+        delivery, _ = await world.answering(world.up())
+
+        def corrupt(entries: object) -> asyncio.Future[None]:
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            future.set_exception(LedgerCorrupt("It contradicts what is stored."))
+            return future
+
+        append, world.store.append = world.store.append, corrupt  # type: ignore[method-assign]
+        with pytest.raises(LedgerUnavailable, match="contradicts"):
+            await delivery.settle(outcome())
+        await settle_down()
+        world.store.append = append  # type: ignore[method-assign]
+
+    live(test)
+
+
+def test_entries_that_the_store_will_never_take_are_given_up(
+    live: Callable[[Test], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test(world: World) -> None:
+        from tests.ledger.ledger_samples import ledger, reserve
+
+        hold = reserve(other := ledger(), "stranger")
+        void = other.void(1, hold.request, reason="expired")
+        world.driver._keep([void])  # its reservation is stored nowhere
+        await settle_down()
+        assert world.driver._unstored == [void]
+
+    live(test)
+    assert "the ledger refuses" in caplog.text
+
+
+def test_leaving_while_the_store_is_in_trouble_leaves_no_hold(
+    live: Callable[[Test], None],
+) -> None:
+    async def test(world: World) -> None:
+        world.up()
+        world.driver._in_trouble(LedgerUnavailable("The disk is slow."))
+        world.store.slow = True
+        opening = world.open()
+        await settle_down()
+        assert len(world.ledger.open_holds()) == 1
+        opening.cancel()
+        await settle_down()
+        assert opening.cancelled()
+        assert world.ledger.open_holds() == ()
+        world.store.failing = True
+        world.store.release()
+        await settle_down()
+        assert len(world.driver._unstored) == 2
+
+    live(test)
+
+
+def test_closing_while_a_reservation_is_stored_starts_nothing(
+    live: Callable[[Test], None],
+) -> None:
+    async def test(world: World) -> None:
+        client = world.up()
+        world.driver._in_trouble(LedgerUnavailable("The disk is slow."))
+        world.store.slow = True
+        opening = world.open()
+        await settle_down()
+        closing = asyncio.create_task(world.driver.close())
+        await settle_down()
+        world.store.release()
+        with pytest.raises(CapacityExceeded, match="shutting down"):
+            await opening
+        await closing
+        assert client.exchanges == []
+
+    live(test)
+
+
+def test_voids_wait_for_the_disk_in_the_order_that_stores_them(
+    live: Callable[[Test], None],
+) -> None:
+    async def test(world: World) -> None:
+        world.up().auto = lambda exchange: exchange.answer(400)
+        world.store.slow = world.store.failing = True
+        openings = [world.open() for _ in range(6)]
+        await settle_down()
+        world.store.release()
+        results = await asyncio.gather(*openings, return_exceptions=True)
+        assert all(isinstance(each, Exception) for each in results)
+        await settle_down()
+        world.driver._unstored.reverse()
+        appends = world.store.appends
+        world.driver.housekeep_once()  # in trouble one request's entries are tried, not all
+        await settle_down()
+        assert world.store.appends == appends + 1
+        assert world.ledger.open_holds() == ()
+
+    live(test)
+
+
+def test_cost_survives_a_disk_that_fails(live: Callable[[Test], None]) -> None:
+    async def test(world: World) -> None:
+        began = world.clock.unix_ns()
+        world.store.failing = True
+        for _ in range(20):
+            world.clock.advance(10 * NS_PER_S)
+            world.driver.housekeep_once()
+            await settle_down()
+        assert len(world.driver._unstored) == 1  # the rest is one interval, still to come
+        await recovered(world)
+        world.clock.advance(10 * NS_PER_S)
+        world.driver.housekeep_once()
+        rows = world.accrued
+        assert rows[0].from_unix_ns == began
+        assert rows[-1].until_unix_ns == world.clock.unix_ns()
+        assert sum(row.capital_nanodollars for row in rows) == 210 * 10_000
+
+    live(test)
+
+
+def test_closing_tries_everything_once_more(run: Run, tmp_path: pathlib.Path) -> None:
+    async def main() -> None:
+        world = World(tmp_path)
+        world.store.failing = True
+        world.up().auto = lambda exchange: exchange.answer(400)
+        await asyncio.gather(world.open(), world.open(), return_exceptions=True)
+        await settle_down()
+        world.store.failing = False
+        await world.check()
+        assert len(world.entries(Reserved)) == len(world.voided) == 2
+
+    run(main())
+
+
+def test_closing_on_a_dead_disk_says_what_is_lost(
+    run: Run, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        world = World(tmp_path)
+        world.store.failing = True
+        world.clock.advance(NS_PER_HOUR)
+        await world.driver.close()
+
+    run(main())
+    assert "1 ledger entries could not be written" in caplog.text

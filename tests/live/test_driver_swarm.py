@@ -1,0 +1,170 @@
+"""Many orders, every fault at once, by seed; then all heals, and nothing may be left over."""
+
+from __future__ import annotations
+
+import asyncio
+import pathlib
+import random
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from tests.live.driver_world import World, outcome, settle_down
+from tokenworks.core.errors import LedgerUnavailable, TokenworksError, WorkerFailed
+from tokenworks.core.ids import KeyID
+from tokenworks.core.slo import Measured, Tier
+from tokenworks.core.units import NS_PER_MS
+from tokenworks.ledger.entries import Posted, Reserved, Voided
+from tokenworks.live import driver as driver_module
+from tokenworks.live.driver import LiveDelivery
+
+Run = Callable[[Coroutine[Any, Any, Any]], Any]
+
+STEPS = 400
+FAULTS = ("cancel", "refuse", "fail", "break", "worker", "disk", "time")
+
+
+class Swarm:
+    """One seeded run; each run leaves out some of the faults."""
+
+    def __init__(self, world: World, seed: int) -> None:
+        self.world = world
+        self.dice = random.Random(seed)
+        self.faults = [fault for fault in FAULTS if self.dice.random() < 0.7]
+        self.openings: list[asyncio.Task[LiveDelivery]] = []
+        self.serving: list[asyncio.Task[None]] = []
+        self.endings: Counter[str] = Counter()
+
+    async def step(self) -> None:
+        world, dice = self.world, self.dice
+        fault = dice.choice(FAULTS) if dice.random() < 0.4 else ""
+        exchanges = [each for client in world.clients.values() for each in client.waiting()]
+        match fault if fault in self.faults else "":
+            case "cancel" if self.openings:
+                dice.choice(self.openings).cancel()
+            case "refuse" if exchanges:
+                dice.choice(exchanges).answer(dice.choice([400, 413, 422]))
+            case "fail" if exchanges:
+                exchange = dice.choice(exchanges)
+                if dice.random() < 0.5:
+                    exchange.fail()
+                else:
+                    exchange.answer(dice.choice([500, 429, 404]), b"no")
+            case "break" if world.clients:
+                for stream in dice.choice(list(world.clients.values())).streams[-2:]:
+                    stream.break_off()
+            case "worker":
+                n = dice.randrange(2)
+                if world.seats[n] in world.clients:
+                    world.down(n)
+                    if dice.random() < 0.5:
+                        world.up(n)
+                else:
+                    world.up(n)
+            case "disk":
+                world.store.failing = dice.random() < 0.5
+                if dice.random() < 0.3:
+                    world.store.slow = True
+                else:
+                    world.store.release()
+            case "time":
+                world.tick(dice.choice([1, 300, 700]) * NS_PER_MS)
+                world.driver.housekeep_once()
+            case _:
+                self.arrive_or_answer(exchanges)
+        for _ in range(dice.choice([0, 0, 1, 2, 9])):
+            await asyncio.sleep(0)
+
+    def arrive_or_answer(self, exchanges: list[Any]) -> None:
+        if exchanges and self.dice.random() < 0.5:
+            stream = self.dice.choice(exchanges).answer()
+            for _ in range(self.dice.randrange(3)):
+                stream.feed(b"data: x\n\n")
+            if self.dice.random() < 0.8:
+                stream.end()
+        else:
+            key = self.dice.choice(["key", "key", "poor"])
+            task = self.world.open(tier=self.dice.choice(list(Tier)), key=key)
+            self.openings.append(task)
+            self.serving.append(asyncio.create_task(self.serve(task)))
+
+    async def serve(self, opening: asyncio.Task[LiveDelivery]) -> None:
+        """What the gateway does."""
+        await asyncio.wait({opening})
+        if opening.cancelled():
+            self.endings["cancelled"] += 1
+            return
+        error = opening.exception()
+        if error is not None:
+            assert isinstance(error, TokenworksError), error
+            self.endings[error.code] += 1
+            return
+        delivery = opening.result()
+        made = 0
+        try:
+            while await delivery.read():
+                made += 1
+                if self.dice.random() < 0.1:
+                    delivery.abort()
+            ending = "done"
+        except WorkerFailed:
+            ending = self.dice.choice(["failed", "disconnected"])
+            delivery.abort()
+        measured = Measured(ttft_ns=self.dice.choice([1, 10**10]), decode_ns=0, output_tokens=made)
+        try:
+            await delivery.settle(outcome(made, ending=ending, measured=measured))
+            self.endings[ending] += 1
+        except LedgerUnavailable:
+            self.endings["unbilled"] += 1
+
+    async def heal(self) -> None:
+        """No more faults: everything must end."""
+        world = self.world
+        world.store.failing = False
+        for n in range(2):
+            if world.seats[n] not in world.clients:
+                world.up(n)
+        for client in world.clients.values():
+            client.auto = lambda exchange: exchange.answer().end()
+        for _ in range(200):
+            world.store.release()
+            for client in world.clients.values():
+                for exchange in client.waiting():
+                    exchange.answer()
+                for stream in client.streams:
+                    stream.end()
+            world.driver.housekeep_once()
+            await settle_down()
+            if all(task.done() for task in self.serving) and not world.driver._unstored:
+                break
+            world.tick(100 * NS_PER_MS)
+        assert all(task.done() for task in self.serving)
+        await asyncio.gather(*self.serving)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_whatever_happens_everything_ends_and_adds_up(
+    run: Run, tmp_path: pathlib.Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver_module, "BREATHER_NS", 0)
+
+    async def main() -> None:
+        records = [World.key(), World.key("poor", b"p", tokens_quota=300)]
+        world = World(tmp_path, records=records)
+        world.up(0)
+        swarm = Swarm(world, seed)
+        for _ in range(STEPS):
+            await swarm.step()
+        await swarm.heal()
+        await world.check()
+        reserved, posted = world.entries(Reserved), world.entries(Posted)
+        assert len(reserved) == len(posted) + len(world.entries(Voided))
+        settled = swarm.endings
+        assert len(posted) == settled["done"] + settled["failed"] + settled["disconnected"]
+        assert sum(settled.values()) == len(swarm.openings)
+        # A late report of use can go above a hold, never what is still allowed to be held.
+        assert world.ledger.use_of(KeyID("poor")).used_tokens <= 300
+
+    run(main())
