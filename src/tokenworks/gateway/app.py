@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import reprlib
 from typing import Final
 
 import msgspec
 
 from tokenworks.core.errors import (
     MethodNotAllowed,
+    ModelNotFound,
     RouteNotFound,
     TokenworksError,
     Unauthorized,
@@ -18,10 +21,13 @@ from tokenworks.core.units import NS_PER_S
 from tokenworks.gateway.chat import ChatRoute
 from tokenworks.gateway.http_io import (
     ClientGone,
+    Headers,
+    Message,
     Receive,
     Scope,
     Send,
     bearer,
+    broken,
     error_body,
     error_headers,
     respond,
@@ -29,6 +35,14 @@ from tokenworks.gateway.http_io import (
 from tokenworks.gateway.metrics import CONTENT_TYPE, GatewayMetrics
 
 _log: Final = logging.getLogger("tokenworks.gateway")
+
+METHODS: Final = {
+    "/v1/chat/completions": "POST",
+    "/v1/models": "GET",
+    "/healthz": "GET",
+    "/metrics": "GET",
+}
+MODEL_PREFIX: Final = "/v1/models/"
 
 
 class Gateway:
@@ -51,53 +65,52 @@ class Gateway:
             assert scope["type"] in ("lifespan", "websocket"), scope["type"]
             return
         path, status = scope["path"], 200
-        route = path if path in self._methods() else "other"
+        route = path if path in METHODS else "other"
         started = False
 
-        async def counted(message: dict[str, object]) -> None:
+        async def counted(message: Message) -> None:
             nonlocal status, started
-            if message["type"] == "http.response.start":
-                status, started = int(str(message["status"])), True
-            await send(message)
+            if not started:
+                status, started = message["status"], True
+            try:
+                await send(message)
+            except OSError as error:  # ASGI's word for a caller who left
+                raise ClientGone from error
+
+        async def answer(error: TokenworksError, headers: Headers) -> None:
+            nonlocal status
+            status = error.status
+            if not started:
+                with contextlib.suppress(ClientGone):
+                    await respond(counted, status, error_body(error), headers)
 
         self.metrics.streams.inc()
         try:
-            await self._route(scope, receive, counted)  # type: ignore[arg-type]
+            await self._route(scope, receive, counted)
         except ClientGone:
             status = 499
+        except MethodNotAllowed as error:
+            await answer(error, [(b"allow", _method(path).encode())])
         except TokenworksError as error:
-            status = error.status
-            if not started:
-                await respond(send, error.status, error_body(error), error_headers(error))
+            await answer(error, error_headers(error))
         except Exception:  # noqa: BLE001 - the last stop: logged, and answered as our fault
             _log.exception("a request to %s broke", path)
-            status = 500
-            if not started:
-                broken = TokenworksError("The gateway broke on this request.", hint="Report it.")
-                await respond(send, 500, error_body(broken), [])
+            await answer(broken(), [])
         finally:
             self.metrics.streams.dec()
             self.metrics.responses.labels(route, str(status)).inc()
 
-    @staticmethod
-    def _methods() -> dict[str, str]:
-        return {
-            "/v1/chat/completions": "POST",
-            "/v1/models": "GET",
-            "/healthz": "GET",
-            "/metrics": "GET",
-        }
-
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         path, method = scope["path"], scope["method"]
-        is_model = path.startswith("/v1/models/")
-        wanted = "GET" if is_model else self._methods().get(path)
-        if wanted is None:
+        wanted = _method(path)
+        if not wanted:
             raise RouteNotFound(
-                f"There is no {path!r} here.", hint=f"Routes: {', '.join(self._methods())}."
+                f"There is no {reprlib.repr(path)} here.", hint=f"Routes: {', '.join(METHODS)}."
             )
         if method != wanted:
-            raise MethodNotAllowed(f"{path} takes {wanted}, not {method}.", hint=f"Use {wanted}.")
+            raise MethodNotAllowed(
+                f"{reprlib.repr(path)} takes {wanted}, not {method}.", hint=f"Use {wanted}."
+            )
         if path == "/v1/chat/completions":
             await self._chat(scope, receive, send)
         elif path == "/healthz":
@@ -129,5 +142,12 @@ class Gateway:
             await respond(send, 200, msgspec.json.encode({"object": "list", "data": rows}), [])
             return
         if not rows:
-            raise RouteNotFound(f"There is no model {name!r}.", hint="GET /v1/models lists them.")
+            raise ModelNotFound(
+                f"There is no model {reprlib.repr(name)}.", hint="GET /v1/models lists them."
+            )
         await respond(send, 200, msgspec.json.encode(rows[0]), [])
+
+
+def _method(path: str) -> str:
+    """The one method that a path takes; empty if there is no such path."""
+    return "GET" if path.startswith(MODEL_PREFIX) else METHODS.get(path, "")

@@ -9,52 +9,59 @@ import msgspec
 from tokenworks.core.errors import WorkerFailed
 from tokenworks.gateway.event_stream import payload
 
-_WHOLE: Final = ("role", "id", "type", "name", "refusal_id")
+_WHOLE: Final = ("role", "id", "type", "name")
 """String fields that a chunk gives whole; any other string is a piece to append."""
 
 
 class Assembler:
     """Collects chunks; ``completion`` gives the object they add up to."""
 
-    __slots__ = ("_choices", "_top")
+    __slots__ = ("_choices", "_messages", "_top")
 
     def __init__(self) -> None:
         self._top: dict[str, object] = {}
         self._choices: dict[int, dict[str, object]] = {}
+        self._messages: dict[int, dict[str, object]] = {}
 
     def add(self, events: bytes) -> None:
-        """Take whole events.
+        """Take whole events, without ``[DONE]``.
 
         Raises:
             WorkerFailed: an event is not a chat completion chunk.
         """
         for event in events.split(b"\n\n"):
-            if not event.startswith(b"data:") or event.startswith(b"data: [DONE]"):
+            body = payload(event)
+            if not body:
                 continue
             try:
-                chunk = msgspec.json.decode(payload(event))
-                self._take(chunk)
-            except (msgspec.DecodeError, AttributeError, TypeError, KeyError) as error:
+                self._take(_object(msgspec.json.decode(body)))
+            except (
+                msgspec.DecodeError,
+                UnicodeDecodeError,
+                RecursionError,
+                TypeError,
+                KeyError,
+            ) as error:
                 raise WorkerFailed(f"A worker's chunk cannot be read: {error}.") from error
 
     def _take(self, chunk: dict[str, object]) -> None:
         for name, value in chunk.items():
             if name != "choices" and value is not None:
                 self._top[name] = value
-        choices = chunk.get("choices") or []
-        assert isinstance(choices, list)
-        for choice in choices:
-            kept = self._choices.setdefault(choice["index"], {"message": {}})
-            message = kept["message"]
-            assert isinstance(message, dict)
-            _merge(message, choice.get("delta") or {})
+        for each in _list(chunk.get("choices") or []):
+            choice = _object(each)
+            index = choice["index"]
+            if not isinstance(index, int):
+                raise TypeError(f"a choice's index is {index!r}")
+            kept = self._choices.setdefault(index, {})
+            self._messages.setdefault(index, {})
+            _merge(self._messages[index], _object(choice.get("delta") or {}))
             for name, value in choice.items():
                 if name in ("delta", "index") or value is None:
                     continue
-                if name == "logprobs" and isinstance(value, dict):
-                    logprobs = kept.setdefault("logprobs", {})
-                    assert isinstance(logprobs, dict)
-                    _merge_logprobs(logprobs, value)
+                have = kept.get(name)
+                if name == "logprobs" and isinstance(have, dict):
+                    _merge_logprobs(have, _object(value))
                 else:
                     kept[name] = value
 
@@ -62,14 +69,21 @@ class Assembler:
         """The whole ``chat.completion`` object as JSON."""
         choices = []
         for index in sorted(self._choices):
+            message = {"role": "assistant", "content": None, **self._messages[index]}
+            calls = message.get("tool_calls")
+            for call in calls if isinstance(calls, list) else []:
+                if isinstance(call, dict):
+                    call.pop("index", None)
             kept = self._choices[index]
-            message = kept["message"]
-            assert isinstance(message, dict)
-            message.setdefault("role", "assistant")
-            message.setdefault("content", None)
-            for call in message.get("tool_calls") or []:
-                call.pop("index", None)
-            choices.append({"index": index, "finish_reason": None, "logprobs": None, **kept})
+            choices.append(
+                {
+                    "index": index,
+                    "message": message,
+                    "finish_reason": None,
+                    "logprobs": None,
+                    **kept,
+                }
+            )
         top = {k: v for k, v in self._top.items() if k not in ("object", "service_tier")}
         return msgspec.json.encode(
             {
@@ -81,18 +95,30 @@ class Assembler:
         )
 
 
+def _object(value: object) -> dict[str, object]:
+    if not isinstance(value, dict):
+        raise TypeError(f"{type(value).__name__} where an object belongs")
+    return value
+
+
+def _list(value: object) -> list[object]:
+    if not isinstance(value, list):
+        raise TypeError(f"{type(value).__name__} where a list belongs")
+    return value
+
+
 def _merge(into: dict[str, object], delta: dict[str, object]) -> None:
     for name, value in delta.items():
         have = into.get(name)
         if value is None:
             into.setdefault(name, None)
-        elif isinstance(value, str) and isinstance(have, str) and name not in _WHOLE:
-            into[name] = have + value
+        elif isinstance(value, str) and isinstance(have, str):
+            into[name] = (have or value) if name in _WHOLE else have + value
         elif isinstance(value, dict) and isinstance(have, dict):
             _merge(have, value)
         elif isinstance(value, list):
             into[name] = _merge_list(have if isinstance(have, list) else [], value)
-        elif not (isinstance(value, str) and have is not None and name in _WHOLE):
+        else:
             into[name] = value
 
 

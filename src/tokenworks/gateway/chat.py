@@ -6,6 +6,8 @@ It needs nothing of the server but ASGI's receive and send, so a faster server r
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import secrets
 from typing import Final
 
@@ -19,17 +21,21 @@ from tokenworks.gateway.assemble import Assembler
 from tokenworks.gateway.chat_request import ChatRequest, parse_chat_request
 from tokenworks.gateway.event_stream import EventStream
 from tokenworks.gateway.http_io import (
+    ClientGone,
     Headers,
     Receive,
     Scope,
     Send,
     bearer,
+    broken,
     check_json,
     error_body,
     read_body,
     respond,
 )
 from tokenworks.gateway.metrics import GatewayMetrics
+
+_log: Final = logging.getLogger("tokenworks.gateway")
 
 SEND_WAIT_NS_MIN: Final = NS_PER_MS
 """A send that takes longer than this waited for the caller to read; that time is the caller's."""
@@ -48,10 +54,9 @@ class Meter:
 
     def tokens_sent(self, now_ns: int) -> None:
         """A part of the answer goes out now."""
-        if self._first_ns is None:
-            self._first_ns = now_ns
-            self._waited_ns = 0
         self._last_ns = now_ns - self._waited_ns
+        if self._first_ns is None:
+            self._first_ns = self._last_ns
 
     def waited(self, duration_ns: int) -> None:
         """A send took this long."""
@@ -64,7 +69,7 @@ class Meter:
             return Measured(ttft_ns=None, decode_ns=0, output_tokens=output_tokens)
         return Measured(
             ttft_ns=self._first_ns - self._arrived_ns,
-            decode_ns=max(0, self._last_ns - self._first_ns),
+            decode_ns=self._last_ns - self._first_ns,
             output_tokens=output_tokens,
         )
 
@@ -81,7 +86,9 @@ class ChatRoute:
         """One request, from its first byte to its settlement.
 
         Raises:
-            TokenworksError: before anything was sent.
+            TokenworksError: what went wrong. The caller of this route answers with it if nothing
+                was sent yet; else the stream has ended with it already.
+            ClientGone: the caller hung up, and what was made for it is settled.
         """
         secret = bearer(scope)
         key = self._desk.key_of(secret) if secret else None
@@ -98,9 +105,7 @@ class ChatRoute:
         hangup = asyncio.ensure_future(_disconnected(receive))
         try:
             delivery = await self._open(order, hangup)
-            if delivery is not None:
-                answer = Answer(self, order, delivery, request, send)
-                await answer.run(hangup)
+            await Answer(self, order, delivery, request, send).run(hangup)
         finally:
             hangup.cancel()
 
@@ -112,37 +117,55 @@ class ChatRoute:
             )
         return self._desk.output_tokens_default(model, tier)
 
-    async def _open(self, order: Order, hangup: asyncio.Future[None]) -> Delivery | None:
-        """The delivery, or None if the caller left while it waited."""
+    async def _open(self, order: Order, hangup: asyncio.Future[None]) -> Delivery:
+        """The delivery; a caller who leaves while it waits withdraws its request."""
         opening = asyncio.ensure_future(self._desk.open(order))
+        both: set[asyncio.Future[Delivery] | asyncio.Future[None]] = {opening, hangup}
         try:
-            both: set[asyncio.Future[Delivery] | asyncio.Future[None]] = {opening, hangup}
             await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-        finally:
             if not opening.done():
                 opening.cancel()
-        if opening.done():
-            return opening.result()
-        await asyncio.wait({opening})
-        if opening.cancelled() or opening.exception() is not None:
-            return None
+                await asyncio.wait({opening})
+        except asyncio.CancelledError:
+            if not opening.cancel() and opening.exception() is None:
+                # It opened in the moment that we were stopped: nobody else would end it.
+                await self._drop(opening.result())
+            raise
+        if opening.cancelled():
+            raise ClientGone
         return opening.result()
+
+    async def _drop(self, delivery: Delivery) -> None:
+        delivery.abort()
+        usage = EventStream().usage_so_far()
+        measured = Measured(ttft_ns=None, decode_ns=0, output_tokens=0)
+        await self.settle(delivery, Outcome(usage=usage, measured=measured, ending="failed"))
 
     def now_ns(self) -> int:
         """The driver's clock."""
         return self._clock.now_ns()
 
     async def settle(self, delivery: Delivery, outcome: Outcome) -> Receipt:
-        """Bill and count one answer."""
-        receipt = await delivery.settle(outcome)
+        """Bill and count one answer; once begun it is carried through, whoever stops waiting."""
+        receipt = await asyncio.shield(asyncio.ensure_future(delivery.settle(outcome)))
         self._metrics.settle(outcome, receipt)
         return receipt
 
 
 class Answer:
-    """One answer on its way out."""
+    """One answer on its way out. However it ends, it is settled once, and the caller is told."""
 
-    __slots__ = ("_delivery", "_events", "_meter", "_order", "_request", "_route", "_send")
+    __slots__ = (
+        "_assembler",
+        "_delivery",
+        "_events",
+        "_meter",
+        "_order",
+        "_request",
+        "_route",
+        "_send",
+        "_started",
+    )
 
     def __init__(
         self, route: ChatRoute, order: Order, delivery: Delivery, request: ChatRequest, send: Send
@@ -151,47 +174,71 @@ class Answer:
         self._request, self._send = request, send
         self._events = EventStream()
         self._meter = Meter(order.arrived_ns)
+        self._assembler = None if request.stream else Assembler()
+        self._started = False
 
     async def run(self, hangup: asyncio.Future[None]) -> None:
-        """Forward or assemble until the end, then settle, then close."""
-        gone = False
+        """Forward or assemble until the end, then settle, then close.
+
+        Args:
+            hangup: done once the caller has left.
+
+        Raises:
+            TokenworksError: what went wrong; a stream that had begun has ended with it.
+            ClientGone: the caller left.
+        """
+        try:
+            await self._run(hangup)
+        except TokenworksError as error:
+            await self._tell(error)
+            raise
+        except ClientGone:
+            raise
+        except Exception:
+            await self._tell(broken())
+            raise
+
+    async def _run(self, hangup: asyncio.Future[None]) -> None:
+        failure = await self._pass_on(hangup)
+        if hangup.done() or isinstance(failure, ClientGone):
+            self._delivery.abort()
+            await self._settle("disconnected")
+            if failure is None or isinstance(failure, TokenworksError | ClientGone):
+                raise ClientGone
+            raise failure
+        if failure is not None:
+            self._delivery.abort()
+            try:
+                await self._settle("failed")
+            except TokenworksError as error:
+                raise error from failure
+            raise failure
+        receipt = await self._settle("done")
+        await self._close(receipt.tier_delivered)
+
+    async def _pass_on(self, hangup: asyncio.Future[None]) -> Exception | None:
+        """Move the answer, and return what stopped it, if anything did."""
 
         def leave(_: asyncio.Future[None]) -> None:
-            nonlocal gone
-            gone = True
             self._delivery.abort()
 
         hangup.add_done_callback(leave)
-        failure: TokenworksError | None = None
-        assembler = None if self._request.stream else Assembler()
         try:
-            await (self._forward() if assembler is None else self._collect(assembler))
-        except WorkerFailed as error:
-            failure = error
-        except BaseException:
+            await (self._forward() if self._assembler is None else self._collect(self._assembler))
+        except asyncio.CancelledError:
             self._delivery.abort()
-            await asyncio.shield(self._settle("disconnected"))
+            with contextlib.suppress(TokenworksError):
+                await self._settle("failed")
             raise
-        hangup.remove_done_callback(leave)
-        if gone:
-            await self._settle("disconnected")
-            return
-        if failure is None and not self._events.done:
-            failure = WorkerFailed(
-                "The worker ended the stream before the answer was whole.", hint="Try again."
-            )
-        if failure is not None:
-            self._delivery.abort()
-            await self._settle("failed")
-            await self._fail(failure)
-            return
-        receipt = await self._settle("done")
-        await self._close(receipt.tier_delivered, assembler)
+        except Exception as error:  # noqa: BLE001 - raised again once the answer is settled
+            return error
+        finally:
+            hangup.remove_done_callback(leave)
+        return None
 
     async def _forward(self) -> None:
         events, meter, clock = self._events, self._meter, self._route.now_ns
         read, send = self._delivery.read, self._send
-        await send(_start(200, b"text/event-stream", self._headers()))
         while not events.done and (data := await read()):
             before = events.token_events
             ready = events.feed(data)
@@ -201,8 +248,11 @@ class Answer:
             if events.token_events > before:
                 meter.tokens_sent(sending_ns)
             if ready:
+                if not self._started:
+                    await self._start()
                 await send({"type": "http.response.body", "body": ready, "more_body": True})
                 meter.waited(clock() - sending_ns)
+        self._check_whole()
 
     async def _collect(self, assembler: Assembler) -> None:
         events = self._events
@@ -212,6 +262,17 @@ class Answer:
             if events.token_events > before:
                 self._meter.tokens_sent(self._route.now_ns())
             assembler.add(ready)
+        self._check_whole()
+        assembler.add(b"\n\n".join([*events.held, events.usage_event or b""]))
+
+    def _check_whole(self) -> None:
+        """A clean end after ``finish_reason`` is an end, with or without ``[DONE]``."""
+        if self._events.failure is not None:
+            raise self._events.failure
+        if not (self._events.done or self._events.finished):
+            raise WorkerFailed(
+                "The worker ended the stream before the answer was whole.", hint="Try again."
+            )
 
     async def _settle(self, ending: str) -> Receipt:
         usage = self._events.usage_so_far()
@@ -220,19 +281,31 @@ class Answer:
         )
         return await self._route.settle(self._delivery, outcome)
 
-    async def _close(self, tier: Tier, assembler: Assembler | None) -> None:
-        if assembler is None:
-            closing = self._events.closing(tier.value, include_usage=self._request.include_usage)
-            await self._send({"type": "http.response.body", "body": closing})
-            return
-        assembler.add(b"\n\n".join(self._events.held))
-        await respond(self._send, 200, assembler.completion(tier.value), self._headers())
+    async def _start(self) -> None:
+        """Say 200, at the first bytes: what fails before them is answered with its own status."""
+        self._started = True
+        headers = [
+            (b"content-type", b"text/event-stream"),
+            (b"cache-control", b"no-cache"),
+            *self._headers(),
+        ]
+        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
 
-    async def _fail(self, error: TokenworksError) -> None:
-        if not self._request.stream:
-            raise error
-        body = b"data: " + error_body(error) + b"\n\n"
-        await self._send({"type": "http.response.body", "body": body})
+    async def _close(self, tier: Tier) -> None:
+        if self._assembler is not None:
+            body = self._assembler.completion(tier.value)
+            await respond(self._send, 200, body, self._headers())
+            return
+        if not self._started:
+            await self._start()
+        closing = self._events.closing(tier.value, include_usage=self._request.include_usage)
+        await self._send({"type": "http.response.body", "body": closing})
+
+    async def _tell(self, error: TokenworksError) -> None:
+        """End a stream that has begun with an error event, as OpenAI does."""
+        if self._started:
+            body = b"data: " + error_body(error) + b"\n\n"
+            await self._send({"type": "http.response.body", "body": body})
 
     def _headers(self) -> Headers:
         return [(b"x-request-id", self._order.request.encode())]
@@ -252,14 +325,11 @@ def _order(request: ChatRequest, key: KeyView, arrived_ns: int) -> Order:
     )
 
 
-def _start(status: int, content_type: bytes, headers: Headers) -> dict[str, object]:
-    return {
-        "type": "http.response.start",
-        "status": status,
-        "headers": [(b"content-type", content_type), (b"cache-control", b"no-cache"), *headers],
-    }
-
-
 async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+    """Returns when the caller has left."""
+    try:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+    except Exception:  # noqa: BLE001
+        # A server that cannot listen any more has lost its caller.
+        _log.exception("the server broke while it listened for a disconnect")

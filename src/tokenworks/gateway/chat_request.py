@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import reprlib
 from collections.abc import Callable
 from typing import Final
 
@@ -25,6 +26,37 @@ PREFIX_BLOCK_BYTES: Final = 256
 PREFIX_BLOCKS_MAX: Final = 256
 OUTPUT_TOKENS_MAX: Final = 32_768
 MESSAGES_MAX: Final = 4_096
+PROMPT_FIELDS: Final = (
+    "tools",
+    "functions",
+    "response_format",
+    "documents",
+    "chat_template_kwargs",
+)
+"""What a chat template may write into the prompt, next to the messages."""
+
+WORKER_FIELDS: Final = frozenset(
+    {
+        "best_of",
+        "bootstrap_host",
+        "bootstrap_port",
+        "bootstrap_room",
+        "data_parallel_rank",
+        "id_slot",
+        "kv_transfer_params",
+        "n_cmpl",
+        "n_predict",
+        "priority",
+        "request_id",
+        "return_progress",
+        "rid",
+        "use_beam_search",
+    }
+)
+"""Fields by which engines let a caller exceed the output limit, get more answers than are counted,
+hide what was read, or steer the worker itself. llama.cpp's ``n_predict`` overrules ``max_tokens``.
+"""
+
 TEMPLATE_TOKENS_PER_MESSAGE: Final = 8
 """Room for the turn markers that a chat template adds; foreman's takes at most 6."""
 
@@ -41,7 +73,8 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
         include_usage: whether the caller wants the stream's usage event.
         output_tokens_max: the worker may make no more.
         input_tokens_max: an upper bound on the prompt's tokens: a byte-level token is at least a
-            byte, so the bytes of messages and tools bound them, plus the turn markers.
+            byte, so the bytes of messages, tools and PROMPT_FIELDS bound them, plus the turn
+            markers. It holds for text: what a picture costs is the worker's to say.
         prefix: hashes of the prompt's blocks of PREFIX_BLOCK_BYTES, each chained on the one before.
         body: JSON for the worker, streaming with usage.
     """
@@ -73,6 +106,7 @@ def parse_chat_request(
         InvalidRequest: with the field at fault and what it should be.
     """
     fields = _decode(raw)
+    _check_worker_fields(fields)
     model = fields.get("model")
     if not isinstance(model, str) or not model:
         raise _wrong("model", model, "the name of a model; GET /v1/models lists them")
@@ -93,14 +127,16 @@ def parse_chat_request(
     limit = _output_limit(fields)
     if limit is None:
         limit = output_tokens_default(ModelName(model), tier)
-    prompt = msgspec.json.encode([fields.get("tools"), messages])
+    prompt = _encode([fields.get("tools"), messages])
+    more = [fields[name] for name in PROMPT_FIELDS[1:] if name in fields]
+    more_bytes = len(_encode(more)) if more else 0
     return ChatRequest(
         model=ModelName(model),
         tier=tier,
         stream=stream,
         include_usage=include_usage,
         output_tokens_max=limit,
-        input_tokens_max=len(prompt) + TEMPLATE_TOKENS_PER_MESSAGE * len(messages),
+        input_tokens_max=len(prompt) + more_bytes + TEMPLATE_TOKENS_PER_MESSAGE * len(messages),
         prefix=prefix_hashes(prompt),
         body=_worker_body(fields, limit),
     )
@@ -126,7 +162,7 @@ def prefix_hashes(prompt: bytes) -> tuple[int, ...]:
 def _decode(raw: bytes) -> JSONObject:
     try:
         fields = msgspec.json.decode(raw)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, RecursionError, ValueError) as error:
         raise InvalidRequest(
             f"The body is not JSON: {error}.", hint="Send a JSON object in UTF-8."
         ) from error
@@ -139,9 +175,26 @@ def _decode(raw: bytes) -> JSONObject:
 
 
 def _wrong(field: str, value: object, want: str) -> InvalidRequest:
-    shown = repr(value)
-    shown = shown if len(shown) <= 80 else shown[:77] + "..."
+    shown = reprlib.repr(value)  # bounded in length and depth, as the value is not
     return InvalidRequest(f"`{field}` is {shown}; it must be {want}.", hint="Mend it and retry.")
+
+
+def _encode(value: object) -> bytes:
+    try:
+        return msgspec.json.encode(value)
+    except RecursionError as error:
+        raise InvalidRequest(
+            "The body is nested too deeply.", hint="Send fewer levels of lists and objects."
+        ) from error
+
+
+def _check_worker_fields(fields: JSONObject) -> None:
+    taken = sorted(WORKER_FIELDS & fields.keys())
+    if taken:
+        raise InvalidRequest(
+            f"`{taken[0]}` is between the factory and its workers.",
+            hint="Leave it out; `max_completion_tokens` limits the answer.",
+        )
 
 
 def _check_messages(messages: list[object]) -> None:
@@ -201,4 +254,4 @@ def _worker_body(fields: JSONObject, output_tokens_max: int) -> bytes:
     kept = options if isinstance(options, dict) else {}
     sent["stream_options"] = {**kept, "include_usage": True}
     sent["max_tokens"] = output_tokens_max
-    return msgspec.json.encode(sent)
+    return _encode(sent)

@@ -7,6 +7,7 @@ settled, so that they can name the delivered tier.
 
 from __future__ import annotations
 
+import reprlib
 from typing import Final
 
 import msgspec
@@ -17,11 +18,14 @@ from tokenworks.core.orders import Usage
 EVENT_BYTES_MAX: Final = 1_000_000
 HELD_EVENTS_MAX: Final = 64
 _END: Final = b"\n\n"
-_DONE: Final = b"data: [DONE]"
+_DONE: Final = b"[DONE]"
+_DATA: Final = b"data:"
 _NOT_FINISHED: Final = b'"finish_reason":null'
 _USAGE: Final = b'"usage":{'
-_ROLE_ONLY: Final = b'"delta":{"role":"assistant","content":null}'
-_ROLE_ONLY_EMPTY: Final = b'"delta":{"role":"assistant","content":""}'
+_ROLE: Final = b'"role":'
+_NO_DELTA: Final = b'"delta":{}'
+_NO_CONTENT: Final = b'"content":""'
+_PROGRESS: Final = b'"prompt_progress":'
 
 
 class _Details(msgspec.Struct):
@@ -46,13 +50,14 @@ class _Progress(msgspec.Struct):
 
 
 class _Chunk(msgspec.Struct):
-    choices: list[_Choice] = []
+    choices: list[_Choice] | None = None
     usage: _Usage | None = None
     error: object = None
     prompt_progress: _Progress | None = None
 
 
 _chunk_decoder: Final = msgspec.json.Decoder(_Chunk)
+_fields_decoder: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 class EventStream:
@@ -60,92 +65,117 @@ class EventStream:
 
     Attributes:
         token_events: events so far that carried a part of the answer.
-        usage: what the worker said it used, once it has.
-        held: the closing events, not forwarded yet.
-        done: whether ``[DONE]`` has come.
+        usage: what the worker last said it had used, if it has.
+        held: the event with ``finish_reason`` and those after it, not forwarded yet.
+        usage_event: the last event that carried usage and nothing else, not forwarded yet.
+        finished: whether a ``finish_reason`` has come.
+        done: whether ``[DONE]`` has come, or nothing more can be taken.
+        failure: why nothing more can be taken: an event is longer than EVENT_BYTES_MAX, the closing
+            is endless, an event is no chunk, or it reports an error. What came before it stands.
     """
 
-    __slots__ = ("_progress", "_rest", "done", "held", "token_events", "usage")
+    __slots__ = (
+        "_progress",
+        "_rest",
+        "_token_events_at_usage",
+        "done",
+        "failure",
+        "finished",
+        "held",
+        "token_events",
+        "usage",
+        "usage_event",
+    )
 
     def __init__(self) -> None:
         self.token_events = 0
         self.usage: Usage | None = None
         self.held: list[bytes] = []
+        self.usage_event: bytes | None = None
+        self.finished = False
         self.done = False
+        self.failure: WorkerFailed | None = None
         self._rest = b""
         self._progress: _Progress | None = None
+        self._token_events_at_usage = 0
 
     def feed(self, data: bytes) -> bytes:
         """Take bytes as they came; return the whole events that go to the client now.
 
-        Raises:
-            WorkerFailed: an event is longer than EVENT_BYTES_MAX, the closing is endless, an
-                event is no chunk, or it reports an error.
+        However the stream is cut into ``data``, the returned bytes add up to the same.
         """
         data = self._rest + data if self._rest else data
         if b"\r" in data:
             data = data.replace(b"\r\n", b"\n")
-        cut = data.rfind(_END)
-        if cut < 0:
+        cut = data.rfind(_END) + len(_END)
+        if cut < len(_END):
             self._keep(data)
             return b""
-        cut += len(_END)
-        self._keep(data[cut:])
-        ready = data[:cut]
-        plain = ready.count(_NOT_FINISHED)
+        ready, rest = data[:cut], data[cut:]
+        events = ready.split(_END)
         # The common case: every event is a token of an answer that goes on.
-        if (
-            not self.held
-            and plain == ready.count(_END)
-            and _USAGE not in ready
-            and _ROLE_ONLY not in ready
-            and _ROLE_ONLY_EMPTY not in ready
-        ):
-            self.token_events += plain
-            return ready
-        return self._sort(ready)
+        if not events.pop() and not self.finished and all(map(_is_plain, events)):
+            self.token_events += len(events)
+        else:
+            ready = self._sort(events)
+        self._keep(rest)
+        return ready
 
     def _keep(self, rest: bytes) -> None:
-        if len(rest) > EVENT_BYTES_MAX:
-            raise WorkerFailed(
-                f"A worker sent an event of more than {EVENT_BYTES_MAX} bytes.",
-                hint="Look at the worker's log.",
-            )
         self._rest = rest
+        if len(rest) > EVENT_BYTES_MAX:
+            self._fail(
+                WorkerFailed(
+                    f"A worker sent an event of more than {EVENT_BYTES_MAX} bytes.",
+                    hint="Look at the worker's log.",
+                )
+            )
 
-    def _sort(self, ready: bytes) -> bytes:
+    def _fail(self, failure: WorkerFailed) -> None:
+        self.failure = self.failure or failure
+        self.done = True
+
+    def _sort(self, pieces: list[bytes]) -> bytes:
         """The careful way, for batches that hold more than plain token events."""
         forward: list[bytes] = []
-        for piece in ready.split(_END):
+        for piece in pieces:
             event = piece.strip(b"\n")
-            if event.startswith(_DONE):
+            body = payload(event)
+            if body.startswith(_DONE):
                 self.done = True
-            elif event.startswith(b"data:"):
-                goes_on = self._goes_on(event)
-                if goes_on:
+                break
+            # An event without data is a comment, which keeps connections open and says nothing.
+            try:
+                if body and self._goes_on(event, body):
                     forward.append(event + _END)
-                elif goes_on is not None:
-                    self._hold(event)
+            except WorkerFailed as failure:
+                self._fail(failure)
+                break
         return b"".join(forward)
 
-    def _goes_on(self, event: bytes) -> bool | None:
-        """Count a chunk; whether the answer goes on after it. None: it is for us alone."""
-        try:
-            chunk = _chunk_decoder.decode(payload(event))
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise WorkerFailed(f"A worker's chunk cannot be read: {error}.") from error
-        if chunk.error is not None:
-            raise WorkerFailed(f"A worker reported {chunk.error!r} in the middle of an answer.")
-        if chunk.usage is not None:
-            self._read_usage(chunk.usage)
-        if chunk.prompt_progress is not None:
-            self._progress = chunk.prompt_progress
-            return None
-        delta = chunk.choices[0].delta if chunk.choices else None
-        if delta and any(value for name, value in delta.items() if name != "role"):
+    def _goes_on(self, event: bytes, body: bytes) -> bool:
+        """Count an event; whether it is for the client now. What is for later is held."""
+        if _is_plain(event):
             self.token_events += 1
-        ends = not chunk.choices or chunk.choices[0].finish_reason is not None
-        return not ends and not self.held
+        else:
+            chunk = _decode(body)
+            if chunk.prompt_progress is not None:
+                self._progress = chunk.prompt_progress
+                return False
+            choice = chunk.choices[0] if chunk.choices else None
+            delta = choice.delta if choice is not None else None
+            if delta and any(value for name, value in delta.items() if name != "role"):
+                self.token_events += 1
+            if chunk.usage is not None:
+                self._read_usage(chunk.usage)
+                if choice is None:
+                    self.usage_event = event
+                    return False
+            if choice is not None and choice.finish_reason:
+                self.finished = True
+        if self.finished:
+            self._hold(event)
+        return not self.finished
 
     def _hold(self, event: bytes) -> None:
         if len(self.held) >= HELD_EVENTS_MAX:
@@ -157,6 +187,7 @@ class EventStream:
         cached = (details.cached_tokens or 0) if details else 0
         if min(found.prompt_tokens, found.completion_tokens, cached) < 0:
             raise WorkerFailed(f"A worker's usage is negative: {found!r}.")
+        self._token_events_at_usage = self.token_events
         self.usage = Usage(
             input_tokens=found.prompt_tokens,
             cached_input_tokens=min(cached, found.prompt_tokens),
@@ -166,11 +197,15 @@ class EventStream:
     def usage_so_far(self) -> Usage:
         """The worker's own figures if it gave them, else what was seen: prompt progress and events.
 
-        A worker that reports neither progress nor usage is taken to have read no prompt: nobody
-        pays for what was not measured.
+        Events that came after the worker's last figures count on top of them. A worker that
+        reports neither progress nor usage is taken to have read no prompt: nobody pays for what
+        was not measured.
         """
         if self.usage is not None:
-            return self.usage
+            since = self.token_events - self._token_events_at_usage
+            return msgspec.structs.replace(
+                self.usage, output_tokens=self.usage.output_tokens + since
+            )
         read = self._progress
         return Usage(
             input_tokens=min(read.total, read.processed) if read else 0,
@@ -180,19 +215,53 @@ class EventStream:
 
     def closing(self, tier_delivered: str, *, include_usage: bool) -> bytes:
         """The held events, naming the delivered tier, and ``[DONE]``."""
-        parts = []
-        for event in self.held:
-            usage_only = _USAGE in event and b'"choices":[]' in event
-            if usage_only and not include_usage:
-                continue
-            parts.append(with_service_tier(event, tier_delivered) + _END)
-        parts.append(_DONE + _END)
-        return b"".join(parts)
+        events = [*self.held]
+        if include_usage and self.usage_event is not None:
+            events.append(self.usage_event)
+        parts = [with_service_tier(event, tier_delivered) + _END for event in events]
+        return b"".join((*parts, b"data: ", _DONE, _END))
+
+
+def _is_plain(event: bytes) -> bool:
+    """Whether an event is a token of an answer that goes on, as far as its bytes tell.
+
+    Quotes inside a JSON string are escaped, so no text of an answer looks like these fields. What
+    isn't plain is decoded, so a miss costs time and nothing else.
+    """
+    return (
+        event.startswith(_DATA)
+        and _NOT_FINISHED in event
+        and _USAGE not in event
+        and _ROLE not in event
+        and _NO_DELTA not in event
+        and _NO_CONTENT not in event
+        and _PROGRESS not in event
+    )
+
+
+def _decode(body: bytes) -> _Chunk:
+    try:
+        chunk = _chunk_decoder.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise WorkerFailed(f"A worker's chunk cannot be read: {error}.") from error
+    if chunk.error is not None:
+        raise WorkerFailed(
+            f"A worker reported {reprlib.repr(chunk.error)} in the middle of an answer.",
+            hint="Try again.",
+        )
+    return chunk
 
 
 def payload(event: bytes) -> bytes:
-    """The JSON of a one-line event."""
-    return event.removeprefix(b"data:").strip()
+    r"""The JSON of an event: its data lines; nothing for a comment.
+
+    >>> payload(b'event: chunk\ndata: {"id":"x"}'), payload(b": ping")
+    (b'{"id":"x"}', b'')
+    """
+    if event.startswith(_DATA) and b"\n" not in event:
+        return event[len(_DATA) :].strip()
+    lines = (line for line in event.split(b"\n") if line.startswith(_DATA))
+    return b"\n".join(line[len(_DATA) :].strip() for line in lines)
 
 
 def with_service_tier(event: bytes, tier: str) -> bytes:
@@ -201,11 +270,11 @@ def with_service_tier(event: bytes, tier: str) -> bytes:
     >>> with_service_tier(b'data: {"id":"x"}', "high")
     b'data: {"service_tier":"high","id":"x"}'
     """
-    if not event.startswith(b"data:"):
-        return event
     body = payload(event)
     if b'"service_tier"' in body:
-        fields = msgspec.json.decode(body)
+        fields = _fields_decoder.decode(body)
         fields.pop("service_tier", None)
         body = msgspec.json.encode(fields)
-    return b'data: {"service_tier":"' + tier.encode() + b'",' + body[1:].lstrip()
+    rest = body[1:].lstrip()
+    comma = b"" if rest.startswith(b"}") else b","
+    return b'data: {"service_tier":"' + tier.encode() + b'"' + comma + rest

@@ -7,7 +7,13 @@ from typing import Any, Final
 
 import msgspec
 
-from tokenworks.core.errors import CallerError, InvalidRequest, RequestTooLarge, TokenworksError
+from tokenworks.core.errors import (
+    CallerError,
+    InvalidRequest,
+    QuotaExceeded,
+    RequestTooLarge,
+    TokenworksError,
+)
 
 BODY_BYTES_MAX: Final = 8_000_000
 
@@ -21,7 +27,7 @@ _JSON: Final = (b"content-type", b"application/json")
 
 
 class ClientGone(Exception):
-    """The caller hung up before its body was read."""
+    """The caller hung up; there is nobody to answer."""
 
 
 async def read_body(receive: Receive) -> bytes:
@@ -81,7 +87,7 @@ def error_body(error: TokenworksError) -> bytes:
     """An error in OpenAI's shape."""
     kind = "invalid_request_error" if isinstance(error, CallerError) else "server_error"
     if error.status == 429:
-        kind = "rate_limit_error" if error.retry_after_s is not None else "insufficient_quota"
+        kind = "insufficient_quota" if isinstance(error, QuotaExceeded) else "rate_limit_error"
     return msgspec.json.encode(
         {
             "error": {
@@ -95,10 +101,24 @@ def error_body(error: TokenworksError) -> bytes:
 
 
 def error_headers(error: TokenworksError) -> Headers:
-    """``Retry-After`` where waiting helps."""
-    if error.retry_after_s is None:
-        return []
-    return [(b"retry-after", str(error.retry_after_s).encode())]
+    """When to come again, and how to be let in.
+
+    OpenAI's SDKs try again after any 429 unless ``x-should-retry`` says no; a quota that is used up
+    stays so.
+    """
+    headers: Headers = []
+    if error.retry_after_s is not None:
+        headers.append((b"retry-after", str(error.retry_after_s).encode()))
+    elif isinstance(error, QuotaExceeded):
+        headers.append((b"x-should-retry", b"false"))
+    if error.status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    return headers
+
+
+def broken() -> TokenworksError:
+    """What callers are told of a mistake of ours; the log has the rest."""
+    return TokenworksError("The gateway broke on this request.", hint="Report it.")
 
 
 def check_json(scope: Scope) -> None:
@@ -108,7 +128,8 @@ def check_json(scope: Scope) -> None:
         InvalidRequest: another content type.
     """
     for name, value in scope["headers"]:
-        if name == b"content-type" and b"json" not in bytes(value).lower():
+        if name == b"content-type" and value and b"json" not in bytes(value).lower():
             raise InvalidRequest(
-                f"The content type is {bytes(value)!r}.", hint="Send application/json."
+                f"The content type is {bytes(value[:80]).decode('latin-1')!r}.",
+                hint="Send application/json.",
             )

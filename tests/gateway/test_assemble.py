@@ -1,0 +1,209 @@
+"""Chunks put together: what comes out is what OpenAI's own SDK accumulates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from openai.lib.streaming.chat import ChatCompletionStreamState
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
+
+from tests.gateway.fake_desk import ROLE, STOP, chunk, event, token, usage, usage_event
+from tokenworks.core.errors import WorkerFailed
+from tokenworks.gateway.assemble import Assembler
+from tokenworks.gateway.event_stream import payload
+
+
+def assembled(*events: bytes, tier: str = "high") -> dict[str, Any]:
+    assembler = Assembler()
+    for each in events:
+        assembler.add(each)
+    return msgspec.json.decode(assembler.completion(tier))
+
+
+def message(*events: bytes) -> Any:
+    return assembled(*events)["choices"][0]["message"]
+
+
+def test_a_plain_answer() -> None:
+    whole = assembled(ROLE, token("hel"), token("lo"), STOP, usage_event(5, 2))
+    assert whole == {
+        "id": "chatcmpl-1",
+        "created": 1,
+        "model": "foreman",
+        "object": "chat.completion",
+        "service_tier": "high",
+        "usage": usage(5, 2),
+        "choices": [
+            {
+                "index": 0,
+                "finish_reason": "stop",
+                "logprobs": None,
+                "message": {"role": "assistant", "content": "hello"},
+            }
+        ],
+    }
+
+
+def test_many_events_at_once_and_comments() -> None:
+    assert message(b": ping\n\n" + ROLE + token("a") + token("b"))["content"] == "ab"
+
+
+def test_an_answer_without_anything() -> None:
+    assert message(STOP) == {"role": "assistant", "content": None}
+    assert assembled()["choices"] == []
+
+
+def call(index: int, **fields: Any) -> bytes:
+    return chunk({"tool_calls": [{"index": index, **fields}]})
+
+
+def test_tool_calls_are_merged_by_index() -> None:
+    found = message(
+        ROLE,
+        call(0, id="a", type="function", function={"name": "f", "arguments": ""}),
+        call(1, id="b", type="function", function={"name": "g", "arguments": "{"}),
+        call(0, function={"arguments": '{"x":'}),
+        call(0, id=None, function={"name": None, "arguments": "1}"}),
+        call(1, function={"arguments": "}"}),
+    )
+    assert found["content"] is None
+    assert found["tool_calls"] == [
+        {"id": "a", "type": "function", "function": {"name": "f", "arguments": '{"x":1}'}},
+        {"id": "b", "type": "function", "function": {"name": "g", "arguments": "{}"}},
+    ]
+
+
+def test_names_that_are_repeated_or_empty_at_first() -> None:
+    found = message(
+        call(0, id="", type="function", function={"name": "", "arguments": "{"}),
+        call(0, id="a", type="function", function={"name": "f", "arguments": "}"}),
+        call(0, id="a", type="function", function={"name": "f", "arguments": ""}),
+    )
+    assert found["tool_calls"] == [
+        {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    ]
+
+
+def test_reasoning_and_other_fields() -> None:
+    found = message(
+        chunk({"role": "assistant", "content": None, "reasoning_content": "think"}),
+        chunk({"reasoning_content": "ing", "annotations": [{"a": 1}]}),
+        chunk({"content": "so", "audio": {"id": "x", "data": "aa"}, "annotations": [{"b": 2}]}),
+        chunk({"audio": {"data": "bb"}, "refusal": None, "score": 1}),
+        chunk({"score": 2}),
+    )
+    assert found == {
+        "role": "assistant",
+        "content": "so",
+        "reasoning_content": "thinking",
+        "annotations": [{"a": 1}, {"b": 2}],
+        "audio": {"id": "x", "data": "aabb"},
+        "refusal": None,
+        "score": 2,
+    }
+
+
+def logprobs(text: str) -> dict[str, Any]:
+    return {"content": [{"token": text, "logprob": -0.5, "bytes": [97], "top_logprobs": []}]}
+
+
+def with_logprobs(text: str) -> bytes:
+    choice = {"index": 0, "finish_reason": None, "delta": {"content": text}}
+    return event({"id": "x", "choices": [{**choice, "logprobs": logprobs(text)}]})
+
+
+def test_logprobs_are_joined() -> None:
+    whole = assembled(ROLE, with_logprobs("a"), with_logprobs("b"), STOP)
+    found = whole["choices"][0]["logprobs"]
+    assert [each["token"] for each in found["content"]] == ["a", "b"]
+
+
+def test_logprobs_of_another_shape() -> None:
+    def odd(value: object) -> bytes:
+        return event({"choices": [{"index": 0, "delta": {}, "logprobs": {"refusal": value}}]})
+
+    assert assembled(odd(None), odd([1]))["choices"][0]["logprobs"] == {"refusal": [1]}
+
+
+def test_several_choices() -> None:
+    def part(index: int, text: str) -> bytes:
+        return event({"choices": [{"index": index, "delta": {"content": text}}]})
+
+    found = assembled(part(1, "b"), part(0, "a"), part(1, "b"))["choices"]
+    assert [(c["index"], c["message"]["content"]) for c in found] == [(0, "a"), (1, "bb")]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        b"data: {\n\n",
+        b"data: []\n\n",
+        b'data: {"choices":[{"index":0,"delta":{"content":"\xff"}}]}\n\n',
+        b"data: " + b"[" * 5_000 + b"\n\n",
+        event({"choices": {"index": 0}}),
+        event({"choices": [5]}),
+        event({"choices": [{"delta": {}}]}),
+        event({"choices": [{"index": [], "delta": {}}]}),
+        event({"choices": [{"index": 0, "delta": "x"}]}),
+    ],
+)
+def test_what_is_no_chunk(bad: bytes) -> None:
+    with pytest.raises(WorkerFailed, match="cannot be read"):
+        assembled(bad)
+
+
+def test_logprobs_that_change_shape_are_no_chunk() -> None:
+    with pytest.raises(WorkerFailed):
+        assembled(with_logprobs("a"), event({"choices": [{"index": 0, "logprobs": 5}]}))
+
+
+def test_a_tool_call_that_is_none() -> None:
+    assert message(chunk({"tool_calls": ["odd"]}))["tool_calls"] == ["odd"]
+    assert message(chunk({"tool_calls": "odd"}))["tool_calls"] == "odd"
+
+
+PIECES = st.text(max_size=5)
+DELTAS = st.one_of(
+    PIECES.map(lambda text: {"content": text}),
+    PIECES.map(lambda text: {"refusal": text}),
+    PIECES.map(lambda text: {"reasoning_content": text}),
+    st.tuples(st.integers(0, 1), PIECES).map(
+        lambda t: {"tool_calls": [{"index": t[0], "function": {"arguments": t[1]}}]}
+    ),
+)
+CALLS = [
+    {"index": i, "id": f"c{i}", "type": "function", "function": {"name": "f", "arguments": ""}}
+    for i in (0, 1)
+]
+
+
+@settings(deadline=None)
+@given(st.lists(DELTAS, max_size=10))
+def test_it_is_what_the_sdk_accumulates(deltas: list[dict[str, Any]]) -> None:
+    events = [
+        chunk({"role": "assistant", "content": None}),
+        chunk({"tool_calls": [CALLS[0]]}),
+        chunk({"tool_calls": [CALLS[1]]}),
+        *(chunk(delta) for delta in deltas),
+        chunk({}, "tool_calls"),
+        usage_event(5, len(deltas)),
+    ]
+    state = ChatCompletionStreamState()
+    for each in events:
+        chunk_of = ChatCompletionChunk.model_validate_json(payload(each.strip()))
+        state.handle_chunk(chunk_of)
+    theirs = state.get_final_completion().model_dump(exclude_none=True)
+    ours = ChatCompletion.model_validate_json(
+        msgspec.json.encode(assembled(*events, tier="default"))
+    ).model_dump(exclude_none=True)
+    assert ours.pop("service_tier") == "default"
+    for choice in theirs["choices"]:
+        choice["message"].pop("parsed", None)
+        for each in choice["message"]["tool_calls"]:
+            each["function"].pop("parsed_arguments", None)
+            each.pop("index", None)
+    assert ours == theirs

@@ -1,0 +1,638 @@
+"""The chat route, from a caller's first byte to the settlement, in every way that it can end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from tests.gateway.fake_desk import (
+    DONE,
+    MODEL,
+    ROLE,
+    STOP,
+    Caller,
+    FakeClock,
+    FakeDesk,
+    Hold,
+    Step,
+    answer,
+    ask,
+    chunk,
+    event,
+    progress,
+    token,
+    usage_event,
+)
+from tokenworks.core.errors import (
+    CapacityExceeded,
+    LedgerUnavailable,
+    QuotaExceeded,
+    TokenworksError,
+    WorkerFailed,
+    WorkerUnavailable,
+)
+from tokenworks.core.slo import Tier
+from tokenworks.gateway.app import Gateway
+from tokenworks.gateway.chat import SEND_WAIT_NS_MIN, Meter
+
+Run = Callable[[Coroutine[Any, Any, Any]], Any]
+MS = 1_000_000
+
+
+class House:
+    """A gateway at a fake desk."""
+
+    def __init__(self, script: list[Step] | None = None) -> None:
+        self.desk = FakeDesk(answer("a", "b", "c") if script is None else script)
+        self.clock = FakeClock()
+        self.gateway = Gateway(self.desk, self.clock)
+
+    async def serve(self, caller: Caller) -> Caller:
+        return await caller.call(self.gateway)
+
+    def responses(self, status: int) -> float | None:
+        labels = {"route": "/v1/chat/completions", "status": str(status)}
+        return self.gateway.metrics.registry.get_sample_value("tokenworks_responses_total", labels)
+
+
+def test_stream(run: Run) -> None:
+    house = House()
+    caller = run(house.serve(ask(service_tier="priority")))
+    assert caller.status == 200
+    assert caller.complete
+    assert caller.headers["content-type"] == "text/event-stream"
+    assert caller.headers["x-request-id"] == house.desk.orders[0].request
+    *tokens, stop, done = caller.events
+    assert [t["choices"][0]["delta"].get("content") for t in tokens] == [None, "a", "b", "c"]
+    assert stop["choices"][0]["finish_reason"] == "stop"
+    assert stop["service_tier"] == "medium"
+    assert done == "[DONE]"
+    assert all("service_tier" not in t for t in tokens)
+    outcome = house.desk.delivery.outcome
+    assert outcome.ending == "done"
+    assert outcome.usage.output_tokens == 3
+    assert house.desk.delivery.aborts == 0
+    assert house.responses(200) == 1
+
+
+def test_stream_with_usage(run: Run) -> None:
+    caller = run(House().serve(ask(stream_options={"include_usage": True})))
+    stop, said, _ = caller.events[-3:]
+    assert said["choices"] == []
+    assert said["usage"]["total_tokens"] == 10
+    assert stop["service_tier"] == said["service_tier"] == "medium"
+
+
+def test_whole(run: Run) -> None:
+    house = House()
+    caller = run(house.serve(ask(stream=False)))
+    assert caller.status == 200
+    assert caller.complete
+    assert caller.headers["x-request-id"] == house.desk.orders[0].request
+    assert caller.json["object"] == "chat.completion"
+    assert caller.json["service_tier"] == "medium"
+    assert caller.json["choices"][0]["message"] == {"role": "assistant", "content": "abc"}
+    assert caller.json["usage"]["total_tokens"] == 10
+    assert house.desk.delivery.outcome.ending == "done"
+
+
+def test_the_order(run: Run) -> None:
+    house = House()
+    run(house.serve(ask(service_tier="ultra", max_tokens=9)))
+    (order,) = house.desk.orders
+    assert order.request.startswith("req_")
+    assert (order.key.key, order.model, order.tier) == ("k1", MODEL, Tier.ULTRA)
+    assert order.output_tokens_max == 9
+    assert order.arrived_ns == house.clock.now_ns()
+    assert json.loads(order.body)["max_tokens"] == 9
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_stream_that_comes_at_once(run: Run, *, stream: bool) -> None:
+    whole = b"".join(step for step in answer("a", "b") if isinstance(step, bytes))
+    caller = run(House([whole]).serve(ask(stream=stream)))
+    assert caller.complete
+    assert caller.status == 200
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_an_end_without_done_is_an_end(run: Run, *, stream: bool) -> None:
+    house = House([ROLE, token("a"), STOP])
+    caller = run(house.serve(ask(stream=stream)))
+    assert caller.complete
+    assert house.desk.delivery.outcome.ending == "done"
+    assert house.desk.delivery.outcome.usage.output_tokens == 1
+
+
+def test_an_answer_of_closing_events_alone(run: Run) -> None:
+    house = House([STOP, DONE])
+    caller = run(house.serve(ask()))
+    assert caller.status == 200
+    assert [each if each == "[DONE]" else each["service_tier"] for each in caller.events] == [
+        "medium",
+        "[DONE]",
+    ]
+    assert house.desk.delivery.outcome.measured.ttft_ns is None
+
+
+def test_a_last_token_that_comes_with_the_finish_is_timed(run: Run) -> None:
+    house = House([])
+    last: Step = chunk({"content": "b"}, "stop")
+    house.desk.script = [token("a"), timed(house, 10), last, DONE]
+    caller = run(house.serve(ask()))
+    assert caller.events[1]["choices"][0]["delta"] == {"content": "b"}
+    outcome = house.desk.delivery.outcome
+    assert outcome.usage.output_tokens == 2
+    assert outcome.measured.decode_ns == 10 * MS
+
+
+# A caller who leaves.
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("chunks", range(6))
+def test_a_caller_who_leaves_after_any_chunk(run: Run, chunks: int, *, stream: bool) -> None:
+    caller = ask(stream=stream)
+    tokens = [token(str(i)) for i in range(5)]
+    script: list[Step] = [progress(9, 2, 9), *tokens[:chunks], caller.hang_up, Hold()]
+    house = House([*script, *tokens[chunks:], STOP, DONE])
+    run(house.serve(caller))
+    delivery = house.desk.delivery
+    assert delivery.aborts >= 1
+    assert delivery.outcome.ending == "disconnected"
+    assert delivery.outcome.usage.output_tokens == chunks
+    assert delivery.outcome.usage.input_tokens == 9
+    assert delivery.outcome.usage.cached_input_tokens == 2
+    assert house.responses(499) == 1
+    assert not caller.sent or not caller.complete
+
+
+def test_a_caller_who_leaves_between_finish_and_done(run: Run) -> None:
+    caller = ask()
+    house = House([token("a"), STOP, caller.hang_up, Hold()])
+    run(house.serve(caller))
+    assert house.desk.delivery.outcome.ending == "disconnected"
+    assert house.desk.delivery.outcome.usage.output_tokens == 1
+
+
+def test_a_caller_who_leaves_while_queued(run: Run) -> None:
+    async def main() -> None:
+        house = House()
+        house.desk.queued = asyncio.Event()
+        caller = ask()
+        serving = asyncio.ensure_future(house.serve(caller))
+        await house.desk.entered.wait()
+        caller.hang_up()
+        await serving
+        assert house.desk.withdrawn == [house.desk.orders[0].request]
+        assert house.desk.deliveries == []
+        assert caller.sent == []
+        assert house.responses(499) == 1
+
+    run(main())
+
+
+class LateDesk(FakeDesk):
+    """Its deliveries open although they are cancelled: the worker was faster."""
+
+    async def open(self, order: Any) -> Any:
+        try:
+            return await super().open(order)
+        except asyncio.CancelledError:
+            self.queued = None
+            return await super().open(order)
+
+
+def test_an_answer_that_opens_as_its_caller_leaves_is_settled(run: Run) -> None:
+    async def main() -> None:
+        house = House()
+        desk = LateDesk([Hold()])
+        desk.queued = asyncio.Event()
+        house.gateway = Gateway(desk, house.clock)
+        caller = ask()
+        serving = asyncio.ensure_future(house.serve(caller))
+        await desk.entered.wait()
+        caller.hang_up()
+        await serving
+        assert desk.delivery.outcome.ending == "disconnected"
+        assert desk.delivery.aborts >= 1
+
+    run(main())
+
+
+def test_a_caller_who_leaves_before_the_body_ends(run: Run) -> None:
+    caller = ask()
+    caller._parts = []
+    caller.hang_up()
+    house = House()
+    run(house.serve(caller))
+    assert house.desk.orders == []
+    assert caller.sent == []
+    assert house.responses(499) == 1
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("message", range(4))
+def test_a_server_that_says_by_oserror_that_the_caller_left(
+    run: Run, message: int, *, stream: bool
+) -> None:
+    caller = ask(stream=stream)
+    sent = 0
+
+    async def break_off(_: object) -> None:
+        nonlocal sent
+        sent += 1
+        if sent > message:
+            raise OSError("gone")
+
+    caller.on_send = break_off
+    house = House()
+    run(house.serve(caller))
+    ending = house.desk.delivery.outcome.ending
+    # A whole answer is settled before its first byte is sent.
+    assert ending == ("disconnected" if stream else "done")
+    whole = not stream and message >= 2
+    assert house.responses(200 if whole else 499) == 1
+
+
+def test_a_server_that_cannot_listen_has_lost_its_caller(
+    run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    caller = ask()
+    original = caller.receive
+
+    async def receive() -> dict[str, Any]:
+        if caller._parts:
+            return await original()
+        raise RuntimeError("no more")
+
+    caller.receive = receive  # type: ignore[method-assign]
+    house = House([token("a"), Hold()])
+    run(house.serve(caller))
+    assert house.desk.delivery.outcome.ending == "disconnected"
+    assert "the server broke while it listened" in caplog.text
+
+
+# A worker that fails.
+
+
+@pytest.mark.parametrize("before", [[], [progress(9, 0, 9)]], ids=["nothing", "progress"])
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_worker_that_fails_before_the_first_byte(
+    run: Run, before: list[Step], *, stream: bool
+) -> None:
+    house = House([*before, WorkerFailed("broke off")])
+    caller = run(house.serve(ask(stream=stream)))
+    assert caller.status == 502
+    assert caller.json["error"]["code"] == "worker_failed"
+    assert house.desk.delivery.outcome.ending == "failed"
+    assert house.desk.delivery.aborts == 1
+    assert house.responses(502) == 1
+
+
+FAILURES: dict[str, list[Step]] = {
+    "broken off": [WorkerFailed("broke off")],
+    "ended early": [],
+    "error event": [event({"error": {"message": "out of memory"}})],
+    "nonsense": [b"data: {\n\n"],
+}
+
+
+@pytest.mark.parametrize("name", sorted(FAILURES))
+def test_a_worker_that_fails_in_the_middle_of_a_stream(run: Run, name: str) -> None:
+    house = House([ROLE, token("a"), *FAILURES[name]])
+    caller = run(house.serve(ask()))
+    assert caller.status == 200
+    assert caller.complete
+    *tokens, last = caller.events
+    assert len(tokens) == 2
+    assert last["error"]["code"] == "worker_failed"
+    assert last["error"]["type"] == "server_error"
+    assert house.desk.delivery.outcome.ending == "failed"
+    assert house.desk.delivery.outcome.usage.output_tokens == 1
+    assert house.desk.delivery.aborts == 1
+    assert house.responses(502) == 1
+
+
+@pytest.mark.parametrize("name", sorted(FAILURES))
+def test_a_worker_that_fails_in_the_middle_of_a_whole_answer(run: Run, name: str) -> None:
+    house = House([ROLE, token("a"), *FAILURES[name]])
+    caller = run(house.serve(ask(stream=False)))
+    assert caller.status == 502
+    assert caller.complete
+    assert caller.json["error"]["code"] == "worker_failed"
+    assert house.desk.delivery.outcome.ending == "failed"
+
+
+def test_chunks_that_cannot_be_put_together_are_not_billed(run: Run) -> None:
+    odd = event({"choices": [{"finish_reason": None, "delta": {"content": "x"}}]})
+    for script in ([odd], [STOP, odd]):
+        house = House([*script, DONE])
+        caller = run(house.serve(ask(stream=False)))
+        assert caller.status == 502
+        assert house.desk.delivery.outcome.ending == "failed"
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (WorkerUnavailable("no worker", retry_after_s=3), 503),
+        (CapacityExceeded("full", retry_after_s=2), 429),
+        (QuotaExceeded("used up"), 429),
+        (WorkerFailed("broke off 3 times"), 502),
+    ],
+)
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_desk_that_refuses(
+    run: Run, error: TokenworksError, status: int, *, stream: bool
+) -> None:
+    house = House()
+    house.desk.open_error = error
+    caller = run(house.serve(ask(stream=stream)))
+    assert caller.status == status
+    assert caller.json["error"]["code"] == error.code
+    wait = error.retry_after_s
+    assert caller.headers.get("retry-after") == (None if wait is None else str(wait))
+
+
+# A ledger that cannot write, and our own mistakes.
+
+NO_DISK = LedgerUnavailable("no disk", retry_after_s=5)
+
+
+def test_a_ledger_that_cannot_write_the_end_of_a_stream(run: Run) -> None:
+    house = House()
+    house.desk.settle_error = NO_DISK
+    caller = run(house.serve(ask()))
+    assert caller.status == 200
+    assert caller.complete
+    assert caller.events[-1]["error"]["code"] == "ledger_unavailable"
+    assert len(house.desk.delivery.outcomes) == 1
+    assert house.responses(503) == 1
+
+
+@pytest.mark.parametrize(
+    "script", [answer("a"), [STOP, DONE], [token("a"), WorkerFailed("x")]], ids=str
+)
+def test_a_ledger_that_cannot_write_a_whole_answer(run: Run, script: list[Step]) -> None:
+    house = House(script)
+    house.desk.settle_error = NO_DISK
+    caller = run(house.serve(ask(stream=False)))
+    assert caller.status == 503
+    assert caller.headers["retry-after"] == "5"
+    assert caller.json["error"]["code"] == "ledger_unavailable"
+    assert len(house.desk.delivery.outcomes) == 1
+
+
+def test_a_ledger_that_cannot_write_when_nothing_was_sent(run: Run) -> None:
+    house = House([STOP, DONE])
+    house.desk.settle_error = NO_DISK
+    caller = run(house.serve(ask()))
+    assert caller.status == 503
+
+
+def test_a_ledger_that_cannot_write_after_a_failure(run: Run) -> None:
+    house = House([token("a"), WorkerFailed("x")])
+    house.desk.settle_error = NO_DISK
+    caller = run(house.serve(ask()))
+    assert caller.events[-1]["error"]["code"] == "ledger_unavailable"
+
+
+def test_a_ledger_that_cannot_write_after_the_caller_left(run: Run) -> None:
+    caller = ask()
+    house = House([token("a"), caller.hang_up, Hold()])
+    house.desk.settle_error = NO_DISK
+    run(house.serve(caller))
+    assert house.responses(503) == 1
+    assert len(house.desk.delivery.outcomes) == 1
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_mistake_at_settlement_is_told(
+    run: Run, caplog: pytest.LogCaptureFixture, *, stream: bool
+) -> None:
+    house = House()
+    house.desk.settle_error = AssertionError("ours")
+    caller = run(house.serve(ask(stream=stream)))
+    assert caller.complete
+    error = caller.events[-1]["error"] if stream else caller.json["error"]
+    assert caller.status == (200 if stream else 500)
+    assert error["code"] == "error"
+    assert error["type"] == "server_error"
+    assert "ours" not in caller.body.decode()
+    assert "ours" in caplog.text
+    assert house.responses(500) == 1
+
+
+@pytest.mark.parametrize("sent", [0, 1])
+def test_a_mistake_in_the_middle_is_settled_and_told(
+    run: Run, caplog: pytest.LogCaptureFixture, sent: int
+) -> None:
+    house = House([*[token("a")] * sent, ZeroDivisionError("ours")])
+    caller = run(house.serve(ask()))
+    assert caller.complete
+    assert house.desk.delivery.outcome.ending == "failed"
+    assert house.desk.delivery.aborts == 1
+    assert "ZeroDivisionError" in caplog.text
+    assert house.responses(500) == 1
+
+
+def test_a_mistake_after_the_caller_left_is_logged(
+    run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    caller = ask()
+
+    async def leave(_: object) -> None:
+        caller.hang_up()
+        await asyncio.wait([asyncio.ensure_future(caller.receive())])
+        raise ZeroDivisionError("ours")
+
+    caller.on_send = leave
+    house = House()
+    run(house.serve(caller))
+    assert house.desk.delivery.outcome.ending == "disconnected"
+    assert "ZeroDivisionError" in caplog.text
+
+
+# A server that stops.
+
+
+async def cancelled_at(house: House, caller: Caller, moment: asyncio.Event) -> None:
+    serving = asyncio.ensure_future(house.serve(caller))
+    await moment.wait()
+    serving.cancel("the server stops")
+    with pytest.raises(asyncio.CancelledError):
+        await serving
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_server_that_stops_in_the_middle(run: Run, *, broken: bool) -> None:
+    async def main() -> None:
+        now = asyncio.Event()
+        house = House([token("a"), now.set, Hold()])
+        house.desk.settle_error = NO_DISK if broken else None
+        await cancelled_at(house, ask(), now)
+        assert house.desk.delivery.outcome.ending == "failed"
+        assert house.desk.delivery.aborts == 1
+
+    run(main())
+
+
+def test_a_server_that_stops_while_a_request_is_queued(run: Run) -> None:
+    async def main() -> None:
+        house = House()
+        house.desk.queued = asyncio.Event()
+        await cancelled_at(house, ask(), house.desk.entered)
+        await asyncio.wait([asyncio.ensure_future(asyncio.Event().wait())], timeout=0)
+        assert len(house.desk.withdrawn) == 1
+        assert house.desk.deliveries == []
+
+    run(main())
+
+
+def test_a_server_that_stops_in_the_moment_a_request_opens(run: Run) -> None:
+    async def main() -> None:
+        house = House([Hold()])
+        serving: asyncio.Future[Caller] = asyncio.ensure_future(house.serve(ask()))
+        real_open = house.desk.open
+
+        async def open_then_stop(order: Any) -> Any:
+            delivery = await real_open(order)
+            asyncio.get_running_loop().call_soon(serving.cancel)
+            return delivery
+
+        house.desk.open = open_then_stop  # type: ignore[method-assign]
+        with pytest.raises(asyncio.CancelledError):
+            await serving
+        assert house.desk.delivery.outcome.ending == "failed"
+        assert house.desk.delivery.aborts == 1
+
+    run(main())
+
+
+def test_a_settlement_that_has_begun_is_carried_through(run: Run) -> None:
+    async def main() -> None:
+        house = House()
+        begun, written = asyncio.Event(), asyncio.Event()
+        wrote: list[bool] = []
+
+        async def write() -> None:
+            begun.set()
+            await written.wait()
+            wrote.append(True)
+
+        house.desk.before_settle = write
+        await cancelled_at(house, ask(), begun)
+        written.set()
+        await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()})
+        assert wrote == [True]
+
+    run(main())
+
+
+# Speed.
+
+
+def timed(house: House, ms: int) -> Step:
+    return lambda: house.clock.advance_ms(ms)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_the_meter_reads_send_times(run: Run, *, stream: bool) -> None:
+    house = House([])
+    steps: list[Step] = [timed(house, 40), ROLE, timed(house, 60), token("a")]
+    for text in ("b", "c"):
+        steps += [timed(house, 10), token(text)]
+    house.desk.script = [*steps, timed(house, 5), STOP, usage_event(5, 3), DONE]
+    run(house.serve(ask(stream=stream)))
+    measured = house.desk.delivery.outcome.measured
+    assert measured.ttft_ns == 100 * MS
+    assert measured.decode_ns == 20 * MS
+    assert measured.output_tokens == 3
+
+
+@pytest.mark.parametrize("slow_at", range(6))
+def test_a_caller_who_reads_slowly_does_not_lower_the_delivered_speed(
+    run: Run, slow_at: int
+) -> None:
+    house = House([])
+    steps: list[Step] = [timed(house, 50), ROLE]
+    for text in "abcd":
+        steps += [timed(house, 10), token(text)]
+    house.desk.script = [*steps, STOP, usage_event(5, 4), DONE]
+    caller = ask()
+
+    async def read_slowly(_: object) -> None:
+        if len(caller.sent) == slow_at:
+            house.clock.advance_ms(5_000)
+
+    caller.on_send = read_slowly
+    run(house.serve(caller))
+    measured = house.desk.delivery.outcome.measured
+    assert measured.ttft_ns == 60 * MS
+    assert measured.decode_ns == 30 * MS
+
+
+def test_short_sends_are_the_factorys_own_time() -> None:
+    meter = Meter(0)
+    meter.tokens_sent(5)
+    meter.waited(SEND_WAIT_NS_MIN - 1)
+    meter.tokens_sent(10)
+    meter.waited(SEND_WAIT_NS_MIN)
+    meter.tokens_sent(20 + SEND_WAIT_NS_MIN)
+    assert meter.measured(3).decode_ns == 15
+
+
+def test_a_worker_is_not_read_while_the_caller_does_not_read(run: Run) -> None:
+    async def main() -> None:
+        house = House([ROLE, token("a"), token("b"), STOP, DONE])
+        caller = ask()
+        stuck, reading = asyncio.Event(), asyncio.Event()
+
+        async def wait(_: object) -> None:
+            if len(caller.sent) == 2:
+                stuck.set()
+                await reading.wait()
+
+        caller.on_send = wait
+        serving = asyncio.ensure_future(house.serve(caller))
+        await stuck.wait()
+        assert house.desk.delivery.reads == 2
+        reading.set()
+        await serving
+        assert house.desk.delivery.outcome.ending == "done"
+
+    run(main())
+
+
+def test_a_caller_who_leaves_while_a_send_waits(run: Run) -> None:
+    async def main() -> None:
+        house = House([token("a"), token("b"), Hold()])
+        caller = ask()
+        stuck, freed = asyncio.Event(), asyncio.Event()
+
+        async def wait(_: object) -> None:
+            stuck.set()
+            await freed.wait()
+
+        caller.on_send = wait
+        serving = asyncio.ensure_future(house.serve(caller))
+        await stuck.wait()
+        caller.hang_up()
+        freed.set()
+        await serving
+        assert house.desk.delivery.outcome.ending == "disconnected"
+
+    run(main())
+
+
+def test_tool_calls_pass_through(run: Run) -> None:
+    call = {"index": 0, "id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    house = House([ROLE, chunk({"tool_calls": [call]}), chunk({}, "tool_calls"), DONE])
+    caller = run(house.serve(ask()))
+    assert caller.events[1]["choices"][0]["delta"]["tool_calls"] == [call]
+    assert house.desk.delivery.outcome.usage.output_tokens == 1

@@ -1,0 +1,310 @@
+"""Reading workers' streams: what is forwarded, what is counted, what is held back."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterable
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.gateway.fake_desk import (
+    DONE,
+    HEAD,
+    ROLE,
+    STOP,
+    chunk,
+    event,
+    progress,
+    token,
+    usage,
+    usage_event,
+)
+from tokenworks.core.errors import WorkerFailed
+from tokenworks.core.orders import Usage
+from tokenworks.gateway import event_stream
+from tokenworks.gateway.event_stream import EventStream, payload, with_service_tier
+
+
+def fed(parts: Iterable[bytes]) -> tuple[EventStream, bytes]:
+    """A stream that took these reads, and what it forwarded."""
+    stream = EventStream()
+    forwarded = []
+    for part in parts:
+        if stream.done:
+            break
+        forwarded.append(stream.feed(part))
+    return stream, b"".join(forwarded)
+
+
+def counts(input_tokens: int = 0, cached_input_tokens: int = 0, output_tokens: int = 0) -> Usage:
+    return Usage(
+        input_tokens=input_tokens,
+        cached_input_tokens=cached_input_tokens,
+        output_tokens=output_tokens,
+    )
+
+
+def test_an_answer_of_llama_cpp() -> None:
+    tokens = [token("a"), token("b"), token("c")]
+    stream, forwarded = fed([ROLE, *tokens, STOP, usage_event(9, 3, 4), DONE])
+    assert forwarded == ROLE + b"".join(tokens)
+    assert stream.done
+    assert stream.failure is None
+    assert stream.token_events == 3
+    assert stream.usage_so_far() == counts(9, 4, 3)
+    closing = stream.closing("high", include_usage=False)
+    assert closing == with_service_tier(STOP.strip(), "high") + b"\n\n" + DONE
+    with_usage = stream.closing("high", include_usage=True).split(b"\n\n")
+    assert [json.loads(payload(e)).get("service_tier") for e in with_usage[:2]] == ["high", "high"]
+    assert json.loads(payload(with_usage[1]))["usage"]["completion_tokens"] == 3
+
+
+TEXTS = st.sampled_from(
+    ["x", "", "é\U0001f600", '"finish_reason":null', '"usage":{', '{"role":"user"}', "\n\n", "\r\n"]
+) | st.text(max_size=8)
+
+EVENTS = st.one_of(
+    TEXTS.map(token),
+    TEXTS.map(lambda text: token(text, spaced=True)),
+    TEXTS.map(lambda text: chunk({"role": "assistant", "content": text})),
+    TEXTS.map(lambda text: chunk({"reasoning_content": text})),
+    TEXTS.map(lambda text: chunk({"tool_calls": [{"index": 0, "function": {"arguments": text}}]})),
+    st.tuples(TEXTS, st.integers(0, 9)).map(lambda t: token(t[0], usage=usage(5, t[1], None))),
+    st.sampled_from(
+        [
+            ROLE,
+            STOP,
+            DONE,
+            chunk({}),
+            chunk({"content": None}),
+            chunk({}, ""),
+            progress(9, 3, 7),
+            usage_event(5, 2),
+            event({"choices": [], **HEAD, "prompt_filter_results": []}),
+            event({"error": {"message": "no"}}),
+            token("odd").replace(b"data: ", b"data:"),
+            b"id: 5\n" + token("named"),
+            b": ping\n\n",
+            b"\n",
+            b"data: {}\n\n",
+            b"event: end\n\n",
+        ]
+    ),
+)
+
+
+def summary(stream: EventStream, forwarded: bytes) -> tuple[object, ...]:
+    return (
+        forwarded,
+        stream.token_events,
+        stream.usage_so_far(),
+        stream.held,
+        stream.usage_event,
+        stream.done,
+        str(stream.failure),
+        stream.closing("free", include_usage=True),
+    )
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(EVENTS, max_size=12), st.data(), st.booleans())
+def test_it_does_not_matter_how_the_bytes_are_cut(
+    events: list[bytes], data: st.DataObject, crlf: bool
+) -> None:
+    whole = b"".join(events)
+    if crlf:
+        whole = whole.replace(b"\n", b"\r\n")
+    cuts = data.draw(st.lists(st.integers(0, len(whole)), max_size=8).map(sorted))
+    edges = [0, *cuts, len(whole)]
+    parts = [whole[a:b] for a, b in itertools.pairwise(edges)]
+    one_by_one = [whole[i : i + 1] for i in range(len(whole))]
+    expected = summary(*fed([whole]))
+    assert summary(*fed(parts)) == expected
+    assert summary(*fed(one_by_one)) == expected
+
+
+@settings(deadline=None)
+@given(st.lists(TEXTS.filter(bool), min_size=1, max_size=6))
+def test_no_text_of_an_answer_is_taken_for_a_field(texts: list[str]) -> None:
+    tokens = [token(text) for text in texts]
+    stream, forwarded = fed([ROLE, *tokens, STOP, usage_event(5, len(texts)), DONE])
+    assert forwarded == ROLE + b"".join(tokens)
+    assert stream.token_events == len(texts)
+    assert len(stream.held) == 1
+
+
+def test_prompt_progress_is_for_us_alone() -> None:
+    stream, forwarded = fed([progress(900, 100, 100), progress(900, 100, 600), ROLE])
+    assert forwarded == ROLE
+    assert stream.usage_so_far() == counts(600, 100, 0)
+    stream.feed(progress(900, 100, 900) + token("a"))
+    assert stream.usage_so_far() == counts(900, 100, 1)
+
+
+def test_events_that_carry_nothing_are_forwarded_and_not_counted() -> None:
+    empty = [ROLE, chunk({}), chunk({"content": ""}), chunk({"role": "assistant"}), chunk({}, "")]
+    stream, forwarded = fed(empty)
+    assert forwarded == b"".join(empty)
+    assert stream.token_events == 0
+
+
+def test_every_kind_of_delta_counts() -> None:
+    call = {"index": 0, "id": "c", "type": "function", "function": {"name": "f", "arguments": ""}}
+    tokens = [
+        chunk({"role": "assistant", "content": "x"}),
+        chunk({"reasoning_content": "x"}),
+        chunk({"tool_calls": [call]}),
+        chunk({"tool_calls": [{"index": 0, "function": {"arguments": "{"}}]}),
+        chunk({"refusal": "no"}),
+        token("spaced", spaced=True),
+    ]
+    stream, forwarded = fed(tokens)
+    assert forwarded == b"".join(tokens)
+    assert stream.token_events == len(tokens)
+
+
+def test_spaced_json_of_other_engines() -> None:
+    done = event({"choices": [], **HEAD, "usage": usage(5, 2, None)}, spaced=True)
+    parts = [token("a", spaced=True), token("b", spaced=True), chunk({}, "stop", spaced=True), done]
+    stream, forwarded = fed([*parts, DONE])
+    assert forwarded == parts[0] + parts[1]
+    assert stream.usage_so_far() == counts(5, 0, 2)
+    assert b'"usage"' not in stream.closing("free", include_usage=False)
+    assert b'"usage"' in stream.closing("free", include_usage=True)
+
+
+def test_comments_and_other_fields() -> None:
+    parts = [b": ping\n\n", b"event: chunk\nid: 1\n" + token("a"), b"retry: 5\n\n", DONE]
+    stream, forwarded = fed(parts)
+    assert forwarded == parts[1]
+    assert stream.token_events == 1
+    assert stream.done
+
+
+def test_usage_in_every_chunk() -> None:
+    tokens = [token(str(i), usage=usage(5, i + 1, 2)) for i in range(4)]
+    stream, forwarded = fed(tokens)
+    assert forwarded == b"".join(tokens)
+    assert stream.usage_so_far() == counts(5, 2, 4)
+    assert not stream.held
+
+
+def test_tokens_after_the_last_figures_count_on_top() -> None:
+    stream, _ = fed([usage_event(5, 1), token("a"), token("b")])
+    assert stream.usage_so_far() == counts(5, 0, 3)
+    assert stream.token_events == 2
+
+
+def test_usage_alone_before_the_end_is_kept_for_the_closing() -> None:
+    stream, forwarded = fed([usage_event(5, 0), token("a"), STOP, usage_event(5, 1), DONE])
+    assert forwarded == token("a")
+    assert stream.closing("free", include_usage=True).count(b'"usage"') == 1
+    assert stream.usage_so_far() == counts(5, 0, 1)
+
+
+def test_a_first_event_without_choices_does_not_end_the_answer() -> None:
+    first = event({"choices": [], **HEAD, "prompt_filter_results": []})
+    stream, forwarded = fed([first, token("a")])
+    assert forwarded == first + token("a")
+    assert not stream.finished
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        (usage(0, 0), counts()),
+        (usage(5, 0, None), counts(5)),
+        ({"prompt_tokens": 5, "completion_tokens": 2}, counts(5, 0, 2)),
+        ({**usage(5, 2), "prompt_tokens_details": {}}, counts(5, 0, 2)),
+        ({**usage(5, 2), "prompt_tokens_details": {"cached_tokens": None}}, counts(5, 0, 2)),
+        (usage(5, 2, 9), counts(5, 5, 2)),
+    ],
+)
+def test_usage_as_workers_say_it(said: dict[str, object], expected: Usage) -> None:
+    stream, _ = fed([token("a"), STOP, event({"choices": [], "usage": said}), DONE])
+    assert stream.usage_so_far() == expected
+
+
+def test_without_usage_what_was_seen_counts() -> None:
+    stream, _ = fed([token("a"), token("b"), STOP, DONE])
+    assert stream.usage_so_far() == counts(0, 0, 2)
+
+
+def test_a_last_chunk_that_carries_text_counts() -> None:
+    stream, forwarded = fed([token("a"), chunk({"content": "b"}, "stop"), DONE])
+    assert forwarded == token("a")
+    assert stream.usage_so_far().output_tokens == 2
+    assert b'"content":"b"' in stream.closing("free", include_usage=False)
+
+
+def test_what_comes_after_the_finish_is_held_in_order() -> None:
+    late = chunk({"content": "late"})
+    stream, forwarded = fed([STOP, late, event({**HEAD, "x": 1}), DONE, token("never")])
+    assert forwarded == b""
+    assert len(stream.held) == 3
+    closing = stream.closing("free", include_usage=True)
+    assert closing.index(b'"stop"') < closing.index(b"late") < closing.index(b'"x"')
+    assert b"never" not in closing
+
+
+def test_an_end_without_done() -> None:
+    stream, _ = fed([token("a"), STOP, usage_event(5, 1)])
+    assert stream.finished
+    assert not stream.done
+
+
+BAD = {
+    "error": (event({"error": {"message": "out of memory"}}), "out of memory"),
+    "not json": (b"data: {\n\n", "cannot be read"),
+    "not utf-8": (b'data: {"choices":[{"delta":{"content":"\xff"}}]}\n\n', "cannot be read"),
+    "no object": (b"data: []\n\n", "cannot be read"),
+    "too deep": (b'data: {"error":' + b"[" * 5_000 + b"\n\n", "cannot be read"),
+    "wrong usage": (event({"usage": {"prompt_tokens": "5"}}), "cannot be read"),
+    "negative": (event({"usage": usage(-5, 1)}), "negative"),
+    "negative cached": (event({"usage": usage(5, 1, -1)}), "negative"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(BAD))
+def test_what_cannot_be_taken_ends_the_stream(name: str) -> None:
+    bad, why = BAD[name]
+    stream, forwarded = fed([token("a") + bad + token("never")])
+    assert forwarded == token("a")
+    assert stream.done
+    assert isinstance(stream.failure, WorkerFailed)
+    assert why in str(stream.failure)
+    assert stream.usage_so_far().output_tokens == 1
+
+
+def test_an_endless_event() -> None:
+    part = b"x" * 300_000
+    stream, forwarded = fed([token("a"), b"data: ", part, part, part, part, part])
+    assert forwarded == token("a")
+    assert "1000000 bytes" in str(stream.failure)
+
+
+def test_an_endless_closing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(event_stream, "HELD_EVENTS_MAX", 5)
+    stream, _ = fed([STOP] * 6)
+    assert "over 5 events" in str(stream.failure)
+    assert len(stream.held) == 5
+
+
+def test_the_delivered_tier_replaces_the_workers() -> None:
+    worker = b'data: {"id":"x","service_tier":"default","n":1.50,"big":123456789012345678901234}'
+    named = payload(with_service_tier(worker, "free"))
+    assert msgspec.json.decode(named) == {
+        "service_tier": "free",
+        "id": "x",
+        "n": 1.5,
+        "big": 123456789012345678901234,
+    }
+    assert with_service_tier(b"data: {}", "free") == b'data: {"service_tier":"free"}'
+    spaced = with_service_tier(b'data: { "id": 1}', "free")
+    assert spaced == b'data: {"service_tier":"free","id": 1}'
+    text = b'data: {"choices":[{"delta":{"content":"say \\"service_tier\\""}}]}'
+    assert with_service_tier(text, "free").startswith(b'data: {"service_tier":"free","choices"')

@@ -1,0 +1,430 @@
+"""The gateway behind a real socket: uvicorn's habits, and OpenAI's own SDK as a caller."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+import openai
+import pytest
+
+from tests.gateway.fake_desk import (
+    CHAT,
+    DONE,
+    ROLE,
+    SECRET,
+    FakeClock,
+    FakeDesk,
+    Hold,
+    answer,
+    ask,
+    chunk,
+    token,
+    usage_event,
+)
+from tokenworks.core.errors import CapacityExceeded, ConfigInvalid, QuotaExceeded, WorkerFailed
+from tokenworks.gateway.app import Gateway
+from tokenworks.gateway.server import HEAD_BYTES_MAX, GatewayServer
+
+Run = Callable[[Coroutine[Any, Any, Any]], Any]
+HELLO: Any = [{"role": "user", "content": "hello"}]
+
+
+@asynccontextmanager
+async def serving(desk: FakeDesk) -> AsyncIterator[GatewayServer]:
+    server = GatewayServer("127.0.0.1", 0)
+    task = asyncio.ensure_future(server.serve(Gateway(desk, FakeClock())))
+    try:
+        yield server
+    finally:
+        server.stop()
+        await task
+
+
+@asynccontextmanager
+async def sdk(desk: FakeDesk, key: str = SECRET.decode()) -> AsyncIterator[openai.AsyncOpenAI]:
+    async with serving(desk) as server:
+        host, port = server.address
+        url = f"http://{host}:{port}/v1"
+        async with openai.AsyncOpenAI(base_url=url, api_key=key, max_retries=0) as client:
+            yield client
+
+
+class Socket:
+    """A caller who writes bytes."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+
+    def write(self, data: bytes) -> None:
+        self.writer.write(data)
+
+    async def response(self) -> tuple[int, dict[str, str], bytes]:
+        """Status, headers and body of one response."""
+        head = (await self.reader.readuntil(b"\r\n\r\n")).decode()
+        first, *lines = head.rstrip().split("\r\n")
+        headers = {k.lower(): v for k, v in (line.split(": ", 1) for line in lines)}
+        if headers.get("transfer-encoding") != "chunked":
+            body = await self.reader.readexactly(int(headers["content-length"]))
+            return int(first.split()[1]), headers, body
+        parts = []
+        while part := await self.chunk():
+            parts.append(part)
+        return int(first.split()[1]), headers, b"".join(parts)
+
+    async def chunk(self) -> bytes:
+        size = int(await self.reader.readline(), 16)
+        return (await self.reader.readexactly(size + 2))[:-2]
+
+
+@asynccontextmanager
+async def connection(server: GatewayServer) -> AsyncIterator[Socket]:
+    reader, writer = await asyncio.open_connection(*server.address)
+    try:
+        yield Socket(reader, writer)
+    finally:
+        writer.close()
+
+
+def post(body: bytes | None = None, *more: str, **fields: Any) -> bytes:
+    (whole,) = ask(**fields)._parts
+    body = whole if body is None else body
+    head = [f"POST {CHAT} HTTP/1.1", "host: x", f"authorization: Bearer {SECRET.decode()}", *more]
+    return "\r\n".join([*head, f"content-length: {len(body)}", "", ""]).encode() + body
+
+
+GET = b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n"
+
+
+# OpenAI's SDK, as it comes.
+
+
+def test_sdk_stream_with_tools(run: Run) -> None:
+    call = {"index": 0, "id": "c", "type": "function", "function": {"name": "f", "arguments": ""}}
+    more = {"index": 0, "function": {"arguments": '{"x":1}'}}
+    desk = FakeDesk(
+        [
+            ROLE,
+            token("hm"),
+            chunk({"tool_calls": [call]}),
+            chunk({"tool_calls": [more]}),
+            chunk({}, "tool_calls"),
+            usage_event(5, 3),
+            DONE,
+        ]
+    )
+    tool: Any = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+
+    async def main() -> None:
+        async with (
+            sdk(desk) as client,
+            client.chat.completions.stream(
+                model="foreman",
+                messages=HELLO,
+                tools=[tool],
+                service_tier="priority",
+                stream_options={"include_usage": True},
+            ) as stream,
+        ):
+            found = await stream.get_final_completion()
+        (choice,) = found.choices
+        assert choice.finish_reason == "tool_calls"
+        assert choice.message.content == "hm"
+        assert choice.message.tool_calls is not None
+        assert choice.message.tool_calls[0].function.arguments == '{"x":1}'
+        assert found.usage is not None
+        assert found.usage.total_tokens == 8
+
+    run(main())
+    assert desk.orders[0].tier == "premium"
+    assert json.loads(desk.orders[0].body)["tools"] == [tool]
+
+
+def test_sdk_whole(run: Run) -> None:
+    async def main() -> None:
+        async with sdk(FakeDesk(answer("hel", "lo"))) as client:
+            found = await client.chat.completions.create(
+                model="foreman", messages=HELLO, extra_body={"service_tier": "ultra"}
+            )
+            assert found.choices[0].message.content == "hello"
+            assert found.service_tier == "medium"
+            assert found.usage is not None
+            assert found.usage.completion_tokens == 2
+            assert [model.id async for model in client.models.list()] == ["foreman", "lab/other"]
+            assert (await client.models.retrieve("lab/other")).id == "lab/other"
+
+    run(main())
+
+
+def test_sdk_errors(run: Run) -> None:
+    async def main() -> None:
+        desk = FakeDesk(answer("a"))
+
+        async def create(client: openai.AsyncOpenAI, **fields: Any) -> Any:
+            return await client.chat.completions.create(model="foreman", messages=HELLO, **fields)
+
+        async with sdk(desk, "wrong") as client:
+            with pytest.raises(openai.AuthenticationError) as refused:
+                await create(client)
+            assert refused.value.code == "invalid_api_key"
+        async with sdk(desk) as client:
+            with pytest.raises(openai.BadRequestError) as bad:
+                await create(client, max_tokens=0)
+            assert bad.value.code == "invalid_request"
+            with pytest.raises(openai.NotFoundError):
+                await client.chat.completions.create(model="gpt", messages=HELLO)
+            desk.open_error = CapacityExceeded("full", retry_after_s=7)
+            with pytest.raises(openai.RateLimitError) as full:
+                await create(client)
+            assert full.value.response.headers["retry-after"] == "7"
+            assert full.value.type == "rate_limit_error"
+            desk.open_error = QuotaExceeded("used up")
+            with pytest.raises(openai.RateLimitError) as spent:
+                await create(client.with_options(max_retries=5))
+            assert spent.value.type == "insufficient_quota"
+            assert len(desk.orders) == 2  # the quota's refusal was not tried again
+            desk.open_error = None
+            desk.script = [token("a"), WorkerFailed("broke off")]
+            with pytest.raises(openai.InternalServerError):
+                await create(client)
+            with pytest.raises(openai.APIError, match="broke off"):
+                _ = [each async for each in await create(client, stream=True)]
+
+    run(main())
+
+
+def test_sdk_that_leaves(run: Run) -> None:
+    async def main() -> None:
+        desk = FakeDesk([token("a"), Hold()])
+        settled = asyncio.Event()
+
+        async def tell() -> None:
+            settled.set()
+
+        desk.before_settle = tell
+        async with sdk(desk) as client:
+            stream = await client.chat.completions.create(
+                model="foreman", messages=HELLO, stream=True
+            )
+            async for each in stream:
+                assert each.choices[0].delta.content == "a"
+                break
+            await stream.close()
+            await settled.wait()
+            assert desk.delivery.outcome.ending == "disconnected"
+            assert desk.delivery.outcome.usage.output_tokens == 1
+
+    run(main())
+
+
+# A socket's habits.
+
+
+def test_a_connection_is_used_again(run: Run) -> None:
+    async def main() -> None:
+        desk = FakeDesk(answer("a"))
+        async with serving(desk) as server, connection(server) as caller:
+            for stream in (True, False, True):
+                caller.write(post(stream=stream))
+                status, headers, body = await caller.response()
+                assert status == 200
+                assert "server" not in headers
+                assert body.endswith(DONE) is stream
+                caller.write(GET)
+                assert (await caller.response())[0] == 200
+        assert [d.outcome.ending for d in desk.deliveries] == ["done"] * 3
+        assert [d.aborts for d in desk.deliveries] == [0] * 3
+
+    run(main())
+
+
+def test_pipelined_requests_are_answered_in_order(run: Run) -> None:
+    async def main() -> None:
+        desk = FakeDesk(answer("a"))
+        async with serving(desk) as server, connection(server) as caller:
+            caller.write(post() + post(stream=False) + GET + post(model="gpt"))
+            assert (await caller.response())[2].endswith(DONE)
+            assert json.loads((await caller.response())[2])["object"] == "chat.completion"
+            assert json.loads((await caller.response())[2])["status"] == "ok"
+            assert (await caller.response())[0] == 404
+        assert [d.outcome.ending for d in desk.deliveries] == ["done"] * 2
+
+    run(main())
+
+
+def test_a_caller_who_leaves_with_a_request_in_line(run: Run) -> None:
+    async def main() -> None:
+        more, settled = asyncio.Event(), asyncio.Event()
+        desk = FakeDesk([token("a"), *[token("b" * 65_536)] * 400, Hold()])
+
+        async def tell() -> None:
+            settled.set()
+
+        desk.before_settle = tell
+        async with serving(desk) as server:
+            async with connection(server) as caller:
+                caller.write(post() + post())
+                await caller.reader.readuntil(b"\r\n\r\n")
+                more.set()
+                caller.writer.transport.abort()
+            await settled.wait()
+            assert desk.delivery.outcome.ending == "disconnected"
+            assert len(desk.orders) == 1
+
+    run(main())
+
+
+def test_a_caller_who_does_not_read_stops_the_worker(run: Run) -> None:
+    async def main() -> None:
+        desk = FakeDesk([*[token("b" * 65_536)] * 1_000, Hold()])
+        settled = asyncio.Event()
+
+        async def tell() -> None:
+            settled.set()
+
+        desk.before_settle = tell
+        async with serving(desk) as server:
+            raw = socket.create_connection(server.address)
+            raw.sendall(post())
+            reads = -1
+            while not desk.deliveries or desk.delivery.reads > reads:
+                reads = desk.delivery.reads if desk.deliveries else -1
+                await probe(server)
+            assert reads < 900
+            raw.close()
+            await settled.wait()
+        assert desk.delivery.outcome.ending == "disconnected"
+
+    async def probe(server: GatewayServer) -> None:
+        """Many turns of the loop: enough for the other connection to move if it could."""
+        async with connection(server) as caller:
+            for _ in range(20):
+                caller.write(GET)
+                await caller.response()
+
+    run(main())
+
+
+def test_upgrades_are_not_taken(run: Run) -> None:
+    async def main() -> None:
+        desk = FakeDesk(answer("a"))
+        async with serving(desk) as server, connection(server) as caller:
+            caller.write(post(None, "connection: Upgrade, HTTP2-Settings", "upgrade: h2c"))
+            assert (await caller.response())[0] == 200
+
+    run(main())
+
+
+def test_expect_continue(run: Run) -> None:
+    async def main() -> None:
+        desk = FakeDesk(answer("a"))
+        async with serving(desk) as server, connection(server) as caller:
+            whole = post(None, "expect: 100-continue", stream=False)
+            head, body = whole.split(b"\r\n\r\n", 1)
+            caller.write(head + b"\r\n\r\n")
+            assert await caller.reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+            caller.write(body)
+            assert (await caller.response())[0] == 200
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"\0\0\0\0\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"OPTIONS * HTTP/1.1\r\nhost: x\r\n\r\n",
+        b"GET /\xff\xfe HTTP/1.1\r\nhost: x\r\n\r\n",
+        b"POST / HTTP/1.1\r\ncontent-length: -5\r\n\r\n",
+    ],
+)
+def test_what_is_not_http(run: Run, raw: bytes) -> None:
+    async def main() -> None:
+        async with serving(FakeDesk()) as server:
+            async with connection(server) as caller:
+                caller.write(raw)
+                assert (await caller.response())[0] in (400, 404)
+            async with connection(server) as caller:
+                caller.write(GET)
+                assert (await caller.response())[0] == 200
+
+    run(main())
+
+
+@pytest.mark.parametrize("start", [b"GET /", b"GET / HTTP/1.1\r\nx: "], ids=["path", "header"])
+def test_a_head_that_does_not_end(run: Run, start: bytes) -> None:
+    async def main() -> None:
+        async with serving(FakeDesk()) as server, connection(server) as caller:
+            caller.write(start)
+            for _ in range(100):
+                caller.write(b"x" * HEAD_BYTES_MAX)
+            status, headers, _ = await caller.response()
+            assert status == 400
+            assert headers["connection"] == "close"
+
+    run(main())
+
+
+def test_long_heads_and_bodies_that_are_fine(run: Run) -> None:
+    async def main() -> None:
+        desk = FakeDesk(answer("a"))
+        messages = [{"role": "user", "content": "x" * 1_000_000}]
+        async with serving(desk) as server, connection(server) as caller:
+            for _ in range(2):
+                caller.write(post(None, "x: " + "y" * 30_000, messages=messages, stream=False))
+                assert (await caller.response())[0] == 200
+
+    run(main())
+
+
+def test_a_body_that_is_refused_unread(run: Run) -> None:
+    async def main() -> None:
+        async with serving(FakeDesk()) as server, connection(server) as caller:
+            caller.write(post(b"x" * 3_000_000).replace(SECRET, b"wrong"))
+            assert (await caller.response())[0] == 401
+            caller.write(GET)
+            assert (await caller.response())[0] == 200
+
+    run(main())
+
+
+def test_stopping_finishes_what_is_open(run: Run) -> None:
+    async def main() -> None:
+        desk = FakeDesk(answer("a"))
+        begun, on = asyncio.Event(), asyncio.Event()
+
+        async def wait() -> None:
+            begun.set()
+            await on.wait()
+
+        desk.before_settle = wait
+        server = GatewayServer("127.0.0.1", 0)
+        task = asyncio.ensure_future(server.serve(Gateway(desk, FakeClock())))
+        async with connection(server) as caller:
+            caller.write(post())
+            await begun.wait()
+            server.stop()
+            on.set()
+            assert (await caller.response())[2].endswith(DONE)
+            await task
+
+    run(main())
+
+
+def test_a_port_that_is_taken() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        host, port = taken.getsockname()
+        with pytest.raises(ConfigInvalid, match=f"{host}:{port}"):
+            GatewayServer(host, port)
+
+
+def test_stopping_before_serving_frees_the_port() -> None:
+    server = GatewayServer("127.0.0.1", 0)
+    server.stop()
+    again = GatewayServer(*server.address)
+    again.stop()
