@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from tokenworks.catalogue.factory_config import (
     CURVE_POINTS_MAX,
+    WORKERS_MAX,
     PoolConfig,
     check_curve,
     parse_factory_config,
@@ -88,3 +89,48 @@ def test_an_hour_costs_what_the_settings_say(power_w: int, energy: int, capital:
     assert pool.energy_nanodollars(NS_PER_HOUR) == power_w * energy
     assert pool.capital_nanodollars(NS_PER_HOUR) == 1_000 * capital
     assert pool.energy_nanodollars(0) == pool.capital_nanodollars(0) == 0
+
+
+BOUNDS = {
+    "workers": (1, 1_024),
+    "slots": (1, 4_096),
+    "context_tokens": (256, 1 << 30),
+    "threads": (1, 1_024),
+    "power_w": (0, 1 << 40),
+    "energy_udollars_per_kwh": (0, 1 << 40),
+    "capital_udollars_per_hour": (0, 1 << 50),
+}
+
+
+@pytest.mark.parametrize("field", BOUNDS)
+def test_a_figure_may_be_its_bound_and_nothing_beyond(field: str) -> None:
+    low, high = BOUNDS[field]
+    for value in (low, high):
+        config = parse_factory_config(f"{POOL}{field} = {value}\n")
+        assert getattr(config.pool["laptop"], field) == value
+    for value in (low - 1, high + 1):
+        with pytest.raises(ConfigInvalid, match=rf"\[pool\.laptop\] {field} is {value}; it must"):
+            parse_factory_config(f"{POOL}{field} = {value}\n")
+
+
+@pytest.mark.parametrize("port", [0, 65_535])
+def test_a_port_may_be_its_bound(port: int) -> None:
+    assert parse_factory_config(f"{POOL}[gateway]\nport = {port}\n").gateway.port == port
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (POOL.replace('"foreman"', '""'), "model is empty"),
+        (POOL + 'urls = ["http://127.0.0.1:8001"]\n', "embedded but names servers"),
+        (ATTACHED + f"urls = {['u'] * (WORKERS_MAX + 1)}\n", "names 1025 servers, more than 1024"),
+    ],
+)
+def test_settings_that_contradict_themselves_are_refused(text: str, said: str) -> None:
+    with pytest.raises(ConfigInvalid, match=said):
+        parse_factory_config(text)
+
+
+def test_as_many_servers_as_workers_are_allowed() -> None:
+    config = parse_factory_config(ATTACHED + f"urls = {['u'] * WORKERS_MAX}\n")
+    assert len(config.pool["big"].urls) == WORKERS_MAX

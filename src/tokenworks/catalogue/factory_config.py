@@ -120,6 +120,16 @@ def _check_pool(name: str, pool: PoolConfig) -> None:
     for field, (value, low, high) in bounds.items():
         if not low <= value <= high:
             raise ConfigInvalid(f"[pool.{name}] {field} is {value!r}; it must be {low} to {high}.")
+    if not pool.model:
+        raise ConfigInvalid(f"[pool.{name}] model is empty.", hint="Name what callers ask for.")
+    if pool.engine == "embedded" and pool.urls:
+        raise ConfigInvalid(
+            f"[pool.{name}] is embedded but names servers.", hint='Set engine = "attached".'
+        )
+    if len(pool.urls) > WORKERS_MAX:
+        raise ConfigInvalid(
+            f"[pool.{name}] names {len(pool.urls)} servers, more than {WORKERS_MAX}."
+        )
     if pool.engine == "attached" and not pool.urls:
         raise ConfigInvalid(
             f"[pool.{name}] is attached but names no server.",

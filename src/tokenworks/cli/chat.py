@@ -11,7 +11,8 @@ from typing import Any
 
 import click
 
-from tokenworks.core.errors import ConfigInvalid, WorkerUnavailable
+from tokenworks.core import errors
+from tokenworks.core.errors import ConfigInvalid, TokenworksError, WorkerFailed, WorkerUnavailable
 from tokenworks.core.slo import Tier
 from tokenworks.live.home import Home
 
@@ -46,11 +47,11 @@ def command(
     Under each answer: tokens, speed, and the tier that was delivered and billed.
     """
     if url is None:
-        if not home.url.exists():
-            raise WorkerUnavailable(
-                "No factory runs from this folder.", hint="Start one with `tokenworks up`."
-            )
-        url = home.url.read_text().strip()
+        url = home.read_url()
+    if url is None:
+        raise WorkerUnavailable(
+            "No factory runs from this folder.", hint="Start one with `tokenworks up`."
+        )
     secret = secret or home.read_key()
     if not secret:
         raise ConfigInvalid("There is no key.", hint="Give one with --key or TOKENWORKS_KEY.")
@@ -85,8 +86,6 @@ def _ask(url: str, secret: str, asked: dict[str, Any], *, as_json: bool) -> str:
     usage: dict[str, Any] = {}
     delivered = ""
     for chunk in _chunks(url, secret, body):
-        if "error" in chunk:
-            raise WorkerUnavailable(str(chunk["error"].get("message")))
         usage = chunk.get("usage") or usage
         delivered = chunk.get("service_tier") or delivered
         for choice in chunk.get("choices", []):
@@ -126,14 +125,39 @@ def _chunks(url: str, secret: str, body: dict[str, Any]) -> Iterator[dict[str, A
         connection.request("POST", "/v1/chat/completions", json.dumps(body).encode(), headers)
         response = connection.getresponse()
         if response.status != 200:
-            said = json.loads(response.read())["error"]
-            raise WorkerUnavailable(f"{said['code']} ({response.status}): {said['message']}")
+            raise _as_error(json.loads(response.read())["error"])
+        whole = False
         for line in response:
-            if line.startswith(b"data: ") and not line.startswith(b"data: [DONE]"):
-                yield json.loads(line[6:])
-    except (OSError, http.client.HTTPException, ValueError, KeyError) as error:
+            if line.startswith(b"data: [DONE]"):
+                whole = True
+            elif line.startswith(b"data: "):
+                chunk = json.loads(line[6:])
+                if "error" in chunk:
+                    raise _as_error(chunk["error"])
+                yield chunk
+        if not whole:
+            raise WorkerFailed("The factory broke off the answer.", hint="Ask again.")
+    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
         raise WorkerUnavailable(
             f"The factory at {url} did not answer: {error}.", hint="Is `tokenworks up` running?"
         ) from error
     finally:
         connection.close()
+
+
+def _as_error(said: object) -> TokenworksError:
+    """The error of ours that the gateway's words stand for.
+
+    Raises:
+        TypeError: these are not a gateway's words.
+    """
+    if not isinstance(said, dict):
+        raise TypeError(f"no error but {said!r}")
+    message = str(said.get("message"))
+    for leaf in vars(errors).values():
+        known = isinstance(leaf, type) and issubclass(leaf, TokenworksError)
+        if known and leaf.code == said.get("code"):
+            found = leaf(message)
+            assert isinstance(found, TokenworksError)
+            return found
+    return WorkerUnavailable(f"{said.get('code')}: {message}")

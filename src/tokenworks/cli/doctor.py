@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import http.client
 import importlib.metadata
 import importlib.util
+import json
 import os
 import platform
 import shutil
 import socket
 import sys
+import urllib.parse
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -17,11 +20,12 @@ import click
 
 from tokenworks.cli.table import show
 from tokenworks.core.errors import ConfigInvalid, TokenworksError
-from tokenworks.live.home import Home, model_path, packaged
+from tokenworks.live.home import Home, packaged
 
 DISK_BYTES_MIN: Final = 200_000_000
 FILES_MIN: Final = 1_024
 ENGINE_VERSION: Final = "2026.10.11549"
+ANSWER_S_MAX: Final = 3
 
 Check = Callable[[Home], str]
 """Returns what was found; raises TokenworksError when it is wrong."""
@@ -45,6 +49,9 @@ def command(home: Home, *, settings: bool, as_json: bool) -> None:
             rows.append({"check": name, "ok": True, "found": check(home), "mend": ""})
         except TokenworksError as error:
             rows.append({"check": name, "ok": False, "found": error.message, "mend": error.hint})
+        except OSError as error:
+            mend = "Look at its permissions."
+            rows.append({"check": name, "ok": False, "found": str(error), "mend": mend})
     show(rows, as_json=as_json, empty="")
     if not all(row["ok"] for row in rows):
         sys.exit(1)
@@ -79,6 +86,8 @@ def _processor(_home: Home) -> str:
 
 
 def _folder(home: Home) -> str:
+    if not home.path.exists():
+        return f"{home.path}, which `tokenworks up` will make"
     home.make()
     if home.path.stat().st_mode & 0o077:
         raise ConfigInvalid(f"{home.path} can be read by others", hint=f"chmod 700 {home.path}")
@@ -86,8 +95,9 @@ def _folder(home: Home) -> str:
 
 
 def _disk(home: Home) -> str:
-    home.make()
-    free = shutil.disk_usage(home.path).free
+    absolute = home.path.absolute()
+    folder = next(path for path in (absolute, *absolute.parents) if path.is_dir())
+    free = shutil.disk_usage(folder).free
     if free < DISK_BYTES_MIN:
         raise ConfigInvalid(
             f"{free // 1_000_000} MB free", hint="The ledger needs room: free 200 MB."
@@ -121,10 +131,15 @@ def _prices(home: Home) -> str:
 
 
 def _weights(home: Home) -> str:
-    for pool in home.load_settings().pool.values():
+    from tokenworks.cli.wiring import embedded_spec
+    from tokenworks.core.ids import PoolID, WorkerID
+
+    found = []
+    for name, pool in home.load_settings().pool.items():
         if pool.engine == "embedded":
-            return f"{model_path(pool).name}, checked"
-    return "no embedded pool"
+            spec = embedded_spec(WorkerID(name), PoolID(name), pool)
+            found.append(f"{Path(spec.path).name}, {'found' if pool.path else 'checked'}")
+    return "; ".join(found) or "no embedded pool"
 
 
 def _curves(home: Home) -> str:
@@ -133,16 +148,42 @@ def _curves(home: Home) -> str:
 
 def _port(home: Home) -> str:
     gateway = home.load_settings().gateway
-    if home.url.exists():
-        return f"a factory runs at {home.url.read_text().strip()}"
+    url = home.read_url()
+    if url is not None and (detail := _answer_of(url)) is not None:
+        return f"the factory at {url} answers: {detail}"
+    # What a killed factory leaves behind is its address; the next start removes it.
+    killed = f" (the factory at {url} was killed)" if url is not None else ""
     try:
         socket.create_server((gateway.host, gateway.port)).close()
     except OSError as error:
         raise ConfigInvalid(
-            f"{gateway.host}:{gateway.port} cannot be used: {error.strerror}",
+            f"{gateway.host}:{gateway.port} cannot be used: {error.strerror}{killed}",
             hint="Set another port in factory.toml, or `tokenworks up --port`.",
         ) from error
-    return f"{gateway.host}:{gateway.port} is free"
+    return f"{gateway.host}:{gateway.port} is free{killed}"
+
+
+def _answer_of(url: str) -> str | None:
+    """What the factory at an address says of its health; None if there is no factory.
+
+    Raises:
+        ConfigInvalid: it says that it cannot serve.
+    """
+    where = urllib.parse.urlsplit(url)
+    connection = http.client.HTTPConnection(where.netloc, timeout=ANSWER_S_MAX)
+    try:
+        connection.request("GET", "/healthz")
+        response = connection.getresponse()
+        status, detail = response.status, str(json.loads(response.read())["detail"])
+    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
+        return None
+    finally:
+        connection.close()
+    if status != 200:
+        raise ConfigInvalid(
+            f"the factory at {url} cannot serve: {detail}", hint="Its own messages say why."
+        )
+    return detail
 
 
 def _ledger(home: Home) -> str:

@@ -40,7 +40,10 @@ def replay(home: Home, file: Path | None, *, as_json: bool) -> None:
         )
     rows = []
     for path in files:
-        result = replay_file(path)
+        try:
+            result = replay_file(path)
+        except OSError as error:
+            raise JournalInvalid(f"{path} cannot be read: {error.strerror}.") from error
         difference = result.first_difference
         rows.append(
             {

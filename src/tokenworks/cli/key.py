@@ -91,7 +91,10 @@ def list_keys(home: Home, *, as_json: bool) -> None:
     from tokenworks.ledger.store_port import recover
     from tokenworks.live.store import SQLiteStore
 
-    home.make()
+    empty = "There is no key yet; `tokenworks key create` makes one."
+    if not home.ledger.exists():
+        show([], as_json=as_json, empty=empty)
+        return
     store = SQLiteStore(home.ledger)
     try:
         ledger = recover(store, "key-list")
@@ -113,7 +116,7 @@ def list_keys(home: Home, *, as_json: bool) -> None:
             )
     finally:
         store.close()
-    show(rows, as_json=as_json, empty="There is no key yet; `tokenworks key create` makes one.")
+    show(rows, as_json=as_json, empty=empty)
 
 
 @command.command()
@@ -125,14 +128,13 @@ def revoke(home: Home, key: str, *, as_json: bool) -> None:
     from tokenworks.live.clock import SystemClock
     from tokenworks.live.store import SQLiteStore
 
-    home.make()
-    store = SQLiteStore(home.ledger)
-    try:
-        known = any(record.key == key for record in store.load_keys())
-        if known:
-            store.revoke_key(KeyID(key), SystemClock().unix_ns())
-    finally:
-        store.close()
+    known = False
+    if home.ledger.exists():
+        store = SQLiteStore(home.ledger)
+        try:
+            known = store.revoke_key(KeyID(key), SystemClock().unix_ns())
+        finally:
+            store.close()
     if not known:
         raise InvalidRequest(
             f"There is no key {key!r}.", hint="`tokenworks key list` shows the ids."

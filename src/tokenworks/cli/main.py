@@ -82,7 +82,7 @@ def main() -> None:
         cli(standalone_mode=True)
     except TokenworksError as error:
         if "--json" in sys.argv:
-            said = {"error": {"code": error.code, "message": str(error)}}
+            said = {"error": {"code": error.code, "message": error.message, "hint": error.hint}}
             click.echo(msgspec.json.encode(said).decode())
         click.secho(f"{error.code}: ", fg="red", nl=False, err=True)
         click.echo(str(error), err=True)

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from tokenworks.core.errors import ConfigInvalid
 from tokenworks.core.units import NANODOLLARS_PER_DOLLAR
 
+ROWS_MAX: Final = 24
+"""Groups drawn; the rest of a long report is left to the table."""
+NAME_LEN_MAX: Final = 28
+_BAR: Final = 0.36
+_EDGE: Final = {"edgecolor": "black", "linewidth": 0.6}
+
 
 def draw_report(rows: list[dict[str, Any]], by: str, path: Path) -> None:
-    """Draw revenue, ad income and cost per group, and output tokens beside them.
+    """Draw per group what was earned beside what it cost, and the tokens made.
 
-    Readable in black and white: the bars differ in hatching.
+    Readable in black and white: the bars differ in hatching, and each ends in its figure.
 
     Raises:
         ConfigInvalid: matplotlib is missing, or the file cannot be written.
@@ -26,40 +32,81 @@ def draw_report(rows: list[dict[str, Any]], by: str, path: Path) -> None:
         raise ConfigInvalid(
             "Pictures need matplotlib.", hint="pip install 'tokenworks[pictures]'"
         ) from error
-    rows = [row for row in rows if row[by] != "total"]
-    names = [str(row[by]) for row in rows]
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
-    money, tokens = figure.subplots(1, 2, width_ratios=(2, 1))
-    bars = (
-        ("revenue", "revenue_nanodollars", "#2f6f9f", ""),
-        ("ad income", "ads_nanodollars", "#8fbf8f", ".."),
-        ("cost", "cost_nanodollars", "#d9d9d9", "//"),
-    )
-    for i, (label, field, color, hatch) in enumerate(bars):
-        values = [row[field] / NANODOLLARS_PER_DOLLAR for row in rows]
-        places = [x + 0.27 * (i - 1) for x in range(len(rows))]
-        money.bar(
-            places, values, 0.25, label=label, color=color, hatch=hatch, edgecolor="black", lw=0.6
-        )
-    money.set_xticks(range(len(rows)), names)
-    money.set_ylabel("US dollars")
-    money.set_title(f"Money by {by}")
-    money.legend(frameon=False)
-    made = [row for row in rows if row[by] != "(idle)"]
-    tokens.barh(
-        [str(row[by]) for row in made],
-        [row["output"] for row in made],
-        color="#b0b0b0",
-        edgecolor="black",
-        lw=0.6,
-    )
-    tokens.set_title("Output tokens")
-    tokens.ticklabel_format(axis="x", style="plain")
+    total = rows[-1]
+    shown = rows[:-1][:ROWS_MAX]
+    figure = Figure(figsize=(10, 1.9 + 0.5 * len(shown)), layout="constrained")
+    money, tokens = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+    places = range(len(shown))
+    _draw_money(money, shown)
+    made = [row["output"] for row in shown]
+    tokens.barh(places, made, 2 * _BAR, color="#b0b0b0", **_EDGE)
+    for place, value in zip(places, made, strict=True):
+        _label(tokens, value, place, f"{value:,}" if value else "")
+    tokens.set_title("Output tokens", loc="left")
+    money.set_yticks(places, [_name(str(row[by])) for row in shown])
+    money.invert_yaxis()
+    money.set_title(f"US dollars by {by}", loc="left")
     for axes in (money, tokens):
-        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_xlim(0, 1.2 * axes.dataLim.x1 or 1)  # room for the figure behind the longest bar
+        axes.spines[["top", "right", "bottom"]].set_visible(False)
+        axes.tick_params(left=False, bottom=False, labelbottom=False)
+    figure.suptitle(_headline(total, left_out=len(rows) - 1 - len(shown)), x=0.01, ha="left")
+    figure.legend(loc="outside lower left", ncols=3, frameon=False)
     try:
         figure.savefig(path, dpi=150)
     except (OSError, ValueError) as error:
         raise ConfigInvalid(
             f"The picture {str(path)!r} cannot be written: {error}.", hint="End it in .png or .svg."
         ) from error
+
+
+def _draw_money(axes: Any, rows: list[dict[str, Any]]) -> None:
+    revenue, ads, cost = (
+        [row[field] / NANODOLLARS_PER_DOLLAR for row in rows]
+        for field in ("revenue_nanodollars", "ads_nanodollars", "cost_nanodollars")
+    )
+    above = [place - _BAR / 2 for place in range(len(rows))]
+    below = [place + _BAR / 2 for place in range(len(rows))]
+    axes.barh(above, revenue, _BAR, label="revenue", color="#2f6f9f", **_EDGE)
+    axes.barh(
+        above, ads, _BAR, left=revenue, label="ad income", color="#8fbf8f", hatch="...", **_EDGE
+    )
+    axes.barh(below, cost, _BAR, label="cost", color="#e4e4e4", hatch="///", **_EDGE)
+    for i in range(len(rows)):
+        _label(axes, revenue[i] + ads[i], above[i], _dollars(revenue[i] + ads[i]))
+        _label(axes, cost[i], below[i], _dollars(cost[i]))
+
+
+def _label(axes: Any, x: float, y: float, text: str) -> None:
+    axes.annotate(text, (x, y), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)
+
+
+def _headline(total: dict[str, Any], *, left_out: int) -> str:
+    margin = _dollars(total["margin_nanodollars"] / NANODOLLARS_PER_DOLLAR) or "$0"
+    words = f"{total['requests']:,} answers, {total['output']:,} output tokens, margin {margin}"
+    return f"{words}; {left_out} more groups are not drawn" if left_out else words
+
+
+def _dollars(amount: float) -> str:
+    """A figure for a label: cents from a dollar on, else three digits that count.
+
+    >>> [_dollars(amount) for amount in (0, 1234.5, 0.01234, -0.5)]
+    ['', '$1,234.50', '$0.0123', '-$0.5']
+    """
+    if not amount:
+        return ""
+    sign = "-" if amount < 0 else ""
+    size = abs(amount)
+    return f"{sign}${size:,.2f}" if size >= 1 else f"{sign}${size:.3g}"
+
+
+def _name(name: str) -> str:
+    """A group's name, cut in its middle where it is long.
+
+    >>> _name("a" * 20 + "b" * 20)
+    'aaaaaaaaaaaaa…bbbbbbbbbbbbbb'
+    """
+    if len(name) <= NAME_LEN_MAX:
+        return name
+    half = NAME_LEN_MAX // 2
+    return f"{name[: half - 1]}…{name[-half:]}"

@@ -9,10 +9,15 @@ import click
 import msgspec
 
 from tokenworks.cli.table import show
+from tokenworks.core.errors import InvalidRequest
 from tokenworks.core.units import TOKENS_PER_MTOK, divide_half_even
 from tokenworks.live.home import Home
 
 NANODOLLARS_PER_PART = 100_000
+_SUMS = (
+    *("requests", "input", "cached", "output"),
+    *("revenue_nanodollars", "ads_nanodollars", "cost_nanodollars"),
+)
 _BY = ("tier", "tenant", "pool", "key", "model")
 
 
@@ -34,26 +39,25 @@ def command(home: Home, by: str, hours: float | None, png: Path | None, *, as_js
     since = None
     if hours is not None:
         since = SystemClock().unix_ns() - int(hours * 3_600_000_000_000)
-    if not home.ledger.exists():
-        show([], as_json=as_json, empty="The ledger is empty; `tokenworks up` starts one.")
-        return
     group = cast(Literal["tier", "tenant", "pool", "key", "model"], by)
-    found = report_rows(home.ledger, group, since_unix_ns=since)
-    rows = [_row(by, row) for row in found]
-    costs = pool_costs(home.ledger, since_unix_ns=since)
-    idle = sum(max(0, cost.idle_nanodollars) for cost in costs)
-    if rows:
-        rows.append(_idle_row(by, rows[0], idle))
-        rows.append(_total_row(by, rows))
-    moved = [
-        {"asked": row.tier_asked, "delivered": row.tier_delivered, "requests": row.requests}
-        for row in tier_rows(home.ledger, since_unix_ns=since)
-    ]
+    rows: list[dict[str, Any]] = []
+    moved: list[dict[str, Any]] = []
+    if home.ledger.exists():
+        rows = [_row(by, row) for row in report_rows(home.ledger, group, since_unix_ns=since)]
+        costs = pool_costs(home.ledger, since_unix_ns=since)
+        idle = sum(max(0, cost.idle_nanodollars) for cost in costs)
+        if rows or idle:
+            rows.append(_idle_row(by, idle))
+            rows.append(_total_row(by, rows))
+        moved = [
+            {"asked": row.tier_asked, "delivered": row.tier_delivered, "requests": row.requests}
+            for row in tier_rows(home.ledger, since_unix_ns=since)
+        ]
     if as_json:
         text = msgspec.json.encode({"by": by, "rows": rows, "asked_and_delivered": moved})
         click.echo(msgspec.json.format(text, indent=2))
     else:
-        show(rows, as_json=False, empty="Nothing has been settled yet.")
+        show(rows, as_json=False, empty="The ledger is empty; `tokenworks up` starts one.")
         below = [row for row in moved if row["asked"] != row["delivered"]]
         if below:
             click.echo("\nDelivered below the tier asked for, and billed as delivered:")
@@ -61,24 +65,32 @@ def command(home: Home, by: str, hours: float | None, png: Path | None, *, as_js
     if png is not None:
         from tokenworks.cli.picture import draw_report
 
+        if not rows:
+            raise InvalidRequest("There is nothing to draw.", hint="Ask the factory something.")
         draw_report(rows, by, png)
         click.echo(f"Drawn to {png}.", err=True)
 
 
 def _row(by: str, row: Any) -> dict[str, Any]:
-    earned = row.charged_nanodollars + row.ad_income_nanodollars
-    return {
-        by: row.name,
-        "requests": row.requests,
-        "input": row.input_tokens,
-        "cached": row.cached_input_tokens,
-        "output": row.output_tokens,
-        "revenue_nanodollars": row.charged_nanodollars,
-        "ads_nanodollars": row.ad_income_nanodollars,
-        "cost_nanodollars": row.cost_nanodollars,
-        "margin_nanodollars": earned - row.cost_nanodollars,
-        **_per_mtok(earned, row.cost_nanodollars, row.output_tokens),
-    }
+    return _line(
+        by,
+        row.name,
+        requests=row.requests,
+        input=row.input_tokens,
+        cached=row.cached_input_tokens,
+        output=row.output_tokens,
+        revenue_nanodollars=row.charged_nanodollars,
+        ads_nanodollars=row.ad_income_nanodollars,
+        cost_nanodollars=row.cost_nanodollars,
+    )
+
+
+def _line(by: str, name: str, **sums: int) -> dict[str, Any]:
+    """One line of the report: a name, its sums, and what follows from them."""
+    earned = sums["revenue_nanodollars"] + sums["ads_nanodollars"]
+    cost = sums["cost_nanodollars"]
+    ratios = _per_mtok(earned, cost, sums["output"])
+    return {by: name, **sums, "margin_nanodollars": earned - cost, **ratios}
 
 
 def _per_mtok(earned: int, cost: int, output: int) -> dict[str, str | None]:
@@ -93,16 +105,9 @@ def _per_mtok(earned: int, cost: int, output: int) -> dict[str, str | None]:
     return {"earned_usd_per_mtok": text(earned), "cost_usd_per_mtok": text(cost)}
 
 
-def _idle_row(by: str, like: dict[str, Any], idle: int) -> dict[str, Any]:
-    row: dict[str, Any] = dict.fromkeys(like, 0)
-    row |= {by: "(idle)", "cost_nanodollars": idle, "margin_nanodollars": -idle}
-    return row | _per_mtok(0, 0, 0)
+def _idle_row(by: str, idle: int) -> dict[str, Any]:
+    return _line(by, "(idle)", **(dict.fromkeys(_SUMS, 0) | {"cost_nanodollars": idle}))
 
 
 def _total_row(by: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    total: dict[str, Any] = {by: "total"}
-    for name in rows[0]:
-        if name != by and not name.endswith("_mtok"):
-            total[name] = sum(row[name] for row in rows)
-    earned = total["revenue_nanodollars"] + total["ads_nanodollars"]
-    return total | _per_mtok(earned, total["cost_nanodollars"], total["output"])
+    return _line(by, "total", **{name: sum(row[name] for row in rows) for name in _SUMS})

@@ -89,9 +89,9 @@ def measure(home: Home, pool: str | None, *, write: bool, as_json: bool) -> None
     if write:
         home.make()
         curves = home.load_curves() | {name: curve_of(points)}
+        book = with_promises(home.load_price_book().text, proposals)
         home.write_private(home.curves, msgspec.json.encode(curves).decode())
-        book = home.load_price_book()
-        home.write_private(home.price_book, with_promises(book.text, proposals))
+        home.write_private(home.price_book, book)
     if as_json:
         said = {"pool": name, "points": points, "proposals": proposals}
         click.echo(msgspec.json.format(msgspec.json.encode(said), indent=2))
@@ -150,10 +150,10 @@ def with_promises(text: str, proposals: list[Proposal]) -> str:
     """
     name = re.search(r'^name = "([^"]*)"', text, re.MULTILINE)
     if name is not None and not name[1].endswith("-measured"):
-        text = text.replace(name[0], f'name = "{name[1]}-measured"', 1)
+        text = f'{text[: name.start()]}name = "{name[1]}-measured"{text[name.end() :]}'
     for proposal in proposals:
         for field in ("ttft_ms", "interactivity_tokens_per_s"):
-            pattern = rf"(\[tier\.{proposal.tier}\][^\[]*?^{field} = )\d+"
+            pattern = rf"(^\[tier\.{proposal.tier}\](?:\n(?!\[).*)*?\n{field} = )[\d_]+"
             value = getattr(proposal, field)
             text, count = re.subn(pattern, rf"\g<1>{value}", text, count=1, flags=re.MULTILINE)
             if count != 1:

@@ -34,9 +34,14 @@ def command(home: Home, host: str | None, port: int | None, *, as_json: bool, qu
 
     async def run() -> None:
         factory = Factory(home, settings, book, host=host, port=port)
+        # From here on the folder is ours; the address of a factory that was killed is void.
+        home.url.unlink(missing_ok=True)
         if not (as_json or quiet):
             click.echo("Starting the workers ...", err=True)
-        await factory.run(lambda ready: _say_ready(ready, as_json=as_json, quiet=quiet))
+        try:
+            await factory.run(lambda ready: _say_ready(ready, as_json=as_json, quiet=quiet))
+        finally:
+            home.url.unlink(missing_ok=True)
 
     def _say_ready(factory: Factory, *, as_json: bool, quiet: bool) -> None:
         address, bound = factory.server.address
@@ -50,10 +55,7 @@ def command(home: Home, host: str | None, port: int | None, *, as_json: bool, qu
         elif not quiet:
             click.echo(_welcome(url, factory.secret, models[0] if models else "", home))
 
-    try:
-        uvloop.run(run())
-    finally:
-        home.url.unlink(missing_ok=True)
+    uvloop.run(run())
     if not (as_json or quiet):
         click.echo("The factory has stopped; every settled answer is in the ledger.", err=True)
 

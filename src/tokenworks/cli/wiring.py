@@ -111,25 +111,29 @@ class Factory:
     ) -> None:
         home.make()
         self._check_models(settings, book)
-        self.server = GatewayServer(host, port)
+        curves = home.load_curves()
         self.clock = SystemClock()
-        self.store = SQLiteStore(home.ledger, sole=True)
-        self.secret = operator_key(home, self.store, self.clock)
-        owner = f"factory-{os.getpid()}-{secrets.token_hex(4)}"
-        self.driver = Driver(
-            clock=self.clock,
-            dispatcher=Dispatcher(),
-            ledger=recover(self.store, owner),
-            store=self.store,
-            book=book,
-            pools={PoolID(name): pool for name, pool in settings.pool.items()},
-            journal=JournalWriter(home.journal),
-        )
         self.workers: list[Worker] = []
         self.first_up = asyncio.Event()
-        curves = home.load_curves()
-        for name, pool in settings.pool.items():
-            self._seat_pool(PoolID(name), pool, curve_of(name, pool, curves))
+        with contextlib.ExitStack() as stack:
+            self.server = GatewayServer(host, port)
+            stack.callback(self.server.stop)
+            self.store = SQLiteStore(home.ledger, sole=True)
+            stack.callback(self.store.close)
+            self.secret = operator_key(home, self.store, self.clock)
+            owner = f"factory-{os.getpid()}-{secrets.token_hex(4)}"
+            self.driver = Driver(
+                clock=self.clock,
+                dispatcher=Dispatcher(),
+                ledger=recover(self.store, owner),
+                store=self.store,
+                book=book,
+                pools={PoolID(name): pool for name, pool in settings.pool.items()},
+                journal=JournalWriter(home.journal),
+            )
+            for name, pool in settings.pool.items():
+                self._seat_pool(PoolID(name), pool, curve_of(name, pool, curves))
+            stack.pop_all()
 
     @staticmethod
     def _check_models(settings: FactoryConfig, book: PriceBook) -> None:
@@ -153,7 +157,7 @@ class Factory:
                     pool=pool,
                     model=ModelName(config.model),
                     url=config.urls[i],
-                    api_key=os.environ.get(config.key_env) if config.key_env else None,
+                    api_key=_worker_key(pool, config),
                 )
                 self.workers.append(AttachedWorker(spec, self.clock, up, down))
             else:
@@ -176,8 +180,13 @@ class Factory:
             asyncio.create_task(self.driver.housekeep()),
             asyncio.create_task(self._tell_ready(ready)),
         ]
+        for task in tasks:
+            task.add_done_callback(self._stop_if_broken)
         try:
             await self.server.serve(Gateway(self.driver, self.clock))
+            for task in tasks:
+                if task.done():
+                    task.result()  # what broke it is what the operator must see
         finally:
             for task in tasks:
                 task.cancel()
@@ -189,9 +198,26 @@ class Factory:
                 with contextlib.suppress(ValueError):
                     loop.remove_signal_handler(name)
 
+    def _stop_if_broken(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            self.server.stop()
+
     async def _tell_ready(self, ready: Callable[[Factory], None]) -> None:
         await self.first_up.wait()
         ready(self)
+
+
+def _worker_key(pool: PoolID, config: PoolConfig) -> str | None:
+    if not config.key_env:
+        return None
+    key = os.environ.get(config.key_env)
+    if not key:
+        raise ConfigInvalid(
+            f"[pool.{pool}] key_env names the environment variable {config.key_env!r}, "
+            "which is not set.",
+            hint="Export it, or remove key_env if the servers need no key.",
+        )
+    return key
 
 
 def embedded_spec(worker: WorkerID, pool: PoolID, config: PoolConfig) -> WorkerSpec:

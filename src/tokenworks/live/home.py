@@ -95,11 +95,11 @@ class Home:
 
     def load_settings(self) -> FactoryConfig:
         """The operator's settings, or the ones that ship."""
-        return parse_factory_config(_text(self.settings, "factory.toml"))
+        return parse_factory_config(_own(self.settings, "factory.toml"))
 
     def load_price_book(self) -> PriceBook:
         """The operator's price book, or the one that ships."""
-        return parse_price_book(_text(self.price_book, "laptop.toml"))
+        return parse_price_book(_own(self.price_book, "laptop.toml"))
 
     def load_curves(self) -> Curves:
         """Measured curves by pool; none if nothing was measured here.
@@ -110,7 +110,7 @@ class Home:
         if not self.curves.exists():
             return {}
         try:
-            curves = msgspec.json.decode(self.curves.read_bytes(), type=Curves)
+            curves = msgspec.json.decode(_bytes(self.curves), type=Curves)
         except msgspec.DecodeError as error:
             raise ConfigInvalid(
                 f"{str(self.curves)!r} cannot be read: {error}.",
@@ -122,15 +122,32 @@ class Home:
 
     def read_key(self) -> str | None:
         """The operator's own secret, once ``tokenworks up`` has made it."""
-        return self.key.read_text().strip() if self.key.exists() else None
+        return _text(self.key).strip() or None if self.key.exists() else None
+
+    def read_url(self) -> str | None:
+        """Where the factory of this folder listens, or listened if it was killed."""
+        return _text(self.url).strip() or None if self.url.exists() else None
 
     def write_private(self, path: Path, text: str) -> None:
-        """Write a file that only its owner may read, whole or not at all."""
+        """Write a file that only its owner may read, whole or not at all.
+
+        Raises:
+            ConfigInvalid: it cannot be written.
+        """
         part = path.with_name(path.name + ".part")
-        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(text)
-        part.replace(path)
+        try:
+            descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                os.fchmod(descriptor, 0o600)  # a part left by somebody else keeps its own mode
+                file.write(text)
+                file.flush()
+                os.fsync(descriptor)
+            part.replace(path)
+        except OSError as error:
+            raise ConfigInvalid(
+                f"{str(path)!r} cannot be written: {error.strerror}.",
+                hint="Look at the disk's free space and at the folder's permissions.",
+            ) from error
 
 
 def packaged(name: str) -> Path:
@@ -138,13 +155,25 @@ def packaged(name: str) -> Path:
     return Path(str(importlib.resources.files("tokenworks.catalogue") / "data" / name))
 
 
-def _text(own: Path, shipped: str) -> str:
-    path = own if own.exists() else packaged(shipped)
+def _own(own: Path, shipped: str) -> str:
+    return _text(own if own.exists() else packaged(shipped))
+
+
+def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return _bytes(path).decode()
+    except UnicodeDecodeError as error:
         raise ConfigInvalid(
             f"{str(path)!r} cannot be read: {error}.", hint="It must be a UTF-8 text file."
+        ) from error
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigInvalid(
+            f"{str(path)!r} cannot be read: {error.strerror}.", hint="Look at its permissions."
         ) from error
 
 
@@ -163,8 +192,19 @@ class ModelFacts(msgspec.Struct, frozen=True):
 
 
 def foreman_facts() -> ModelFacts:
-    """The facts that ship with the weights."""
-    return msgspec.json.decode(packaged("foreman.json").read_bytes(), type=ModelFacts)
+    """The facts that ship with the weights.
+
+    Raises:
+        ConfigInvalid: they are missing or damaged.
+    """
+    path = packaged("foreman.json")
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=ModelFacts)
+    except (OSError, msgspec.DecodeError) as error:
+        raise ConfigInvalid(
+            f"{path.name}, which ships with the weights, cannot be read: {error}.",
+            hint="Install tokenworks again.",
+        ) from error
 
 
 def model_path(pool: PoolConfig) -> Path:
@@ -183,7 +223,7 @@ def model_path(pool: PoolConfig) -> Path:
             f"No weights ship for the model {pool.model!r}.", hint="Set `path` to a GGUF file."
         )
     path = packaged(MODEL_FILE)
-    found = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "missing"
+    found = hashlib.sha256(_bytes(path)).hexdigest() if path.is_file() else "missing"
     if found != foreman_facts().sha256:
         raise ConfigInvalid(
             f"The weights in {path.name} are not the ones that were shipped (sha256 {found}).",
