@@ -79,6 +79,13 @@ def attached(desk: Desk, url: str, model: str = "foreman") -> AttachedWorker:
     return AttachedWorker(spec, SystemClock(), up, down, limits=QUICK)
 
 
+async def pid_of(worker: EmbeddedWorker) -> int:
+    """The process, once it was started."""
+    while worker.pid is None:  # noqa: ASYNC110  no time passes: the loop polls
+        await asyncio.sleep(0)
+    return worker.pid
+
+
 async def alternates(
     worker: Worker,
     desk: Desk,
@@ -178,9 +185,7 @@ def test_stop_while_starting_leaves_nothing(
         desk = Desk()
         worker = embedded(desk, str(model_path))
         worker.start()
-        while worker.pid is None:  # noqa: ASYNC110  no time passes: the loop polls
-            await asyncio.sleep(0)
-        watched = os.pidfd_open(worker.pid)
+        watched = os.pidfd_open(await pid_of(worker))
         await worker.stop()
         await ended(watched)
         assert desk.events.empty()
@@ -271,8 +276,7 @@ def test_a_process_that_ignores_sigterm_is_killed(
         worker = embedded(Desk(), "m.gguf", limits, python=str(script))
         worker.start()
         await asyncio.to_thread((tmp_path / "fifo").read_text)  # it ignores the signal by now
-        assert worker.pid is not None
-        watched = os.pidfd_open(worker.pid)
+        watched = os.pidfd_open(await pid_of(worker))
         await worker.stop()
         await ended(watched)
 

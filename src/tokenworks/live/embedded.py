@@ -120,16 +120,17 @@ def _exit_at_end_of_stdin() -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Serve until told to stop.
+    """Serve until told to stop, and then end the process with status 0.
 
     Returns:
-        The exit status: 0 after SIGTERM, ``EXIT_NO_ENGINE`` if the engine did not start.
+        The exit status of a worker that did not start.
     """
     # Whatever the engine prints must not be mistaken for the ready line.
     report = os.dup(1)
     os.dup2(2, 1)
-    stopped = threading.Event()
-    signal.signal(signal.SIGTERM, lambda _number, _frame: stopped.set())
+    # Blocked in every thread and waited for below: a handler could run just before a wait begins,
+    # and the wait would never end. A SIGTERM that comes during loading is kept until then.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     settings = parse_arguments(arguments)
     api_key = os.environ.pop(KEY_VARIABLE, "")
     if len(api_key) < KEY_LEN_MIN:
@@ -144,9 +145,10 @@ def main(arguments: list[str]) -> int:
     ready = {"ready": True, "address": server.listening_address, "pid": os.getpid()}
     os.write(report, json.dumps(ready).encode() + b"\n")
     os.close(report)
-    stopped.wait()
-    del server  # closes its sockets and joins its threads
-    return 0
+    signal.sigwait({signal.SIGTERM})
+    # The server's own end waits for ever when it comes before its loop has begun, and there is
+    # nothing to save: the kernel closes the sockets.
+    os._exit(0)
 
 
 if __name__ == "__main__":
