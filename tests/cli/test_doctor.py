@@ -146,7 +146,8 @@ def test_a_ledger_whose_sums_are_wrong(home: Home) -> None:
         connection.execute("DROP TRIGGER entries_are_never_edited")
         connection.execute(
             "UPDATE entries SET payload = CAST(replace(CAST(payload AS TEXT), "
-            "'\"charged_nanodollars\":', '\"charged_nanodollars\":1') AS BLOB) WHERE request = 'b' AND phase = 'settle'"
+            "'\"charged_nanodollars\":', '\"charged_nanodollars\":1') AS BLOB) "
+            "WHERE request = 'b' AND phase = 'settle'"
         )
     assert "sums of" in fault(home, "ledger")["found"]
 

@@ -123,26 +123,28 @@ def _chunks(url: str, secret: str, body: dict[str, Any]) -> Iterator[dict[str, A
     headers = {"Authorization": f"Bearer {secret}", "Content-Type": "application/json"}
     try:
         connection.request("POST", "/v1/chat/completions", json.dumps(body).encode(), headers)
-        response = connection.getresponse()
-        if response.status != 200:
-            raise _as_error(json.loads(response.read())["error"])
-        whole = False
-        for line in response:
-            if line.startswith(b"data: [DONE]"):
-                whole = True
-            elif line.startswith(b"data: "):
-                chunk = json.loads(line[6:])
-                if "error" in chunk:
-                    raise _as_error(chunk["error"])
-                yield chunk
-        if not whole:
-            raise WorkerFailed("The factory broke off the answer.", hint="Ask again.")
+        with connection.getresponse() as response:
+            yield from _parsed(response)
     except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
         raise WorkerUnavailable(
             f"The factory at {url} did not answer: {error}.", hint="Is `tokenworks up` running?"
         ) from error
     finally:
         connection.close()
+
+
+def _parsed(response: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
+    if response.status != 200:
+        raise _as_error(json.loads(response.read())["error"])
+    for line in response:
+        if line.startswith(b"data: [DONE]"):
+            return
+        if line.startswith(b"data: "):
+            chunk = json.loads(line[6:])
+            if "error" in chunk:
+                raise _as_error(chunk["error"])
+            yield chunk
+    raise WorkerFailed("The factory broke off the answer.", hint="Ask again.")
 
 
 def _as_error(said: object) -> TokenworksError:

@@ -11,6 +11,7 @@ import platform
 import shutil
 import socket
 import sys
+import textwrap
 import urllib.parse
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,7 @@ DISK_BYTES_MIN: Final = 200_000_000
 FILES_MIN: Final = 1_024
 ENGINE_VERSION: Final = "2026.10.11549"
 ANSWER_S_MAX: Final = 3
+FOUND_LEN_MAX: Final = 160
 
 Check = Callable[[Home], str]
 """Returns what was found; raises TokenworksError when it is wrong."""
@@ -48,10 +50,14 @@ def command(home: Home, *, settings: bool, as_json: bool) -> None:
         try:
             rows.append({"check": name, "ok": True, "found": check(home), "mend": ""})
         except TokenworksError as error:
-            rows.append({"check": name, "ok": False, "found": error.message, "mend": error.hint})
+            mend = error.hint or f"See {error.code} in docs/errors.md."
+            rows.append({"check": name, "ok": False, "found": error.message, "mend": mend})
         except OSError as error:
             mend = "Look at its permissions."
             rows.append({"check": name, "ok": False, "found": str(error), "mend": mend})
+    if not as_json:
+        for row in rows:
+            row["found"] = textwrap.shorten(row["found"], FOUND_LEN_MAX, placeholder=" ...")
     show(rows, as_json=as_json, empty="")
     if not all(row["ok"] for row in rows):
         sys.exit(1)
@@ -173,8 +179,8 @@ def _answer_of(url: str) -> str | None:
     connection = http.client.HTTPConnection(where.netloc, timeout=ANSWER_S_MAX)
     try:
         connection.request("GET", "/healthz")
-        response = connection.getresponse()
-        status, detail = response.status, str(json.loads(response.read())["detail"])
+        with connection.getresponse() as response:
+            status, detail = response.status, str(json.loads(response.read())["detail"])
     except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
         return None
     finally:

@@ -1,0 +1,222 @@
+"""The whole factory in this process, with a fake server attached instead of an engine."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import os
+import pathlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tests.cli.command_line import data, done, invoke
+from tests.live.fake_worker import FakeWorker, Script
+from tokenworks.cli import wiring
+from tokenworks.core.errors import ConfigInvalid, LedgerCorrupt, LedgerUnavailable
+from tokenworks.live.home import Home, packaged
+from tokenworks.live.store import SQLiteStore
+
+READY_S_MAX = 20
+
+
+class Elsewhere:
+    """An event loop in a thread of its own, with a fake worker in it."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.thread = threading.Thread(target=self.loop.run_forever)
+        self.thread.start()
+        self.worker = FakeWorker(Script(tokens=["Hel", "lo."]))
+        self.call(self.worker.start())
+
+    def call(self, work: Any) -> None:
+        asyncio.run_coroutine_threadsafe(work, self.loop).result(READY_S_MAX)
+
+    def stop(self) -> None:
+        self.call(self.worker.stop())
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join()
+        self.loop.close()
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[Elsewhere]:
+    made = Elsewhere()
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def attached(home: Home, elsewhere: Elsewhere) -> Home:
+    home.make()
+    home.settings.write_text(
+        "[gateway]\nport = 0\n[pool.far]\nengine = 'attached'\nmodel = 'foreman'\n"
+        f"urls = ['{elsewhere.worker.url}']\ncurve = [[1, 900]]\n"
+    )
+    return home
+
+
+@pytest.fixture
+def when_ready(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[Any]]]:
+    """``when_ready(home, act)``: ``act()`` runs in a thread once ``up`` is ready; then SIGTERM."""
+    threads = []
+
+    def arrange(home: Home, act: Callable[[], Any]) -> list[Any]:
+        ready, results = threading.Event(), []
+        write = Home.write_private
+
+        def noting(self: Home, path: pathlib.Path, text: str) -> None:
+            write(self, path, text)
+            if path == home.url:
+                ready.set()
+
+        def then() -> None:
+            if not ready.wait(READY_S_MAX):
+                results.append(TimeoutError("not ready"))
+            else:
+                try:
+                    results.append(act())
+                except Exception as error:  # noqa: BLE001 - the test looks at it
+                    results.append(error)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        monkeypatch.setattr(Home, "write_private", noting)
+        thread = threading.Thread(target=then)
+        thread.start()
+        threads.append(thread)
+        return results
+
+    yield arrange
+    for thread in threads:
+        thread.join()
+
+
+def ask(home: Home) -> dict[str, Any]:
+    host = (home.read_url() or "").removeprefix("http://")
+    connection = http.client.HTTPConnection(host, timeout=READY_S_MAX)
+    headers = {"Authorization": f"Bearer {home.read_key()}", "Content-Type": "application/json"}
+    asked = {"model": "foreman", "messages": [{"role": "user", "content": "hi"}]}
+    connection.request("POST", "/v1/chat/completions", json.dumps(asked), headers)
+    with connection.getresponse() as response:
+        said: dict[str, Any] = json.loads(response.read())
+    connection.close()
+    return said
+
+
+def test_a_factory_starts_serves_and_stops(
+    attached: Home, when_ready: Callable[..., list[Any]]
+) -> None:
+    results = when_ready(attached, lambda: ask(attached))
+    result = invoke(attached, "up")
+    assert result.exit_code == 0, result.exception
+    assert "The factory is running." in result.stdout
+    assert f"curl -sN http://127.0.0.1:" in result.stdout  # noqa: F541
+    assert "The factory has stopped" in result.stderr
+    (said,) = results
+    assert said["choices"][0]["message"]["content"] == "Hello."
+    assert not attached.url.exists()
+    (row,) = data(attached, "key", "list")
+    assert (row["name"], row["tenant"]) == ("operator", "local")
+    assert row["used_tokens"] == said["usage"]["total_tokens"]
+    assert data(attached, "journal", "replay")[0]["identical"]
+    total = data(attached, "report")["rows"][-1]
+    assert total["requests"] == 1
+    assert total["revenue_nanodollars"] == row["used_nanodollars"] > 0
+
+
+def test_a_second_start_keeps_the_key_and_says_one_line_of_json(
+    attached: Home, when_ready: Callable[..., list[Any]]
+) -> None:
+    attached.url.write_text("http://127.0.0.1:1\n")  # of a factory that was killed
+    attached.write_private(attached.key, "tw_of_another_ledger\n")
+    secrets = []
+    for _ in range(2):
+        when_ready(attached, lambda: None)
+        facts = json.loads(invoke(attached, "up", "--json", "--host", "127.0.0.1").stdout)
+        assert facts["ready"] is True
+        assert facts["models"] == ["foreman"]
+        assert facts["url"].startswith("http://127.0.0.1:")
+        secrets.append(facts["key"])
+    assert secrets[0] == secrets[1] == attached.read_key() != "tw_of_another_ledger"
+    done(attached, "key", "revoke", data(attached, "key", "list")[0]["key"])
+    when_ready(attached, lambda: None)
+    assert invoke(attached, "up", "--quiet").stdout == ""
+    assert attached.read_key() not in secrets  # a revoked key of the operator's is replaced
+
+
+def test_a_second_factory_leaves_the_first_ones_address_alone(attached: Home) -> None:
+    first = SQLiteStore(attached.ledger, sole=True)
+    attached.url.write_text("http://127.0.0.1:1\n")
+    result = invoke(attached, "up")
+    assert isinstance(result.exception, LedgerUnavailable)
+    assert attached.url.exists()
+    first.close()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ("[gateway]\nport = 0\n[pool.x]\nengine='embedded'\nmodel='m'\n", "no price"),
+        ("[pool.x]\nengine='embedded'\nmodel='foreman'\npath='no'\n", "There is no model file"),
+        ("[pool.x]\nengine='embedded'\nmodel='foreman'\nslots=64\n", "slots of foreman can fill"),
+        ("[pool.x]\nengine='attached'\nmodel='foreman'\nurls=['ftp://x']\n", "ftp"),
+        (
+            "[pool.x]\nengine='attached'\nmodel='foreman'\nurls=['http://h:1']\nkey_env='NO_KEY'\n",
+            "key_env names the environment variable 'NO_KEY', which is not set",
+        ),
+    ],
+)
+def test_what_cannot_start_says_why_and_leaves_nothing_open(
+    home: Home, settings: str, said: str
+) -> None:
+    home.make()
+    home.settings.write_text(settings)
+    result = invoke(home, "up", "--port", "0")
+    assert isinstance(result.exception, ConfigInvalid)
+    assert said in str(result.exception)
+    if home.ledger.exists():
+        SQLiteStore(home.ledger, sole=True).close()  # it is free again
+
+
+def test_a_corrupt_ledger_stops_the_start(attached: Home) -> None:
+    attached.ledger.write_bytes(b"no database" * 100)
+    assert isinstance(invoke(attached, "up").exception, LedgerCorrupt)
+
+
+def test_a_key_for_attached_servers_comes_from_the_environment(
+    attached: Home,
+    elsewhere: Elsewhere,
+    when_ready: Callable[..., list[Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("FAR_KEY", "far secret".replace(" ", "-"))
+    elsewhere.worker.api_key = "far-secret"
+    attached.settings.write_text(attached.settings.read_text() + "key_env = 'FAR_KEY'\n")
+    results = when_ready(attached, lambda: ask(attached))
+    assert invoke(attached, "up").exit_code == 0
+    assert results[0]["choices"][0]["message"]["content"] == "Hello."
+
+
+def test_what_breaks_a_part_of_the_factory_stops_all_of_it(
+    attached: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(_: object) -> None:
+        raise RuntimeError("a bug in housekeeping")
+
+    monkeypatch.setattr(wiring.Driver, "housekeep", broken)
+    result = invoke(attached, "up")
+    assert isinstance(result.exception, RuntimeError)
+    assert not attached.url.exists()
+    SQLiteStore(attached.ledger, sole=True).close()
+
+
+def test_measured_curves_come_before_shipped_ones(home: Home) -> None:
+    pool = home.load_settings().pool["laptop"]
+    assert wiring.curve_of("laptop", pool, {"laptop": ((1, 5),)}) == ((1, 5),)
+    if packaged("foreman.json").exists():
+        assert wiring.curve_of("laptop", pool, {})[0][0] == 1
