@@ -181,7 +181,7 @@ CALLS = [
 ]
 
 
-@settings(deadline=None)
+@settings(deadline=None, derandomize=True)
 @given(st.lists(DELTAS, max_size=10))
 def test_it_is_what_the_sdk_accumulates(deltas: list[dict[str, Any]]) -> None:
     events = [

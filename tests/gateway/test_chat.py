@@ -36,6 +36,7 @@ from tokenworks.core.errors import (
     WorkerUnavailable,
 )
 from tokenworks.core.slo import Tier
+from tokenworks.gateway import chat
 from tokenworks.gateway.app import Gateway
 from tokenworks.gateway.chat import SEND_WAIT_NS_MIN, Meter
 
@@ -626,6 +627,42 @@ def test_a_caller_who_leaves_while_a_send_waits(run: Run) -> None:
         freed.set()
         await serving
         assert house.desk.delivery.outcome.ending == "disconnected"
+
+    run(main())
+
+
+@pytest.mark.parametrize("slow_s", [59, 60])
+def test_a_caller_who_reads_nothing_for_long_has_left(
+    run: Run, monkeypatch: pytest.MonkeyPatch, slow_s: int
+) -> None:
+    monkeypatch.setattr(chat, "SEND_CHECK_S", 0)
+
+    async def main() -> None:
+        house = House()
+        caller = ask()
+        turns = 0
+
+        async def read_nothing(_: object) -> None:
+            nonlocal turns
+            if len(caller.sent) != 3:
+                return
+            house.clock.advance_ms(slow_s * 1_000)
+            while slow_s >= 60 or turns < 100:
+                turns += 1
+                looked = asyncio.Event()
+                asyncio.get_running_loop().call_soon(looked.set)
+                await looked.wait()
+
+        caller.on_send = read_nothing
+        await house.serve(caller)
+        outcome = house.desk.delivery.outcome
+        if slow_s < 60:
+            assert outcome.ending == "done"
+            return
+        assert outcome.ending == "disconnected"
+        assert outcome.usage.output_tokens == 2
+        assert house.desk.delivery.aborts >= 1
+        assert house.responses(499) == 1
 
     run(main())
 

@@ -241,7 +241,7 @@ def test_no_default_is_asked_for_when_a_limit_is_given() -> None:
         parse_chat_request(raw, Tier.HIGH, absent)
 
 
-@settings(deadline=None)
+@settings(deadline=None, derandomize=True)
 @given(
     st.lists(
         st.tuples(st.sampled_from(["user", "assistant"]), st.text(max_size=50)),

@@ -110,7 +110,7 @@ def summary(stream: EventStream, forwarded: bytes) -> tuple[object, ...]:
     )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300, deadline=None, derandomize=True)
 @given(st.lists(EVENTS, max_size=12), st.data(), st.booleans())
 def test_it_does_not_matter_how_the_bytes_are_cut(
     events: list[bytes], data: st.DataObject, crlf: bool
@@ -127,7 +127,7 @@ def test_it_does_not_matter_how_the_bytes_are_cut(
     assert summary(*fed(one_by_one)) == expected
 
 
-@settings(deadline=None)
+@settings(deadline=None, derandomize=True)
 @given(st.lists(TEXTS.filter(bool), min_size=1, max_size=6))
 def test_no_text_of_an_answer_is_taken_for_a_field(texts: list[str]) -> None:
     tokens = [token(text) for text in texts]

@@ -16,7 +16,7 @@ from tokenworks.core.ids import ModelName, RequestID
 from tokenworks.core.orders import KeyView, Order, Outcome, Receipt
 from tokenworks.core.ports import Clock, Delivery, Desk
 from tokenworks.core.slo import Measured, Tier
-from tokenworks.core.units import NS_PER_MS
+from tokenworks.core.units import NS_PER_MS, NS_PER_S
 from tokenworks.gateway.assemble import Assembler
 from tokenworks.gateway.chat_request import ChatRequest, parse_chat_request
 from tokenworks.gateway.event_stream import EventStream
@@ -39,6 +39,13 @@ _log: Final = logging.getLogger("tokenworks.gateway")
 
 SEND_WAIT_NS_MIN: Final = NS_PER_MS
 """A send that takes longer than this waited for the caller to read; that time is the caller's."""
+
+SEND_NS_MAX: Final = 60 * NS_PER_S
+"""A caller who reads nothing for this long has left, though its connection stands: it must not keep
+a worker's slot."""
+
+SEND_CHECK_S: Final = 5
+"""Between two looks at whether a send is stuck; looking costs less than a timeout for each send."""
 
 
 class Meter:
@@ -164,7 +171,9 @@ class Answer:
         "_request",
         "_route",
         "_send",
+        "_sending_ns",
         "_started",
+        "_watch",
     )
 
     def __init__(
@@ -176,6 +185,8 @@ class Answer:
         self._meter = Meter(order.arrived_ns)
         self._assembler = None if request.stream else Assembler()
         self._started = False
+        self._sending_ns: int | None = None
+        self._watch: asyncio.TimerHandle | None = None
 
     async def run(self, hangup: asyncio.Future[None]) -> None:
         """Forward or assemble until the end, then settle, then close.
@@ -222,10 +233,15 @@ class Answer:
         def leave(_: asyncio.Future[None]) -> None:
             self._delivery.abort()
 
+        task = asyncio.current_task()
+        assert task is not None
         hangup.add_done_callback(leave)
+        self._look(task)
         try:
             await (self._forward() if self._assembler is None else self._collect(self._assembler))
         except asyncio.CancelledError:
+            if self._watch is None and not task.uncancel():
+                return ClientGone()
             self._delivery.abort()
             with contextlib.suppress(TokenworksError):
                 await self._settle("failed")
@@ -234,7 +250,19 @@ class Answer:
             return error
         finally:
             hangup.remove_done_callback(leave)
+            if self._watch is not None:
+                self._watch.cancel()
         return None
+
+    def _look(self, task: asyncio.Task[object]) -> None:
+        """Stop a send that is stuck; else look again later."""
+        since = self._sending_ns
+        if since is not None and self._route.now_ns() - since >= SEND_NS_MAX:
+            self._watch = None
+            task.cancel()
+        else:
+            loop = asyncio.get_running_loop()
+            self._watch = loop.call_later(SEND_CHECK_S, self._look, task)
 
     async def _forward(self) -> None:
         events, meter, clock = self._events, self._meter, self._route.now_ns
@@ -244,7 +272,7 @@ class Answer:
             ready = events.feed(data)
             if not ready and events.token_events == before:
                 continue
-            sending_ns = clock()
+            sending_ns = self._sending_ns = clock()
             if events.token_events > before:
                 meter.tokens_sent(sending_ns)
             if ready:
@@ -252,6 +280,7 @@ class Answer:
                     await self._start()
                 await send({"type": "http.response.body", "body": ready, "more_body": True})
                 meter.waited(clock() - sending_ns)
+            self._sending_ns = None
         self._check_whole()
 
     async def _collect(self, assembler: Assembler) -> None:
