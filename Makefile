@@ -43,8 +43,9 @@ check: $(SETUP) ## Check house rules, imports between rooms, lint, format and ty
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(SETUP) ## Measure the time of a decision on this machine
+bench: $(SETUP) ## Measure a decision and the gateway's cost per chunk; a JSON line each, last
 	$(BIN)/python bench/decision.py
+	$(BIN)/python bench/gateway_stream.py
 
 soak: $(SETUP) ## Keep a real factory under load for an hour; SOAK_S and SOAK_STREAMS change that
 	$(BIN)/python -m bars.load --streams $(SOAK_STREAMS) --seconds $(SOAK_S)
