@@ -490,7 +490,8 @@ class Driver:
         """The worker found the request itself at fault; another worker would too."""
         request = flight.order.request
         del self._flights[request]
-        self.tell(Finished(request=request, output_tokens=0, cached_input_tokens=0))
+        # Not Finished: no answer was made, so it says nothing of how long one takes.
+        self.tell(Withdrawn(request=request))
         self._void(request, "rejected")
         flight.opened.set_exception(
             InvalidRequest(
