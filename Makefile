@@ -22,7 +22,7 @@ export PYTHONPATH := $(CURDIR)/src:$(CURDIR)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help up test check bench soak bars foreman lock clean
+.PHONY: help up test check bench soak bars foreman ship lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,7 +61,10 @@ foreman: $(VENV)/train.stamp ## Train the model that ships with the package (hou
 		--tokenizer $(FOREMAN)/tokenizer.json --out $(FOREMAN)/foreman.pt
 	$(BIN)/python models/foreman/to_gguf.py --checkpoint $(FOREMAN)/foreman.pt \
 		--tokenizer $(FOREMAN)/tokenizer.json --out $(FOREMAN)/foreman-q8_0.gguf
-	@echo "To ship it: cp $(FOREMAN)/foreman-q8_0.gguf src/tokenworks/catalogue/data/"
+	@echo "Ship it, with its scores and its card, by make ship"
+
+ship: $(VENV)/train.stamp ## Put the trained model into the package, score it, write its card
+	$(BIN)/python models/foreman/ship.py --model $(FOREMAN)/foreman-q8_0.gguf
 
 lock: $(VENV)/bin/python ## Pin the newest versions that pyproject.toml allows, with their hashes
 	$(PYTHON) -m venv $(VENV)/lock

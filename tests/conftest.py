@@ -46,5 +46,5 @@ def model_path() -> pathlib.Path:
     package = pathlib.Path(tokenworks.__file__).parent
     path = package / "catalogue" / "data" / "foreman-q8_0.gguf"
     if not path.is_file():
-        pytest.skip(f"{path} is not there; set TOKENWORKS_TEST_MODEL to a GGUF file")
+        pytest.fail(f"{path} is not there; set TOKENWORKS_TEST_MODEL to a GGUF file")
     return path

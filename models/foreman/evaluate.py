@@ -68,7 +68,7 @@ def serve(model: Path, threads: int, slots: int) -> tuple[xllamacpp.Server, str]
     params = xllamacpp.CommonParams()
     params.model.path = str(model)
     params.n_ctx, params.n_parallel = 2048 * slots, slots
-    params.kv_unified, params.verbosity = True, -1
+    params.kv_unified, params.verbosity = False, -1
     params.hostnames, params.port = ["127.0.0.1"], 0
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
     server = xllamacpp.Server(params)
@@ -173,22 +173,16 @@ def score(
     return found
 
 
-def main() -> None:
-    """Print a table and write the scores."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--calls", type=int, default=1000, help="samples per call task")
-    parser.add_argument("--answers", type=int, default=200, help="samples per other task")
-    parser.add_argument("--threads", type=int, default=2)
-    args = parser.parse_args()
-    server, url = serve(args.model, args.threads, slots=8)
+def run(
+    model: Path, calls: int = 1000, answers: int = 200, threads: int = 2
+) -> dict[str, dict[str, Any]]:
+    """Print a table, a line per task and way, and return it."""
+    server, url = serve(model, threads, slots=8)
     rows: dict[str, dict[str, Any]] = {}
     print(f"{'task':14} {'way':7} {'n':>5} {'valid':>7} {'tool':>7} {'exact':>7}")
     for generator in (*CALLS, *ANSWERS):
-        is_call = generator in CALLS
         rng = random.Random(f"{SEED} {generator.__name__}")
-        count = args.calls if is_call else args.answers
+        count = calls if generator in CALLS else answers
         samples = [generator(rng, unseen=True) for _ in range(count)]
         for way, ask in (("raw", raw), ("served", served)):
             if way == "served" and not samples[0].tools:
@@ -201,9 +195,19 @@ def main() -> None:
                 f"{shares['right_tool']:7.1%} {shares['exact']:7.1%}",
                 flush=True,
             )
-    if args.out:
-        args.out.write_text(json.dumps(rows, indent=1) + "\n")
     del server
+    return rows
+
+
+def main() -> None:
+    """Score a file; ``ship.py`` does that and writes the model card."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--calls", type=int, default=1000, help="samples per call task")
+    parser.add_argument("--answers", type=int, default=200, help="samples per other task")
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    run(args.model, args.calls, args.answers, args.threads)
 
 
 if __name__ == "__main__":
