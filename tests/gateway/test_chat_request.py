@@ -14,6 +14,14 @@ from tokenworks.core.errors import InvalidRequest, ModelNotFound
 from tokenworks.core.ids import ModelName
 from tokenworks.core.slo import Tier
 from tokenworks.gateway import chat_request
+from tokenworks.gateway.chat_fields import (
+    KNOWN_FIELDS,
+    LOGIT_BIAS_MAX,
+    STOP_CHARS_MAX,
+    STOP_STRINGS_MAX,
+    TOP_LOGPROBS_MAX,
+    WORKER_FIELDS,
+)
 from tokenworks.gateway.chat_request import (
     MESSAGES_MAX,
     OUTPUT_TOKENS_MAX,
@@ -21,13 +29,13 @@ from tokenworks.gateway.chat_request import (
     PREFIX_BLOCKS_MAX,
     TEMPLATE_TOKENS_PER_MESSAGE,
     TIER_WORDS,
-    WORKER_FIELDS,
     ChatRequest,
     parse_chat_request,
     prefix_hashes,
 )
 
 HELLO = [{"role": "user", "content": "hello"}]
+FUNCTION = {"type": "function", "function": {"name": "f"}}
 
 
 def default(model: ModelName, tier: Tier) -> int:
@@ -124,6 +132,114 @@ def test_the_smaller_of_both_limits_holds() -> None:
 @pytest.mark.parametrize("name", sorted(WORKER_FIELDS))
 def test_fields_between_factory_and_worker_are_refused(name: str) -> None:
     assert f"`{name}`" in refused(**{name: 100_000})
+
+
+def test_fields_that_an_engine_may_refuse_are_listed() -> None:
+    request = parse(top_k=5, seed=1, user="u", repeat_last_n=2**31, dry_penalty_last_n=-1)
+    assert request.extra_fields == ("dry_penalty_last_n", "repeat_last_n")
+    assert json.loads(request.body)["repeat_last_n"] == 2**31
+    assert parse(temperature=0.5, min_p=0.1, service_tier="high").extra_fields == ()
+    assert not KNOWN_FIELDS & WORKER_FIELDS
+    assert {"messages", "max_tokens", "chat_template_kwargs"} - KNOWN_FIELDS == {
+        "chat_template_kwargs"
+    }
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"stop": None},
+        {"stop": "\n"},
+        {"stop": []},
+        {"stop": ["x" * STOP_CHARS_MAX] * STOP_STRINGS_MAX},
+        {"top_logprobs": 0},
+        {"top_logprobs": TOP_LOGPROBS_MAX},
+        {"n_probs": TOP_LOGPROBS_MAX},
+        {"logit_bias": None},
+        {"logit_bias": {str(i): 1 for i in range(LOGIT_BIAS_MAX)}},
+        {"logit_bias": [[5, -100]]},
+        {"tools": None},
+        {"tools": []},
+        {"tools": [{"function": {"name": "f" * 64, "parameters": None}}]},
+    ],
+    ids="-".join,
+)
+def test_values_within_bounds_pass(fields: dict[str, Any]) -> None:
+    assert json.loads(parse(**fields).body).items() >= fields.items()
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("stop", ""),
+        ("stop", [""]),
+        ("stop", [5]),
+        ("stop", 5),
+        ("stop", {"a": "b"}),
+        ("stop", "x" * (STOP_CHARS_MAX + 1)),
+        ("stop", ["x"] * (STOP_STRINGS_MAX + 1)),
+        ("top_logprobs", TOP_LOGPROBS_MAX + 1),
+        ("top_logprobs", -1),
+        ("top_logprobs", True),
+        ("top_logprobs", "5"),
+        ("n_probs", 100_000),
+        ("logit_bias", {str(i): 1 for i in range(LOGIT_BIAS_MAX + 1)}),
+        ("logit_bias", "5"),
+        ("tools", {"type": "function"}),
+        ("tools", "f"),
+        ("tools[0]", ["f"]),
+        ("tools[0]", [{"type": "function"}]),
+        ("tools[1]", [FUNCTION, {"function": "f"}]),
+        ("tools[0].function.name", [{"function": {}}]),
+        ("tools[0].function.name", [{"function": {"name": ""}}]),
+        ("tools[0].function.name", [{"function": {"name": "f" * 65}}]),
+        ("tools[0].function.name", [{"function": {"name": 5}}]),
+        ("tools[0].function.parameters", [{"function": {"name": "f", "parameters": "{}"}}]),
+    ],
+)
+def test_values_out_of_bounds_are_named(place: str, value: object) -> None:
+    assert f"`{place}`" in refused(**{place.split("[", maxsplit=1)[0]: value})
+
+
+def called(arguments: object) -> list[dict[str, Any]]:
+    function = {"name": "f", "arguments": arguments}
+    call = {"id": "c", "type": "function", "function": function}
+    return [*HELLO, {"role": "assistant", "content": None, "tool_calls": [call]}]
+
+
+@pytest.mark.parametrize("arguments", ["{}", ' {"a": [1]} ', {}, {"a": 1}])
+def test_arguments_of_a_tool_call(arguments: object) -> None:
+    assert json.loads(parse(messages=called(arguments)).body)["messages"] == called(arguments)
+
+
+DEEP_TEXT = '{"a":' * 5_000 + "1" + "}" * 5_000
+
+
+@pytest.mark.parametrize("arguments", ["", "{", "[]", "5", "null", None, 5, ["{}"], DEEP_TEXT])
+def test_arguments_of_a_tool_call_that_are_no_object(arguments: object) -> None:
+    said = refused(messages=called(arguments))
+    assert "`messages[1].tool_calls[0].function.arguments`" in said
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("tool_calls", {"tool_calls": {"id": "c"}}),
+        ("tool_calls[0]", {"tool_calls": ["f"]}),
+        ("tool_calls[0]", {"tool_calls": [{"function": {"arguments": "{}"}}]}),
+        ("content[0]", {"content": ["hello"]}),
+        ("content[0]", {"content": [{"text": "hello"}]}),
+        ("content[1]", {"content": [{"type": "text", "text": ""}, {"type": "image_url"}]}),
+        ("content[0]", {"content": [{"type": "input_audio", "input_audio": {}}]}),
+        ("content[0].text", {"content": [{"type": "text"}]}),
+        ("content[0].text", {"content": [{"type": "text", "text": 5}]}),
+    ],
+)
+def test_wrong_parts_of_a_message_are_named(place: str, message: dict[str, Any]) -> None:
+    said = refused(messages=[{"role": "assistant", **message}])
+    assert f"`messages[0].{place}`" in said
+    if place[:9] == "content[0" and not place.endswith("text"):
+        assert "type text" in said
 
 
 @pytest.mark.parametrize(
@@ -254,7 +370,8 @@ def test_the_prompt_has_no_more_tokens_than_the_bound(
     turns: list[tuple[str, str]], description: str
 ) -> None:
     messages = [{"role": role, "content": content} for role, content in turns]
-    request = parse(messages=messages, tools=[{"description": description}])
+    function = {"name": "f", "description": description}
+    request = parse(messages=messages, tools=[{"type": "function", "function": function}])
     # A byte-level token is a byte or more; a template adds markers around each message.
     prompt_bytes = len(description.encode()) + sum(
         len(role) + len(content.encode()) + TEMPLATE_TOKENS_PER_MESSAGE for role, content in turns
@@ -265,8 +382,10 @@ def test_the_prompt_has_no_more_tokens_than_the_bound(
 def test_whatever_a_template_may_write_counts() -> None:
     schema = {"type": "json_schema", "json_schema": {"schema": {"description": "x" * 1_000}}}
     plain = parse().input_tokens_max
-    for name in ("tools", "functions", "response_format", "documents", "chat_template_kwargs"):
+    for name in ("functions", "response_format", "documents", "chat_template_kwargs"):
         assert parse(**{name: schema}).input_tokens_max >= plain + 1_000, name
+    tool = {"type": "function", "function": {"name": "f", "parameters": schema}}
+    assert parse(tools=[tool]).input_tokens_max >= plain + 1_000
     assert parse(user="x" * 1_000).input_tokens_max == plain
 
 
@@ -287,4 +406,4 @@ def test_a_conversation_that_goes_on_shares_its_prefix() -> None:
     before, after = parse(messages=first).prefix, parse(messages=later).prefix
     assert len(before) > 3
     assert after[: len(before) - 1] == before[:-1]
-    assert parse(messages=first, tools=[{"type": "function"}]).prefix[0] != before[0]
+    assert parse(messages=first, tools=[FUNCTION]).prefix[0] != before[0]

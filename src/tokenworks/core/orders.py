@@ -35,6 +35,8 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
         output_tokens_max: the most tokens that the worker is allowed to make.
         prefix: hashes of the prompt's blocks, each chained on the one before it.
         arrived_ns: when the request's last byte came, on the driver's clock.
+        extra_fields: names of fields in the body that are neither OpenAI's nor samplers known to be
+            safe; an engine's adapter may refuse them.
     """
 
     request: RequestID
@@ -46,6 +48,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     output_tokens_max: int
     prefix: tuple[int, ...]
     arrived_ns: int
+    extra_fields: tuple[str, ...] = ()
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):

@@ -4,6 +4,7 @@ __all__ = [
     "app",
     "assemble",
     "chat",
+    "chat_fields",
     "chat_request",
     "event_stream",
     "http_io",

@@ -351,6 +351,7 @@ def _order(request: ChatRequest, key: KeyView, arrived_ns: int) -> Order:
         output_tokens_max=request.output_tokens_max,
         prefix=request.prefix,
         arrived_ns=arrived_ns,
+        extra_fields=request.extra_fields,
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import reprlib
 from collections.abc import Callable
 from typing import Final
 
@@ -12,6 +11,13 @@ import msgspec
 from tokenworks.core.errors import InvalidRequest
 from tokenworks.core.ids import ModelName
 from tokenworks.core.slo import Tier
+from tokenworks.gateway.chat_fields import (
+    JSONObject,
+    check_fields,
+    check_messages,
+    extra_fields,
+    wrong,
+)
 
 TIER_WORDS: Final = {
     **{tier.value: tier for tier in Tier},
@@ -35,32 +41,8 @@ PROMPT_FIELDS: Final = (
 )
 """What a chat template may write into the prompt, next to the messages."""
 
-WORKER_FIELDS: Final = frozenset(
-    {
-        "best_of",
-        "bootstrap_host",
-        "bootstrap_port",
-        "bootstrap_room",
-        "data_parallel_rank",
-        "id_slot",
-        "kv_transfer_params",
-        "n_cmpl",
-        "n_predict",
-        "priority",
-        "request_id",
-        "return_progress",
-        "rid",
-        "use_beam_search",
-    }
-)
-"""Fields by which engines let a caller exceed the output limit, get more answers than are counted,
-hide what was read, or steer the worker itself. llama.cpp's ``n_predict`` overrules ``max_tokens``.
-"""
-
 TEMPLATE_TOKENS_PER_MESSAGE: Final = 8
 """Room for the turn markers that a chat template adds; foreman's takes at most 6."""
-
-JSONObject = dict[str, object]
 
 
 class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,6 +59,8 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
             markers. It holds for text: what a picture costs is the worker's to say.
         prefix: hashes of the prompt's blocks of PREFIX_BLOCK_BYTES, each chained on the one before.
         body: JSON for the worker, streaming with usage.
+        extra_fields: names of fields in the body that are neither OpenAI's nor samplers known to be
+            safe, sorted.
     """
 
     model: ModelName
@@ -87,6 +71,7 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     input_tokens_max: int
     prefix: tuple[int, ...]
     body: bytes
+    extra_fields: tuple[str, ...] = ()
 
 
 def parse_chat_request(
@@ -106,24 +91,24 @@ def parse_chat_request(
         InvalidRequest: with the field at fault and what it should be.
     """
     fields = _decode(raw)
-    _check_worker_fields(fields)
+    check_fields(fields)
     model = fields.get("model")
     if not isinstance(model, str) or not model:
-        raise _wrong("model", model, "the name of a model; GET /v1/models lists them")
+        raise wrong("model", model, "the name of a model; GET /v1/models lists them")
     messages = fields.get("messages")
     if not isinstance(messages, list) or not messages:
-        raise _wrong("messages", messages, "a list of at least one message")
+        raise wrong("messages", messages, "a list of at least one message")
     if len(messages) > MESSAGES_MAX:
         raise InvalidRequest(
             f"There are {len(messages)} messages, more than {MESSAGES_MAX}.",
             hint="Send fewer, longer ones.",
         )
-    _check_messages(messages)
+    check_messages(messages)
     tier = _tier(fields, tier_default)
     stream = _flag(fields, "stream")
     include_usage = _include_usage(fields, stream=stream)
     if fields.get("n", 1) not in (1, None) or isinstance(fields.get("n"), bool):
-        raise _wrong("n", fields["n"], "1; send the request again for another answer")
+        raise wrong("n", fields["n"], "1; send the request again for another answer")
     limit = _output_limit(fields)
     if limit is None:
         limit = output_tokens_default(ModelName(model), tier)
@@ -139,6 +124,7 @@ def parse_chat_request(
         input_tokens_max=len(prompt) + more_bytes + TEMPLATE_TOKENS_PER_MESSAGE * len(messages),
         prefix=prefix_hashes(prompt),
         body=_worker_body(fields, limit),
+        extra_fields=extra_fields(fields),
     )
 
 
@@ -174,11 +160,6 @@ def _decode(raw: bytes) -> JSONObject:
     return fields
 
 
-def _wrong(field: str, value: object, want: str) -> InvalidRequest:
-    shown = reprlib.repr(value)  # bounded in length and depth, as the value is not
-    return InvalidRequest(f"`{field}` is {shown}; it must be {want}.", hint="Mend it and retry.")
-
-
 def _encode(value: object) -> bytes:
     try:
         return msgspec.json.encode(value)
@@ -188,30 +169,12 @@ def _encode(value: object) -> bytes:
         ) from error
 
 
-def _check_worker_fields(fields: JSONObject) -> None:
-    taken = sorted(WORKER_FIELDS & fields.keys())
-    if taken:
-        raise InvalidRequest(
-            f"`{taken[0]}` is between the factory and its workers.",
-            hint="Leave it out; `max_completion_tokens` limits the answer.",
-        )
-
-
-def _check_messages(messages: list[object]) -> None:
-    for i, message in enumerate(messages):
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise _wrong(f"messages[{i}]", message, 'an object with a "role"')
-        content = message.get("content")
-        if content is not None and not isinstance(content, (str, list)):
-            raise _wrong(f"messages[{i}].content", content, "a string or a list of parts")
-
-
 def _tier(fields: JSONObject, default: Tier) -> Tier:
     word = fields.get("service_tier")
     if word is None or word == "auto":
         return default
     if not isinstance(word, str) or word not in TIER_WORDS:
-        raise _wrong("service_tier", word, f"one of {', '.join(['auto', *TIER_WORDS])}")
+        raise wrong("service_tier", word, f"one of {', '.join(['auto', *TIER_WORDS])}")
     return TIER_WORDS[word]
 
 
@@ -220,7 +183,7 @@ def _flag(fields: JSONObject, name: str) -> bool:
     if value is None:
         return False
     if not isinstance(value, bool):
-        raise _wrong(name, value, "true or false")
+        raise wrong(name, value, "true or false")
     return value
 
 
@@ -229,7 +192,7 @@ def _include_usage(fields: JSONObject, *, stream: bool) -> bool:
     if options is None:
         return False
     if not isinstance(options, dict):
-        raise _wrong("stream_options", options, "an object")
+        raise wrong("stream_options", options, "an object")
     return stream and _flag(options, "include_usage")
 
 
@@ -241,7 +204,7 @@ def _output_limit(fields: JSONObject) -> int | None:
             continue
         whole = isinstance(value, int) and not isinstance(value, bool)
         if not (whole and isinstance(value, int) and 1 <= value <= OUTPUT_TOKENS_MAX):
-            raise _wrong(name, value, f"a whole number from 1 to {OUTPUT_TOKENS_MAX}")
+            raise wrong(name, value, f"a whole number from 1 to {OUTPUT_TOKENS_MAX}")
         limits.append(value)
     return min(limits) if limits else None
 
