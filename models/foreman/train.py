@@ -110,6 +110,7 @@ def exact_by_task(
 ) -> dict[str, tuple[int, int]]:
     """(right, all) per task; every answer token must be the likeliest, so greedy gives it whole."""
     model.eval()
+    device = model.embed.weight.device
     order = sorted(
         ((encode(tokenizer, s), s.task) for s in samples), key=lambda row: len(row[0][0])
     )
@@ -117,7 +118,8 @@ def exact_by_task(
     for at in range(0, len(order), rows_max):
         part = order[at : at + rows_max]
         batch = collate([row for row, _ in part])
-        wrong = model(batch.tokens, batch.where).argmax(-1) != batch.target
+        tokens, where = batch.tokens.to(device), batch.where.to(device)
+        wrong = model(tokens, where).argmax(-1).cpu() != batch.target
         bad = set(batch.owner[wrong].tolist())
         for i, (_, task) in enumerate(part):
             scores[task][0] += i not in bad
@@ -256,7 +258,7 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--steps", type=int, default=7000)
+    parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--batch-tokens", type=int, default=4096)
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--layers", type=int, default=5)
