@@ -88,9 +88,7 @@ def engine_parameters(settings: argparse.Namespace, api_key: str) -> xllamacpp.C
     p.endpoint_slots = True
     p.endpoint_metrics = True
     p.endpoint_props = False  # POST /props would let a client change the server
-    p.sampling.temp = (
-        0.0  # greedy unless a request says otherwise: foreman copies
-    )
+    p.sampling.temp = 0.0  # greedy unless a request says otherwise: foreman copies
     p.use_jinja = True  # tool calls are parsed with the model's own template
     p.warmup = True
     p.ui = False
