@@ -147,6 +147,8 @@ class World:
         self.models = ("small", "large", "never")
         self.workers: dict[str, WorkerUp] = {}
         self.tiers: dict[str, Tier] = {}
+        self.arrived_ns: dict[str, int] = {}
+        self.on_time: set[str] = set()
         self.state: dict[str, str] = {}
         self.holder: dict[str, str] = {}
         self.ends: dict[str, int] = {}
@@ -187,11 +189,15 @@ class World:
         assert command.running == len(others) + 1 <= slots
         speed = speeds_of(worker.curve, slots)[command.running]
         tier = self.tiers[command.request]
-        kept = [self.tiers[other] for other in others]
-        if command.reason == "slow_beats_late":
-            kept = [other for other in kept if other.rank > tier.rank]
+        assert command.running <= command.cap
+        waited_ns = self.now_ns - self.arrived_ns[command.request]
+        if 2 * waited_ns <= self.settings.promises[tier].ttft_ns or tier is Tier.FREE:
+            assert command.reason != "slow_beats_late"
+            self.on_time.add(command.request)
         else:
-            assert command.running <= command.cap
+            self.on_time.discard(command.request)  # a retry may be late where the first try was not
+        kept = [self.tiers[other] for other in others if other in self.on_time]
+        if command.reason != "slow_beats_late":
             kept.append(tier)
         for each in kept:
             assert command.running == 1 or speed >= SPEEDS[each], (command, each)
@@ -230,11 +236,13 @@ class World:
         tier = self.random.choice(TIERS)
         length, family = self.random.choice((0, 1, 6)), self.random.randrange(3)
         self.state[name], self.tiers[name] = "queued", tier
+        at = self.now_ns - self.random.choice((0, 0, NS_PER_S)) if self.now_ns else 0
+        self.arrived_ns[name] = at
         self.tell(
             arrived(
                 name,
                 tier,
-                at=self.now_ns - self.random.choice((0, 0, NS_PER_S)) if self.now_ns else 0,
+                at=at,
                 tenant=self.random.choice("xyz"),
                 model=self.random.choices(self.models, (8, 4, 1))[0],
                 prefix=tuple(100 * family + depth for depth in range(length)),

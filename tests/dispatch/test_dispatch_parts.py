@@ -30,7 +30,6 @@ def test_every_state_is_reached_and_only_ended_is_final() -> None:
     assert {state for state, _ in TRANSITIONS} == set(State) - {State.ENDED}
     assert set(TRANSITIONS.values()) == set(State)
     assert {step for _, step in TRANSITIONS} == set(Step)
-    assert len(states.table_text().splitlines()) == len(TRANSITIONS)
 
 
 def test_a_step_that_the_table_lacks_is_a_mistake() -> None:
@@ -223,7 +222,7 @@ def test_a_snapshot_of_another_format_is_refused() -> None:
     data = msgspec.msgpack.decode(factory(up(), arrived("r")).snapshot())
     assert data["format"] == snapshot.SNAPSHOT_FORMAT
     data["format"] += 1
-    with pytest.raises(msgspec.ValidationError, match="format 2"):
+    with pytest.raises(msgspec.ValidationError, match="format 3"):
         Dispatcher.restore(msgspec.msgpack.encode(data))
 
 

@@ -271,24 +271,35 @@ def test_tenants_of_a_tier_take_turns() -> None:
 
 def test_late_requests_of_tenants_take_turns_too() -> None:
     dispatcher = factory(up(slots=3), settings=configured(50))
-    fill(dispatcher, 2, Tier.ULTRA)  # at ultra's cap; the third slot goes to who is late
+    fill(dispatcher, 3, Tier.FREE)
     for at, name, tenant in ((0, "b0", "b"), (1, "a0", "a"), (1, "b1", "b")):
         dispatcher.handle(at, arrived(name, Tier.ULTRA, at=at, tenant=tenant))
-    order = [sends(dispatcher.handle(S + 1, Ticked()))]
-    dispatcher.handle(S + 2, arrived("a1", Tier.ULTRA, at=S + 2, tenant="a"))
-    order.append(sends(dispatcher.handle(S + 3, finished("b0"))))
-    order.append(sends(dispatcher.handle(S + 4, finished("a0"))))
-    assert [[name for name, _, _ in each] for each in order] == [["b0"], ["a0"], ["b1"]]
-    assert sends(dispatcher.handle(S + 5, finished("b1"))) == []  # a1 is not late yet
+    assert sends(dispatcher.handle(S + 2, Ticked())) == []
+    order, last = [], "free0"
+    for _ in range(3):
+        ((last, _, reason),) = sends(dispatcher.handle(S + 3, finished(last)))
+        order.append((last, reason))
+    assert order == [(name, "slow_beats_late") for name in ("b0", "a0", "b1")]
+
+
+def test_a_worker_that_is_kept_free_is_kept_from_who_is_late_too() -> None:
+    dispatcher = factory(up(slots=3))
+    fill(dispatcher, 3, Tier.FREE)
+    for at, name in ((0, "late"), (S - 1, "on_time")):
+        dispatcher.handle(at, arrived(name, Tier.ULTRA, at=at, tenant=name))
+    assert sends(dispatcher.handle(S + 1, finished("free0"))) == []  # ultra's cap is 2
+    assert sends(dispatcher.handle(S + 1, finished("free1"))) == [("on_time", "a", "least_loaded")]
+    assert sends(dispatcher.handle(S + 1, finished("free2"))) == [("late", "a", "least_loaded")]
 
 
 def test_a_late_request_is_found_behind_a_tenant_that_is_not() -> None:
-    dispatcher = factory(up(slots=3))
-    fill(dispatcher, 2, Tier.ULTRA)
-    for at, name, tenant in ((0, "b0", "b"), (0, "b1", "b"), (S - 1, "a0", "a")):
+    dispatcher = factory(up(slots=4), up("b", slots=2))
+    fill(dispatcher, 6, Tier.FREE)
+    for at, name, tenant in ((0, "b0", "b"), (1, "b1", "b"), (S - 1, "a0", "a")):
         dispatcher.handle(at, arrived(name, Tier.ULTRA, at=at, tenant=tenant))
-    assert sends(dispatcher.handle(S - 1, finished("ultra0"))) == [("b0", "a", "least_loaded")]
-    assert sends(dispatcher.handle(S + 1, Ticked())) == [("b1", "a", "slow_beats_late")]
+    # a0 is on time and keeps b free, the nearest to ultra's cap; a serves who is late.
+    assert sends(dispatcher.handle(S + 1, finished("free0"))) == [("b0", "a", "slow_beats_late")]
+    assert sends(dispatcher.handle(S + 2, finished("free2"))) == [("b1", "a", "slow_beats_late")]
 
 
 def test_a_full_queue_rejects_at_once() -> None:
@@ -406,7 +417,7 @@ def test_slow_beats_late() -> None:
     assert sends(dispatcher.handle(S, Ticked())) == []
     (send,) = dispatcher.handle(S + 1, Ticked())
     assert isinstance(send, Send)
-    assert (send.reason, send.running, send.cap) == ("slow_beats_late", 4, 2)
+    assert (send.reason, send.running, send.cap) == ("slow_beats_late", 4, 16)
 
 
 def test_slow_beats_late_spares_higher_promises() -> None:
@@ -416,10 +427,67 @@ def test_slow_beats_late_spares_higher_promises() -> None:
     assert sends(dispatcher.handle(2 * S, Ticked())) == []
 
 
+def test_slow_beats_late_spares_promises_of_its_own_tier() -> None:
+    dispatcher = factory(up())
+    fill(dispatcher, 2, Tier.ULTRA)
+    dispatcher.handle(0, arrived("u", Tier.ULTRA))
+    assert sends(dispatcher.handle(2 * S, Ticked())) == []
+    assert sends(dispatcher.handle(3 * S, finished("ultra0"))) == [("u", "a", "least_loaded")]
+
+
+def graded(queue_len_max: int = 50) -> Configured:
+    """Faster tiers promise a shorter TTFT: 10 s for free, 8, 6, 4, 2 s for ultra."""
+    graded = {
+        tier: promises(ttft_ns=(10 - 2 * tier.rank) * S, patience_ns=20 * S)[tier] for tier in Tier
+    }
+    return Configured(promises=graded, limits=limits(queue_len_max))
+
+
+def test_who_is_late_comes_behind_who_is_on_time_at_the_tier_that_is_left() -> None:
+    dispatcher = factory(up(slots=1), settings=graded())
+    dispatcher.handle(0, arrived("first", Tier.FREE))
+    for name, tier in (("f", Tier.FREE), ("h", Tier.HIGH), ("u", Tier.ULTRA)):
+        dispatcher.handle(0, arrived(name, tier))
+    dispatcher.handle(1, arrived("p", Tier.PREMIUM, at=1))
+    dispatcher.handle(S + 2, Ticked())  # u is late and competes as premium, behind p
+    order, last = [], "first"
+    for _ in range(4):
+        ((last, _, _),) = sends(dispatcher.handle(S + 2, finished(last)))
+        order.append(last)
+    assert order == ["p", "u", "h", "f"]
+
+
+def test_those_who_are_late_at_one_tier_go_first_come_first() -> None:
+    dispatcher = factory(up(slots=1), settings=graded())
+    dispatcher.handle(0, arrived("first", Tier.FREE))
+    dispatcher.handle(0, arrived("p", Tier.PREMIUM, at=0))
+    dispatcher.handle(1, arrived("u", Tier.ULTRA, at=1))
+    now_ns = 2 * S + S // 2  # both compete as high
+    assert sends(dispatcher.handle(now_ns, finished("first"))) == [("p", "a", "least_loaded")]
+
+
+def test_who_is_late_counts_under_the_tier_that_is_left() -> None:
+    dispatcher = factory(up(), settings=graded())
+    fill(dispatcher, 3, Tier.FREE)
+    dispatcher.handle(0, arrived("u", Tier.ULTRA, at=0))
+    (send,) = dispatcher.handle(S + 1, Ticked())
+    assert isinstance(send, Send)
+    assert (send.reason, send.running, send.cap) == ("slow_beats_late", 4, 4)  # premium's cap
+    assert sends(dispatcher.handle(S + 1, arrived("f", Tier.FREE, at=S + 1))) == []
+
+
+def test_a_late_retry_goes_to_another_worker() -> None:
+    dispatcher = factory(up(), up("b"))
+    fill(dispatcher, 6, Tier.FREE)  # both are over ultra's cap
+    dispatcher.handle(0, arrived("u", Tier.ULTRA))
+    assert sends(dispatcher.handle(S + 1, Ticked())) == [("u", "a", "slow_beats_late")]
+    assert sends(dispatcher.handle(S + 2, failed("u", "a"))) == [("u", "b", "slow_beats_late")]
+
+
 def test_slow_beats_late_needs_a_slot_and_takes_the_fastest() -> None:
     slow = ((1, 70), (2, 10))
     dispatcher = factory(up(curve=slow, slots=2), up("b", curve=((1, 70), (2, 60)), slots=2))
-    fill(dispatcher, 2, Tier.ULTRA)
+    fill(dispatcher, 2, Tier.FREE)
     for name in ("r", "s", "t"):
         dispatcher.handle(0, arrived(name, Tier.ULTRA))
     assert sends(dispatcher.handle(2 * S, Ticked())) == [
@@ -549,7 +617,7 @@ def test_retry_after_begins_with_the_measured_speed() -> None:
     # 64 tokens at 50 tokens/s hold a slot for 1.28 s; two slots end one each 0.64 s: at least 1 s.
     assert retry_after(dispatcher, 0) == S
     dispatcher.handle(0, up(slots=1, curve=((1, 1),)))
-    assert retry_after(dispatcher, 1) == S + S * 28 // 100
+    assert retry_after(dispatcher, 1) == 32 * S  # 64 s each, two of them
 
 
 def test_retry_after_learns_from_what_it_sees() -> None:

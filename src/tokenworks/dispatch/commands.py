@@ -24,8 +24,9 @@ class Send(msgspec.Struct, frozen=True, kw_only=True, tag=True):
         worker: to whom.
         attempt: 1 the first time.
         reason: ``prefix_hit`` (the load is balanced and the worker has at least half of the
-            prefix), ``least_loaded``, or ``slow_beats_late`` (beyond the cap, because waiting
-            longer would break the TTFT promise; it is billed at the tier delivered).
+            prefix), ``least_loaded``, or ``slow_beats_late`` (beyond the cap of the tier it
+            asks for, because waiting longer would break the TTFT promise; it counts under a lower
+            tier, breaks nobody's promise there and is billed at the tier delivered).
         running: requests on the worker, this one included.
         cap: requests at which the worker keeps the promises of all that run there.
         candidates: workers that could have taken it.

@@ -3,6 +3,16 @@
 Contract: the same (now, event) sequence gives the same commands on any machine, under any hash
 seed. A driver journals (now, event) before it carries out the commands, answers each command by an
 event, and never lets ``now`` go back.
+
+Who goes first: a request competes at the highest tier, not above the one it asks for, of which no
+more than half of the TTFT promise is gone; when every tier's is, at free. While that is the tier it
+asks for, it is on time. From ultra down to free, those on time are sent where every promise that
+runs there stays kept, and one that must wait has the nearest worker kept free of who comes after
+it. Behind them come those who are late for a higher tier, first come first. Such a request keeps no
+worker free; it takes what it can get at once, as a request of the highest tier from its present
+one downwards that some worker admits, and is counted there under that tier. So it breaks no promise
+of a request that was sent on time, its own tier's included, and a crowd that is too late for ultra
+neither fills ultra's workers nor holds them against premium.
 """
 
 from __future__ import annotations
@@ -63,6 +73,7 @@ class Dispatcher:
         self._now_ns = 0
         self._configured: Configured | None = None
         self._promises: list[Promise] = []
+        self._late_after_ns: list[int] = []
         self._limits = Limits(queue_len_max={})
         self._timer_ns: int | None = None
         self._counts = snapshot.Counts()
@@ -168,6 +179,7 @@ class Dispatcher:
                             )
                             for line in model.lines
                         ],
+                        sent_ranks=list(model.sent_ranks),
                     )
                     for name, model in self._models.items()
                 ],
@@ -199,7 +211,7 @@ class Dispatcher:
                 for line in record.lines
             ]
             workers = [dispatcher._workers[each] for each in record.workers]
-            dispatcher._models[record.model] = Model(workers, lines)
+            dispatcher._models[record.model] = Model(workers, lines, record.sent_ranks)
             dispatcher._queued += sum(len(line) for line in lines)
         dispatcher._prefixes = PrefixIndex.restore(memory.prefixes)
         return dispatcher
@@ -305,7 +317,7 @@ class Dispatcher:
             self._counts.ignored += 1
             return
         if model is None:
-            model = self._models[event.model] = Model([], [Line() for _ in TIERS])
+            model = self._models[event.model] = Model([], [Line() for _ in TIERS], [])
         worker = Worker(
             worker=event.worker,
             pool=event.pool,
@@ -373,60 +385,92 @@ class Dispatcher:
         assert len(configured.limits.queue_len_max) == len(TIERS), "every tier needs a bound"
         self._configured = configured
         self._promises = [configured.promises[tier] for tier in TIERS]
+        self._late_after_ns = [each.ttft_ns // 2 + 1 for each in self._promises]
         self._limits = configured.limits
 
     # Deciding.
 
     def _drain(self, model: Model, commands: list[Command]) -> None:
-        """Send all that can be sent now, from ultra down to free."""
-        if not model.workers:
+        """Send all that can be sent now; the module's text says in which order."""
+        if not any(len(worker.running) < worker.limit for worker in model.workers):
             return
         workers = model.workers
-        for rank in policy.SERVING_ORDER:
-            line = model.lines[rank]
-            while len(line) > 0 and self._place(workers, line, rank, commands):
-                pass
-            if len(line) > 0 and rank > 0:
-                held = policy.nearest(workers, rank)
+        heads = [self._heads(line) for line in model.lines]
+        for present in policy.SERVING_ORDER:
+            while present in heads[present]:
+                if not self._place(workers, heads[present][present], present, commands):
+                    break
+                heads[present] = self._heads(model.lines[present])
+            if present > 0 and present in heads[present]:
+                held = policy.nearest(workers, present)
                 workers = [worker for worker in workers if worker is not held]
                 if not workers:
                     return
+            while late := [each[present] for each in heads[present + 1 :] if present in each]:
+                request = min(late, key=lambda each: each.arrived_ns)
+                if not self._place(workers, request, present, commands):
+                    break
+                heads[request.rank] = self._heads(model.lines[request.rank])
 
-    def _place(self, workers: list[Worker], line: Line, rank: int, commands: list[Command]) -> bool:
-        """Send the next in turn of a line to one of these workers; False if none can take it."""
-        candidates = policy.admitting(workers, rank)
-        if candidates:
-            request = line.head()
-            if request.worker is not None and len(candidates) > 1:
-                candidates = [each for each in candidates if each.worker != request.worker]
+    def _heads(self, line: Line) -> dict[int, Request]:
+        """Per tier at which some of a line compete by now: the first in turn of them.
+
+        Of each tenant the oldest only; tenants are looked through only when somebody is late.
+        """
+        if len(line) == 0:
+            return {}
+        if self._now_ns < line.oldest().late_ns:
+            head = line.head()
+            return {head.rank: head}
+        heads: dict[int, Request] = {}
+        for request in line.heads():
+            heads.setdefault(self._present_rank(request), request)
+        return heads
+
+    def _place(
+        self, workers: list[Worker], request: Request, present: int, commands: list[Command]
+    ) -> bool:
+        """Send a request to one of these workers; False if none can take it."""
+        counted, slow = present, False
+        candidates = policy.admitting(workers, request.rank)
+        if not candidates and present < request.rank:
+            slow = True
+            for counted in range(present, -1, -1):
+                candidates = policy.admitting(workers, counted)
+                if candidates:
+                    break
+        if not candidates:
+            return False
+        if request.worker is not None and len(candidates) > 1:
+            candidates = [each for each in candidates if each.worker != request.worker]
+        if slow:
+            choice = policy.pick_fastest(candidates, request.prefix, self._prefixes)
+        else:
             choice = policy.pick_cache_aware(
                 candidates, request.prefix, self._prefixes, self._limits.imbalance_requests_max
             )
-        else:
-            late = line.late_head(self._now_ns)
-            if late is None:
-                return False
-            candidates = policy.tolerating(workers, rank)
-            if not candidates:
-                return False
-            request = late
-            choice = policy.pick_fastest(candidates, request.prefix, self._prefixes)
-        line.serve(request)
+        model = self._models[request.model]
+        model.lines[request.rank].serve(request)
+        model.sent_ranks.append(present)
         self._queued -= 1
-        self._send(request, choice, len(candidates), commands)
+        self._send(request, choice, counted, len(candidates), commands)
         return True
 
     def _send(
-        self, request: Request, choice: policy.Choice, candidates: int, commands: list[Command]
+        self,
+        request: Request,
+        choice: policy.Choice,
+        rank: int,
+        candidates: int,
+        commands: list[Command],
     ) -> None:
+        """Give a request to a worker that counts it under this tier."""
         worker = choice.worker
         request.step(Step.SEND)
         request.attempt += 1
         request.worker = worker.worker
         request.sent_ns = self._now_ns
-        if worker.service_ns_mean is None:
-            worker.service_ns_mean = worker.service_ns_expected(request.output_tokens_max)
-        worker.take(request.request, request.rank)
+        worker.take(request.request, rank)
         self._prefixes.insert(request.prefix, worker.index)
         self._counts.sent += 1
         commands.append(
@@ -488,12 +532,14 @@ class Dispatcher:
         if model is not None:
             ahead = model.ahead(request.rank)
             # With no worker up nothing is known but how long the tier is ready to wait.
-            retry_after_ns = max(
-                policy.RETRY_AFTER_NS_MIN, self._promises[request.rank].patience_ns
-            )
+            retry_after_ns = policy.retry_after_bounded(self._promises[request.rank].patience_ns)
             if model.workers:
                 retry_after_ns = policy.retry_after_ns(
-                    model.workers, request.rank, ahead, request.output_tokens_max
+                    model.workers,
+                    request.rank,
+                    ahead,
+                    request.output_tokens_max,
+                    model.sent_ranks,
                 )
         self._counts.rejected += 1
         self._end(request, Step.REJECT)
@@ -554,7 +600,15 @@ class Dispatcher:
         return request.queued_ns + self._promises[request.rank].patience_ns
 
     def _late_ns(self, arrived_ns: int, rank: int) -> int:
-        return arrived_ns + self._promises[rank].ttft_ns // 2 + 1
+        return arrived_ns + self._late_after_ns[rank]
+
+    def _present_rank(self, request: Request) -> int:
+        """The tier at which a request competes by now: the one it asks for while it is on time."""
+        waited_ns = self._now_ns - request.arrived_ns
+        for rank in range(request.rank, 0, -1):
+            if waited_ns < self._late_after_ns[rank]:
+                return rank
+        return 0
 
     # Small steps.
 

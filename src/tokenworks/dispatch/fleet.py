@@ -14,6 +14,9 @@ from tokenworks.core.units import NS_PER_S
 SERVICE_MEAN_SHIFT = 3
 """An observed service time moves the mean by 1/8 of the difference."""
 
+UNSEEN_OUTPUT_TOKENS_MAX = 512
+"""Longest answer that is assumed of a worker of which none was seen yet."""
+
 
 class Worker(msgspec.Struct, kw_only=True):
     """One worker that is up. Only the dispatcher changes it.
@@ -27,10 +30,11 @@ class Worker(msgspec.Struct, kw_only=True):
         index: its bit in the prefix index.
         speeds: tokens per second per user at each batch from 0 to ``slots``; 0 is as 1.
         caps: by tier rank, the largest batch that keeps the tier's promise.
-        running: requests it has, with their tier ranks, in the order they were sent.
+        running: requests it has, in the order they were sent, with the rank of the tier under
+            which each counts: the one it asked for or, if it was sent late, a lower one.
         counts: by tier rank, how many of them.
         limit: the least cap of the tiers running there; ``slots`` if none is.
-        service_ns_mean: how long a request holds a slot; None before the first is sent.
+        service_ns_mean: how long a request holds a slot; None before the first has ended.
     """
 
     worker: WorkerID
@@ -70,17 +74,20 @@ class Worker(msgspec.Struct, kw_only=True):
 
     def observe(self, service_ns: int) -> None:
         """Move the mean service time towards one that was seen."""
-        assert self.service_ns_mean is not None, self.worker
+        if self.service_ns_mean is None:
+            self.service_ns_mean = service_ns
         self.service_ns_mean += (service_ns - self.service_ns_mean) >> SERVICE_MEAN_SHIFT
 
     def service_ns_expected(self, output_tokens_max: int) -> int:
         """How long a request of this output limit will hold a slot, at least 1 ns.
 
-        Before anything is observed: its output limit at the speed of a full batch.
+        Before anything is observed: its output limit, or 512 tokens if that is less, at the speed
+        of a full batch.
         """
         if self.service_ns_mean is not None:
             return max(1, self.service_ns_mean)
-        return max(1, output_tokens_max * NS_PER_S // max(1, self.speeds[self.slots]))
+        tokens = min(output_tokens_max, UNSEEN_OUTPUT_TOKENS_MAX)
+        return max(1, tokens * NS_PER_S // max(1, self.speeds[self.slots]))
 
     def _relimit(self) -> None:
         self.limit = min(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final, Literal, NamedTuple
 
 from tokenworks.core.slo import Tier
@@ -15,6 +15,7 @@ SERVING_ORDER: Final = tuple(sorted((tier.rank for tier in Tier), reverse=True))
 
 PPM: Final = 1_000_000
 RETRY_AFTER_NS_MIN: Final = NS_PER_S
+RETRY_AFTER_NS_MAX: Final = 120 * NS_PER_S
 _RATE_SCALE: Final = 10**18
 
 
@@ -33,24 +34,6 @@ def admitting(workers: Sequence[Worker], rank: int) -> list[Worker]:
         for worker in workers
         if (running := len(worker.running)) < worker.limit and running < worker.caps[rank]
     ]
-
-
-def tolerating(workers: Sequence[Worker], rank: int) -> list[Worker]:
-    """Filter: where a slot is free and one more request leaves every higher tier's promise kept.
-
-    Its own promise and those of its tier and below may break: late, it would break anyway.
-    """
-    higher = range(rank + 1, len(Tier))
-    tolerant = []
-    for worker in workers:
-        running = len(worker.running)
-        if running < worker.slots:
-            for each in higher:
-                if worker.counts[each] and running >= worker.caps[each]:
-                    break
-            else:
-                tolerant.append(worker)
-    return tolerant
 
 
 def load_ppm(worker: Worker) -> int:
@@ -133,20 +116,35 @@ def nearest(workers: Sequence[Worker], rank: int) -> Worker:
     )
 
 
-def retry_after_ns(workers: Sequence[Worker], rank: int, ahead: int, output_tokens_max: int) -> int:
-    """The time until a slot is expected for a request at its place in line, at least one second.
+def retry_after_ns(
+    workers: Sequence[Worker],
+    rank: int,
+    ahead: int,
+    output_tokens_max: int,
+    sent_ranks: Collection[int],
+) -> int:
+    """The time until a slot is expected for a request at its place in line, within the bounds.
 
-    Each worker ends requests at a rate of its cap for the tier over its mean service time; the
-    place in line is ``ahead + 1``.
+    A worker ends as many requests per second as it runs over its mean service time; one that runs
+    nothing counts as if it ran one. Of what ends, higher tiers go on taking the part that they took
+    of the last sends; the rest serves the place in line, which is ``ahead + 1``.
 
     Args:
         workers: workers of the model that are up, at least one.
         rank: the request's tier.
         ahead: requests of the model in tiers not below its own that wait.
-        output_tokens_max: its output limit, for workers of which no request was seen yet.
+        output_tokens_max: its output limit, for workers of which no answer has ended yet.
+        sent_ranks: tiers at which the model's last sends competed.
     """
     rate = sum(
-        worker.caps[rank] * _RATE_SCALE // worker.service_ns_expected(output_tokens_max)
+        max(1, len(worker.running)) * _RATE_SCALE // worker.service_ns_expected(output_tokens_max)
         for worker in workers
     )
-    return max(RETRY_AFTER_NS_MIN, -(-(ahead + 1) * _RATE_SCALE // max(1, rate)))
+    if sent_ranks:
+        rate = rate * sum(each <= rank for each in sent_ranks) // len(sent_ranks)
+    return retry_after_bounded(-(-(ahead + 1) * _RATE_SCALE // max(1, rate)))
+
+
+def retry_after_bounded(wait_ns: int) -> int:
+    """A time to wait as it may be told: at least one second, at most two minutes."""
+    return min(RETRY_AFTER_NS_MAX, max(RETRY_AFTER_NS_MIN, wait_ns))

@@ -12,7 +12,7 @@ from tokenworks.dispatch.fleet import Worker
 from tokenworks.dispatch.prefix_index import PrefixRecord
 from tokenworks.dispatch.waiting import Request
 
-SNAPSHOT_FORMAT: Final = 1
+SNAPSHOT_FORMAT: Final = 2
 
 Wake = tuple[int, RequestID]
 """When something that waits is due; stale entries are dropped when they come up."""
@@ -26,11 +26,12 @@ class LineRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One model: its workers in the order they came up, a line per tier rank."""
+    """One model: its workers in the order they came up, a line per tier rank, its last sends."""
 
     model: ModelName
     workers: list[WorkerID]
     lines: list[LineRecord]
+    sent_ranks: list[int]
 
 
 class Counts(msgspec.Struct, kw_only=True):

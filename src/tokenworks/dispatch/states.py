@@ -53,15 +53,3 @@ def after(state: State, step: Step) -> State:
     target = TRANSITIONS.get((state, step))
     assert target is not None, (state, step)
     return target
-
-
-def table_text() -> str:
-    """The table for people, one line per step.
-
-    >>> print(table_text().splitlines()[0])
-    queued    --send-->     sent
-    """
-    return "\n".join(
-        f"{state.value:<10}{f'--{step.value}-->':<14}{target.value}"
-        for (state, step), target in TRANSITIONS.items()
-    )

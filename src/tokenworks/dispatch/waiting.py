@@ -7,13 +7,18 @@ with a thousand requests waiting delays another tenant of the tier by one reques
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Iterator
+from typing import Final
 
 import msgspec
 
 from tokenworks.core.ids import ModelName, RequestID, TenantID, WorkerID
 from tokenworks.dispatch.fleet import Worker
 from tokenworks.dispatch.states import State, Step, after
+
+SENT_RANKS_MAX: Final = 64
+"""Sends of a model that are looked back on to see which part goes to which tier."""
 
 
 class Request(msgspec.Struct, kw_only=True):
@@ -83,15 +88,13 @@ class Line:
         tenant = next(iter(self._tenants.values()))
         return next(iter(tenant.values()))
 
-    def late_head(self, now_ns: int) -> Request | None:
-        """The first in turn, each tenant's oldest only, of those who have waited too long.
+    def oldest(self) -> Request:
+        """Who was queued first of all."""
+        return next(iter(self._order.values()))
 
-        Tenants are looked through only when the oldest request of all is late.
-        """
-        if next(iter(self._order.values())).late_ns > now_ns:
-            return None
-        heads = (next(iter(tenant.values())) for tenant in self._tenants.values())
-        return next(request for request in heads if request.late_ns <= now_ns)
+    def heads(self) -> Iterator[Request]:
+        """The oldest of each tenant, next in turn first."""
+        return (next(iter(tenant.values())) for tenant in self._tenants.values())
 
     def serve(self, request: Request) -> None:
         """Take out a request that is sent; its tenant goes to the end of the rotation."""
@@ -127,13 +130,17 @@ class Line:
 
 
 class Model:
-    """One model: its workers that are up, in the order they came up, and a line per tier rank."""
+    """One model: its workers that are up, a line per tier rank, the tiers of its last sends.
 
-    __slots__ = ("lines", "workers")
+    Workers are in the order they came up; a send's tier is the one at which it competed.
+    """
 
-    def __init__(self, workers: list[Worker], lines: list[Line]) -> None:
+    __slots__ = ("lines", "sent_ranks", "workers")
+
+    def __init__(self, workers: list[Worker], lines: list[Line], sent_ranks: Iterable[int]) -> None:
         self.workers = workers
         self.lines = lines
+        self.sent_ranks = deque(sent_ranks, maxlen=SENT_RANKS_MAX)
 
     def ahead(self, rank: int) -> int:
         """Requests that wait in tiers not below this one."""
