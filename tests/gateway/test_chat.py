@@ -578,6 +578,53 @@ def test_a_caller_who_reads_slowly_does_not_lower_the_delivered_speed(
     assert measured.decode_ns == 30 * MS
 
 
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("usage_tokens", [0, 1, 4])
+def test_an_answer_without_text_is_timed_at_its_end(
+    run: Run, usage_tokens: int, *, stream: bool
+) -> None:
+    house = House([])
+    steps: list[Step] = [timed(house, 40), ROLE, timed(house, 10), STOP, timed(house, 500)]
+    house.desk.script = [*steps, usage_event(5, usage_tokens), DONE]
+    run(house.serve(ask(stream=stream)))
+    measured = house.desk.delivery.outcome.measured
+    assert measured.ttft_ns == (50 * MS if usage_tokens else None)
+    assert measured.decode_ns == 0
+    assert measured.output_tokens == usage_tokens
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_token_that_is_a_probability_alone_is_timed(run: Run, *, stream: bool) -> None:
+    odds = {"content": [{"token": "", "logprob": -0.1, "top_logprobs": []}]}
+    choice = {"finish_reason": None, "index": 0, "delta": {"content": ""}, "logprobs": odds}
+    house = House([])
+    steps: list[Step] = [timed(house, 30), event({"choices": [choice]}), timed(house, 20)]
+    house.desk.script = [*steps, event({"choices": [choice]}), timed(house, 9), STOP, DONE]
+    run(house.serve(ask(stream=stream)))
+    measured = house.desk.delivery.outcome.measured
+    assert (measured.ttft_ns, measured.decode_ns) == (30 * MS, 20 * MS)
+    assert measured.output_tokens == 2
+
+
+@pytest.mark.parametrize("odds", [None, [], {"content": []}, {"content": None}, "x"])
+def test_a_probability_of_nothing_is_no_token(run: Run, odds: object) -> None:
+    choice = {"finish_reason": None, "index": 0, "delta": {"content": ""}, "logprobs": odds}
+    house = House([event({"choices": [choice]}), STOP, DONE])
+    run(house.serve(ask()))
+    assert house.desk.delivery.outcome.measured.ttft_ns is None
+
+
+def test_tokens_that_only_usage_knows_of_are_timed_at_settling(run: Run) -> None:
+    caller = ask()
+    house = House([])
+    told = usage_event(5, 3)
+    house.desk.script = [told, timed(house, 70), caller.hang_up, Hold()]
+    run(house.serve(caller))
+    outcome = house.desk.delivery.outcome
+    assert outcome.ending == "disconnected"
+    assert outcome.measured.ttft_ns == 70 * MS
+
+
 def test_short_sends_are_the_factorys_own_time() -> None:
     meter = Meter(0)
     meter.tokens_sent(5)
@@ -585,7 +632,7 @@ def test_short_sends_are_the_factorys_own_time() -> None:
     meter.tokens_sent(10)
     meter.waited(SEND_WAIT_NS_MIN)
     meter.tokens_sent(20 + SEND_WAIT_NS_MIN)
-    assert meter.measured(3).decode_ns == 15
+    assert meter.measured(3, 0).decode_ns == 15
 
 
 def test_a_worker_is_not_read_while_the_caller_does_not_read(run: Run) -> None:
@@ -663,6 +710,49 @@ def test_a_caller_who_reads_nothing_for_long_has_left(
         assert outcome.usage.output_tokens == 2
         assert house.desk.delivery.aborts >= 1
         assert house.responses(499) == 1
+
+    run(main())
+
+
+@pytest.mark.parametrize("ending", ["whole", "stream", "short", "error"])
+def test_a_caller_who_does_not_read_the_end_has_left(
+    run: Run, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    monkeypatch.setattr(chat, "SEND_CHECK_S", 0)
+
+    async def main() -> None:
+        short: list[Step] = [STOP, DONE]
+        house = House(short if ending == "short" else None)
+        if ending == "error":
+            house.desk.settle_error = NO_DISK
+        caller = ask(stream=ending != "whole")
+
+        async def read_no_end(message: Any) -> None:
+            last = message["type"] == "http.response.body" and not message.get("more_body")
+            if last or ending == "short":
+                house.clock.advance_ms(60_000)
+                await asyncio.Event().wait()
+
+        caller.on_send = read_no_end
+        await house.serve(caller)
+        assert house.desk.delivery.outcome.ending == "done"
+        assert not caller.sent or not caller.complete
+        assert house.responses(499) == 1
+
+    run(main())
+
+
+def test_a_server_that_stops_while_the_end_is_sent(run: Run) -> None:
+    async def main() -> None:
+        house, caller, now = House([STOP, DONE]), ask(), asyncio.Event()
+
+        async def wait(_: object) -> None:
+            now.set()
+            await asyncio.Event().wait()
+
+        caller.on_send = wait
+        await cancelled_at(house, caller, now)
+        assert house.desk.delivery.outcome.ending == "done"
 
     run(main())
 

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 import secrets
+from collections.abc import Iterator
 from typing import Final
 
 from tokenworks.core.errors import ModelNotFound, TokenworksError, Unauthorized, WorkerFailed
@@ -51,10 +52,11 @@ SEND_CHECK_S: Final = 5
 class Meter:
     """Times one answer at the moments it is sent."""
 
-    __slots__ = ("_arrived_ns", "_first_ns", "_last_ns", "_waited_ns")
+    __slots__ = ("_arrived_ns", "_ended_ns", "_first_ns", "_last_ns", "_waited_ns")
 
     def __init__(self, arrived_ns: int) -> None:
         self._arrived_ns = arrived_ns
+        self._ended_ns: int | None = None
         self._first_ns: int | None = None
         self._last_ns = arrived_ns
         self._waited_ns = 0
@@ -70,13 +72,28 @@ class Meter:
         if duration_ns >= SEND_WAIT_NS_MIN:
             self._waited_ns += duration_ns
 
-    def measured(self, output_tokens: int) -> Measured:
-        """The speed so far."""
-        if self._first_ns is None:
+    def ended(self, now_ns: int) -> None:
+        """The worker has said why it stopped."""
+        if self._ended_ns is None:
+            self._ended_ns = now_ns - self._waited_ns
+
+    def measured(self, output_tokens: int, now_ns: int) -> Measured:
+        """The speed so far.
+
+        Args:
+            output_tokens: what the worker made. Where none of it was text to send, as before a
+                stop string or an immediate end, the end of the answer counts as its first token.
+            now_ns: the time of settling, which is that end if the worker never named one.
+        """
+        first_ns, last_ns = self._first_ns, self._last_ns
+        if first_ns is None and output_tokens > 0:
+            ended_ns = self._ended_ns
+            first_ns = last_ns = now_ns - self._waited_ns if ended_ns is None else ended_ns
+        if first_ns is None:
             return Measured(ttft_ns=None, decode_ns=0, output_tokens=output_tokens)
         return Measured(
-            ttft_ns=self._first_ns - self._arrived_ns,
-            decode_ns=self._last_ns - self._first_ns,
+            ttft_ns=first_ns - self._arrived_ns,
+            decode_ns=last_ns - first_ns,
             output_tokens=output_tokens,
         )
 
@@ -233,15 +250,12 @@ class Answer:
         def leave(_: asyncio.Future[None]) -> None:
             self._delivery.abort()
 
-        task = asyncio.current_task()
-        assert task is not None
         hangup.add_done_callback(leave)
-        self._look(task)
         try:
-            await (self._forward() if self._assembler is None else self._collect(self._assembler))
+            with self._watched():
+                assembler = self._assembler
+                await (self._forward() if assembler is None else self._collect(assembler))
         except asyncio.CancelledError:
-            if self._watch is None and not task.uncancel():
-                return ClientGone()
             self._delivery.abort()
             with contextlib.suppress(TokenworksError):
                 await self._settle("failed")
@@ -250,9 +264,27 @@ class Answer:
             return error
         finally:
             hangup.remove_done_callback(leave)
+        return None
+
+    @contextlib.contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Break off a send within that is stuck.
+
+        Raises:
+            ClientGone: the caller has read nothing for SEND_NS_MAX.
+        """
+        task = asyncio.current_task()
+        assert task is not None
+        self._look(task)
+        try:
+            yield
+        except asyncio.CancelledError:
+            if self._watch is None and not task.uncancel():
+                raise ClientGone from None
+            raise
+        finally:
             if self._watch is not None:
                 self._watch.cancel()
-        return None
 
     def _look(self, task: asyncio.Task[object]) -> None:
         """Stop a send that is stuck; else look again later."""
@@ -270,6 +302,8 @@ class Answer:
         while not events.done and (data := await read()):
             before = events.token_events
             ready = events.feed(data)
+            if events.finished:
+                meter.ended(clock())
             if not ready and events.token_events == before:
                 continue
             sending_ns = self._sending_ns = clock()
@@ -290,6 +324,8 @@ class Answer:
             ready = events.feed(data)
             if events.token_events > before:
                 self._meter.tokens_sent(self._route.now_ns())
+            if events.finished:
+                self._meter.ended(self._route.now_ns())
             assembler.add(ready)
         self._check_whole()
         assembler.add(b"\n\n".join([*events.held, events.usage_event or b""]))
@@ -305,9 +341,8 @@ class Answer:
 
     async def _settle(self, ending: str) -> Receipt:
         usage = self._events.usage_so_far()
-        outcome = Outcome(
-            usage=usage, measured=self._meter.measured(usage.output_tokens), ending=ending
-        )
+        measured = self._meter.measured(usage.output_tokens, self._route.now_ns())
+        outcome = Outcome(usage=usage, measured=measured, ending=ending)
         return await self._route.settle(self._delivery, outcome)
 
     async def _start(self) -> None:
@@ -321,20 +356,25 @@ class Answer:
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
 
     async def _close(self, tier: Tier) -> None:
-        if self._assembler is not None:
-            body = self._assembler.completion(tier.value)
-            await respond(self._send, 200, body, self._headers())
-            return
-        if not self._started:
-            await self._start()
-        closing = self._events.closing(tier.value, include_usage=self._request.include_usage)
-        await self._send({"type": "http.response.body", "body": closing})
+        self._sending_ns = self._route.now_ns()
+        with self._watched():
+            if self._assembler is not None:
+                body = self._assembler.completion(tier.value)
+                await respond(self._send, 200, body, self._headers())
+                return
+            if not self._started:
+                await self._start()
+            include_usage = self._request.include_usage
+            closing = self._events.closing(tier.value, include_usage=include_usage)
+            await self._send({"type": "http.response.body", "body": closing})
 
     async def _tell(self, error: TokenworksError) -> None:
         """End a stream that has begun with an error event, as OpenAI does."""
         if self._started:
             body = b"data: " + error_body(error) + b"\n\n"
-            await self._send({"type": "http.response.body", "body": body})
+            self._sending_ns = self._route.now_ns()
+            with self._watched():
+                await self._send({"type": "http.response.body", "body": body})
 
     def _headers(self) -> Headers:
         return [(b"x-request-id", self._order.request.encode())]

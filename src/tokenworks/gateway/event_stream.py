@@ -39,6 +39,13 @@ class _Usage(msgspec.Struct):
 class _Choice(msgspec.Struct):
     finish_reason: str | None = None
     delta: dict[str, object] | None = None
+    logprobs: object = None
+
+    def has_token(self) -> bool:
+        """Whether it carries a part of the answer: text, a call, or a token's probability alone."""
+        odds = self.logprobs if isinstance(self.logprobs, dict) else {}
+        said = (value for name, value in (self.delta or {}).items() if name != "role")
+        return any(said) or any(odds.values())
 
 
 class _Progress(msgspec.Struct):
@@ -161,8 +168,7 @@ class EventStream:
                 self._progress = chunk.prompt_progress
                 return False
             choice = chunk.choices[0] if chunk.choices else None
-            delta = choice.delta if choice is not None else None
-            if delta and any(value for name, value in delta.items() if name != "role"):
+            if choice is not None and choice.has_token():
                 self.token_events += 1
             if chunk.usage is not None:
                 self._read_usage(chunk.usage)
