@@ -127,6 +127,15 @@ def test_load_is_a_share_of_the_slots() -> None:
     assert policy.load_ppm(worker(0, running=2, slots=4)) == policy.PPM // 2
 
 
+def test_before_anything_was_sent_no_tier_takes_a_part() -> None:
+    idle = [worker(0, slots=1)]
+    expected = idle[0].service_ns_expected(64)
+    told = [policy.retry_after_ns(idle, 0, ahead, 64, ()) for ahead in (2, 5)]
+    assert told == [policy.retry_after_bounded(n * expected) for n in (3, 6)]
+    # One of two sends went to a higher tier, and will again.
+    assert policy.retry_after_ns(idle, 0, 2, 64, (0, 1)) == told[1]
+
+
 # Prefix index.
 
 
