@@ -10,6 +10,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
+import msgspec
 import pytest
 import uvloop
 
@@ -26,7 +27,9 @@ from tokenworks.live.workers import (
     SupervisionLimits,
     Worker,
     WorkerSpec,
+    _Supervisor,
     backoff_ns,
+    sleep_ns,
 )
 
 MS = 1_000_000
@@ -34,6 +37,12 @@ QUICK = SupervisionLimits(
     health_period_ns=10 * MS, health_ns_max=2_000 * MS, backoff_first_ns=MS, backoff_ns_max=MS
 )
 
+
+STICKY = b"""{"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 48,
+    "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {
+    "type": "object", "required": ["a"],
+    "properties": {"a": {"type": "string", "pattern": "^(.{0,50}){0,50}$"}}}}}}"""
+"""A grammar that reads a text in so many ways that the engine never ends its first step."""
 
 ENDLESS = b'{"prompt": "a", "stream": true, "max_tokens": 1900, "ignore_eos": true}'
 
@@ -111,6 +120,50 @@ async def alternates(
     await worker.stop()
     assert "stopped" in await desk.down()
     assert desk.events.empty()
+
+
+@pytest.mark.slow
+def test_a_worker_whose_engine_is_stuck_is_started_again(model_path: pathlib.Path) -> None:
+    async def main() -> None:
+        desk = Desk()
+        limits = msgspec.structs.replace(QUICK, stuck_ns_max=1_000 * MS)
+        worker = embedded(desk, str(model_path), limits)
+        clients: list[WorkerClient] = []
+
+        async def fell() -> None:
+            (client,) = clients
+            with pytest.raises(WorkerFailed, match="its engine has been stuck for 1 s"):
+                await client.post_stream("/v1/chat/completions", STICKY)
+
+        async with asyncio.timeout(30):
+            await alternates(worker, desk, fell, clients=clients)
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())
+
+
+def test_a_loop_that_cannot_be_asked_is_not_stuck() -> None:
+    async def main() -> None:
+        asked = 0
+
+        class Mute(WorkerClient):
+            async def get(self, path: str) -> tuple[int, bytes]:
+                nonlocal asked
+                asked += 1
+                if asked < 3:
+                    raise WorkerFailed(path)
+                await asyncio.sleep(60)
+                raise AssertionError
+
+        limits = msgspec.structs.replace(QUICK, health_period_ns=0, stuck_ns_max=MS)
+        watcher = _Supervisor(
+            "w", clock=SystemClock(), on_up=print, on_down=print, limits=limits, pause=sleep_ns
+        )
+        client = Mute("localhost", 1, None)
+        assert "stuck" in await watcher.watch_loop(client, "/metrics")
+        assert asked == 3
+
+    asyncio.run(main())
 
 
 @pytest.mark.slow

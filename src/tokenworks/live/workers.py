@@ -56,6 +56,8 @@ class SupervisionLimits(msgspec.Struct, frozen=True, kw_only=True):
         health_period_ns: between two health checks.
         health_ns_max: how long one check may take.
         health_failures_max: consecutive failed checks at which a worker is down.
+        stuck_ns_max: how long the embedded engine's loop may be busy with one step. A step reads
+            at most 2,048 tokens of prompts, which a large model on few cores does in a minute.
         stop_ns_max: from SIGTERM to SIGKILL.
         backoff_first_ns: the wait after a first failure; it doubles with each one that follows.
         backoff_ns_max: the longest wait.
@@ -66,6 +68,7 @@ class SupervisionLimits(msgspec.Struct, frozen=True, kw_only=True):
     health_period_ns: int = 1 * NS_PER_S
     health_ns_max: int = 5 * NS_PER_S
     health_failures_max: int = 3
+    stuck_ns_max: int = 180 * NS_PER_S
     stop_ns_max: int = 5 * NS_PER_S
     backoff_first_ns: int = 200 * NS_PER_MS
     backoff_ns_max: int = 30 * NS_PER_S
@@ -242,6 +245,24 @@ class _Supervisor:
             return str(error)
         return "" if status == 200 else f"{path} answered {status}"
 
+    async def watch_loop(self, client: WorkerClient, path: str) -> str:
+        """Wait until the engine's loop is stuck; returns that it is.
+
+        Args:
+            client: to the worker.
+            path: what only that loop can answer, so an answer that fails proves nothing.
+        """
+        limit_s = self.limits.stuck_ns_max / NS_PER_S
+        while True:
+            await self.pause(self.limits.health_period_ns)
+            try:
+                async with asyncio.timeout(limit_s):
+                    await client.get(path)
+            except TimeoutError:
+                return f"its engine has been stuck for {limit_s:g} s"
+            except FactoryError:
+                continue  # that is for ``watch`` to judge
+
     async def _lives(self, life: Callable[[], Coroutine[Any, Any, str]]) -> None:
         failures = 0
         while not self._stopping.is_set():
@@ -379,18 +400,23 @@ class EmbeddedWorker:
             raise WorkerFailed(f"its ready line {line!r} is wrong: {error}") from error
 
     async def _ended(self, process: asyncio.subprocess.Process, client: WorkerClient) -> str:
-        """Wait for the process to end or to fail its health checks; returns which."""
+        """Wait for the process to end, or to fail its health checks or to stick; returns which.
+
+        llama.cpp answers ``/health`` from another thread than the one that makes tokens.
+        """
         exited = asyncio.create_task(process.wait())
         sick = asyncio.create_task(self._supervisor.watch(client, "/health"))
+        stuck = asyncio.create_task(self._supervisor.watch_loop(client, "/metrics"))
+        tasks = (exited, sick, stuck)
         try:
-            await asyncio.wait((exited, sick), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if exited.done():
                 return f"its process ended, status {exited.result()}"
-            return sick.result()
+            return sick.result() if sick.done() else stuck.result()
         finally:
-            exited.cancel()
-            sick.cancel()
-            await asyncio.gather(exited, sick, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _end(self, process: asyncio.subprocess.Process, *, gently: bool) -> None:
         """Leave no process: SIGTERM first if it is to stop gently, then SIGKILL."""
