@@ -19,11 +19,13 @@ from tokenworks.gateway.chat_fields import (
     LOGIT_BIAS_MAX,
     STOP_CHARS_MAX,
     STOP_STRINGS_MAX,
+    TOOLS_MAX,
     TOP_LOGPROBS_MAX,
     WORKER_FIELDS,
 )
 from tokenworks.gateway.chat_request import (
     MESSAGES_MAX,
+    MODEL_CHARS_MAX,
     OUTPUT_TOKENS_MAX,
     PREFIX_BLOCK_BYTES,
     PREFIX_BLOCKS_MAX,
@@ -36,6 +38,10 @@ from tokenworks.gateway.chat_request import (
 
 HELLO = [{"role": "user", "content": "hello"}]
 FUNCTION = {"type": "function", "function": {"name": "f"}}
+
+
+def one_tool(**function: object) -> list[dict[str, Any]]:
+    return [{"type": "function", "function": function}]
 
 
 def default(model: ModelName, tier: Tier) -> int:
@@ -135,8 +141,8 @@ def test_fields_between_factory_and_worker_are_refused(name: str) -> None:
 
 
 def test_fields_that_an_engine_may_refuse_are_listed() -> None:
-    request = parse(top_k=5, seed=1, user="u", repeat_last_n=2**31, dry_penalty_last_n=-1)
-    assert request.extra_fields == ("dry_penalty_last_n", "repeat_last_n")
+    request = parse(top_k=5, seed=1, user="u", repeat_last_n=2**31, typical_p=-1)
+    assert request.extra_fields == ("repeat_last_n", "typical_p")
     assert json.loads(request.body)["repeat_last_n"] == 2**31
     assert parse(temperature=0.5, min_p=0.1, service_tier="high").extra_fields == ()
     assert not KNOWN_FIELDS & WORKER_FIELDS
@@ -160,7 +166,8 @@ def test_fields_that_an_engine_may_refuse_are_listed() -> None:
         {"logit_bias": [[5, -100]]},
         {"tools": None},
         {"tools": []},
-        {"tools": [{"function": {"name": "f" * 64, "parameters": None}}]},
+        {"tools": one_tool(name="f" * 64, parameters=None)},
+        {"tools": [FUNCTION] * TOOLS_MAX},
     ],
     ids="-".join,
 )
@@ -190,11 +197,17 @@ def test_values_within_bounds_pass(fields: dict[str, Any]) -> None:
         ("tools[0]", ["f"]),
         ("tools[0]", [{"type": "function"}]),
         ("tools[1]", [FUNCTION, {"function": "f"}]),
-        ("tools[0].function.name", [{"function": {}}]),
-        ("tools[0].function.name", [{"function": {"name": ""}}]),
-        ("tools[0].function.name", [{"function": {"name": "f" * 65}}]),
-        ("tools[0].function.name", [{"function": {"name": 5}}]),
-        ("tools[0].function.parameters", [{"function": {"name": "f", "parameters": "{}"}}]),
+        ("tools[0].type", [{"function": {"name": "f"}}]),
+        ("tools[0].type", [{**FUNCTION, "type": "custom"}]),
+        ("tools[0].function.name", one_tool()),
+        ("tools[0].function.name", one_tool(name="")),
+        ("tools[0].function.name", one_tool(name="f" * 65)),
+        ("tools[0].function.name", one_tool(name=5)),
+        ("tools[0].function.description", one_tool(name="f", description=None)),
+        ("tools[0].function.description", one_tool(name="f", description=["x"])),
+        ("tools[0].function.parameters", one_tool(name="f", parameters="{}")),
+        ("tools", [FUNCTION] * (TOOLS_MAX + 1)),
+        ("model", "m" * (MODEL_CHARS_MAX + 1)),
     ],
 )
 def test_values_out_of_bounds_are_named(place: str, value: object) -> None:

@@ -9,5 +9,6 @@ __all__ = [
     "event_stream",
     "http_io",
     "metrics",
+    "schema_limits",
     "server",
 ]

@@ -12,11 +12,13 @@ from typing import Final
 import msgspec
 
 from tokenworks.core.errors import InvalidRequest
+from tokenworks.gateway.schema_limits import check_schemas
 
 STOP_STRINGS_MAX: Final = 16
 STOP_CHARS_MAX: Final = 256
 TOP_LOGPROBS_MAX: Final = 20
 LOGIT_BIAS_MAX: Final = 1_024
+TOOLS_MAX: Final = 128
 TOOL_NAME_CHARS_MAX: Final = 64
 
 OPENAI_FIELDS: Final = frozenset(
@@ -71,8 +73,18 @@ WORKER_FIELDS: Final = frozenset(
         "bootstrap_port",
         "bootstrap_room",
         "data_parallel_rank",
+        "dry_allowed_length",
+        "dry_base",
+        "dry_multiplier",
+        "dry_penalty_last_n",
+        "dry_sequence_breakers",
+        "grammar",
+        "grammar_lazy",
+        "grammar_triggers",
+        "grammar_type",
         "id_slot",
         "kv_transfer_params",
+        "lora",
         "n_cmpl",
         "n_predict",
         "priority",
@@ -83,7 +95,9 @@ WORKER_FIELDS: Final = frozenset(
     }
 )
 """Fields by which engines let a caller exceed the output limit, get more answers than are counted,
-hide what was read, or steer the worker itself. llama.cpp's ``n_predict`` overrules ``max_tokens``.
+hide what was read, steer the worker itself, or keep it busy for ever. llama.cpp's ``n_predict``
+overrules ``max_tokens``; its ``dry_*`` look back as far as they are told, and its ``grammar`` can
+have more readings than it will ever follow.
 """
 
 JSONObject = dict[str, object]
@@ -98,8 +112,8 @@ def wrong(field: str, value: object, want: str) -> InvalidRequest:
 def extra_fields(fields: JSONObject) -> tuple[str, ...]:
     """The names that are neither OpenAI's nor a safe sampler's.
 
-    >>> extra_fields({"model": "m", "top_k": 4, "dry_penalty_last_n": 9})
-    ('dry_penalty_last_n',)
+    >>> extra_fields({"model": "m", "top_k": 4, "repeat_last_n": 9})
+    ('repeat_last_n',)
     """
     return tuple(sorted(fields.keys() - KNOWN_FIELDS))
 
@@ -125,6 +139,7 @@ def check_fields(fields: JSONObject) -> None:
     if bias is not None and not (isinstance(bias, dict | list) and len(bias) <= LOGIT_BIAS_MAX):
         raise wrong("logit_bias", bias, f"an object of at most {LOGIT_BIAS_MAX} tokens")
     _check_tools(fields.get("tools"))
+    check_schemas(fields)
 
 
 def check_messages(messages: list[object]) -> None:
@@ -165,16 +180,21 @@ def _check_stop(stop: object) -> None:
 def _check_tools(tools: object) -> None:
     if tools is None:
         return
-    if not isinstance(tools, list):
-        raise wrong("tools", tools, "a list of functions")
+    if not isinstance(tools, list) or len(tools) > TOOLS_MAX:
+        raise wrong("tools", tools, f"a list of at most {TOOLS_MAX} functions")
     for i, tool in enumerate(tools):
         function = tool.get("function") if isinstance(tool, dict) else None
         if not isinstance(function, dict):
             raise wrong(f"tools[{i}]", tool, 'an object with a "function"')
+        if tool.get("type") != "function":
+            raise wrong(f"tools[{i}].type", tool.get("type"), '"function"')
         name = function.get("name")
         if not isinstance(name, str) or not 1 <= len(name) <= TOOL_NAME_CHARS_MAX:
             want = f"a string of 1 to {TOOL_NAME_CHARS_MAX} characters"
             raise wrong(f"tools[{i}].function.name", name, want)
+        description = function.get("description", "")
+        if not isinstance(description, str):
+            raise wrong(f"tools[{i}].function.description", description, "a string")
         parameters = function.get("parameters")
         if parameters is not None and not isinstance(parameters, dict):
             raise wrong(f"tools[{i}].function.parameters", parameters, "a JSON schema's object")

@@ -32,6 +32,7 @@ PREFIX_BLOCK_BYTES: Final = 256
 PREFIX_BLOCKS_MAX: Final = 256
 OUTPUT_TOKENS_MAX: Final = 32_768
 MESSAGES_MAX: Final = 4_096
+MODEL_CHARS_MAX: Final = 256
 PROMPT_FIELDS: Final = (
     "tools",
     "functions",
@@ -93,7 +94,7 @@ def parse_chat_request(
     fields = _decode(raw)
     check_fields(fields)
     model = fields.get("model")
-    if not isinstance(model, str) or not model:
+    if not isinstance(model, str) or not 1 <= len(model) <= MODEL_CHARS_MAX:
         raise wrong("model", model, "the name of a model; GET /v1/models lists them")
     messages = fields.get("messages")
     if not isinstance(messages, list) or not messages:
