@@ -248,6 +248,12 @@ def test_somebody_else_at_the_factorys_address(
     assert "cannot be used" in fault(home, "port")["found"]
 
 
+@pytest.mark.parametrize("url", ["http://127.0.0.1:abc", "http://[", "nonsense"])
+def test_an_address_that_is_none(home: Home, url: str) -> None:
+    home.url.write_text(url)
+    assert f"(the factory at {url} was killed)" in findings(home)["port"]["found"]
+
+
 def test_a_factory_that_was_killed(home: Home) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]

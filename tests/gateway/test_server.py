@@ -416,6 +416,48 @@ def test_stopping_finishes_what_is_open(run: Run) -> None:
     run(main())
 
 
+def test_stopping_twice_does_not_wait_for_what_is_open(run: Run) -> None:
+    async def main() -> None:
+        desk = FakeDesk(answer("a"))
+        begun, on = asyncio.Event(), asyncio.Event()
+
+        async def wait() -> None:
+            begun.set()
+            await on.wait()
+
+        desk.before_settle = wait
+        server = GatewayServer("127.0.0.1", 0)
+        task = asyncio.ensure_future(server.serve(Gateway(desk, FakeClock())))
+        async with connection(server) as caller:
+            caller.write(post())
+            await begun.wait()
+            server.stop()
+            server.stop()
+            await task
+            on.set()
+            assert (await caller.response())[2].endswith(DONE)
+
+    run(main())
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6 here")
+def test_an_address_of_ipv6(run: Run) -> None:
+    async def main() -> None:
+        server = GatewayServer("::1", 0)
+        task = asyncio.ensure_future(server.serve(Gateway(FakeDesk(), FakeClock())))
+        async with connection(server) as caller:
+            caller.write(GET)
+            assert (await caller.response())[0] == 200
+        server.stop()
+        await task
+
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("no IPv6 loopback here")
+    run(main())
+
+
 def test_a_port_that_is_taken() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         host, port = taken.getsockname()

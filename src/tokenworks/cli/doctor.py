@@ -9,7 +9,6 @@ import json
 import os
 import platform
 import shutil
-import socket
 import sys
 import textwrap
 import urllib.parse
@@ -159,8 +158,10 @@ def _port(home: Home) -> str:
         return f"the factory at {url} answers: {detail}"
     # What a killed factory leaves behind is its address; the next start removes it.
     killed = f" (the factory at {url} was killed)" if url is not None else ""
+    from tokenworks.gateway.server import listening
+
     try:
-        socket.create_server((gateway.host, gateway.port)).close()
+        listening(gateway.host, gateway.port).close()
     except OSError as error:
         raise ConfigInvalid(
             f"{gateway.host}:{gateway.port} cannot be used: {error.strerror}{killed}",
@@ -175,8 +176,11 @@ def _answer_of(url: str) -> str | None:
     Raises:
         ConfigInvalid: it says that it cannot serve.
     """
-    where = urllib.parse.urlsplit(url)
-    connection = http.client.HTTPConnection(where.netloc, timeout=ANSWER_S_MAX)
+    try:
+        where = urllib.parse.urlsplit(url)
+        connection = http.client.HTTPConnection(where.netloc, timeout=ANSWER_S_MAX)
+    except (http.client.HTTPException, ValueError):
+        return None  # no address at all
     try:
         connection.request("GET", "/healthz")
         with connection.getresponse() as response:

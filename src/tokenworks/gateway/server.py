@@ -93,6 +93,16 @@ class _Server(uvicorn.Server):
         yield
 
 
+def listening(host: str, port: int) -> socket.socket:
+    """A socket that listens there; an address with colons is IPv6.
+
+    Raises:
+        OSError: the address cannot be bound.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=BACKLOG_MAX)
+
+
 class GatewayServer:
     """Binds first, so that a taken port is known before anything else starts."""
 
@@ -103,7 +113,7 @@ class GatewayServer:
             ConfigInvalid: the address cannot be bound.
         """
         try:
-            self._socket = socket.create_server((host, port), backlog=BACKLOG_MAX)
+            self._socket = listening(host, port)
         except OSError as error:
             raise ConfigInvalid(
                 f"Cannot listen on {host}:{port}: {error.strerror or error}.",
@@ -113,7 +123,10 @@ class GatewayServer:
         self._server: _Server | None = None
 
     async def serve(self, gateway: Gateway) -> None:
-        """Serve until ``stop``; then finish what is open, for at most DRAIN_S_MAX."""
+        """Serve until ``stop``; then finish what is open, for at most DRAIN_S_MAX.
+
+        What is open after that, or after a second ``stop``, goes on until the desk ends it.
+        """
         config = uvicorn.Config(
             gateway,
             loop="uvloop",
@@ -133,8 +146,9 @@ class GatewayServer:
         await self._server.serve(sockets=[self._socket])
 
     def stop(self) -> None:
-        """Begin to drain."""
+        """Begin to drain; called again, do not wait for what is still open."""
         if self._server is not None:
+            self._server.force_exit = self._server.should_exit
             self._server.should_exit = True
         else:
             self._socket.close()
