@@ -177,7 +177,8 @@ def test_a_killed_factorys_address_leads_to_a_clear_error(home: Home, gateway: F
 def test_what_is_missing_is_said(home: Home, gateway: FakeGateway) -> None:
     home.key.unlink()
     assert isinstance(invoke(home, "chat", "hi").exception, ConfigInvalid)
-    result = invoke(home, "chat", "hi", "--key", "k", "--url", "https://elsewhere")
-    assert isinstance(result.exception, ConfigInvalid)
+    for url in ("https://elsewhere", "http://", "http://127.0.0.1:abc", "http://["):
+        result = invoke(home, "chat", "hi", "--key", "k", "--url", url)
+        assert isinstance(result.exception, ConfigInvalid), url
     home.url.unlink()
     assert isinstance(invoke(home, "chat", "hi").exception, WorkerUnavailable)

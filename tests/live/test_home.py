@@ -165,3 +165,14 @@ def test_weights_of_the_operators_own_are_taken_as_they_are(tmp_path: pathlib.Pa
     assert model_path(pool("mine", path=str(path))) == path
     with pytest.raises(ConfigInvalid, match="No weights ship for the model 'mine'"):
         model_path(pool("mine"))
+
+
+def test_an_address_that_cannot_be_removed_is_refused(home: Home) -> None:
+    home.make()
+    home.forget_url()
+    home.url.write_text("http://127.0.0.1:1")
+    home.forget_url()
+    assert home.read_url() is None
+    home.url.mkdir()
+    with pytest.raises(ConfigInvalid, match="cannot be removed"):
+        home.forget_url()

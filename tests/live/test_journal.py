@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from tests.dispatch.dispatch_world import World, arrived, configured, factory, finished, up
-from tokenworks.core.errors import JournalInvalid
+from tokenworks.core.errors import ConfigInvalid, JournalInvalid
 from tokenworks.dispatch.dispatcher import Dispatcher
 from tokenworks.dispatch.events import Ticked
 from tokenworks.live import journal
@@ -227,3 +227,18 @@ def test_the_first_difference_is_shown(tmp_path: pathlib.Path) -> None:
 def test_sizes_are_positive(tmp_path: pathlib.Path, sizes: dict[str, int]) -> None:
     with pytest.raises(AssertionError):
         JournalWriter(tmp_path, **sizes)
+
+
+def test_a_folder_that_is_none_is_refused(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ConfigInvalid, match="cannot be used"):
+        JournalWriter(tmp_path / "file")
+
+    def refuse(_: pathlib.Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(pathlib.Path, "iterdir", refuse)
+    with pytest.raises(ConfigInvalid, match="Permission denied"):
+        journal_files(tmp_path)

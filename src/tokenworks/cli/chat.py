@@ -116,10 +116,8 @@ def _ask(url: str, secret: str, asked: dict[str, Any], *, as_json: bool) -> str:
 
 def _chunks(url: str, secret: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The chunks of a stream; an error answer becomes our error."""
-    where = urllib.parse.urlsplit(url)
-    if where.scheme != "http" or not where.hostname:
-        raise ConfigInvalid(f"The URL is {url!r}.", hint="Such as http://127.0.0.1:8000.")
-    connection = http.client.HTTPConnection(where.hostname, where.port or 80, timeout=TIMEOUT_S)
+    host, port = _address(url)
+    connection = http.client.HTTPConnection(host, port, timeout=TIMEOUT_S)
     headers = {"Authorization": f"Bearer {secret}", "Content-Type": "application/json"}
     try:
         connection.request("POST", "/v1/chat/completions", json.dumps(body).encode(), headers)
@@ -131,6 +129,20 @@ def _chunks(url: str, secret: str, body: dict[str, Any]) -> Iterator[dict[str, A
         ) from error
     finally:
         connection.close()
+
+
+def _address(url: str) -> tuple[str, int]:
+    """Host and port of a factory's URL."""
+    try:
+        where = urllib.parse.urlsplit(url)
+        host, port = where.hostname, where.port or 80
+    except ValueError as error:
+        raise ConfigInvalid(
+            f"The URL is {url!r}: {error}.", hint="Such as http://127.0.0.1:8000."
+        ) from error
+    if where.scheme != "http" or not host:
+        raise ConfigInvalid(f"The URL is {url!r}.", hint="Such as http://127.0.0.1:8000.")
+    return host, port
 
 
 def _parsed(response: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:

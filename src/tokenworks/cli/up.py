@@ -20,8 +20,8 @@ from tokenworks.live.home import Home
 def command(home: Home, host: str | None, port: int | None, *, as_json: bool, quiet: bool) -> None:
     """Start the factory: engine, ledger and gateway on one port.
 
-    Runs until Ctrl-C, then finishes what is open. Settings come from `factory.toml` and
-    `price_book.toml` in the factory's folder where they exist.
+    Runs until Ctrl-C, then finishes what is open; a second Ctrl-C cuts that off. Settings come
+    from `factory.toml` and `price_book.toml` in the factory's folder where they exist.
     """
     from tokenworks.cli.wiring import Factory
 
@@ -35,13 +35,13 @@ def command(home: Home, host: str | None, port: int | None, *, as_json: bool, qu
     async def run() -> None:
         factory = Factory(home, settings, book, host=host, port=port)
         # From here on the folder is ours; the address of a factory that was killed is void.
-        home.url.unlink(missing_ok=True)
+        home.forget_url()
         if not (as_json or quiet):
             click.echo("Starting the workers ...", err=True)
         try:
             await factory.run(lambda ready: _say_ready(ready, as_json=as_json, quiet=quiet))
         finally:
-            home.url.unlink(missing_ok=True)
+            home.forget_url()
 
     def _say_ready(factory: Factory, *, as_json: bool, quiet: bool) -> None:
         address, bound = factory.server.address

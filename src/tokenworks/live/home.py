@@ -128,6 +128,19 @@ class Home:
         """Where the factory of this folder listens, or listened if it was killed."""
         return _text(self.url).strip() or None if self.url.exists() else None
 
+    def forget_url(self) -> None:
+        """Remove the address of a factory that does not listen there any more.
+
+        Raises:
+            ConfigInvalid: it cannot be removed.
+        """
+        try:
+            self.url.unlink(missing_ok=True)
+        except OSError as error:
+            raise ConfigInvalid(
+                f"{str(self.url)!r} cannot be removed: {error.strerror}.", hint="Remove it."
+            ) from error
+
     def write_private(self, path: Path, text: str) -> None:
         """Write a file that only its owner may read, whole or not at all.
 

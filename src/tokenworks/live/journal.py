@@ -21,7 +21,7 @@ from typing import IO, Final, TypeVar
 import msgspec
 
 import tokenworks
-from tokenworks.core.errors import JournalInvalid
+from tokenworks.core.errors import ConfigInvalid, JournalInvalid
 from tokenworks.dispatch.commands import Command
 from tokenworks.dispatch.dispatcher import Dispatcher
 from tokenworks.dispatch.events import Event
@@ -116,9 +116,18 @@ def commands_digest(commands: list[Command]) -> bytes:
 
 
 def journal_files(directory: Path) -> list[Path]:
-    """The journal's files, oldest first."""
-    if not directory.is_dir():
-        return []
+    """The journal's files, oldest first.
+
+    Raises:
+        ConfigInvalid: the folder cannot be read.
+    """
+    try:
+        return _listed(directory) if directory.is_dir() else []
+    except OSError as error:
+        raise _unusable(directory, error) from error
+
+
+def _listed(directory: Path) -> list[Path]:
     return sorted(path for path in directory.iterdir() if _NAME.fullmatch(path.name))
 
 
@@ -132,6 +141,9 @@ class JournalWriter:
         directory: where the files go; made if it is missing.
         bytes_max: a file that has reached this is followed by a new one.
         files_max: files kept, the current one included; the oldest go.
+
+    Raises:
+        ConfigInvalid: the directory cannot be made or read.
     """
 
     def __init__(
@@ -144,7 +156,10 @@ class JournalWriter:
         self._files_max = files_max
         self._bytes = 0
         self._file: IO[bytes] | None = None
-        directory.mkdir(parents=True, exist_ok=True)
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _unusable(directory, error) from error
         files = journal_files(directory)
         self._sequence = int(files[-1].stem.removeprefix("journal-")) if files else 0
 
@@ -199,7 +214,7 @@ class JournalWriter:
         self._write(b"S", dispatcher.snapshot(), _SNAPSHOT_BYTES_MAX)
         self._bytes = 0  # a large snapshot must not make every event begin a new file
         self._file.flush()
-        for old in journal_files(self._directory)[: -self._files_max]:
+        for old in _listed(self._directory)[: -self._files_max]:
             old.unlink()
 
     def _write(self, kind: bytes, body: bytes, bytes_max: int) -> None:
@@ -345,6 +360,13 @@ def _is_torn(data: bytes, offset: int) -> bool:
         return False
     ends = min(len(data), offset + EVENT_BYTES_MAX)
     return all(_payload_at(data, at) is None for at in range(offset + 1, ends))
+
+
+def _unusable(directory: Path, error: OSError) -> ConfigInvalid:
+    return ConfigInvalid(
+        f"The journal's folder {str(directory)!r} cannot be used: {error.strerror}.",
+        hint="It must be a folder that you may read and write.",
+    )
 
 
 def _checksum(length: int, payload: bytes) -> int:
