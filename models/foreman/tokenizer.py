@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -45,6 +46,11 @@ def train(seed: int, samples: int) -> Tokenizer:
     tokenizer.train_from_iterator(
         (_without(render_prompt(s.messages, s.tools) + s.answer, marks) for s in mixed), trainer
     )
+    return finished(tokenizer, MARKS)
+
+
+def finished(tokenizer: Tokenizer, marks: Iterable[str]) -> Tokenizer:
+    """Give learnt merges the run-time pre-tokeniser, the decoder and the marks."""
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Digits(individual_digits=True),
@@ -52,7 +58,7 @@ def train(seed: int, samples: int) -> Tokenizer:
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_tokens([AddedToken(mark, normalized=False) for mark in MARKS])
+    tokenizer.add_tokens([AddedToken(mark, normalized=False) for mark in marks])
     return tokenizer
 
 
