@@ -69,15 +69,18 @@ class Block(nn.Module):
             fan = linear.weight.shape[1]
             nn.init.normal_(linear.weight, std=fan**-0.5 * 0.5 / math.sqrt(2 * shape.layers))
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """x: [batch, time, width]."""
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, keep: Tensor | None = None) -> Tensor:
+        """x: [batch, time, width]; with ``keep``, only these n flat positions: [n, width]."""
         b, t, w = x.shape
         qkv = self.qkv(self.norm_attention(x)).view(b, t, 3, self.heads, self.head)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
         mixed = functional.scaled_dot_product_attention(
             rotate(q, cos, sin), rotate(k, cos, sin), v, is_causal=True
         )
-        x = x + self.out(mixed.transpose(1, 2).reshape(b, t, w))
+        mixed = mixed.transpose(1, 2).reshape(b, t, w)
+        if keep is not None:
+            x, mixed = x.reshape(-1, w)[keep], mixed.reshape(-1, w)[keep]
+        x = x + self.out(mixed)
         gate, up = self.gate_up(self.norm_feed(x)).chunk(2, dim=-1)
         return x + self.down(functional.silu(gate) * up)
 
@@ -100,18 +103,15 @@ class Foreman(nn.Module):
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
 
-    def hidden(self, tokens: Tensor) -> Tensor:
-        """Normed last hidden state [batch, time, width] for tokens [batch, time]."""
+    def forward(self, tokens: Tensor, where: Tensor) -> Tensor:
+        """Logits [n, vocab] at the n flat positions of ``where``, for tokens [batch, time]."""
         t = tokens.shape[1]
         x = self.embed(tokens)
         if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
             x = x.bfloat16()
         cos, sin = self.cos[:t].to(x.dtype), self.sin[:t].to(x.dtype)
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             x = block(x, cos, sin)
-        return self.norm(x)
-
-    def forward(self, tokens: Tensor, where: Tensor) -> Tensor:
-        """Logits [n, vocab] at the n flat positions of ``where``."""
-        flat = self.hidden(tokens).reshape(-1, self.shape.width)
-        return functional.linear(flat[where], self.embed.weight)
+        # Past the last attention, the other positions are of no use to anyone.
+        x = self.blocks[-1](x, cos, sin, keep=where)
+        return functional.linear(self.norm(x), self.embed.weight)

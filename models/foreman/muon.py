@@ -16,10 +16,10 @@ from torch import Tensor, nn
 COEFFICIENTS: Final = (3.4445, -4.7750, 2.0315)
 
 
-def orthogonalise(g: Tensor, steps: int = 5) -> Tensor:
+def orthogonalise(g: Tensor, precision: torch.dtype, steps: int = 5) -> Tensor:
     """The nearest half-orthogonal matrices to g [n, rows, columns], rows <= columns, roughly."""
     a, b, c = COEFFICIENTS
-    x = g.bfloat16()
+    x = g.to(precision)
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(steps):
         square = x @ x.mT
@@ -31,10 +31,25 @@ class Muon:
     """Nesterov momentum, orthogonalised; weight decay is decoupled."""
 
     def __init__(
-        self, params: list[nn.Parameter], width: int, beta: float = 0.95, decay: float = 0.01
+        self,
+        params: list[nn.Parameter],
+        width: int,
+        *,
+        precision: torch.dtype = torch.bfloat16,
+        beta: float = 0.95,
+        decay: float = 0.01,
     ) -> None:
-        """Args: params: 2-d weights; width: rows of one of several matrices kept side by side."""
+        """Hold the momentum.
+
+        Args:
+            params: 2-d weights.
+            width: rows of one of several matrices kept side by side.
+            precision: of the products; bfloat16 is enough where the machine computes with it.
+            beta: share of the momentum that stays.
+            decay: of the weights, per unit of the learning rate.
+        """
         self.params, self.width, self.beta, self.decay = params, width, beta, decay
+        self.precision = precision
         self.momentum = [torch.zeros_like(p) for p in params]
 
     @torch.no_grad()
@@ -51,7 +66,7 @@ class Muon:
                 flip = u.shape[0] > u.shape[1]
                 groups[tuple(sorted(u.shape))].append((u.mT if flip else u, w.mT if flip else w))
         for found in groups.values():
-            moved = orthogonalise(torch.stack([u for u, _ in found]))
+            moved = orthogonalise(torch.stack([u for u, _ in found]), self.precision)
             for o, (_, w) in zip(moved, found, strict=True):
                 scale = max(1.0, w.shape[-2] / w.shape[-1]) ** 0.5
                 w.mul_(1 - rate * self.decay).sub_(o, alpha=rate * scale)
