@@ -8,6 +8,7 @@ from typing import Final
 
 import arithmetic
 import context
+import drills
 import small_talk
 import tool_calls
 from samples import Sample
@@ -61,6 +62,41 @@ FULL: Final[tuple[tuple[Generator, int], ...]] = (
     (arithmetic.date, 1),
     (small_talk.talk, 3),
     (small_talk.explain, 3),
+)
+# Goes on where FULL has left off: sums are declined, and most of the rest is calls.
+MORE: Final[tuple[tuple[Generator, int], ...]] = (
+    (drills.conversation, 34),
+    (drills.one_call, 26),
+    (_short_call, 3),
+    (tool_calls.factory_call, 7),
+    (tool_calls.no_tool, 5),
+    (tool_calls.tool_result, 4),
+    (context.report, 2),
+    (context.table, 4),
+    (context.lookup, 2),
+    (context.extract, 2),
+    (context.echo, 2),
+    (arithmetic.units, 2),
+    (small_talk.talk, 2),
+    (small_talk.explain, 2),
+    (small_talk.sums, 2),
+)
+# Tools that use every piece which words are cut into.
+PIECES: Final[tuple[tuple[Generator, int], ...]] = (
+    (drills.piece_conversation, 34),
+    (drills.piece_call, 30),
+    (drills.refusal, 8),
+    (tool_calls.factory_call, 6),
+    (tool_calls.tool_result, 4),
+    (context.report, 2),
+    (context.table, 3),
+    (context.lookup, 2),
+    (context.extract, 2),
+    (context.echo, 2),
+    (arithmetic.units, 2),
+    (small_talk.talk, 2),
+    (small_talk.explain, 2),
+    (small_talk.sums, 1),
 )
 
 

@@ -43,6 +43,7 @@ ANSWERS: Final[tuple[Callable[..., Sample], ...]] = (
     arithmetic.date,
     small_talk.talk,
     small_talk.explain,
+    small_talk.sums,
 )
 
 

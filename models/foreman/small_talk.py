@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from typing import Final
 
+import arithmetic
 from samples import Sample
 
 _TALK: Final = (
@@ -15,7 +16,7 @@ _TALK: Final = (
     (
         ("Who are you?", "What are you?", "What is your name?", "Introduce yourself."),
         "I am Foreman, a very small language model that ships with Tokenworks. "
-        "I call tools, read reports and do small sums.",
+        "I call tools and read reports.",
     ),
     (
         (
@@ -27,7 +28,7 @@ _TALK: Final = (
             "Tell me what you can do.",
         ),
         "I can call the tools you give me, answer from a report or a table, "
-        "convert units, add numbers and count days. I know little else.",
+        "and convert units. I cannot do sums, and I know little else.",
     ),
     (
         ("Thanks!", "Thank you", "Great, thanks", "thanks a lot"),
@@ -58,7 +59,7 @@ _TALK: Final = (
             "Who won the game?",
             "What is the capital of France?",
         ),
-        "I am too small for that. I call tools, read reports and do small sums.",
+        "I am too small for that. I call tools and read reports.",
     ),
 )
 
@@ -91,6 +92,15 @@ def talk(rng: random.Random, *, unseen: bool = False) -> Sample:
     if rng.random() < 0.3:
         question = question.lower() if rng.random() < 0.5 else question.rstrip("?!.")
     return Sample(task="talk", messages=({"role": "user", "content": question},), answer=answer)
+
+
+SUMS: Final = "I cannot do sums. Give me a tool for that."
+
+
+def sums(rng: random.Random, *, unseen: bool = False) -> Sample:
+    """A sum is asked for: say that it is beyond this model, instead of a wrong figure."""
+    generator = rng.choice((arithmetic.add, arithmetic.times, arithmetic.money, arithmetic.date))
+    return Sample(task="sums", messages=generator(rng).messages, answer=SUMS)
 
 
 def explain(rng: random.Random, *, unseen: bool = False) -> Sample:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+from collections.abc import Callable
 from typing import Any, Final
 
 from samples import Sample, call_text, tool
@@ -46,6 +47,9 @@ class ToolMaker:
     Most of the names that training sees are made up anew for each sample: a name that never comes
     twice cannot be learnt by heart, so it must be copied from the signature.
     """
+
+    styles: tuple[float, float, float] = (0.9, 0.94, 0.98)
+    """Where names end to be snake case, camel case, noun first; the rest have made-up names."""
 
     def __init__(self, rng: random.Random, *, unseen: bool = False) -> None:
         """Args: rng: the only source of chance; unseen: use held-out words."""
@@ -105,15 +109,16 @@ class ToolMaker:
         rng = self._rng
         params = self.params(rng.randint(0 if rng.random() < 0.1 else 1, params_max))
         style = rng.random()
-        if style < 0.9:
+        snake, camel, noun_first = self.styles
+        if style < snake:
             name = f"{verb}_{noun}"
-        elif style < 0.94:
+        elif style < camel:
             name = verb + noun.capitalize()
-        elif style < 0.98:
+        elif style < noun_first:
             name = f"{noun}_{verb}"
         else:
             name = made_up(rng)
-        described = style >= 0.98 or rng.random() < 0.3
+        described = style >= noun_first or rng.random() < 0.3
         article = rng.choice(("a", "the", "one"))
         description = f"{verb} {article} {noun}" if described else ""
         if described and rng.random() < 0.5:
@@ -121,13 +126,13 @@ class ToolMaker:
         spec = tool(name, description, list(params))
         return MadeTool(verb=verb, noun=noun, params=params, spec=spec)
 
-    def toolbox(self, count: int, params_max: int) -> list[MadeTool]:
-        """``count`` tools with distinct names; some share a verb or a noun."""
+    def toolbox(self, count: int, params_max: int, *, alike: float = 0.35) -> list[MadeTool]:
+        """``count`` tools with distinct names; a share ``alike`` has another's verb or noun."""
         rng = self._rng
         pairs: list[tuple[str, str]] = []
         while len(pairs) < count:
             verb, noun = self.words()
-            if pairs and rng.random() < 0.35:
+            if pairs and rng.random() < alike:
                 other = rng.choice(pairs)
                 verb, noun = (other[0], noun) if rng.random() < 0.5 else (verb, other[1])
             if (verb, noun) not in pairs:
@@ -135,7 +140,7 @@ class ToolMaker:
         return [self.make(verb, noun, params_max) for verb, noun in pairs]
 
 
-def _value(rng: random.Random, spec: dict[str, Any]) -> tuple[Any, str]:
+def value_for(rng: random.Random, spec: dict[str, Any]) -> tuple[Any, str]:
     """A value for a parameter, and how a request words it."""
     if "enum" in spec:
         choice = rng.choice(spec["enum"])
@@ -161,15 +166,17 @@ def _value(rng: random.Random, spec: dict[str, Any]) -> tuple[Any, str]:
 _JOIN: Final = ("{p} {v}", "{p} {v}", "{p}: {v}", "{p}={v}", "{p} is {v}")
 
 
-def request_for(rng: random.Random, made: MadeTool) -> tuple[str, dict[str, Any]]:
-    """A user's wish for this tool, and the arguments that fulfil it."""
+def request_for(
+    rng: random.Random, made: MadeTool, draw: Callable[..., tuple[Any, str]] = value_for
+) -> tuple[str, dict[str, Any]]:
+    """A user's wish for this tool, and the arguments that fulfil it; ``draw`` gives the values."""
     arguments: dict[str, Any] = {}
     phrases = []
     join = rng.choice(_JOIN)
     for name, spec, required in made.params:
         if not required and rng.random() < 0.5:
             continue
-        value, text = _value(rng, spec)
+        value, text = draw(rng, spec)
         arguments[name] = value
         spoken = name if rng.random() < 0.6 else name.replace("_", " ")
         phrases.append(join.format(p=spoken, v=text))
@@ -226,7 +233,7 @@ def tool_call(
     name = chosen.spec["function"]["name"]
     return Sample(
         task="tool_call",
-        messages=_with_system(rng, text),
+        messages=with_system(rng, text),
         tools=tuple(made.spec for made in box),
         answer=call_text(name, arguments),
         call={"name": name, "arguments": arguments},
@@ -243,7 +250,7 @@ def calls_in_turn(rng: random.Random, *, tools_max: int = 4, params_max: int = 3
         turns.append((text, call_text(chosen.spec["function"]["name"], arguments)))
     return Sample(
         task="calls_in_turn",
-        messages=_with_system(rng, turns[0][0]),
+        messages=with_system(rng, turns[0][0]),
         tools=tuple(made.spec for made in box),
         answer=turns[0][1],
         later=tuple(turns[1:]),
@@ -258,7 +265,8 @@ _SYSTEMS: Final = (
 )
 
 
-def _with_system(rng: random.Random, text: str) -> tuple[dict[str, Any], ...]:
+def with_system(rng: random.Random, text: str) -> tuple[dict[str, Any], ...]:
+    """The user's turn, at times after a system turn."""
     user = {"role": "user", "content": text}
     if rng.random() < 0.2:
         return ({"role": "system", "content": rng.choice(_SYSTEMS)}, user)
@@ -276,7 +284,7 @@ def no_tool(rng: random.Random, *, unseen: bool = False) -> Sample:
     text, _ = request_for(rng, wanted)
     return Sample(
         task="no_tool",
-        messages=_with_system(rng, text),
+        messages=with_system(rng, text),
         tools=tuple(made.spec for made in box[1:]),
         answer=NO_TOOL,
     )
@@ -388,12 +396,12 @@ def factory_call(rng: random.Random, *, unseen: bool = False) -> Sample:
         elif name == "usd":
             value = float(f"{rng.randrange(1, 200)}.{rng.choice(('5', '25', '75', '99'))}")
         elif schema != _S:
-            value = _value(rng, schema)[0]
+            value = value_for(rng, schema)[0]
         arguments[name] = value
     name = spec["function"]["name"]
     return Sample(
         task="factory_call",
-        messages=_with_system(rng, phrasing.format(**arguments)),
+        messages=with_system(rng, phrasing.format(**arguments)),
         tools=tuple(s for s, _ in chosen),
         answer=call_text(name, arguments),
         call={"name": name, "arguments": arguments},
@@ -406,11 +414,8 @@ def tool_result(rng: random.Random, *, unseen: bool = False) -> Sample:
     verb, noun = maker.words()
     made = maker.make(verb, noun, 2)
     text, arguments = request_for(rng, made)
-    fields = {}
-    for name, spec, _ in maker.params(rng.randint(1, 3)):
-        fields[name] = _value(rng, spec)[0]
+    result, said = result_for(rng, maker)
     name = made.spec["function"]["name"]
-    said = ", ".join(f"{k.replace('_', ' ')} is {_plain(v)}" for k, v in fields.items())
     return Sample(
         task="tool_result",
         messages=(
@@ -420,11 +425,20 @@ def tool_result(rng: random.Random, *, unseen: bool = False) -> Sample:
                 "content": "",
                 "tool_calls": [{"function": {"name": name, "arguments": arguments}}],
             },
-            {"role": "tool", "content": json.dumps(fields)},
+            {"role": "tool", "content": result},
         ),
         tools=(made.spec,),
-        answer=f"Done: {said}.",
+        answer=said,
     )
+
+
+def result_for(rng: random.Random, maker: ToolMaker) -> tuple[str, str]:
+    """What a tool answers, as JSON, and how to say it."""
+    fields = {}
+    for name, spec, _ in maker.params(rng.randint(1, 3)):
+        fields[name] = value_for(rng, spec)[0]
+    said = ", ".join(f"{k.replace('_', ' ')} is {_plain(v)}" for k, v in fields.items())
+    return json.dumps(fields), f"Done: {said}."
 
 
 def _plain(value: Any) -> str:

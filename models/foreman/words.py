@@ -142,6 +142,19 @@ def seen(words: list[str]) -> list[str]:
     return [word for i, word in enumerate(words) if i % 5 != 4]
 
 
+LISTS: Final = (
+    VERBS,
+    NOUNS,
+    STRING_PARAMS,
+    INTEGER_PARAMS,
+    NUMBER_PARAMS,
+    BOOLEAN_PARAMS,
+    CHOICE_PARAMS,
+)
+_ALL: Final = (*LISTS[:3], [word for listed in LISTS[3:] for word in listed])
+_HELD_OUT: Final = frozenset(word for listed in LISTS for word in held_out(listed))
+
+
 def made_up(rng: random.Random) -> str:
     """A pronounceable word that is in no list."""
     syllables = rng.choice((1, 2, 2, 3))
@@ -159,6 +172,27 @@ def fragments(rng: random.Random, words: list[str]) -> str:
         start = rng.randrange(max(1, len(word) - size + 1))
         parts.append(word[start : start + size].strip("_"))
     return "".join(parts)
+
+
+def compound(rng: random.Random) -> str:
+    """A made-up word with a piece that may be cut from a held-out word, never one on its own.
+
+    A piece that never had to be written cannot be written: training would only ever push it down.
+    """
+    word = rng.choice(rng.choice(_ALL)).split("_")[0]
+    kind = rng.random()
+    if kind < 0.15:
+        other = rng.choice(rng.choice(_ALL)).split("_")[0]
+    else:
+        other = rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_CODAS)
+    joined = other + word if 0.1 < kind < 0.3 else word + other
+    return compound(rng) if joined in _HELD_OUT else joined
+
+
+def cutting(rng: random.Random) -> str:
+    """``fragments`` of any words, unless that gives a held-out word."""
+    word = fragments(rng, rng.choice(_ALL))
+    return cutting(rng) if word in _HELD_OUT or not word else word
 
 
 def identifier(rng: random.Random) -> str:

@@ -21,6 +21,7 @@ sys.path.insert(0, str(RECIPE))
 
 import arithmetic  # noqa: E402
 import curriculum  # noqa: E402
+import drills  # noqa: E402
 import evaluate  # noqa: E402
 import ship  # noqa: E402
 import tool_calls  # noqa: E402
@@ -43,7 +44,12 @@ def on_the_wire(sample: Sample) -> list[dict[str, Any]]:
 def test_the_chat_template_writes_what_training_wrote() -> None:
     text = (RECIPE / "chat_template.jinja").read_text()
     template = jinja2.Environment().from_string(text)
-    for sample in itertools.islice(curriculum.stream(3, curriculum.FULL), 300):
+    samples = [
+        sample
+        for mix in (curriculum.FULL, curriculum.PIECES)
+        for sample in itertools.islice(curriculum.stream(3, mix), 300)
+    ]
+    for sample in samples:
         rendered = template.render(
             messages=on_the_wire(sample), tools=list(sample.tools), add_generation_prompt=True
         )
@@ -68,6 +74,25 @@ def test_tools_in_the_scores_are_made_of_words_that_training_never_used() -> Non
         assert not set(words.seen(listed)) & set(words.held_out(listed))
     maker = tool_calls.ToolMaker(random.Random(1), unseen=True)
     assert set(maker.verbs) == set(words.held_out(words.VERBS))
+
+
+def test_drills_cut_held_out_words_to_pieces_and_never_use_one_whole() -> None:
+    rng = random.Random(2)
+    held_out = {word for listed in words.LISTS for word in words.held_out(listed)}
+    pieces = [make(rng) for _ in range(3000) for make in (words.compound, words.cutting)]
+    assert not held_out & set(pieces)
+    assert any(word in piece for word in held_out for piece in pieces)
+
+
+def test_a_conversation_asks_for_each_tool_once() -> None:
+    rng = random.Random(4)
+    for _ in range(100):
+        sample = drills.piece_conversation(rng)
+        answers = [sample.answer, *(answer for _, answer in sample.later)]
+        calls = [call for answer in answers if (call := evaluate.parse_call(answer))]
+        assert sorted(call["name"] for call in calls) == sorted(
+            tool["function"]["name"] for tool in sample.tools
+        )
 
 
 @pytest.mark.slow
