@@ -9,6 +9,9 @@ BIN := $(VENV)/bin
 SETUP := $(VENV)/dev.stamp
 UV_VERSION := 0.13.9
 FOREMAN := models/foreman/out
+# The file that training goes on from: the one that shipped first, as git keeps it.
+FOREMAN_START := d817a3cda0fe70d19c4e37febc6ec8098a02f58d
+FOREMAN_START_SHA256 := b91171b925b0a6f0a5277b3b528e93aa93ba50e5343e92933ca4841d01f6e3d9
 SOAK_S := 3600
 SOAK_STREAMS := 64
 
@@ -22,10 +25,10 @@ export PYTHONPATH := $(CURDIR)/src:$(CURDIR)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help up test check bench soak bars foreman ship lock clean
+.PHONY: help up test check bench soak bars foreman foreman-more ship lock clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 up: $(VENV)/up.stamp ## Start a factory on this machine, and print a key and how to use it
 	$(BIN)/tokenworks up
@@ -54,12 +57,24 @@ bars: $(SETUP) ## What a release must clear: a loaded factory, and one that is k
 	$(BIN)/python -m bars.load
 	$(BIN)/python -m bars.kill
 
-foreman: $(VENV)/train.stamp ## Train the model that ships with the package (hours on two cores)
+foreman: $(VENV)/train.stamp ## Train a model for the package from nothing (hours on two cores)
 	mkdir -p $(FOREMAN)
 	$(BIN)/python models/foreman/tokenizer.py --out $(FOREMAN)/tokenizer.json
 	$(BIN)/python models/foreman/train.py --resume \
 		--tokenizer $(FOREMAN)/tokenizer.json --out $(FOREMAN)/foreman.pt
 	$(BIN)/python models/foreman/to_gguf.py --checkpoint $(FOREMAN)/foreman.pt \
+		--tokenizer $(FOREMAN)/tokenizer.json --out $(FOREMAN)/foreman-q8_0.gguf
+	@echo "Ship it, with its scores and its card, by make ship"
+
+foreman-more: $(VENV)/train.stamp ## Train the first shipped model further: how today's came about
+	mkdir -p $(FOREMAN)
+	git cat-file blob $(FOREMAN_START) > $(FOREMAN)/start.gguf
+	$(BIN)/python models/foreman/from_gguf.py --model $(FOREMAN)/start.gguf \
+		--sha256 $(FOREMAN_START_SHA256) --tokenizer-out $(FOREMAN)/tokenizer.json
+	$(BIN)/python models/foreman/train.py --resume --start $(FOREMAN)/start.gguf \
+		--tokenizer $(FOREMAN)/tokenizer.json --out $(FOREMAN)/foreman-more.pt \
+		--steps 3600 --decay 0.7 --muon-lr 0.008 --adam-lr 6e-4 --precision float32
+	$(BIN)/python models/foreman/to_gguf.py --checkpoint $(FOREMAN)/foreman-more.pt \
 		--tokenizer $(FOREMAN)/tokenizer.json --out $(FOREMAN)/foreman-q8_0.gguf
 	@echo "Ship it, with its scores and its card, by make ship"
 

@@ -6,6 +6,7 @@ This undoes ``to_gguf``. Eight-bit weights come back rounded; nothing else is lo
 from __future__ import annotations
 
 import argparse
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -78,11 +79,15 @@ def read_tokenizer(reader: gguf.GGUFReader) -> Tokenizer:
 
 
 def main() -> None:
-    """Write the tokenizer.json of a GGUF file."""
+    """Write the tokenizer.json of a GGUF file, if it is the file that was meant."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--sha256", required=True, help="of the file that is meant")
     parser.add_argument("--tokenizer-out", type=Path, required=True)
     args = parser.parse_args()
+    digest = hashlib.sha256(args.model.read_bytes()).hexdigest()
+    if digest != args.sha256:
+        raise SystemExit(f"{args.model}: sha256 is {digest}, not {args.sha256}: find that file")
     read_tokenizer(gguf.GGUFReader(args.model)).save(str(args.tokenizer_out))
 
 

@@ -1,14 +1,17 @@
 """Train foreman: one command, seeded.
 
-The model starts with a copying circuit (``copy_start``). Stages: repeated random tokens, which
-sharpen it, then ``curriculum``'s COPY_FIRST, MIDDLE and FULL mixes. Hidden matrices use Muon, the
-rest AdamW; the learning rate is flat and falls linearly to zero at the end. Loss is on answers.
+From nothing, the model starts with a copying circuit (``copy_start``). Stages: repeated random
+tokens, which sharpen it, then ``curriculum``'s COPY_FIRST, MIDDLE and FULL mixes. From a shipped
+file (``--start``) they are the MORE and PIECES mixes. Hidden matrices use Muon, the rest AdamW; the
+learning rate is flat and falls linearly to zero at the end. Loss is on answers.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
+import itertools
 import json
 import random
 import time
@@ -17,7 +20,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+import arithmetic
+import context
 import curriculum
+import from_gguf
+import gguf
+import tool_calls
 import torch
 from copy_start import write_copy_circuit
 from model import Foreman, Shape
@@ -32,8 +40,25 @@ MIXES: Final = {
     "copy": curriculum.COPY_FIRST,
     "middle": curriculum.MIDDLE,
     "full": curriculum.FULL,
+    "more": curriculum.MORE,
+    "pieces": curriculum.PIECES,
 }
+MORE_STEPS: Final = 400
 POOL: Final = 512
+PRECISIONS: Final = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+AVERAGE_STEPS: Final = 200
+CHECKS: Final = (
+    (tool_calls.tool_call, 300),
+    (tool_calls.factory_call, 60),
+    (tool_calls.no_tool, 60),
+    (tool_calls.tool_result, 60),
+    (context.report, 30),
+    (context.table, 30),
+    (context.lookup, 30),
+    (context.extract, 30),
+    (context.echo, 30),
+    (arithmetic.units, 30),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,6 +153,21 @@ def exact_by_task(
     return {task: (right, count) for task, (right, count) in sorted(scores.items())}
 
 
+def first_model(args: argparse.Namespace) -> Foreman:
+    """The weights of args.start, or random ones with a copying circuit."""
+    if args.start:
+        reader = gguf.GGUFReader(args.start)
+        model = Foreman(from_gguf.read_shape(reader))
+        model.load_state_dict(from_gguf.read_state(reader, model.shape))
+        return model
+    shape = Shape(
+        width=args.width, layers=args.layers, heads=args.width // 64, feed_forward=args.ff
+    )
+    model = Foreman(shape)
+    write_copy_circuit(model, seed=args.seed)
+    return model
+
+
 class Trainer:
     """Holds a run's model, optimisers and place."""
 
@@ -136,31 +176,23 @@ class Trainer:
         torch.manual_seed(args.seed)
         self.args = args
         self.tokenizer = Tokenizer.from_file(str(args.tokenizer))
-        shape = Shape(
-            width=args.width, layers=args.layers, heads=args.width // 64, feed_forward=args.ff
-        )
         self.device = torch.device(args.device)
-        self.model = Foreman(shape)
-        write_copy_circuit(self.model, seed=args.seed)
-        self.model.to(self.device)
-        matrices = [
-            p for n, p in self.model.named_parameters() if n.startswith("blocks") and p.ndim == 2
-        ]
-        others = [
-            p
-            for n, p in self.model.named_parameters()
-            if not (n.startswith("blocks") and p.ndim == 2)
-        ]
-        self.muon = Muon(matrices, shape.width)
+        self.precision = PRECISIONS[args.precision]
+        self.model = first_model(args).to(self.device)
+        self.average = copy.deepcopy(self.model).requires_grad_(False)
+        matrices, others = [], []
+        for name, p in self.model.named_parameters():
+            (matrices if name.startswith("blocks") and p.ndim == 2 else others).append(p)
+        self.muon = Muon(matrices, self.model.shape.width, precision=self.precision)
         self.adam = torch.optim.AdamW(others, lr=1.0, betas=(0.9, 0.95), weight_decay=0.0)
         self.step = 0
-        self.ema_loss = 0.0
         self._sources: dict[str, Iterator[Batch]] = {}
 
-    def stage(self) -> str:
-        """The stage that this step belongs to."""
-        share = self.step / self.args.steps
-        return next(name for end, name in STAGE_ENDS if share < end)
+    def stage(self, step: int) -> str:
+        """The stage that a step belongs to."""
+        if self.args.start:
+            return "more" if step < MORE_STEPS else "pieces"
+        return next(name for end, name in STAGE_ENDS if step / self.args.steps < end)
 
     def rate(self) -> float:
         """Share of the full learning rate."""
@@ -169,21 +201,25 @@ class Trainer:
         return min(warm, left, 1.0)
 
     def next_batch(self) -> Batch:
-        """The next batch of the present stage."""
-        name, args = self.stage(), self.args
+        """The next batch of the present stage; a resumed run sees what an unbroken one would."""
+        name = self.stage(self.step)
         if name not in self._sources:
-            seed = args.seed * 1_000_003 + self.step
-            self._sources[name] = (
-                repeats(seed, self.model.shape.vocab, args.batch_tokens)
-                if name == "repeat"
-                else batches(self.tokenizer, name, seed, args.batch_tokens)
+            first = next(step for step in range(self.step + 1) if self.stage(step) == name)
+            self._sources[name] = itertools.islice(
+                self._source(name, self.args.seed * 1_000_003 + first), self.step - first, None
             )
         return next(self._sources[name])
+
+    def _source(self, name: str, seed: int) -> Iterator[Batch]:
+        if name == "repeat":
+            return repeats(seed, self.model.shape.vocab, self.args.batch_tokens)
+        return batches(self.tokenizer, name, seed, self.args.batch_tokens)
 
     def train_step(self) -> float:
         """One update; returns the loss."""
         batch = self.next_batch()
-        with torch.autocast(self.device.type, torch.bfloat16):
+        half = self.precision is torch.bfloat16
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
             logits = self.model(batch.tokens.to(self.device), batch.where.to(self.device))
         loss = functional.cross_entropy(logits.float(), batch.target.to(self.device))
         loss.backward()
@@ -194,6 +230,9 @@ class Trainer:
         self.muon.step(self.args.muon_lr * rate)
         self.model.zero_grad(set_to_none=True)
         self.step += 1
+        with torch.no_grad():
+            for mean, p in zip(self.average.parameters(), self.model.parameters(), strict=True):
+                mean.lerp_(p, max(1 / AVERAGE_STEPS, 1 / self.step))
         return loss.item()
 
     def save(self, path: Path) -> None:
@@ -201,6 +240,7 @@ class Trainer:
         state: dict[str, Any] = {
             "shape": dataclasses.asdict(self.model.shape),
             "model": self.model.state_dict(),
+            "average": self.average.state_dict(),
             "muon": self.muon.momentum,
             "adam": self.adam.state_dict(),
             "step": self.step,
@@ -212,18 +252,16 @@ class Trainer:
         """Go on from a saved state."""
         state = torch.load(path, weights_only=False)
         self.model.load_state_dict(state["model"])
+        self.average.load_state_dict(state["average"])
         self.muon.momentum = state["muon"]
         self.adam.load_state_dict(state["adam"])
         self.step = state["step"]
 
 
-def held_out_samples(seed: int, count: int) -> list[Sample]:
-    """Samples of the full mix, with tools made of held-out words."""
+def held_out_samples(seed: int) -> list[Sample]:
+    """Samples of tools made of held-out words, and of the other tasks, for a look in between."""
     rng = random.Random(seed)
-    generators = [g for g, _ in curriculum.FULL]
-    weights = [w for _, w in curriculum.FULL]
-    chosen = rng.choices(generators, weights, k=count)
-    return [g(rng, unseen=True) if "unseen" in g.__code__.co_varnames else g(rng) for g in chosen]
+    return [generator(rng, unseen=True) for generator, count in CHECKS for _ in range(count)]
 
 
 def run(args: argparse.Namespace) -> None:
@@ -234,7 +272,7 @@ def run(args: argparse.Namespace) -> None:
         trainer.resume(args.out)
     count = sum(p.numel() for p in trainer.model.parameters())
     print(f"{count} parameters, {args.steps} steps, seed {args.seed}", flush=True)
-    checks = held_out_samples(args.seed + 99, 400)
+    checks = held_out_samples(args.seed + 99)
     began, seen = time.monotonic(), 0.0
     while trainer.step < args.steps:
         loss = trainer.train_step()
@@ -242,13 +280,13 @@ def run(args: argparse.Namespace) -> None:
         if trainer.step % 50 == 0:
             elapsed = time.monotonic() - began
             print(
-                f"{trainer.step} {trainer.stage() if trainer.step < args.steps else 'end'} "
-                f"loss {seen:.3f} {elapsed:.0f} s",
+                f"{trainer.step} {trainer.stage(trainer.step - 1)} loss {seen:.3f} {elapsed:.0f} s",
                 flush=True,
             )
         if trainer.step % args.report == 0 or trainer.step == args.steps:
-            scores = exact_by_task(trainer.model.float(), trainer.tokenizer, checks)
-            print(json.dumps({k: f"{r}/{n}" for k, (r, n) in scores.items()}), flush=True)
+            for name, model in (("model", trainer.model), ("average", trainer.average)):
+                scores = exact_by_task(model, trainer.tokenizer, checks)
+                print(name, json.dumps({k: f"{r}/{n}" for k, (r, n) in scores.items()}), flush=True)
             trainer.save(args.out)
 
 
@@ -257,6 +295,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--start", type=Path, help="a GGUF file to go on from")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--batch-tokens", type=int, default=4096)
@@ -265,6 +304,12 @@ def main() -> None:
     parser.add_argument("--ff", type=int, default=640)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--precision",
+        choices=sorted(PRECISIONS),
+        default="bfloat16",
+        help="float32 is quicker on a CPU without AVX-512",
+    )
     parser.add_argument("--adam-lr", type=float, default=2e-3)
     parser.add_argument("--muon-lr", type=float, default=0.02)
     parser.add_argument("--decay", type=float, default=0.3)
