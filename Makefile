@@ -73,7 +73,7 @@ foreman-more: $(VENV)/train.stamp ## Train the first shipped model further: how 
 		--sha256 $(FOREMAN_START_SHA256) --tokenizer-out $(FOREMAN)/tokenizer.json
 	$(BIN)/python models/foreman/train.py --resume --start $(FOREMAN)/start.gguf \
 		--tokenizer $(FOREMAN)/tokenizer.json --out $(FOREMAN)/foreman-more.pt \
-		--steps 3600 --decay 0.7 --muon-lr 0.008 --adam-lr 6e-4 --precision float32
+		--steps 2300 --decay 0.7 --muon-lr 0.008 --adam-lr 6e-4 --precision float32
 	$(BIN)/python models/foreman/to_gguf.py --checkpoint $(FOREMAN)/foreman-more.pt \
 		--tokenizer $(FOREMAN)/tokenizer.json --out $(FOREMAN)/foreman-q8_0.gguf
 	@echo "Ship it, with its scores and its card, by make ship"

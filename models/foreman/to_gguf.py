@@ -79,7 +79,9 @@ def add_vocabulary(writer: gguf.GGUFWriter, tokenizer: dict[str, Any]) -> None:
     writer.add_add_bos_token(False)
 
 
-def convert(checkpoint: Path, tokenizer: Path, template: Path, out: Path, quant: str) -> str:
+def convert(
+    checkpoint: Path, tokenizer: Path, template: Path, out: Path, *, quant: str, weights: str
+) -> str:
     """Write ``out`` and return its sha256."""
     saved = torch.load(checkpoint, weights_only=False, map_location="cpu")
     shape = Shape(**saved["shape"])
@@ -102,7 +104,7 @@ def convert(checkpoint: Path, tokenizer: Path, template: Path, out: Path, quant:
     writer.add_vocab_size(shape.vocab)
     add_vocabulary(writer, json.loads(tokenizer.read_text()))
     writer.add_chat_template(template.read_text())
-    for name, array in tensors(saved["model"], shape).items():
+    for name, array in tensors(saved[weights], shape).items():
         if array.ndim == 1:
             writer.add_tensor(name, array)
         else:
@@ -121,9 +123,23 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--quant", choices=sorted(QUANTS), default="Q8_0")
+    parser.add_argument(
+        "--weights",
+        choices=("model", "average"),
+        default="model",
+        help="the last weights, or the mean of the last steps'",
+    )
     args = parser.parse_args()
     template = Path(__file__).with_name("chat_template.jinja")
-    print(convert(args.checkpoint, args.tokenizer, template, args.out, args.quant), args.out)
+    digest = convert(
+        args.checkpoint,
+        args.tokenizer,
+        template,
+        args.out,
+        quant=args.quant,
+        weights=args.weights,
+    )
+    print(digest, args.out)
 
 
 if __name__ == "__main__":
