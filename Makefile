@@ -66,14 +66,17 @@ foreman: $(VENV)/train.stamp ## Train a model for the package from nothing (hour
 		--tokenizer $(FOREMAN)/tokenizer.json --out $(FOREMAN)/foreman-q8_0.gguf
 	@echo "Ship it, with its scores and its card, by make ship"
 
+more = $(BIN)/python models/foreman/train.py --resume --start $(FOREMAN)/start.gguf \
+	--tokenizer $(FOREMAN)/tokenizer.json --out $(FOREMAN)/foreman-more.pt \
+	--muon-lr 0.008 --adam-lr 6e-4 --precision float32
+
 foreman-more: $(VENV)/train.stamp ## Train the first shipped model further: how today's came about
 	mkdir -p $(FOREMAN)
 	git cat-file blob $(FOREMAN_START) > $(FOREMAN)/start.gguf
 	$(BIN)/python models/foreman/from_gguf.py --model $(FOREMAN)/start.gguf \
 		--sha256 $(FOREMAN_START_SHA256) --tokenizer-out $(FOREMAN)/tokenizer.json
-	$(BIN)/python models/foreman/train.py --resume --start $(FOREMAN)/start.gguf \
-		--tokenizer $(FOREMAN)/tokenizer.json --out $(FOREMAN)/foreman-more.pt \
-		--steps 2300 --decay 0.7 --muon-lr 0.008 --adam-lr 6e-4 --precision float32
+	$(more) --steps 2300 --decay 0.7 --stop 1200
+	$(more) --steps 3000 --decay 0.88
 	$(BIN)/python models/foreman/to_gguf.py --checkpoint $(FOREMAN)/foreman-more.pt \
 		--tokenizer $(FOREMAN)/tokenizer.json --out $(FOREMAN)/foreman-q8_0.gguf
 	@echo "Ship it, with its scores and its card, by make ship"

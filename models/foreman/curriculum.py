@@ -98,6 +98,23 @@ PIECES: Final[tuple[tuple[Generator, int], ...]] = (
     (small_talk.explain, 2),
     (small_talk.sums, 1),
 )
+# Nearer to the scores: more single requests, more of them that no tool fulfils.
+REFINE: Final[tuple[tuple[Generator, int], ...]] = (
+    (drills.piece_conversation, 28),
+    (drills.piece_call, 34),
+    (drills.refusal, 13),
+    (tool_calls.factory_call, 6),
+    (tool_calls.tool_result, 4),
+    (context.report, 2),
+    (context.table, 5),
+    (context.lookup, 2),
+    (context.extract, 2),
+    (context.echo, 1),
+    (arithmetic.units, 2),
+    (small_talk.talk, 2),
+    (small_talk.explain, 2),
+    (small_talk.sums, 1),
+)
 
 
 def stream(seed: int, mix: tuple[tuple[Generator, int], ...]) -> Iterator[Sample]:

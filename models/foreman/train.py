@@ -2,8 +2,8 @@
 
 From nothing, the model starts with a copying circuit (``copy_start``). Stages: repeated random
 tokens, which sharpen it, then ``curriculum``'s COPY_FIRST, MIDDLE and FULL mixes. From a shipped
-file (``--start``) they are the MORE and PIECES mixes. Hidden matrices use Muon, the rest AdamW; the
-learning rate is flat and falls linearly to zero at the end. Loss is on answers.
+file (``--start``) they are the MORE, PIECES and REFINE mixes. Hidden matrices use Muon, the rest
+AdamW; the learning rate is flat and falls linearly to zero at the end. Loss is on answers.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import copy
 import dataclasses
 import itertools
 import json
+import math
 import random
 import time
 from collections import defaultdict
@@ -42,8 +43,9 @@ MIXES: Final = {
     "full": curriculum.FULL,
     "more": curriculum.MORE,
     "pieces": curriculum.PIECES,
+    "refine": curriculum.REFINE,
 }
-MORE_STEPS: Final = 400
+MORE_ENDS: Final = ((400, "more"), (1200, "pieces"), (math.inf, "refine"))
 POOL: Final = 512
 PRECISIONS: Final = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 AVERAGE_STEPS: Final = 200
@@ -191,7 +193,7 @@ class Trainer:
     def stage(self, step: int) -> str:
         """The stage that a step belongs to."""
         if self.args.start:
-            return "more" if step < MORE_STEPS else "pieces"
+            return next(name for end, name in MORE_ENDS if step < end)
         return next(name for end, name in STAGE_ENDS if step / self.args.steps < end)
 
     def rate(self) -> float:
@@ -274,7 +276,8 @@ def run(args: argparse.Namespace) -> None:
     print(f"{count} parameters, {args.steps} steps, seed {args.seed}", flush=True)
     checks = held_out_samples(args.seed + 99)
     began, seen = time.monotonic(), 0.0
-    while trainer.step < args.steps:
+    last = min(args.steps, args.stop or args.steps)
+    while trainer.step < last:
         loss = trainer.train_step()
         seen = loss if not seen else 0.98 * seen + 0.02 * loss
         if trainer.step % 50 == 0:
@@ -283,7 +286,7 @@ def run(args: argparse.Namespace) -> None:
                 f"{trainer.step} {trainer.stage(trainer.step - 1)} loss {seen:.3f} {elapsed:.0f} s",
                 flush=True,
             )
-        if trainer.step % args.report == 0 or trainer.step == args.steps:
+        if trainer.step % args.report == 0 or trainer.step == last:
             for name, model in (("model", trainer.model), ("average", trainer.average)):
                 scores = exact_by_task(model, trainer.tokenizer, checks)
                 print(name, json.dumps({k: f"{r}/{n}" for k, (r, n) in scores.items()}), flush=True)
@@ -298,6 +301,7 @@ def main() -> None:
     parser.add_argument("--start", type=Path, help="a GGUF file to go on from")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--stop", type=int, help="leave off here, to go on under other settings")
     parser.add_argument("--batch-tokens", type=int, default=4096)
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--layers", type=int, default=5)
