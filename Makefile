@@ -77,7 +77,8 @@ foreman-more: $(VENV)/train.stamp ## Train the first shipped model further: how 
 		--sha256 $(FOREMAN_START_SHA256) --tokenizer-out $(FOREMAN)/tokenizer.json
 	$(more) --steps 2300 --decay 0.7 --stop 1200
 	$(more) --steps 3000 --decay 0.88
-	$(BIN)/python models/foreman/to_gguf.py --checkpoint $(FOREMAN)/foreman-more.pt \
+	$(BIN)/python models/foreman/to_gguf.py --weights average \
+		--checkpoint $(FOREMAN)/foreman-more.pt \
 		--tokenizer $(FOREMAN)/tokenizer.json --out $(FOREMAN)/foreman-q8_0.gguf
 	@echo "Ship it, with its scores and its card, by make ship"
 
