@@ -134,3 +134,44 @@ def test_settings_that_contradict_themselves_are_refused(text: str, said: str) -
 def test_as_many_servers_as_workers_are_allowed() -> None:
     config = parse_factory_config(ATTACHED + f"urls = {['u'] * WORKERS_MAX}\n")
     assert len(config.pool["big"].urls) == WORKERS_MAX
+
+
+LEDGER = POOL + "[ledger]\n"
+URL = "postgresql://u:secret@h:5432/d"
+
+
+def test_the_ledger_is_a_file_unless_a_database_is_named() -> None:
+    assert parse_factory_config(POOL).ledger.url_in({}) is None
+    assert parse_factory_config(LEDGER).ledger.url_in({"url": URL}) is None
+    for url in (URL, "postgres://h/d"):
+        assert parse_factory_config(f"{LEDGER}url = {url!r}\n").ledger.url_in({}) == url
+
+
+def test_the_ledgers_url_may_be_in_the_environment() -> None:
+    ledger = parse_factory_config(LEDGER + 'url_env = "LEDGER_URL"\n').ledger
+    assert ledger.url_in({"LEDGER_URL": URL}) == URL
+    for environment in ({}, {"LEDGER_URL": ""}):
+        with pytest.raises(ConfigInvalid, match="'LEDGER_URL', which is not set"):
+            ledger.url_in(environment)
+    with pytest.raises(ConfigInvalid, match="'LEDGER_URL' does not begin with") as caught:
+        ledger.url_in({"LEDGER_URL": "mysql://u:secret@h/d"})
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('url = "mysql://u:secret@h/d"', "[ledger] url does not begin with postgresql://"),
+        ('url = "host=h password=secret"', "[ledger] url does not begin with postgresql://"),
+        (f'url = "{URL}"\nurl_env = "X"', "[ledger] has both url and url_env"),
+        (f'url_env = "{URL}"', "[ledger] url_env is not the name of an environment variable"),
+        ("url = 5", "ledger.url"),
+        ("path = 5", "ledger.path"),
+        (f'url = "{URL}"\npath = "x"', "[ledger] has both url and path"),
+    ],
+)
+def test_a_wrong_ledger_is_refused_without_its_password(text: str, said: str) -> None:
+    with pytest.raises(ConfigInvalid) as caught:
+        parse_factory_config(f"{LEDGER}{text}\n")
+    assert said in str(caught.value)
+    assert "secret" not in str(caught.value)

@@ -98,4 +98,3 @@ def test_asking_for_less_never_brings_more(answer: Measured) -> None:
 
 def test_free_is_what_remains_when_nothing_was_kept() -> None:
     assert delivered_tier(Tier.ULTRA, PROMISES, measured(ttft_ns=None)) is Tier.FREE
-    assert delivered_tier(Tier.ULTRA, {}, measured()) is Tier.FREE

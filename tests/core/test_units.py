@@ -63,3 +63,24 @@ def test_dollars_print_exactly_with_at_least_cents(nanodollars: int) -> None:
     sign = -1 if text.startswith("-") else 1
     assert sign * (int(whole) * 10**9 + int(decimals.ljust(9, "0"))) == nanodollars
     assert len(decimals) == 2 or not decimals.endswith("0")
+
+
+@exact
+@given(st.integers(0, 10**18))
+def test_dollars_written_are_dollars_read(nanodollars: int) -> None:
+    assert units.nanodollars_of(units.dollars_text(nanodollars)) == nanodollars
+
+
+@pytest.mark.parametrize(
+    ("text", "nanodollars"),
+    [("7", 7 * 10**9), ("0.1", 10**8), ("1.", 10**9), ("0.000000001", 1)],
+)
+def test_dollars_may_be_short(text: str, nanodollars: int) -> None:
+    assert units.nanodollars_of(text) == nanodollars
+
+
+@pytest.mark.parametrize(
+    "text", ["", ".", ".5", "-1", "+1", "1e3", "1,5", " 1", "²", "0.0000000001"]
+)
+def test_what_is_no_amount_of_dollars_is_none(text: str) -> None:
+    assert units.nanodollars_of(text) is None

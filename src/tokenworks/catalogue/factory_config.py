@@ -1,8 +1,10 @@
-"""A factory's settings: where it listens, its pools, and what each pool costs."""
+"""A factory's settings: where it listens, where its ledger is, its pools and what they cost."""
 
 from __future__ import annotations
 
+import re
 import tomllib
+from collections.abc import Mapping
 from typing import Final, Literal
 
 import msgspec
@@ -13,6 +15,7 @@ from tokenworks.core.units import NS_PER_HOUR, divide_half_even
 WORKERS_MAX: Final = 1_024
 SLOTS_MAX: Final = 4_096
 CURVE_POINTS_MAX: Final = 64
+POSTGRES_SCHEMES: Final = ("postgresql://", "postgres://")
 
 CurvePoint = tuple[int, int]
 """(batch, tokens/s/user at that batch)."""
@@ -23,6 +26,38 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     host: str = "127.0.0.1"
     port: int = 8000
+
+
+class LedgerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where the ledger is kept. Nothing means the SQLite file in the factory's folder.
+
+    Attributes:
+        url: a PostgreSQL database, ``postgresql://user@host:port/database``.
+        url_env: the environment variable that holds the URL, where it has a password.
+        path: an SQLite file elsewhere, which factories on this machine may share.
+    """
+
+    url: str = ""
+    url_env: str = ""
+    path: str = ""
+
+    def url_in(self, environment: Mapping[str, str]) -> str | None:
+        """The URL, read from the environment if it is there; None for the SQLite file.
+
+        Raises:
+            ConfigInvalid: the variable is not set, or holds something else.
+        """
+        if not self.url_env:
+            return self.url or None
+        found = environment.get(self.url_env, "")
+        if not found:
+            raise ConfigInvalid(
+                f"[ledger] url_env names {self.url_env!r}, which is not set.",
+                hint=f"Set it to {POSTGRES_SCHEMES[0]}user:password@host:port/database.",
+            )
+        if not found.startswith(POSTGRES_SCHEMES):
+            raise _no_postgres_url(f"The variable {self.url_env!r}")
+        return found
 
 
 class PoolConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -83,6 +118,7 @@ class FactoryConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     pool: dict[str, PoolConfig]
     gateway: GatewayConfig = GatewayConfig()
+    ledger: LedgerConfig = LedgerConfig()
 
 
 def parse_factory_config(text: str) -> FactoryConfig:
@@ -102,9 +138,35 @@ def parse_factory_config(text: str) -> FactoryConfig:
         raise ConfigInvalid("There is no pool.", hint="Add a [pool.NAME] table.")
     if not 0 <= config.gateway.port <= 65_535:
         raise ConfigInvalid(f"[gateway] port is {config.gateway.port!r}; it must be 0 to 65535.")
+    _check_ledger(config.ledger)
     for name, pool in config.pool.items():
         _check_pool(name, pool)
     return config
+
+
+def _check_ledger(ledger: LedgerConfig) -> None:
+    given = [name for name in ("url", "url_env", "path") if getattr(ledger, name)]
+    if len(given) > 1:
+        raise ConfigInvalid(
+            f"[ledger] has both {given[0]} and {given[1]}.",
+            hint="Keep url_env where the URL has a password, url where not, path for a file.",
+        )
+    if ledger.url and not ledger.url.startswith(POSTGRES_SCHEMES):
+        raise _no_postgres_url("[ledger] url")
+    if ledger.url_env and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", ledger.url_env):
+        # It may be the URL itself, which is not to be shown.
+        raise ConfigInvalid(
+            "[ledger] url_env is not the name of an environment variable.",
+            hint="Put the URL itself into url, or into a variable.",
+        )
+
+
+def _no_postgres_url(what: str) -> ConfigInvalid:
+    """The refusal of a URL, which it does not show: there may be a password in it."""
+    return ConfigInvalid(
+        f"{what} does not begin with {POSTGRES_SCHEMES[0]}.",
+        hint="Leave [ledger] out to keep the ledger in the factory's folder.",
+    )
 
 
 def _check_pool(name: str, pool: PoolConfig) -> None:

@@ -2,10 +2,49 @@
 
 from __future__ import annotations
 
+from typing import Final, Literal
+
 import msgspec
 
-from tokenworks.core.ids import KeyID, ModelName, PoolID, RequestID, TenantID, WorkerID
+from tokenworks.core.ids import (
+    AgentName,
+    EngineerID,
+    KeyID,
+    ModelName,
+    PoolID,
+    RequestID,
+    RunID,
+    TeamID,
+    TenantID,
+    WorkerID,
+)
 from tokenworks.core.slo import Measured, Tier
+
+Ending = Literal["done", "disconnected", "failed"]
+"""``done``; the client left; the worker broke off."""
+
+MeteredBy = Literal["worker", "gateway"]
+"""Who counted an answer's tokens: the worker said how many, or the gateway counted what it saw."""
+
+
+class Payer(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False):
+    """Who asks and who pays: the path through the quota tree, and the agent's name for reports.
+
+    Attributes:
+        tenant: the organisation, which pays.
+        team: a team of the tenant.
+        engineer: a person of the team.
+        key: the key's public id, never its secret.
+        agent: the name of the agent that asked, if it was one.
+        run: the agent's run, the innermost level of the quota tree.
+    """
+
+    tenant: TenantID
+    team: TeamID | None
+    engineer: EngineerID | None
+    key: KeyID
+    agent: AgentName | None = None
+    run: RunID | None = None
 
 
 class KeyView(msgspec.Struct, frozen=True, kw_only=True):
@@ -14,19 +53,23 @@ class KeyView(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         key: its public id, never the secret.
         tenant: who pays.
+        team: the tenant's team that it belongs to, if any.
+        engineer: the person that it belongs to, if any.
         tier_default: the tier of a request that names none.
     """
 
     key: KeyID
     tenant: TenantID
     tier_default: Tier
+    team: TeamID | None = None
+    engineer: EngineerID | None = None
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
     """One request, parsed and checked, as the factory takes it.
 
     Attributes:
-        request: unique for ever.
+        request: unique for ever; ids of one process rise with time.
         key: who asks.
         model: the model asked for.
         tier: the tier asked for.
@@ -35,6 +78,9 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
         output_tokens_max: the most tokens that the worker is allowed to make.
         prefix: hashes of the prompt's blocks, each chained on the one before it.
         arrived_ns: when the request's last byte came, on the driver's clock.
+        agent: the name of the agent that asks, if it is one.
+        run: the agent's run.
+        batch: work that may wait, at the batch rate.
         extra_fields: names of fields in the body that are neither OpenAI's nor samplers known to be
             safe; an engine's adapter may refuse them.
     """
@@ -48,29 +94,76 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     output_tokens_max: int
     prefix: tuple[int, ...]
     arrived_ns: int
+    agent: AgentName | None = None
+    run: RunID | None = None
+    batch: bool = False
     extra_fields: tuple[str, ...] = ()
 
 
-class Usage(msgspec.Struct, frozen=True, kw_only=True):
-    """Tokens of one answer in disjoint classes."""
+class Usage(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False):
+    """Tokens of one answer in disjoint classes; 0 means none, never unknown.
 
-    input_tokens: int
+    Attributes:
+        uncached_input_tokens: text of the prompt that was computed.
+        cached_input_tokens: prompt tokens, of any kind, found in a prefix cache.
+        output_tokens: text of the answer, reasoning left out.
+        cache_write_tokens: text of the prompt that was computed and kept for later at the
+            caller's wish; engines that cache by themselves report none.
+        reasoning_tokens: made before the answer and not part of it.
+        audio_input_tokens, image_input_tokens: sound and pictures of the prompt, computed.
+        audio_output_tokens, image_output_tokens: sound and pictures made.
+    """
+
+    uncached_input_tokens: int
     cached_input_tokens: int
     output_tokens: int
+    cache_write_tokens: int = 0
+    reasoning_tokens: int = 0
+    audio_input_tokens: int = 0
+    image_input_tokens: int = 0
+    audio_output_tokens: int = 0
+    image_output_tokens: int = 0
+
+    @property
+    def prompt_tokens(self) -> int:
+        """The whole prompt."""
+        return (
+            self.uncached_input_tokens
+            + self.cached_input_tokens
+            + self.cache_write_tokens
+            + self.audio_input_tokens
+            + self.image_input_tokens
+        )
+
+    @property
+    def completion_tokens(self) -> int:
+        """Everything that was made."""
+        return (
+            self.output_tokens
+            + self.reasoning_tokens
+            + self.audio_output_tokens
+            + self.image_output_tokens
+        )
 
 
-class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+TOKEN_CLASSES: Final = Usage.__struct_fields__
+"""The names of the classes, in the order in which usage, prices and rollups list them."""
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """How an answer ended, as the gateway saw it.
 
     Attributes:
         usage: what was produced.
         measured: how fast it was sent.
-        ending: ``done``; ``disconnected`` (the client left); ``failed`` (the worker broke off).
+        ending: how it ended.
+        metered_by: who counted the tokens.
     """
 
     usage: Usage
     measured: Measured
-    ending: str
+    ending: Ending
+    metered_by: MeteredBy = "worker"
 
 
 class Receipt(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,7 +172,8 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         tier_asked: the tier the request named.
         tier_delivered: the tier whose promise was met, which is the one that is billed.
-        charged_nanodollars: what the tenant pays.
+        charged_nanodollars: what the tenant pays, before credits.
+        credited_nanodollars: what it gets back because the asked tier's promise was broken.
         pool: where it was made.
         worker: who made it.
     """
@@ -89,3 +183,4 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     charged_nanodollars: int
     pool: PoolID
     worker: WorkerID
+    credited_nanodollars: int = 0

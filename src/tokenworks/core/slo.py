@@ -19,6 +19,8 @@ class Tier(enum.StrEnum):
     PREMIUM = "premium"
     ULTRA = "ultra"
 
+    __hash__ = str.__hash__
+
     @property
     def rank(self) -> int:
         """0 for free up to 4 for ultra.
@@ -50,7 +52,7 @@ class Promise(msgspec.Struct, frozen=True, kw_only=True):
     output_tokens_default: int
 
 
-class Measured(msgspec.Struct, frozen=True, kw_only=True):
+class Measured(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The speed of one answer at the gateway's own send times.
 
     Attributes:
@@ -84,7 +86,10 @@ def promise_met(promise: Promise, measured: Measured) -> bool:
 
 def delivered_tier(asked: Tier, promises: Mapping[Tier, Promise], measured: Measured) -> Tier:
     """The highest tier not above the asked one whose promise was met; free if none was."""
-    for tier in sorted(promises, key=lambda t: t.rank, reverse=True):
-        if tier.rank <= asked.rank and promise_met(promises[tier], measured):
+    for tier in _DOWN_FROM[asked]:
+        if promise_met(promises[tier], measured):
             return tier
     return Tier.FREE
+
+
+_DOWN_FROM = {tier: tuple(reversed(tuple(Tier)[: i + 1])) for tier, i in _RANKS.items()}

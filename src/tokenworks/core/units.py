@@ -28,6 +28,8 @@ NS_PER_HOUR: Final = 3_600 * NS_PER_S
 NANODOLLARS_PER_DOLLAR: Final = 1_000_000_000
 UDOLLARS_PER_DOLLAR: Final = 1_000_000
 TOKENS_PER_MTOK: Final = 1_000_000
+PPM: Final = 1_000_000
+"""Shares are integers of millionths."""
 
 
 def divide_half_even(numerator: int, denominator: int) -> int:
@@ -69,3 +71,16 @@ def dollars_text(nanodollars: int) -> str:
     whole, rest = divmod(abs(nanodollars), NANODOLLARS_PER_DOLLAR)
     decimals = f"{rest:09d}".rstrip("0").ljust(2, "0")
     return f"{sign}{whole}.{decimals}"
+
+
+def nanodollars_of(text: str) -> int | None:
+    """Nano-dollars of a decimal number of dollars; None if it is none, or not exact in them.
+
+    >>> [nanodollars_of(text) for text in ("2.50", "0.0000000001", "-1", "much")]
+    [2500000000, None, None, None]
+    """
+    whole, _, decimals = text.partition(".")
+    digits = whole + decimals.ljust(9, "0")
+    if not whole or len(decimals) > 9 or not (digits.isascii() and digits.isdigit()):
+        return None
+    return int(digits)
