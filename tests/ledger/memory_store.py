@@ -1,4 +1,7 @@
-"""A ledger store that forgets everything at the end of the process."""
+"""A ledger store that forgets everything at the end of the process.
+
+Several stores may share one ``Memory``, as several processes share one database.
+"""
 
 from __future__ import annotations
 
@@ -7,68 +10,179 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from tokenworks.core.errors import ConfigInvalid, LedgerCorrupt
-from tokenworks.core.ids import KeyID, PriceID
-from tokenworks.ledger.entries import Entry
-from tokenworks.ledger.quotas import KeyRecord
+from tokenworks.core.errors import ConfigInvalid, LedgerCorrupt, LedgerUnavailable
+from tokenworks.core.ids import KeyID, LimitID, PriceID
+from tokenworks.ledger.blocks import GENESIS, Block, decode_entries, encode_entries, hash_of
+from tokenworks.ledger.entries import Entry, Reserved
+from tokenworks.ledger.extras import Extra, limit_states
+from tokenworks.ledger.quotas import UNIX_NS_MAX, KeyRecord, Limit, LimitState
+from tokenworks.ledger.rollup import Rollup, RollupRow, merged
+
+
+class Memory:
+    """What would be in the database."""
+
+    def __init__(self) -> None:
+        self.blocks: list[Block] = []
+        self.entries: dict[tuple[str, int, str], tuple[str, Entry]] = {}
+        self.seen_unix_ns: dict[str, int] = {}
+        self.adopted: dict[str, str] = {}
+        """Who has taken over from whom."""
+        self.keys: dict[KeyID, KeyRecord] = {}
+        self.limits: dict[LimitID, Limit] = {}
+        self.extras: dict[str, Extra] = {}
+        self.books: dict[PriceID, str] = {}
+        self.version = 0
 
 
 class MemoryStore:
-    def __init__(self) -> None:
-        self._entries: dict[tuple[str, int, str], Entry] = {}
-        self._keys: dict[KeyID, KeyRecord] = {}
-        self._keys_version = 0
-        self._books: dict[PriceID, str] = {}
+    def __init__(self, owner: str = "me", memory: Memory | None = None) -> None:
+        self.owner = owner
+        self._memory = memory or Memory()
 
     def append(self, entries: Sequence[Entry]) -> asyncio.Future[None]:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         try:
             self.append_now(entries)
-        except LedgerCorrupt as error:
+        except (LedgerCorrupt, LedgerUnavailable) as error:
             future.set_exception(error)
         else:
             future.set_result(None)
         return future
 
     def append_now(self, entries: Sequence[Entry]) -> None:
-        after = dict(self._entries)
+        memory = self._memory
+        self._still_ours()
+        after, fresh = dict(memory.entries), []
         for entry in entries:
             place = (entry.request, entry.attempt, entry.phase)
-            if after.setdefault(place, entry) != entry:
-                raise LedgerCorrupt(f"{entry!r} contradicts what is stored.")
+            if place in after:
+                if after[place][1] != entry:
+                    raise LedgerCorrupt(f"{entry!r} contradicts what is stored.")
+                continue
             if entry.phase == "settle" and (*place[:2], "reserve") not in after:
                 raise LedgerCorrupt(f"{entry!r} settles what was not reserved.")
-        self._entries = after
+            after[place] = (self.owner, entry)
+            fresh.append(entry)
+        if fresh:
+            self.alive(fresh[-1].at_unix_ns)
+            memory.entries = after
+            memory.blocks.append(self._block(fresh))
 
-    def load_entries(self) -> Iterator[Entry]:
-        return iter(self._entries.values())
+    def _block(self, entries: list[Entry]) -> Block:
+        blocks = self._memory.blocks
+        fields = {
+            "seq": len(blocks) + 1,
+            "owner": self.owner,
+            "number": sum(block.owner == self.owner for block in blocks) + 1,
+            "at_unix_ns": entries[-1].at_unix_ns,
+            "count": len(entries),
+            "payload": encode_entries(entries),
+        }
+        return Block(hash=hash_of(blocks[-1].hash if blocks else GENESIS, **fields), **fields)
+
+    def _still_ours(self) -> None:
+        if self.owner in self._memory.adopted:
+            raise LedgerUnavailable(f"Another process has taken over from {self.owner!r}.")
+
+    def alive(self, unix_ns: int) -> None:
+        self._still_ours()
+        self._memory.seen_unix_ns[self.owner] = unix_ns
+
+    def take_over(self, seen_before_unix_ns: int) -> list[Reserved]:
+        memory = self._memory
+        self.alive(memory.seen_unix_ns.get(self.owner, seen_before_unix_ns))
+        dead = {
+            owner
+            for owner, seen_unix_ns in memory.seen_unix_ns.items()
+            if seen_unix_ns < seen_before_unix_ns
+            and owner != self.owner
+            and owner not in memory.adopted
+        }
+        memory.adopted |= dict.fromkeys(dead, self.owner)
+        return [
+            entry
+            for owner, entry in memory.entries.values()
+            if isinstance(entry, Reserved)
+            and self._heir(owner, dead)
+            and (entry.request, entry.attempt, "settle") not in memory.entries
+        ]
+
+    def _heir(self, owner: str, dead: set[str]) -> bool:
+        """Whether what an owner reserved belongs to one of the dead."""
+        while owner not in dead and owner in self._memory.adopted:
+            owner = self._memory.adopted[owner]
+        return owner in dead
+
+    def blocks(self, after_seq: int = 0) -> Iterator[Block]:
+        return iter(self._memory.blocks[after_seq:])
+
+    def rollups(
+        self,
+        since_unix_ns: int | None = None,
+        until_unix_ns: int | None = None,
+        *,
+        by_hour: bool = False,
+        by_payer: bool = True,
+    ) -> list[RollupRow]:
+        since, until = since_unix_ns or 0, until_unix_ns or UNIX_NS_MAX
+        made = Rollup()
+        for block in self._memory.blocks:
+            for entry in decode_entries(block):
+                made.add(entry)
+        return merged(
+            row.coarse(by_hour=by_hour, by_payer=by_payer)
+            for row in made.rows()
+            if since <= row.start_unix_ns < until
+        )
+
+    def limit_states(self, unix_ns: int) -> list[LimitState]:
+        return limit_states(self.load_limits(), self.load_extras(), self.rollups, unix_ns)
+
+    def load_limits(self) -> list[Limit]:
+        return [limit for _, limit in sorted(self._memory.limits.items())]
+
+    def put_limit(self, limit: Limit) -> None:
+        self._memory.limits[limit.limit] = limit
+        self._memory.version += 1
+
+    def remove_limit(self, limit: LimitID) -> bool:
+        self._memory.version += 1
+        return self._memory.limits.pop(limit, None) is not None
+
+    def load_extras(self) -> list[Extra]:
+        return sorted(self._memory.extras.values(), key=lambda each: (each.at_unix_ns, each.extra))
+
+    def put_extra(self, extra: Extra) -> None:
+        self._memory.extras[extra.extra] = extra
+        self._memory.version += 1
 
     def load_keys(self) -> list[KeyRecord]:
-        return [record for _, record in sorted(self._keys.items())]
+        return [record for _, record in sorted(self._memory.keys.items())]
 
     def put_key(self, record: KeyRecord) -> None:
-        for other in self._keys.values():
+        for other in self._memory.keys.values():
             if other.secret_sha256 == record.secret_sha256 and other.key != record.key:
                 raise ConfigInvalid(f"Key {record.key!r} has the secret of another key.")
-        self._keys[record.key] = record
-        self._keys_version += 1
+        self._memory.keys[record.key] = record
+        self._memory.version += 1
 
     def revoke_key(self, key: KeyID, revoked_unix_ns: int) -> bool:
-        record = self._keys.get(key)
+        record = self._memory.keys.get(key)
         if record is None:
             return False
         if record.revoked_unix_ns is None:
             self.put_key(msgspec.structs.replace(record, revoked_unix_ns=revoked_unix_ns))
         return True
 
-    def keys_version(self) -> int:
-        return self._keys_version
+    def settings_version(self) -> int:
+        return self._memory.version
 
     def put_price_book(self, price_id: PriceID, text: str, first_used_unix_ns: int) -> None:
-        self._books.setdefault(price_id, text)
+        self._memory.books.setdefault(price_id, text)
 
     def load_price_book(self, price_id: PriceID) -> str | None:
-        return self._books.get(price_id)
+        return self._memory.books.get(price_id)
 
     def close(self) -> None:
         return

@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import pytest
 
-from tests.ledger.memory_store import MemoryStore
-from tests.ledger.store_conformance import StoreConformance
-from tokenworks.ledger.store_port import LedgerStore
+from tests.ledger.memory_store import Memory, MemoryStore
+from tests.ledger.store_conformance import OpenStore, StoreConformance
 
 
 class TestMemoryStore(StoreConformance):
     @pytest.fixture
-    def store(self) -> LedgerStore:
-        return MemoryStore()
+    def open_store(self) -> OpenStore:
+        memory = Memory()
+        return lambda owner: MemoryStore(owner, memory)

@@ -1,3 +1,20 @@
 """Money: accounts, double entry, quotas, metering. Pure."""
 
-__all__ = ["accounts", "entries", "ledger", "metering", "quotas", "store_port"]
+__all__ = [
+    "accounts",
+    "audit",
+    "blocks",
+    "entries",
+    "extras",
+    "focus",
+    "grants",
+    "invoices",
+    "leases",
+    "ledger",
+    "metering",
+    "quotas",
+    "reports",
+    "rollup",
+    "store_port",
+    "stored",
+]

@@ -17,12 +17,15 @@ AD_NETWORK: Final = AccountID("ad_network")
 AD_INCOME: Final = AccountID("ad_income")
 """What advertisers paid."""
 
+CREDITS: Final = AccountID("credits")
+"""What was given back for broken promises."""
+
 SUPPLIER: Final = AccountID("supplier")
 """Whoever is paid for energy and machines."""
 
 
 def wallet(tenant: TenantID) -> AccountID:
-    """What a tenant owes; debited as answers are billed."""
+    """What a tenant owes; debited as answers are billed, credited for broken promises."""
     return AccountID(f"wallet:{tenant}")
 
 
@@ -74,12 +77,6 @@ class Accounts:
             self._add(debit, amount, 0)
             self._add(credit, 0, amount)
 
-    def take_back(self, transfers: Iterable[Transfer]) -> None:
-        """Undo transfers that were carried out here but never became durable."""
-        for debit, credit, amount in transfers:
-            self._add(debit, -amount, 0)
-            self._add(credit, 0, -amount)
-
     def balances(self) -> dict[AccountID, Balance]:
         """Every account that money has moved through, sorted by name."""
         return {account: self._balances[account] for account in sorted(self._balances)}
@@ -107,9 +104,6 @@ class Accounts:
 
     def _add(self, account: AccountID, debit: int, credit: int) -> None:
         before = self._balances.get(account, Balance(0, 0))
-        after = Balance(before.debits_nanodollars + debit, before.credits_nanodollars + credit)
-        if after == (0, 0):
-            # An account that nothing has moved through looks the same however it came to be.
-            del self._balances[account]
-        else:
-            self._balances[account] = after
+        self._balances[account] = Balance(
+            before.debits_nanodollars + debit, before.credits_nanodollars + credit
+        )

@@ -1,21 +1,29 @@
-"""The ledger: reserve, then post or void; who has used what; and sums that always balance."""
+"""The ledger: reserve, then post or void, under every limit of the quota tree at once."""
 
 from __future__ import annotations
 
 from collections import Counter
-from typing import Final, TypeVar, assert_never
+from collections.abc import Iterable
+from typing import Final, NamedTuple, TypeVar, assert_never
 
 import msgspec
 
 from tokenworks.catalogue.price_book import PriceBook
 from tokenworks.core.errors import LedgerCorrupt
-from tokenworks.core.ids import KeyID, PoolID, RequestID, TenantID, WorkerID
-from tokenworks.core.orders import Order, Outcome
+from tokenworks.core.ids import (
+    KeyID,
+    LimitID,
+    ModelName,
+    PoolID,
+    PriceID,
+    RequestID,
+    TenantID,
+    WorkerID,
+)
+from tokenworks.core.orders import Order, Outcome, Payer
 from tokenworks.core.slo import Tier, delivered_tier
-from tokenworks.ledger.accounts import AD_INCOME, AD_NETWORK, SUPPLIER, AccountID, Accounts, Balance
 from tokenworks.ledger.entries import (
     CostAccrued,
-    Ending,
     Entry,
     Posted,
     Reserved,
@@ -24,28 +32,66 @@ from tokenworks.ledger.entries import (
     VoidReason,
     accrual_request,
 )
+from tokenworks.ledger.leases import Shortage
 from tokenworks.ledger.metering import (
+    HoldPrice,
     ad_income_nanodollars,
     charge_nanodollars,
-    hold_nanodollars,
-    sum_holds,
+    credit_nanodollars,
+    sums_hold,
 )
-from tokenworks.ledger.quotas import KeyRecord, KeyUse, Refused, RefusedCode, quota_refusal
+from tokenworks.ledger.quotas import (
+    KeyRecord,
+    LimitState,
+    QuotaNumbers,
+    QuotaTree,
+    Refused,
+    RefusedCode,
+    Window,
+    counts_alike,
+    nodes_of,
+    quota_refusal,
+    release,
+)
 
 OPEN_HOLDS_MAX: Final = 100_000
 SETTLED_MAX: Final = 100_000
 """Settlements remembered, to answer repeats and to take back; more than a store ever queues.
-Repeats older than these are refused by the store's unique key."""
+A repeat of an older one finds no reservation and is refused."""
 ACCRUALS_MAX: Final = 32
 """Cost intervals remembered per pool, for the same."""
+BOOKS_MAX: Final = 64
+"""Price books remembered; a hold is billed by the one that was in force when it was made."""
+HOLD_PRICES_MAX: Final = 4_096
 
 SettlementT = TypeVar("SettlementT", bound=Posted | Voided)
+Place = tuple[RequestID, int]
+"""A request and the number of the attempt."""
 
-_ENDINGS: Final[dict[str, Ending]] = {
-    "done": "done",
-    "disconnected": "disconnected",
-    "failed": "failed",
-}
+
+class Held(NamedTuple):
+    """An open reservation and the quota windows that hold it."""
+
+    entry: Reserved
+    windows: tuple[Window, ...]
+
+
+class Work(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """Who made an answer, and what that cost.
+
+    Attributes:
+        pool: where it was made.
+        worker: who made it.
+        worker_ns: its time on the worker.
+        energy_nanodollars: its share of the worker's electricity.
+        capital_nanodollars: its share of the worker's machines.
+    """
+
+    pool: PoolID
+    worker: WorkerID
+    worker_ns: int
+    energy_nanodollars: int
+    capital_nanodollars: int
 
 
 class Ledger:
@@ -53,60 +99,107 @@ class Ledger:
 
     The caller makes the returned entries durable, in order. An entry that could not be made
     durable is taken back with ``retract``. All of a process's requests must go through one ledger:
-    the quotas are hard because checking and holding are one step.
+    the quotas are hard because checking and holding are one step. Dates in entries never go back.
 
     Args:
         owner: written into each reservation; new for each process.
+        leased: the process may use only what it is granted of each limit; see ``QuotaTree``.
         open_holds_max: reservations open at once.
         settled_max: settlements remembered to answer repeats.
     """
 
     def __init__(
-        self, owner: str, *, open_holds_max: int = OPEN_HOLDS_MAX, settled_max: int = SETTLED_MAX
+        self,
+        owner: str,
+        *,
+        leased: bool = False,
+        open_holds_max: int = OPEN_HOLDS_MAX,
+        settled_max: int = SETTLED_MAX,
     ) -> None:
         assert open_holds_max > 0, open_holds_max
         assert settled_max > 0, settled_max
         self.owner = owner
         self._open_holds_max = open_holds_max
         self._settled_max = settled_max
+        self._unix_ns = 0
         self._keys: dict[KeyID, KeyRecord] = {}
-        self._uses: dict[KeyID, KeyUse] = {}
-        self._holds: dict[tuple[RequestID, int], Reserved] = {}
-        self._settled: dict[tuple[RequestID, int], tuple[Reserved, Settlement]] = {}
+        self._payers: dict[KeyID, Payer] = {}
+        self._tree = QuotaTree(leased=leased)
+        self._books: dict[PriceID, PriceBook] = {}
+        self._hold_prices: dict[tuple[PriceID, ModelName, Tier], HoldPrice] = {}
+        self._holds: dict[Place, Held] = {}
+        self._settled: dict[Place, tuple[Held, Settlement]] = {}
         self._accrued: dict[PoolID, list[CostAccrued]] = {}
-        self._accounts = Accounts()
 
-    # Keys and readings.
+    # Keys, limits and readings.
 
     def set_key(self, record: KeyRecord) -> None:
-        """Learn a key, or its new quotas, or that it is revoked."""
+        """Learn a key, or that it is revoked."""
         self._keys[record.key] = record
+        self._payers[record.key] = Payer(
+            tenant=record.tenant, team=record.team, engineer=record.engineer, key=record.key
+        )
 
     def key(self, key: KeyID) -> KeyRecord | None:
         """What is known of a key."""
         return self._keys.get(key)
 
-    def use_of(self, key: KeyID) -> KeyUse:
-        """What a key has used and holds."""
-        return self._uses.get(key, KeyUse())
+    def set_limits(self, states: Iterable[LimitState]) -> None:
+        """Put exactly these limits into force.
 
-    def uses(self) -> dict[KeyID, KeyUse]:
-        """The same for every key that has used or holds something."""
-        return {key: use for key, use in sorted(self._uses.items()) if use != KeyUse()}
+        A limit that is in force already keeps what it has used and holds; a new one starts from
+        what the caller says is used, and holds what open reservations under it hold.
+        """
+        wanted = {state.limit.limit: state for state in states}
+        for window in self._tree.windows():
+            if window.limit.limit not in wanted:
+                self._tree.remove(window.limit.limit)
+        for limit, state in wanted.items():
+            before = self._tree.window(limit)
+            alike = before is not None and counts_alike(before.limit, state.limit)
+            after = self._tree.set(state)
+            if not alike:
+                self._hold_under(after)
+
+    def _hold_under(self, window: Window) -> None:
+        limit = window.limit
+        for place, held in self._holds.items():
+            entry = held.entry
+            if (
+                limit.node in nodes_of(entry.payer)
+                and limit.tier in (None, entry.tier_asked)
+                and entry.at_unix_ns >= window.start_unix_ns
+            ):
+                amount = entry.hold_tokens if limit.unit == "tokens" else entry.hold_nanodollars
+                window.held += amount
+                self._holds[place] = Held(entry, (*held.windows, window))
+
+    def grant(self, limit: LimitID, start_unix_ns: int, amount: int) -> bool:
+        """Allow more (or, below zero, less) of a limit's present window; False if it has ended."""
+        window = self._tree.window(limit)
+        if window is None or window.start_unix_ns != start_unix_ns:
+            return False
+        assert window.free + min(amount, 0) >= 0 or amount >= 0, (limit, amount, window.free)
+        window.allowed += amount
+        return True
+
+    def window(self, limit: LimitID) -> Window | None:
+        """The present window of a limit, to be read only."""
+        return self._tree.window(limit)
+
+    def windows(self) -> tuple[Window, ...]:
+        """The present window of every limit; they are the ledger's own, to be read only."""
+        return self._tree.windows()
 
     def open_holds(self) -> tuple[Reserved, ...]:
         """Reservations neither posted nor voided, oldest first."""
-        return tuple(self._holds.values())
-
-    def balances(self) -> dict[AccountID, Balance]:
-        """Debits and credits of each account that money has moved through, by name."""
-        return self._accounts.balances()
+        return tuple(held.entry for held in self._holds.values())
 
     def pending(self) -> dict[TenantID, int]:
         """Nano-dollars that each tenant's open reservations may still debit from its wallet."""
         rows: Counter[TenantID] = Counter()
-        for hold in self._holds.values():
-            rows[hold.tenant] += hold.hold_nanodollars
+        for held in self._holds.values():
+            rows[held.entry.payer.tenant] += held.entry.hold_nanodollars
         return dict(sorted(rows.items()))
 
     # Commands.
@@ -118,7 +211,6 @@ class Ledger:
         order: Order,
         book: PriceBook,
         ttl_ns: int,
-        *,
         attempt: int = 0,
     ) -> Reserved | Refused:
         """Hold the most that a request can use, or say why not.
@@ -129,65 +221,72 @@ class Ledger:
             now_ns: the driver's clock.
             unix_ns: the date, for the record.
             order: the request.
-            book: the prices in force.
+            book: the prices in force; the answer will be billed by them.
             ttl_ns: the hold expires this long after now.
             attempt: counts the tries of one request.
         """
-        earlier = self._earlier_hold(order, attempt)
-        if earlier is not None:
-            return earlier
+        place = (order.request, attempt)
+        if place in self._holds or place in self._settled:
+            return self._earlier_hold(order, attempt)
         record = self._keys.get(order.key.key)
-        if record is None:
-            return _refused("invalid_api_key", f"There is no key {order.key.key!r}.")
-        if record.revoked_unix_ns is not None:
-            return _refused("invalid_api_key", f"Key {record.key!r} is revoked.")
-        prices = book.prices.get(order.model)
+        if record is None or record.revoked_unix_ns is not None:
+            return _refused("invalid_api_key", f"Key {order.key.key!r} is unknown or revoked.")
+        if len(self._holds) >= self._open_holds_max:
+            return _refused("capacity_exceeded", f"{len(self._holds)} reservations are open.")
+        prices = self._hold_price(book, order.model, order.tier)
         if prices is None:
             return _refused("model_not_found", f"{order.model!r} has no price in {book.price_id}.")
-        if len(self._holds) >= self._open_holds_max:
-            return _refused(
-                "capacity_exceeded", f"{len(self._holds)} reservations are open, which is the most."
-            )
+        date = self._date(unix_ns)
+        payer = self._payer(order)
+        hold_nanodollars = _most(order, payer, prices, book, date)
+        tokens = order.input_tokens_max + order.output_tokens_max
+        windows = self._tree.hold(payer, order.tier, tokens, hold_nanodollars, date)
+        if isinstance(windows, QuotaNumbers):
+            return quota_refusal(windows, date)
         hold = Reserved(
-            at_unix_ns=unix_ns,
+            at_unix_ns=date,
             request=order.request,
             attempt=attempt,
-            key=record.key,
-            tenant=record.tenant,
+            payer=payer,
             model=order.model,
             tier_asked=order.tier,
+            batch=order.batch,
             input_tokens_max=order.input_tokens_max,
             output_tokens_max=order.output_tokens_max,
-            hold_nanodollars=hold_nanodollars(
-                order.input_tokens_max, order.output_tokens_max, order.tier, prices
-            ),
+            hold_nanodollars=hold_nanodollars,
             price_id=book.price_id,
             owner=self.owner,
             expires_ns=now_ns + ttl_ns,
         )
-        refusal = quota_refusal(record, self.use_of(record.key), hold)
-        if refusal is None:
-            self._open(hold)
-        return refusal or hold
+        self._holds[place] = Held(hold, windows)
+        return hold
+
+    def shortages(self, unix_ns: int, order: Order, book: PriceBook) -> list[Shortage]:
+        """What this process lacks of each limit to reserve a request, where it leases them."""
+        prices = self._hold_price(book, order.model, order.tier)
+        if prices is None or order.key.key not in self._payers:
+            return []
+        date = self._date(unix_ns)
+        payer = self._payer(order)
+        found = self._tree.shortages(
+            payer,
+            order.tier,
+            order.input_tokens_max + order.output_tokens_max,
+            _most(order, payer, prices, book, date),
+            date,
+        )
+        return [
+            Shortage(window.limit.limit, window.start_unix_ns, missing) for window, missing in found
+        ]
 
     def post(
-        self,
-        unix_ns: int,
-        request: RequestID,
-        attempt: int = 0,
-        *,
-        outcome: Outcome,
-        pool: PoolID,
-        worker: WorkerID,
-        worker_ns: int,
-        cost_nanodollars: int,
-        book: PriceBook,
+        self, unix_ns: int, request: RequestID, attempt: int = 0, *, outcome: Outcome, work: Work
     ) -> Posted | Refused:
         """Bill an answer at the tier that was delivered and give the hold back.
 
         ``done`` and ``disconnected`` bill what was produced: a client that leaves pays for what
         was made until then. ``failed`` is our fault: it bills nothing, earns nothing, counts
-        nothing against the quota and is delivered as free, but the entry keeps its tokens, time
+        nothing against the quotas and is delivered as free, but the entry keeps its tokens, time
         and cost. Usage above the hold is billed and counted in full. Advertisers pay only for
         answers that were asked for as free.
 
@@ -199,28 +298,17 @@ class Ledger:
             request: what was reserved.
             attempt: the try that made the answer.
             outcome: how the answer ended, as the gateway saw it.
-            pool: where it was made.
-            worker: who made it.
-            worker_ns: its time on the worker.
-            cost_nanodollars: its share of the worker's cost.
-            book: the prices to bill at.
+            work: who made it, and what that cost.
         """
-        assert worker_ns >= 0, worker_ns
-        assert cost_nanodollars >= 0, cost_nanodollars
-        hold, earlier = self._found(request, attempt)
-        if hold is None:
+        assert work.worker_ns >= 0, work
+        held, earlier = self._found(request, attempt)
+        if held is None:
             return _refused("not_reserved", f"{request!r} attempt {attempt} has no reservation.")
-        entry = _posting(
-            hold,
-            unix_ns=unix_ns,
-            outcome=outcome,
-            pool=pool,
-            worker=worker,
-            worker_ns=worker_ns,
-            cost_nanodollars=cost_nanodollars,
-            book=book,
-        )
-        return self._settle(hold, earlier, entry)
+        if held.entry.owner != self.owner:
+            return _refused("not_reserved", f"{held.entry.owner!r}, which is dead, reserved it.")
+        book = self._books[held.entry.price_id]
+        entry = posting(held.entry, self._date(unix_ns), outcome, work, book)
+        return self._settle(held, earlier, entry)
 
     def void(
         self, unix_ns: int, request: RequestID, attempt: int = 0, *, reason: VoidReason
@@ -236,24 +324,26 @@ class Ledger:
             attempt: the try that was reserved.
             reason: why.
         """
-        hold, earlier = self._found(request, attempt)
-        if hold is None:
+        held, earlier = self._found(request, attempt)
+        if held is None:
             return _refused("not_reserved", f"{request!r} attempt {attempt} has no reservation.")
-        return self._settle(hold, earlier, _voiding(hold, unix_ns, reason))
+        return self._settle(held, earlier, voiding(held.entry, self._date(unix_ns), reason))
 
     def expire(self, now_ns: int, unix_ns: int) -> list[Voided]:
-        """Void this process's own holds whose time has passed."""
+        """Void the holds whose time has passed; those of the dead have none left."""
         late = [
-            hold
-            for hold in self._holds.values()
-            if hold.owner == self.owner and hold.expires_ns <= now_ns
+            held
+            for held in self._holds.values()
+            if held.entry.expires_ns <= now_ns or held.entry.owner != self.owner
         ]
-        return [self._close(hold, _voiding(hold, unix_ns, "expired")) for hold in late]
+        date = self._date(unix_ns)
+        return [self._close(held, voiding(held.entry, date, "expired")) for held in late]
 
     def void_orphans(self, unix_ns: int) -> list[Voided]:
-        """Void every hold of another process. Only for the one process that owns the store."""
-        orphans = [hold for hold in self._holds.values() if hold.owner != self.owner]
-        return [self._close(hold, _voiding(hold, unix_ns, "expired")) for hold in orphans]
+        """Void every hold that another process made and this one has taken over."""
+        orphans = [held for held in self._holds.values() if held.entry.owner != self.owner]
+        date = self._date(unix_ns)
+        return [self._close(held, voiding(held.entry, date, "expired")) for held in orphans]
 
     def accrue(
         self,
@@ -279,8 +369,8 @@ class Ledger:
         """
         assert from_unix_ns < until_unix_ns, (from_unix_ns, until_unix_ns)
         entry = CostAccrued(
-            at_unix_ns=unix_ns,
-            request=accrual_request(pool, from_unix_ns),
+            at_unix_ns=self._date(unix_ns),
+            request=accrual_request(self.owner, pool, from_unix_ns),
             pool=pool,
             from_unix_ns=from_unix_ns,
             until_unix_ns=until_unix_ns,
@@ -303,17 +393,20 @@ class Ledger:
     def apply(self, entry: Entry) -> None:
         """Repeat what an entry says, for recovery; the same entry twice changes nothing.
 
+        Quotas are not asked again: what is written was allowed.
+
         Raises:
             LedgerCorrupt: it contradicts an earlier entry, settles what was not reserved, or its
                 sums are not what its tokens and prices give.
         """
+        self._date(entry.at_unix_ns)
         match entry:
             case Reserved():
                 held, _ = self._found(entry.request, entry.attempt)
                 if held is None:
-                    self._open(entry)
-                elif held != entry:
-                    raise LedgerCorrupt(f"{entry!r} contradicts {held!r}.")
+                    self._holds[entry.request, entry.attempt] = Held(entry, ())
+                elif held.entry != entry:
+                    raise LedgerCorrupt(f"{entry!r} contradicts {held.entry!r}.")
             case Posted() | Voided():
                 self._apply_settlement(entry)
             case CostAccrued():
@@ -330,69 +423,87 @@ class Ledger:
         if isinstance(entry, CostAccrued):
             if entry in self._accrued.get(entry.pool, ()):
                 self._accrued[entry.pool].remove(entry)
-                self._accounts.take_back(entry.transfers())
             return
         place = (entry.request, entry.attempt)
-        hold, settlement = self._found(*place)
-        if settlement is not None and entry in (hold, settlement):
-            self._reopen(place)
-        if hold is not None and entry == hold:
+        held, settlement = self._found(*place)
+        if held is not None and settlement is not None and entry in (held.entry, settlement):
+            del self._settled[place]
+            self._holds[place] = held
+            _count(held, settlement, -1)
+        if held is not None and entry == held.entry:
             del self._holds[place]
-            self._add_use(hold, -1)
+            release(held.windows, entry.hold_tokens, entry.hold_nanodollars)
 
     def check(self) -> None:
-        """Compare every sum with every other that must equal it.
+        """Compare what windows hold with the open reservations under them.
 
         Raises:
-            LedgerCorrupt: two of them differ.
+            LedgerCorrupt: two sums differ, or one is below zero.
         """
-        self._accounts.check()
-        held: dict[KeyID, KeyUse] = {}
-        for hold in self._holds.values():
-            held[hold.key] = held.get(hold.key, KeyUse()).add(
-                held_tokens=hold.hold_tokens, held_nanodollars=hold.hold_nanodollars
-            )
-        for key, use in self._uses.items():
-            want = held.get(key, KeyUse())
-            if (use.held_tokens, use.held_nanodollars) != (want.held_tokens, want.held_nanodollars):
-                raise LedgerCorrupt(f"{key!r} holds {use!r}; its open reservations say {want!r}.")
-        total = self._accounts.total
-        used = sum(use.used_nanodollars for use in self._uses.values())
-        for name, left, right in (
-            ("wallets and keys", total("wallet:").debits_nanodollars, used),
-            ("revenue and keys", total("revenue:").credits_nanodollars, used),
-            (
-                "advertisers and ad income",
-                total(AD_NETWORK).debits_nanodollars,
-                total(AD_INCOME).credits_nanodollars,
-            ),
-            (
-                "costs and supplier",
-                total("cost:").debits_nanodollars,
-                total(SUPPLIER).credits_nanodollars,
-            ),
-        ):
-            if left != right:
-                raise LedgerCorrupt(f"The sums of {name} differ: {left!r} and {right!r}.")
+        # By identity: a limit that was lifted and set again has a window that looks the same.
+        held: Counter[Window] = Counter()
+        for each in self._holds.values():
+            for window in each.windows:
+                tokens = window.limit.unit == "tokens"
+                held[window] += each.entry.hold_tokens if tokens else each.entry.hold_nanodollars
+        for window in self._tree.windows():
+            if window.held != held[window] or min(window.held, window.used) < 0:
+                raise LedgerCorrupt(
+                    f"{window.limit!r} has used {window.used} and holds {window.held}; its open "
+                    f"reservations hold {held[window]}."
+                )
 
     # Inner steps.
 
+    def _date(self, unix_ns: int) -> int:
+        """A date for an entry: the clock's, unless that has gone back."""
+        self._unix_ns = max(self._unix_ns, unix_ns)
+        return self._unix_ns
+
+    def _payer(self, order: Order) -> Payer:
+        payer = self._payers[order.key.key]
+        if order.agent is not None or order.run is not None:
+            payer = msgspec.structs.replace(payer, agent=order.agent, run=order.run)
+        return payer
+
+    def _hold_price(self, book: PriceBook, model: ModelName, tier: Tier) -> HoldPrice | None:
+        name = (book.price_id, model, tier)
+        found = self._hold_prices.get(name)
+        if found is None and model in book.prices:
+            if len(self._hold_prices) >= HOLD_PRICES_MAX:
+                self._hold_prices.clear()
+            found = self._hold_prices[name] = HoldPrice(book, model, tier)
+            self.keep_book(book)
+        return found
+
+    def keep_book(self, book: PriceBook) -> None:
+        """Remember a price book, to bill holds by it. Books without holds may be forgotten."""
+        if book.price_id not in self._books and len(self._books) >= BOOKS_MAX:
+            used = {held.entry.price_id for held in self._holds.values()}
+            # A settlement may be repeated, or taken back and made anew.
+            used |= {held.entry.price_id for held, _ in self._settled.values()}
+            self._books = {name: each for name, each in self._books.items() if name in used}
+            self._hold_prices.clear()
+        self._books[book.price_id] = book
+
     def _found(
         self, request: RequestID, attempt: int
-    ) -> tuple[Reserved, Settlement | None] | tuple[None, None]:
-        place = (request, attempt)
-        if place in self._holds:
-            return self._holds[place], None
-        return self._settled.get(place, (None, None))
+    ) -> tuple[Held, Settlement | None] | tuple[None, None]:
+        held = self._holds.get((request, attempt))
+        if held is not None:
+            return held, None
+        return self._settled.get((request, attempt), (None, None))
 
-    def _earlier_hold(self, order: Order, attempt: int) -> Reserved | Refused | None:
-        hold, settlement = self._found(order.request, attempt)
-        if hold is None:
-            return None
+    def _earlier_hold(self, order: Order, attempt: int) -> Reserved | Refused:
+        held, settlement = self._found(order.request, attempt)
+        assert held is not None, order.request
+        hold = held.entry
         same = (
-            hold.key == order.key.key
+            hold.payer.key == order.key.key
             and hold.model == order.model
             and hold.tier_asked == order.tier
+            and hold.batch == order.batch
+            and (hold.payer.agent, hold.payer.run) == (order.agent, order.run)
             and hold.input_tokens_max == order.input_tokens_max
             and hold.output_tokens_max == order.output_tokens_max
         )
@@ -404,10 +515,11 @@ class Ledger:
         return hold
 
     def _settle(
-        self, hold: Reserved, earlier: Settlement | None, entry: SettlementT
+        self, held: Held, earlier: Settlement | None, entry: SettlementT
     ) -> SettlementT | Refused:
         if earlier is None:
-            return self._close(hold, entry)
+            return self._close(held, entry)
+        hold = held.entry
         if not isinstance(earlier, type(entry)):
             return _refused(
                 "already_settled", f"{hold.request!r} attempt {hold.attempt} was settled before."
@@ -418,52 +530,25 @@ class Ledger:
             )
         return earlier
 
-    def _open(self, hold: Reserved) -> None:
-        self._holds[hold.request, hold.attempt] = hold
-        self._add_use(hold, 1)
-
-    def _close(self, hold: Reserved, entry: SettlementT) -> SettlementT:
-        place = (hold.request, hold.attempt)
+    def _close(self, held: Held, entry: SettlementT) -> SettlementT:
+        place = (entry.request, entry.attempt)
         del self._holds[place]
-        self._add_use(hold, -1)
-        self._accounts.move(entry.transfers())
-        self._add_posted(entry, 1)
-        self._settled[place] = (hold, entry)
-        while len(self._settled) > self._settled_max:
+        self._settled[place] = (held, entry)
+        if len(self._settled) > self._settled_max:
             del self._settled[next(iter(self._settled))]
+        _count(held, entry, 1)
         return entry
 
-    def _reopen(self, place: tuple[RequestID, int]) -> None:
-        hold, entry = self._settled.pop(place)
-        self._add_posted(entry, -1)
-        self._accounts.take_back(entry.transfers())
-        self._open(hold)
-
-    def _add_use(self, hold: Reserved, sign: int) -> None:
-        self._uses[hold.key] = self.use_of(hold.key).add(
-            held_tokens=sign * hold.hold_tokens, held_nanodollars=sign * hold.hold_nanodollars
-        )
-
-    def _add_posted(self, entry: Settlement, sign: int) -> None:
-        if isinstance(entry, Posted):
-            self._uses[entry.key] = self.use_of(entry.key).add(
-                used_tokens=sign * entry.counted_tokens,
-                used_nanodollars=sign * entry.charged_nanodollars,
-            )
-
-    def _apply_settlement(self, entry: Settlement) -> None:
-        hold, earlier = self._found(entry.request, entry.attempt)
-        if hold is None:
+    def _apply_settlement(self, entry: Posted | Voided) -> None:
+        held, earlier = self._found(entry.request, entry.attempt)
+        if held is None:
             raise LedgerCorrupt(f"{entry!r} settles what was not reserved.")
-        if earlier == entry:
-            return
         if earlier is not None:
-            raise LedgerCorrupt(f"{entry!r} contradicts {earlier!r}.")
-        if (entry.key, entry.tenant) != (hold.key, hold.tenant):
-            raise LedgerCorrupt(f"{entry!r} settles the reservation of another: {hold!r}.")
-        if isinstance(entry, Posted) and not sum_holds(entry):
-            raise LedgerCorrupt(f"The sums of {entry!r} are not what its tokens and prices give.")
-        self._close(hold, entry)
+            if earlier != entry:
+                raise LedgerCorrupt(f"{entry!r} contradicts {earlier!r}.")
+            return
+        check_settlement(held.entry, entry)
+        self._close(held, entry)
 
     def _apply_cost(self, entry: CostAccrued) -> None:
         other = self._overlapping(entry)
@@ -486,65 +571,113 @@ class Ledger:
         rows.append(entry)
         rows.sort(key=lambda row: row.from_unix_ns)
         del rows[:-ACCRUALS_MAX]
-        self._accounts.move(entry.transfers())
 
 
-def _refused(code: RefusedCode, message: str) -> Refused:
-    return Refused(code=code, message=message)
+def check_settlement(hold: Reserved, entry: Settlement) -> None:
+    """Compare a settlement with the reservation that it ends.
+
+    Raises:
+        LedgerCorrupt: it settles another request's hold, or its sums do not hold.
+    """
+    if (entry.payer, entry.reserved_unix_ns) != (hold.payer, hold.at_unix_ns):
+        raise LedgerCorrupt(f"{entry!r} settles the reservation of another: {hold!r}.")
+    if isinstance(entry, Posted) and not sums_hold(entry):
+        raise LedgerCorrupt(f"The sums of {entry!r} are not what its tokens and prices give.")
 
 
-def _posting(
-    hold: Reserved,
-    *,
-    unix_ns: int,
-    outcome: Outcome,
-    pool: PoolID,
-    worker: WorkerID,
-    worker_ns: int,
-    cost_nanodollars: int,
-    book: PriceBook,
-) -> Posted:
-    usage, ending = outcome.usage, _ENDINGS[outcome.ending]
-    failed = ending == "failed"
-    tier = Tier.FREE if failed else delivered_tier(hold.tier_asked, book.promises, outcome.measured)
+def posting(hold: Reserved, unix_ns: int, outcome: Outcome, work: Work, book: PriceBook) -> Posted:
+    """The entry that bills an answer.
+
+    Args:
+        hold: its reservation.
+        unix_ns: the date.
+        outcome: how it ended.
+        work: who made it, and what that cost.
+        book: the prices that the hold was made by.
+    """
+    usage, failed = outcome.usage, outcome.ending == "failed"
+    asked = hold.tier_asked
+    tier = Tier.FREE if failed else delivered_tier(asked, book.promises, outcome.measured)
     price = book.prices[hold.model][tier]
+    rate_ppm = book.rate_ppm(hold.payer.tenant, hold.model, tier, hold.at_unix_ns, batch=hold.batch)
+    charged = 0 if failed else charge_nanodollars(usage, price, rate_ppm)
+    credit_ppm = 0 if failed or tier is asked else book.credits_ppm[asked]
     # An answer that missed a paid promise was never sold to advertisers.
-    ad_rate = book.ad_income_udollars_per_mtok if hold.tier_asked is Tier.FREE and not failed else 0
+    ad_rate = book.ad_income_udollars_per_mtok if asked is Tier.FREE and not failed else 0
     return Posted(
         at_unix_ns=unix_ns,
         request=hold.request,
         attempt=hold.attempt,
-        key=hold.key,
-        tenant=hold.tenant,
+        payer=hold.payer,
         model=hold.model,
-        tier_asked=hold.tier_asked,
+        tier_asked=asked,
         tier_delivered=tier,
-        pool=pool,
-        worker=worker,
-        uncached_input_tokens=usage.input_tokens - usage.cached_input_tokens,
-        cached_input_tokens=usage.cached_input_tokens,
-        output_tokens=usage.output_tokens,
-        price_id=book.price_id,
+        reserved_unix_ns=hold.at_unix_ns,
+        pool=work.pool,
+        worker=work.worker,
+        batch=hold.batch,
+        usage=usage,
+        metered_by=outcome.metered_by,
+        price_id=hold.price_id,
         price=price,
-        charged_nanodollars=0 if failed else charge_nanodollars(usage, price),
+        rate_ppm=rate_ppm,
+        charged_nanodollars=charged,
+        credit_ppm=credit_ppm,
+        credited_nanodollars=credit_nanodollars(charged, credit_ppm) if credit_ppm else 0,
         ad_income_udollars_per_mtok=ad_rate,
-        ad_income_nanodollars=ad_income_nanodollars(usage.output_tokens, ad_rate),
-        cost_nanodollars=cost_nanodollars,
-        worker_ns=worker_ns,
+        ad_income_nanodollars=(
+            ad_income_nanodollars(usage.completion_tokens, ad_rate) if ad_rate else 0
+        ),
+        energy_nanodollars=work.energy_nanodollars,
+        capital_nanodollars=work.capital_nanodollars,
+        worker_ns=work.worker_ns,
         ttft_ns=outcome.measured.ttft_ns,
         decode_ns=outcome.measured.decode_ns,
-        ending=ending,
+        ending=outcome.ending,
     )
 
 
-def _voiding(hold: Reserved, unix_ns: int, reason: VoidReason) -> Voided:
+def voiding(hold: Reserved, unix_ns: int, reason: VoidReason) -> Voided:
+    """The entry that gives a reservation back."""
     return Voided(
         at_unix_ns=unix_ns,
         request=hold.request,
         attempt=hold.attempt,
-        key=hold.key,
-        tenant=hold.tenant,
+        payer=hold.payer,
         model=hold.model,
         tier_asked=hold.tier_asked,
+        reserved_unix_ns=hold.at_unix_ns,
         reason=reason,
     )
+
+
+def _count(held: Held, entry: Settlement, sign: int) -> None:
+    """Move a hold to what was used of it; or back, with sign -1."""
+    if not held.windows:
+        return
+    hold = held.entry
+    tier, tokens, nanodollars = None, 0, 0
+    if isinstance(entry, Posted) and entry.ending != "failed":
+        tier, tokens, nanodollars = (
+            entry.tier_delivered,
+            entry.counted_tokens,
+            entry.paid_nanodollars,
+        )
+    release(
+        held.windows,
+        sign * hold.hold_tokens,
+        sign * hold.hold_nanodollars,
+        tier=tier,
+        tokens=sign * tokens,
+        nanodollars=sign * nanodollars,
+    )
+
+
+def _most(order: Order, payer: Payer, prices: HoldPrice, book: PriceBook, unix_ns: int) -> int:
+    """The most that a request can be charged, in nano-dollars."""
+    rate_ppm = book.rate_ppm_max(payer.tenant, order.model, unix_ns, batch=order.batch)
+    return prices.hold_nanodollars(order.input_tokens_max, order.output_tokens_max, rate_ppm)
+
+
+def _refused(code: RefusedCode, message: str) -> Refused:
+    return Refused(code=code, message=message)

@@ -1,15 +1,31 @@
-"""Keys, what they may use in all, and the refusal that says by how much a request is too large."""
+"""Keys, and the quota tree above them: hard limits at every level, all held in one step."""
 
 from __future__ import annotations
 
-from typing import Literal
+import datetime
+from collections.abc import Iterable
+from typing import Final, Literal, NewType, assert_never
 
 import msgspec
 
-from tokenworks.core.ids import KeyID, TenantID
-from tokenworks.core.orders import KeyView
+from tokenworks.core.ids import EngineerID, KeyID, LimitID, TeamID, TenantID
+from tokenworks.core.orders import KeyView, Payer
 from tokenworks.core.slo import Tier
-from tokenworks.ledger.entries import Reserved
+from tokenworks.core.units import NS_PER_HOUR, NS_PER_S
+
+Level = Literal["tenant", "team", "engineer", "key", "run"]
+LEVELS: Final[tuple[Level, ...]] = ("tenant", "team", "engineer", "key", "run")
+"""From the outermost to the innermost."""
+
+Unit = Literal["tokens", "nanodollars"]
+Period = Literal["hour", "day", "month", "lifetime"]
+
+NodeID = NewType("NodeID", str)
+"""A node of the quota tree: ``tenant:acme``, ``team:acme/search``, ``engineer:acme/ada``,
+``key:key_1``, ``run:acme/nightly-7``."""
+
+UNIX_NS_MAX: Final = 2**63 - 1
+_DAY_NS: Final = 24 * NS_PER_HOUR
 
 
 class KeyRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -18,53 +34,123 @@ class KeyRecord(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         key: its public id.
         tenant: who pays.
+        team: the tenant's team that it belongs to, if any.
+        engineer: the person that it belongs to, if any.
         name: for people.
         secret_sha256: 64 hex digits.
         tier_default: the tier of a request that names none.
-        tokens_quota: input and output tokens over the key's whole life; None for no limit.
-        nanodollars_quota: money over the key's whole life; None for no limit.
         created_unix_ns: when it was made.
         revoked_unix_ns: when it was revoked; None while it opens the gate.
     """
 
     key: KeyID
     tenant: TenantID
+    team: TeamID | None
+    engineer: EngineerID | None
     name: str
     secret_sha256: str
     tier_default: Tier
-    tokens_quota: int | None
-    nanodollars_quota: int | None
     created_unix_ns: int
     revoked_unix_ns: int | None
 
     def view(self) -> KeyView:
         """What the gateway may know."""
-        return KeyView(key=self.key, tenant=self.tenant, tier_default=self.tier_default)
-
-
-class KeyUse(msgspec.Struct, frozen=True, kw_only=True):
-    """What a key has used and what its open requests hold."""
-
-    used_tokens: int = 0
-    used_nanodollars: int = 0
-    held_tokens: int = 0
-    held_nanodollars: int = 0
-
-    def add(
-        self,
-        *,
-        used_tokens: int = 0,
-        used_nanodollars: int = 0,
-        held_tokens: int = 0,
-        held_nanodollars: int = 0,
-    ) -> KeyUse:
-        """The same with amounts, which may be negative, added."""
-        return KeyUse(
-            used_tokens=self.used_tokens + used_tokens,
-            used_nanodollars=self.used_nanodollars + used_nanodollars,
-            held_tokens=self.held_tokens + held_tokens,
-            held_nanodollars=self.held_nanodollars + held_nanodollars,
+        return KeyView(
+            key=self.key,
+            tenant=self.tenant,
+            team=self.team,
+            engineer=self.engineer,
+            tier_default=self.tier_default,
         )
+
+
+class Limit(msgspec.Struct, frozen=True, kw_only=True):
+    """The most that a node of the quota tree may use in a period.
+
+    Attributes:
+        limit: its id.
+        node: whose limit.
+        unit: what it counts.
+        period: a calendar hour, day or month in UTC, or the node's lifetime.
+        amount: how much, in the unit.
+        tier: count only requests asked for at this tier, and of these only those that got it: an
+            answer whose promise was broken does not use up the grant. None counts all.
+        carry_over_max: how much of a month's unused rest the next month adds at most.
+        package: the package that brought it, if one did.
+        created_unix_ns: when it was set.
+    """
+
+    limit: LimitID
+    node: NodeID
+    unit: Unit
+    period: Period
+    amount: int
+    tier: Tier | None = None
+    carry_over_max: int = 0
+    package: str | None = None
+    created_unix_ns: int = 0
+
+
+class LimitState(msgspec.Struct, frozen=True, kw_only=True):
+    """A limit with what its present window allows and what is used of it.
+
+    Attributes:
+        limit: the limit.
+        start_unix_ns: the window's start.
+        allowed: its amount, what was carried over and what was approved on top.
+        used: spent in the window until now.
+    """
+
+    limit: Limit
+    start_unix_ns: int
+    allowed: int
+    used: int
+
+
+class Window:
+    """One limit over one period, as it stands."""
+
+    __slots__ = ("allowed", "end_unix_ns", "held", "limit", "start_unix_ns", "used")
+
+    def __init__(self, limit: Limit, start_unix_ns: int, allowed: int, used: int) -> None:
+        self.limit = limit
+        self.start_unix_ns = start_unix_ns
+        self.end_unix_ns = window_end(limit.period, start_unix_ns)
+        self.allowed = allowed
+        self.used = used
+        self.held = 0
+
+    @property
+    def free(self) -> int:
+        """What may still be held."""
+        return self.allowed - self.used - self.held
+
+
+class QuotaNumbers(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a limit cannot hold a request: used + held + asked is above allowed.
+
+    Attributes:
+        limit: which limit.
+        node: whose.
+        unit: what it counts; all four numbers are in it.
+        period: its period.
+        allowed: the most in this window.
+        used: spent until now.
+        held: reserved by open requests.
+        asked: what this request would hold.
+        resets_unix_ns: when the next window begins; None for a lifetime, or where the request is
+            larger than any window.
+    """
+
+    limit: LimitID
+    node: NodeID
+    unit: Unit
+    period: Period
+    allowed: int
+    used: int
+    held: int
+    asked: int
+    resets_unix_ns: int | None
 
 
 RefusedCode = Literal[
@@ -78,24 +164,6 @@ RefusedCode = Literal[
 ]
 """Where ``core.errors`` has an error of that code, the edge raises it. The last three say that a
 settlement came without a reservation, after another settlement, or with other content."""
-
-
-class QuotaNumbers(msgspec.Struct, frozen=True, kw_only=True):
-    """Why a quota cannot hold a request: used + held + asked is above the quota.
-
-    Attributes:
-        unit: which quota; all four numbers are in it.
-        quota: the limit.
-        used: spent until now.
-        held: reserved by open requests.
-        asked: what this request would hold.
-    """
-
-    unit: Literal["tokens", "nanodollars"]
-    quota: int
-    used: int
-    held: int
-    asked: int
 
 
 class Refused(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,43 +180,293 @@ class Refused(msgspec.Struct, frozen=True, kw_only=True):
     quota: QuotaNumbers | None = None
 
 
-def quota_refusal(record: KeyRecord, use: KeyUse, hold: Reserved) -> Refused | None:
-    """Why a key's quotas cannot take one more hold; None when they can.
+class QuotaTree:
+    """The limits in force and their windows. Checking all levels and holding is one step.
 
     Args:
-        record: the key.
-        use: what it has used and holds.
-        hold: what a request would hold as well.
+        leased: this process may use only what it is granted by lease, so that a window begins with
+            nothing; else the whole of every limit is its own.
     """
-    numbers: list[QuotaNumbers] = []
-    if record.tokens_quota is not None:
-        numbers.append(
-            QuotaNumbers(
-                unit="tokens",
-                quota=record.tokens_quota,
-                used=use.used_tokens,
-                held=use.held_tokens,
-                asked=hold.hold_tokens,
-            )
+
+    def __init__(self, *, leased: bool = False) -> None:
+        self._leased = leased
+        self._windows: dict[LimitID, Window] = {}
+        self._by_node: dict[NodeID, list[LimitID]] = {}
+        self._of_payer: dict[Payer, tuple[LimitID, ...]] = {}
+
+    def set(self, state: LimitState) -> Window:
+        """Put a limit into force, or change what its window allows.
+
+        A window that is known keeps what it has used and holds; a new one begins as told, or,
+        where limits are leased, with nothing. So does that of a limit which from now on counts
+        something else.
+        """
+        known = self._windows.get(state.limit.limit)
+        if known is not None and not counts_alike(known.limit, state.limit):
+            self.remove(state.limit.limit)
+            known = None
+        if known is not None and known.start_unix_ns > state.start_unix_ns:
+            # The window has begun since the state was read: what it has used must not be lost.
+            if not self._leased:
+                known.allowed += state.limit.amount - known.limit.amount
+            known.limit = state.limit
+            return known
+        if known is not None and known.start_unix_ns == state.start_unix_ns:
+            known.limit = state.limit
+            if not self._leased:
+                known.allowed = state.allowed
+            return known
+        allowed, used = (0, 0) if self._leased else (state.allowed, state.used)
+        window = Window(state.limit, state.start_unix_ns, allowed, used)
+        if known is None:
+            self._by_node.setdefault(state.limit.node, []).append(state.limit.limit)
+            self._of_payer.clear()
+        self._windows[state.limit.limit] = window
+        return window
+
+    def remove(self, limit: LimitID) -> None:
+        """Lift a limit; open holds under it are not touched."""
+        window = self._windows.pop(limit, None)
+        if window is not None:
+            self._by_node[window.limit.node].remove(limit)
+            self._of_payer.clear()
+
+    def window(self, limit: LimitID) -> Window | None:
+        """The present window of a limit."""
+        return self._windows.get(limit)
+
+    def windows(self) -> tuple[Window, ...]:
+        """The present windows of all limits."""
+        return tuple(self._windows.values())
+
+    def hold(
+        self, payer: Payer, tier: Tier, tokens: int, nanodollars: int, unix_ns: int
+    ) -> tuple[Window, ...] | QuotaNumbers:
+        """Hold an amount at every level above a request, or at none.
+
+        Args:
+            payer: the path through the tree.
+            tier: the tier asked for.
+            tokens: the most tokens that it may use.
+            nanodollars: the most money.
+            unix_ns: now, for the windows.
+
+        Returns:
+            The windows that hold it, or the outermost limit that cannot.
+        """
+        limits = self._of_payer.get(payer)
+        if limits is None:
+            limits = self._limits_of(payer)
+        if not limits:
+            return ()
+        held: list[Window] = []
+        for name in limits:
+            window = self._windows[name]
+            limit = window.limit
+            if limit.tier is not None and limit.tier is not tier:
+                continue
+            if unix_ns >= window.end_unix_ns:
+                window = self._windows[name] = self._next(window, unix_ns)
+            asked = tokens if limit.unit == "tokens" else nanodollars
+            if window.used + window.held + asked > window.allowed:
+                return _numbers(window, asked)
+            held.append(window)
+        for window in held:
+            window.held += tokens if window.limit.unit == "tokens" else nanodollars
+        return tuple(held)
+
+    def shortages(
+        self, payer: Payer, tier: Tier, tokens: int, nanodollars: int, unix_ns: int
+    ) -> list[tuple[Window, int]]:
+        """The windows that cannot hold a request, each with what it lacks; see ``hold``."""
+        found = []
+        for name in self._limits_of(payer):
+            window = self._windows[name]
+            limit = window.limit
+            if limit.tier is not None and limit.tier is not tier:
+                continue
+            if unix_ns >= window.end_unix_ns:
+                window = self._windows[name] = self._next(window, unix_ns)
+            missing = (tokens if limit.unit == "tokens" else nanodollars) - window.free
+            if missing > 0:
+                found.append((window, missing))
+        return found
+
+    def _next(self, window: Window, unix_ns: int) -> Window:
+        if self._leased:
+            limit = window.limit
+            return Window(limit, window_start(limit.period, unix_ns), 0, 0)
+        return next_window(window, unix_ns)
+
+    def _limits_of(self, payer: Payer) -> tuple[LimitID, ...]:
+        found = tuple(limit for node in nodes_of(payer) for limit in self._by_node.get(node, ()))
+        if len(self._of_payer) >= PAYERS_MAX:
+            self._of_payer.clear()
+        self._of_payer[payer] = found
+        return found
+
+
+PAYERS_MAX: Final = 100_000
+"""Payers whose limits are remembered; runs come and go, so the memory is dropped when full."""
+
+
+def counts_alike(one: Limit, other: Limit) -> bool:
+    """Whether what was used of one limit is what was used of another."""
+    return (one.node, one.unit, one.period, one.tier) == (
+        other.node,
+        other.unit,
+        other.period,
+        other.tier,
+    )
+
+
+def release(
+    windows: Iterable[Window],
+    hold_tokens: int,
+    hold_nanodollars: int,
+    *,
+    tier: Tier | None = None,
+    tokens: int = 0,
+    nanodollars: int = 0,
+) -> None:
+    """Give a hold back, and count what was used of it in the same windows.
+
+    Args:
+        windows: those that ``QuotaTree.hold`` returned.
+        hold_tokens: what was held.
+        hold_nanodollars: what was held.
+        tier: the tier delivered; None if nothing was.
+        tokens: what was used.
+        nanodollars: what was paid.
+    """
+    for window in windows:
+        limit = window.limit
+        counts = limit.tier is None or limit.tier is tier
+        if limit.unit == "tokens":
+            window.held -= hold_tokens
+            window.used += tokens if counts else 0
+        else:
+            window.held -= hold_nanodollars
+            window.used += nanodollars if counts else 0
+
+
+def next_window(window: Window, unix_ns: int) -> Window:
+    """The window of the same limit at a later time, with what is carried over into it.
+
+    Extra budget that was approved for the old window ends with it, but counts as unused rest.
+    """
+    limit = window.limit
+    start_unix_ns = window_start(limit.period, unix_ns)
+    if limit.period != "month":
+        return Window(limit, start_unix_ns, limit.amount, 0)
+    carried = min(limit.carry_over_max, max(0, window.free))
+    at_unix_ns = window.end_unix_ns
+    while at_unix_ns < start_unix_ns:  # months in which nothing was asked
+        grown = min(limit.carry_over_max, limit.amount + carried)
+        if grown == carried:
+            break
+        carried, at_unix_ns = grown, window_end(limit.period, at_unix_ns)
+    return Window(limit, start_unix_ns, limit.amount + carried, 0)
+
+
+def nodes_of(payer: Payer) -> tuple[NodeID, ...]:
+    """The nodes above a request, the outermost first.
+
+    >>> nodes_of(Payer(tenant="acme", team="search", engineer=None, key="key_1"))
+    ('tenant:acme', 'team:acme/search', 'key:key_1')
+    """
+    named: tuple[tuple[Level, str | None], ...] = (
+        ("tenant", payer.tenant),
+        ("team", payer.team),
+        ("engineer", payer.engineer),
+        ("key", payer.key),
+        ("run", payer.run),
+    )
+    return tuple(node_id(level, payer.tenant, name) for level, name in named if name is not None)
+
+
+def node_id(level: Level, tenant: TenantID, name: str) -> NodeID:
+    """The id of a node: names of teams, engineers and runs are the tenant's own."""
+    if level in ("tenant", "key"):
+        return NodeID(f"{level}:{name}")
+    return NodeID(f"{level}:{tenant}/{name}")
+
+
+def window_start(period: Period, unix_ns: int) -> int:
+    """The start of the calendar window, UTC, that holds a time.
+
+    >>> window_start("day", 1_790_000_000_000_000_000) == 1_789_948_800_000_000_000
+    True
+    """
+    match period:
+        case "hour":
+            return unix_ns - unix_ns % NS_PER_HOUR
+        case "day":
+            return unix_ns - unix_ns % _DAY_NS
+        case "month":
+            day = _date(unix_ns)
+            return _unix_ns(day.replace(day=1))
+        case "lifetime":
+            return 0
+        case _:
+            assert_never(period)
+
+
+def window_end(period: Period, start_unix_ns: int) -> int:
+    """The end of a window, which is not part of it."""
+    match period:
+        case "hour":
+            return start_unix_ns + NS_PER_HOUR
+        case "day":
+            return start_unix_ns + _DAY_NS
+        case "month":
+            day = _date(start_unix_ns)
+            year, month = (day.year + 1, 1) if day.month == 12 else (day.year, day.month + 1)
+            return _unix_ns(datetime.date(year, month, 1))
+        case "lifetime":
+            return UNIX_NS_MAX
+        case _:
+            assert_never(period)
+
+
+def _date(unix_ns: int) -> datetime.date:
+    return datetime.date(1970, 1, 1) + datetime.timedelta(days=unix_ns // _DAY_NS)
+
+
+def _unix_ns(day: datetime.date) -> int:
+    return (day - datetime.date(1970, 1, 1)).days * _DAY_NS
+
+
+def _numbers(window: Window, asked: int) -> QuotaNumbers:
+    limit = window.limit
+    resets = limit.period != "lifetime" and asked <= limit.amount
+    return QuotaNumbers(
+        limit=limit.limit,
+        node=limit.node,
+        unit=limit.unit,
+        period=limit.period,
+        allowed=window.allowed,
+        used=window.used,
+        held=window.held,
+        asked=asked,
+        resets_unix_ns=window.end_unix_ns if resets else None,
+    )
+
+
+def quota_refusal(numbers: QuotaNumbers, unix_ns: int) -> Refused:
+    """The refusal that says by how much a request is too large, and when to come again."""
+    wait = ""
+    if numbers.resets_unix_ns is not None:
+        wait = (
+            f" The {numbers.period} ends in {-(-(numbers.resets_unix_ns - unix_ns) // NS_PER_S)} s."
         )
-    if record.nanodollars_quota is not None:
-        numbers.append(
-            QuotaNumbers(
-                unit="nanodollars",
-                quota=record.nanodollars_quota,
-                used=use.used_nanodollars,
-                held=use.held_nanodollars,
-                asked=hold.hold_nanodollars,
-            )
-        )
-    for row in numbers:
-        if row.used + row.held + row.asked > row.quota:
-            return Refused(
-                code="quota_exceeded",
-                message=(
-                    f"Key {record.key!r} has a quota of {row.quota} {row.unit}: {row.used} used, "
-                    f"{row.held} held by open requests, {row.asked} needed for this one."
-                ),
-                quota=row,
-            )
-    return None
+    per = "for life" if numbers.period == "lifetime" else f"per {numbers.period}"
+    return Refused(
+        code="quota_exceeded",
+        message=(
+            f"{numbers.node!r} may use {numbers.allowed} {numbers.unit} {per}: "
+            f"{numbers.used} used, {numbers.held} held by open requests, {numbers.asked} needed "
+            f"for this one.{wait}"
+        ),
+        quota=numbers,
+    )

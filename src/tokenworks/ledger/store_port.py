@@ -5,25 +5,34 @@ from __future__ import annotations
 from collections.abc import Awaitable, Iterator, Sequence
 from typing import Protocol
 
-from tokenworks.core.ids import KeyID, PriceID
-from tokenworks.ledger.entries import Entry
+from tokenworks.core.ids import KeyID, LimitID, PriceID
+from tokenworks.ledger.blocks import Block
+from tokenworks.ledger.entries import Entry, Reserved
+from tokenworks.ledger.extras import Extra
+from tokenworks.ledger.leases import Shortage, WindowUse
 from tokenworks.ledger.ledger import Ledger
-from tokenworks.ledger.quotas import KeyRecord
+from tokenworks.ledger.quotas import UNIX_NS_MAX, KeyRecord, Limit, LimitState
+from tokenworks.ledger.rollup import RollupRow
 
 
 class LedgerStore(Protocol):
-    """A durable list of entries, and the keys. Entries are never edited nor removed.
+    """A durable chain of blocks of entries, their sums, keys, limits and price books.
 
+    A store that appends does so for one owner, the process. Entries are never edited nor removed.
     One entry exists per (request, attempt, phase): appending an identical one again changes
     nothing, and one with other content is refused. A settlement is refused until its reservation
     is stored, so what is stored always rebuilds.
     """
 
+    owner: str
+    """The process that appends here; written into every block."""
+
     def append(self, entries: Sequence[Entry]) -> Awaitable[None]:
         """Store some entries, all or none; call it from a running loop.
 
-        Entries are stored in the order of the calls. Awaiting the result is optional only for a
-        caller who does not care whether it happened.
+        Entries are stored in the order of the calls, together with what others append in the same
+        milliseconds. Awaiting the result is optional only for a caller who does not care whether
+        it happened.
 
         Raises:
             LedgerUnavailable: (on awaiting) none of these entries is stored.
@@ -36,8 +45,98 @@ class LedgerStore(Protocol):
         """The same for tools without a loop; returns when it is durable."""
         ...
 
-    def load_entries(self) -> Iterator[Entry]:
-        """All entries, oldest first."""
+    def take_over(self, seen_before_unix_ns: int) -> list[Reserved]:
+        """Become the owner of what dead processes left open, and say what that is.
+
+        They are ended: should one of them still live, it can append nothing more.
+
+        Args:
+            seen_before_unix_ns: processes that have appended or said that they live since then
+                are left alone.
+        """
+        ...
+
+    def alive(self, unix_ns: int) -> None:
+        """Say that this process lives.
+
+        Raises:
+            LedgerUnavailable: it was taken over, or the store cannot be written.
+        """
+        ...
+
+    def blocks(self, after_seq: int = 0) -> Iterator[Block]:
+        """All blocks after one, in order."""
+        ...
+
+    def rollups(
+        self,
+        since_unix_ns: int | None = None,
+        until_unix_ns: int | None = None,
+        *,
+        by_hour: bool = False,
+        by_payer: bool = True,
+    ) -> list[RollupRow]:
+        """Sums of all that is stored, by hour or over the whole time.
+
+        Args:
+            since_unix_ns: hours that begin then or later.
+            until_unix_ns: hours that begin before then.
+            by_hour: a row for each hour, payer and kind; else one for each payer and kind, whose
+                start is 0, which are far fewer and quickly found.
+            by_payer: tell payers apart; else every row's payer is ``rollup.NOBODY``.
+        """
+        ...
+
+    def load_limits(self) -> list[Limit]:
+        """All limits, by id."""
+        ...
+
+    def put_limit(self, limit: Limit) -> None:
+        """Add a limit, or replace the one of that id."""
+        ...
+
+    def remove_limit(self, limit: LimitID) -> bool:
+        """Lift a limit; False when there is none."""
+        ...
+
+    def load_extras(self) -> list[Extra]:
+        """All extra budget, asked, approved and denied, oldest first."""
+        ...
+
+    def put_extra(self, extra: Extra) -> None:
+        """Add extra budget, or replace the one of that id."""
+        ...
+
+    def lease(
+        self, shortages: Sequence[Shortage], unix_ns: int
+    ) -> list[int] | tuple[Shortage, WindowUse]:
+        """Grant this process more of some limits, all or none.
+
+        From the first call on, what this process appends counts against its leases.
+
+        Returns:
+            What was granted of each, at least what was missing; or the first that has not so much
+            left, with how it stands over all processes. That one is then wanted: see ``wanted``.
+
+        Raises:
+            LedgerUnavailable: the store cannot be asked, or this process was taken over.
+        """
+        ...
+
+    def give_back(self, rest: Sequence[Shortage]) -> None:
+        """Give back parts of this process's leases that it neither uses nor holds.
+
+        Raises:
+            LedgerUnavailable: the store cannot be told; nothing was given back.
+        """
+        ...
+
+    def wanted(self, since_unix_ns: int) -> list[tuple[LimitID, int]]:
+        """Limits and windows of which some process has lacked something since a time."""
+        ...
+
+    def limit_states(self, unix_ns: int) -> list[LimitState]:
+        """Every limit with its present window, used until now by all processes."""
         ...
 
     def load_keys(self) -> list[KeyRecord]:
@@ -61,8 +160,8 @@ class LedgerStore(Protocol):
         """
         ...
 
-    def keys_version(self) -> int:
-        """A number that rises with each change of keys, whoever makes it."""
+    def settings_version(self) -> int:
+        """A number that rises with each change of keys, limits or extra budget by anybody."""
         ...
 
     def put_price_book(self, price_id: PriceID, text: str, first_used_unix_ns: int) -> None:
@@ -82,23 +181,44 @@ class LedgerStore(Protocol):
         ...
 
 
-def recover(store: LedgerStore, owner: str) -> Ledger:
-    """Rebuild a ledger from its entries.
+def recover(store: LedgerStore, unix_ns: int) -> Ledger:
+    """Rebuild the ledger of the only process that uses a store.
 
-    Reservations that another process left open are still open: the caller stores what
+    Reservations that another process left open are in it, still open: the caller stores what
     ``Ledger.void_orphans`` returns before it serves.
 
     Args:
         store: what to read.
-        owner: the name under which the ledger will reserve, new for each process.
+        unix_ns: now.
 
     Raises:
         LedgerCorrupt: the entries do not add up.
     """
-    ledger = Ledger(owner)
+    ledger = Ledger(store.owner)
+    store.alive(unix_ns)
     for record in store.load_keys():
         ledger.set_key(record)
-    for entry in store.load_entries():
-        ledger.apply(entry)
+    # Whoever else was here is dead, also where the clock has gone back since.
+    for hold in store.take_over(UNIX_NS_MAX):
+        ledger.apply(hold)
+    ledger.set_limits(store.limit_states(unix_ns))
     ledger.check()
+    return ledger
+
+
+def join(store: LedgerStore, unix_ns: int) -> Ledger:
+    """A ledger for one of several processes that use a store; it leases what it uses of limits.
+
+    Args:
+        store: what to read.
+        unix_ns: now.
+
+    Raises:
+        LedgerUnavailable: the store cannot be read.
+    """
+    ledger = Ledger(store.owner, leased=True)
+    store.alive(unix_ns)
+    for record in store.load_keys():
+        ledger.set_key(record)
+    ledger.set_limits(store.limit_states(unix_ns))
     return ledger

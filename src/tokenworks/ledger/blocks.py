@@ -1,0 +1,119 @@
+"""Blocks: entries that became durable together, each block chained on the one before by a hash."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from typing import Final
+
+import msgspec
+
+from tokenworks.core.errors import LedgerCorrupt
+from tokenworks.ledger.entries import CostAccrued, Entry, Posted, Reserved, Voided
+
+GENESIS: Final = bytes(32)
+"""The hash before the first block."""
+
+ENTRIES_MAX: Final = 4_096
+"""Entries in one block, unless a single append has more."""
+
+
+class Block(msgspec.Struct, frozen=True, kw_only=True):
+    """One group of entries as it is stored.
+
+    Attributes:
+        seq: its place in the ledger, from 1, without gaps.
+        owner: the process that wrote it.
+        number: its place among that process's blocks, from 1, without gaps; a process that does
+            not know whether its block was stored asks by this number.
+        at_unix_ns: when its last entry was made.
+        count: entries in it.
+        payload: the entries, a JSON array a line.
+        hash: blake2b of the previous block's hash, the fields above and the payload.
+    """
+
+    seq: int
+    owner: str
+    number: int
+    at_unix_ns: int
+    count: int
+    payload: bytes
+    hash: bytes
+
+
+_ENCODER: Final = msgspec.json.Encoder()
+_DECODER: Final[msgspec.json.Decoder[Entry]] = msgspec.json.Decoder(
+    Reserved | Posted | Voided | CostAccrued
+)
+
+
+def encode_entries(entries: Iterable[Entry]) -> bytes:
+    """Entries as a block's payload."""
+    return _ENCODER.encode_lines(entries)
+
+
+def decode_entries(block: Block) -> list[Entry]:
+    """The entries of a block.
+
+    Raises:
+        LedgerCorrupt: one cannot be read, or there are more or fewer than the block says.
+    """
+    try:
+        entries = _DECODER.decode_lines(block.payload)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise LedgerCorrupt(f"Block {block.seq} cannot be decoded: {error}.") from error
+    if len(entries) != block.count:
+        raise LedgerCorrupt(
+            f"Block {block.seq} has {len(entries)} entries and says that it has {block.count}."
+        )
+    return entries
+
+
+def hash_of(
+    before: bytes,
+    *,
+    seq: int,
+    owner: str,
+    number: int,
+    at_unix_ns: int,
+    count: int,
+    payload: bytes,
+) -> bytes:
+    """The hash of a block, 32 bytes.
+
+    Args:
+        before: the hash of the block before it; ``GENESIS`` for the first.
+        seq: as in ``Block``.
+        owner: likewise.
+        number: likewise.
+        at_unix_ns: likewise.
+        count: likewise.
+        payload: likewise.
+    """
+    digest = hashlib.blake2b(before, digest_size=32)
+    digest.update(f"{seq}\n{owner}\n{number}\n{at_unix_ns}\n{count}\n".encode())
+    digest.update(payload)
+    return digest.digest()
+
+
+def check_block(block: Block, seq: int, before: bytes) -> None:
+    """Compare a block with its place and its hash.
+
+    Raises:
+        LedgerCorrupt: a block is missing before it, or something in it was changed.
+    """
+    if block.seq != seq:
+        raise LedgerCorrupt(f"Block {seq} is missing; block {block.seq} stands in its place.")
+    found = hash_of(
+        before,
+        seq=block.seq,
+        owner=block.owner,
+        number=block.number,
+        at_unix_ns=block.at_unix_ns,
+        count=block.count,
+        payload=block.payload,
+    )
+    if found != block.hash:
+        raise LedgerCorrupt(
+            f"Block {block.seq} was changed, or a block before it: its hash differs."
+        )

@@ -1,0 +1,188 @@
+"""Limits as they are set and granted: names of nodes, names of limits, packages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final, get_args
+
+import msgspec
+
+from tokenworks.catalogue.packages import Package
+from tokenworks.core.errors import InvalidRequest
+from tokenworks.core.ids import KeyID, LimitID, TenantID
+from tokenworks.core.slo import Tier
+from tokenworks.ledger.extras import Extra
+from tokenworks.ledger.quotas import LEVELS, Limit, NodeID, Period, Unit, window_start
+
+PERIODS: Final[tuple[Period, ...]] = get_args(Period)
+NODE_HINT: Final = (
+    "Such as tenant:acme, team:acme/search, engineer:acme/ada, key:key_1 or run:acme/nightly-7."
+)
+
+
+def parse_node(text: str) -> NodeID:
+    """The id of a node of the quota tree.
+
+    Raises:
+        InvalidRequest: the text is none.
+
+    >>> parse_node("engineer:acme/ada")
+    'engineer:acme/ada'
+    """
+    level, _, name = text.partition(":")
+    tenant, slash, own = name.partition("/")
+    plain = level in ("tenant", "key")
+    if (
+        level not in LEVELS
+        or not tenant
+        or text.split() != [text]
+        or (bool(slash) if plain else not own)
+    ):
+        raise InvalidRequest(f"{text!r} is no node of the quota tree.", hint=NODE_HINT)
+    return NodeID(text)
+
+
+def limit_id(node: NodeID, unit: Unit, period: Period, tier: Tier | None) -> LimitID:
+    """The name of a limit; a node has one for each unit, period and tier.
+
+    >>> limit_id(NodeID("engineer:acme/ada"), "tokens", "month", Tier.PREMIUM)
+    'engineer:acme/ada#tokens-month-premium'
+    """
+    parts = ["usd" if unit == "nanodollars" else unit, period, *([] if tier is None else [tier])]
+    return LimitID(f"{node}#{'-'.join(parts)}")
+
+
+def new_limit(
+    node: NodeID,
+    unit: Unit,
+    period: Period,
+    amount: int,
+    *,
+    unix_ns: int,
+    tier: Tier | None = None,
+    carry_over_max: int = 0,
+    package: str | None = None,
+    before: Iterable[Limit] = (),
+) -> Limit:
+    """A limit, to be put into the store; it takes the place of one of the same name.
+
+    Args:
+        node: whose.
+        unit: what it counts.
+        period: over what time.
+        amount: how much, in the unit.
+        unix_ns: now.
+        tier: as in ``Limit``.
+        carry_over_max: likewise.
+        package: likewise.
+        before: all limits; one of the same name keeps the date since which it carries over.
+
+    Raises:
+        InvalidRequest: it carries over and is not by month.
+    """
+    if carry_over_max and period != "month":
+        raise InvalidRequest(f"A limit per {period} carries nothing over.", hint="Only months do.")
+    name = limit_id(node, unit, period, tier)
+    since = [limit.created_unix_ns for limit in before if limit.limit == name]
+    return Limit(
+        limit=name,
+        node=node,
+        unit=unit,
+        period=period,
+        amount=amount,
+        tier=tier,
+        carry_over_max=carry_over_max,
+        package=package,
+        created_unix_ns=since[0] if since else unix_ns,
+    )
+
+
+def granted(
+    node: NodeID, package: Package, before: Iterable[Limit], unix_ns: int
+) -> tuple[list[Limit], list[LimitID]]:
+    """What granting a package to a node changes.
+
+    Args:
+        node: who gets it.
+        package: what.
+        before: all limits.
+        unix_ns: now.
+
+    Returns:
+        Limits to put, and limits to remove: those of the node's package until now that the new one
+        has not. Limits that were set by hand stay unless the package has the same.
+    """
+    before = list(before)
+    put = [
+        new_limit(
+            node,
+            each.unit,
+            each.period,
+            each.amount,
+            unix_ns=unix_ns,
+            tier=each.tier,
+            carry_over_max=each.carry_over_max,
+            package=package.name,
+            before=before,
+        )
+        for each in package.limits
+    ]
+    kept = {limit.limit for limit in put}
+    gone = [
+        limit.limit
+        for limit in before
+        if limit.node == node and limit.package is not None and limit.limit not in kept
+    ]
+    return put, gone
+
+
+def is_below(node: NodeID, above: NodeID, tenants: dict[KeyID, TenantID]) -> bool:
+    """Whether a node is another one, or belongs to the tenant that the other one is.
+
+    Args:
+        node: the one.
+        above: the other.
+        tenants: whose each key is.
+
+    >>> is_below(NodeID("key:key_1"), NodeID("tenant:acme"), {KeyID("key_1"): TenantID("acme")})
+    True
+    """
+    if node == above:
+        return True
+    level, _, name = above.partition(":")
+    own_level, _, own = node.partition(":")
+    if level != "tenant" or own_level == "tenant":
+        return False
+    tenant = tenants.get(KeyID(own)) if own_level == "key" else own.partition("/")[0]
+    return tenant == name
+
+
+def decide(extra: Extra, limits: Iterable[Limit], *, approve: bool, by: str, unix_ns: int) -> Extra:
+    """Extra budget after somebody decided on it.
+
+    Args:
+        extra: what was asked for.
+        limits: all limits.
+        approve: whether it is given.
+        by: who decides.
+        unix_ns: now.
+
+    Raises:
+        InvalidRequest: it was decided before, its limit is gone, or its window has ended.
+    """
+    if extra.state != "asked":
+        raise InvalidRequest(
+            f"{extra.extra!r} was {extra.state} by {extra.decided_by!r}.", hint="Ask again."
+        )
+    if approve:
+        limit = next((each for each in limits if each.limit == extra.limit), None)
+        if limit is None:
+            raise InvalidRequest(f"The limit {extra.limit!r} is gone.", hint="Deny it.")
+        if window_start(limit.period, unix_ns) != extra.start_unix_ns:
+            raise InvalidRequest(
+                f"The {limit.period} that {extra.extra!r} was asked for has ended.",
+                hint="Deny it, and ask again.",
+            )
+    return msgspec.structs.replace(
+        extra, state="approved" if approve else "denied", decided_by=by, at_unix_ns=unix_ns
+    )

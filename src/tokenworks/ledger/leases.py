@@ -1,0 +1,91 @@
+"""Leases: how many processes share one limit and never use more of it than there is.
+
+Each process is granted a part of a limit's window and holds its requests against that part alone.
+What all processes were granted never exceeds what the window allows, and what a process has used
+never exceeds what it was granted; so all together they never use more than is allowed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final, NamedTuple
+
+from tokenworks.core.ids import LimitID
+from tokenworks.ledger.entries import Entry, Posted
+from tokenworks.ledger.quotas import Limit, NodeID, nodes_of, window_start
+
+SHARE: Final = 8
+"""A process is granted at most this part of what is left, so that the last of it is in small
+pieces and little lies idle with one process while another is refused."""
+
+
+class Shortage(NamedTuple):
+    """What a request lacks of one limit in this process.
+
+    Attributes:
+        limit: the limit.
+        start_unix_ns: its window.
+        missing: how much more than it was granted the process needs, in the limit's unit.
+    """
+
+    limit: LimitID
+    start_unix_ns: int
+    missing: int
+
+
+class WindowUse(NamedTuple):
+    """A limit's window over all processes.
+
+    Attributes:
+        allowed: the most in this window.
+        granted: to all processes, what they have used included.
+        used: spent by all of them.
+    """
+
+    allowed: int
+    granted: int
+    used: int
+
+
+def grant(use: WindowUse, missing: int) -> int | None:
+    """How much to grant a process that lacks an amount; None if so much is not left.
+
+    >>> grant(WindowUse(allowed=1000, granted=200, used=50), 10)
+    100
+    >>> grant(WindowUse(allowed=1000, granted=990, used=50), 10)
+    10
+    >>> grant(WindowUse(allowed=1000, granted=991, used=50), 10)
+    """
+    free = use.allowed - use.granted
+    if missing > free:
+        return None
+    return max(missing, free // SHARE)
+
+
+def by_node(limits: Iterable[Limit]) -> dict[NodeID, list[Limit]]:
+    """Limits by the node that they are on."""
+    found: dict[NodeID, list[Limit]] = {}
+    for limit in limits:
+        found.setdefault(limit.node, []).append(limit)
+    return found
+
+
+def spent(
+    entries: Iterable[Entry], limits: Mapping[NodeID, Sequence[Limit]]
+) -> dict[tuple[LimitID, int], int]:
+    """What some entries use of every limit's window, by limit and the window's start."""
+    sums: dict[tuple[LimitID, int], int] = {}
+    for entry in entries:
+        if not isinstance(entry, Posted) or entry.ending == "failed":
+            continue
+        for node in nodes_of(entry.payer):
+            for limit in limits.get(node, ()):
+                if limit.tier is not None and not (
+                    limit.tier is entry.tier_asked is entry.tier_delivered
+                ):
+                    continue
+                tokens = limit.unit == "tokens"
+                place = (limit.limit, window_start(limit.period, entry.reserved_unix_ns))
+                amount = entry.counted_tokens if tokens else entry.paid_nanodollars
+                sums[place] = sums.get(place, 0) + amount
+    return sums

@@ -1,0 +1,228 @@
+"""Sums of entries by hour, payer and kind of answer: reports, invoices and balances come from them.
+
+A rollup is derived: it can always be made again from the entries, and ``tokenworks ledger verify``
+does so. A store adds each block's entries to the rollups it keeps, per hour and per month.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final, NamedTuple
+
+from tokenworks.core.ids import KeyID, ModelName, PoolID, PriceID, TenantID
+from tokenworks.core.orders import TOKEN_CLASSES, Payer
+from tokenworks.core.slo import Tier
+from tokenworks.core.units import NS_PER_HOUR
+from tokenworks.ledger.accounts import (
+    AD_INCOME,
+    AD_NETWORK,
+    CREDITS,
+    SUPPLIER,
+    AccountID,
+    Accounts,
+    Balance,
+    capital_cost,
+    energy_cost,
+    revenue,
+    transfer,
+    wallet,
+)
+from tokenworks.ledger.entries import CostAccrued, Entry, Posted, Voided
+
+NOBODY: Final = Payer(tenant=TenantID(""), team=None, engineer=None, key=KeyID(""))
+"""Who pays for a pool's cost as it runs: the factory itself."""
+
+
+class Kind(NamedTuple):
+    """What entries of one row have in common besides their payer.
+
+    Attributes:
+        what: an ending (``done``, ``disconnected``, ``failed``), ``voided``, or ``accrued`` for
+            the cost of a pool over time.
+        model: the model asked for; empty for ``accrued``.
+        tier_asked: None for ``accrued``.
+        tier_delivered: None for what was voided or accrued.
+        pool: empty for what was voided.
+        price_id: the price book; empty for what was voided or accrued.
+        rate_ppm: what was charged of the list price.
+        batch: whether it could wait.
+    """
+
+    what: str
+    model: ModelName
+    tier_asked: Tier | None
+    tier_delivered: Tier | None
+    pool: PoolID
+    price_id: PriceID
+    rate_ppm: int
+    batch: bool
+
+
+MEASURES: Final = (
+    "requests",
+    *TOKEN_CLASSES,
+    "charged_nanodollars",
+    "credited_nanodollars",
+    "ad_income_nanodollars",
+    "energy_nanodollars",
+    "capital_nanodollars",
+    "worker_ns",
+)
+"""What is summed. ``energy`` and ``capital`` of an answer are its share; of ``accrued``, all."""
+
+Sums = list[int]
+"""One number for each of ``MEASURES``."""
+
+Row = tuple[int, Payer, Kind]
+"""The start of the hour or month (nanoseconds since 1970), who, and what."""
+
+
+class RollupRow(NamedTuple):
+    """One row with its sums."""
+
+    start_unix_ns: int
+    payer: Payer
+    kind: Kind
+    sums: Sums
+
+    def __getattr__(self, name: str) -> int:
+        """A measure by its name."""
+        try:
+            return self.sums[_PLACES[name]]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    def coarse(self, *, by_hour: bool, by_payer: bool) -> RollupRow:
+        """The row to which this one's sums belong when hours or payers are not told apart."""
+        if by_hour and by_payer:
+            return self
+        start = self.start_unix_ns if by_hour else 0
+        return RollupRow(start, self.payer if by_payer else NOBODY, self.kind, self.sums)
+
+    @property
+    def tokens(self) -> int:
+        """All tokens, read and made."""
+        return sum(self.sums[1 : 1 + len(TOKEN_CLASSES)])
+
+    @property
+    def paid_nanodollars(self) -> int:
+        """Charges less credits."""
+        return self.charged_nanodollars - self.credited_nanodollars
+
+
+_PLACES: Final[Mapping[str, int]] = {name: i for i, name in enumerate(MEASURES)}
+
+
+class Rollup:
+    """Sums that grow with entries; reservations add nothing.
+
+    Args:
+        by_hour: tell hours apart; else every row's start is 0.
+    """
+
+    def __init__(self, *, by_hour: bool = True) -> None:
+        self._by_hour = by_hour
+        self._rows: dict[Row, Sums] = {}
+        self.entries = 0
+
+    def add(self, entry: Entry) -> None:
+        """Add one entry."""
+        self.entries += 1
+        if isinstance(entry, Posted):
+            self._add_posted(entry)
+        elif isinstance(entry, Voided):
+            kind = Kind(
+                *("voided", entry.model, entry.tier_asked, None),
+                *(PoolID(""), PriceID(""), 0, False),
+            )
+            self._sums(entry.reserved_unix_ns, entry.payer, kind)[0] += 1
+        elif isinstance(entry, CostAccrued):
+            kind = Kind(
+                *("accrued", ModelName(""), None, None, entry.pool), *(PriceID(""), 0, False)
+            )
+            sums = self._sums(entry.from_unix_ns, NOBODY, kind)
+            sums[_ENERGY] += entry.energy_nanodollars
+            sums[_CAPITAL] += entry.capital_nanodollars
+
+    def _add_posted(self, entry: Posted) -> None:
+        kind = Kind(
+            entry.ending,
+            entry.model,
+            entry.tier_asked,
+            entry.tier_delivered,
+            entry.pool,
+            entry.price_id,
+            entry.rate_ppm,
+            entry.batch,
+        )
+        sums = self._sums(entry.reserved_unix_ns, entry.payer, kind)
+        usage = entry.usage
+        sums[0] += 1
+        sums[1] += usage.uncached_input_tokens
+        sums[2] += usage.cached_input_tokens
+        sums[3] += usage.output_tokens
+        sums[4] += usage.cache_write_tokens
+        sums[5] += usage.reasoning_tokens
+        sums[6] += usage.audio_input_tokens
+        sums[7] += usage.image_input_tokens
+        sums[8] += usage.audio_output_tokens
+        sums[9] += usage.image_output_tokens
+        sums[10] += entry.charged_nanodollars
+        sums[11] += entry.credited_nanodollars
+        sums[12] += entry.ad_income_nanodollars
+        sums[13] += entry.energy_nanodollars
+        sums[14] += entry.capital_nanodollars
+        sums[15] += entry.worker_ns
+
+    def _sums(self, unix_ns: int, payer: Payer, kind: Kind) -> Sums:
+        row = (unix_ns - unix_ns % NS_PER_HOUR if self._by_hour else 0, payer, kind)
+        sums = self._rows.get(row)
+        if sums is None:
+            sums = self._rows[row] = [0] * len(MEASURES)
+        return sums
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def rows(self) -> Iterator[RollupRow]:
+        """Every row."""
+        return (RollupRow(*row, sums) for row, sums in self._rows.items())
+
+
+_ENERGY: Final = _PLACES["energy_nanodollars"]
+_CAPITAL: Final = _PLACES["capital_nanodollars"]
+assert MEASURES[1:10] == TOKEN_CLASSES
+
+
+def merged(rows: Iterable[RollupRow]) -> list[RollupRow]:
+    """Rows with equal hour, payer and kind added up."""
+    sums: dict[Row, Sums] = {}
+    for row in rows:
+        found = sums.get(row[:3])
+        if found is None:
+            sums[row[:3]] = list(row.sums)
+        else:
+            for i, amount in enumerate(row.sums):
+                found[i] += amount
+    return [RollupRow(*row, found) for row, found in sums.items()]
+
+
+def balances(rows: Iterable[RollupRow]) -> dict[AccountID, Balance]:
+    """The balance of every account that the entries behind some rows have moved money through."""
+    accounts = Accounts()
+    for row in rows:
+        kind = row.kind
+        if kind.what == "accrued":
+            accounts.move(
+                transfer(energy_cost(kind.pool), SUPPLIER, row.energy_nanodollars)
+                + transfer(capital_cost(kind.pool), SUPPLIER, row.capital_nanodollars)
+            )
+        elif kind.tier_delivered is not None:
+            tenant = wallet(row.payer.tenant)
+            accounts.move(
+                transfer(tenant, revenue(kind.tier_delivered), row.charged_nanodollars)
+                + transfer(CREDITS, tenant, row.credited_nanodollars)
+                + transfer(AD_NETWORK, AD_INCOME, row.ad_income_nanodollars)
+            )
+    accounts.check()
+    return accounts.balances()

@@ -1,0 +1,102 @@
+"""What a store must know of its entries to refuse a contradiction: holds, and the latest rest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Final, TypeVar
+
+from tokenworks.core.errors import LedgerCorrupt
+from tokenworks.core.ids import RequestID
+from tokenworks.ledger.entries import CostAccrued, Entry, Reserved, Settlement
+
+RECENT_MAX: Final = 50_000
+"""Settlements and costs remembered, to tell a repeat from a contradiction; more than may queue."""
+
+_Place = tuple[RequestID, int]
+_KeyT = TypeVar("_KeyT")
+_EntryT = TypeVar("_EntryT", Reserved, CostAccrued)
+
+
+class Stored:
+    """The open reservations of one owner and its latest settlements and costs."""
+
+    def __init__(self) -> None:
+        self._open: dict[_Place, Reserved] = {}
+        self._settled: dict[_Place, tuple[Reserved, Settlement]] = {}
+        self._costs: dict[RequestID, CostAccrued] = {}
+
+    def open_holds(self) -> list[Reserved]:
+        """Reservations without a settlement, oldest first."""
+        return list(self._open.values())
+
+    def adopt(self, holds: Iterable[Reserved]) -> None:
+        """Take over open reservations of another owner."""
+        self._open |= {(hold.request, hold.attempt): hold for hold in holds}
+
+    def admit(self, entries: Sequence[Entry]) -> list[Entry]:
+        """Take up entries that are about to be stored, all or none.
+
+        Returns:
+            Those that are not stored yet.
+
+        Raises:
+            LedgerCorrupt: one has other content than the one stored, or settles what was not
+                reserved.
+        """
+        fresh: list[Entry] = []
+        try:
+            for entry in entries:
+                if self._take(entry):
+                    fresh.append(entry)  # noqa: PERF401 - undone below if a later one is refused
+        except LedgerCorrupt:
+            self.undo(fresh)
+            raise
+        return fresh
+
+    def undo(self, fresh: Sequence[Entry]) -> None:
+        """Forget entries that were admitted last and were not stored after all."""
+        for entry in reversed(fresh):
+            if isinstance(entry, CostAccrued):
+                del self._costs[entry.request]
+                continue
+            place = (entry.request, entry.attempt)
+            if isinstance(entry, Reserved):
+                del self._open[place]
+            else:
+                self._open[place] = self._settled.pop(place)[0]
+
+    def trim(self) -> None:
+        """Forget what is older than the latest; call it when what was admitted is stored."""
+        for rows in (self._settled, self._costs):
+            while len(rows) > RECENT_MAX:
+                del rows[next(iter(rows))]  # type: ignore[arg-type]
+
+    def _take(self, entry: Entry) -> bool:
+        """Take up one entry; False for a repeat."""
+        if isinstance(entry, CostAccrued):
+            return _new(self._costs, entry.request, entry)
+        place = (entry.request, entry.attempt)
+        settled = self._settled.get(place)
+        if settled is not None:
+            return _repeat(entry, settled[0] if isinstance(entry, Reserved) else settled[1])
+        if isinstance(entry, Reserved):
+            return _new(self._open, place, entry)
+        hold = self._open.pop(place, None)
+        if hold is None:
+            raise LedgerCorrupt(f"{entry!r} settles what was not reserved.")
+        self._settled[place] = (hold, entry)
+        return True
+
+
+def _new(rows: dict[_KeyT, _EntryT], place: _KeyT, entry: _EntryT) -> bool:
+    stored = rows.get(place)
+    if stored is not None:
+        return _repeat(entry, stored)
+    rows[place] = entry
+    return True
+
+
+def _repeat(entry: Entry, stored: Entry) -> bool:
+    if stored != entry:
+        raise LedgerCorrupt(f"{entry!r} contradicts what is stored: {stored!r}.")
+    return False

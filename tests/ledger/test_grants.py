@@ -1,0 +1,130 @@
+"""Limits are named, granted and topped up as people say it."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from tokenworks.catalogue.packages import EXAMPLE, parse_packages
+from tokenworks.core.errors import InvalidRequest
+from tokenworks.core.ids import KeyID, LimitID, TenantID
+from tokenworks.core.slo import Tier
+from tokenworks.ledger.extras import Extra
+from tokenworks.ledger.grants import decide, granted, is_below, limit_id, new_limit, parse_node
+from tokenworks.ledger.quotas import NodeID, window_end, window_start
+
+NOW = 1_790_000_000_000_000_000
+ADA = NodeID("engineer:acme/ada")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("tenant:acme", "team:acme/search", "team:acme/search/web", "engineer:acme/a@b.c"),
+        *("key:key_1", "run:acme/nightly-7"),
+    ],
+)
+def test_a_node_is_taken_as_it_is(text: str) -> None:
+    assert parse_node(text) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "acme", "tenant:", "tenant:a/b", "team:acme", "team:acme/", "team:/search"),
+        *("key:a/b", "key:a/", "person:acme/ada", "tenant:two words", " tenant:acme", "run:x"),
+    ],
+)
+def test_what_is_no_node_is_refused_with_examples(text: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        parse_node(text)
+    assert "engineer:acme/ada" in caught.value.hint
+
+
+def test_a_limit_is_named_for_what_it_limits() -> None:
+    assert limit_id(ADA, "nanodollars", "day", None) == "engineer:acme/ada#usd-day"
+    limit = new_limit(ADA, "tokens", "month", 5, unix_ns=NOW, tier=Tier.HIGH, carry_over_max=2)
+    assert limit.limit == "engineer:acme/ada#tokens-month-high"
+    assert (limit.amount, limit.carry_over_max, limit.created_unix_ns) == (5, 2, NOW)
+
+
+def test_a_limit_that_is_set_again_carries_over_since_the_first_time() -> None:
+    first = new_limit(ADA, "tokens", "month", 5, unix_ns=NOW)
+    again = new_limit(ADA, "tokens", "month", 7, unix_ns=NOW + 1, before=[first])
+    assert (again.limit, again.amount, again.created_unix_ns) == (first.limit, 7, NOW)
+    other = new_limit(ADA, "tokens", "day", 7, unix_ns=NOW + 1, before=[first])
+    assert other.created_unix_ns == NOW + 1
+
+
+def test_only_months_carry_over() -> None:
+    with pytest.raises(InvalidRequest, match="per day"):
+        new_limit(ADA, "tokens", "day", 5, unix_ns=NOW, carry_over_max=1)
+
+
+def test_a_package_takes_the_place_of_the_one_before() -> None:
+    packages = parse_packages(EXAMPLE)
+    pro, gone = granted(ADA, packages["pro"], [], NOW)
+    assert [limit.limit for limit in pro] == [
+        "engineer:acme/ada#tokens-month-premium",
+        "engineer:acme/ada#usd-hour",
+    ]
+    assert {limit.package for limit in pro} == {"pro"}
+    assert gone == []
+    by_hand = new_limit(ADA, "tokens", "hour", 5, unix_ns=NOW)
+    other = msgspec.structs.replace(pro[0], limit=LimitID("x"), node=NodeID("engineer:acme/bob"))
+    trial, gone = granted(ADA, packages["trial"], [*pro, by_hand, other], NOW + 1)
+    assert [(limit.limit, limit.amount) for limit in trial] == [
+        ("engineer:acme/ada#tokens-lifetime", 100_000)
+    ]
+    assert gone == [limit.limit for limit in pro]
+    same, gone = granted(ADA, packages["pro"], pro, NOW + 1)
+    assert (same, gone) == (pro, [])
+
+
+def test_everything_of_a_tenant_is_below_it() -> None:
+    tenants = {KeyID("key_1"): TenantID("acme"), KeyID("key_2"): TenantID("other")}
+    below = [
+        node
+        for node in (
+            *("tenant:acme", "tenant:other", "team:acme/search", "engineer:other/ada"),
+            *("key:key_1", "key:key_2", "key:key_3", "run:acme/r"),
+        )
+        if is_below(NodeID(node), NodeID("tenant:acme"), tenants)
+    ]
+    assert below == ["tenant:acme", "team:acme/search", "key:key_1", "run:acme/r"]
+    assert is_below(ADA, ADA, {})
+    assert not is_below(NodeID("key:key_1"), ADA, tenants)
+
+
+def asked(**changes: object) -> Extra:
+    extra = Extra(
+        extra="e",
+        limit=LimitID("engineer:acme/ada#tokens-month"),
+        start_unix_ns=window_start("month", NOW),
+        amount=5,
+        reason="a deadline",
+        asked_by="ada",
+        state="asked",
+        decided_by=None,
+        at_unix_ns=NOW,
+    )
+    return msgspec.structs.replace(extra, **changes)
+
+
+def test_extra_budget_is_approved_or_denied_once() -> None:
+    limits = [
+        new_limit(ADA, "tokens", "day", 5, unix_ns=NOW),
+        new_limit(ADA, "tokens", "month", 5, unix_ns=NOW),
+    ]
+    yes = decide(asked(), limits, approve=True, by="eve", unix_ns=NOW + 1)
+    assert yes == asked(state="approved", decided_by="eve", at_unix_ns=NOW + 1)
+    no = decide(asked(), [], approve=False, by="eve", unix_ns=NOW + 1)
+    assert no.state == "denied"
+    for decided in (yes, no):
+        with pytest.raises(InvalidRequest, match="eve"):
+            decide(decided, limits, approve=True, by="bob", unix_ns=NOW + 2)
+    with pytest.raises(InvalidRequest, match="is gone"):
+        decide(asked(), limits[:1], approve=True, by="eve", unix_ns=NOW)
+    later = window_end("month", asked().start_unix_ns)
+    with pytest.raises(InvalidRequest, match="has ended"):
+        decide(asked(), limits, approve=True, by="eve", unix_ns=later)
