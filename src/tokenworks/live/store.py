@@ -1,185 +1,139 @@
-"""The ledger store on one machine: SQLite, with many appends to one fsync."""
+"""The ledger's store: blocks of entries in one chain, their sums, keys, limits and price books."""
 
 from __future__ import annotations
 
 import asyncio
-import sqlite3
-import threading
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+import contextlib
+import functools
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
-from tokenworks.core.errors import (
-    ConfigInvalid,
-    LedgerCorrupt,
-    LedgerUnavailable,
-    TokenworksError,
+from tokenworks.core.errors import ConfigInvalid, LedgerCorrupt, LedgerUnavailable, TokenworksError
+from tokenworks.core.ids import LimitID
+from tokenworks.core.orders import Payer
+from tokenworks.ledger.blocks import (
+    GENESIS,
+    Block,
+    check_block,
+    decode_entries,
+    encode_entries,
+    hash_of,
 )
-from tokenworks.core.ids import KeyID, PriceID
-from tokenworks.ledger.entries import CostAccrued, Entry, kind_of
-from tokenworks.ledger.quotas import KeyRecord
-
-SCHEMA_VERSION: Final = 1
-QUEUE_LEN_MAX: Final = 20_000
-"""Entries waiting to be written; fewer than the settlements that a ledger can take back."""
-BUSY_S_MAX: Final = 10
-"""How long to wait for another process's write, such as a new key, to end."""
-
-_META_SCHEMA: Final = """
-CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT;
-INSERT OR IGNORE INTO meta VALUES ('schema_version', 1), ('keys_version', 0);
-"""
-
-_SCHEMA: Final = """
-CREATE TABLE IF NOT EXISTS keys (
-    key TEXT PRIMARY KEY, tenant TEXT NOT NULL, name TEXT NOT NULL,
-    secret_sha256 TEXT NOT NULL UNIQUE, tier_default TEXT NOT NULL,
-    tokens_quota INTEGER, nanodollars_quota INTEGER,
-    created_unix_ns INTEGER NOT NULL, revoked_unix_ns INTEGER) STRICT;
-CREATE TABLE IF NOT EXISTS entries (
-    seq INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL, at_unix_ns INTEGER NOT NULL,
-    request TEXT NOT NULL, attempt INTEGER NOT NULL, phase TEXT NOT NULL,
-    key TEXT, tenant TEXT, model TEXT, tier_asked TEXT, tier_delivered TEXT,
-    pool TEXT, worker TEXT,
-    uncached_input_tokens INTEGER, cached_input_tokens INTEGER, output_tokens INTEGER,
-    charged_nanodollars INTEGER, ad_income_nanodollars INTEGER, cost_nanodollars INTEGER,
-    worker_ns INTEGER, ttft_ns INTEGER, decode_ns INTEGER, ending TEXT, price_id TEXT,
-    payload BLOB NOT NULL,
-    UNIQUE (request, attempt, phase)) STRICT;
-CREATE TABLE IF NOT EXISTS transfers (
-    entry_seq INTEGER NOT NULL REFERENCES entries (seq),
-    debit_account TEXT NOT NULL, credit_account TEXT NOT NULL,
-    amount_nanodollars INTEGER NOT NULL CHECK (amount_nanodollars > 0)) STRICT;
-CREATE TABLE IF NOT EXISTS price_books (
-    price_id TEXT PRIMARY KEY, text TEXT NOT NULL, first_used_unix_ns INTEGER NOT NULL) STRICT;
-CREATE TRIGGER IF NOT EXISTS entries_are_never_edited BEFORE UPDATE ON entries
-    BEGIN SELECT RAISE(ABORT, 'entries are never edited'); END;
-CREATE TRIGGER IF NOT EXISTS entries_are_never_removed BEFORE DELETE ON entries
-    BEGIN SELECT RAISE(ABORT, 'entries are never removed'); END;
-"""
-
-_INSERT_ENTRY: Final = """
-INSERT INTO entries (kind, at_unix_ns, request, attempt, phase, key, tenant, model, tier_asked,
-    tier_delivered, pool, worker, uncached_input_tokens, cached_input_tokens, output_tokens,
-    charged_nanodollars, ad_income_nanodollars, cost_nanodollars, worker_ns, ttft_ns, decode_ns,
-    ending, price_id, payload)
-VALUES (:kind, :at_unix_ns, :request, :attempt, :phase, :key, :tenant, :model, :tier_asked,
-    :tier_delivered, :pool, :worker, :uncached_input_tokens, :cached_input_tokens, :output_tokens,
-    :charged_nanodollars, :ad_income_nanodollars, :cost_nanodollars, :worker_ns, :ttft_ns,
-    :decode_ns, :ending, :price_id, :payload)
-ON CONFLICT (request, attempt, phase) DO NOTHING
-"""
-
-_INSERT_KEY: Final = """
-INSERT INTO keys VALUES (:key, :tenant, :name, :secret_sha256, :tier_default, :tokens_quota,
-    :nanodollars_quota, :created_unix_ns, :revoked_unix_ns)
-ON CONFLICT (key) DO UPDATE SET tenant = :tenant, name = :name, secret_sha256 = :secret_sha256,
-    tier_default = :tier_default, tokens_quota = :tokens_quota,
-    nanodollars_quota = :nanodollars_quota, created_unix_ns = :created_unix_ns,
-    revoked_unix_ns = :revoked_unix_ns
-"""
-
-_COLUMNS: Final[dict[str, str | int | bytes | None]] = dict.fromkeys(
-    (
-        *("key", "tenant", "model", "tier_asked", "tier_delivered", "pool", "worker"),
-        *("uncached_input_tokens", "cached_input_tokens", "output_tokens"),
-        *("charged_nanodollars", "ad_income_nanodollars", "cost_nanodollars"),
-        *("worker_ns", "ttft_ns", "decode_ns", "ending", "price_id"),
-    )
+from tokenworks.ledger.entries import Entry, Reserved
+from tokenworks.ledger.extras import limit_states
+from tokenworks.ledger.leases import Shortage, WindowUse, by_node, spent
+from tokenworks.ledger.quotas import (
+    UNIX_NS_MAX,
+    Limit,
+    LimitState,
+    window_end,
+    window_start,
 )
+from tokenworks.ledger.rollup import MEASURES, NOBODY, Kind, Rollup, RollupRow, Sums, merged
+from tokenworks.ledger.stored import Stored
+from tokenworks.live import lease_tables
+from tokenworks.live.database import CommitUnknown, Database
+from tokenworks.live.group_commit import QUEUE_LEN_MAX, Batch, GroupCommit
+from tokenworks.live.ledger_sql import (
+    BLOCK_OF,
+    BLOCKS,
+    INSERT_BLOCK,
+    LAGGING,
+    LAST_BLOCK,
+    SCHEMA_VERSION,
+    UNROLLED_OF,
+    add_sums,
+    meta_schema,
+    read_sums,
+    schema,
+)
+from tokenworks.live.numbered_names import NumberedNames
+from tokenworks.live.postgres import PostgresDatabase
+from tokenworks.live.settings_store import (
+    SettingsStore,
+    load_extras,
+    load_limits,
+    meta_number,
+)
+from tokenworks.live.sqlite import SQLiteDatabase, SQLiteLock
+
+ROLL_ENTRIES: Final = 16_384
+"""Entries whose sums are in memory only before they are added to the tables; a start reads as many
+again, and so does a report."""
+REBUILD_BLOCKS: Final = 1_024
+"""Blocks whose sums are made at once when the tables are made again."""
+DOUBT_S_MAX: Final = 30
+"""How long to ask whether a commit that could not be heard was kept."""
+DOUBT_STEP_S: Final = 0.2
+RESTORE: Final = "Restore it from a copy."
+
+_NewNames = tuple[dict[Payer, int], dict[Kind, int]]
 
 _ENCODER: Final = msgspec.json.Encoder()
-_DECODER: Final[msgspec.json.Decoder[Entry]] = msgspec.json.Decoder(Entry)
+_HOLDS: Final = msgspec.json.Decoder(list[Reserved])
+_PAYER: Final = msgspec.json.Decoder(Payer)
+_KIND: Final = msgspec.json.Decoder(Kind)
 
-_Done = Callable[[TokenworksError | None], None]
-_Batch = tuple[tuple[Entry, ...], _Done]
 
-
-class SQLiteStore:
-    """Entries and keys in one SQLite file in WAL mode, synced at each commit.
+class SQLStore(SettingsStore):
+    """Everything the ledger keeps, in SQLite or PostgreSQL; a ``ledger.store_port.LedgerStore``.
 
     One thread writes. Whatever has queued up while it was syncing goes into its next transaction,
-    so throughput grows with load while each append still waits for its own fsync. It is a
-    ``ledger.store_port.LedgerStore``; other processes may read it and change keys meanwhile.
+    so throughput grows with load while each append still waits for its own sync. Sums are rolled
+    up every ``ROLL_ENTRIES`` entries; what is not rolled up yet is read from the blocks.
 
     Args:
-        path: the file; made if missing, in a folder that exists.
-        sole: refuse to open if another process has opened it so. A factory must: two of them
-            would each allow the whole of every quota. Tools leave it off.
+        connect: opens a connection to the database.
+        owner: the process that appends; new for each process.
         queue_len_max: entries that may wait to be written.
 
     Raises:
-        LedgerUnavailable: the file cannot be opened or written, or another factory has it.
+        LedgerUnavailable: the database cannot be opened or written.
         LedgerCorrupt: it is not a ledger.
         ConfigInvalid: it was written by a release with another schema.
     """
 
     def __init__(
-        self, path: Path, *, sole: bool = False, queue_len_max: int = QUEUE_LEN_MAX
+        self, connect: Callable[[], Database], owner: str, *, queue_len_max: int = QUEUE_LEN_MAX
     ) -> None:
-        assert queue_len_max > 0, queue_len_max
-        self.path = path
-        self._queue_len_max = queue_len_max
-        self._queue: deque[_Batch] = deque()
-        self._queue_len = 0
-        self._closing = False
-        self._wake = threading.Condition()
+        self.owner = owner
+        self._stored = Stored()
+        self._rollup = Rollup()
+        self._unrolled: list[tuple[int, Rollup]] = []
+        self._broken = False
+        self._number = 0
+        self._known = False
+        self._closed = False
+        self._leasing = _Leasing()
+        self._payers = NumberedNames("payers", _PAYER)
+        self._kinds = NumberedNames("kinds", _KIND)
         with ExitStack() as stack:
-            if sole:
-                stack.enter_context(closing(_lock(path)))
-            self._writer = stack.enter_context(closing(_connect(path)))
-            _prepare(path, self._writer)
-            self._other = stack.enter_context(closing(_connect(path)))
+            self._writer = stack.enter_context(closing(connect()))
+            _prepare(self._writer)
+            self._other = stack.enter_context(closing(connect()))
             self._held = stack.pop_all()
-        # Calls other than appends share one connection; each holds this for one transaction.
-        self._other_lock = threading.Lock()
-        self._thread = threading.Thread(target=self._run, name="ledger-store", daemon=True)
-        self._thread.start()
+        # Calls other than appends share one connection.
+        super().__init__(self._other)
+        self._group = GroupCommit(self._commit, self._roll_if_any, queue_len_max)
 
     # Entries.
 
     def append(self, entries: Sequence[Entry]) -> asyncio.Future[None]:
-        """Store some entries, all or none; see ``LedgerStore.append``."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[None] = loop.create_future()
-
-        def finish(error: TokenworksError | None) -> None:
-            if future.done():  # its waiter was cancelled
-                return
-            if error is None:
-                future.set_result(None)
-            else:
-                future.set_exception(error)
-
-        def done(error: TokenworksError | None) -> None:
-            try:
-                loop.call_soon_threadsafe(finish, error)
-            except RuntimeError:
-                # The loop has closed: nobody waits, and what is written stays written.
-                return
-
-        refusal = self._submit(entries, done)
-        if refusal is not None:
-            future.set_exception(refusal)
-        return future
+        """See ``LedgerStore``."""
+        return self._group.append(entries)
 
     def append_now(self, entries: Sequence[Entry]) -> None:
-        """The same for tools without a loop; returns when it is durable."""
-        waiting: Future[TokenworksError | None] = Future()
+        """See ``LedgerStore``."""
+        self._group.append_now(entries)
 
-        def done(error: TokenworksError | None) -> None:
-            if not waiting.done():
-                waiting.set_result(error)
-
-        refusal = self._submit(entries, done)
-        error = refusal or waiting.result()
-        if error is not None:
-            raise error
+    def blocks(self, after_seq: int = 0) -> Iterator[Block]:
+        """See ``LedgerStore``."""
+        return map(_block, self._other.stream(BLOCKS, (after_seq,)))
 
     def load_entries(self) -> Iterator[Entry]:
         """All entries, oldest first.
@@ -187,263 +141,584 @@ class SQLiteStore:
         Raises:
             LedgerCorrupt: one cannot be decoded.
         """
-        # Its own connection, so that a long read holds up nobody.
-        with _edge(self.path), closing(_connect(self.path)) as connection:
-            for seq, payload in connection.execute("SELECT seq, payload FROM entries ORDER BY seq"):
-                try:
-                    yield _DECODER.decode(payload)
-                except msgspec.DecodeError as error:
-                    raise LedgerCorrupt(
-                        f"Entry {seq} of {str(self.path)!r} cannot be decoded: {error}."
-                    ) from error
+        for block in self.blocks():
+            yield from decode_entries(block)
 
-    # Keys and price books.
+    def block_numbers(self) -> dict[str, int]:
+        """By process, the number of the last block that it has written."""
+        with self._other_lock:
+            return _block_numbers(self._other)
 
-    def load_keys(self) -> list[KeyRecord]:
-        """All keys, revoked ones too, by id."""
-        with self._reading() as connection:
-            cursor = connection.execute("SELECT * FROM keys ORDER BY key")
-            names = [column[0] for column in cursor.description]
-            return [
-                msgspec.convert(dict(zip(names, row, strict=True)), KeyRecord) for row in cursor
-            ]
+    def since(self, after_seq: int) -> tuple[list[Block], list[RollupRow], dict[str, int]]:
+        """Blocks after one, all sums, and ``block_numbers``, all of one moment.
 
-    def put_key(self, record: KeyRecord) -> None:
-        """Add a key, or replace the one of that id; see ``LedgerStore.put_key``."""
+        Raises:
+            LedgerCorrupt: the sums by hour are not those by month.
+        """
+        with self._other_lock, self._other.reading():
+            blocks = [_block(row) for row in self._other.query(BLOCKS, (after_seq,))]
+            self._compare_tables()
+            sums = self._rollups(self._other, 0, UNIX_NS_MAX)
+            return blocks, sums, _block_numbers(self._other)
+
+    def _compare_tables(self) -> None:
+        """Compare the tables of sums with each other, over all time."""
+
+        def of(table: str, *, by_payer: bool) -> list[tuple[Any, ...]]:
+            sql = read_sums(table, by_start=False, by_payer=by_payer)
+            return sorted(self._other.query(sql, (0, UNIX_NS_MAX)))
+
+        for table, by_payer in (("hours", True), ("factory_hours", False)):
+            if of(table, by_payer=by_payer) != of("months", by_payer=by_payer):
+                raise LedgerCorrupt(
+                    f"The sums of the table {table!r} are not those of the table 'months'.",
+                    hint="`tokenworks ledger rebuild` makes them again from the entries.",
+                )
+
+    # Other processes.
+
+    def alive(self, unix_ns: int) -> None:
+        """See ``LedgerStore``."""
+        with self._group.still, self._writer.writing():
+            self._join(unix_ns)
+            _still_ours(
+                self._writer.change(
+                    "UPDATE owners SET seen_unix_ns = ? WHERE owner = ? AND ended = 0",
+                    (unix_ns, self.owner),
+                ),
+                self.owner,
+            )
+
+    def take_over(self, seen_before_unix_ns: int) -> list[Reserved]:
+        """See ``LedgerStore``."""
+        # Nothing is rolled up until the holds are known here: the list would be written without.
+        with self._group.still:
+            holds = b""
+            try:
+                with self._writer.writing():
+                    found, names = self._end_the_dead(seen_before_unix_ns)
+                    holds = _ENCODER.encode([*self._rolled_holds(), *found])
+                    _still_ours(
+                        self._writer.change(
+                            "UPDATE owners SET holds = ? WHERE owner = ? AND ended = 0",
+                            (holds, self.owner),
+                        ),
+                        self.owner,
+                    )
+            except CommitUnknown:
+                kept = self._ask_until_known(lambda: self._rolled_holds() == _HOLDS.decode(holds))
+                self._broken = kept is None
+                if not kept:
+                    raise
+                names = ({}, {})
+            self._keep_names(names)
+            self._stored.adopt(found)
+        return found
+
+    def _end_the_dead(
+        self, seen_before_unix_ns: int
+    ) -> tuple[list[Reserved], tuple[dict[Payer, int], dict[Kind, int]]]:
+        """Inside a transaction: what dead processes hold, and new names; their sums are added."""
+        rollup, adopted = Rollup(), Stored()
+        self._join(seen_before_unix_ns)
+        dead = self._writer.query(
+            "SELECT owner, number, rolled, holds FROM owners "
+            "WHERE ended = 0 AND owner <> ? AND seen_unix_ns < ? ORDER BY owner",
+            (self.owner, seen_before_unix_ns),
+        )
+        self._check_tail()
+        for owner, number, rolled, holds in dead:
+            adopted.adopt(_HOLDS.decode(bytes(holds)))
+            for row in self._writer.query(UNROLLED_OF, (owner, rolled)):
+                for entry in adopted.admit(decode_entries(_block(row))):
+                    rollup.add(entry)
+            self._writer.change(
+                "UPDATE owners SET ended = 1, rolled = ?, holds = ? WHERE owner = ?",
+                (number, b"[]", owner),
+            )
+            lease_tables.end(self._writer, owner)
+        return adopted.open_holds(), self._write_sums([rollup])
+
+    def _rolled_holds(self) -> list[Reserved]:
+        rows = self._writer.query("SELECT holds FROM owners WHERE owner = ?", (self.owner,))
+        return _HOLDS.decode(bytes(rows[0][0])) if rows else []
+
+    def _join(self, unix_ns: int) -> None:
+        """Enter this process into the list of owners, inside a transaction."""
+        if not self._known:
+            self._writer.change(
+                "INSERT INTO owners VALUES (?, 0, 0, ?, ?, 0) ON CONFLICT (owner) DO NOTHING",
+                (self.owner, b"[]", unix_ns),
+            )
+
+    def _check_tail(self) -> None:
+        """Prove the chain from the first block whose sums are not rolled up, to the last."""
+        last = self._writer.query(LAST_BLOCK)
+        seq = last[0][0] if last else 1
+        for owner, rolled in self._writer.query(LAGGING):
+            found = self._writer.query(BLOCK_OF, (owner, rolled + 1))
+            if not found:
+                raise LedgerCorrupt(f"Block {rolled + 1} of {owner!r} is missing.", hint=RESTORE)
+            seq = min(seq, found[0][0])
+        before = self._writer.query("SELECT hash FROM blocks WHERE seq = ?", (seq - 1,))
+        if seq > 1 and not before:
+            raise LedgerCorrupt(f"Block {seq - 1} is missing.", hint=RESTORE)
+        digest = bytes(before[0][0]) if before else GENESIS
+        for row in self._writer.query(BLOCKS, (seq - 1,)):
+            block = _block(row)
+            check_block(block, seq, digest)
+            seq, digest = seq + 1, block.hash
+        written = int(self._writer.query("SELECT SUM(number) FROM owners")[0][0] or 0)
+        if seq - 1 != written:
+            raise LedgerCorrupt(
+                f"{written} blocks were written, and the last that is there is {seq - 1}.",
+                hint="Restore it from a copy.",
+            )
+
+    # Leases.
+
+    def lease(
+        self, shortages: Sequence[Shortage], unix_ns: int
+    ) -> list[int] | tuple[Shortage, WindowUse]:
+        """See ``LedgerStore``."""
+        with self._group.still, self._changing_leases(shortages):
+            self._join(unix_ns)
+            self._check_alive()
+            version = meta_number(self._writer, "settings_version")
+            leasing = self._leasing
+            known = all((each.limit, each.start_unix_ns) in leasing.states for each in shortages)
+            if leasing.version != version or not known:
+                limits, extras = load_limits(self._writer), load_extras(self._writer)
+
+                def used(since_unix_ns: int, until_unix_ns: int) -> list[RollupRow]:
+                    return self._rollups(self._writer, since_unix_ns, until_unix_ns, by_hour=False)
+
+                leasing = _Leasing(version, limits, limit_states(limits, extras, used, unix_ns))
+            result = lease_tables.lease(
+                self._writer, self.owner, shortages, leasing.states, unix_ns
+            )
+        self._leasing = leasing
+        return result
+
+    def give_back(self, rest: Sequence[Shortage]) -> None:
+        """See ``LedgerStore``."""
+        with self._group.still, self._changing_leases(rest):
+            self._check_alive()
+            lease_tables.give_back(self._writer, self.owner, rest)
+
+    @contextmanager
+    def _changing_leases(self, places: Sequence[Shortage]) -> Iterator[None]:
+        """A transaction that changes this process's leases; its end is always known.
+
+        Raises:
+            LedgerUnavailable: nothing has changed.
+        """
+
+        def granted() -> list[int]:
+            return lease_tables.granted(self._writer, self.owner, places)
+
+        after: list[int] = []
         try:
-            with self._writing() as connection:
-                connection.execute(_INSERT_KEY, msgspec.to_builtins(record))
-                _raise_keys_version(connection)
-        except LedgerUnavailable as error:
-            if isinstance(error.__cause__, sqlite3.IntegrityError):
-                raise ConfigInvalid(
-                    f"Key {record.key!r} has the secret of another key.",
-                    hint="Give it a new secret.",
-                ) from error
-            raise
+            with self._writer.writing():
+                yield
+                after = granted()
+        except CommitUnknown:
+            kept = self._ask_until_known(lambda: granted() == after)
+            self._broken = self._broken or kept is None
+            if not kept:
+                raise
 
-    def revoke_key(self, key: KeyID, revoked_unix_ns: int) -> bool:
-        """Close a key for ever; False when there is none. A second time changes nothing."""
-        with self._writing() as connection:
-            found = connection.execute("SELECT 1 FROM keys WHERE key = ?", (key,)).fetchone()
-            changed = connection.execute(
-                "UPDATE keys SET revoked_unix_ns = ? WHERE key = ? AND revoked_unix_ns IS NULL",
-                (revoked_unix_ns, key),
+    def wanted(self, since_unix_ns: int) -> list[tuple[LimitID, int]]:
+        """See ``LedgerStore``."""
+        with self._other_lock:
+            return lease_tables.wanted(self._other, since_unix_ns)
+
+    def _check_alive(self) -> None:
+        rows = self._writer.query(
+            "SELECT 1 FROM owners WHERE owner = ? AND ended = 0", (self.owner,)
+        )
+        _still_ours(len(rows), self.owner)
+
+    # Sums.
+
+    def rollups(
+        self,
+        since_unix_ns: int | None = None,
+        until_unix_ns: int | None = None,
+        *,
+        by_hour: bool = False,
+        by_payer: bool = True,
+    ) -> list[RollupRow]:
+        """See ``LedgerStore``."""
+        since, until = since_unix_ns or 0, until_unix_ns or UNIX_NS_MAX
+        with self._other_lock, self._other.reading():
+            return self._rollups(self._other, since, until, by_hour=by_hour, by_payer=by_payer)
+
+    def limit_states(self, unix_ns: int) -> list[LimitState]:
+        """See ``LedgerStore``. What is queued to be stored counts as used."""
+        with self._group.still, self._other_lock, self._other.reading():
+            limits, extras = load_limits(self._other), load_extras(self._other)
+            waiting = Rollup()
+            for entry in self._group.waiting():
+                waiting.add(entry)
+
+            def used(since_unix_ns: int, until_unix_ns: int) -> list[RollupRow]:
+                stored = self._rollups(self._other, since_unix_ns, until_unix_ns, by_hour=False)
+                queued = (
+                    row
+                    for row in waiting.rows()
+                    if since_unix_ns <= row.start_unix_ns < until_unix_ns
+                )
+                return [*stored, *(row._replace(start_unix_ns=0) for row in queued)]
+
+            return limit_states(limits, extras, used, unix_ns) if limits else []
+
+    def _rollups(
+        self,
+        database: Database,
+        since: int,
+        until: int,
+        *,
+        by_hour: bool = False,
+        by_payer: bool = True,
+    ) -> list[RollupRow]:
+        hours = "hours" if by_payer else "factory_hours"
+        read = functools.partial(read_sums, by_payer=by_payer)
+        rows: list[tuple[Any, ...]] = []
+        tables = 1
+        if by_hour:
+            rows += database.query(read(hours, by_start=True), (since, until))
+        else:
+            # Whole months from the one table, the hours before and after them from the other.
+            first = since if since == window_start("month", since) else _next_month(since)
+            last = until if until == UNIX_NS_MAX else window_start("month", until)
+            if first < last:
+                rows += database.query(read("months", by_start=False), (first, last))
+                parts = (
+                    [(since, first), (last, until)] if until != UNIX_NS_MAX else [(since, first)]
+                )
+            else:
+                parts = [(since, until)]
+            parts = [(start, stop) for start, stop in parts if start < stop]
+            tables = len(parts) + (first < last)
+            for start, stop in parts:
+                rows += database.query(read(hours, by_start=False), (start, stop))
+        found = [
+            RollupRow(
+                start,
+                self._payers.read(database, payer) if payer else NOBODY,
+                self._kinds.read(database, kind),
+                [int(amount) for amount in sums],
             )
-            if changed.rowcount:
-                _raise_keys_version(connection)
-            return found is not None
-
-    def keys_version(self) -> int:
-        """A number that rises with each change of keys, whoever makes it."""
-        with self._reading() as connection:
-            return _meta(connection, "keys_version")
-
-    def put_price_book(self, price_id: PriceID, text: str, first_used_unix_ns: int) -> None:
-        """Keep a price book's text under its id, for ever; a second time changes nothing."""
-        with self._writing() as connection:
-            connection.execute(
-                "INSERT OR IGNORE INTO price_books VALUES (?, ?, ?)",
-                (price_id, text, first_used_unix_ns),
-            )
-
-    def load_price_book(self, price_id: PriceID) -> str | None:
-        """The text kept under an id."""
-        with self._reading() as connection:
-            row = connection.execute(
-                "SELECT text FROM price_books WHERE price_id = ?", (price_id,)
-            ).fetchone()
-            return None if row is None else str(row[0])
+            for start, payer, kind, *sums in rows
+        ]
+        tail = Rollup()
+        for lagging in database.query(LAGGING):
+            for row in database.query(UNROLLED_OF, lagging):
+                for entry in decode_entries(_block(row)):
+                    tail.add(entry)
+        lately = [each for each in tail.rows() if since <= each.start_unix_ns < until]
+        if not lately and tables == 1:
+            return found
+        found += lately
+        return merged(each.coarse(by_hour=by_hour, by_payer=by_payer) for each in found)
 
     def close(self) -> None:
-        """Store what is queued and let go; a second time does nothing."""
-        with self._wake:
-            self._closing = True
-            self._wake.notify()
-        self._thread.join()
-        self._held.close()
+        """See ``LedgerStore``."""
+        self._group.close()
+        if not self._closed:
+            self._closed = True
+            try:
+                self._roll_if_any()
+                self._leave()
+            finally:
+                self._held.close()
 
-    # Inner steps.
+    def _leave(self) -> None:
+        """Be ended, with nothing open and nothing granted that is not used; nobody takes over."""
+        if not self._number or self._stored.open_holds() or self._rollup.entries:
+            return
+        if self._unrolled or self._broken:
+            return
+        with contextlib.suppress(LedgerUnavailable), self._writer.writing():
+            self._writer.change("UPDATE owners SET ended = 1 WHERE owner = ?", (self.owner,))
+            lease_tables.end(self._writer, self.owner)
 
-    def _submit(self, entries: Sequence[Entry], done: _Done) -> LedgerUnavailable | None:
-        with self._wake:
-            if self._closing:
-                return LedgerUnavailable("The ledger store is closed.")
-            if self._queue_len + len(entries) > self._queue_len_max:
-                return LedgerUnavailable(
-                    f"{self._queue_len} entries wait to be written, of {self._queue_len_max} "
-                    "that may.",
-                    hint="Look at the disk that holds the ledger.",
-                    retry_after_s=1,
+    def hold(self, close: Callable[[], None]) -> None:
+        """Let go of something else, too, when this closes."""
+        self._held.callback(close)
+
+    # The writer's thread.
+
+    def _commit(self, batches: list[Batch]) -> list[TokenworksError | None]:
+        if self._rollup.entries >= ROLL_ENTRIES:
+            # Before the batches, not after: if this stops the thread, they are not stored yet.
+            self._roll_if_any()
+        errors: list[TokenworksError | None] = []
+        fresh: list[Entry] = []
+        if self._broken:
+            raise LedgerUnavailable("The ledger cannot tell what it has stored.")
+        for batch in batches:
+            try:
+                fresh += self._stored.admit(batch.entries)
+                errors.append(None)
+            except LedgerCorrupt as error:
+                errors.append(error)
+        if fresh:
+            failure = self._store(fresh)
+            if failure is not None:
+                self._stored.undo(fresh)
+                if isinstance(failure, LedgerCorrupt) and len(batches) > 1:
+                    return [error for batch in batches for error in self._commit([batch])]
+                return [error or failure for error in errors]
+            self._stored.trim()
+            for entry in fresh:
+                self._rollup.add(entry)
+        return errors
+
+    def _store(self, entries: list[Entry]) -> TokenworksError | None:
+        number = self._number + 1
+        try:
+            with self._writer.writing():
+                self._write_block(entries, number)
+        except CommitUnknown as error:
+            kept = self._ask_until_known(lambda: self._written("number") >= number)
+            if kept is None:
+                raise LedgerUnavailable("The ledger cannot tell what it has stored.") from error
+            if not kept:
+                return error
+        except (LedgerUnavailable, LedgerCorrupt) as error:
+            return error
+        self._number, self._known = number, True
+        return None
+
+    def _write_block(self, entries: list[Entry], number: int) -> None:
+        at_unix_ns = entries[-1].at_unix_ns
+        self._join(at_unix_ns)
+        last = self._writer.query(LAST_BLOCK)
+        seq, before = (last[0][0] + 1, bytes(last[0][1])) if last else (1, GENESIS)
+        payload = encode_entries(entries)
+        digest = hash_of(
+            before,
+            seq=seq,
+            owner=self.owner,
+            number=number,
+            at_unix_ns=at_unix_ns,
+            count=len(entries),
+            payload=payload,
+        )
+        _still_ours(
+            self._writer.change(
+                "UPDATE owners SET number = ?, seen_unix_ns = ? WHERE owner = ? AND ended = 0",
+                (number, at_unix_ns, self.owner),
+            ),
+            self.owner,
+        )
+        if self._leasing.by_node:
+            spent_now = spent(entries, self._leasing.by_node)
+            lease_tables.spend(self._writer, self.owner, spent_now)
+        self._writer.change(
+            INSERT_BLOCK, (seq, self.owner, number, at_unix_ns, len(entries), payload, digest)
+        )
+
+    def _ask_until_known(self, question: Callable[[], bool]) -> bool | None:
+        """The answer to a question about what a broken commit has left; None if nobody answers.
+
+        It is asked inside a transaction that writes: while the commit is still under way on the
+        other side, that has to wait.
+        """
+        until = time.monotonic() + DOUBT_S_MAX
+        while time.monotonic() < until:
+            try:
+                with self._writer.writing():
+                    answer = question()
+            except LedgerUnavailable:
+                time.sleep(DOUBT_STEP_S)
+            else:
+                return answer
+        return None
+
+    def _written(self, column: str) -> int:
+        rows = self._writer.query(f"SELECT {column} FROM owners WHERE owner = ?", (self.owner,))
+        return int(rows[0][0]) if rows else 0
+
+    def _roll_if_any(self) -> None:
+        """Add the sums in memory to the tables; if that fails they stay, and are tried again.
+
+        Each of them ends with a block, whose number the tables remember: a commit that could not
+        be heard is found out the next time.
+        """
+        if self._rollup.entries:
+            self._unrolled.append((self._number, self._rollup))
+            self._rollup = Rollup()
+        if not self._unrolled or self._broken:
+            return
+        try:
+            with self._writer.writing():
+                rolled = self._written("rolled")
+                names = self._write_sums(
+                    rollup for number, rollup in self._unrolled if number > rolled
                 )
-            self._queue.append((tuple(entries), done))
-            self._queue_len += len(entries)
-            self._wake.notify()
-        return None
+                holds = _ENCODER.encode(self._stored.open_holds())
+                _still_ours(
+                    self._writer.change(
+                        "UPDATE owners SET rolled = ?, holds = ? WHERE owner = ? AND ended = 0",
+                        (self._number, holds, self.owner),
+                    ),
+                    self.owner,
+                )
+        except LedgerUnavailable:
+            return
+        self._keep_names(names)
+        self._unrolled.clear()
 
-    def _run(self) -> None:
-        batches: list[_Batch] = []
-        try:
-            while batches := self._take():
-                self._write(batches)
-        finally:
-            # Reached with batches only by a mistake of ours; nobody may wait for ever on it.
-            with self._wake:
-                self._closing = True
-                batches += self._queue
-                self._queue.clear()
-            for _, done in batches:
-                done(LedgerUnavailable("The ledger store's writer has stopped."))
+    def rebuild_sums(self) -> int:
+        """Make the tables of sums again from the blocks; how many entries that took.
 
-    def _take(self) -> list[_Batch]:
-        with self._wake:
-            self._wake.wait_for(lambda: self._queue or self._closing)
-            batches = list(self._queue)
-            self._queue.clear()
-            self._queue_len = 0
-            return batches
+        Processes that append meanwhile wait.
 
-    def _write(self, batches: list[_Batch]) -> None:
-        error = self._commit(entry for entries, _ in batches for entry in entries)
-        if isinstance(error, LedgerCorrupt) and len(batches) > 1:
-            # One caller's mistake must not fail the others that share its transaction.
-            for batch in batches:
-                self._write([batch])
-        else:
-            for _, done in batches:
-                done(error)
-        # What has been answered must not look unanswered if the writer stops later.
-        batches.clear()
+        Raises:
+            LedgerCorrupt: an entry cannot be read.
+        """
+        with self._group.still, self._writer.writing():
+            rows = self._writer.query("SELECT owner, rolled FROM owners")
+            rolled = {str(owner): int(number) for owner, number in rows}
+            self._writer.change("DELETE FROM hours")
+            self._writer.change("DELETE FROM months")
+            self._writer.change("DELETE FROM factory_hours")
+            entries, after = 0, 0
+            while page := self._writer.query(f"{BLOCKS} LIMIT {REBUILD_BLOCKS}", (after,)):
+                rollup = Rollup()
+                for block in map(_block, page):
+                    after = block.seq
+                    if block.number <= rolled.get(block.owner, 0):
+                        for entry in decode_entries(block):
+                            rollup.add(entry)
+                self._write_sums([rollup])
+                entries += rollup.entries
+        return entries
 
-    def _commit(self, entries: Iterator[Entry]) -> TokenworksError | None:
-        try:
-            self._writer.execute("BEGIN IMMEDIATE")
-            for entry in entries:
-                _insert(self._writer, entry)
-            self._writer.execute("COMMIT")
-        except (sqlite3.Error, LedgerCorrupt) as error:
-            # Some errors, such as a full disk, have rolled back already.
-            if self._writer.in_transaction:
-                self._writer.execute("ROLLBACK")
-            return error if isinstance(error, LedgerCorrupt) else _ours(self.path, error)
-        return None
+    def _write_sums(self, rollups: Iterable[Rollup]) -> tuple[dict[Payer, int], dict[Kind, int]]:
+        """Add sums to both tables inside a transaction; the new names hold once it is kept."""
+        payers: dict[Payer, int] = {}
+        kinds: dict[Kind, int] = {}
+        hours: list[list[int]] = []
+        coarse: dict[str, dict[tuple[int, int, int], Sums]] = {"months": {}, "factory_hours": {}}
+        for row in (row for rollup in rollups for row in rollup.rows()):
+            payer = self._payers.write(self._writer, row.payer, payers)
+            kind = self._kinds.write(self._writer, row.kind, kinds)
+            hours.append([row.start_unix_ns, payer, kind, *row.sums])
+            month = window_start("month", row.start_unix_ns)
+            for table, at in (
+                ("months", (month, payer, kind)),
+                ("factory_hours", (row.start_unix_ns, 0, kind)),
+            ):
+                sums = coarse[table].setdefault(at, [0] * len(MEASURES))
+                for i, amount in enumerate(row.sums):
+                    sums[i] += amount
+        self._writer.change_many(add_sums("hours"), hours)
+        for table, rows in coarse.items():
+            self._writer.change_many(add_sums(table), [[*at, *sums] for at, sums in rows.items()])
+        return payers, kinds
 
-    @contextmanager
-    def _reading(self) -> Iterator[sqlite3.Connection]:
-        with self._other_lock, _edge(self.path):
-            yield self._other
-
-    @contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
-        with self._other_lock, _edge(self.path), self._other:  # commits, or rolls back
-            # Taking the lock first lets SQLite wait for another writer instead of failing.
-            self._other.execute("BEGIN IMMEDIATE")
-            yield self._other
-
-
-def _insert(connection: sqlite3.Connection, entry: Entry) -> None:
-    row = {**_COLUMNS, **msgspec.structs.asdict(entry)}
-    payload = _ENCODER.encode(entry)
-    row |= {"kind": kind_of(entry), "phase": entry.phase, "payload": payload}
-    if isinstance(entry, CostAccrued):
-        row["cost_nanodollars"] = entry.energy_nanodollars + entry.capital_nanodollars
-    place = (entry.request, entry.attempt)
-    try:
-        cursor = connection.execute(_INSERT_ENTRY, row)
-    except OverflowError as error:
-        raise LedgerCorrupt(f"{entry!r} has a number of more than 64 bits.") from error
-    if cursor.rowcount == 0:
-        (stored,) = connection.execute(
-            "SELECT payload FROM entries WHERE request = ? AND attempt = ? AND phase = ?",
-            (*place, entry.phase),
-        ).fetchone()
-        if stored != payload:
-            raise LedgerCorrupt(f"{entry!r} contradicts what is stored: {stored!r}.")
-        return
-    seq = cursor.lastrowid
-    if entry.phase == "settle":
-        reserved = connection.execute(
-            "SELECT 1 FROM entries WHERE request = ? AND attempt = ? AND phase = 'reserve'", place
-        ).fetchone()
-        if reserved is None:
-            raise LedgerCorrupt(f"{entry!r} settles what was not reserved.")
-    for transfer in entry.transfers():
-        connection.execute("INSERT INTO transfers VALUES (?, ?, ?, ?)", (seq, *transfer))
+    def _keep_names(self, names: _NewNames) -> None:
+        self._payers.keep(names[0])
+        self._kinds.keep(names[1])
 
 
-def _raise_keys_version(connection: sqlite3.Connection) -> None:
-    connection.execute("UPDATE meta SET value = value + 1 WHERE name = 'keys_version'")
+class _Leasing:
+    """What the writer must know to lease: the limits as they were last read."""
+
+    def __init__(
+        self, version: int = -1, limits: Sequence[Limit] = (), states: Sequence[LimitState] = ()
+    ) -> None:
+        self.version = version
+        self.by_node = by_node(limits)
+        self.states = {(state.limit.limit, state.start_unix_ns): state for state in states}
 
 
-def _meta(connection: sqlite3.Connection, name: str) -> int:
-    (value,) = connection.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
-    return int(value)
+def sqlite_store(
+    path: Path, owner: str = "tool", *, sole: bool = False, create: bool = True
+) -> SQLStore:
+    """A store in one SQLite file.
 
+    Args:
+        path: the file, in a folder that exists.
+        owner: the process that appends.
+        sole: refuse to open if another process has opened it so. A factory that does not lease
+            its quotas must: two of them would each allow the whole of every limit.
+        create: make the file if it is missing.
 
-def _connect(path: Path) -> sqlite3.Connection:
-    with _edge(path):
-        connection = sqlite3.connect(
-            path, timeout=BUSY_S_MAX, isolation_level=None, check_same_thread=False
-        )
-        with ExitStack() as stack:
-            stack.callback(connection.close)
-            connection.execute("PRAGMA journal_mode = WAL").fetchone()
-            connection.execute("PRAGMA synchronous = FULL")
-            connection.execute("PRAGMA foreign_keys = ON")
-            # Only macOS knows it: there a plain fsync may stay in the drive's cache.
-            connection.execute("PRAGMA fullfsync = ON")
-            stack.pop_all()
-    return connection
-
-
-def _prepare(path: Path, connection: sqlite3.Connection) -> None:
-    with _edge(path):
-        connection.executescript(_META_SCHEMA)
-        version = _meta(connection, "schema_version")
-        if version != SCHEMA_VERSION:
-            raise ConfigInvalid(
-                f"{str(path)!r} has schema {version}; this release reads {SCHEMA_VERSION}.",
-                hint="Run the release that wrote it.",
-            )
-        connection.executescript(_SCHEMA)
-
-
-def _lock(path: Path) -> sqlite3.Connection:
-    """A lock that the operating system drops when this process ends, however it ends."""
+    Raises:
+        LedgerUnavailable: it cannot be opened, or another factory has it.
+        LedgerCorrupt, ConfigInvalid: see ``SQLStore``.
+    """
     with ExitStack() as stack:
-        try:
-            connection = sqlite3.connect(
-                path.with_name(f"{path.name}.lock"),
-                timeout=0,
-                isolation_level=None,
-                check_same_thread=False,
-            )
-            stack.callback(connection.close)
-            connection.execute("BEGIN EXCLUSIVE")
-        except sqlite3.Error as error:
-            raise LedgerUnavailable(
-                f"{str(path)!r} cannot be locked: {error}.",
-                hint="Stop the other factory that uses it, or give this one its own ledger.",
-            ) from error
+        if sole:
+            lock = stack.enter_context(closing(SQLiteLock(path)))
+        store = SQLStore(lambda: SQLiteDatabase(path, create=create), owner)
+        if sole:
+            store.hold(lock.close)
         stack.pop_all()
-    return connection
+    return store
 
 
-@contextmanager
-def _edge(path: Path) -> Iterator[None]:
-    """Turn SQLite's errors into ours."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        raise _ours(path, error) from error
+def postgres_store(url: str, owner: str = "tool", *, sole: bool = False) -> SQLStore:
+    """A store in a PostgreSQL database, which many processes may share.
+
+    Args:
+        url: ``postgresql://user:password@host:port/database``, as libpq reads it.
+        owner: the process that appends.
+        sole: refuse to open, and to append, while another process has opened it so.
+
+    Raises:
+        ConfigInvalid: the URL cannot be read, the driver is not installed; see also ``SQLStore``.
+        LedgerUnavailable: the server cannot be reached, or another factory has the database.
+        LedgerCorrupt: see ``SQLStore``.
+    """
+    # The lock belongs to the connection that appends: without the lock there is none.
+    with_lock = iter((sole, False))
+    return SQLStore(lambda: PostgresDatabase(url, sole=next(with_lock)), owner)
 
 
-def _ours(path: Path, error: sqlite3.Error) -> TokenworksError:
-    if getattr(error, "sqlite_errorcode", None) in {sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT}:
-        return LedgerCorrupt(
-            f"{str(path)!r} is not a readable ledger: {error}.", hint="Restore it from a copy."
+def _prepare(database: Database) -> None:
+    database.script(meta_schema(database.dialect))
+    version = meta_number(database, "schema_version")
+    if version != SCHEMA_VERSION:
+        raise ConfigInvalid(
+            f"{database.where!r} has schema {version}; this release reads {SCHEMA_VERSION}.",
+            hint="Run the release that wrote it.",
         )
-    return LedgerUnavailable(
-        f"{str(path)!r} could not be read or written: {error}.",
-        hint="Look at the disk's free space and at the file's permissions.",
+    database.script(schema(database.dialect))
+
+
+def _block_numbers(database: Database) -> dict[str, int]:
+    rows = database.query("SELECT owner, number FROM owners WHERE number > 0")
+    return {str(owner): int(number) for owner, number in rows}
+
+
+def _block(row: tuple[Any, ...]) -> Block:
+    seq, owner, number, at_unix_ns, count, payload, digest = row
+    if not isinstance(payload, bytes) or not isinstance(digest, bytes):
+        raise LedgerCorrupt(f"Block {seq} was changed: it does not hold bytes.")
+    return Block(
+        seq=seq,
+        owner=owner,
+        number=number,
+        at_unix_ns=at_unix_ns,
+        count=count,
+        payload=payload,
+        hash=digest,
     )
+
+
+def _still_ours(changed: int, owner: str) -> None:
+    if changed != 1:
+        raise LedgerUnavailable(
+            f"Another process has taken over from {owner!r}, which it held for dead.",
+            hint="Restart this one.",
+        )
+
+
+def _next_month(unix_ns: int) -> int:
+    return window_end("month", window_start("month", unix_ns))

@@ -1,0 +1,182 @@
+"""Group commit: a thread stores at once whatever queued up while it stored what came before."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Final
+
+from tokenworks.core.errors import LedgerUnavailable, TokenworksError
+from tokenworks.ledger.blocks import ENTRIES_MAX
+from tokenworks.ledger.entries import Entry
+
+QUEUE_LEN_MAX: Final = 20_000
+"""Entries waiting to be written; fewer than the settlements that a ledger can take back."""
+
+IDLE_S_MAX: Final = 5
+"""How long the thread waits for entries before it looks after what it has put off."""
+
+Done = Callable[[TokenworksError | None], None]
+
+
+class Batch:
+    """Entries of one append, all or none, and whom to tell."""
+
+    __slots__ = ("done", "entries", "future", "loop")
+
+    def __init__(
+        self,
+        entries: tuple[Entry, ...],
+        loop: asyncio.AbstractEventLoop | None,
+        future: asyncio.Future[None] | None,
+        done: Done | None,
+    ) -> None:
+        self.entries, self.loop, self.future, self.done = entries, loop, future, done
+
+
+class GroupCommit:
+    """The writer's thread and its queue.
+
+    Args:
+        commit: stores batches, in order, and returns for each of them what was wrong, if anything;
+            called on the thread.
+        idle: called on the thread when nothing has come for a while.
+        queue_len_max: entries that may wait.
+    """
+
+    def __init__(
+        self,
+        commit: Callable[[list[Batch]], list[TokenworksError | None]],
+        idle: Callable[[], None],
+        queue_len_max: int = QUEUE_LEN_MAX,
+    ) -> None:
+        assert queue_len_max > 0, queue_len_max
+        self._commit, self._idle, self._queue_len_max = commit, idle, queue_len_max
+        self._queue: list[Batch] = []
+        self._queue_len = 0
+        self._closing = False
+        self._wake = threading.Condition()
+        self.still = threading.Lock()
+        """Held while entries are between the queue and the disk; who holds it sees all the rest."""
+        self._thread = threading.Thread(target=self._run, name="ledger-store", daemon=True)
+        self._thread.start()
+
+    def append(self, entries: Sequence[Entry]) -> asyncio.Future[None]:
+        """Queue some entries from a running loop; the future is done when they are stored."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[None] = loop.create_future()
+        refusal = self._submit(Batch(tuple(entries), loop, future, None))
+        if refusal is not None:
+            future.set_exception(refusal)
+        return future
+
+    def append_now(self, entries: Sequence[Entry]) -> None:
+        """Queue some entries and wait.
+
+        Raises:
+            TokenworksError: they are not stored.
+        """
+        waiting: Future[TokenworksError | None] = Future()
+        refusal = self._submit(Batch(tuple(entries), None, None, waiting.set_result))
+        error = refusal or waiting.result()
+        if error is not None:
+            raise error
+
+    def waiting(self) -> list[Entry]:
+        """Entries that are queued. Whoever holds ``still`` knows that all others are stored."""
+        with self._wake:
+            return [entry for batch in self._queue for entry in batch.entries]
+
+    def close(self) -> None:
+        """Store what is queued and end the thread; a second time does nothing."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        self._thread.join()
+
+    def _submit(self, batch: Batch) -> LedgerUnavailable | None:
+        with self._wake:
+            if self._closing:
+                return LedgerUnavailable("The ledger store is closed.")
+            # One that waits alone is always taken: what a dead process left open comes at once.
+            if self._queue and self._queue_len + len(batch.entries) > self._queue_len_max:
+                return LedgerUnavailable(
+                    f"{self._queue_len} entries wait to be written, of {self._queue_len_max} "
+                    "that may.",
+                    hint="Look at the disk that holds the ledger.",
+                    retry_after_s=1,
+                )
+            if not self._queue:
+                self._wake.notify()
+            self._queue.append(batch)
+            self._queue_len += len(batch.entries)
+        return None
+
+    def _run(self) -> None:
+        batches: list[Batch] = []
+        try:
+            while self._wait():
+                with self.still:
+                    batches = self._take()
+                    errors = self._commit(batches) if batches else []
+                    if not batches:
+                        self._idle()
+                _tell(batches, errors)
+                # What has been answered must not look unanswered if the thread stops later.
+                batches = []
+        finally:
+            # Reached with batches only by a mistake of ours; nobody may wait for ever on it.
+            with self._wake:
+                self._closing = True
+                batches += self._queue
+                self._queue = []
+            stopped = LedgerUnavailable("The ledger store's writer has stopped.")
+            _tell(batches, [stopped] * len(batches))
+
+    def _wait(self) -> bool:
+        """Until something is queued, or for a while; False when there is nothing left to do."""
+        with self._wake:
+            self._wake.wait_for(lambda: self._queue or self._closing, timeout=IDLE_S_MAX)
+            return bool(self._queue) or not self._closing
+
+    def _take(self) -> list[Batch]:
+        """The next batches, no more than fit a block."""
+        with self._wake:
+            count = taken = 0
+            for batch in self._queue:
+                if taken and count + len(batch.entries) > ENTRIES_MAX:
+                    break
+                taken, count = taken + 1, count + len(batch.entries)
+            batches, self._queue = self._queue[:taken], self._queue[taken:]
+            self._queue_len -= count
+            return batches
+
+
+def _tell(batches: list[Batch], errors: list[TokenworksError | None]) -> None:
+    """Answer everybody; those of one loop by one call."""
+    by_loop: dict[
+        asyncio.AbstractEventLoop, list[tuple[asyncio.Future[None], TokenworksError | None]]
+    ] = {}
+    for batch, error in zip(batches, errors, strict=True):
+        if batch.loop is not None and batch.future is not None:
+            by_loop.setdefault(batch.loop, []).append((batch.future, error))
+        elif batch.done is not None:
+            batch.done(error)
+    for loop, answers in by_loop.items():
+        try:
+            loop.call_soon_threadsafe(_finish, answers)
+        except RuntimeError:
+            # The loop has closed: nobody waits, and what is written stays written.
+            continue
+
+
+def _finish(answers: list[tuple[asyncio.Future[None], TokenworksError | None]]) -> None:
+    for future, error in answers:
+        if future.done():  # its waiter was cancelled
+            continue
+        if error is None:
+            future.set_result(None)
+        else:
+            future.set_exception(error)

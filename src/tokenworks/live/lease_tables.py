@@ -1,0 +1,120 @@
+"""Leases in the database: who was granted how much of which limit's window."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from tokenworks.core.ids import LimitID
+from tokenworks.ledger.leases import Shortage, WindowUse, grant
+from tokenworks.ledger.quotas import LimitState
+from tokenworks.live.database import Database
+
+BEFORE: Final = ""
+"""The owner of what was used of a window before anybody leased it."""
+
+_GRANT: Final = """
+INSERT INTO leases VALUES (?, ?, ?, ?, ?) ON CONFLICT (owner, limit_id, start_unix_ns)
+DO UPDATE SET granted = leases.granted + excluded.granted, used = leases.used + excluded.used
+"""
+_SPEND: Final = """
+INSERT INTO leases VALUES (?, ?, ?, ?, ?) ON CONFLICT (owner, limit_id, start_unix_ns)
+DO UPDATE SET used = leases.used + excluded.used
+"""
+_WANT: Final = """
+INSERT INTO wanted VALUES (?, ?, ?) ON CONFLICT (limit_id, start_unix_ns)
+DO UPDATE SET at_unix_ns = excluded.at_unix_ns
+"""
+
+
+def lease(
+    database: Database,
+    owner: str,
+    shortages: Sequence[Shortage],
+    states: Mapping[tuple[LimitID, int], LimitState],
+    unix_ns: int,
+) -> list[int] | tuple[Shortage, WindowUse]:
+    """Grant a process more, all or none, inside a transaction; see ``LedgerStore.lease``.
+
+    Args:
+        database: in a writing transaction.
+        owner: the process.
+        shortages: what it lacks.
+        states: limits by id and window, each with what it allows and what was used of it when
+            they were read, by everybody.
+        unix_ns: now, for who wants something.
+    """
+    granted: list[int] = []
+    for short in shortages:
+        state = states.get((short.limit, short.start_unix_ns))
+        use = WindowUse(0, 0, 0) if state is None else _use(database, state)
+        amount = grant(use, short.missing)
+        if amount is None:
+            for each, given in zip(shortages, granted, strict=False):
+                database.change(_GRANT, (owner, each.limit, each.start_unix_ns, -given, 0))
+            database.change(_WANT, (short.limit, short.start_unix_ns, unix_ns))
+            return short, use
+        database.change(_GRANT, (owner, short.limit, short.start_unix_ns, amount, 0))
+        granted.append(amount)
+    return granted
+
+
+def _use(database: Database, state: LimitState) -> WindowUse:
+    """How a window stands over all processes; its first lease notes what was used before it."""
+    place = (state.limit.limit, state.start_unix_ns)
+    rows = database.query(
+        "SELECT granted, used FROM leases WHERE limit_id = ? AND start_unix_ns = ?", place
+    )
+    if not rows:
+        database.change(_GRANT, (BEFORE, *place, state.used, state.used))
+        rows = [(state.used, state.used)]
+    return WindowUse(
+        allowed=state.allowed,
+        granted=sum(int(each) for each, _ in rows),
+        used=sum(int(used) for _, used in rows),
+    )
+
+
+def give_back(database: Database, owner: str, rest: Sequence[Shortage]) -> None:
+    """Take parts of leases back, inside a transaction."""
+    for part in rest:
+        database.change(
+            "UPDATE leases SET granted = granted - ? "
+            "WHERE owner = ? AND limit_id = ? AND start_unix_ns = ?",
+            (part.missing, owner, part.limit, part.start_unix_ns),
+        )
+
+
+def granted(database: Database, owner: str, places: Sequence[Shortage]) -> list[int]:
+    """How much a process is granted of some limits' windows."""
+    found: list[int] = []
+    for place in places:
+        rows = database.query(
+            "SELECT granted FROM leases WHERE owner = ? AND limit_id = ? AND start_unix_ns = ?",
+            (owner, place.limit, place.start_unix_ns),
+        )
+        found.append(int(rows[0][0]) if rows else 0)
+    return found
+
+
+def spend(database: Database, owner: str, spent: dict[tuple[LimitID, int], int]) -> None:
+    """Count what a process has used, in the transaction that stores the entries.
+
+    A limit that was set after the request was reserved has no lease here yet: what the request
+    used of it counts as granted, since it is used.
+    """
+    for (limit, start_unix_ns), amount in spent.items():
+        database.change(_SPEND, (owner, limit, start_unix_ns, amount, amount))
+
+
+def end(database: Database, owner: str) -> None:
+    """Free what a dead process was granted and has not used."""
+    database.change("UPDATE leases SET granted = used WHERE owner = ?", (owner,))
+
+
+def wanted(database: Database, since_unix_ns: int) -> list[tuple[LimitID, int]]:
+    """Limits and windows of which some process has lacked something since a time."""
+    rows = database.query(
+        "SELECT limit_id, start_unix_ns FROM wanted WHERE at_unix_ns >= ?", (since_unix_ns,)
+    )
+    return [(LimitID(limit), int(start)) for limit, start in rows]

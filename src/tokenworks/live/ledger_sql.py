@@ -1,0 +1,172 @@
+"""The ledger's tables and the statements on them, for both databases."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Final
+
+from tokenworks.ledger.rollup import MEASURES
+from tokenworks.live.database import Dialect
+
+SCHEMA_VERSION: Final = 2
+
+_META_SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
+INSERT INTO meta VALUES ('schema_version', 2), ('settings_version', 0) ON CONFLICT DO NOTHING;
+"""
+
+_SUMS: Final = ", ".join(f"{name} INTEGER NOT NULL" for name in MEASURES)
+
+_SCHEMA: Final = f"""
+CREATE TABLE IF NOT EXISTS keys (
+    key TEXT PRIMARY KEY, tenant TEXT NOT NULL, team TEXT, engineer TEXT, name TEXT NOT NULL,
+    secret_sha256 TEXT NOT NULL UNIQUE, tier_default TEXT NOT NULL,
+    created_unix_ns INTEGER NOT NULL, revoked_unix_ns INTEGER);
+CREATE TABLE IF NOT EXISTS limits (
+    limit_id TEXT PRIMARY KEY, node TEXT NOT NULL, unit TEXT NOT NULL, period TEXT NOT NULL,
+    amount INTEGER NOT NULL, tier TEXT, carry_over_max INTEGER NOT NULL, package TEXT,
+    created_unix_ns INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS extras (
+    extra TEXT PRIMARY KEY, limit_id TEXT NOT NULL, start_unix_ns INTEGER NOT NULL,
+    amount INTEGER NOT NULL, reason TEXT NOT NULL, asked_by TEXT NOT NULL, state TEXT NOT NULL,
+    decided_by TEXT, at_unix_ns INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS price_books (
+    price_id TEXT PRIMARY KEY, text TEXT NOT NULL, first_used_unix_ns INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS blocks (
+    seq INTEGER PRIMARY KEY, owner TEXT NOT NULL, number INTEGER NOT NULL,
+    at_unix_ns INTEGER NOT NULL, count INTEGER NOT NULL, payload BLOB NOT NULL,
+    hash BLOB NOT NULL, UNIQUE (owner, number));
+CREATE TABLE IF NOT EXISTS owners (
+    owner TEXT PRIMARY KEY, number INTEGER NOT NULL, rolled INTEGER NOT NULL,
+    holds BLOB NOT NULL, seen_unix_ns INTEGER NOT NULL, ended INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS payers (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE);
+CREATE TABLE IF NOT EXISTS kinds (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE);
+CREATE TABLE IF NOT EXISTS hours (
+    start_unix_ns INTEGER NOT NULL, payer INTEGER NOT NULL, kind INTEGER NOT NULL, {_SUMS},
+    PRIMARY KEY (start_unix_ns, payer, kind)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS factory_hours (
+    start_unix_ns INTEGER NOT NULL, payer INTEGER NOT NULL, kind INTEGER NOT NULL, {_SUMS},
+    PRIMARY KEY (start_unix_ns, payer, kind)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS months (
+    start_unix_ns INTEGER NOT NULL, payer INTEGER NOT NULL, kind INTEGER NOT NULL, {_SUMS},
+    PRIMARY KEY (start_unix_ns, payer, kind)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS leases (
+    owner TEXT NOT NULL, limit_id TEXT NOT NULL, start_unix_ns INTEGER NOT NULL,
+    granted INTEGER NOT NULL, used INTEGER NOT NULL,
+    PRIMARY KEY (limit_id, start_unix_ns, owner));
+CREATE TABLE IF NOT EXISTS wanted (
+    limit_id TEXT NOT NULL, start_unix_ns INTEGER NOT NULL, at_unix_ns INTEGER NOT NULL,
+    PRIMARY KEY (limit_id, start_unix_ns));
+"""
+
+_NEVER_EDITED: Final[Mapping[Dialect, str]] = {
+    "sqlite": """
+CREATE TRIGGER IF NOT EXISTS blocks_are_never_edited BEFORE UPDATE ON blocks
+    BEGIN SELECT RAISE(ABORT, 'blocks are never edited'); END;
+CREATE TRIGGER IF NOT EXISTS blocks_are_never_removed BEFORE DELETE ON blocks
+    BEGIN SELECT RAISE(ABORT, 'blocks are never removed'); END;
+""",
+    "postgres": """
+DO $do$ BEGIN
+    -- Only where it is missing: to replace it would wait for whoever uses the table.
+    IF NOT EXISTS (SELECT FROM pg_trigger
+        WHERE tgrelid = 'blocks'::regclass AND tgname = 'blocks_are_never_changed')
+    THEN
+        CREATE OR REPLACE FUNCTION blocks_are_never_changed() RETURNS trigger LANGUAGE plpgsql
+            AS 'BEGIN RAISE ''blocks are never edited nor removed''; END';
+        CREATE TRIGGER blocks_are_never_changed BEFORE UPDATE OR DELETE OR TRUNCATE ON blocks
+            FOR EACH STATEMENT EXECUTE FUNCTION blocks_are_never_changed();
+    END IF;
+END $do$;
+""",
+}
+
+_POSTGRES_WORDS: Final[Mapping[str, str]] = {
+    "INTEGER PRIMARY KEY AUTOINCREMENT": "BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY",
+    "INTEGER": "BIGINT",
+    "BLOB": "BYTEA",
+    # By bytes, as SQLite: no index and no order depends on the server's language.
+    "TEXT": 'TEXT COLLATE "C"',
+    " WITHOUT ROWID": "",
+}
+"""PostgreSQL's words for SQLite's, in which the tables are written; longer ones come first."""
+
+
+def meta_schema(dialect: Dialect) -> str:
+    """What must be there before a database can say by which schema it was made."""
+    return _in_words_of(dialect, _META_SCHEMA)
+
+
+def schema(dialect: Dialect) -> str:
+    """All other tables, and what keeps blocks as they are."""
+    return _in_words_of(dialect, _SCHEMA) + _NEVER_EDITED[dialect]
+
+
+def _in_words_of(dialect: Dialect, sql: str) -> str:
+    if dialect == "sqlite":
+        return sql
+    words = "|".join(map(re.escape, _POSTGRES_WORDS))
+    return re.sub(rf"({words})\b", lambda found: _POSTGRES_WORDS[found[1]], sql)
+
+
+PUT_KEY: Final = """
+INSERT INTO keys VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET
+    tenant = excluded.tenant, team = excluded.team, engineer = excluded.engineer,
+    name = excluded.name, secret_sha256 = excluded.secret_sha256,
+    tier_default = excluded.tier_default, created_unix_ns = excluded.created_unix_ns,
+    revoked_unix_ns = excluded.revoked_unix_ns
+"""
+PUT_LIMIT: Final = """
+INSERT INTO limits VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (limit_id) DO UPDATE SET
+    node = excluded.node, unit = excluded.unit, period = excluded.period,
+    amount = excluded.amount, tier = excluded.tier, carry_over_max = excluded.carry_over_max,
+    package = excluded.package, created_unix_ns = excluded.created_unix_ns
+"""
+PUT_EXTRA: Final = """
+INSERT INTO extras VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (extra) DO UPDATE SET
+    limit_id = excluded.limit_id, start_unix_ns = excluded.start_unix_ns,
+    amount = excluded.amount, reason = excluded.reason, asked_by = excluded.asked_by,
+    state = excluded.state, decided_by = excluded.decided_by, at_unix_ns = excluded.at_unix_ns
+"""
+INSERT_BLOCK: Final = "INSERT INTO blocks VALUES (?, ?, ?, ?, ?, ?, ?)"
+LAST_BLOCK: Final = "SELECT seq, hash FROM blocks ORDER BY seq DESC LIMIT 1"
+BLOCKS: Final = (
+    "SELECT seq, owner, number, at_unix_ns, count, payload, hash FROM blocks "
+    "WHERE seq > ? ORDER BY seq"
+)
+LAGGING: Final = "SELECT owner, rolled FROM owners WHERE number > rolled ORDER BY owner"
+BLOCK_OF: Final = "SELECT seq FROM blocks WHERE owner = ? AND number = ?"
+UNROLLED_OF: Final = (
+    "SELECT seq, owner, number, at_unix_ns, count, payload, hash FROM blocks "
+    "WHERE owner = ? AND number > ? ORDER BY number"
+)
+"""Asked for one owner at a time: a join with all owners would read all blocks there are."""
+
+_PLACES: Final = ", ".join("?" * (3 + len(MEASURES)))
+
+
+def add_sums(table: str) -> str:
+    """The statement that adds a row's sums to those that a table has."""
+    added = ", ".join(f"{name} = {table}.{name} + excluded.{name}" for name in MEASURES)
+    return (  # the names are ours
+        f"INSERT INTO {table} VALUES ({_PLACES}) "
+        f"ON CONFLICT (start_unix_ns, payer, kind) DO UPDATE SET {added}"
+    )
+
+
+def read_sums(table: str, *, by_start: bool, by_payer: bool = True) -> str:
+    """The statement that sums a table's rows from one start up to another.
+
+    Its columns are start, payer and kind, 0 where it does not group by them, then the sums.
+    """
+    names = {"start_unix_ns": by_start, "payer": by_payer, "kind": True}
+    columns = ", ".join(name if grouped else "0" for name, grouped in names.items())
+    group = ", ".join(name for name, grouped in names.items() if grouped)
+    sums = ", ".join(f"SUM({name})" for name in MEASURES)
+    return (
+        f"SELECT {columns}, {sums} FROM {table} "
+        f"WHERE start_unix_ns >= ? AND start_unix_ns < ? GROUP BY {group}"
+    )

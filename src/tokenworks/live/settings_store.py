@@ -1,0 +1,142 @@
+"""The part of the ledger's store that is not entries: keys, limits, extra budget, price books."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import msgspec
+
+from tokenworks.core.errors import ConfigInvalid
+from tokenworks.core.ids import KeyID, LimitID, PriceID
+from tokenworks.ledger.extras import Extra
+from tokenworks.ledger.quotas import KeyRecord, Limit
+from tokenworks.live.database import Database
+from tokenworks.live.ledger_sql import PUT_EXTRA, PUT_KEY, PUT_LIMIT
+
+
+class SettingsStore:
+    """What people set; each change raises the settings' version, so that processes read it anew.
+
+    Args:
+        other: a connection that is not the writer's; whoever uses it holds ``_other_lock`` for one
+            transaction.
+    """
+
+    def __init__(self, other: Database) -> None:
+        self._other = other
+        self._other_lock = threading.Lock()
+
+    def load_keys(self) -> list[KeyRecord]:
+        """See ``LedgerStore``."""
+        with self._other_lock:
+            return load_rows(self._other, "SELECT * FROM keys ORDER BY key", KeyRecord)
+
+    def put_key(self, record: KeyRecord) -> None:
+        """See ``LedgerStore``."""
+        with self._changing_settings():
+            others = self._other.query(
+                "SELECT 1 FROM keys WHERE secret_sha256 = ? AND key <> ?",
+                (record.secret_sha256, record.key),
+            )
+            if others:
+                raise ConfigInvalid(
+                    f"Key {record.key!r} has the secret of another key.",
+                    hint="Give it a new secret.",
+                )
+            self._other.change(PUT_KEY, _values(record))
+
+    def revoke_key(self, key: KeyID, revoked_unix_ns: int) -> bool:
+        """See ``LedgerStore``."""
+        with self._changing_settings():
+            found = self._other.query("SELECT 1 FROM keys WHERE key = ?", (key,))
+            self._other.change(
+                "UPDATE keys SET revoked_unix_ns = ? WHERE key = ? AND revoked_unix_ns IS NULL",
+                (revoked_unix_ns, key),
+            )
+            return bool(found)
+
+    def load_limits(self) -> list[Limit]:
+        """See ``LedgerStore``."""
+        with self._other_lock:
+            return load_limits(self._other)
+
+    def put_limit(self, limit: Limit) -> None:
+        """See ``LedgerStore``."""
+        with self._changing_settings():
+            self._other.change(PUT_LIMIT, _values(limit))
+
+    def remove_limit(self, limit: LimitID) -> bool:
+        """See ``LedgerStore``."""
+        with self._changing_settings():
+            return self._other.change("DELETE FROM limits WHERE limit_id = ?", (limit,)) > 0
+
+    def load_extras(self) -> list[Extra]:
+        """See ``LedgerStore``."""
+        with self._other_lock:
+            return load_extras(self._other)
+
+    def put_extra(self, extra: Extra) -> None:
+        """See ``LedgerStore``."""
+        with self._changing_settings():
+            self._other.change(PUT_EXTRA, _values(extra))
+
+    def settings_version(self) -> int:
+        """See ``LedgerStore``."""
+        with self._other_lock:
+            return meta_number(self._other, "settings_version")
+
+    def put_price_book(self, price_id: PriceID, text: str, first_used_unix_ns: int) -> None:
+        """See ``LedgerStore``."""
+        with self._other_lock, self._other.writing():
+            self._other.change(
+                "INSERT INTO price_books VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
+                (price_id, text, first_used_unix_ns),
+            )
+
+    def price_ids(self) -> list[PriceID]:
+        """All price books that are kept, by id."""
+        with self._other_lock:
+            rows = self._other.query("SELECT price_id FROM price_books ORDER BY price_id")
+            return [PriceID(row[0]) for row in rows]
+
+    def load_price_book(self, price_id: PriceID) -> str | None:
+        """See ``LedgerStore``."""
+        with self._other_lock:
+            rows = self._other.query("SELECT text FROM price_books WHERE price_id = ?", (price_id,))
+            return str(rows[0][0]) if rows else None
+
+    @contextmanager
+    def _changing_settings(self) -> Iterator[None]:
+        with self._other_lock, self._other.writing():
+            yield
+            self._other.change("UPDATE meta SET value = value + 1 WHERE name = 'settings_version'")
+
+
+def meta_number(database: Database, name: str) -> int:
+    """A number that the database keeps about itself."""
+    return int(database.query("SELECT value FROM meta WHERE name = ?", (name,))[0][0])
+
+
+def load_limits(database: Database) -> list[Limit]:
+    """All limits, by id."""
+    return load_rows(database, "SELECT * FROM limits ORDER BY limit_id", Limit)
+
+
+def load_extras(database: Database) -> list[Extra]:
+    """All extra budget, oldest first."""
+    return load_rows(database, "SELECT * FROM extras ORDER BY at_unix_ns, extra", Extra)
+
+
+def load_rows(database: Database, sql: str, kind: type[Any]) -> list[Any]:
+    """Rows as records; columns stand in the order of the record's fields."""
+    fields = kind.__struct_fields__
+    return [
+        msgspec.convert(dict(zip(fields, row, strict=True)), kind) for row in database.query(sql)
+    ]
+
+
+def _values(record: msgspec.Struct) -> list[Any]:
+    return list(msgspec.to_builtins(record).values())

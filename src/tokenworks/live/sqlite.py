@@ -1,0 +1,185 @@
+"""SQLite as the ledger's database: one file in WAL mode, synced at each commit."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from tokenworks.core.errors import LedgerCorrupt, LedgerUnavailable, TokenworksError
+from tokenworks.live.database import Dialect, Value
+
+BUSY_S_MAX: Final = 10
+"""How long to wait for another process's write to end."""
+
+PRIVATE: Final = 0o600
+_DAMAGED: Final = frozenset({sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT})
+
+
+class SQLiteDatabase:
+    """A connection to a file; see ``Database``.
+
+    Args:
+        path: the file, in a folder that exists.
+        create: make it if it is missing.
+
+    Raises:
+        LedgerUnavailable: it cannot be opened.
+        LedgerCorrupt: it is no SQLite file.
+    """
+
+    dialect: Dialect = "sqlite"
+
+    def __init__(self, path: Path, *, create: bool = True) -> None:
+        self.path = path
+        self.where = str(path)
+        with self._edge():
+            self._connection = _connect(path, create=create)
+
+    def script(self, sql: str) -> None:
+        """See ``Database``."""
+        with self._edge():
+            self._connection.executescript(sql)
+
+    def query(self, sql: str, values: Sequence[Value] = ()) -> list[tuple[Any, ...]]:
+        """See ``Database``."""
+        with self._edge():
+            return self._connection.execute(sql, values).fetchall()
+
+    def stream(self, sql: str, values: Sequence[Value] = ()) -> Iterator[tuple[Any, ...]]:
+        """See ``Database``."""
+        with self._edge(), closing(_connect(self.path, create=False)) as connection:
+            yield from connection.execute(sql, values)
+
+    def change(self, sql: str, values: Sequence[Value] = ()) -> int:
+        """See ``Database``."""
+        with self._edge():
+            return self._connection.execute(sql, values).rowcount
+
+    def change_many(self, sql: str, rows: Iterable[Sequence[Value]]) -> None:
+        """See ``Database``."""
+        with self._edge():
+            self._connection.executemany(sql, rows)
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """See ``Database``. Taking the lock first lets SQLite wait for another writer."""
+        yield from self._transaction("BEGIN IMMEDIATE")
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """See ``Database``."""
+        yield from self._transaction("BEGIN")
+
+    def close(self) -> None:
+        """See ``Database``."""
+        self._connection.close()
+
+    def _transaction(self, begin: str) -> Iterator[None]:
+        with self._edge():
+            self._connection.execute(begin)
+            try:
+                yield
+                self._connection.execute("COMMIT")
+            except BaseException:
+                # Some errors, such as a full disk, have rolled back already.
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def _edge(self) -> Iterator[None]:
+        """Turn SQLite's errors into ours."""
+        try:
+            yield
+        except OverflowError as error:
+            raise LedgerCorrupt(f"A number has more than 64 bits: {error}.") from error
+        except sqlite3.Error as error:
+            raise _ours(self.path, error) from error
+
+
+class SQLiteLock:
+    """A lock that the operating system drops when this process ends, however it ends.
+
+    Args:
+        path: the ledger's file; the lock is a file beside it.
+
+    Raises:
+        LedgerUnavailable: another process has it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        with ExitStack() as stack:
+            try:
+                self._connection = sqlite3.connect(
+                    path.with_name(f"{path.name}.lock"),
+                    timeout=0,
+                    isolation_level=None,
+                    check_same_thread=False,
+                )
+                stack.callback(self._connection.close)
+                self._connection.execute("BEGIN EXCLUSIVE")
+            except sqlite3.Error as error:
+                raise LedgerUnavailable(
+                    f"{str(path)!r} cannot be locked: {error}.",
+                    hint="Stop the other factory that uses it, or give this one its own ledger.",
+                ) from error
+            stack.pop_all()
+
+    def close(self) -> None:
+        """Drop the lock."""
+        self._connection.close()
+
+
+def copy_database(source: Path, target: Path) -> None:
+    """Copy a database of which other processes may go on writing; the copy is of one moment.
+
+    Raises:
+        LedgerUnavailable: one of the files cannot be read or written.
+        LedgerCorrupt: the source is no SQLite file.
+    """
+    try:
+        with (
+            closing(_connect(source, create=False)) as ours,
+            closing(sqlite3.connect(target)) as copy,
+        ):
+            ours.backup(copy)
+    except sqlite3.Error as error:
+        raise _ours(target, error) from error
+
+
+def _connect(path: Path, *, create: bool) -> sqlite3.Connection:
+    if create and not path.exists():
+        # For its owner alone; SQLite gives the files beside it the same mode.
+        with contextlib.suppress(OSError):
+            os.close(os.open(path, os.O_CREAT | os.O_RDWR, PRIVATE))
+    connection = sqlite3.connect(
+        f"{path.absolute().as_uri()}?mode=rw",
+        uri=True,
+        timeout=BUSY_S_MAX,
+        isolation_level=None,
+        check_same_thread=False,
+    )
+    with ExitStack() as stack:
+        stack.callback(connection.close)
+        connection.execute("PRAGMA journal_mode = WAL").fetchone()
+        connection.execute("PRAGMA synchronous = FULL")
+        # Only macOS knows it: there a plain fsync may stay in the drive's cache.
+        connection.execute("PRAGMA fullfsync = ON")
+        stack.pop_all()
+    return connection
+
+
+def _ours(path: Path, error: sqlite3.Error) -> TokenworksError:
+    if getattr(error, "sqlite_errorcode", None) in _DAMAGED:
+        return LedgerCorrupt(
+            f"{str(path)!r} is not a readable ledger: {error}.", hint="Restore it from a copy."
+        )
+    return LedgerUnavailable(
+        f"{str(path)!r} could not be read or written: {error}.",
+        hint="Look at the disk's free space and at the file's permissions.",
+    )

@@ -1,0 +1,111 @@
+"""A short history of a ledger in which the n-th write or sync fails, for every n.
+
+``python -m tests.live.fault_sweep FOLDER ERRNO MODE`` runs under ``fault_shim``; MODE is ``once``,
+``for_good`` or ``short``. It prints how many calls a history without a fault makes, and how many
+entries were refused in all histories.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import sys
+from pathlib import Path
+
+from tests.ledger import ledger_samples
+from tests.ledger.ledger_samples import accrue, key_record, ledger, post, reserve, void
+from tokenworks.core.errors import LedgerCorrupt, LedgerUnavailable
+from tokenworks.ledger.audit import Audit
+from tokenworks.ledger.blocks import decode_entries
+from tokenworks.ledger.entries import Entry
+from tokenworks.live import store as store_module
+from tokenworks.live.store import SQLStore, sqlite_store
+
+ATTEMPTS_MAX = 500
+BOOKS = {ledger_samples.BOOK.price_id: ledger_samples.BOOK}
+
+
+def batches() -> list[list[Entry]]:
+    """What is appended, batch by batch."""
+    made = ledger(owner="me")
+    return [
+        [reserve(made, "a"), reserve(made, "b")],
+        [post(made, "a"), reserve(made, "c")],
+        [accrue(made)],
+        [void(made, "b", "withdrawn"), reserve(made, "d")],
+        [post(made, "c"), post(made, "d")],
+    ]
+
+
+def history(path: Path) -> tuple[list[Entry], list[Entry]]:
+    """Entries that were acknowledged, and those that were refused."""
+    acknowledged: list[Entry] = []
+    refused: list[Entry] = []
+    try:
+        store = sqlite_store(path, "me")
+    except (LedgerUnavailable, LedgerCorrupt):
+        return [], []
+    try:
+        store.put_key(key_record())
+        store.put_price_book(ledger_samples.BOOK.price_id, ledger_samples.BOOK.text, 1)
+    except LedgerUnavailable:
+        pass
+    for batch in batches():
+        try:
+            store.append_now(batch)
+        except (LedgerUnavailable, LedgerCorrupt):
+            refused += batch
+        else:
+            acknowledged += batch
+    with contextlib.suppress(LedgerUnavailable, LedgerCorrupt):
+        store.close()
+    return acknowledged, refused
+
+
+def prove(path: Path, acknowledged: list[Entry], refused: list[Entry]) -> None:
+    """What was acknowledged is there, nothing is there twice, and the books are right."""
+    store: SQLStore = sqlite_store(path, "next")
+    try:
+        store.put_price_book(ledger_samples.BOOK.price_id, ledger_samples.BOOK.text, 1)
+        stored = [entry for block in store.blocks() for entry in decode_entries(block)]
+        for entry in acknowledged:
+            assert stored.count(entry) == 1, (entry, "acknowledged and lost")
+        # A write whose sync failed may have reached the disk; it is there once or not at all.
+        for entry in refused:
+            assert stored.count(entry) <= 1, (entry, "stored twice")
+        store.take_over(10**18)
+        audit = Audit(BOOKS)
+        list(audit.read(store.blocks()))
+        _, sums, numbers = store.since(audit.progress.blocks)
+        findings = audit.finish(sums, numbers)
+        assert not findings, findings
+    finally:
+        store.close()
+
+
+def main(folder: Path, error: int, mode: str) -> None:
+    """Every n, until a history makes fewer calls."""
+    shim = ctypes.CDLL(None)
+    store_module.ROLL_ENTRIES = 3  # so that sums are rolled up within the history
+    refusals = 0
+    for n in range(1, ATTEMPTS_MAX):
+        path = folder / f"{n}.sqlite"
+        shim.fault_arm(ctypes.c_long(n), error, mode == "for_good", mode == "short")
+        acknowledged, refused = history(path)
+        calls = shim.fault_calls()
+        shim.fault_arm(ctypes.c_long(0), 0, 0, 0)
+        refusals += len(refused)
+        if path.exists():
+            prove(path, acknowledged, refused)
+        if calls < n:
+            assert not refused, refused
+            sys.stdout.write(f"{calls} {refusals}\n")
+            return
+    raise AssertionError("a history has no end")
+
+
+if __name__ == "__main__":
+    assert os.environ.get("FAULT_MARK")
+    main(Path(sys.argv[1]), getattr(errno, sys.argv[2]), sys.argv[3])

@@ -1,0 +1,345 @@
+"""What a store does on either database, beyond the port's contract."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+
+from tokenworks.catalogue.price_book import Price
+from tokenworks.core.errors import ConfigInvalid, LedgerCorrupt, LedgerUnavailable
+from tokenworks.core.ids import (
+    EngineerID,
+    KeyID,
+    LimitID,
+    ModelName,
+    PoolID,
+    PriceID,
+    RequestID,
+    TeamID,
+    TenantID,
+    WorkerID,
+)
+from tokenworks.core.orders import Payer, Usage
+from tokenworks.core.slo import Tier
+from tokenworks.ledger.blocks import GENESIS, check_block
+from tokenworks.ledger.entries import CostAccrued, Posted, Reserved, Voided
+from tokenworks.ledger.extras import Extra
+from tokenworks.ledger.quotas import KeyRecord, Limit, NodeID, window_start
+from tokenworks.live.ledger_sql import BLOCK_OF, BLOCKS, INSERT_BLOCK, LAST_BLOCK, UNROLLED_OF
+from tokenworks.live.store import SQLStore
+
+NOW = 1_790_000_000_000_000_000
+HOUR = 3_600_000_000_000
+MONTH = window_start("month", NOW)
+TENANT = TenantID("acme")
+PAYER = Payer(tenant=TENANT, team=TeamID("search"), engineer=EngineerID("ada"), key=KeyID("key"))
+_PRICE = Price(**dict.fromkeys(Price.__struct_fields__, 1))
+
+
+def reserved(
+    request: str, *, owner: str = "me", at: int = NOW, payer: Payer = PAYER, **changes: Any
+) -> Reserved:
+    hold = Reserved(
+        at_unix_ns=at,
+        request=RequestID(request),
+        attempt=0,
+        payer=payer,
+        model=ModelName("m"),
+        tier_asked=Tier.HIGH,
+        batch=False,
+        input_tokens_max=10,
+        output_tokens_max=20,
+        hold_nanodollars=1_000,
+        price_id=PriceID("book"),
+        owner=owner,
+        expires_ns=5,
+    )
+    return msgspec.structs.replace(hold, **changes)
+
+
+def posted(hold: Reserved, *, tokens: int = 7, nanodollars: int = 900) -> Posted:
+    return Posted(
+        at_unix_ns=hold.at_unix_ns + 1,
+        request=hold.request,
+        attempt=hold.attempt,
+        payer=hold.payer,
+        model=hold.model,
+        tier_asked=hold.tier_asked,
+        tier_delivered=hold.tier_asked,
+        reserved_unix_ns=hold.at_unix_ns,
+        pool=PoolID("pool"),
+        worker=WorkerID("worker"),
+        batch=hold.batch,
+        usage=Usage(uncached_input_tokens=3, cached_input_tokens=0, output_tokens=tokens - 3),
+        metered_by="worker",
+        price_id=hold.price_id,
+        price=_PRICE,
+        rate_ppm=1_000_000,
+        charged_nanodollars=nanodollars,
+        credit_ppm=0,
+        credited_nanodollars=0,
+        ad_income_udollars_per_mtok=0,
+        ad_income_nanodollars=0,
+        energy_nanodollars=1,
+        capital_nanodollars=2,
+        worker_ns=3,
+        ttft_ns=4,
+        decode_ns=5,
+        ending="done",
+    )
+
+
+def voided(hold: Reserved) -> Voided:
+    return Voided(
+        at_unix_ns=hold.at_unix_ns + 1,
+        request=hold.request,
+        attempt=hold.attempt,
+        payer=hold.payer,
+        model=hold.model,
+        tier_asked=hold.tier_asked,
+        reserved_unix_ns=hold.at_unix_ns,
+        reason="expired",
+    )
+
+
+def accrued(start: int = NOW, energy: int = 11) -> CostAccrued:
+    return CostAccrued(
+        at_unix_ns=start + 10,
+        request=RequestID(f"accrual:{start}"),
+        pool=PoolID("pool"),
+        from_unix_ns=start,
+        until_unix_ns=start + 10,
+        energy_nanodollars=energy,
+        capital_nanodollars=13,
+    )
+
+
+def key_record(key: str = "key", **changes: Any) -> KeyRecord:
+    record = KeyRecord(
+        key=KeyID(key),
+        tenant=TENANT,
+        team=None,
+        engineer=EngineerID("ada"),
+        name="a key: \u00fc\u4e2d?%s",
+        secret_sha256=key.encode().hex().rjust(64, "0"),
+        tier_default=Tier.HIGH,
+        created_unix_ns=1,
+        revoked_unix_ns=None,
+    )
+    return msgspec.structs.replace(record, **changes)
+
+
+def limit(name: str = "lim", **changes: Any) -> Limit:
+    made = Limit(
+        limit=LimitID(name),
+        node=NodeID("tenant:acme"),
+        unit="tokens",
+        period="month",
+        amount=100,
+        created_unix_ns=NOW,
+    )
+    return msgspec.structs.replace(made, **changes)
+
+
+def extra(name: str = "more", **changes: Any) -> Extra:
+    made = Extra(
+        extra=name,
+        limit=LimitID("lim"),
+        start_unix_ns=MONTH,
+        amount=50,
+        reason="a demo",
+        asked_by="ada",
+        state="asked",
+        decided_by=None,
+        at_unix_ns=NOW,
+    )
+    return msgspec.structs.replace(made, **changes)
+
+
+def check_chain(store: SQLStore) -> int:
+    """Prove the whole chain; how many blocks it has."""
+    seq, before = 0, GENESIS
+    for seq, block in enumerate(store.blocks(), 1):
+        check_block(block, seq, before)
+        before = block.hash
+    return seq
+
+
+def charged(store: SQLStore, *, by_hour: bool = False) -> int:
+    return sum(row.charged_nanodollars for row in store.rollups(by_hour=by_hour))
+
+
+OpenSQLStore = Callable[[str], SQLStore]
+"""Opens the same database for one more process; the fixture ``open_store``."""
+
+
+class SQLStoreCases:
+    @pytest.fixture
+    def store(self, open_store: OpenSQLStore) -> SQLStore:
+        return open_store("me")
+
+    # Entries.
+
+    def test_a_block_as_large_as_may_be(self, store: SQLStore) -> None:
+        entries = [reserved(str(i)) for i in range(4_096)]
+        store.append_now(entries)
+        assert list(store.load_entries()) == entries
+        assert check_chain(store) == 1
+
+    # Sums.
+
+    def test_sums_are_the_same_before_and_after_they_are_rolled_up(
+        self, store: SQLStore, open_store: OpenSQLStore
+    ) -> None:
+        for i in range(10):
+            hold = reserved(str(i), at=NOW + i * HOUR * 100)
+            store.append_now([hold, posted(hold), accrued(hold.at_unix_ns)])
+        spans = [(None, None), (NOW, NOW + HOUR * 150), (MONTH, None), (None, NOW + HOUR * 400)]
+        views = list(itertools.product(spans, (True, False)))
+
+        def seen(by: SQLStore) -> list[Any]:
+            return [sorted(by.rollups(*span, by_hour=h), key=repr) for span, h in views]
+
+        before = seen(store)
+        assert charged(store) == charged(store, by_hour=True) == 9_000
+        store.close()
+        after = open_store("another")
+        assert list(after._other.query("SELECT number FROM owners WHERE rolled < number")) == []
+        assert seen(after) == before
+
+    def test_sums_are_exact_beyond_what_a_float_holds(self, store: SQLStore) -> None:
+        holds = [reserved(str(i)) for i in range(3)]
+        amounts = [2**60, 1, 2**60 + 1]
+        store.append_now(holds)
+        store.append_now([posted(h, nanodollars=n) for h, n in zip(holds, amounts, strict=True)])
+        store._roll_if_any()
+        assert charged(store) == sum(amounts)
+
+    # Keys, limits and price books.
+
+    def test_keys_are_in_the_order_of_their_bytes_whatever_the_databases_language(
+        self, store: SQLStore
+    ) -> None:
+        names = ["B", "a", "a-", "aA", "aa", "\u00fc"]
+        for name in reversed(names):
+            store.put_key(key_record(name))
+        assert [record.key for record in store.load_keys()] == names
+        assert store.load_keys()[0].name == key_record().name
+
+    def test_a_price_book_is_kept_for_ever(self, store: SQLStore) -> None:
+        assert store.load_price_book(PriceID("book")) is None
+        store.put_price_book(PriceID("book"), "text \u20ac ? %s 'quoted'", 1)
+        store.put_price_book(PriceID("book"), "another text", 2)
+        assert store.load_price_book(PriceID("book")) == "text \u20ac ? %s 'quoted'"
+
+    def test_a_number_that_does_not_fit_is_refused(self, store: SQLStore) -> None:
+        with pytest.raises(LedgerCorrupt):
+            store.put_limit(limit(amount=2**63))
+        store.put_limit(limit())
+        assert len(store.load_limits()) == 1
+
+    # Processes.
+
+    def test_two_processes_make_one_chain(self, store: SQLStore, open_store: OpenSQLStore) -> None:
+        other = open_store("other")
+        for i in range(5):
+            store.append_now([reserved(f"a{i}")])
+            other.append_now([reserved(f"b{i}", owner="other")])
+        assert check_chain(store) == 10
+        assert [block.owner for block in other.blocks()] == ["me", "other"] * 5
+        assert [block.number for block in other.blocks()] == [1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+
+    def test_taking_over_ends_the_dead_and_keeps_their_sums_and_holds(
+        self, store: SQLStore, open_store: OpenSQLStore
+    ) -> None:
+        store.alive(NOW)
+        done, rolled_open, late_open = (reserved(name) for name in ("done", "open", "late"))
+        store.append_now([done, rolled_open])
+        store._roll_if_any()
+        store.append_now([posted(done), late_open])
+        next_one = open_store("next")
+        assert next_one.take_over(NOW) == []  # it lives
+        assert next_one.take_over(NOW + 1) == [rolled_open, late_open]
+        assert next_one.take_over(NOW + 1) == []
+        with pytest.raises(LedgerUnavailable, match="taken over"):
+            store.append_now([reserved("too late")])
+        with pytest.raises(LedgerUnavailable, match="taken over"):
+            store.alive(NOW + 2)
+        next_one.append_now([voided(rolled_open)])
+        assert charged(next_one) == charged(next_one, by_hour=True) == 900
+        third = open_store("third")
+        assert third.take_over(NOW + 9) == [late_open]
+        assert check_chain(third) == 3
+
+    def test_a_changed_block_is_found_by_whoever_takes_over(
+        self, store: SQLStore, open_store: OpenSQLStore
+    ) -> None:
+        store.append_now([reserved("a")])
+        store.append_now([reserved("b")])
+        self.damage(store)
+        with pytest.raises(LedgerCorrupt, match="was changed"):
+            open_store("next").take_over(NOW + 1)
+
+    def test_a_block_that_is_missing_is_found_by_whoever_takes_over(
+        self, store: SQLStore, open_store: OpenSQLStore
+    ) -> None:
+        store.append_now([reserved("a")])
+        with store._other.writing():
+            store._other.change("UPDATE owners SET number = 2, rolled = 1")
+        with pytest.raises(LedgerCorrupt, match="Block 2 of 'me' is missing"):
+            open_store("next").take_over(NOW + 1)
+
+    @pytest.mark.parametrize("sql", [LAST_BLOCK, BLOCK_OF, BLOCKS, UNROLLED_OF])
+    def test_no_statement_of_a_start_reads_all_blocks(self, store: SQLStore, sql: str) -> None:
+        rows = [(n + 2, f"o{n % 50}", n // 50 + 2, NOW, 4, b"x" * 900, b"h") for n in range(5_000)]
+        store.append_now([reserved("a")])
+        with store._other.writing():
+            store._other.change_many(INSERT_BLOCK, rows)
+        store._other.script("ANALYZE")
+        explain = "EXPLAIN " if store._other.dialect == "postgres" else "EXPLAIN QUERY PLAN "
+        values = {LAST_BLOCK: (), BLOCKS: (5_000,)}.get(sql, ("o7", 99))
+        plan = str(store._other.query(explain + sql, values))
+        assert "Seq Scan" not in plan
+        assert "SCAN blocks" not in plan or sql == LAST_BLOCK, plan  # backwards, and only one
+
+    def damage(self, store: SQLStore) -> None:
+        """Change a stored block behind the trigger's back."""
+        raise NotImplementedError
+
+    @pytest.mark.parametrize(
+        "sql", ["UPDATE blocks SET count = 9", "DELETE FROM blocks WHERE seq = 1"]
+    )
+    def test_blocks_are_never_edited_nor_removed(self, store: SQLStore, sql: str) -> None:
+        store.append_now([reserved("a")])
+        with pytest.raises(LedgerUnavailable, match="never"), store._other.writing():
+            store._other.change(sql)
+        assert check_chain(store) == 1
+        assert len(list(store.load_entries())) == 1
+
+    def test_a_store_of_another_schema_is_refused(
+        self, store: SQLStore, open_store: OpenSQLStore
+    ) -> None:
+        with store._other.writing():
+            store._other.change("UPDATE meta SET value = 1 WHERE name = 'schema_version'")
+        with pytest.raises(ConfigInvalid, match="has schema 1"):
+            open_store("next")
+
+    def test_readers_see_one_state(self, store: SQLStore, open_store: OpenSQLStore) -> None:
+        other = open_store("other")
+        with store._other.reading():
+            before = store._other.query("SELECT COUNT(*) FROM limits")
+            other.put_limit(limit())
+            assert store._other.query("SELECT COUNT(*) FROM limits") == before == [(0,)]
+        assert len(store.load_limits()) == 1
+
+    def test_a_stream_may_be_left_early(self, store: SQLStore) -> None:
+        for i in range(3):
+            store.append_now([reserved(str(i))])
+        blocks = store.blocks()
+        assert next(blocks).seq == 1
+        del blocks
+        store.append_now([reserved("more")])

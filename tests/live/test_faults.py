@@ -1,0 +1,66 @@
+"""A disk that fails at its n-th write or sync, for every n: nothing acknowledged is lost."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+CALLS_MIN = 20
+MEMORY = Path("/dev/shm")
+
+
+@pytest.fixture(scope="module")
+def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shim, compiled."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None or not sys.platform.startswith("linux"):
+        pytest.skip("needs Linux and a C compiler")
+    library = tmp_path_factory.mktemp("shim") / "fault_shim.so"
+    command = [compiler, "-shared", "-fPIC", "-O1", "-o", str(library), str(HERE / "fault_shim.c")]
+    subprocess.run([*command, "-ldl"], check=True)
+    return library
+
+
+@pytest.fixture
+def memory_folder(tmp_path: Path) -> Iterator[Path]:
+    """A folder in memory, where there is one: syncs take no time there, and count all the same."""
+    if not MEMORY.is_dir():
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir=MEMORY, prefix="tokenworks-") as folder:
+        yield Path(folder)
+
+
+@pytest.mark.parametrize(
+    ("error", "mode"),
+    [("EIO", "once"), ("EIO", "for_good"), ("ENOSPC", "for_good"), ("ENOSPC", "short")],
+)
+def test_whichever_write_or_sync_fails(
+    shim: Path, memory_folder: Path, error: str, mode: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.live.fault_sweep", str(memory_folder), error, mode],
+        env=os.environ
+        | {
+            "LD_PRELOAD": str(shim),
+            "FAULT_MARK": ".sqlite",
+            "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}",
+        },
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3_000:]
+    calls, refusals = map(int, done.stdout.split())
+    assert calls >= CALLS_MIN
+    assert refusals > 0
