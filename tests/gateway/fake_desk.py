@@ -251,15 +251,20 @@ class Caller:
         return [e[6:] if e == "data: [DONE]" else json.loads(e[6:]) for e in events]
 
 
-def ask(stream: bool = True, path: str = CHAT, **fields: Any) -> Caller:
-    """A caller with a chat request."""
+def ask(
+    stream: bool = True,
+    path: str = CHAT,
+    named: Mapping[str, str] | None = None,
+    **fields: Any,
+) -> Caller:
+    """A caller with a chat request; ``named`` are headers of its own."""
     request = {
         "model": MODEL,
         "messages": [{"role": "user", "content": "hello"}],
         "stream": stream,
         **fields,
     }
-    return Caller("POST", path, json.dumps(request).encode())
+    return Caller("POST", path, json.dumps(request).encode(), headers=named)
 
 
 # Chunks as llama.cpp writes them.

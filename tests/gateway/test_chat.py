@@ -80,6 +80,26 @@ def test_stream(run: Run) -> None:
     assert house.responses(200) == 1
 
 
+def test_an_agent_names_itself_and_its_run(run: Run) -> None:
+    house = House()
+    named = {"x-tokenworks-agent": "scout", "x-tokenworks-run": "nightly-7"}
+    run(house.serve(ask(named=named)))
+    run(house.serve(ask()))
+    assert [(each.agent, each.run) for each in house.desk.orders] == [
+        ("scout", "nightly-7"),
+        (None, None),
+    ]
+
+
+@pytest.mark.parametrize("name", ["a\x7f", "x" * 129, "\xe9"])
+def test_a_name_that_is_no_plain_text_is_refused(run: Run, name: str) -> None:
+    house = House()
+    caller = run(house.serve(ask(named={"x-tokenworks-run": name})))
+    assert caller.status == 400
+    assert "x-tokenworks-run" in caller.json["error"]["message"]
+    assert house.desk.orders == []
+
+
 def test_stream_with_usage(run: Run) -> None:
     caller = run(House().serve(ask(stream_options={"include_usage": True})))
     stop, said, _ = caller.events[-3:]
@@ -166,7 +186,7 @@ def test_a_caller_who_leaves_after_any_chunk(run: Run, chunks: int, *, stream: b
     assert delivery.aborts >= 1
     assert delivery.outcome.ending == "disconnected"
     assert delivery.outcome.usage.output_tokens == chunks
-    assert delivery.outcome.usage.input_tokens == 9
+    assert delivery.outcome.usage.prompt_tokens == 9
     assert delivery.outcome.usage.cached_input_tokens == 2
     assert house.responses(499) == 1
     assert not caller.sent or not caller.complete

@@ -42,7 +42,7 @@ def fed(parts: Iterable[bytes]) -> tuple[EventStream, bytes]:
 
 def counts(input_tokens: int = 0, cached_input_tokens: int = 0, output_tokens: int = 0) -> Usage:
     return Usage(
-        input_tokens=input_tokens,
+        uncached_input_tokens=input_tokens - cached_input_tokens,
         cached_input_tokens=cached_input_tokens,
         output_tokens=output_tokens,
     )
@@ -222,11 +222,55 @@ def test_a_first_event_without_choices_does_not_end_the_answer() -> None:
         ({**usage(5, 2), "prompt_tokens_details": {}}, counts(5, 0, 2)),
         ({**usage(5, 2), "prompt_tokens_details": {"cached_tokens": None}}, counts(5, 0, 2)),
         (usage(5, 2, 9), counts(5, 5, 2)),
+        (
+            {
+                "prompt_tokens": 100,
+                "completion_tokens": 50,
+                "prompt_tokens_details": {
+                    "cached_tokens": 10,
+                    "cache_write_tokens": 20,
+                    "audio_tokens": 30,
+                    "image_tokens": 15,
+                },
+                "completion_tokens_details": {
+                    "reasoning_tokens": 5,
+                    "audio_tokens": 6,
+                    "image_tokens": 7,
+                },
+            },
+            Usage(
+                uncached_input_tokens=25,
+                cached_input_tokens=10,
+                output_tokens=32,
+                cache_write_tokens=20,
+                reasoning_tokens=5,
+                audio_input_tokens=30,
+                image_input_tokens=15,
+                audio_output_tokens=6,
+                image_output_tokens=7,
+            ),
+        ),
+        (
+            {**usage(5, 9, 3), "completion_tokens_details": {"reasoning_tokens": 20}},
+            Usage(
+                uncached_input_tokens=2,
+                cached_input_tokens=3,
+                output_tokens=0,
+                reasoning_tokens=9,
+            ),
+        ),
     ],
 )
 def test_usage_as_workers_say_it(said: dict[str, object], expected: Usage) -> None:
     stream, _ = fed([token("a"), STOP, event({"choices": [], "usage": said}), DONE])
     assert stream.usage_so_far() == expected
+
+
+def test_a_worker_that_says_zero_is_believed() -> None:
+    stream, _ = fed([token("a"), STOP, event({"choices": [], "usage": usage(0, 0)}), DONE])
+    assert (stream.usage_so_far(), stream.metered_by) == (counts(), "worker")
+    silent, _ = fed([token("a"), STOP, DONE])
+    assert (silent.usage_so_far(), silent.metered_by) == (counts(0, 0, 1), "gateway")
 
 
 def test_without_usage_what_was_seen_counts() -> None:

@@ -14,14 +14,19 @@ import msgspec
 from tests.ledger import ledger_samples
 from tests.ledger.memory_store import MemoryStore
 from tokenworks.catalogue.factory_config import PoolConfig
+from tokenworks.catalogue.price_book import PriceBook, PriceBooks
 from tokenworks.core.errors import LedgerUnavailable, WorkerFailed
 from tokenworks.core.ids import KeyID, ModelName, PoolID, RequestID, TenantID, WorkerID
 from tokenworks.core.orders import KeyView, Order, Outcome, Usage
 from tokenworks.core.slo import Measured, Tier
 from tokenworks.dispatch.dispatcher import Dispatcher
 from tokenworks.dispatch.events import Ticked
+from tokenworks.ledger.blocks import decode_entries
 from tokenworks.ledger.entries import CostAccrued, Entry, Posted, Voided
-from tokenworks.ledger.quotas import KeyRecord
+from tokenworks.ledger.extras import BILLED
+from tokenworks.ledger.ledger import Ledger
+from tokenworks.ledger.quotas import KeyRecord, Limit, NodeID
+from tokenworks.ledger.rollup import balances
 from tokenworks.ledger.store_port import recover
 from tokenworks.live.driver import Driver, LiveDelivery, Seat
 from tokenworks.live.journal import JournalWriter, journal_files, replay
@@ -94,10 +99,10 @@ class SteeredStore(MemoryStore):
             if not future.done():
                 future.set_result(None) if error is None else future.set_exception(error)
 
-    def keys_version(self) -> int:
+    def settings_version(self) -> int:
         if self.keys_failing:
             raise LedgerUnavailable("The disk is gone.")
-        return super().keys_version()
+        return super().settings_version()
 
 
 class FakeStream:
@@ -205,20 +210,29 @@ async def settle_down(rounds: int = 12) -> None:
 class World:
     """Two seats of one pool; workers come up when the test says so."""
 
-    def __init__(self, folder: pathlib.Path, *, records: Sequence[KeyRecord] | None = None) -> None:
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        *,
+        records: Sequence[KeyRecord] | None = None,
+        limits: Sequence[Limit] = (),
+        books: Sequence[PriceBook] = (BOOK,),
+    ) -> None:
         self.folder = folder
         self.clock = FakeClock()
         self.store = SteeredStore()
         for record in records or (self.key(),):
             self.store.put_key(record)
-        self.ledger = recover(self.store, "driver")
+        for limit in limits:
+            self.store.put_limit(limit)
+        self.ledger = recover(self.store, self.clock.unix_ns())
         self.dispatcher = Dispatcher()
         self.driver = Driver(
             clock=self.clock,
             dispatcher=self.dispatcher,
             ledger=self.ledger,
             store=self.store,
-            book=BOOK,
+            books=PriceBooks(list(books)),
             pools={POOL: CONFIG},
             journal=JournalWriter(folder),
         )
@@ -235,6 +249,11 @@ class World:
     def key(key: str = "key", secret: bytes = SECRET, **changes: object) -> KeyRecord:
         digest = hashlib.sha256(secret).hexdigest()
         return ledger_samples.key_record(key, secret_sha256=digest, **changes)
+
+    @staticmethod
+    def limit(tokens: int, key: str = "key") -> Limit:
+        node = NodeID(f"key:{key}")
+        return ledger_samples.limit(f"limit-{key}", node, unit="tokens", amount=tokens)
 
     def up(self, n: int = 0) -> FakeClient:
         client = self.clients[self.seats[n]] = FakeClient()
@@ -277,7 +296,17 @@ class World:
         self.driver.tell(Ticked())
 
     def entries(self, kind: type[Entry]) -> list[Any]:
-        return [entry for entry in self.store.load_entries() if isinstance(entry, kind)]
+        return [entry for entry in self.all_entries() if isinstance(entry, kind)]
+
+    def all_entries(self) -> list[Entry]:
+        return [entry for block in self.store.blocks() for entry in decode_entries(block)]
+
+    def used_tokens(self, key: str = "key") -> int:
+        return sum(
+            row.tokens
+            for row in self.store.rollups(by_hour=False)
+            if row.payer.key == key and row.kind.what in BILLED
+        )
 
     @property
     def posted(self) -> list[Posted]:
@@ -300,24 +329,29 @@ class World:
         assert all(load.running == 0 for load in self.dispatcher.loads().values())
         assert not any(self.dispatcher.queue_lens().values())
         await driver.close()
-        assert driver._unstored == []
+        assert driver._bookkeeper._unstored == []
         assert not driver._sending
-        assert not driver._storing
+        assert not driver._bookkeeper._storing
         self.ledger.check()
-        again = recover(self.store, "driver")
-        assert again.balances() == self.ledger.balances()
-        assert again.uses() == self.ledger.uses()
+        again = recover(self.store, self.clock.unix_ns())
         assert again.open_holds() == ()
+        assert windows(again) == windows(self.ledger)
+        balances(self.store.rollups(by_hour=False))
         for path in journal_files(self.folder):
             assert replay(path).first_difference is None
         gc.collect()
         assert self.complaints == []
 
 
+def windows(ledger: Ledger) -> list[tuple[object, ...]]:
+    """What each limit has used and holds."""
+    return [(each.limit, each.used, each.held) for each in ledger.windows()]
+
+
 def outcome(
     output: int = 20, *, ending: str = "done", measured: Measured = FAST, inputs: int = 10
 ) -> Outcome:
-    usage = Usage(input_tokens=inputs, cached_input_tokens=0, output_tokens=output)
+    usage = Usage(uncached_input_tokens=inputs, cached_input_tokens=0, output_tokens=output)
     return Outcome(
         usage=usage,
         measured=msgspec.structs.replace(measured, output_tokens=output),

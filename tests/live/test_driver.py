@@ -9,8 +9,11 @@ import pathlib
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+import msgspec
 import pytest
 
+from tests.ledger import ledger_samples
+from tests.ledger.memory_store import MemoryStore
 from tests.live.driver_world import (
     BOOK,
     CONFIG,
@@ -22,6 +25,8 @@ from tests.live.driver_world import (
     settle_down,
 )
 from tests.live.fake_worker import FakeWorker, Script
+from tokenworks.catalogue.factory_config import PoolConfig
+from tokenworks.catalogue.price_book import parse_price_book
 from tokenworks.core.errors import (
     CapacityExceeded,
     InvalidRequest,
@@ -32,7 +37,7 @@ from tokenworks.core.errors import (
     WorkerFailed,
     WorkerUnavailable,
 )
-from tokenworks.core.ids import KeyID
+from tokenworks.core.ids import KeyID, RequestID
 from tokenworks.core.slo import Measured, Tier
 from tokenworks.core.units import NS_PER_HOUR, NS_PER_MS, NS_PER_S
 from tokenworks.ledger.entries import Reserved
@@ -88,8 +93,9 @@ def test_an_answer_is_reserved_sent_started_settled_and_billed(live: Callable[..
         (posted,) = world.posted
         assert posted.price == price
         assert posted.worker_ns == NS_PER_S
-        # A second on one of four slots of a pool of 51,666.67 nano-dollars a second.
-        assert posted.cost_nanodollars == 12_916
+        # A second on one of four slots of a pool whose energy costs 41,666.67 nano-dollars a
+        # second and whose machines cost 10,000.
+        assert (posted.energy_nanodollars, posted.capital_nanodollars) == (10_416, 2_500)
         assert world.entries(Reserved) == [hold]
 
     live(test)
@@ -138,7 +144,7 @@ def test_a_client_that_leaves_pays_for_what_was_made(live: Callable[..., None]) 
             await delivery.read()
         await delivery.settle(outcome(5, ending="disconnected"))
         assert world.posted[0].charged_nanodollars > 0
-        assert world.posted[0].output_tokens == 5
+        assert world.posted[0].usage.output_tokens == 5
 
     live(test)
 
@@ -171,9 +177,100 @@ def test_a_quota_is_hard(live: Callable[..., None]) -> None:
         await first.settle(outcome(1))  # 11 of 50 tokens; the hold of 30 is given back
         second, _ = await world.answering(client)
         await second.settle(outcome(ending="failed"))
-        assert world.ledger.use_of(KeyID("key")).used_tokens == 11
+        assert world.used_tokens() == 11
+        assert [(each.used, each.held) for each in world.ledger.windows()] == [(11, 0)]
 
-    live(test, records=[World.key(tokens_quota=50)])
+    live(test, limits=[World.limit(50)])
+
+
+def test_a_quota_that_comes_back_says_when(live: Callable[..., None]) -> None:
+    async def test(world: World) -> None:
+        client = world.up()
+        delivery, _ = await world.answering(client)
+        await delivery.settle(outcome())
+        with pytest.raises(QuotaExceeded, match="tokens per month: 30 used") as caught:
+            await world.driver.open(world.order(output=60))
+        left_s = caught.value.retry_after_s
+        assert left_s is not None
+        world.clock.advance(left_s * NS_PER_S)
+        delivery, _ = await world.answering(client, output=60)
+        await delivery.settle(outcome())
+
+    live(test, limits=[World.limit(70)])
+
+
+def test_a_limit_binds_from_the_next_round_on_and_counts_what_was_used(
+    live: Callable[..., None],
+) -> None:
+    async def test(world: World) -> None:
+        client = world.up()
+        delivery, _ = await world.answering(client)
+        await delivery.settle(outcome(20))
+        open_one, _ = await world.answering(client)
+        world.store.put_limit(World.limit(75))
+        world.driver.housekeep_once()
+        with pytest.raises(QuotaExceeded, match="30 used, 30 held"):
+            await world.driver.open(world.order())
+        await open_one.settle(outcome(4))
+        (window,) = world.ledger.windows()
+        assert (window.used, window.held) == (44, 0)
+
+    live(test)
+
+
+def test_fields_that_nobody_knows_do_not_reach_the_embedded_engine(
+    live: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test(world: World) -> None:
+        client = world.up()
+        odd = msgspec.structs.replace(world.order(), extra_fields=("n_probs",))
+        opening = asyncio.ensure_future(world.driver.open(odd))
+        await settle_down()
+        client.waiting()[-1].answer()
+        await (await opening).settle(outcome())  # an attached server may know them
+        embedded = PoolConfig(engine="embedded", model=MODEL)
+        monkeypatch.setitem(world.driver._pools, POOL, embedded)
+        with pytest.raises(InvalidRequest, match="does not take 'n_probs'"):
+            await world.driver.open(msgspec.structs.replace(odd, request=RequestID("odd")))
+
+    live(test)
+
+
+def test_cost_is_as_long_as_it_took_whatever_the_date_does(live: Callable[..., None]) -> None:
+    async def test(world: World) -> None:
+        for jump_ns in (0, -NS_PER_HOUR, 24 * NS_PER_HOUR):
+            world.clock.advance(10 * NS_PER_S)
+            world.clock.unix += jump_ns
+            world.driver.housekeep_once()
+            await settle_down()
+        lengths = [each.until_unix_ns - each.from_unix_ns for each in world.accrued]
+        assert lengths == [10 * NS_PER_S] * 3
+        starts = [each.from_unix_ns for each in world.accrued]
+        assert starts[1] == world.accrued[0].until_unix_ns
+        assert starts[2] > starts[1] + 20 * NS_PER_HOUR
+
+    live(test)
+
+
+def test_the_next_price_book_is_opened_on_its_day(live: Callable[..., None]) -> None:
+    async def test(world: World) -> None:
+        client = world.up()
+        until_midnight_ns = -world.clock.unix_ns() % (24 * NS_PER_HOUR)
+        world.clock.advance(until_midnight_ns - NS_PER_S)
+        early, _ = await world.answering(client)
+        world.driver.housekeep_once()
+        world.clock.advance(NS_PER_S)
+        world.driver.housekeep_once()
+        late, _ = await world.answering(client)
+        await early.settle(outcome())
+        await late.settle(outcome())
+        ids = [posted.price_id for posted in world.posted]
+        assert [name.partition("@")[0] for name in ids] == ["test", "dearer"]
+        assert [world.store.load_price_book(name) is not None for name in ids] == [True, True]
+
+    text = ledger_samples.book_text(name="test").replace("2026-01-01", "2023-11-01")
+    later = ledger_samples.book_text(name="dearer").replace("2026-01-01", "2023-11-15")
+    live(test, books=[parse_price_book(text), parse_price_book(later)])
 
 
 def test_what_cannot_be_sold_is_refused(live: Callable[..., None]) -> None:
@@ -183,7 +280,7 @@ def test_what_cannot_be_sold_is_refused(live: Callable[..., None]) -> None:
             await world.driver.open(world.order(key="nobody"))
         with pytest.raises(ModelNotFound):
             await world.driver.open(world.order(model="no such"))
-        assert list(world.store.load_entries()) == []
+        assert world.all_entries() == []
 
     live(test)
 
@@ -213,7 +310,7 @@ def test_keys_that_cannot_be_read_are_trouble_until_they_can(live: Callable[...,
         world.driver.housekeep_once()
         healthy, why = world.driver.healthy()
         assert not healthy
-        assert "Keys cannot be read" in why
+        assert "Keys and limits cannot be read" in why
         world.store.revoke_key(KeyID("key"), 5)
         world.store.keys_failing = False
         world.driver.housekeep_once()
@@ -520,7 +617,7 @@ def test_a_worker_down_in_mid_answer_fails_that_answer_unbilled(
             await delivery.read()
         receipt = await delivery.settle(outcome(3, ending="failed"))
         assert receipt.charged_nanodollars == 0
-        assert world.ledger.use_of(KeyID("key")).used_tokens == 0
+        assert world.used_tokens() == 0
 
     live(test)
 
@@ -591,27 +688,14 @@ def test_cost_is_the_rate_times_the_time_without_gap_or_overlap(
         await world.driver.close()
         rows = world.accrued
         assert rows[0].from_unix_ns == began
-        assert rows[-1].until_unix_ns == world.clock.unix_ns() == began + 200 * NS_PER_S
+        # Ten seconds that the wall clock has not counted cost as much as the others.
+        assert rows[-1].until_unix_ns == began + 210 * NS_PER_S
         for one, next_one in itertools.pairwise(rows):
             assert one.until_unix_ns == next_one.from_unix_ns
         whole = sum(row.energy_nanodollars for row in rows)
-        assert abs(whole - CONFIG.energy_nanodollars(200 * NS_PER_S)) <= len(rows)
-        assert sum(row.capital_nanodollars for row in rows) == 200 * 10_000
+        assert abs(whole - CONFIG.energy_nanodollars(210 * NS_PER_S)) <= len(rows)
+        assert sum(row.capital_nanodollars for row in rows) == 210 * 10_000
         assert {row.pool for row in rows} == {POOL}
-
-    live(test)
-
-
-def test_cost_that_was_written_before_is_not_written_twice(
-    live: Callable[..., None],
-) -> None:
-    async def test(world: World) -> None:
-        world.clock.advance(20 * NS_PER_S)
-        world.driver.housekeep_once()
-        world.driver._accrued_until_unix_ns -= 5 * NS_PER_S  # as after a clock set back
-        world.clock.advance(20 * NS_PER_S)
-        world.driver.housekeep_once()
-        assert len(world.accrued) == 1
 
     live(test)
 
@@ -627,11 +711,13 @@ def test_what_a_dead_process_held_is_given_back_at_the_start(
         from tokenworks.ledger.store_port import recover
 
         world = World(tmp_path / "one")
-        dead = recover(world.store, "dead")
+        dead_store = MemoryStore("dead", world.store._memory)
+        dead = ledger_samples.ledger(World.key(), owner="dead")
         hold = dead.reserve(0, 1, order("orphan"), BOOK, 100)
-        world.store.append_now([hold])
-        heir = recover(world.store, "driver")
-        world.driver._ledger = world.ledger = heir
+        assert isinstance(hold, Reserved)
+        dead_store.append_now([hold])
+        heir = recover(world.store, 2)
+        world.driver._ledger = world.driver._bookkeeper._ledger = world.ledger = heir
         assert len(heir.open_holds()) == 1
         world.driver.begin()
         assert [entry.reason for entry in world.voided] == ["expired"]

@@ -11,7 +11,6 @@ import pytest
 
 from tests.live.driver_world import World, outcome, settle_down
 from tokenworks.core.errors import CapacityExceeded, LedgerCorrupt, LedgerUnavailable
-from tokenworks.core.ids import KeyID
 from tokenworks.core.units import NS_PER_HOUR, NS_PER_S
 from tokenworks.ledger.entries import Reserved
 from tokenworks.live import driver as driver_module
@@ -47,7 +46,7 @@ async def recovered(world: World) -> None:
         await settle_down()
         world.driver.housekeep_once()
     await settle_down()
-    assert world.driver._unstored == []
+    assert world.driver._bookkeeper._unstored == []
 
 
 def test_a_reservation_that_cannot_be_stored_starts_nothing_in_trouble(
@@ -69,7 +68,7 @@ def test_a_reservation_that_cannot_be_stored_starts_nothing_in_trouble(
         with pytest.raises(LedgerUnavailable, match="could not be billed"):
             await delivery.settle(outcome())
         assert world.ledger.open_holds() == ()
-        assert world.ledger.use_of(KeyID("key")).used_tokens == 0
+        assert world.used_tokens() == 0
         await recovered(world)
         assert world.driver.healthy()[0]
         assert len(world.entries(Reserved)) == 2
@@ -144,9 +143,9 @@ def test_entries_that_the_store_will_never_take_are_given_up(
 
         hold = reserve(other := ledger(), "stranger")
         void = other.void(1, hold.request, reason="expired")
-        world.driver._keep([void])  # its reservation is stored nowhere
+        world.driver._bookkeeper._keep([void])  # its reservation is stored nowhere
         await settle_down()
-        assert world.driver._unstored == [void]
+        assert world.driver._bookkeeper._unstored == [void]
 
     live(test)
     assert "the ledger refuses" in caplog.text
@@ -157,7 +156,7 @@ def test_leaving_while_the_store_is_in_trouble_leaves_no_hold(
 ) -> None:
     async def test(world: World) -> None:
         world.up()
-        world.driver._in_trouble(LedgerUnavailable("The disk is slow."))
+        world.driver._bookkeeper._in_trouble(LedgerUnavailable("The disk is slow."))
         world.store.slow = True
         opening = world.open()
         await settle_down()
@@ -169,7 +168,7 @@ def test_leaving_while_the_store_is_in_trouble_leaves_no_hold(
         world.store.failing = True
         world.store.release()
         await settle_down()
-        assert len(world.driver._unstored) == 2
+        assert len(world.driver._bookkeeper._unstored) == 2
 
     live(test)
 
@@ -179,7 +178,7 @@ def test_closing_while_a_reservation_is_stored_starts_nothing(
 ) -> None:
     async def test(world: World) -> None:
         client = world.up()
-        world.driver._in_trouble(LedgerUnavailable("The disk is slow."))
+        world.driver._bookkeeper._in_trouble(LedgerUnavailable("The disk is slow."))
         world.store.slow = True
         opening = world.open()
         await settle_down()
@@ -206,7 +205,7 @@ def test_voids_wait_for_the_disk_in_the_order_that_stores_them(
         results = await asyncio.gather(*openings, return_exceptions=True)
         assert all(isinstance(each, Exception) for each in results)
         await settle_down()
-        world.driver._unstored.reverse()
+        world.driver._bookkeeper._unstored.reverse()
         appends = world.store.appends
         world.driver.housekeep_once()  # in trouble one request's entries are tried, not all
         await settle_down()
@@ -224,7 +223,9 @@ def test_cost_survives_a_disk_that_fails(live: Callable[[Test], None]) -> None:
             world.clock.advance(10 * NS_PER_S)
             world.driver.housekeep_once()
             await settle_down()
-        assert len(world.driver._unstored) == 1  # the rest is one interval, still to come
+        assert (
+            len(world.driver._bookkeeper._unstored) == 1
+        )  # the rest is one interval, still to come
         await recovered(world)
         world.clock.advance(10 * NS_PER_S)
         world.driver.housekeep_once()

@@ -13,7 +13,6 @@ import pytest
 
 from tests.live.driver_world import World, outcome, settle_down
 from tokenworks.core.errors import LedgerUnavailable, TokenworksError, WorkerFailed
-from tokenworks.core.ids import KeyID
 from tokenworks.core.slo import Measured, Tier
 from tokenworks.core.units import NS_PER_MS
 from tokenworks.ledger.entries import Posted, Reserved, Voided
@@ -137,7 +136,7 @@ class Swarm:
                     stream.end()
             world.driver.housekeep_once()
             await settle_down()
-            if all(task.done() for task in self.serving) and not world.driver._unstored:
+            if all(task.done() for task in self.serving) and not world.driver._bookkeeper._unstored:
                 break
             world.tick(100 * NS_PER_MS)
         assert all(task.done() for task in self.serving)
@@ -151,8 +150,8 @@ def test_whatever_happens_everything_ends_and_adds_up(
     monkeypatch.setattr(driver_module, "BREATHER_NS", 0)
 
     async def main() -> None:
-        records = [World.key(), World.key("poor", b"p", tokens_quota=300)]
-        world = World(tmp_path, records=records)
+        records = [World.key(), World.key("poor", b"p")]
+        world = World(tmp_path, records=records, limits=[World.limit(300, "poor")])
         world.up(0)
         swarm = Swarm(world, seed)
         for _ in range(STEPS):
@@ -165,6 +164,6 @@ def test_whatever_happens_everything_ends_and_adds_up(
         assert len(posted) == settled["done"] + settled["failed"] + settled["disconnected"]
         assert sum(settled.values()) == len(swarm.openings)
         # A late report of use can go above a hold, never what is still allowed to be held.
-        assert world.ledger.use_of(KeyID("poor")).used_tokens <= 300
+        assert world.used_tokens("poor") <= 300
 
     run(main())

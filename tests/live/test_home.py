@@ -8,7 +8,7 @@ import pathlib
 import pytest
 
 from tokenworks.catalogue.factory_config import PoolConfig
-from tokenworks.core.errors import ConfigInvalid
+from tokenworks.core.errors import ConfigInvalid, LedgerUnavailable
 from tokenworks.live import home as home_module
 from tokenworks.live.home import HOME_VARIABLE, Home, foreman_facts, model_path, packaged
 
@@ -134,6 +134,39 @@ def shipped(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.
 
 FACTS = """{"sha256": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
 "context_tokens": 2048, "curve": [[1, 100]]}"""
+
+
+SETTINGS = packaged("factory.toml").read_text()
+
+
+def test_the_ledger_is_the_homes_own_unless_the_settings_name_another(home: Home) -> None:
+    assert (home.shares_ledger(), home.has_ledger()) == (False, False)
+    home.open_ledger().close()
+    assert home.has_ledger()
+    elsewhere = home.path / "elsewhere.sqlite"
+    home.settings.write_text(f'{SETTINGS}\n[ledger]\npath = "{elsewhere}"\n')
+    assert (home.shares_ledger(), home.has_ledger()) == (True, False)
+    home.open_ledger().close()
+    assert elsewhere.exists()
+
+
+def test_a_database_is_taken_to_be_there(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    home.settings.write_text(f'{SETTINGS}\n[ledger]\nurl_env = "LEDGER_URL"\n')
+    monkeypatch.setenv("LEDGER_URL", "postgresql://127.0.0.1:1/none")
+    assert (home.shares_ledger(), home.has_ledger()) == (True, True)
+    with pytest.raises(LedgerUnavailable, match="127"):
+        home.open_ledger()
+
+
+def test_price_books_of_other_days_lie_in_a_folder(home: Home) -> None:
+    assert len(home.load_price_books().all()) == 1
+    home.prices.mkdir()
+    text = packaged("laptop.toml").read_text()
+    (home.prices / "next.toml").write_text(text.replace("2026-11-24", "2027-01-01"))
+    (later,) = home.load_price_books().all()
+    home.price_book.write_text(text)
+    assert [book.effective.year for book in home.load_price_books().all()] == [2026, 2027]
+    assert later.effective.year == 2027
 
 
 def test_shipped_weights_are_known_by_their_hash(shipped: pathlib.Path) -> None:

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from typing import Final
 
 from tokenworks.core.errors import ModelNotFound, TokenworksError, Unauthorized, WorkerFailed
-from tokenworks.core.ids import ModelName, RequestID
-from tokenworks.core.orders import KeyView, Order, Outcome, Receipt
+from tokenworks.core.ids import AgentName, ModelName, RequestID, RunID
+from tokenworks.core.orders import Ending, KeyView, Order, Outcome, Receipt
 from tokenworks.core.ports import Clock, Delivery, Desk
 from tokenworks.core.slo import Measured, Tier
 from tokenworks.core.units import NS_PER_MS, NS_PER_S
@@ -31,6 +31,7 @@ from tokenworks.gateway.http_io import (
     broken,
     check_json,
     error_body,
+    label,
     read_body,
     respond,
 )
@@ -47,6 +48,13 @@ a worker's slot."""
 
 SEND_CHECK_S: Final = 5
 """Between two looks at whether a send is stuck; looking costs less than a timeout for each send."""
+
+
+AGENT_HEADER: Final = b"x-tokenworks-agent"
+"""The name of the agent that asks, for reports."""
+
+RUN_HEADER: Final = b"x-tokenworks-run"
+"""The agent's run, which may have limits of its own."""
 
 
 class Meter:
@@ -125,13 +133,32 @@ class ChatRoute:
         raw = await read_body(receive)
         arrived_ns = self._clock.now_ns()
         request = parse_chat_request(raw, key.tier_default, self._output_default)
-        order = _order(request, key, arrived_ns)
+        order = self._order(request, key, arrived_ns, scope)
         hangup = asyncio.ensure_future(_disconnected(receive))
         try:
             delivery = await self._open(order, hangup)
             await Answer(self, order, delivery, request, send).run(hangup)
         finally:
             hangup.cancel()
+
+    def _order(self, request: ChatRequest, key: KeyView, arrived_ns: int, scope: Scope) -> Order:
+        agent, run = label(scope, AGENT_HEADER), label(scope, RUN_HEADER)
+        unix_ms = self._clock.unix_ns() // NS_PER_MS
+        return Order(
+            # Ids that rise with time keep a request's entries easy to find.
+            request=RequestID(f"req_{unix_ms:012x}{secrets.token_hex(6)}"),
+            key=key,
+            model=request.model,
+            tier=request.tier,
+            body=request.body,
+            input_tokens_max=request.input_tokens_max,
+            output_tokens_max=request.output_tokens_max,
+            prefix=request.prefix,
+            arrived_ns=arrived_ns,
+            agent=None if agent is None else AgentName(agent),
+            run=None if run is None else RunID(run),
+            extra_fields=request.extra_fields,
+        )
 
     def _output_default(self, model: ModelName, tier: Tier) -> int:
         if model not in self._desk.models():
@@ -339,10 +366,15 @@ class Answer:
                 "The worker ended the stream before the answer was whole.", hint="Try again."
             )
 
-    async def _settle(self, ending: str) -> Receipt:
+    async def _settle(self, ending: Ending) -> Receipt:
         usage = self._events.usage_so_far()
-        measured = self._meter.measured(usage.output_tokens, self._route.now_ns())
-        outcome = Outcome(usage=usage, measured=measured, ending=ending)
+        measured = self._meter.measured(usage.completion_tokens, self._route.now_ns())
+        outcome = Outcome(
+            usage=usage,
+            measured=measured,
+            ending=ending,
+            metered_by=self._events.metered_by,
+        )
         return await self._route.settle(self._delivery, outcome)
 
     async def _start(self) -> None:
@@ -378,21 +410,6 @@ class Answer:
 
     def _headers(self) -> Headers:
         return [(b"x-request-id", self._order.request.encode())]
-
-
-def _order(request: ChatRequest, key: KeyView, arrived_ns: int) -> Order:
-    return Order(
-        request=RequestID(f"req_{secrets.token_hex(12)}"),
-        key=key,
-        model=request.model,
-        tier=request.tier,
-        body=request.body,
-        input_tokens_max=request.input_tokens_max,
-        output_tokens_max=request.output_tokens_max,
-        prefix=request.prefix,
-        arrived_ns=arrived_ns,
-        extra_fields=request.extra_fields,
-    )
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 
 from tokenworks.core.errors import WorkerFailed
-from tokenworks.core.orders import Usage
+from tokenworks.core.orders import MeteredBy, Usage
 
 EVENT_BYTES_MAX: Final = 1_000_000
 HELD_EVENTS_MAX: Final = 64
@@ -26,14 +26,71 @@ _SPECIAL: Final = re.compile(rb'"(?:role":|usage":\{|delta":\{\}|content":""|pro
 """What a plain token event does not have; one search for all is the quickest."""
 
 
-class _Details(msgspec.Struct):
+class _PromptDetails(msgspec.Struct):
     cached_tokens: int | None = None
+    cache_write_tokens: int | None = None
+    audio_tokens: int | None = None
+    image_tokens: int | None = None
+
+
+class _CompletionDetails(msgspec.Struct):
+    reasoning_tokens: int | None = None
+    audio_tokens: int | None = None
+    image_tokens: int | None = None
 
 
 class _Usage(msgspec.Struct):
+    """Usage as OpenAI words it: the details are parts of the two sums."""
+
     prompt_tokens: int
     completion_tokens: int
-    prompt_tokens_details: _Details | None = None
+    prompt_tokens_details: _PromptDetails | None = None
+    completion_tokens_details: _CompletionDetails | None = None
+
+    def disjoint(self) -> Usage:
+        """The same in classes that add up to the two sums, whatever the details claim.
+
+        Raises:
+            WorkerFailed: a figure is below zero.
+        """
+        read, made = self.prompt_tokens_details, self.completion_tokens_details
+        left = _Rest(self.prompt_tokens, self)
+        cached = left.take(read.cached_tokens if read else 0)
+        write = left.take(read.cache_write_tokens if read else 0)
+        audio_in = left.take(read.audio_tokens if read else 0)
+        image_in = left.take(read.image_tokens if read else 0)
+        rest = _Rest(self.completion_tokens, self)
+        reasoning = rest.take(made.reasoning_tokens if made else 0)
+        audio_out = rest.take(made.audio_tokens if made else 0)
+        image_out = rest.take(made.image_tokens if made else 0)
+        return Usage(
+            uncached_input_tokens=left.tokens,
+            cached_input_tokens=cached,
+            output_tokens=rest.tokens,
+            cache_write_tokens=write,
+            reasoning_tokens=reasoning,
+            audio_input_tokens=audio_in,
+            image_input_tokens=image_in,
+            audio_output_tokens=audio_out,
+            image_output_tokens=image_out,
+        )
+
+
+class _Rest:
+    """What is left of a sum after its parts were taken."""
+
+    __slots__ = ("_said", "tokens")
+
+    def __init__(self, tokens: int, said: _Usage) -> None:
+        self.tokens, self._said = tokens, said
+        self.take(0)
+
+    def take(self, part: int | None) -> int:
+        part = min(part or 0, self.tokens)
+        if part < 0 or self.tokens < 0:
+            raise WorkerFailed(f"A worker's usage is negative: {self._said!r}.")
+        self.tokens -= part
+        return part
 
 
 class _Choice(msgspec.Struct):
@@ -187,16 +244,8 @@ class EventStream:
         self.held.append(event)
 
     def _read_usage(self, found: _Usage) -> None:
-        details = found.prompt_tokens_details
-        cached = (details.cached_tokens or 0) if details else 0
-        if min(found.prompt_tokens, found.completion_tokens, cached) < 0:
-            raise WorkerFailed(f"A worker's usage is negative: {found!r}.")
+        self.usage = found.disjoint()
         self._token_events_at_usage = self.token_events
-        self.usage = Usage(
-            input_tokens=found.prompt_tokens,
-            cached_input_tokens=min(cached, found.prompt_tokens),
-            output_tokens=found.completion_tokens,
-        )
 
     def usage_so_far(self) -> Usage:
         """The worker's own figures if it gave them, else what was seen: prompt progress and events.
@@ -211,11 +260,17 @@ class EventStream:
                 self.usage, output_tokens=self.usage.output_tokens + since
             )
         read = self._progress
+        cached = min(read.cache, read.processed) if read else 0
         return Usage(
-            input_tokens=min(read.total, read.processed) if read else 0,
-            cached_input_tokens=min(read.cache, read.processed) if read else 0,
+            uncached_input_tokens=min(read.total, read.processed) - cached if read else 0,
+            cached_input_tokens=cached,
             output_tokens=self.token_events,
         )
+
+    @property
+    def metered_by(self) -> MeteredBy:
+        """Who has counted: the worker, if it said anything of usage, else we."""
+        return "gateway" if self.usage is None else "worker"
 
     def closing(self, tier_delivered: str, *, include_usage: bool) -> bytes:
         """The held events, naming the delivered tier, and ``[DONE]``."""

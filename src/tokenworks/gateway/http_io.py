@@ -16,6 +16,7 @@ from tokenworks.core.errors import (
 )
 
 BODY_BYTES_MAX: Final = 8_000_000
+LABEL_LEN_MAX: Final = 128
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -62,6 +63,28 @@ def bearer(scope: Scope) -> bytes | None:
             scheme, _, secret = bytes(value).partition(b" ")
             if scheme.lower() == b"bearer" and secret.strip():
                 return secret.strip()
+    return None
+
+
+def label(scope: Scope, header: bytes) -> str | None:
+    """A name that a caller gives in a header of its own, if it gives one.
+
+    Args:
+        scope: the request.
+        header: the header's name in lower case.
+
+    Raises:
+        InvalidRequest: it is empty, too long, or not plain text.
+    """
+    for name, value in scope["headers"]:
+        if name == header:
+            text = bytes(value).decode("latin-1").strip()
+            if not (0 < len(text) <= LABEL_LEN_MAX and text.isascii() and text.isprintable()):
+                raise InvalidRequest(
+                    f"The header {header.decode()} is {text[:LABEL_LEN_MAX]!r}.",
+                    hint=f"Give 1 to {LABEL_LEN_MAX} printable ASCII characters.",
+                )
+            return text
     return None
 
 

@@ -6,12 +6,16 @@ from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from tokenworks.core.orders import Outcome, Receipt
+from tokenworks.core.orders import TOKEN_CLASSES, Outcome, Receipt
 from tokenworks.core.units import NANODOLLARS_PER_DOLLAR, NS_PER_S
 
 CONTENT_TYPE: Final = b"text/plain; version=0.0.4; charset=utf-8"
 _TTFT_S: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 _INTERACTIVITY: Final = (5, 10, 25, 50, 100, 200, 400, 1000, 2000)
+
+
+_ALWAYS_SHOWN: Final = frozenset(TOKEN_CLASSES[:3])
+"""Uncached and cached input, and output: a rate over them must not lack a term."""
 
 
 class GatewayMetrics:
@@ -39,7 +43,7 @@ class GatewayMetrics:
         )
         self.revenue = Counter(
             "tokenworks_revenue_dollars",
-            "Charged to tenants, by delivered tier; the ledger is the exact record",
+            "Charged to tenants less credits, by delivered tier; the ledger is the exact record",
             ["tier"],
             registry=self.registry,
         )
@@ -65,13 +69,13 @@ class GatewayMetrics:
         """Count one settled answer."""
         asked, delivered = receipt.tier_asked.value, receipt.tier_delivered.value
         usage, measured = outcome.usage, outcome.measured
-        self.tokens.labels("cached_input", delivered).inc(usage.cached_input_tokens)
-        self.tokens.labels("uncached_input", delivered).inc(
-            usage.input_tokens - usage.cached_input_tokens
-        )
-        self.tokens.labels("output", delivered).inc(usage.output_tokens)
+        for name in TOKEN_CLASSES:
+            tokens = getattr(usage, name)
+            if tokens or name in _ALWAYS_SHOWN:
+                self.tokens.labels(name.removesuffix("_tokens"), delivered).inc(tokens)
         self.settled.labels(asked, delivered, outcome.ending).inc()
-        self.revenue.labels(delivered).inc(receipt.charged_nanodollars / NANODOLLARS_PER_DOLLAR)
+        paid = receipt.charged_nanodollars - receipt.credited_nanodollars
+        self.revenue.labels(delivered).inc(paid / NANODOLLARS_PER_DOLLAR)
         if measured.ttft_ns is not None:
             self.ttft.labels(asked).observe(measured.ttft_ns / NS_PER_S)
         if measured.output_tokens > 1 and measured.decode_ns > 0:

@@ -1,14 +1,23 @@
 """The real world: clock, journal, store, engines, workers."""
 
 __all__ = [
+    "bookkeeper",
     "clock",
+    "database",
     "driver",
     "embedded",
+    "group_commit",
     "home",
     "journal",
+    "lease_tables",
+    "ledger_sql",
     "measure",
     "network",
-    "report_store",
+    "numbered_names",
+    "postgres",
+    "quota_leases",
+    "settings_store",
+    "sqlite",
     "store",
     "workers",
 ]

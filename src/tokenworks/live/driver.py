@@ -10,24 +10,20 @@ import asyncio
 import contextlib
 import functools
 import hashlib
-import itertools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Final, assert_never
 
 import msgspec
 
 from tokenworks.catalogue.factory_config import CurvePoint, PoolConfig
-from tokenworks.catalogue.price_book import PriceBook
+from tokenworks.catalogue.price_book import PriceBooks
 from tokenworks.core.errors import (
     CapacityExceeded,
     InvalidRequest,
     LedgerCorrupt,
     LedgerUnavailable,
-    ModelNotFound,
-    QuotaExceeded,
     TokenworksError,
-    Unauthorized,
     WorkerFailed,
     WorkerUnavailable,
 )
@@ -51,17 +47,18 @@ from tokenworks.dispatch.events import (
     WorkerDown,
     WorkerUp,
 )
-from tokenworks.ledger.entries import Entry, Posted, VoidReason
-from tokenworks.ledger.ledger import Ledger
-from tokenworks.ledger.quotas import KeyRecord, Refused
+from tokenworks.ledger.entries import VoidReason
+from tokenworks.ledger.ledger import Ledger, Work
+from tokenworks.ledger.quotas import KeyRecord
 from tokenworks.ledger.store_port import LedgerStore
+from tokenworks.live.bookkeeper import Bookkeeper
 from tokenworks.live.journal import JournalWriter
 from tokenworks.live.network import WorkerClient, WorkerStream
+from tokenworks.live.quota_leases import QuotaLeases
 
-HOLD_NS_MAX: Final = 3_600 * NS_PER_S
-"""A reservation expires after this long; its answer is cut off before."""
 ANSWER_NS_MAX: Final = 3_000 * NS_PER_S
-"""From the reservation to the end of the answer, queueing included."""
+"""From the reservation to the end of the answer, queueing included; less than
+``bookkeeper.HOLD_NS_MAX``."""
 LINGER_NS_MAX: Final = 5 * NS_PER_S
 """A worker that keeps its stream open this long after the answer was settled loses its socket."""
 BREATHER_NS: Final = 50 * NS_PER_MS
@@ -71,7 +68,6 @@ CLOSE_NS_MAX: Final = 5 * NS_PER_S
 """How long closing waits for answers that were cut off to be settled."""
 FLIGHTS_MAX: Final = 16_384
 HOUSEKEEPING_NS: Final = 200 * NS_PER_MS
-ACCRUE_NS: Final = 10 * NS_PER_S
 QUEUE_LEN_MAX: Final = 512
 CHAT_PATH: Final = "/v1/chat/completions"
 CALLER_AT_FAULT: Final = frozenset({400, 413, 422})
@@ -157,9 +153,10 @@ class Driver:
         dispatcher: the brain; nobody else may call it.
         ledger: recovered from ``store``.
         store: where entries are kept.
-        book: prices and promises.
+        books: prices and promises, by the day they hold from.
         pools: the factory's pools by name.
         journal: where events are written.
+        leases: how this process shares the ledger's limits with others; none if it is the only one.
     """
 
     def __init__(
@@ -169,25 +166,25 @@ class Driver:
         dispatcher: Dispatcher,
         ledger: Ledger,
         store: LedgerStore,
-        book: PriceBook,
+        books: PriceBooks,
         pools: dict[PoolID, PoolConfig],
         journal: JournalWriter,
+        leases: QuotaLeases | None = None,
     ) -> None:
         self._clock, self._dispatcher = clock, dispatcher
         self._journal: JournalWriter | None = journal
-        self._ledger, self._store, self._book, self._pools = ledger, store, book, pools
+        self._ledger, self._store, self._pools = ledger, store, pools
+        self._bookkeeper = Bookkeeper(
+            clock=clock, ledger=ledger, store=store, pools=pools, leases=leases
+        )
+        self._books, self._book = books, books.at(clock.unix_ns())
         self._seats: dict[WorkerID, Seat] = {}
         self._flights: dict[RequestID, _Flight] = {}
         self._keys: dict[str, KeyRecord] = {}
-        self._keys_version = -1
+        self._settings_version = -1
         self._timer: asyncio.TimerHandle | None = None
         self._keys_trouble: str | None = None
-        self._ledger_trouble: str | None = None
-        self._storing: set[asyncio.Future[None]] = set()
-        self._unstored: list[Entry] = []
         self._sending: set[asyncio.Task[None]] = set()
-        self._accrued_until_unix_ns = clock.unix_ns()
-        self._accrue_at_ns = clock.now_ns() + ACCRUE_NS
         self._last_ns = 0
         self._closed = False
         self._landed = asyncio.Event()
@@ -196,33 +193,22 @@ class Driver:
 
     def begin(self) -> None:
         """Free what a dead process held, and tell the dispatcher its settings."""
-        unix_ns = self._clock.unix_ns()
-        orphans = self._ledger.void_orphans(unix_ns)
-        if orphans:
-            self._store.append_now(orphans)
-        self._store.put_price_book(self._book.price_id, self._book.text, unix_ns)
-        self._reload_keys()
-        queues = dict.fromkeys(Tier, QUEUE_LEN_MAX)
-        self.tell(Configured(promises=self._book.promises, limits=Limits(queue_len_max=queues)))
+        self._bookkeeper.begin()
+        self._reload_settings()
+        self._open_book()
 
     async def housekeep(self) -> None:
         """Keys, expired holds, cost and the journal's buffer, until cancelled."""
         while True:
             await asyncio.sleep(HOUSEKEEPING_NS / NS_PER_S)
             self.housekeep_once()
+            await self._bookkeeper.tend_leases()
 
     def housekeep_once(self) -> None:
         """One round of it; what fails is tried again in the next."""
-        now_ns = self._clock.now_ns()
-        behind = bool(self._unstored)
-        self._store_again()
-        expired = self._ledger.expire(now_ns, self._clock.unix_ns())
-        if expired:
-            self._keep(expired)
-        if now_ns >= self._accrue_at_ns and not behind:
-            self._accrue_at_ns = now_ns + ACCRUE_NS
-            self._keep(self._accrue())
-        self._reload_keys_if_possible()
+        self._bookkeeper.round()
+        self._reload_settings_if_possible()
+        self._turn_page_if_possible()
         self._write_journal(lambda journal: journal.flush())
 
     async def close(self) -> None:
@@ -237,15 +223,11 @@ class Driver:
                     await self._landed.wait()
         if self._timer is not None:
             self._timer.cancel()
-        self._ledger_trouble = None  # so that everything is tried once more
-        self._store_again()
-        self._keep(self._accrue())
         for task in self._sending:
             task.cancel()
-        while self._sending or self._storing:
-            await asyncio.gather(*self._sending, *self._storing, return_exceptions=True)
-        if self._unstored:
-            _log.critical("%d ledger entries could not be written", len(self._unstored))
+        while self._sending:
+            await asyncio.gather(*self._sending, return_exceptions=True)
+        await self._bookkeeper.close()
         self._write_journal(lambda journal: journal.close())
         self._journal = None
 
@@ -270,7 +252,7 @@ class Driver:
 
     def healthy(self) -> tuple[bool, str]:
         """See ``Desk``."""
-        trouble = self._ledger_trouble or self._keys_trouble
+        trouble = self._bookkeeper.trouble or self._keys_trouble
         if trouble is not None:
             return False, trouble
         up = sum(seat.client is not None for seat in self._seats.values())
@@ -285,8 +267,12 @@ class Driver:
                 "Too many requests are open.", hint="Try again.", retry_after_s=1
             )
         assert order.request not in self._flights, order.request
+        self._check_fields(order)
         cut_off_ns = self._clock.now_ns() + ANSWER_NS_MAX
-        await self._reserve(order)
+        await self._bookkeeper.reserve(order, self._book)
+        if self._closed:
+            self._bookkeeper.void(order.request, "rejected")
+            raise _shutting_down()
         opened: asyncio.Future[LiveDelivery] = asyncio.get_running_loop().create_future()
         flight = _Flight(order, opened, cut_off_ns)
         self._flights[order.request] = flight
@@ -308,6 +294,17 @@ class Driver:
             self._withdraw(flight)
             raise
 
+    def _check_fields(self, order: Order) -> None:
+        """Refuse what may make the embedded engine allocate until it dies."""
+        embedded = any(
+            pool.engine == "embedded" and pool.model == order.model for pool in self._pools.values()
+        )
+        if embedded and order.extra_fields:
+            raise InvalidRequest(
+                f"The engine of {order.model!r} does not take {order.extra_fields[0]!r}.",
+                hint="Leave the field out; OpenAI's own fields and common samplers pass.",
+            )
+
     async def settle(self, flight: _Flight, outcome: Outcome) -> Receipt:
         """Tell the dispatcher that an answer ended, and bill it; returns when that is durable."""
         assert not flight.settled, flight.order.request
@@ -316,30 +313,15 @@ class Driver:
         order, seat = flight.order, flight.seat
         self._flights.pop(order.request, None)
         self.tell(_ending(flight, seat, outcome))
-        worker_ns = max(0, self._clock.now_ns() - flight.sent_ns)
-        entry = self._ledger.post(
-            self._clock.unix_ns(),
-            order.request,
-            outcome=outcome,
-            pool=seat.pool,
-            worker=seat.worker,
-            worker_ns=worker_ns,
-            cost_nanodollars=_cost_share(seat.config, worker_ns),
-            book=self._book,
-        )
+        work = _work(seat, max(0, self._clock.now_ns() - flight.sent_ns))
         if not self._flights:
             self._landed.set()
-        if isinstance(entry, Refused):
-            _log.error("%s cannot be billed: %s", order.request, entry.message)
-            raise LedgerUnavailable(
-                f"The answer cannot be billed: {entry.message}",
-                hint="Read answers as they come: a reservation does not last for ever.",
-            )
-        await self._bill(entry)
+        entry = await self._bookkeeper.bill(order.request, outcome, work)
         return Receipt(
             tier_asked=entry.tier_asked,
             tier_delivered=entry.tier_delivered,
             charged_nanodollars=entry.charged_nanodollars,
+            credited_nanodollars=entry.credited_nanodollars,
             pool=entry.pool,
             worker=entry.worker,
         )
@@ -492,7 +474,7 @@ class Driver:
         del self._flights[request]
         # Not Finished: no answer was made, so it says nothing of how long one takes.
         self.tell(Withdrawn(request=request))
-        self._void(request, "rejected")
+        self._bookkeeper.void(request, "rejected")
         flight.opened.set_exception(
             InvalidRequest(
                 f"The worker refused the request with status {status}: {_words(said)}",
@@ -505,7 +487,7 @@ class Driver:
         if flight is None:
             return
         failed = command.code == "worker_failed"
-        self._void(command.request, "failed" if failed else "rejected")
+        self._bookkeeper.void(command.request, "failed" if failed else "rejected")
         if not flight.opened.done():
             flight.opened.set_exception(_rejection(command, flight.order))
 
@@ -532,151 +514,62 @@ class Driver:
         self._landed.set()
         flight.drop_attempt()
         self.tell(Withdrawn(request=request))
-        self._void(request, reason)
+        self._bookkeeper.void(request, reason)
 
-    # Money.
+    # Settings.
 
-    async def _reserve(self, order: Order) -> None:
-        held = self._ledger.reserve(
-            self._clock.now_ns(), self._clock.unix_ns(), order, self._book, HOLD_NS_MAX
-        )
-        if isinstance(held, Refused):
-            raise _refusal(held)
-        stored = self._keep([held])
-        if self._ledger_trouble is None:
-            return
-        # While the store is in trouble nothing is started that could not be billed.
+    def _reload_settings_if_possible(self) -> None:
         try:
-            await asyncio.wait({stored})
-        except asyncio.CancelledError:
-            self._void(order.request, "withdrawn")
-            raise
-        if stored.exception() is not None:
-            self._void(order.request, "rejected")
-            raise LedgerUnavailable(
-                "The ledger cannot write.", hint="Look at the disk.", retry_after_s=5
-            )
-        if self._closed:
-            self._void(order.request, "rejected")
-            raise _shutting_down()
-
-    async def _bill(self, entry: Posted) -> None:
-        """Store a posting; if that fails nothing was billed, and its hold is given back."""
-        try:
-            try:
-                await self._append([*self._unstored_of(entry.request), entry])
-            except LedgerCorrupt:
-                held = self._unstored_of(entry.request)
-                if not held:
-                    raise
-                # The reservation failed to be stored a moment before.
-                await self._append([*held, entry])
-        except (LedgerUnavailable, LedgerCorrupt) as error:
-            self._in_trouble(error)
-            self._ledger.retract(entry)
-            self._void(entry.request, "failed")
-            raise LedgerUnavailable(
-                f"The answer could not be billed: {error.message}", hint="Look at the disk."
-            ) from error
-        self._unstored = [each for each in self._unstored if each.request != entry.request]
-        self._ledger_trouble = None
-
-    def _void(self, request: RequestID, reason: VoidReason) -> None:
-        entry = self._ledger.void(self._clock.unix_ns(), request, reason=reason)
-        if not isinstance(entry, Refused):
-            self._keep([entry])
-
-    def _append(self, entries: Sequence[Entry]) -> asyncio.Future[None]:
-        stored = asyncio.ensure_future(self._store.append(entries))
-        self._storing.add(stored)
-        stored.add_done_callback(self._storing.discard)
-        return stored
-
-    def _keep(self, entries: Sequence[Entry], *, again: bool = False) -> asyncio.Future[None]:
-        """Store entries that nobody waits for; those that cannot be stored now are tried again."""
-        stored = self._append(entries)
-
-        def finish(future: asyncio.Future[None]) -> None:
-            error = None if future.cancelled() else future.exception()
-            if error is None:
-                self._ledger_trouble = None
-            elif again and isinstance(error, LedgerCorrupt):
-                _log.critical("the ledger refuses %r: %s", entries, error)
-            else:
-                self._in_trouble(error)
-                self._unstored += entries
-
-        stored.add_done_callback(finish)
-        return stored
-
-    def _store_again(self) -> None:
-        """Try entries again that could not be stored: one request's in trouble, else all."""
-        by_request: dict[RequestID, list[Entry]] = {}
-        # A reservation comes before its settlement, whichever of them failed first.
-        for entry in sorted(self._unstored, key=lambda each: each.phase != "reserve"):
-            by_request.setdefault(entry.request, []).append(entry)
-        if self._ledger_trouble is not None:
-            by_request = dict(itertools.islice(by_request.items(), 1))
-        self._unstored = [each for each in self._unstored if each.request not in by_request]
-        for entries in by_request.values():
-            self._keep(entries, again=True)
-
-    def _unstored_of(self, request: RequestID) -> list[Entry]:
-        return [entry for entry in self._unstored if entry.request == request]
-
-    def _in_trouble(self, error: BaseException) -> None:
-        if self._ledger_trouble is None:
-            _log.error("the ledger cannot write: %s", error)
-        self._ledger_trouble = str(error)
-
-    def _accrue(self) -> list[Entry]:
-        """What the pools cost since the last time."""
-        since, until = self._accrued_until_unix_ns, self._clock.unix_ns()
-        if until <= since:
-            return []
-        self._accrued_until_unix_ns = until
-        entries: list[Entry] = []
-        for pool, config in self._pools.items():
-            entry = self._ledger.accrue(
-                until,
-                pool,
-                from_unix_ns=since,
-                until_unix_ns=until,
-                energy_nanodollars=config.energy_nanodollars(until - since),
-                capital_nanodollars=config.capital_nanodollars(until - since),
-            )
-            if isinstance(entry, Refused):
-                _log.warning("a cost is not written down: %s", entry.message)
-            else:
-                entries.append(entry)
-        return entries
-
-    def _reload_keys_if_possible(self) -> None:
-        try:
-            self._reload_keys()
+            self._reload_settings()
         except (LedgerUnavailable, LedgerCorrupt) as error:
             if self._keys_trouble is None:
                 _log.error("keys cannot be read, so revoked ones still work: %s", error)
-            self._keys_trouble = f"Keys cannot be read: {error}"
+            self._keys_trouble = f"Keys and limits cannot be read: {error}"
         else:
             self._keys_trouble = None
 
-    def _reload_keys(self) -> None:
-        version = self._store.keys_version()
-        if version == self._keys_version:
+    def _reload_settings(self) -> None:
+        version = self._store.settings_version()
+        if version == self._settings_version:
             return
         records = self._store.load_keys()
-        self._keys_version = version
+        self._ledger.set_limits(self._store.limit_states(self._clock.unix_ns()))
+        self._settings_version = version
         self._keys = {record.secret_sha256: record for record in records}
         for record in records:
             self._ledger.set_key(record)
 
+    def _turn_page_if_possible(self) -> None:
+        """Take up the next price book on its day."""
+        book = self._books.at(self._clock.unix_ns())
+        if book.price_id == self._book.price_id:
+            return
+        before, self._book = self._book, book
+        try:
+            self._open_book()
+        except (LedgerUnavailable, LedgerCorrupt) as error:
+            self._book = before
+            _log.error("%s cannot be put into force: %s", book.price_id, error)
 
-def _cost_share(config: PoolConfig, worker_ns: int) -> int:
-    """A slot's share of its pool's cost over a time."""
+    def _open_book(self) -> None:
+        """Put the present price book into force; its text is kept for ever."""
+        book = self._book
+        self._store.put_price_book(book.price_id, book.text, self._clock.unix_ns())
+        queues = dict.fromkeys(Tier, QUEUE_LEN_MAX)
+        self.tell(Configured(promises=book.promises, limits=Limits(queue_len_max=queues)))
+
+
+def _work(seat: Seat, worker_ns: int) -> Work:
+    """Who made an answer, and a slot's share of its pool's cost over the time."""
+    config = seat.config
     slots = config.slots * max(config.workers, len(config.urls))
-    cost = config.energy_nanodollars(worker_ns) + config.capital_nanodollars(worker_ns)
-    return cost // slots
+    return Work(
+        pool=seat.pool,
+        worker=seat.worker,
+        worker_ns=worker_ns,
+        energy_nanodollars=config.energy_nanodollars(worker_ns) // slots,
+        capital_nanodollars=config.capital_nanodollars(worker_ns) // slots,
+    )
 
 
 def _shutting_down() -> CapacityExceeded:
@@ -691,24 +584,9 @@ def _ending(flight: _Flight, seat: Seat, outcome: Outcome) -> Event:
         return Withdrawn(request=request)
     return Finished(
         request=request,
-        output_tokens=outcome.usage.output_tokens,
+        output_tokens=outcome.usage.completion_tokens,
         cached_input_tokens=outcome.usage.cached_input_tokens,
     )
-
-
-def _refusal(refused: Refused) -> TokenworksError:
-    message = refused.message
-    match refused.code:
-        case "quota_exceeded":
-            return QuotaExceeded(message, hint="Ask for less, or have the key's quota raised.")
-        case "invalid_api_key":
-            return Unauthorized(message, hint="Use another key.")
-        case "model_not_found":
-            return ModelNotFound(message, hint="GET /v1/models lists what is sold.")
-        case "capacity_exceeded":
-            return CapacityExceeded(message, hint="Try again.", retry_after_s=1)
-        case _:
-            raise AssertionError(refused)
 
 
 def _rejection(command: Reject, order: Order) -> TokenworksError:

@@ -13,12 +13,15 @@ import msgspec
 from tokenworks.catalogue.factory_config import (
     CurvePoint,
     FactoryConfig,
+    LedgerConfig,
     PoolConfig,
     check_curve,
     parse_factory_config,
 )
-from tokenworks.catalogue.price_book import PriceBook, parse_price_book
+from tokenworks.catalogue.packages import Package, parse_packages
+from tokenworks.catalogue.price_book import PriceBook, PriceBooks, parse_price_book
 from tokenworks.core.errors import ConfigInvalid
+from tokenworks.live.store import SQLStore, postgres_store, sqlite_store
 
 HOME_VARIABLE: Final = "TOKENWORKS_HOME"
 MODEL_FILE: Final = "foreman-q8_0.gguf"
@@ -70,6 +73,16 @@ class Home:
         return self.path / "price_book.toml"
 
     @property
+    def prices(self) -> Path:
+        """The operator's price books for other days than the first, if there are any."""
+        return self.path / "prices"
+
+    @property
+    def packages(self) -> Path:
+        """The operator's ``packages.toml``, if there is one."""
+        return self.path / "packages.toml"
+
+    @property
     def curves(self) -> Path:
         """What ``tokenworks tiers measure --write`` measured."""
         return self.path / "curves.json"
@@ -100,6 +113,59 @@ class Home:
     def load_price_book(self) -> PriceBook:
         """The operator's price book, or the one that ships."""
         return parse_price_book(_own(self.price_book, "laptop.toml"))
+
+    def load_price_books(self) -> PriceBooks:
+        """The operator's price book, or the one that ships, and those in ``prices/``.
+
+        Raises:
+            ConfigInvalid: one of them is wrong, or two hold from the same day.
+        """
+        more = [parse_price_book(_text(path)) for path in sorted(self.prices.glob("*.toml"))]
+        if more and not self.price_book.exists():
+            return PriceBooks(more)
+        return PriceBooks([self.load_price_book(), *more])
+
+    def load_packages(self) -> dict[str, Package]:
+        """The operator's packages; none if there is no file.
+
+        Raises:
+            ConfigInvalid: the file is wrong.
+        """
+        return parse_packages(_text(self.packages)) if self.packages.exists() else {}
+
+    def shares_ledger(self) -> bool:
+        """Whether other factories may use this one's ledger at the same time."""
+        ledger = self.load_settings().ledger
+        return bool(ledger.path) or ledger.url_in(os.environ) is not None
+
+    def has_ledger(self) -> bool:
+        """Whether there is a ledger to read; a database is taken to be there."""
+        ledger = self.load_settings().ledger
+        return ledger.url_in(os.environ) is not None or self._ledger_file(ledger).exists()
+
+    def open_ledger(self, owner: str = "tool", *, sole: bool = False) -> SQLStore:
+        """The ledger that the settings name.
+
+        Args:
+            owner: the process that appends.
+            sole: refuse to open if another process has opened it so.
+
+        Raises:
+            ConfigInvalid, LedgerUnavailable, LedgerCorrupt: see ``SQLStore``.
+        """
+        ledger = self.load_settings().ledger
+        url = ledger.url_in(os.environ)
+        if url is not None:
+            return postgres_store(url, owner, sole=sole)
+        return sqlite_store(self._ledger_file(ledger), owner, sole=sole)
+
+    def ledger_file(self) -> Path | None:
+        """The SQLite file that holds the ledger; None if a database server does."""
+        ledger = self.load_settings().ledger
+        return None if ledger.url_in(os.environ) is not None else self._ledger_file(ledger)
+
+    def _ledger_file(self, ledger: LedgerConfig) -> Path:
+        return Path(ledger.path) if ledger.path else self.ledger
 
     def load_curves(self) -> Curves:
         """Measured curves by pool; none if nothing was measured here.

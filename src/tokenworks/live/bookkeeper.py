@@ -1,0 +1,277 @@
+"""Keeps the ledger and its store in step: what cannot be stored is tried again or taken back."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from tokenworks.catalogue.factory_config import PoolConfig
+from tokenworks.catalogue.price_book import PriceBook
+from tokenworks.core.errors import (
+    CapacityExceeded,
+    LedgerCorrupt,
+    LedgerUnavailable,
+    ModelNotFound,
+    QuotaExceeded,
+    TokenworksError,
+    Unauthorized,
+)
+from tokenworks.core.ids import PoolID, RequestID
+from tokenworks.core.orders import Order, Outcome
+from tokenworks.core.ports import Clock
+from tokenworks.core.units import NS_PER_S
+from tokenworks.ledger.entries import Entry, Posted, Reserved, VoidReason
+from tokenworks.ledger.ledger import Ledger, Work
+from tokenworks.ledger.quotas import Refused
+from tokenworks.ledger.store_port import LedgerStore
+from tokenworks.live.quota_leases import QuotaLeases
+
+HOLD_NS_MAX: Final = 3_600 * NS_PER_S
+"""A reservation expires after this long."""
+ACCRUE_NS: Final = 10 * NS_PER_S
+
+_log: Final = logging.getLogger("tokenworks.driver")
+
+
+class Bookkeeper:
+    """What the driver asks of money.
+
+    Args:
+        clock: time.
+        ledger: recovered from ``store``, or joined to it.
+        store: where entries are kept.
+        pools: the factory's pools by name, for their cost.
+        leases: how this process shares the ledger's limits with others; none if it is alone.
+    """
+
+    def __init__(
+        self,
+        *,
+        clock: Clock,
+        ledger: Ledger,
+        store: LedgerStore,
+        pools: Mapping[PoolID, PoolConfig],
+        leases: QuotaLeases | None,
+    ) -> None:
+        self._clock, self._ledger, self._store = clock, ledger, store
+        self._pools, self._leases = pools, leases
+        self._trouble: str | None = None
+        self._storing: set[asyncio.Future[None]] = set()
+        self._unstored: list[Entry] = []
+        self._accrued_until_unix_ns = clock.unix_ns()
+        self._accrued_until_ns = clock.now_ns()
+        self._accrue_at_ns = clock.now_ns() + ACCRUE_NS
+
+    @property
+    def trouble(self) -> str | None:
+        """Why nothing can be stored at present, if that is so."""
+        return self._trouble
+
+    def begin(self) -> None:
+        """Free what a dead process held.
+
+        Raises:
+            LedgerUnavailable: that cannot be stored.
+        """
+        orphans = self._ledger.void_orphans(self._clock.unix_ns())
+        if orphans:
+            self._store.append_now(orphans)
+
+    async def reserve(self, order: Order, book: PriceBook) -> None:
+        """Hold the most that a request can use.
+
+        Raises:
+            Unauthorized, ModelNotFound, QuotaExceeded, CapacityExceeded: the ledger refuses.
+            LedgerUnavailable: the store is in trouble, and nothing is held.
+        """
+        held = await self._hold(order, book)
+        if isinstance(held, Refused):
+            raise _refusal(held, self._clock.unix_ns())
+        stored = self._keep([held])
+        if self._trouble is None:
+            return
+        # While the store is in trouble nothing is started that could not be billed.
+        try:
+            await asyncio.wait({stored})
+        except asyncio.CancelledError:
+            self.void(order.request, "withdrawn")
+            raise
+        if stored.exception() is not None:
+            self.void(order.request, "rejected")
+            raise LedgerUnavailable(
+                "The ledger cannot write.", hint="Look at the disk.", retry_after_s=5
+            )
+
+    async def bill(self, request: RequestID, outcome: Outcome, work: Work) -> Posted:
+        """Bill an answer; returns when the entry is durable.
+
+        The ledger counts it at once, before this first waits.
+
+        Raises:
+            LedgerUnavailable: it could not be stored, or its reservation is gone: nothing was
+                billed.
+        """
+        entry = self._ledger.post(self._clock.unix_ns(), request, outcome=outcome, work=work)
+        if isinstance(entry, Refused):
+            _log.error("%s cannot be billed: %s", request, entry.message)
+            raise LedgerUnavailable(
+                f"The answer cannot be billed: {entry.message}",
+                hint="Read answers as they come: a reservation does not last for ever.",
+            )
+        await self._store_posting(entry)
+        return entry
+
+    def void(self, request: RequestID, reason: VoidReason) -> None:
+        """Give a reservation back, if it is still open."""
+        entry = self._ledger.void(self._clock.unix_ns(), request, reason=reason)
+        if not isinstance(entry, Refused):
+            self._keep([entry])
+
+    def round(self) -> None:
+        """What is due now and then: another try, expired holds, cost."""
+        now_ns = self._clock.now_ns()
+        behind = bool(self._unstored)
+        self._store_again()
+        expired = self._ledger.expire(now_ns, self._clock.unix_ns())
+        if expired:
+            self._keep(expired)
+        if now_ns >= self._accrue_at_ns and not behind:
+            self._accrue_at_ns = now_ns + ACCRUE_NS
+            self._keep(self._accrue())
+
+    async def tend_leases(self) -> None:
+        """What is due now and then where limits are shared."""
+        if self._leases is None:
+            return
+        try:
+            freed = await self._leases.tend()
+        except (LedgerUnavailable, LedgerCorrupt) as error:
+            self._in_trouble(error)
+        else:
+            if freed:
+                self._keep(freed)
+
+    async def close(self) -> None:
+        """Write down the last cost and wait for every entry."""
+        self._trouble = None  # so that everything is tried once more
+        self._store_again()
+        self._keep(self._accrue())
+        while self._storing:
+            await asyncio.gather(*self._storing, return_exceptions=True)
+        if self._unstored:
+            _log.critical("%d ledger entries could not be written", len(self._unstored))
+
+    async def _hold(self, order: Order, book: PriceBook) -> Reserved | Refused:
+        if self._leases is not None:
+            return await self._leases.reserve(order, book, HOLD_NS_MAX)
+        now_ns, unix_ns = self._clock.now_ns(), self._clock.unix_ns()
+        return self._ledger.reserve(now_ns, unix_ns, order, book, HOLD_NS_MAX)
+
+    async def _store_posting(self, entry: Posted) -> None:
+        """Store a posting; if that fails nothing was billed, and its hold is given back."""
+        try:
+            try:
+                await self._append([*self._unstored_of(entry.request), entry])
+            except LedgerCorrupt:
+                held = self._unstored_of(entry.request)
+                if not held:
+                    raise
+                # The reservation failed to be stored a moment before.
+                await self._append([*held, entry])
+        except (LedgerUnavailable, LedgerCorrupt) as error:
+            self._in_trouble(error)
+            self._ledger.retract(entry)
+            self.void(entry.request, "failed")
+            raise LedgerUnavailable(
+                f"The answer could not be billed: {error.message}", hint="Look at the disk."
+            ) from error
+        self._unstored = [each for each in self._unstored if each.request != entry.request]
+        self._trouble = None
+
+    def _append(self, entries: Sequence[Entry]) -> asyncio.Future[None]:
+        stored = asyncio.ensure_future(self._store.append(entries))
+        self._storing.add(stored)
+        stored.add_done_callback(self._storing.discard)
+        return stored
+
+    def _keep(self, entries: Sequence[Entry], *, again: bool = False) -> asyncio.Future[None]:
+        """Store entries that nobody waits for; those that cannot be stored now are tried again."""
+        stored = self._append(entries)
+
+        def finish(future: asyncio.Future[None]) -> None:
+            error = None if future.cancelled() else future.exception()
+            if error is None:
+                self._trouble = None
+            elif again and isinstance(error, LedgerCorrupt):
+                _log.critical("the ledger refuses %r: %s", entries, error)
+            else:
+                self._in_trouble(error)
+                self._unstored += entries
+
+        stored.add_done_callback(finish)
+        return stored
+
+    def _store_again(self) -> None:
+        """Try entries again that could not be stored: one request's in trouble, else all."""
+        by_request: dict[RequestID, list[Entry]] = {}
+        # A reservation comes before its settlement, whichever of them failed first.
+        for entry in sorted(self._unstored, key=lambda each: each.phase != "reserve"):
+            by_request.setdefault(entry.request, []).append(entry)
+        if self._trouble is not None:
+            by_request = dict(itertools.islice(by_request.items(), 1))
+        self._unstored = [each for each in self._unstored if each.request not in by_request]
+        for entries in by_request.values():
+            self._keep(entries, again=True)
+
+    def _unstored_of(self, request: RequestID) -> list[Entry]:
+        return [entry for entry in self._unstored if entry.request == request]
+
+    def _in_trouble(self, error: BaseException) -> None:
+        if self._trouble is None:
+            _log.error("the ledger cannot write: %s", error)
+        self._trouble = str(error)
+
+    def _accrue(self) -> list[Entry]:
+        """What the pools cost since the last time."""
+        now_ns, unix_ns = self._clock.now_ns(), self._clock.unix_ns()
+        duration_ns = now_ns - self._accrued_until_ns
+        if duration_ns <= 0:
+            return []
+        # As long as it took, whatever the date has done meanwhile; intervals never overlap.
+        since = max(self._accrued_until_unix_ns, unix_ns - duration_ns)
+        until = since + duration_ns
+        self._accrued_until_ns, self._accrued_until_unix_ns = now_ns, until
+        entries: list[Entry] = []
+        for pool, config in self._pools.items():
+            entry = self._ledger.accrue(
+                until,
+                pool,
+                from_unix_ns=since,
+                until_unix_ns=until,
+                energy_nanodollars=config.energy_nanodollars(until - since),
+                capital_nanodollars=config.capital_nanodollars(until - since),
+            )
+            assert not isinstance(entry, Refused), entry  # intervals don't overlap
+            entries.append(entry)
+        return entries
+
+
+def _refusal(refused: Refused, unix_ns: int) -> TokenworksError:
+    message = refused.message
+    match refused.code:
+        case "quota_exceeded":
+            resets = refused.quota.resets_unix_ns if refused.quota is not None else None
+            wait_s = None if resets is None else max(1, -(-(resets - unix_ns) // NS_PER_S))
+            hint = "Ask for less, or have the limit raised (`tokenworks quota extra`)."
+            return QuotaExceeded(message, hint=hint, retry_after_s=wait_s)
+        case "invalid_api_key":
+            return Unauthorized(message, hint="Use another key.")
+        case "model_not_found":
+            return ModelNotFound(message, hint="GET /v1/models lists what is sold.")
+        case "capacity_exceeded" | "conflict":
+            return CapacityExceeded(message, hint="Try again.", retry_after_s=1)
+        case _:
+            raise AssertionError(refused)

@@ -1,0 +1,150 @@
+"""One of several processes that share a ledger: it leases what it needs and gives the rest back."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Final
+
+from tokenworks.catalogue.price_book import PriceBook
+from tokenworks.core.errors import LedgerCorrupt, LedgerUnavailable
+from tokenworks.core.orders import Order
+from tokenworks.core.ports import Clock
+from tokenworks.core.units import NS_PER_MS, NS_PER_S
+from tokenworks.ledger.entries import Reserved, Voided
+from tokenworks.ledger.leases import Shortage, WindowUse
+from tokenworks.ledger.ledger import Ledger
+from tokenworks.ledger.quotas import QuotaNumbers, Refused, quota_refusal
+from tokenworks.ledger.store_port import LedgerStore
+
+TRIES_MAX: Final = 3
+"""How often a limit that others have leased is asked for again before a request is refused."""
+RETRY_NS: Final = 300 * NS_PER_MS
+"""Between these; others look every 200 ms whether what they hold idle is wanted."""
+ALIVE_NS: Final = NS_PER_S
+DEAD_AFTER_NS: Final = 20 * NS_PER_S
+"""A process that has said nothing for this long is taken for dead. Clocks of machines that share a
+ledger must agree to within a few seconds."""
+SWEEP_NS: Final = 5 * NS_PER_S
+
+_log: Final = logging.getLogger("tokenworks.driver")
+
+
+class QuotaLeases:
+    """Reserves through leases; see ``ledger.leases``.
+
+    Args:
+        ledger: made by ``ledger.store_port.join``.
+        store: shared with other processes.
+        clock: time.
+    """
+
+    def __init__(self, ledger: Ledger, store: LedgerStore, clock: Clock) -> None:
+        self._ledger, self._store, self._clock = ledger, store, clock
+        self._asking = asyncio.Lock()
+        self._looked_unix_ns = clock.unix_ns()
+        self._alive_at_ns = self._sweep_at_ns = clock.now_ns()
+
+    async def reserve(self, order: Order, book: PriceBook, ttl_ns: int) -> Reserved | Refused:
+        """Hold the most that a request can use, leasing more of the limits above it if need be.
+
+        Raises:
+            LedgerUnavailable: the store cannot be asked, or this process was taken over.
+        """
+        tries = 0
+        while True:
+            held = self._reserve(order, book, ttl_ns)
+            if isinstance(held, Reserved) or held.quota is None:
+                return held
+            # A caller who leaves must not lose what the store has granted meanwhile.
+            refused = await asyncio.shield(asyncio.ensure_future(self._lease(order, book)))
+            if refused is None:
+                continue
+            tries += 1
+            if tries == TRIES_MAX:
+                return refused
+            await asyncio.sleep(RETRY_NS / NS_PER_S)
+
+    def _reserve(self, order: Order, book: PriceBook, ttl_ns: int) -> Reserved | Refused:
+        now_ns, unix_ns = self._clock.now_ns(), self._clock.unix_ns()
+        return self._ledger.reserve(now_ns, unix_ns, order, book, ttl_ns)
+
+    async def _lease(self, order: Order, book: PriceBook) -> Refused | None:
+        """Ask for what a request lacks; None if it may try again."""
+        async with self._asking:
+            unix_ns = self._clock.unix_ns()
+            shortages = self._ledger.shortages(unix_ns, order, book)
+            if not shortages:  # somebody before us has leased enough
+                return None
+            answer = await asyncio.to_thread(self._store.lease, shortages, unix_ns)
+            if isinstance(answer, tuple):
+                return self._refusal(*answer, unix_ns)
+            for short, amount in zip(shortages, answer, strict=True):
+                self._ledger.grant(short.limit, short.start_unix_ns, amount)
+            return None
+
+    def _refusal(self, short: Shortage, use: WindowUse, unix_ns: int) -> Refused:
+        window = self._ledger.window(short.limit)
+        if window is None:
+            return Refused(code="conflict", message=f"The limit {short.limit!r} was lifted.")
+        limit = window.limit
+        ends = limit.period != "lifetime" and short.missing <= limit.amount
+        numbers = QuotaNumbers(
+            limit=limit.limit,
+            node=limit.node,
+            unit=limit.unit,
+            period=limit.period,
+            allowed=use.allowed,
+            used=use.used,
+            held=use.granted - use.used,
+            asked=short.missing,
+            resets_unix_ns=window.end_unix_ns if ends else None,
+        )
+        return quota_refusal(numbers, unix_ns)
+
+    async def tend(self) -> list[Voided]:
+        """Say that we live, give back what others want, and take over from the dead.
+
+        Returns:
+            Entries that give back what the dead held; the caller stores them.
+
+        Raises:
+            LedgerUnavailable: the store cannot be asked, or this process was taken over.
+            LedgerCorrupt: what a dead process has left does not add up.
+        """
+        now_ns, unix_ns = self._clock.now_ns(), self._clock.unix_ns()
+        await self.give_back_wanted(unix_ns)
+        if now_ns >= self._alive_at_ns:
+            self._alive_at_ns = now_ns + ALIVE_NS
+            await asyncio.to_thread(self._store.alive, unix_ns)
+        if now_ns < self._sweep_at_ns:
+            return []
+        self._sweep_at_ns = now_ns + SWEEP_NS
+        left = await asyncio.to_thread(self._store.take_over, unix_ns - DEAD_AFTER_NS)
+        for hold in left:
+            _log.warning("%s was left open by %s, which is dead", hold.request, hold.owner)
+            self._ledger.apply(hold)
+        return self._ledger.void_orphans(unix_ns)
+
+    async def give_back_wanted(self, unix_ns: int) -> None:
+        """Give back what this process neither uses nor holds of limits that others lack."""
+        since, self._looked_unix_ns = self._looked_unix_ns, unix_ns - 2 * RETRY_NS
+        async with self._asking:
+            places = await asyncio.to_thread(self._store.wanted, since)
+            rest: list[Shortage] = []
+            for limit, start_unix_ns in places:
+                window = self._ledger.window(limit)
+                if window is None or window.start_unix_ns != start_unix_ns or window.free <= 0:
+                    continue
+                free = window.free
+                # Taken from our own before the store is told: nobody may hold against it now.
+                if self._ledger.grant(limit, start_unix_ns, -free):
+                    rest.append(Shortage(limit, start_unix_ns, free))
+            if not rest:
+                return
+            try:
+                await asyncio.to_thread(self._store.give_back, rest)
+            except (LedgerUnavailable, LedgerCorrupt):
+                for part in rest:
+                    self._ledger.grant(part.limit, part.start_unix_ns, part.missing)
+                raise

@@ -1,0 +1,226 @@
+"""Processes that share a limit: never above it, nothing idle for long, the dead lose nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bars import ledger_quota
+from bars.ledger_quota import FAST, WORK, key_of, limit_of, used_tokens
+from tokenworks.core.errors import LedgerUnavailable
+from tokenworks.core.ids import KeyID, ModelName, RequestID, TenantID
+from tokenworks.core.orders import KeyView, Order, Outcome, Usage
+from tokenworks.core.slo import Tier
+from tokenworks.core.units import NS_PER_S
+from tokenworks.ledger.entries import Posted, Reserved
+from tokenworks.ledger.quotas import Refused
+from tokenworks.ledger.store_port import join
+from tokenworks.live import quota_leases
+from tokenworks.live.home import Home
+from tokenworks.live.quota_leases import DEAD_AFTER_NS, QuotaLeases
+from tokenworks.live.store import SQLStore, sqlite_store
+
+Run = Callable[[Coroutine[Any, Any, Any]], Any]
+BOOK = Home(Path("/nowhere")).load_price_book()
+TTL_NS = 3_600 * NS_PER_S
+START_UNIX_NS = 1_790_000_000 * NS_PER_S
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.ns = 0
+
+    def now_ns(self) -> int:
+        return self.ns
+
+    def unix_ns(self) -> int:
+        return START_UNIX_NS + self.ns
+
+
+class Process:
+    """A process that shares the ledger at a path."""
+
+    def __init__(self, path: Path, name: str, clock: Clock) -> None:
+        self.store = sqlite_store(path, name)
+        self.ledger = join(self.store, clock.unix_ns())
+        self.leases = QuotaLeases(self.ledger, self.store, clock)
+        self.name, self.clock, self.count = name, clock, 0
+
+    async def reserve(self, tokens: int) -> Reserved | Refused:
+        self.count += 1
+        order = Order(
+            request=RequestID(f"{self.name}{self.count}"),
+            key=KeyView(key=KeyID("key_0"), tenant=TenantID("acme"), tier_default=Tier.HIGH),
+            model=ModelName("foreman"),
+            tier=Tier.HIGH,
+            body=b"",
+            input_tokens_max=0,
+            output_tokens_max=tokens,
+            prefix=(),
+            arrived_ns=0,
+        )
+        held = await self.leases.reserve(order, BOOK, TTL_NS)
+        if isinstance(held, Reserved):
+            await self.store.append([held])
+        return held
+
+    async def use(self, hold: Reserved, tokens: int) -> None:
+        usage = Usage(uncached_input_tokens=0, cached_input_tokens=0, output_tokens=tokens)
+        outcome = Outcome(usage=usage, measured=FAST, ending="done")
+        posted = self.ledger.post(self.clock.unix_ns(), hold.request, outcome=outcome, work=WORK)
+        assert isinstance(posted, Posted)
+        await self.store.append([posted])
+
+
+class Shared:
+    """A ledger with one limit of 1,000 tokens, and processes on it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.clock = path, Clock()
+        self.keeper = sqlite_store(path, "keeper")
+        self.keeper.put_key(key_of(0))
+        self.keeper.put_limit(limit_of(0, 1_000))
+        self.open: list[SQLStore] = [self.keeper]
+
+    def process(self, name: str) -> Process:
+        made = Process(self.path, name, self.clock)
+        self.open.append(made.store)
+        return made
+
+
+@pytest.fixture
+def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shared]:
+    monkeypatch.setattr(quota_leases, "RETRY_NS", 0)
+    made = Shared(tmp_path / "ledger.sqlite")
+    yield made
+    for store in made.open:
+        with contextlib.suppress(LedgerUnavailable):
+            store.close()
+
+
+def test_a_grant_leaves_the_rest_to_others(run: Run, shared: Shared) -> None:
+    async def main() -> None:
+        one, other = shared.process("a"), shared.process("b")
+        assert isinstance(await one.reserve(10), Reserved)
+        (window,) = one.ledger.windows()
+        assert window.allowed == 125  # an eighth of 1,000
+        assert isinstance(await other.reserve(800), Reserved)
+        refused = await other.reserve(100)  # 125 and 800 are leased
+        assert isinstance(refused, Refused)
+        assert refused.quota is not None
+        assert (refused.quota.allowed, refused.quota.held) == (1_000, 925)
+
+    run(main())
+
+
+def test_what_lies_idle_is_given_back_when_it_is_wanted(run: Run, shared: Shared) -> None:
+    async def main() -> None:
+        one, other = shared.process("a"), shared.process("b")
+        held = await one.reserve(100)
+        assert isinstance(held, Reserved)
+        await one.use(held, 40)
+        assert isinstance(await other.reserve(900), Refused)
+        assert await one.leases.tend() == []
+        assert isinstance(await other.reserve(900), Reserved)
+        assert isinstance(await one.reserve(61), Refused)
+        assert await other.leases.tend() == []
+        assert isinstance(await one.reserve(60), Reserved)  # to the last token
+
+    run(main())
+
+
+def test_the_dead_leave_what_they_have_not_used(run: Run, shared: Shared) -> None:
+    async def main() -> None:
+        dead, heir = shared.process("a"), shared.process("b")
+        used = await dead.reserve(300)
+        assert isinstance(used, Reserved)
+        await dead.use(used, 250)
+        left = await dead.reserve(700)
+        assert isinstance(left, Reserved)
+        assert isinstance(await heir.reserve(100), Refused)
+        await dead.leases.tend()
+        shared.clock.ns += DEAD_AFTER_NS + 1
+        voided = await heir.leases.tend()
+        assert [entry.request for entry in voided] == [left.request]
+        heir.store.append_now(voided)
+        assert isinstance(await heir.reserve(750), Reserved)
+        with pytest.raises(LedgerUnavailable, match="taken over"):
+            await dead.leases.tend()
+        with pytest.raises(LedgerUnavailable, match="taken over"):
+            await dead.use(left, 700)
+        assert used_tokens(shared.keeper, 0) == 250
+
+    run(main())
+
+
+def test_what_was_used_before_the_first_lease_counts(run: Run, shared: Shared) -> None:
+    async def main() -> None:
+        shared.keeper.remove_limit(limit_of(0, 0).limit)
+        early = shared.process("a")
+        held = await early.reserve(600)
+        assert isinstance(held, Reserved)
+        await early.use(held, 600)
+        shared.keeper.put_limit(limit_of(0, 1_000))
+        late = shared.process("b")
+        assert isinstance(await late.reserve(401), Refused)
+        assert isinstance(await late.reserve(400), Reserved)
+
+    run(main())
+
+
+def test_a_failed_return_changes_nothing(
+    run: Run, shared: Shared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        one, other = shared.process("a"), shared.process("b")
+        assert isinstance(await one.reserve(10), Reserved)
+        assert isinstance(await other.reserve(990), Refused)
+
+        def broken(rest: object) -> None:
+            raise LedgerUnavailable("The disk is full.")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(one.store, "give_back", broken)
+            with pytest.raises(LedgerUnavailable):
+                await one.leases.tend()
+        (window,) = one.ledger.windows()
+        assert window.free == 115
+        await one.leases.tend()
+        assert window.free == 0
+
+    run(main())
+
+
+def test_a_caller_who_leaves_loses_no_grant(run: Run, shared: Shared) -> None:
+    async def main() -> None:
+        one = shared.process("a")
+        asked = asyncio.ensure_future(one.reserve(10))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        asked.cancel()
+        assert isinstance(await one.reserve(10), Reserved)
+        (window,) = one.ledger.windows()
+        rows = shared.keeper.blocks()
+        assert len(list(rows)) == 1
+        assert window.allowed in (125, 125 + 109)
+
+    run(main())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 4])
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+def test_many_clients_against_one_quota(
+    request: pytest.FixtureRequest, tmp_path: Path, kind: str, processes: int
+) -> None:
+    if kind == "postgres":
+        url = request.getfixturevalue("postgres").create()
+    else:
+        url = str(tmp_path / "ledger.sqlite")
+    done = ledger_quota.play(url, processes=processes, clients=64, rounds=2, tokens=10_000)
+    assert (done["store"], done["answers"] > 100) == (kind, True)
