@@ -8,13 +8,14 @@ from typing import Any
 from click.testing import CliRunner, Result
 
 from tests.ledger import ledger_samples
-from tests.ledger.ledger_samples import BOOK, key_record, outcome
+from tests.ledger.ledger_samples import key_record, outcome
 from tokenworks.cli.main import cli
-from tokenworks.core.ids import PoolID, RequestID, WorkerID
+from tokenworks.core.ids import RequestID
 from tokenworks.core.slo import Measured, Tier
-from tokenworks.ledger.entries import Entry
+from tokenworks.ledger.entries import CostAccrued, Entry, Posted
+from tokenworks.ledger.ledger import Work
 from tokenworks.live.home import Home
-from tokenworks.live.store import SQLiteStore
+from tokenworks.live.store import sqlite_store
 
 HOUR_NS = 3_600_000_000_000
 
@@ -35,13 +36,16 @@ def data(home: Home, *arguments: str) -> Any:
     return json.loads(done(home, *arguments, "--json"))
 
 
-def fill(home: Home, at_unix_ns: int = 5) -> None:
+def fill(home: Home, at_unix_ns: int = 5, *, keys: bool = True) -> None:
     """A ledger with two keys, four answers, one of them below the tier asked, and cost."""
     home.make()
-    store = SQLiteStore(home.ledger)
-    made = ledger_samples.ledger(key_record(), key_record("other", tenant="second"))
-    for record in (key_record(), key_record("other", tenant="second")):
-        store.put_key(record)
+    store = sqlite_store(home.ledger, "me")
+    store.put_price_book(ledger_samples.BOOK.price_id, ledger_samples.BOOK.text, at_unix_ns)
+    records = (key_record(), key_record("other", tenant="second", team=None, engineer=None))
+    made = ledger_samples.ledger(*records)
+    if keys:
+        for record in records:
+            store.put_key(record)
     entries: list[Entry] = []
     slow = Measured(ttft_ns=1, decode_ns=10**12, output_tokens=20)
     for name, key, tier, measured in (
@@ -50,19 +54,29 @@ def fill(home: Home, at_unix_ns: int = 5) -> None:
         ("c", "key", Tier.HIGH, slow),
         ("d", "key", Tier.FREE, ledger_samples.FAST),
     ):
-        entries.append(ledger_samples.reserve(made, name, key=key, tier=tier))
-        entries.append(
-            made.post(
-                at_unix_ns,
-                RequestID(name),
-                outcome=outcome(measured=measured),
-                pool=PoolID("pool"),
-                worker=WorkerID("pool-0"),
-                worker_ns=7,
-                cost_nanodollars=3_000,
-                book=BOOK,
-            )
+        entries.append(ledger_samples.reserve(made, name, key=key, tier=tier, unix_ns=at_unix_ns))
+        posted = made.post(
+            at_unix_ns, RequestID(name), outcome=outcome(measured=measured), work=WORK
         )
-    entries.append(ledger_samples.accrue(made, energy=1_000_000))
-    store.append_now(entries)
+        assert isinstance(posted, Posted), posted
+        entries.append(posted)
+    cost = made.accrue(
+        at_unix_ns,
+        ledger_samples.POOL,
+        from_unix_ns=at_unix_ns - 5,
+        until_unix_ns=at_unix_ns,
+        energy_nanodollars=1_000_000,
+        capital_nanodollars=6,
+    )
+    assert isinstance(cost, CostAccrued), cost
+    store.append_now([*entries, cost])
     store.close()
+
+
+WORK = Work(
+    pool=ledger_samples.POOL,
+    worker=ledger_samples.WORKER,
+    worker_ns=7,
+    energy_nanodollars=2_000,
+    capital_nanodollars=1_000,
+)

@@ -60,7 +60,7 @@ def test_a_healthy_machine_passes(home: Home) -> None:
     assert all(row["ok"] for row in findings(home).values())
     fill(home)
     found = findings(home)
-    assert "debits equal credits" in found["ledger"]["found"]
+    assert "0 open holds" in found["ledger"]["found"]
     assert "0 open holds" in found["ledger"]["found"]
     assert found["weights"]["found"] == "foreman-q8_0.gguf, checked"
     assert "no" not in {line.split()[1] for line in done(home, "doctor").splitlines()[2:]}
@@ -143,12 +143,22 @@ def test_a_ledger_whose_sums_are_wrong(home: Home) -> None:
 
     fill(home)
     with closing(sqlite3.connect(home.ledger)) as connection, connection:
-        connection.execute("DROP TRIGGER entries_are_never_edited")
+        connection.execute("DROP TRIGGER blocks_are_never_edited")
         connection.execute(
-            "UPDATE entries SET payload = CAST(replace(CAST(payload AS TEXT), "
-            "'\"charged_nanodollars\":', '\"charged_nanodollars\":1') AS BLOB) "
-            "WHERE request = 'b' AND phase = 'settle'"
+            "UPDATE blocks SET payload = CAST(replace(CAST(payload AS TEXT), "
+            "'\"done\"', '\"failed\"') AS BLOB)"
         )
+    assert "was changed" in fault(home, "ledger")["found"]
+    assert "ledger verify" in fault(home, "ledger")["mend"]
+
+
+def test_a_report_that_does_not_follow_from_the_entries(home: Home) -> None:
+    import sqlite3
+    from contextlib import closing
+
+    fill(home)
+    with closing(sqlite3.connect(home.ledger)) as connection, connection:
+        connection.execute("UPDATE hours SET charged_nanodollars = charged_nanodollars + 1")
     assert "sums of" in fault(home, "ledger")["found"]
 
 

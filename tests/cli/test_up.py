@@ -19,7 +19,7 @@ from tests.live.fake_worker import FakeWorker, Script
 from tokenworks.cli import wiring
 from tokenworks.core.errors import ConfigInvalid, LedgerCorrupt, LedgerUnavailable
 from tokenworks.live.home import Home, packaged
-from tokenworks.live.store import SQLiteStore
+from tokenworks.live.store import sqlite_store
 
 READY_S_MAX = 20
 
@@ -150,7 +150,7 @@ def test_a_second_start_keeps_the_key_and_says_one_line_of_json(
 
 
 def test_a_second_factory_leaves_the_first_ones_address_alone(attached: Home) -> None:
-    first = SQLiteStore(attached.ledger, sole=True)
+    first = sqlite_store(attached.ledger, sole=True)
     attached.url.write_text("http://127.0.0.1:1\n")
     result = invoke(attached, "up")
     assert isinstance(result.exception, LedgerUnavailable)
@@ -180,7 +180,7 @@ def test_what_cannot_start_says_why_and_leaves_nothing_open(
     assert isinstance(result.exception, ConfigInvalid)
     assert said in str(result.exception)
     if home.ledger.exists():
-        SQLiteStore(home.ledger, sole=True).close()  # it is free again
+        sqlite_store(home.ledger, sole=True).close()  # it is free again
 
 
 def test_a_corrupt_ledger_stops_the_start(attached: Home) -> None:
@@ -212,7 +212,7 @@ def test_what_breaks_a_part_of_the_factory_stops_all_of_it(
     result = invoke(attached, "up")
     assert isinstance(result.exception, RuntimeError)
     assert not attached.url.exists()
-    SQLiteStore(attached.ledger, sole=True).close()
+    sqlite_store(attached.ledger, sole=True).close()
 
 
 def test_measured_curves_come_before_shipped_ones(home: Home) -> None:

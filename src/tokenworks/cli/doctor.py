@@ -19,7 +19,7 @@ from typing import Any, Final
 import click
 
 from tokenworks.cli.table import show
-from tokenworks.core.errors import ConfigInvalid, TokenworksError
+from tokenworks.core.errors import ConfigInvalid, LedgerCorrupt, TokenworksError
 from tokenworks.live.home import Home, packaged
 
 DISK_BYTES_MIN: Final = 200_000_000
@@ -60,6 +60,10 @@ def command(home: Home, *, settings: bool, as_json: bool) -> None:
     show(rows, as_json=as_json, empty="")
     if not all(row["ok"] for row in rows):
         sys.exit(1)
+
+
+AUDIT_BLOCKS_MAX: Final = 20_000
+"""Blocks of a ledger that the doctor proves itself; a larger one takes its time."""
 
 
 def _python(_home: Home) -> str:
@@ -197,18 +201,29 @@ def _answer_of(url: str) -> str | None:
 
 
 def _ledger(home: Home) -> str:
-    from tokenworks.ledger.store_port import recover
-    from tokenworks.live.store import SQLiteStore
+    from tokenworks.cli.ledger import audited
+    from tokenworks.ledger.rollup import balances
 
-    if not home.ledger.exists():
+    if not home.has_ledger():
         return "none yet"
-    store = SQLiteStore(home.ledger)
+    store = home.open_ledger()
     try:
-        ledger = recover(store, "doctor")
+        accounts = len(balances(store.rollups()))
+        blocks = sum(store.block_numbers().values())
+        if blocks > AUDIT_BLOCKS_MAX:
+            return (
+                f"{accounts} accounts, debits equal credits; `tokenworks ledger verify` reads all"
+            )
+        audit, findings = audited(store, lambda _: None)
     finally:
         store.close()
-    accounts = ledger.balances()
-    return f"{len(accounts)} accounts, debits equal credits, {len(ledger.open_holds())} open holds"
+    if findings:
+        raise LedgerCorrupt(
+            f"{len(findings)} findings, the first: {findings[0].what}",
+            hint="`tokenworks ledger verify` lists them; restore the ledger from a copy.",
+        )
+    held = len(audit.open_holds())
+    return f"{accounts} accounts, debits equal credits, {held} open holds; every sum redone"
 
 
 CHECKS: Final[dict[str, Check]] = {

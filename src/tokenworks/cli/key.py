@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from decimal import Decimal, InvalidOperation
+from typing import Any
 
 import click
 import msgspec
 
+from tokenworks.cli.ledger_at import ledger_at
 from tokenworks.cli.table import show
 from tokenworks.core.errors import InvalidRequest
 from tokenworks.core.ids import KeyID
 from tokenworks.core.slo import Tier
-from tokenworks.core.units import NANODOLLARS_PER_DOLLAR
+from tokenworks.ledger.extras import BILLED
+from tokenworks.ledger.grants import PERIODS
+from tokenworks.ledger.quotas import KeyRecord, LimitState, Period
 from tokenworks.live.home import Home
 
 
@@ -20,11 +23,14 @@ def command() -> None:
     """Create, list and revoke keys with quotas.
 
     A running factory takes up a change within a second. Secrets are shown once and kept hashed.
+    `tokenworks quota` sets limits for whole tenants, teams and engineers.
     """
 
 
 @command.command()
 @click.option("--tenant", default="local", show_default=True, help="Who pays.")
+@click.option("--team", help="The tenant's team that it belongs to.")
+@click.option("--engineer", help="The person that it belongs to.")
 @click.option("--name", default="", help="A word to recognise the key by.")
 @click.option(
     "--tier",
@@ -35,46 +41,54 @@ def command() -> None:
 )
 @click.option("--tokens", type=click.IntRange(min=0), help="Hard limit, input and output together.")
 @click.option("--usd", help="Hard limit in dollars, such as 2.50.")
+@click.option(
+    "--per",
+    type=click.Choice(PERIODS),
+    default="lifetime",
+    show_default=True,
+    help="Over what time the limits hold (UTC).",
+)
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @click.pass_obj
 def create(
     home: Home,
+    /,
     tenant: str,
     name: str,
     tier: str,
     tokens: int | None,
     usd: str | None,
+    per: Period,
     *,
     as_json: bool,
+    **belongs: str | None,
 ) -> None:
     """Make a key and show its secret, once."""
-    from tokenworks.cli.wiring import create_key
+    from tokenworks.cli.keys import create_key, dollars_option
     from tokenworks.live.clock import SystemClock
-    from tokenworks.live.store import SQLiteStore
 
-    home.make()
-    quota = None if usd is None else _nanodollars(usd)
-    store = SQLiteStore(home.ledger)
-    try:
+    nanodollars = dollars_option("--usd", usd)
+    with ledger_at(home, create=True) as store:
         new = create_key(
             store,
             SystemClock().unix_ns(),
             tenant=tenant,
             name=name,
             tier_default=Tier(tier),
-            tokens_quota=tokens,
-            nanodollars_quota=quota,
+            tokens=tokens,
+            nanodollars=nanodollars,
+            per=per,
+            **belongs,
         )
-    finally:
-        store.close()
     row = {
         "secret": new.secret,
         "key": new.record.key,
         "tenant": tenant,
+        "team": new.record.team,
+        "engineer": new.record.engineer,
         "name": name,
         "tier": tier,
-        "tokens_quota": tokens,
-        "quota_nanodollars": quota,
+        "limits": [limit.limit for limit in new.limits],
     }
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(row), indent=2))
@@ -87,36 +101,74 @@ def create(
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @click.pass_obj
 def list_keys(home: Home, *, as_json: bool) -> None:
-    """Keys, their quotas, and what they have used."""
-    from tokenworks.ledger.store_port import recover
-    from tokenworks.live.store import SQLiteStore
+    """Keys, their own limits, and what they have used of them.
 
-    empty = "There is no key yet; `tokenworks key create` makes one."
-    if not home.ledger.exists():
-        show([], as_json=as_json, empty=empty)
-        return
-    store = SQLiteStore(home.ledger)
-    try:
-        ledger = recover(store, "key-list")
-        rows = []
-        for record in store.load_keys():
-            use = ledger.use_of(record.key)
-            rows.append(
-                {
-                    "key": record.key,
-                    "tenant": record.tenant,
-                    "name": record.name,
-                    "tier": record.tier_default,
-                    "used_tokens": use.used_tokens,
-                    "tokens_quota": record.tokens_quota,
-                    "used_nanodollars": use.used_nanodollars,
-                    "quota_nanodollars": record.nanodollars_quota,
-                    "revoked": record.revoked_unix_ns is not None,
-                }
+    Limits of their engineers, teams and tenants hold, too: `tokenworks quota list` shows them.
+    """
+    from tokenworks.live.clock import SystemClock
+
+    records: list[KeyRecord] = []
+    states: list[LimitState] = []
+    used: dict[str, tuple[int, int]] = {}
+    if home.has_ledger():
+        with ledger_at(home) as store:
+            records, states = store.load_keys(), store.limit_states(SystemClock().unix_ns())
+            for row in store.rollups(by_hour=False):
+                if row.kind.what in BILLED:
+                    tokens, nanodollars = used.get(row.payer.key, (0, 0))
+                    paid = nanodollars + row.paid_nanodollars
+                    used[row.payer.key] = (tokens + row.tokens, paid)
+    limits: dict[str, list[LimitState]] = {}
+    for state in states:
+        limits.setdefault(state.limit.node, []).append(state)
+    rows = [
+        _row(
+            record,
+            used.get(record.key, (0, 0)),
+            limits.get(f"key:{record.key}", []),
+            as_json=as_json,
+        )
+        for record in records
+    ]
+    show(rows, as_json=as_json, empty="There is no key yet; `tokenworks key create` makes one.")
+
+
+def _row(
+    record: KeyRecord, used: tuple[int, int], states: list[LimitState], *, as_json: bool
+) -> dict[str, Any]:
+    from tokenworks.cli.quota import amount_text
+
+    row: dict[str, Any] = {
+        "key": record.key,
+        "tenant": record.tenant,
+        "team": record.team,
+        "engineer": record.engineer,
+        "name": record.name,
+        "tier": record.tier_default,
+        "used_tokens": used[0],
+        "used_nanodollars": used[1],
+    }
+    if as_json:
+        row["limits"] = [
+            {
+                "limit": state.limit.limit,
+                "unit": state.limit.unit,
+                "period": state.limit.period,
+                "used": state.used,
+                "allowed": state.allowed,
+            }
+            for state in states
+        ]
+    else:
+        row["used of allowed"] = (
+            "; ".join(
+                f"{amount_text(state.limit.unit, state.used, bare=True)} of "
+                f"{amount_text(state.limit.unit, state.allowed)} per {state.limit.period}"
+                for state in states
             )
-    finally:
-        store.close()
-    show(rows, as_json=as_json, empty=empty)
+            or None
+        )
+    return row | {"revoked": record.revoked_unix_ns is not None}
 
 
 @command.command()
@@ -126,15 +178,11 @@ def list_keys(home: Home, *, as_json: bool) -> None:
 def revoke(home: Home, key: str, *, as_json: bool) -> None:
     """Revoke KEY (its id, as `key list` shows it) for ever."""
     from tokenworks.live.clock import SystemClock
-    from tokenworks.live.store import SQLiteStore
 
     known = False
-    if home.ledger.exists():
-        store = SQLiteStore(home.ledger)
-        try:
+    if home.has_ledger():
+        with ledger_at(home) as store:
             known = store.revoke_key(KeyID(key), SystemClock().unix_ns())
-        finally:
-            store.close()
     if not known:
         raise InvalidRequest(
             f"There is no key {key!r}.", hint="`tokenworks key list` shows the ids."
@@ -143,16 +191,3 @@ def revoke(home: Home, key: str, *, as_json: bool) -> None:
         click.echo(msgspec.json.encode({"key": key, "revoked": True}).decode())
     else:
         click.echo(f"{key} is revoked.")
-
-
-def _nanodollars(text: str) -> int:
-    try:
-        amount = Decimal(text) * NANODOLLARS_PER_DOLLAR
-    except InvalidOperation:
-        amount = Decimal(-1)
-    if not amount.is_finite() or amount < 0 or amount != amount.to_integral_value():
-        raise InvalidRequest(
-            f"--usd is {text!r}; it must be dollars with at most nine decimals.",
-            hint="Such as --usd 2.50.",
-        )
-    return int(amount)

@@ -25,8 +25,13 @@ GROUPS: Final = (
         "Deliver tokens",
         {
             "key": ("key", "Create, list and revoke keys with quotas."),
+            "quota": ("quota", "Limits on tenants, teams, engineers, keys and runs, all hard."),
+            "prices": ("prices", "Check price books, and show what a tenant pays at some time."),
             "tiers": ("tiers", "Show the tiers' promises and prices; measure this machine."),
+            "ledger": ("ledger", "Prove the books, copy them, look an answer up."),
             "report": ("report", "Tokens, revenue, cost and margin from the ledger."),
+            "invoice": ("invoice", "What a tenant owes for a month, line by line."),
+            "export": ("export", "A month's charges for other programs, as FinOps FOCUS."),
         },
     ),
     ("Apply tokens", {"chat": ("chat", "Talk to the factory, and see what it cost.")}),

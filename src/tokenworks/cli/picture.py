@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,7 +16,7 @@ _BAR: Final = 0.36
 _EDGE: Final = {"edgecolor": "black", "linewidth": 0.6}
 
 
-def draw_report(rows: list[dict[str, Any]], by: str, path: Path) -> None:
+def draw_report(rows: list[dict[str, Any]], by: Sequence[str], path: Path) -> None:
     """Draw per group what was earned beside what it cost, and the tokens made.
 
     Readable in black and white: the bars differ in hatching, and each ends in its figure.
@@ -43,9 +44,9 @@ def draw_report(rows: list[dict[str, Any]], by: str, path: Path) -> None:
     for place, value in zip(places, made, strict=True):
         _label(tokens, value, place, f"{value:,}" if value else "")
     tokens.set_title("Output tokens", loc="left")
-    money.set_yticks(places, [_name(str(row[by])) for row in shown])
+    money.set_yticks(places, [_name(_joined(row, by)) for row in shown])
     money.invert_yaxis()
-    money.set_title(f"US dollars by {by}", loc="left")
+    money.set_title(f"US dollars by {', '.join(by)}", loc="left")
     for axes in (money, tokens):
         axes.set_xlim(0, 1.2 * axes.dataLim.x1 or 1)  # room for the figure behind the longest bar
         axes.spines[["top", "right", "bottom"]].set_visible(False)
@@ -98,6 +99,10 @@ def _dollars(amount: float) -> str:
     sign = "-" if amount < 0 else ""
     size = abs(amount)
     return f"{sign}${size:,.2f}" if size >= 1 else f"{sign}${size:.3g}"
+
+
+def _joined(row: dict[str, Any], by: Sequence[str]) -> str:
+    return ", ".join("-" if row[each] is None else str(row[each]) for each in by)
 
 
 def _name(name: str) -> str:

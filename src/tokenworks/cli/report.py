@@ -2,112 +2,219 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Final, cast
 
 import click
 import msgspec
 
+from tokenworks.cli.ledger_at import ledger_at
+from tokenworks.cli.period import Period, parse_period, time_text
 from tokenworks.cli.table import show
 from tokenworks.core.errors import InvalidRequest
+from tokenworks.core.slo import Tier
 from tokenworks.core.units import TOKENS_PER_MTOK, divide_half_even
+from tokenworks.ledger.quotas import window_end, window_start
+from tokenworks.ledger.reports import (
+    DIMENSIONS,
+    OF_PAYER,
+    OF_POOLS,
+    Dimension,
+    Line,
+    asked_and_delivered,
+    report_lines,
+    total_line,
+)
+from tokenworks.ledger.rollup import RollupRow
+from tokenworks.ledger.store_port import LedgerStore
 from tokenworks.live.home import Home
 
-NANODOLLARS_PER_PART = 100_000
-_SUMS = (
-    *("requests", "input", "cached", "output"),
-    *("revenue_nanodollars", "ads_nanodollars", "cost_nanodollars"),
+FILTERS: Final[tuple[Dimension, ...]] = (
+    *("tenant", "team", "engineer", "key", "agent", "run", "model", "pool"),
 )
-_BY = ("tier", "tenant", "pool", "key", "model")
+NANODOLLARS_PER_PART: Final = 100_000
+
+
+def _filters(command: Callable[..., None]) -> Callable[..., None]:
+    for name in reversed(FILTERS):
+        command = click.option(f"--{name}", help=f"Only answers of this {name}.")(command)
+    return command
 
 
 @click.command()
-@click.option("--by", type=click.Choice(_BY), default="tier", show_default=True, help="Group by.")
+@click.option(
+    "--by", multiple=True, type=click.Choice(DIMENSIONS), help="Group by.  [default: tier]"
+)
 @click.option("--hours", type=click.FloatRange(min=0), help="Only the last so many hours.")
+@click.option("--month", help="Only this month, such as 2026-11.")
+@click.option(
+    "--since", help="Only from then on: a date, or a whole hour such as 2026-11-01T13:00."
+)
+@click.option("--until", help="Only before then.")
+@click.option(
+    "--tier", type=click.Choice([tier.value for tier in Tier]), help="Only delivered at this tier."
+)
+@_filters
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @click.option("--png", type=click.Path(dir_okay=False, path_type=Path), help="Draw it to a file.")
 @click.pass_obj
-def command(home: Home, by: str, hours: float | None, png: Path | None, *, as_json: bool) -> None:
+def command(
+    home: Home,
+    /,
+    by: tuple[Dimension, ...],
+    png: Path | None,
+    *,
+    as_json: bool,
+    **given: Any,
+) -> None:
     """Tokens, revenue, cost and margin from the ledger.
 
-    Revenue counts at the tier that was delivered. Cost is the answers' share of their workers'
-    energy and capital; what nobody used is the row "(idle)".
+    Give --by several times to group by several things at once: `report --by month --by tenant`.
+    Times are UTC, in whole hours, by when an answer was asked for.
+
+    Revenue is charges less credits, and counts at the tier that was delivered. Cost is the answers'
+    share of their workers' energy and capital; what nobody used is the row "(idle)", or, by pool
+    and time, part of its group. It is below zero for the seconds until a pool's cost is written.
+    Reservations that were given back are counted only by ending.
     """
     from tokenworks.live.clock import SystemClock
-    from tokenworks.live.report_store import pool_costs, report_rows, tier_rows
 
-    since = None
-    if hours is not None:
-        since = SystemClock().unix_ns() - int(hours * 3_600_000_000_000)
-    group = cast(Literal["tier", "tenant", "pool", "key", "model"], by)
-    rows: list[dict[str, Any]] = []
-    moved: list[dict[str, Any]] = []
-    if home.ledger.exists():
-        rows = [_row(by, row) for row in report_rows(home.ledger, group, since_unix_ns=since)]
-        costs = pool_costs(home.ledger, since_unix_ns=since)
-        idle = sum(max(0, cost.idle_nanodollars) for cost in costs)
-        if rows or idle:
-            rows.append(_idle_row(by, idle))
-            rows.append(_total_row(by, rows))
-        moved = [
-            {"asked": row.tier_asked, "delivered": row.tier_delivered, "requests": row.requests}
-            for row in tier_rows(home.ledger, since_unix_ns=since)
-        ]
+    now_unix_ns = SystemClock().unix_ns()
+    times = {name: given.pop(name) for name in ("since", "until", "hours", "month")}
+    period = parse_period(now_unix_ns, **times)
+    where = {cast(Dimension, name): value for name, value in given.items() if value is not None}
+    by = tuple(dict.fromkeys(by)) or ("tier",)
+    rows = _read(home, {*by, *where}, period, now_unix_ns)
+    lines = report_lines(rows, by, where)
+    if lines:
+        names = ("total", *(None,) * (len(by) - 1))
+        lines.append(total_line(lines)._replace(names=names))
+    moved = [
+        {"asked": asked.value, "delivered": delivered.value, "requests": requests}
+        for asked, delivered, requests in asked_and_delivered(rows, where)
+    ]
+    table = [_named(by, line) | _measures(line) for line in lines]
     if as_json:
-        text = msgspec.json.encode({"by": by, "rows": rows, "asked_and_delivered": moved})
+        ends = {"since": period.since_unix_ns, "until": period.until_unix_ns}
+        said = {"by": by, **{name: at and time_text(at) for name, at in ends.items()}}
+        text = msgspec.json.encode(said | {"rows": table, "asked_and_delivered": moved})
         click.echo(msgspec.json.format(text, indent=2))
     else:
-        show(rows, as_json=False, empty="The ledger is empty; `tokenworks up` starts one.")
         below = [row for row in moved if row["asked"] != row["delivered"]]
-        if below:
-            click.echo("\nDelivered below the tier asked for, and billed as delivered:")
-            show(below, as_json=False, empty="")
+        _say(by, table, below, period, narrowed=bool(where))
     if png is not None:
         from tokenworks.cli.picture import draw_report
 
-        if not rows:
+        if not table:
             raise InvalidRequest("There is nothing to draw.", hint="Ask the factory something.")
-        draw_report(rows, by, png)
+        draw_report(table, by, png)
         click.echo(f"Drawn to {png}.", err=True)
 
 
-def _row(by: str, row: Any) -> dict[str, Any]:
-    return _line(
-        by,
-        row.name,
-        requests=row.requests,
-        input=row.input_tokens,
-        cached=row.cached_input_tokens,
-        output=row.output_tokens,
-        revenue_nanodollars=row.charged_nanodollars,
-        ads_nanodollars=row.ad_income_nanodollars,
-        cost_nanodollars=row.cost_nanodollars,
+def _read(
+    home: Home, by: Collection[Dimension], period: Period, now_unix_ns: int
+) -> list[RollupRow]:
+    """The ledger's sums over a period, split as finely as the grouping needs."""
+    if not home.has_ledger():
+        return []
+    by_payer = not OF_PAYER.isdisjoint(by)
+    with ledger_at(home) as store:
+        if "hour" in by or "day" in by:
+            return store.rollups(*period, by_hour=True, by_payer=by_payer)
+        if "month" not in by:
+            return store.rollups(*period, by_payer=by_payer)
+        return [
+            row._replace(start_unix_ns=month)
+            for month, since, until in _months(store, period, now_unix_ns)
+            for row in store.rollups(since, until, by_payer=by_payer)
+        ]
+
+
+def _months(
+    store: LedgerStore, period: Period, now_unix_ns: int
+) -> Iterator[tuple[int, int, int | None]]:
+    """The months of a period: the start of each, and from when to when the period has part of it.
+
+    Without a start it begins a month before the first block, whose cost reaches back a little.
+    """
+    since, until = period
+    if since is None:
+        first = next(iter(store.blocks()), None)
+        if first is None:
+            return
+        month = window_start("month", max(0, window_start("month", first.at_unix_ns) - 1))
+        since = 0
+    else:
+        month = window_start("month", since)
+    end = now_unix_ns if until is None else until
+    while since < end:
+        stop = window_end("month", month)
+        yield month, since, until if stop >= end else stop
+        month = since = stop
+
+
+def _named(by: Sequence[Dimension], line: Line) -> dict[str, Any]:
+    return dict(zip(by, line.names, strict=True))
+
+
+def _measures(line: Line) -> dict[str, Any]:
+    return {
+        "requests": line.requests,
+        "input": line.input_tokens,
+        "cached": line.tokens["cached_input_tokens"],
+        "output": line.output_tokens,
+        "tokens": line.tokens,
+        "charged_nanodollars": line.charged_nanodollars,
+        "credited_nanodollars": line.credited_nanodollars,
+        "revenue_nanodollars": line.revenue_nanodollars,
+        "ads_nanodollars": line.ad_income_nanodollars,
+        "energy_nanodollars": line.energy_nanodollars,
+        "capital_nanodollars": line.capital_nanodollars,
+        "idle_nanodollars": line.idle_nanodollars,
+        "cost_nanodollars": line.cost_nanodollars,
+        "margin_nanodollars": line.margin_nanodollars,
+        "earned_usd_per_mtok": _per_mtok(line.earned_nanodollars, line.output_tokens),
+        "cost_usd_per_mtok": _per_mtok(line.cost_nanodollars, line.output_tokens),
+    }
+
+
+def _per_mtok(nanodollars: int, output: int) -> str | None:
+    """Dollars per 1M output tokens, to a hundredth of a cent.
+
+    >>> _per_mtok(3_000, 1_000), _per_mtok(-50, 1_000), _per_mtok(1, 0)
+    ('3.0000', '-0.0500', None)
+    """
+    if not output:
+        return None
+    parts = divide_half_even(nanodollars * TOKENS_PER_MTOK, output * NANODOLLARS_PER_PART)
+    return f"{'-' if parts < 0 else ''}{abs(parts) // 10_000}.{abs(parts) % 10_000:04d}"
+
+
+def _say(
+    by: Sequence[Dimension],
+    table: list[dict[str, Any]],
+    below: list[dict[str, Any]],
+    period: Period,
+    *,
+    narrowed: bool,
+) -> None:
+    """Print for people: fewer columns, and what needs a look below."""
+    words = period.words()
+    hidden = {"tokens", "charged_nanodollars", "energy_nanodollars", "capital_nanodollars"}
+    if not any(row["credited_nanodollars"] for row in table):
+        hidden.add("credited_nanodollars")
+    if not OF_POOLS.issuperset(by) or not any(row["idle_nanodollars"] for row in table):
+        hidden.add("idle_nanodollars")  # a row of its own says it, or there is none
+    show(
+        [{name: value for name, value in row.items() if name not in hidden} for row in table],
+        as_json=False,
+        empty="The ledger has nothing that fits."
+        if words or narrowed
+        else "The ledger is empty; `tokenworks up` starts one.",
     )
-
-
-def _line(by: str, name: str, **sums: int) -> dict[str, Any]:
-    """One line of the report: a name, its sums, and what follows from them."""
-    earned = sums["revenue_nanodollars"] + sums["ads_nanodollars"]
-    cost = sums["cost_nanodollars"]
-    ratios = _per_mtok(earned, cost, sums["output"])
-    return {by: name, **sums, "margin_nanodollars": earned - cost, **ratios}
-
-
-def _per_mtok(earned: int, cost: int, output: int) -> dict[str, str | None]:
-    """Dollars per 1M output tokens, to a hundredth of a cent."""
-
-    def text(nanodollars: int) -> str | None:
-        if not output:
-            return None
-        parts = divide_half_even(nanodollars * TOKENS_PER_MTOK, output * NANODOLLARS_PER_PART)
-        return f"{parts // 10_000}.{parts % 10_000:04d}"
-
-    return {"earned_usd_per_mtok": text(earned), "cost_usd_per_mtok": text(cost)}
-
-
-def _idle_row(by: str, idle: int) -> dict[str, Any]:
-    return _line(by, "(idle)", **(dict.fromkeys(_SUMS, 0) | {"cost_nanodollars": idle}))
-
-
-def _total_row(by: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    return _line(by, "total", **{name: sum(row[name] for row in rows) for name in _SUMS})
+    if words and table:
+        click.echo(f"\nAsked for {words}.")
+    if below:
+        click.echo("\nDelivered below the tier asked for, and billed as delivered:")
+        show(below, as_json=False, empty="")

@@ -21,19 +21,20 @@ def command(home: Home, host: str | None, port: int | None, *, as_json: bool, qu
     """Start the factory: engine, ledger and gateway on one port.
 
     Runs until Ctrl-C, then finishes what is open; a second Ctrl-C cuts that off. Settings come
-    from `factory.toml` and `price_book.toml` in the factory's folder where they exist.
+    from `factory.toml` and `price_book.toml` in the factory's folder where they exist; more price
+    books lie in `prices/`, each with the day it holds from.
     """
     from tokenworks.cli.wiring import Factory
 
     logging.basicConfig(
         level=logging.ERROR if quiet else logging.WARNING, format="%(levelname)s %(message)s"
     )
-    settings, book = home.load_settings(), home.load_price_book()
+    settings, books = home.load_settings(), home.load_price_books()
     host = host or settings.gateway.host
     port = settings.gateway.port if port is None else port
 
     async def run() -> None:
-        factory = Factory(home, settings, book, host=host, port=port)
+        factory = Factory(home, settings, books, host=host, port=port)
         # From here on the folder is ours; the address of a factory that was killed is void.
         home.forget_url()
         if not (as_json or quiet):

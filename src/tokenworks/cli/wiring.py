@@ -12,24 +12,22 @@ import signal
 from collections.abc import Callable
 from typing import Final
 
-import msgspec
-
 from tokenworks.catalogue.factory_config import CurvePoint, FactoryConfig, PoolConfig
-from tokenworks.catalogue.price_book import PriceBook
+from tokenworks.catalogue.price_book import PriceBooks
+from tokenworks.cli.keys import create_key
 from tokenworks.core.errors import ConfigInvalid
-from tokenworks.core.ids import KeyID, ModelName, PoolID, TenantID, WorkerID
+from tokenworks.core.ids import ModelName, PoolID, TenantID, WorkerID
 from tokenworks.core.slo import Tier
 from tokenworks.dispatch.dispatcher import Dispatcher
 from tokenworks.gateway.app import Gateway
 from tokenworks.gateway.server import GatewayServer
-from tokenworks.ledger.quotas import KeyRecord
-from tokenworks.ledger.store_port import LedgerStore, recover
+from tokenworks.ledger.store_port import LedgerStore, join, recover
 from tokenworks.live.clock import SystemClock
 from tokenworks.live.driver import Driver, Seat
 from tokenworks.live.home import Curves, Home, foreman_facts, model_path
 from tokenworks.live.journal import JournalWriter
 from tokenworks.live.network import WorkerClient
-from tokenworks.live.store import SQLiteStore
+from tokenworks.live.quota_leases import QuotaLeases
 from tokenworks.live.workers import (
     AttachedSpec,
     AttachedWorker,
@@ -38,42 +36,7 @@ from tokenworks.live.workers import (
     WorkerSpec,
 )
 
-KEY_PREFIX: Final = "tw_"
 LOCAL_TENANT: Final = TenantID("local")
-
-
-class NewKey(msgspec.Struct, frozen=True, kw_only=True):
-    """A key at the only moment when its secret is known."""
-
-    secret: str
-    record: KeyRecord
-
-
-def create_key(
-    store: LedgerStore,
-    unix_ns: int,
-    *,
-    tenant: str,
-    name: str,
-    tier_default: Tier,
-    tokens_quota: int | None = None,
-    nanodollars_quota: int | None = None,
-) -> NewKey:
-    """Make a key and store its hash."""
-    secret = KEY_PREFIX + secrets.token_urlsafe(24)
-    record = KeyRecord(
-        key=KeyID(f"key_{secrets.token_hex(6)}"),
-        tenant=TenantID(tenant),
-        name=name,
-        secret_sha256=hashlib.sha256(secret.encode()).hexdigest(),
-        tier_default=tier_default,
-        tokens_quota=tokens_quota,
-        nanodollars_quota=nanodollars_quota,
-        created_unix_ns=unix_ns,
-        revoked_unix_ns=None,
-    )
-    store.put_key(record)
-    return NewKey(secret=secret, record=record)
 
 
 def operator_key(home: Home, store: LedgerStore, clock: SystemClock) -> str:
@@ -102,47 +65,52 @@ class Factory:
     Args:
         home: where it keeps what it owns.
         settings: pools and gateway.
-        book: prices and promises.
+        books: prices and promises, by the day they hold from.
         host, port: where to listen; port 0 takes any.
     """
 
     def __init__(
-        self, home: Home, settings: FactoryConfig, book: PriceBook, *, host: str, port: int
+        self, home: Home, settings: FactoryConfig, books: PriceBooks, *, host: str, port: int
     ) -> None:
         home.make()
-        self._check_models(settings, book)
+        self._check_models(settings, books)
         curves = home.load_curves()
         self.clock = SystemClock()
+        owner = f"factory-{os.getpid()}-{secrets.token_hex(4)}"
         self.workers: list[Worker] = []
         self.first_up = asyncio.Event()
         with contextlib.ExitStack() as stack:
             self.server = GatewayServer(host, port)
             stack.callback(self.server.stop)
-            self.store = SQLiteStore(home.ledger, sole=True)
+            shared = home.shares_ledger()
+            self.store = home.open_ledger(owner, sole=not shared)
             stack.callback(self.store.close)
             self.secret = operator_key(home, self.store, self.clock)
-            owner = f"factory-{os.getpid()}-{secrets.token_hex(4)}"
+            ledger = (join if shared else recover)(self.store, self.clock.unix_ns())
             self.driver = Driver(
                 clock=self.clock,
                 dispatcher=Dispatcher(),
-                ledger=recover(self.store, owner),
+                ledger=ledger,
                 store=self.store,
-                book=book,
+                books=books,
                 pools={PoolID(name): pool for name, pool in settings.pool.items()},
                 journal=JournalWriter(home.journal),
+                leases=QuotaLeases(ledger, self.store, self.clock) if shared else None,
             )
             for name, pool in settings.pool.items():
                 self._seat_pool(PoolID(name), pool, curve_of(name, pool, curves))
             stack.pop_all()
 
     @staticmethod
-    def _check_models(settings: FactoryConfig, book: PriceBook) -> None:
-        for name, pool in settings.pool.items():
-            if pool.model not in book.prices:
-                raise ConfigInvalid(
-                    f"[pool.{name}] serves {pool.model!r}, which has no price in {book.price_id}.",
-                    hint=f"Add [price.{pool.model}.*] to the price book.",
-                )
+    def _check_models(settings: FactoryConfig, books: PriceBooks) -> None:
+        for book in books.all():
+            for name, pool in settings.pool.items():
+                if pool.model not in book.prices:
+                    raise ConfigInvalid(
+                        f"[pool.{name}] serves {pool.model!r}, which has no price in "
+                        f"{book.price_id}.",
+                        hint=f"Add [price.{pool.model}.*] to the price book.",
+                    )
 
     def _seat_pool(self, pool: PoolID, config: PoolConfig, curve: tuple[CurvePoint, ...]) -> None:
         attached = config.engine == "attached"

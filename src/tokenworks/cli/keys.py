@@ -1,0 +1,118 @@
+"""Making keys, with limits of their own."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from typing import Final
+
+import msgspec
+
+from tokenworks.core.errors import InvalidRequest
+from tokenworks.core.ids import EngineerID, KeyID, TeamID, TenantID
+from tokenworks.core.slo import Tier
+from tokenworks.core.units import nanodollars_of
+from tokenworks.ledger.grants import new_limit, parse_node
+from tokenworks.ledger.quotas import KeyRecord, Limit, Period, Unit
+from tokenworks.ledger.store_port import LedgerStore
+
+KEY_PREFIX: Final = "tw_"
+
+
+class NewKey(msgspec.Struct, frozen=True, kw_only=True):
+    """A key at the only moment when its secret is known.
+
+    Attributes:
+        secret: what a caller shows.
+        record: what is stored.
+        limits: the key's own.
+    """
+
+    secret: str
+    record: KeyRecord
+    limits: tuple[Limit, ...] = ()
+
+
+def create_key(
+    store: LedgerStore,
+    unix_ns: int,
+    *,
+    tenant: str,
+    name: str,
+    tier_default: Tier,
+    team: str | None = None,
+    engineer: str | None = None,
+    tokens: int | None = None,
+    nanodollars: int | None = None,
+    per: Period = "lifetime",
+) -> NewKey:
+    """Make a key and store its hash; its limits come first, so that it never goes without.
+
+    Args:
+        store: where.
+        unix_ns: now.
+        tenant: who pays.
+        name: for people.
+        tier_default: the tier of requests that name none.
+        team: the tenant's team that it belongs to, if any.
+        engineer: the person that it belongs to, if any.
+        tokens: the most tokens it may use in each period; None for no such limit.
+        nanodollars: the most money, likewise.
+        per: the period.
+
+    Raises:
+        InvalidRequest: the tenant, team or engineer has no name that a quota tree can hold.
+        LedgerUnavailable: it is not stored.
+    """
+    parse_node(f"tenant:{tenant}")
+    for level, own in (("team", team), ("engineer", engineer)):
+        if own is not None:
+            parse_node(f"{level}:{tenant}/{own}")
+    secret = KEY_PREFIX + secrets.token_urlsafe(24)
+    record = KeyRecord(
+        key=KeyID(f"key_{secrets.token_hex(6)}"),
+        tenant=TenantID(tenant),
+        team=None if team is None else TeamID(team),
+        engineer=None if engineer is None else EngineerID(engineer),
+        name=name,
+        secret_sha256=hashlib.sha256(secret.encode()).hexdigest(),
+        tier_default=tier_default,
+        created_unix_ns=unix_ns,
+        revoked_unix_ns=None,
+    )
+    limits = _limits(record.key, tokens, nanodollars, per, unix_ns)
+    for limit in limits:
+        store.put_limit(limit)
+    store.put_key(record)
+    return NewKey(secret=secret, record=record, limits=limits)
+
+
+def _limits(
+    key: KeyID, tokens: int | None, nanodollars: int | None, per: Period, unix_ns: int
+) -> tuple[Limit, ...]:
+    wanted: tuple[tuple[Unit, int | None], ...] = (
+        ("tokens", tokens),
+        ("nanodollars", nanodollars),
+    )
+    return tuple(
+        new_limit(parse_node(f"key:{key}"), unit, per, amount, unix_ns=unix_ns)
+        for unit, amount in wanted
+        if amount is not None
+    )
+
+
+def dollars_option(option: str, text: str | None) -> int | None:
+    """Nano-dollars of an option in dollars.
+
+    Raises:
+        InvalidRequest: it is no such amount.
+    """
+    if text is None:
+        return None
+    amount = nanodollars_of(text)
+    if amount is None:
+        raise InvalidRequest(
+            f"{option} is {text!r}; it must be dollars with at most nine decimals.",
+            hint=f"Such as {option} 2.50.",
+        )
+    return amount

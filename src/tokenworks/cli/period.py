@@ -1,0 +1,92 @@
+"""Times on the command line: dates, whole hours and months, UTC."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Final, NamedTuple
+
+from tokenworks.core.errors import InvalidRequest
+from tokenworks.core.units import NS_PER_HOUR, NS_PER_S
+from tokenworks.ledger.quotas import window_end, window_start
+
+_EPOCH: Final = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+
+
+class Period(NamedTuple):
+    """Whole hours from one time up to another; None is open."""
+
+    since_unix_ns: int | None
+    until_unix_ns: int | None
+
+    def words(self) -> str:
+        """For people; nothing where both ends are open."""
+        since, until = self
+        words = [] if since is None else [f"from {time_text(since)}"]
+        words += [] if until is None else [f"up to {time_text(until)}"]
+        return " ".join(words)
+
+
+def parse_period(
+    now_unix_ns: int,
+    *,
+    since: str | None = None,
+    until: str | None = None,
+    hours: float | None = None,
+    month: str | None = None,
+) -> Period:
+    """What ``--since``, ``--until``, ``--hours`` and ``--month`` say.
+
+    Raises:
+        InvalidRequest: one is no time, or they contradict each other.
+    """
+    if sum((hours is not None, month is not None, since is not None or until is not None)) > 1:
+        raise InvalidRequest(
+            "--hours, --month and --since with --until each name a period.", hint="Give one."
+        )
+    if hours is not None:
+        return Period(window_start("hour", now_unix_ns - int(hours * NS_PER_HOUR)), None)
+    if month is not None:
+        start = parse_time(f"{month}-01", "--month", "Such as --month 2026-11.")
+        return Period(start, window_end("month", start))
+    found = Period(
+        None if since is None else parse_time(since, "--since"),
+        None if until is None else parse_time(until, "--until"),
+    )
+    if found.since_unix_ns is not None and (found.until_unix_ns or now_unix_ns) < found[0]:  # type: ignore[operator]
+        raise InvalidRequest(f"--since {since} is after the end.", hint="Give an earlier one.")
+    return found
+
+
+def parse_time(
+    text: str, option: str, hint: str = "Such as 2026-11-01 or 2026-11-01T13:00, UTC."
+) -> int:
+    """Nanoseconds since 1970 of a date or a whole hour, UTC.
+
+    Args:
+        text: what was given.
+        option: where, for the error.
+        hint: what to give instead.
+
+    Raises:
+        InvalidRequest: it is neither.
+    """
+    try:
+        found = datetime.datetime.fromisoformat(text)
+    except ValueError as error:
+        raise InvalidRequest(f"{option} is {text!r}, which is no time.", hint=hint) from error
+    found = found.replace(tzinfo=found.tzinfo or datetime.UTC)
+    unix_ns = int((found - _EPOCH) / datetime.timedelta(seconds=1)) * NS_PER_S
+    if unix_ns < 0 or unix_ns % NS_PER_HOUR or found.microsecond:
+        raise InvalidRequest(
+            f"{option} is {text!r}; sums are kept by whole hours since 1970.", hint=hint
+        )
+    return unix_ns
+
+
+def time_text(unix_ns: int) -> str:
+    """A time for people and for programs, to the minute.
+
+    >>> time_text(1_793_491_200_000_000_000)
+    '2026-11-01T00:00Z'
+    """
+    return f"{_EPOCH + datetime.timedelta(seconds=unix_ns // NS_PER_S):%Y-%m-%dT%H:%MZ}"

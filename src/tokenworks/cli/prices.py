@@ -1,0 +1,162 @@
+"""``tokenworks prices``: check price books, and show what a tenant pays when."""
+
+from __future__ import annotations
+
+import datetime
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from tokenworks.catalogue.price_book import PriceBook, parse_price_book
+from tokenworks.catalogue.price_check import (
+    Finding,
+    Sold,
+    changes,
+    check_books,
+    in_force,
+    quotes,
+    usd,
+)
+from tokenworks.cli.ledger_at import ledger_at
+from tokenworks.cli.period import parse_time, time_text
+from tokenworks.cli.table import show
+from tokenworks.core.errors import ConfigInvalid
+from tokenworks.core.ids import ModelName, PriceID, TenantID
+from tokenworks.core.slo import Tier
+from tokenworks.core.units import PPM
+from tokenworks.ledger.reports import report_lines
+from tokenworks.live.home import Home
+
+
+@click.group()
+def command() -> None:
+    """Check price books, and show what a tenant pays at some time.
+
+    A price book holds from its `effective` day, UTC, until the next one's. The factory takes
+    `price_book.toml` and every `prices/*.toml` in its folder.
+    """
+
+
+@command.command()
+@click.argument("files", nargs=-1, type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@click.pass_obj
+def check(home: Home, files: tuple[Path, ...], *, as_json: bool) -> None:
+    """Check FILES together, or the factory's own price books.
+
+    Says which book holds when, what changes from one to the next, and what is odd: prices that fall
+    as tiers rise, cached input dearer than input, models that are no longer sold, tiers that would
+    earn less than they have cost until now by the ledger. Exits with 1 if a factory would refuse
+    them.
+    """
+    from tokenworks.live.clock import SystemClock
+
+    today = _day(SystemClock().unix_ns())
+    books, found = _books(files or _own_files(home))
+    if not files and not books and not found:
+        books = [home.load_price_book()]
+    if books:
+        found += check_books(books, _sold(home), today)
+    rows = [msgspec.to_builtins(each) for each in in_force(books)]
+    moved = [msgspec.to_builtins(each) for each in changes(books)]
+    odd = [msgspec.to_builtins(each) for each in found]
+    if as_json:
+        said = {"in_force": rows, "changes": moved, "findings": odd}
+        click.echo(msgspec.json.format(msgspec.json.encode(said), indent=2))
+    else:
+        show(rows, as_json=False, empty="No book can be read.")
+        if moved:
+            click.echo("\nWhat changes:")
+            show(moved, as_json=False, empty="")
+        click.echo("\nWhat is odd:" if odd else "\nNothing is odd.")
+        if odd:
+            show(odd, as_json=False, empty="")
+    if any(each.level == "error" for each in found):
+        sys.exit(1)
+
+
+@command.command(name="list")
+@click.option("--tenant", default="local", show_default=True, help="Who pays.")
+@click.option("--at", help="When: 2026-11-01, or 2026-11-01T22:00, UTC.  [default: now]")
+@click.option("--batch", is_flag=True, help="For work that may wait.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@click.pass_obj
+def list_prices(home: Home, /, tenant: str, at: str | None, *, batch: bool, as_json: bool) -> None:
+    """What a tenant pays at some time, off-peak hours and discounts applied."""
+    from tokenworks.live.clock import SystemClock
+
+    unix_ns = SystemClock().unix_ns() if at is None else parse_time(at, "--at")
+    book, found = quotes(home.load_price_books(), TenantID(tenant), unix_ns, batch=batch)
+    if as_json:
+        rows = [
+            {
+                "model": each.model,
+                "tier": each.tier,
+                "rate_ppm": each.rate_ppm,
+                "prices": msgspec.structs.asdict(each.price),
+            }
+            for each in found
+        ]
+        said = {"book": book.price_id, "tenant": tenant, "at": time_text(unix_ns), "rows": rows}
+        click.echo(msgspec.json.format(msgspec.json.encode(said), indent=2))
+        return
+    show(
+        [_priced(each.model, each.tier, each.rate_ppm, each.price) for each in found],
+        as_json=False,
+        empty="",
+    )
+    click.echo(
+        f"\nDollars per 1M tokens for tenant {tenant} at {time_text(unix_ns)}, by {book.price_id}."
+    )
+
+
+def _priced(model: ModelName, tier: Tier, rate_ppm: int, price: Any) -> dict[str, Any]:
+    return {
+        "model": model,
+        "tier": tier.value,
+        "input": usd(price.input_udollars_per_mtok),
+        "cached": usd(price.cached_input_udollars_per_mtok),
+        "output": usd(price.output_udollars_per_mtok),
+        "of list": f"{rate_ppm * 100 / PPM:g} %",
+    }
+
+
+def _own_files(home: Home) -> Sequence[Path]:
+    own = [home.price_book] if home.price_book.exists() else []
+    return [*own, *sorted(home.prices.glob("*.toml"))]
+
+
+def _books(files: Sequence[Path]) -> tuple[list[PriceBook], list[Finding]]:
+    """The books that can be read, and why the others cannot."""
+    books, found = [], []
+    for path in files:
+        try:
+            books.append(parse_price_book(path.read_text(encoding="utf-8")))
+        except (ConfigInvalid, OSError, UnicodeDecodeError) as error:
+            message = error.message if isinstance(error, ConfigInvalid) else f"{error}"
+            found.append(Finding(level="error", book=PriceID(path.name), message=message))
+    return books, found
+
+
+def _sold(home: Home) -> dict[tuple[ModelName, Tier], Sold]:
+    """What the ledger has seen sold and what it cost, by model and delivered tier."""
+    if not home.has_ledger():
+        return {}
+    with ledger_at(home) as store:
+        lines = report_lines(store.rollups(by_hour=False), ("model", "tier"))
+    return {
+        (ModelName(model), Tier(tier)): Sold(
+            tokens=tuple(line.tokens.values()), cost_nanodollars=line.cost_nanodollars
+        )
+        for line in lines
+        for model, tier in [line.names]
+        if model and tier and line.requests
+    }
+
+
+def _day(unix_ns: int) -> datetime.date:
+    return datetime.date.fromisoformat(time_text(unix_ns)[:10])

@@ -1,0 +1,109 @@
+"""Invoices and exports from the command line: the same total everywhere."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import pathlib
+import sys
+from decimal import Decimal
+
+import pytest
+from click.testing import CliRunner
+
+from tests.ledger.test_invoices import BOOKS, ENTRIES, INVOICE
+from tokenworks.cli.main import cli
+from tokenworks.core.errors import ConfigInvalid, InvalidRequest
+from tokenworks.live.home import Home
+
+MONTH = ("--month", "2026-09")
+
+
+@pytest.fixture
+def filled(home: Home) -> Home:
+    home.make()
+    store = home.open_ledger("me")
+    for price_id, book in BOOKS.items():
+        store.put_price_book(price_id, book.text, 1)
+    store.append_now(ENTRIES)
+    store.close()
+    return home
+
+
+def run(home: Home, *words: str) -> str:
+    result = CliRunner().invoke(cli, ["--home", str(home.path), *words], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_json_is_the_invoice(filled: Home) -> None:
+    said = json.loads(run(filled, "invoice", "tenant", *MONTH, "--json", "--from-entries"))
+    assert said["content_hash"] == INVOICE.content_hash
+    text = run(filled, "invoice", "tenant", *MONTH, "--from-entries")
+    assert "Redone from the entries: equal." in text
+    assert INVOICE.content_hash in text
+
+
+def test_the_pdf_is_reproducible_and_says_the_total(
+    filled: Home, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fpdf = pytest.importorskip("fpdf")
+    one, two, plain = (tmp_path / name for name in ("1.pdf", "2.pdf", "3.pdf"))
+    for path in (one, two):
+        run(filled, "invoice", "tenant", *MONTH, "--pdf", str(path))
+    assert one.read_bytes() == two.read_bytes()
+    before = fpdf.FPDF.__init__
+
+    def uncompressed(self, *args, **kwargs) -> None:
+        before(self, *args, **kwargs)
+        self.set_compression(False)
+
+    monkeypatch.setattr(fpdf.FPDF, "__init__", uncompressed)
+    run(filled, "invoice", "tenant", *MONTH, "--pdf", str(plain))
+    total = f"{Decimal(INVOICE.total_nanodollars) / 10**9:f}"
+    assert total.encode() in plain.read_bytes()
+    assert INVOICE.content_hash.encode() in plain.read_bytes()
+
+
+def test_a_month_that_is_not_over_is_refused(filled: Home) -> None:
+    words = ("--month", "2199-01")
+    for command in (("invoice", "tenant"), ("export", "focus")):
+        with pytest.raises(InvalidRequest, match="not over"):
+            run(filled, *command, *words)
+    assert "(draft)" in run(filled, "invoice", "tenant", *words, "--draft")
+
+
+def test_csv_and_parquet_add_up_to_the_invoice(filled: Home, tmp_path: pathlib.Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    files = tmp_path / "a.csv", tmp_path / "a.parquet"
+    words = ("export", "focus", *MONTH, "--tenant", "tenant")
+    run(filled, *words, "--csv", str(files[0]), "--parquet", str(files[1]))
+    text = files[0].read_text()
+    assert text == run(filled, *words)
+    rows = list(csv.DictReader(io.StringIO(text)))
+    total = Decimal(INVOICE.total_nanodollars) / 10**9
+    assert sum(Decimal(row["BilledCost"]) for row in rows) == total
+    table = parquet.read_table(files[1])
+    assert sum(table.column("BilledCost").to_pylist()) == total
+    assert table.num_rows == len(rows)
+
+
+def test_what_is_missing_is_said(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InvalidRequest, match="no ledger"):
+        run(home, "invoice", "tenant", *MONTH)
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        ("fpdf", ("invoice", "tenant", "--pdf")),
+        ("pyarrow", ("export", "focus", "--parquet")),
+    ],
+)
+def test_an_extra_that_is_missing_is_named(
+    filled: Home, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, module: str, words
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ConfigInvalid, match="need"):
+        run(filled, *words, str(tmp_path / "file"), *MONTH)

@@ -1,0 +1,105 @@
+"""Price books are checked, and what a tenant pays at some time is shown."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+from tests.cli.command_line import data, done, fill, invoke
+from tokenworks.core.errors import InvalidRequest
+from tokenworks.live.home import Home, packaged
+
+TEXT = packaged("laptop.toml").read_text()
+LATER = TEXT.replace("effective = 2026-11-24", "effective = 2026-12-24").replace(
+    "output_udollars_per_mtok = 6_000_000", "output_udollars_per_mtok = 7_000_000"
+)
+RULES = """
+[[off_peak]]
+name = "night"
+hours_utc = [22, 6]
+rate_ppm = 500_000
+[batch]
+rate_ppm = 500_000
+[discount.acme]
+rate_ppm = 900_000
+"""
+
+
+def test_the_books_that_ship_are_in_order(home: Home) -> None:
+    found = data(home, "prices", "check")
+    assert [row["since"] for row in found["in_force"]] == ["2026-11-24"]
+    assert (found["changes"], found["findings"]) == ([], [])
+    assert "Nothing is odd." in done(home, "prices", "check")
+    assert not home.path.exists()
+
+
+def test_the_factorys_own_books_are_checked_together(home: Home) -> None:
+    home.make()
+    home.price_book.write_text(TEXT)
+    home.prices.mkdir()
+    (home.prices / "later.toml").write_text(LATER)
+    found = data(home, "prices", "check")
+    assert [row["until"] for row in found["in_force"]] == ["2026-12-24", None]
+    (change,) = found["changes"]
+    assert (change["what"], change["before"], change["after"]) == (
+        "foreman high output",
+        "$6.00",
+        "$7.00",
+    )
+    text = done(home, "prices", "check")
+    assert "What changes:" in text
+    assert "$7.00" in text
+
+
+def test_files_that_clash_or_cannot_be_read_are_errors(home: Home, tmp_path: pathlib.Path) -> None:
+    one, same, wrong, binary = (tmp_path / name for name in ("a.toml", "b.toml", "c.toml", "d"))
+    one.write_text(TEXT)
+    same.write_text(f"{TEXT}\n# the same day")
+    wrong.write_text("name =")
+    binary.write_bytes(b"\xff")
+    missing = tmp_path / "missing.toml"
+    paths = [str(path) for path in (one, same, wrong, binary, missing)]
+    result = invoke(home, "prices", "check", *paths, "--json")
+    assert result.exit_code == 1
+    found = json.loads(result.stdout)["findings"]
+    assert {row["level"] for row in found} == {"error"}
+    assert {row["book"] for row in found} >= {"c.toml", "d", "missing.toml"}
+    assert any("holds from 2026-11-24" in row["message"] for row in found)
+    assert len(found) == 4
+    nothing = invoke(home, "prices", "check", str(wrong))
+    assert nothing.exit_code == 1
+    assert "No book can be read." in nothing.stdout
+
+
+def test_a_tier_sold_below_what_the_ledger_says_it_costs_is_a_warning(home: Home) -> None:
+    fill(home)
+    book = home.path / "book.toml"
+    text = TEXT.replace("foreman", "m").replace("= 45_000_000", "= 1_000")
+    book.write_text(text.replace("= 9_000_000", "= 1_000").replace("= 900_000", "= 100"))
+    result = invoke(home, "prices", "check", str(book))
+    assert result.exit_code == 0, result.exception
+    assert "m premium is sold below cost" in result.stdout
+    assert "premium costs less than high" in result.stdout
+
+
+def test_prices_are_shown_for_a_tenant_at_a_time(home: Home) -> None:
+    home.make()
+    home.price_book.write_text(TEXT + RULES)
+    words = ("prices", "list", "--tenant", "acme", "--at", "2026-11-30T23:00")
+    found = data(home, *words)
+    assert (found["tenant"], found["at"]) == ("acme", "2026-11-30T23:00Z")
+    (high,) = [row for row in found["rows"] if row["tier"] == "high"]
+    assert high["rate_ppm"] == 450_000
+    assert high["prices"]["output_udollars_per_mtok"] == 2_700_000
+    (high,) = [row for row in data(home, *words, "--batch")["rows"] if row["tier"] == "high"]
+    assert high["rate_ppm"] == 225_000
+    text = done(home, *words)
+    assert "$2.70" in text
+    assert "45 %" in text
+    assert found["book"] in text
+    assert "tenant local" in done(home, "prices", "list")
+
+
+def test_a_time_that_is_none_is_refused(home: Home) -> None:
+    result = invoke(home, "prices", "list", "--at", "tomorrow")
+    assert isinstance(result.exception, InvalidRequest)

@@ -1,0 +1,162 @@
+"""The quota tree from the command line: set, granted, listed, topped up, lifted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.cli.command_line import data, done, fill, invoke
+from tokenworks.catalogue.packages import EXAMPLE
+from tokenworks.core.errors import ConfigInvalid, InvalidRequest, LedgerUnavailable
+from tokenworks.live.clock import SystemClock
+from tokenworks.live.home import Home
+
+ADA = "engineer:tenant/ada"
+
+
+def limits(home: Home, *words: str) -> dict[str, Any]:
+    found = data(home, "quota", "list", *words)["limits"]
+    return {row["limit"]: row for row in found}
+
+
+def test_without_a_limit_the_list_says_how_to_set_one(home: Home) -> None:
+    assert "quota set --help" in done(home, "quota", "list")
+    assert data(home, "quota", "list") == {"limits": [], "extras": []}
+    assert not home.path.exists()
+
+
+def test_a_limit_is_set_changed_and_lifted(home: Home) -> None:
+    fill(home, SystemClock().unix_ns())
+    (row,) = data(home, "quota", "set", "tenant:tenant", "--usd", "500")["limits"]
+    assert row["limit"] == "tenant:tenant#usd-month"
+    assert (row["unit"], row["period"], row["tier"]) == ("nanodollars", "month", None)
+    assert (row["amount"], row["allowed"], row["used"]) == (500 * 10**9, 500 * 10**9, 127_680)
+    assert row["held"] is None
+    assert row["resets_at"].endswith("-01T00:00Z")
+    words = (ADA, "--tokens", "5000", "--tier", "high", "--carry-over", "1000")
+    text = done(home, "quota", "set", *words)
+    assert f"{ADA}#tokens-month-high" in text
+    assert "30    5,000 tokens" in text
+    done(home, "quota", "set", ADA, "--tokens", "7000", "--tier", "high")
+    row = limits(home)[f"{ADA}#tokens-month-high"]
+    assert (row["amount"], row["carry_over_max"], row["used"]) == (7_000, 0, 30)
+    assert "$0.00012768" in done(home, "quota", "list")
+    name = f"{ADA}#tokens-month-high"
+    assert data(home, "quota", "remove", name) == {"limit": name, "removed": True}
+    assert list(limits(home)) == ["tenant:tenant#usd-month"]
+    assert "is lifted" in done(home, "quota", "remove", "tenant:tenant#usd-month")
+    assert isinstance(invoke(home, "quota", "remove", name).exception, InvalidRequest)
+
+
+def test_a_lifetime_does_not_reset(home: Home) -> None:
+    words = ("quota", "set", "run:tenant/r", "--tokens", "5", "--per", "lifetime")
+    (row,) = data(home, *words)["limits"]
+    assert row["resets_at"] is None
+
+
+def test_a_node_without_keys_may_be_misspelt(home: Home) -> None:
+    fill(home)
+    words = ("--tokens", "5")
+    assert invoke(home, "quota", "set", ADA, *words).stderr == ""
+    assert invoke(home, "quota", "set", "run:tenant/r", *words).stderr == ""
+    result = invoke(home, "quota", "set", "engineer:tenant/adda", *words)
+    assert result.stderr == "No key is under engineer:tenant/adda yet.\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["tenant:acme"],
+        ["tenant:acme", "--tokens", "1", "--usd", "1"],
+        ["tenant:acme", "--usd", "much"],
+        ["tenant:acme", "--tokens", "1", "--carry-over", "many"],
+        ["acme", "--tokens", "1"],
+    ],
+)
+def test_a_limit_that_is_none_is_refused(home: Home, words: list[str]) -> None:
+    assert isinstance(invoke(home, "quota", "set", *words).exception, InvalidRequest)
+    assert not home.path.exists()
+
+
+def test_only_months_carry_over(home: Home) -> None:
+    words = ("tenant:a", "--usd", "1", "--per", "day", "--carry-over", "0.5")
+    assert isinstance(invoke(home, "quota", "set", *words).exception, InvalidRequest)
+    (row,) = data(home, "quota", "set", "tenant:a", "--usd", "1", "--carry-over", "0.5")["limits"]
+    assert row["carry_over_max"] == 5 * 10**8
+
+
+def test_the_list_of_a_tenant_has_everything_in_it(home: Home) -> None:
+    fill(home)
+    for node in ("tenant:tenant", ADA, "key:key", "key:other", "tenant:second"):
+        done(home, "quota", "set", node, "--tokens", "5")
+    nodes = {row["node"] for row in limits(home, "--node", "tenant:tenant").values()}
+    assert nodes == {"tenant:tenant", ADA, "key:key"}
+    assert [row["node"] for row in limits(home, "--node", ADA).values()] == [ADA]
+
+
+def test_packages_are_listed_and_granted(home: Home) -> None:
+    assert done(home, "quota", "packages", "--example") == EXAMPLE
+    assert "--example" in done(home, "quota", "packages")
+    result = invoke(home, "quota", "grant", ADA, "--package", "pro")
+    assert isinstance(result.exception, InvalidRequest)
+    home.make()
+    home.packages.write_text(EXAMPLE)
+    text = done(home, "quota", "packages")
+    assert "5,000,000 tokens" in text
+    assert "$20.00" in text
+    assert [package["name"] for package in data(home, "quota", "packages")] == ["pro", "trial"]
+    granted = data(home, "quota", "grant", ADA, "--package", "pro")["limits"]
+    assert {row["package"] for row in granted} == {"pro"}
+    assert len(granted) == 2
+    assert "trial" in done(home, "quota", "grant", ADA, "--package", "trial")
+    assert list(limits(home)) == [f"{ADA}#tokens-lifetime"]
+    result = invoke(home, "quota", "grant", ADA, "--package", "golden")
+    assert "pro, trial" in str(result.exception)
+    home.packages.write_text("no packages")
+    assert isinstance(invoke(home, "quota", "packages").exception, ConfigInvalid)
+
+
+def test_extra_budget_is_asked_for_and_decided(home: Home) -> None:
+    done(home, "quota", "set", ADA, "--usd", "10")
+    name = f"{ADA}#usd-month"
+    why = ("--reason", "a deadline", "--by", "ada")
+    asked = data(home, "quota", "extra", name, "--amount", "2.50", *why)
+    assert (asked["state"], asked["amount"]) == ("asked", 2_500_000_000)
+    second = done(home, "quota", "extra", name, "--amount", "100", *why)
+    assert f"$100.00 on top of {name}, asked." in second
+    text = done(home, "quota", "list")
+    assert "Extra budget asked for" in text
+    assert "a deadline" in text
+    assert limits(home)[name]["allowed"] == 10 * 10**9
+    approved = data(home, "quota", "approve", asked["extra"], "--by", "eve")
+    assert (approved["state"], approved["decided_by"]) == ("approved", "eve")
+    assert limits(home)[name]["allowed"] == 12_500_000_000
+    said = done(home, "quota", "deny", second.split(":")[0], "--by", "eve")
+    assert said.endswith("denied by eve.\n")
+    found = data(home, "quota", "list")
+    assert {extra["state"] for extra in found["extras"]} == {"approved", "denied"}
+    assert "Extra budget asked for" not in done(home, "quota", "list")
+    again = invoke(home, "quota", "approve", asked["extra"], "--by", "bob")
+    assert isinstance(again.exception, InvalidRequest)
+    unknown = invoke(home, "quota", "deny", "extra_x", "--by", "bob")
+    assert isinstance(unknown.exception, InvalidRequest)
+
+
+def test_extra_budget_of_a_limit_that_is_gone_can_only_be_denied(home: Home) -> None:
+    done(home, "quota", "set", ADA, "--tokens", "10")
+    name = f"{ADA}#tokens-month"
+    why = ("--reason", "a deadline", "--by", "ada")
+    asked = data(home, "quota", "extra", name, "--amount", "5", *why)["extra"]
+    done(home, "quota", "remove", name)
+    result = invoke(home, "quota", "approve", asked, "--by", "eve")
+    assert isinstance(result.exception, InvalidRequest)
+    assert ": 5 on top of" in done(home, "quota", "deny", asked, "--by", "eve")
+    result = invoke(home, "quota", "extra", name, "--amount", "5", *why)
+    assert isinstance(result.exception, InvalidRequest)
+
+
+def test_without_a_ledger_there_is_nothing_to_decide(home: Home) -> None:
+    for words in (("remove", "x"), ("approve", "x", "--by", "eve")):
+        assert isinstance(invoke(home, "quota", *words).exception, LedgerUnavailable)
+    assert not home.path.exists()
