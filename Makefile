@@ -14,6 +14,7 @@ FOREMAN_START := d817a3cda0fe70d19c4e37febc6ec8098a02f58d
 FOREMAN_START_SHA256 := b91171b925b0a6f0a5277b3b528e93aa93ba50e5343e92933ca4841d01f6e3d9
 SOAK_S := 3600
 SOAK_STREAMS := 64
+SOAK_LEDGER_STEPS := 1000000
 
 # The first Python on the PATH that is new enough; make PYTHON=/path/to/python overrules it.
 PYTHON := $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
@@ -25,7 +26,7 @@ export PYTHONPATH := $(CURDIR)/src:$(CURDIR)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help up test check bench soak bars foreman foreman-more ship lock clean
+.PHONY: help up test check bench bench-ledger soak bars foreman foreman-more ship lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,16 +47,25 @@ check: $(SETUP) ## Check house rules, imports between rooms, lint, format and ty
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(SETUP) ## Measure a decision and the gateway's cost per chunk; a JSON line each, last
+bench: $(SETUP) ## Measure a decision, a chunk at the gateway, an event in the ledger; JSON last
 	$(BIN)/python bench/decision.py
 	$(BIN)/python bench/gateway_stream.py
+	$(BIN)/python -m bench.ledger
 
-soak: $(SETUP) ## Keep a real factory under load for an hour; SOAK_S and SOAK_STREAMS change that
+bench-ledger: $(SETUP) ## Measure a ledger of ten million entries: start, invoice, reports, proof
+	$(BIN)/python -m bench.ledger_10m
+
+soak: $(SETUP) ## Load a real factory for an hour (SOAK_S), and a million random steps of the ledger
 	$(BIN)/python -m bars.load --streams $(SOAK_STREAMS) --seconds $(SOAK_S)
+	TOKENWORKS_LEDGER_STEPS=$(SOAK_LEDGER_STEPS) $(BIN)/python -m pytest -q \
+		tests/ledger/test_ledger_machine.py
 
 bars: $(SETUP) ## What a release must clear: a loaded factory, and one that is killed again and again
 	$(BIN)/python -m bars.load
 	$(BIN)/python -m bars.kill
+	$(BIN)/python -m bars.ledger_kill
+	$(BIN)/python -m bars.ledger_quota
+	$(BIN)/python -m bars.ledger_quota --processes 4
 
 foreman: $(VENV)/train.stamp ## Train a model for the package from nothing (hours on two cores)
 	mkdir -p $(FOREMAN)

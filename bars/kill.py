@@ -51,7 +51,7 @@ def run_kills(home: Path, *, times: int, seed: int, streams: int = 24) -> dict[s
     for r in settled:
         entry = posted.get(r.request)
         assert entry is not None, f"{r.request} was acknowledged and is not in the ledger"
-        assert entry.output_tokens == r.output_tokens, (entry, r)
+        assert entry.usage.completion_tokens == r.output_tokens, (entry, r)
         assert entry.tier_delivered == r.service_tier, (entry, r)
     return {
         "kills": times,

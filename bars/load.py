@@ -18,9 +18,9 @@ from typing import Any
 
 from bars.client import Received, chat
 from bars.factory import Running, running
+from bars.proof import proved
 from tokenworks.ledger.entries import Posted
-from tokenworks.ledger.store_port import recover
-from tokenworks.live.store import SQLiteStore
+from tokenworks.live.store import sqlite_store
 
 TIERS = ("free", "medium", "high", "premium", "ultra")
 QUESTIONS = (
@@ -115,9 +115,9 @@ def check_load(load: Load, home: Path) -> dict[str, Any]:
     assert len(posted) == len(done), (len(posted), len(done))
     for r in done:
         entry = posted[r.request]
-        assert entry.output_tokens == r.output_tokens, (entry, r)
+        assert entry.usage.completion_tokens == r.output_tokens, (entry, r)
         assert r.usage is not None
-        assert entry.input_tokens == r.usage["prompt_tokens"], (entry, r)
+        assert entry.usage.prompt_tokens == r.usage["prompt_tokens"], (entry, r)
         assert entry.tier_delivered == r.service_tier, (entry, r)
     quarter = max(1, len(load.rss_bytes) // 4)
     early = sum(load.rss_bytes[quarter : 2 * quarter]) / quarter
@@ -126,7 +126,7 @@ def check_load(load: Load, home: Path) -> dict[str, Any]:
         "answers": len(done),
         "refused_429": statuses[429],
         "output_tokens_clients": sum(r.output_tokens for r in done),
-        "output_tokens_ledger": sum(entry.output_tokens for entry in posted.values()),
+        "output_tokens_ledger": sum(entry.usage.completion_tokens for entry in posted.values()),
         "delivered": dict(sorted(collections.Counter(r.service_tier for r in done).items())),  # type: ignore[type-var]
         "rss_mb_early": round(early / 1e6, 1),
         "rss_mb_late": round(late / 1e6, 1),
@@ -134,15 +134,10 @@ def check_load(load: Load, home: Path) -> dict[str, Any]:
 
 
 def posted_of(home: Path) -> dict[str, Posted]:
-    """Settled answers by request; the ledger's own sums are checked on the way."""
-    store = SQLiteStore(home / "ledger.sqlite")
+    """Settled answers by request; the ledger's books are proved on the way."""
+    store = sqlite_store(home / "ledger.sqlite")
     try:
-        ledger = recover(store, "bars")
-        assert not ledger.open_holds(), ledger.open_holds()[:3]
-        debits = sum(balance.debits_nanodollars for balance in ledger.balances().values())
-        credited = sum(balance.credits_nanodollars for balance in ledger.balances().values())
-        assert debits == credited, (debits, credited)
-        return {e.request: e for e in store.load_entries() if isinstance(e, Posted)}
+        return proved(store)
     finally:
         store.close()
 

@@ -40,9 +40,9 @@ def test_what_was_produced_is_billed(
     assert factory.stop() == 0  # finishes what is open: nothing is left but to settle it
     (entry,) = posted_of(factory.home).values()
     assert entry.ending == "disconnected"
-    assert entry.output_tokens >= received.text_chunks
-    assert entry.output_tokens < LONG["max_tokens"], "the worker was not stopped"
-    assert entry.uncached_input_tokens + entry.cached_input_tokens > 0
+    assert entry.usage.output_tokens >= received.text_chunks
+    assert entry.usage.output_tokens < LONG["max_tokens"], "the worker was not stopped"
+    assert entry.usage.prompt_tokens > 0
     assert entry.charged_nanodollars > 0
 
 
@@ -63,7 +63,7 @@ def test_one_that_asked_for_no_stream_is_stopped_too(
     entries = list(posted_of(factory.home).values())
     # Hung up before a worker began, nothing is billed; after it, what was produced.
     assert all(entry.ending == "disconnected" for entry in entries)
-    assert all(entry.output_tokens < LONG["max_tokens"] for entry in entries)
+    assert all(entry.usage.output_tokens < LONG["max_tokens"] for entry in entries)
 
 
 async def _metrics(port: int) -> bytes:
