@@ -6,7 +6,7 @@ import asyncio
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 import pytest
@@ -48,3 +48,11 @@ def model_path() -> pathlib.Path:
     if not path.is_file():
         pytest.fail(f"{path} is not there; set TOKENWORKS_TEST_MODEL to a GGUF file")
     return path
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Any]:
+    """A PostgreSQL server that the tests have started: a ``postgres_server.PostgresServer``."""
+    from tests.live.postgres_server import running_server
+
+    yield from running_server()

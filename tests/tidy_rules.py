@@ -32,11 +32,11 @@ THIRD_PARTY: Final[dict[str, frozenset[str]]] = {
     "catalogue": frozenset({"msgspec"}),
     "ledger": frozenset({"msgspec"}),
     "dispatch": frozenset({"msgspec"}),
-    "live": frozenset({"msgspec", "uvloop", "httptools", "xllamacpp"}),
+    "live": frozenset({"msgspec", "uvloop", "httptools", "xllamacpp", "psycopg"}),
     "gateway": frozenset({"msgspec", "uvicorn", "uvloop", "httptools", "prometheus_client"}),
-    "cli": frozenset({"msgspec", "click", "matplotlib", "uvloop", "uvicorn"}),
+    "cli": frozenset({"msgspec", "click", "fpdf", "matplotlib", "pyarrow", "uvloop", "uvicorn"}),
 }
-LAZY: Final = frozenset({"matplotlib"})
+LAZY: Final = frozenset({"fpdf", "matplotlib", "psycopg", "pyarrow"})
 """Imported inside the function that needs them only: they are slow, or may be absent."""
 
 PURE: Final = frozenset({"core", "catalogue", "ledger", "dispatch"})
