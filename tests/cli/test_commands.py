@@ -30,6 +30,9 @@ LEAVES = [
         for name in ("set", "grant", "list", "remove", "extra", "approve", "deny", "packages")
     ),
     *(["prices", name] for name in ("check", "list")),
+    *(["ledger", name] for name in ("verify", "backup", "show", "rebuild")),
+    ["export", "focus"],
+    ["import", "litellm"],
     ["tiers", "measure"],
     ["journal", "replay"],
 ]

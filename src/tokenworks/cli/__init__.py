@@ -4,6 +4,7 @@ __all__ = [
     "chat",
     "doctor",
     "export",
+    "import_",
     "invoice",
     "invoice_pdf",
     "journal",

@@ -31,6 +31,7 @@ GROUPS: Final = (
             "ledger": ("ledger", "Prove the books, copy them, look an answer up."),
             "report": ("report", "Tokens, revenue, cost and margin from the ledger."),
             "invoice": ("invoice", "What a tenant owes for a month, line by line."),
+            "import": ("import_", "Keys, budgets and prices from another gateway: LiteLLM."),
             "export": ("export", "A month's charges for other programs, as FinOps FOCUS."),
         },
     ),

@@ -11,6 +11,7 @@ __all__ = [
     "invoices",
     "leases",
     "ledger",
+    "litellm",
     "metering",
     "quotas",
     "reports",

@@ -1,0 +1,111 @@
+"""``tokenworks import litellm``: its users move in an hour, and their keys go on working."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cli.command_line import data, done, invoke
+from tokenworks.catalogue.price_book import parse_price_book
+from tokenworks.core.errors import InvalidRequest
+from tokenworks.core.slo import Tier
+from tokenworks.live.home import Home
+
+SECRET = b"sk-1234"
+DIGEST = hashlib.sha256(SECRET).hexdigest()
+KEYS = {
+    "keys": [
+        {
+            "token": DIGEST,
+            "key_alias": "ci",
+            "team_id": "t",
+            "user_id": "u",
+            "max_budget": 12.5,
+            "budget_duration": "30d",
+            "rpm_limit": 9,
+        }
+    ]
+}
+PRICES = (
+    '{"sample_spec": 1, "m": {"input_cost_per_token": 1.5e-07, "output_cost_per_token": 6e-07}}'
+)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return Home(tmp_path / "home")
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> str:
+    path = tmp_path / "keys.json"
+    path.write_text(json.dumps(KEYS))
+    return str(path)
+
+
+@pytest.fixture
+def prices(tmp_path: Path) -> str:
+    path = tmp_path / "prices.json"
+    path.write_text(PRICES)
+    return str(path)
+
+
+def test_keys_budgets_and_prices_move_in(home: Home, keys: str, prices: str) -> None:
+    words = ("import", "litellm", "--keys", keys, "--prices", prices, "--tenant", "acme")
+    said = done(home, *words)
+    assert "1 keys and 1 limits are here." in said
+    assert "rpm_limit = 9 has no counterpart" in said
+    (key,) = data(home, "key", "list")
+    assert (key["tenant"], key["team"], key["engineer"], key["name"]) == ("acme", "t", "u", "ci")
+    assert key["limits"][0]["allowed"] == 12_500_000_000
+    assert DIGEST[:12] in key["key"]
+    book = parse_price_book(home.price_book.read_text())
+    assert book.prices["m"][Tier.HIGH].output_udollars_per_mtok == 600_000
+    assert "m" in done(home, "prices", "list")
+    assert isinstance(invoke(home, *words).exception, InvalidRequest)  # the book is there
+
+
+def test_a_dry_run_does_nothing(home: Home, keys: str, prices: str) -> None:
+    words = ("import", "litellm", "--keys", keys, "--prices", prices, "--dry-run")
+    found = data(home, *words)
+    assert (len(found["keys"]), len(found["limits"]), found["done"]) == (1, 1, False)
+    assert "would be" in done(home, *words)
+    assert not home.path.exists()
+
+
+def test_key_info_and_lists_are_read_too(home: Home, tmp_path: Path) -> None:
+    info = tmp_path / "info.json"
+    info.write_text(json.dumps({"key": DIGEST, "info": {"key_alias": "one"}}))
+    teams = tmp_path / "teams.json"
+    teams.write_text(json.dumps([{"team_id": "t", "max_budget": 1}]))
+    words = ("import", "litellm", "--keys", str(info), "--teams", str(teams), "--dry-run")
+    found = data(home, *words)
+    assert found["keys"] == [f"key_{DIGEST[:12]}"]
+    assert [limit["node"] for limit in found["limits"]] == ["team:litellm/t"]
+
+
+@pytest.mark.parametrize(
+    ("option", "text"),
+    [
+        ("--keys", "no json"),
+        ("--keys", '{"keys": [1]}'),
+        ("--prices", "[]"),
+        ("--prices", '{"m": {"mode": "chat"}}'),
+    ],
+)
+def test_a_file_of_something_else_is_refused(
+    home: Home, tmp_path: Path, option: str, text: str
+) -> None:
+    path = tmp_path / "file.json"
+    path.write_text(text)
+    result = invoke(home, "import", "litellm", option, str(path))
+    assert isinstance(result.exception, InvalidRequest)
+    assert "file.json" in str(result.exception)
+    assert not home.path.exists()
+
+
+def test_nothing_to_import_is_said(home: Home) -> None:
+    assert isinstance(invoke(home, "import", "litellm").exception, InvalidRequest)
