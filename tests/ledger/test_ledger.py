@@ -331,6 +331,20 @@ def test_holds_expire_with_time_and_with_their_owner() -> None:
     assert rebuilt.open_holds() == (mine,)
 
 
+def test_of_two_tries_that_race_the_first_to_answer_is_billed() -> None:
+    made = ledger(limits=[state(limit(amount=60))])
+    for attempt in (0, 1):
+        held = made.reserve(0, NOW, order("r"), BOOK, TTL_NS, attempt=attempt)
+        assert isinstance(held, Reserved)
+    posted = made.post(NOW, RequestID("r"), 1, outcome=outcome(), work=WORK)
+    lost = made.void(NOW, RequestID("r"), 0, reason="outrun")
+    assert isinstance(posted, Posted)
+    assert isinstance(lost, Voided)
+    late = made.post(NOW, RequestID("r"), 0, outcome=outcome(), work=WORK)
+    assert code(late) == "already_settled"
+    assert (window(made).used, window(made).held) == (30, 0)
+
+
 # Cost.
 
 
