@@ -308,8 +308,9 @@ BAD = {
     "no object": (b"data: []\n\n", "cannot be read"),
     "too deep": (b'data: {"error":' + b"[" * 5_000 + b"\n\n", "cannot be read"),
     "wrong usage": (event({"usage": {"prompt_tokens": "5"}}), "cannot be read"),
-    "negative": (event({"usage": usage(-5, 1)}), "negative"),
-    "negative cached": (event({"usage": usage(5, 1, -1)}), "negative"),
+    "negative": (event({"usage": usage(-5, 1)}), "cannot be"),
+    "negative cached": (event({"usage": usage(5, 1, -1)}), "cannot be"),
+    "counted below zero": (event({"usage": usage(5, 2**64 - 1)}), "cannot be"),
 }
 
 

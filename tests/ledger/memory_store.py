@@ -65,7 +65,8 @@ class MemoryStore:
             after[place] = (self.owner, entry)
             fresh.append(entry)
         if fresh:
-            self.alive(fresh[-1].at_unix_ns)
+            seen = memory.seen_unix_ns.get(self.owner, 0)
+            self.alive(max(seen, fresh[-1].at_unix_ns))
             memory.entries = after
             memory.blocks.append(self._block(fresh))
 
@@ -113,6 +114,9 @@ class MemoryStore:
         while owner not in dead and owner in self._memory.adopted:
             owner = self._memory.adopted[owner]
         return owner in dead
+
+    def latest_unix_ns(self) -> int:
+        return max(self._memory.seen_unix_ns.values(), default=0)
 
     def blocks(self, after_seq: int = 0) -> Iterator[Block]:
         return iter(self._memory.blocks[after_seq:])

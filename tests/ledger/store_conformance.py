@@ -206,6 +206,24 @@ class StoreConformance:
             dead.take_over(LATER)
         assert entries_of(heir)[2:] == voided
 
+    def test_an_old_entry_makes_nobody_look_dead(self, open_store: OpenStore) -> None:
+        living, other = open_store("living"), open_store("other")
+        assert living.latest_unix_ns() == 0
+        living.alive(LATER)
+        living.append_now([reserve(ledger(owner="living"))])
+        assert other.latest_unix_ns() == LATER
+        assert other.take_over(LATER) == []
+
+    def test_a_start_never_goes_back_behind_what_is_written(self, open_store: OpenStore) -> None:
+        store = open_store("1")
+        store.put_key(key_record())
+        store.put_limit(limit(period="hour", amount=30))
+        store.append_now(answers_at(NOW))
+        store.alive(NOW)
+        again = recover(open_store("2"), NOW - HOUR_NS)
+        (window,) = again.windows()
+        assert (window.start_unix_ns, window.used) == (window_start("hour", NOW), 30)
+
     def test_what_an_heir_leaves_open_goes_to_the_next(self, open_store: OpenStore) -> None:
         first, second, third = open_store("1"), open_store("2"), open_store("3")
         made = ledger(owner="1")
@@ -214,7 +232,7 @@ class StoreConformance:
         second.append_now([void(made, "b", "expired")])
         theirs = reserve(ledger(owner="2"), "d")
         second.append_now([theirs])
-        found = third.take_over(LATER)
+        found = third.take_over(LATER + 1)
         assert [hold.request for hold in found] == ["a", "c", "d"]
         third.append_now([void(made, "a", "expired")])
         assert [hold.request for hold in open_store("4").take_over(2 * LATER)] == ["c", "d"]

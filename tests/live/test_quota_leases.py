@@ -144,8 +144,7 @@ def test_the_dead_leave_what_they_have_not_used(run: Run, shared: Shared) -> Non
         assert isinstance(left, Reserved)
         assert isinstance(await heir.reserve(100), Refused)
         await dead.leases.tend()
-        shared.clock.ns += DEAD_AFTER_NS + 1
-        voided = await heir.leases.tend()
+        voided = await lives_on(heir, shared)
         assert [entry.request for entry in voided] == [left.request]
         heir.store.append_now(voided)
         assert isinstance(await heir.reserve(750), Reserved)
@@ -154,6 +153,71 @@ def test_the_dead_leave_what_they_have_not_used(run: Run, shared: Shared) -> Non
         with pytest.raises(LedgerUnavailable, match="taken over"):
             await dead.use(left, 700)
         assert used_tokens(shared.keeper, 0) == 250
+
+    run(main())
+
+
+async def lives_on(process: Process, shared: Shared) -> list[Any]:
+    """What a process frees while it alone goes on for as long as makes the others dead."""
+    freed: list[Any] = []
+    for _ in range(2 * DEAD_AFTER_NS // NS_PER_S):
+        shared.clock.ns += NS_PER_S
+        freed += await process.leases.tend()
+    return freed
+
+
+def test_an_outage_for_all_kills_nobody(run: Run, shared: Shared) -> None:
+    async def main() -> None:
+        one, other = shared.process("a"), shared.process("b")
+        held = await one.reserve(10)
+        assert isinstance(held, Reserved)
+        await one.leases.tend()
+        await other.leases.tend()
+        shared.clock.ns += 2 * DEAD_AFTER_NS  # nobody reaches the store
+        assert await other.leases.tend() == []
+        assert await one.leases.tend() == []
+        await one.use(held, 10)
+
+    run(main())
+
+
+def test_a_lowered_limit_binds_who_has_leased(run: Run, shared: Shared) -> None:
+    async def main() -> None:
+        one = shared.process("a")
+        assert isinstance(await one.reserve(10), Reserved)
+        shared.keeper.put_limit(limit_of(0, 0))
+        one.ledger.set_limits(one.store.limit_states(shared.clock.unix_ns()))
+        await one.leases.tend()
+        refused = await one.reserve(1)
+        assert isinstance(refused, Refused)
+        assert refused.quota is not None
+        assert refused.quota.allowed == 0
+
+    run(main())
+
+
+def test_a_limit_that_is_lifted_and_set_again_has_forgotten_nothing(
+    run: Run, shared: Shared
+) -> None:
+    async def main() -> None:
+        one = shared.process("a")
+
+        async def use(tokens: int) -> None:
+            held = await one.reserve(tokens)
+            assert isinstance(held, Reserved)
+            await one.use(held, tokens)
+
+        def reload() -> None:
+            one.ledger.set_limits(one.store.limit_states(shared.clock.unix_ns()))
+
+        await use(100)
+        shared.keeper.remove_limit(limit_of(0, 0).limit)
+        reload()
+        await use(700)
+        shared.keeper.put_limit(limit_of(0, 1_000))
+        reload()
+        assert isinstance(await one.reserve(201), Refused)
+        assert used_tokens(shared.keeper, 0) == 800
 
     run(main())
 

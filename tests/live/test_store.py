@@ -553,6 +553,25 @@ def test_a_writer_that_cannot_tell_what_is_stored_stops(
 
 
 @pytest.mark.parametrize("doubt", ["kept", "lost"])
+def test_a_settlement_that_stays_in_doubt_does_not_spoil_the_next_start(
+    open_store: OpenStore, monkeypatch: pytest.MonkeyPatch, doubt: str
+) -> None:
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    store, made = open_store("me"), ledger()
+    store.append_now([reserve(made, "a"), reserve(made, "b")])
+    gate = wrap(store)
+    gate.doubt = doubt
+    with monkeypatch.context() as patch:
+        patch.setattr(store_module, "DOUBT_S_MAX", 0)
+        with pytest.raises(LedgerUnavailable, match="stopped"):
+            store.append_now([post(made, "a")])
+        store._group._thread.join()
+    store.close()
+    left = open_store("next").take_over(LATER)
+    assert [hold.request for hold in left] == (["b"] if doubt == "kept" else ["a", "b"])
+
+
+@pytest.mark.parametrize("doubt", ["kept", "lost"])
 def test_sums_whose_commit_is_in_doubt_are_added_once(
     open_store: OpenStore, monkeypatch: pytest.MonkeyPatch, doubt: str
 ) -> None:

@@ -17,6 +17,8 @@ from tokenworks.core.errors import WorkerFailed
 from tokenworks.core.orders import MeteredBy, Usage
 
 EVENT_BYTES_MAX: Final = 1_000_000
+TOKENS_MAX: Final = 1 << 40
+"""Tokens of one answer; a worker that says more has counted below zero."""
 HELD_EVENTS_MAX: Final = 64
 _END: Final = b"\n\n"
 _DONE: Final = b"[DONE]"
@@ -87,8 +89,8 @@ class _Rest:
 
     def take(self, part: int | None) -> int:
         part = min(part or 0, self.tokens)
-        if part < 0 or self.tokens < 0:
-            raise WorkerFailed(f"A worker's usage is negative: {self._said!r}.")
+        if part < 0 or not 0 <= self.tokens <= TOKENS_MAX:
+            raise WorkerFailed(f"A worker's usage cannot be: {self._said!r}.")
         self.tokens -= part
         return part
 

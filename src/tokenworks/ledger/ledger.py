@@ -104,6 +104,7 @@ class Ledger:
     Args:
         owner: written into each reservation; new for each process.
         leased: the process may use only what it is granted of each limit; see ``QuotaTree``.
+        unix_ns: the latest date that is written; none is before it.
         open_holds_max: reservations open at once.
         settled_max: settlements remembered to answer repeats.
     """
@@ -113,6 +114,7 @@ class Ledger:
         owner: str,
         *,
         leased: bool = False,
+        unix_ns: int = 0,
         open_holds_max: int = OPEN_HOLDS_MAX,
         settled_max: int = SETTLED_MAX,
     ) -> None:
@@ -121,7 +123,7 @@ class Ledger:
         self.owner = owner
         self._open_holds_max = open_holds_max
         self._settled_max = settled_max
-        self._unix_ns = 0
+        self._unix_ns = unix_ns
         self._keys: dict[KeyID, KeyRecord] = {}
         self._payers: dict[KeyID, Payer] = {}
         self._tree = QuotaTree(leased=leased)
@@ -260,6 +262,10 @@ class Ledger:
         )
         self._holds[place] = Held(hold, windows)
         return hold
+
+    def date(self, unix_ns: int) -> int:
+        """The date that an entry would get now: the clock's, unless that has gone back."""
+        return self._date(unix_ns)
 
     def shortages(self, unix_ns: int, order: Order, book: PriceBook) -> list[Shortage]:
         """What this process lacks of each limit to reserve a request, where it leases them."""

@@ -64,6 +64,10 @@ class LedgerStore(Protocol):
         """
         ...
 
+    def latest_unix_ns(self) -> int:
+        """The latest date at which any process was here; 0 if none was."""
+        ...
+
     def blocks(self, after_seq: int = 0) -> Iterator[Block]:
         """All blocks after one, in order."""
         ...
@@ -194,7 +198,9 @@ def recover(store: LedgerStore, unix_ns: int) -> Ledger:
     Raises:
         LedgerCorrupt: the entries do not add up.
     """
-    ledger = Ledger(store.owner)
+    # A clock that has gone back must not open a window again that is over.
+    unix_ns = max(unix_ns, store.latest_unix_ns())
+    ledger = Ledger(store.owner, unix_ns=unix_ns)
     store.alive(unix_ns)
     for record in store.load_keys():
         ledger.set_key(record)
@@ -216,7 +222,8 @@ def join(store: LedgerStore, unix_ns: int) -> Ledger:
     Raises:
         LedgerUnavailable: the store cannot be read.
     """
-    ledger = Ledger(store.owner, leased=True)
+    unix_ns = max(unix_ns, store.latest_unix_ns())
+    ledger = Ledger(store.owner, leased=True, unix_ns=unix_ns)
     store.alive(unix_ns)
     for record in store.load_keys():
         ledger.set_key(record)

@@ -61,6 +61,7 @@ class Bookkeeper:
         self._trouble: str | None = None
         self._storing: set[asyncio.Future[None]] = set()
         self._unstored: list[Entry] = []
+        self._cost: asyncio.Future[None] | None = None
         self._accrued_until_unix_ns = clock.unix_ns()
         self._accrued_until_ns = clock.now_ns()
         self._accrue_at_ns = clock.now_ns() + ACCRUE_NS
@@ -133,14 +134,14 @@ class Bookkeeper:
     def round(self) -> None:
         """What is due now and then: another try, expired holds, cost."""
         now_ns = self._clock.now_ns()
-        behind = bool(self._unstored)
+        behind = bool(self._unstored) or not (self._cost is None or self._cost.done())
         self._store_again()
         expired = self._ledger.expire(now_ns, self._clock.unix_ns())
         if expired:
             self._keep(expired)
         if now_ns >= self._accrue_at_ns and not behind:
             self._accrue_at_ns = now_ns + ACCRUE_NS
-            self._keep(self._accrue())
+            self._cost = self._keep(self._accrue())
 
     async def tend_leases(self) -> None:
         """What is due now and then where limits are shared."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from tokenworks.core.ids import LimitID
@@ -70,9 +70,26 @@ def _use(database: Database, state: LimitState) -> WindowUse:
         rows = [(state.used, state.used)]
     return WindowUse(
         allowed=state.allowed,
-        granted=sum(int(each) for each, _ in rows),
+        # A worker may have made more than was held: what is used is granted.
+        granted=sum(max(int(each), int(used)) for each, used in rows),
         used=sum(int(used) for _, used in rows),
     )
+
+
+def reconcile(database: Database, states: Iterable[LimitState]) -> None:
+    """Note what was used of windows and is in no lease, inside a transaction.
+
+    A limit may have been lifted and set again, or set while requests ran, or a process may have
+    used the ledger alone: what the sums say is used is used.
+    """
+    for state in states:
+        place = (state.limit.limit, state.start_unix_ns)
+        known, leased = database.query(
+            "SELECT COUNT(*), SUM(used) FROM leases WHERE limit_id = ? AND start_unix_ns = ?", place
+        )[0]
+        missed = state.used - int(leased or 0)
+        if known and missed > 0:
+            database.change(_GRANT, (BEFORE, *place, missed, missed))
 
 
 def give_back(database: Database, owner: str, rest: Sequence[Shortage]) -> None:

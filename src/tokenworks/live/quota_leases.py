@@ -25,6 +25,8 @@ ALIVE_NS: Final = NS_PER_S
 DEAD_AFTER_NS: Final = 20 * NS_PER_S
 """A process that has said nothing for this long is taken for dead. Clocks of machines that share a
 ledger must agree to within a few seconds."""
+LOOK_BACK_NS: Final = 5 * NS_PER_S
+"""Wants of others are as old as this at most, by clocks that may differ a little."""
 SWEEP_NS: Final = 5 * NS_PER_S
 
 _log: Final = logging.getLogger("tokenworks.driver")
@@ -42,8 +44,9 @@ class QuotaLeases:
     def __init__(self, ledger: Ledger, store: LedgerStore, clock: Clock) -> None:
         self._ledger, self._store, self._clock = ledger, store, clock
         self._asking = asyncio.Lock()
-        self._looked_unix_ns = clock.unix_ns()
-        self._alive_at_ns = self._sweep_at_ns = clock.now_ns()
+        self._alive_at_ns = clock.now_ns()
+        self._sweep_at_ns = clock.now_ns() + DEAD_AFTER_NS
+        self._version = store.settings_version()
 
     async def reserve(self, order: Order, book: PriceBook, ttl_ns: int) -> Reserved | Refused:
         """Hold the most that a request can use, leasing more of the limits above it if need be.
@@ -61,7 +64,10 @@ class QuotaLeases:
             if refused is None:
                 continue
             tries += 1
-            if tries == TRIES_MAX:
+            numbers = refused.quota
+            # What others only hold may come back; what is used does not.
+            hopeless = numbers is None or numbers.asked > numbers.allowed - numbers.used
+            if hopeless or tries == TRIES_MAX:
                 return refused
             await asyncio.sleep(RETRY_NS / NS_PER_S)
 
@@ -72,7 +78,7 @@ class QuotaLeases:
     async def _lease(self, order: Order, book: PriceBook) -> Refused | None:
         """Ask for what a request lacks; None if it may try again."""
         async with self._asking:
-            unix_ns = self._clock.unix_ns()
+            unix_ns = self._ledger.date(self._clock.unix_ns())
             shortages = self._ledger.shortages(unix_ns, order, book)
             if not shortages:  # somebody before us has leased enough
                 return None
@@ -113,10 +119,14 @@ class QuotaLeases:
             LedgerCorrupt: what a dead process has left does not add up.
         """
         now_ns, unix_ns = self._clock.now_ns(), self._clock.unix_ns()
-        await self.give_back_wanted(unix_ns)
         if now_ns >= self._alive_at_ns:
-            self._alive_at_ns = now_ns + ALIVE_NS
+            # Whoever comes back after a silence of its own knows nothing of the others: they may
+            # have been cut off as well, and are given the time to say that they live.
+            if now_ns - self._alive_at_ns > DEAD_AFTER_NS // 2:
+                self._sweep_at_ns = now_ns + DEAD_AFTER_NS
             await asyncio.to_thread(self._store.alive, unix_ns)
+            self._alive_at_ns = now_ns + ALIVE_NS
+        await self.give_back_wanted(unix_ns)
         if now_ns < self._sweep_at_ns:
             return []
         self._sweep_at_ns = now_ns + SWEEP_NS
@@ -128,9 +138,15 @@ class QuotaLeases:
 
     async def give_back_wanted(self, unix_ns: int) -> None:
         """Give back what this process neither uses nor holds of limits that others lack."""
-        since, self._looked_unix_ns = self._looked_unix_ns, unix_ns - 2 * RETRY_NS
         async with self._asking:
+            since = unix_ns - LOOK_BACK_NS
             places = await asyncio.to_thread(self._store.wanted, since)
+            version = await asyncio.to_thread(self._store.settings_version)
+            if version != self._version:
+                # A limit may be lower now: nothing is kept of what was leased under the old one.
+                self._version = version
+                windows = self._ledger.windows()
+                places = [(each.limit.limit, each.start_unix_ns) for each in windows]
             rest: list[Shortage] = []
             for limit, start_unix_ns in places:
                 window = self._ledger.window(limit)

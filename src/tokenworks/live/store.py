@@ -65,6 +65,8 @@ from tokenworks.live.sqlite import SQLiteDatabase, SQLiteLock
 ROLL_ENTRIES: Final = 16_384
 """Entries whose sums are in memory only before they are added to the tables; a start reads as many
 again, and so does a report."""
+ROLL_S: Final = 60
+"""They are added after so many seconds at the latest, if any more come."""
 REBUILD_BLOCKS: Final = 1_024
 """Blocks whose sums are made at once when the tables are made again."""
 DOUBT_S_MAX: Final = 30
@@ -106,6 +108,8 @@ class SQLStore(SettingsStore):
         self._rollup = Rollup()
         self._unrolled: list[tuple[int, Rollup]] = []
         self._broken = False
+        self._tail_proved = False
+        self._rolled_s = time.monotonic()
         self._number = 0
         self._known = False
         self._closed = False
@@ -143,6 +147,11 @@ class SQLStore(SettingsStore):
         """
         for block in self.blocks():
             yield from decode_entries(block)
+
+    def latest_unix_ns(self) -> int:
+        """See ``LedgerStore``."""
+        with self._other_lock:
+            return int(self._other.query("SELECT MAX(seen_unix_ns) FROM owners")[0][0] or 0)
 
     def block_numbers(self) -> dict[str, int]:
         """By process, the number of the last block that it has written."""
@@ -207,7 +216,7 @@ class SQLStore(SettingsStore):
                     )
             except CommitUnknown:
                 kept = self._ask_until_known(lambda: self._rolled_holds() == _HOLDS.decode(holds))
-                self._broken = kept is None
+                self._broken = self._broken or kept is None
                 if not kept:
                     raise
                 names = ({}, {})
@@ -226,7 +235,9 @@ class SQLStore(SettingsStore):
             "WHERE ended = 0 AND owner <> ? AND seen_unix_ns < ? ORDER BY owner",
             (self.owner, seen_before_unix_ns),
         )
-        self._check_tail()
+        if dead or not self._tail_proved:
+            self._check_tail()
+            self._tail_proved = True
         for owner, number, rolled, holds in dead:
             adopted.adopt(_HOLDS.decode(bytes(holds)))
             for row in self._writer.query(UNROLLED_OF, (owner, rolled)):
@@ -294,6 +305,7 @@ class SQLStore(SettingsStore):
                     return self._rollups(self._writer, since_unix_ns, until_unix_ns, by_hour=False)
 
                 leasing = _Leasing(version, limits, limit_states(limits, extras, used, unix_ns))
+                lease_tables.reconcile(self._writer, leasing.states.values())
             result = lease_tables.lease(
                 self._writer, self.owner, shortages, leasing.states, unix_ns
             )
@@ -428,11 +440,12 @@ class SQLStore(SettingsStore):
         self._group.close()
         if not self._closed:
             self._closed = True
-            try:
-                self._roll_if_any()
-                self._leave()
-            finally:
-                self._held.close()
+            with self._group.still:  # a call on another thread may be under way
+                try:
+                    self._roll_if_any()
+                    self._leave()
+                finally:
+                    self._held.close()
 
     def _leave(self) -> None:
         """Be ended, with nothing open and nothing granted that is not used; nobody takes over."""
@@ -451,7 +464,8 @@ class SQLStore(SettingsStore):
     # The writer's thread.
 
     def _commit(self, batches: list[Batch]) -> list[TokenworksError | None]:
-        if self._rollup.entries >= ROLL_ENTRIES:
+        due = time.monotonic() - self._rolled_s >= ROLL_S
+        if self._rollup.entries >= ROLL_ENTRIES or due:
             # Before the batches, not after: if this stops the thread, they are not stored yet.
             self._roll_if_any()
         errors: list[TokenworksError | None] = []
@@ -484,6 +498,7 @@ class SQLStore(SettingsStore):
         except CommitUnknown as error:
             kept = self._ask_until_known(lambda: self._written("number") >= number)
             if kept is None:
+                self._broken = True  # nothing is written any more from what we believe
                 raise LedgerUnavailable("The ledger cannot tell what it has stored.") from error
             if not kept:
                 return error
@@ -509,8 +524,11 @@ class SQLStore(SettingsStore):
         )
         _still_ours(
             self._writer.change(
-                "UPDATE owners SET number = ?, seen_unix_ns = ? WHERE owner = ? AND ended = 0",
-                (number, at_unix_ns, self.owner),
+                # An entry that had to wait is old; we are not.
+                "UPDATE owners SET number = ?, seen_unix_ns = "
+                "CASE WHEN seen_unix_ns < ? THEN ? ELSE seen_unix_ns END "
+                "WHERE owner = ? AND ended = 0",
+                (number, at_unix_ns, at_unix_ns, self.owner),
             ),
             self.owner,
         )
@@ -548,6 +566,7 @@ class SQLStore(SettingsStore):
         Each of them ends with a block, whose number the tables remember: a commit that could not
         be heard is found out the next time.
         """
+        self._rolled_s = time.monotonic()
         if self._rollup.entries:
             self._unrolled.append((self._number, self._rollup))
             self._rollup = Rollup()
