@@ -828,3 +828,19 @@ def test_the_file_is_for_its_owner_alone(path: Path) -> None:
     for file in path.parent.glob(f"{path.name}*"):
         assert file.stat().st_mode & 0o077 == 0, file
     store.close()
+
+
+def test_who_wants_the_file_alone_and_who_shares_it_exclude_each_other(
+    path: Path, tmp_path: Path
+) -> None:
+    link = tmp_path / "link.sqlite"
+    link.symlink_to(path)
+    one, other = sqlite_store(path, "1", shared=True), sqlite_store(link, "2", shared=True)
+    with pytest.raises(LedgerUnavailable, match="cannot be locked"):
+        sqlite_store(link, "3", sole=True)
+    one.close()
+    other.close()
+    alone = sqlite_store(path, "4", sole=True)
+    with pytest.raises(LedgerUnavailable, match="cannot be locked"):
+        sqlite_store(link, "5", shared=True)
+    alone.close()

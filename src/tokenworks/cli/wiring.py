@@ -83,7 +83,7 @@ class Factory:
             self.server = GatewayServer(host, port)
             stack.callback(self.server.stop)
             shared = home.shares_ledger()
-            self.store = home.open_ledger(owner, sole=not shared)
+            self.store = home.open_ledger(owner, sole=not shared, shared=shared)
             stack.callback(self.store.close)
             self.secret = operator_key(home, self.store, self.clock)
             ledger = (join if shared else recover)(self.store, self.clock.unix_ns())

@@ -143,12 +143,15 @@ class Home:
         ledger = self.load_settings().ledger
         return ledger.url_in(os.environ) is not None or self._ledger_file(ledger).exists()
 
-    def open_ledger(self, owner: str = "tool", *, sole: bool = False) -> SQLStore:
+    def open_ledger(
+        self, owner: str = "tool", *, sole: bool = False, shared: bool = False
+    ) -> SQLStore:
         """The ledger that the settings name.
 
         Args:
             owner: the process that appends.
-            sole: refuse to open if another process has opened it so.
+            sole: refuse to open if another factory has opened it.
+            shared: refuse to open if another factory has it for itself.
 
         Raises:
             ConfigInvalid, LedgerUnavailable, LedgerCorrupt: see ``SQLStore``.
@@ -157,7 +160,7 @@ class Home:
         url = ledger.url_in(os.environ)
         if url is not None:
             return postgres_store(url, owner, sole=sole)
-        return sqlite_store(self._ledger_file(ledger), owner, sole=sole)
+        return sqlite_store(self._ledger_file(ledger), owner, sole=sole, shared=shared)
 
     def ledger_file(self) -> Path | None:
         """The SQLite file that holds the ledger; None if a database server does."""

@@ -107,22 +107,24 @@ class SQLiteLock:
 
     Args:
         path: the ledger's file; the lock is a file beside it.
+        shared: others may have it shared, too, but nobody for itself.
 
     Raises:
         LedgerUnavailable: another process has it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, shared: bool = False) -> None:
         with ExitStack() as stack:
             try:
                 self._connection = sqlite3.connect(
-                    path.with_name(f"{path.name}.lock"),
+                    path.resolve().with_name(f"{path.resolve().name}.lock"),
                     timeout=0,
                     isolation_level=None,
                     check_same_thread=False,
                 )
                 stack.callback(self._connection.close)
-                self._connection.execute("BEGIN EXCLUSIVE")
+                self._connection.execute("BEGIN" if shared else "BEGIN EXCLUSIVE")
+                self._connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
             except sqlite3.Error as error:
                 raise LedgerUnavailable(
                     f"{str(path)!r} cannot be locked: {error}.",

@@ -657,7 +657,12 @@ class _Leasing:
 
 
 def sqlite_store(
-    path: Path, owner: str = "tool", *, sole: bool = False, create: bool = True
+    path: Path,
+    owner: str = "tool",
+    *,
+    sole: bool = False,
+    shared: bool = False,
+    create: bool = True,
 ) -> SQLStore:
     """A store in one SQLite file.
 
@@ -666,6 +671,8 @@ def sqlite_store(
         owner: the process that appends.
         sole: refuse to open if another process has opened it so. A factory that does not lease
             its quotas must: two of them would each allow the whole of every limit.
+        shared: refuse to open if another process has it ``sole``; a factory that leases its
+            quotas must.
         create: make the file if it is missing.
 
     Raises:
@@ -673,10 +680,10 @@ def sqlite_store(
         LedgerCorrupt, ConfigInvalid: see ``SQLStore``.
     """
     with ExitStack() as stack:
-        if sole:
-            lock = stack.enter_context(closing(SQLiteLock(path)))
+        if sole or shared:
+            lock = stack.enter_context(closing(SQLiteLock(path, shared=shared)))
         store = SQLStore(lambda: SQLiteDatabase(path, create=create), owner)
-        if sole:
+        if sole or shared:
             store.hold(lock.close)
         stack.pop_all()
     return store
