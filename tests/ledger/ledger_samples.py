@@ -12,6 +12,7 @@ from tokenworks.core.ids import KeyID, LimitID, ModelName, PoolID, RequestID, Te
 from tokenworks.core.orders import KeyView, Order, Outcome, Payer, Usage
 from tokenworks.core.slo import Measured, Tier
 from tokenworks.ledger.entries import CostAccrued, Entry, Posted, Reserved, Voided, VoidReason
+from tokenworks.ledger.extras import Extra
 from tokenworks.ledger.ledger import Ledger, Work
 from tokenworks.ledger.quotas import (
     KeyRecord,
@@ -295,3 +296,19 @@ def same(left: Ledger, right: Ledger) -> bool:
         and left.open_holds() == right.open_holds()
         and left.pending() == right.pending()
     )
+
+
+def extra(name: str = "more", **changes: object) -> Extra:
+    """Seven more tokens of a month, approved."""
+    made = Extra(
+        extra=name,
+        limit=LimitID("limit"),
+        start_unix_ns=MONTH,
+        amount=7,
+        reason="a demo",
+        asked_by="ada",
+        state="approved",
+        decided_by="eve",
+        at_unix_ns=1,
+    )
+    return msgspec.structs.replace(made, **changes)

@@ -17,6 +17,7 @@ from tests.ledger.ledger_samples import (
     MONTH,
     NOW,
     accrue,
+    extra,
     key_record,
     ledger,
     limit,
@@ -34,7 +35,6 @@ from tokenworks.core.ids import KeyID, LimitID, PriceID
 from tokenworks.core.slo import Tier
 from tokenworks.ledger.blocks import GENESIS, check_block, decode_entries
 from tokenworks.ledger.entries import Entry
-from tokenworks.ledger.extras import Extra
 from tokenworks.ledger.quotas import UNIX_NS_MAX, Window, next_window, window_start
 from tokenworks.ledger.rollup import RollupRow, balances, merged
 from tokenworks.ledger.store_port import LedgerStore, recover
@@ -60,21 +60,6 @@ def answers_at(*dates: int) -> list[Entry]:
         entries.append(reserve(made, f"at-{i}", unix_ns=unix_ns))
         entries.append(post(made, f"at-{i}", unix_ns=unix_ns + HOUR_NS))
     return entries
-
-
-def extra(name: str = "more", **changes: object) -> Extra:
-    made = Extra(
-        extra=name,
-        limit=LimitID("limit"),
-        start_unix_ns=MONTH,
-        amount=7,
-        reason="a demo",
-        asked_by="ada",
-        state="approved",
-        decided_by="eve",
-        at_unix_ns=1,
-    )
-    return msgspec.structs.replace(made, **changes)
 
 
 class StoreConformance:

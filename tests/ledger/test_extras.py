@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 import pytest
 
@@ -9,6 +7,7 @@ from tests.ledger.ledger_samples import (
     MONTH,
     NOW,
     book,
+    extra,
     ledger,
     limit,
     post,
@@ -24,21 +23,6 @@ from tokenworks.ledger.quotas import Limit, Window, next_window, window_end, win
 from tokenworks.ledger.rollup import RollupRow
 
 SLOW = Measured(ttft_ns=3 * 10**9, decode_ns=0, output_tokens=1)
-
-
-def extra(name: str, **changes: Any) -> Extra:
-    made = Extra(
-        extra=name,
-        limit=LimitID("limit"),
-        start_unix_ns=MONTH,
-        amount=7,
-        reason="a demo",
-        asked_by="ada",
-        state="approved",
-        decided_by="eve",
-        at_unix_ns=1,
-    )
-    return msgspec.structs.replace(made, **changes)
 
 
 class Sums:
