@@ -31,15 +31,18 @@ THIRD_PARTY: Final[dict[str, frozenset[str]]] = {
     "core": frozenset({"msgspec"}),
     "catalogue": frozenset({"msgspec"}),
     "ledger": frozenset({"msgspec"}),
+    "perf": frozenset({"msgspec"}),
+    "plan": frozenset({"msgspec", "numpy", "scipy"}),
     "dispatch": frozenset({"msgspec"}),
+    "twin": frozenset({"msgspec"}),
     "live": frozenset({"msgspec", "uvloop", "httptools", "xllamacpp", "psycopg"}),
     "gateway": frozenset({"msgspec", "uvicorn", "uvloop", "httptools", "prometheus_client"}),
     "cli": frozenset({"msgspec", "click", "fpdf", "matplotlib", "pyarrow", "uvloop", "uvicorn"}),
 }
-LAZY: Final = frozenset({"fpdf", "matplotlib", "psycopg", "pyarrow"})
+LAZY: Final = frozenset({"fpdf", "matplotlib", "numpy", "psycopg", "pyarrow", "scipy"})
 """Imported inside the function that needs them only: they are slow, or may be absent."""
 
-PURE: Final = frozenset({"core", "catalogue", "ledger", "dispatch"})
+PURE: Final = frozenset({"core", "catalogue", "ledger", "perf", "plan", "dispatch"})
 EXACT: Final = frozenset({"core", "ledger", "dispatch"})
 """Rooms that count in integers."""
 

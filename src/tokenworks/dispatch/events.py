@@ -9,6 +9,7 @@ import msgspec
 
 from tokenworks.core.ids import ModelName, PoolID, RequestID, TenantID, WorkerID
 from tokenworks.core.slo import Promise, Tier
+from tokenworks.perf.timing import Timing
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,6 +60,10 @@ class WorkerUp(msgspec.Struct, frozen=True, kw_only=True, tag=True):
         model: what it serves.
         slots: requests that its engine runs side by side, at least 1.
         curve: measured pairs (batch, tokens per second per user), batches from 1 up, ascending.
+        timing: how long its iterations take, where that is known.
+        kv_blocks: its KV cache, where that is known.
+        block_tokens: tokens in one block of it, and in one block of ``Arrived.prefix``.
+        batch_tokens_max: tokens that one iteration computes at most.
     """
 
     worker: WorkerID
@@ -66,6 +71,10 @@ class WorkerUp(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     model: ModelName
     slots: int
     curve: tuple[tuple[int, int], ...]
+    timing: Timing | None = None
+    kv_blocks: int | None = None
+    block_tokens: int = 64
+    batch_tokens_max: int = 8_192
 
 
 class WorkerDown(msgspec.Struct, frozen=True, kw_only=True, tag=True):

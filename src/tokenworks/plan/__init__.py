@@ -1,0 +1,3 @@
+"""What to build and what it can earn at most. Pure."""
+
+__all__: list[str] = []

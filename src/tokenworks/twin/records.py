@@ -1,0 +1,215 @@
+"""What goes into a run of the twin and what comes out of it, as records."""
+
+from __future__ import annotations
+
+import enum
+from array import array
+from typing import Final, Literal
+
+import msgspec
+
+from tokenworks.catalogue.price_book import PriceBook
+from tokenworks.core.ids import ModelName, PoolID, RequestID, TenantID, WorkerID
+from tokenworks.core.slo import Tier
+from tokenworks.dispatch.events import Configured
+from tokenworks.perf.timing import Timing
+
+Role = Literal["both", "prefill", "decode"]
+
+
+class TwinRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """One request of a workload.
+
+    Attributes:
+        request: unique in the run.
+        tenant: who asks.
+        model: what it asks for.
+        tier: at which tier.
+        at_ns: when it arrives; for one that waits for others, not before.
+        input_tokens: tokens of the prompt.
+        output_tokens: tokens that the engine will make, if it may go on for so long.
+        output_tokens_max: the most that it may make.
+        blocks: hashes of the prompt's full KV blocks, each chained on the one before it and salted
+            by tenant, in [0, 2**64); the rest of the prompt is shared with nobody.
+        wait_for: requests that must have ended before it arrives.
+        delay_ns: how long after the last of these it arrives: a tool's or a person's time.
+        session: the conversation or agent that it belongs to.
+    """
+
+    request: RequestID
+    tenant: TenantID
+    model: ModelName
+    tier: Tier
+    at_ns: int
+    input_tokens: int
+    output_tokens: int
+    output_tokens_max: int
+    blocks: tuple[int, ...] = ()
+    wait_for: tuple[RequestID, ...] = ()
+    delay_ns: int = 0
+    session: str | None = None
+
+
+class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A modelled engine.
+
+    Attributes:
+        worker: its name.
+        pool: its pool.
+        model: what it serves.
+        timing: how long its iterations take.
+        slots: sequences that run side by side.
+        kv_blocks: its KV cache.
+        block_tokens: tokens in one block.
+        batch_tokens_max: tokens that one iteration computes at most, decode and prefill together;
+            longer prompts are prefilled in chunks.
+        context_tokens_typical: of one sequence, for the speed curve that the dispatcher is told.
+        role: whether it prefills, decodes, or both.
+        start_ns: how long it takes to come up.
+        kv_bytes_per_token: what a KV transfer moves.
+        link_bytes_per_s: how fast it moves.
+        power_w: electric power at work.
+        idle_power_w: and while it has nothing to do.
+        capital_udollars_per_hour: write-down of its hardware.
+    """
+
+    worker: WorkerID
+    pool: PoolID
+    model: ModelName
+    timing: Timing
+    slots: int
+    kv_blocks: int
+    block_tokens: int
+    batch_tokens_max: int
+    context_tokens_typical: int
+    role: Role = "both"
+    start_ns: int = 0
+    kv_bytes_per_token: int = 0
+    link_bytes_per_s: int = 0
+    power_w: int = 0
+    idle_power_w: int = 0
+    capital_udollars_per_hour: int = 0
+
+
+class Scenario(msgspec.Struct, frozen=True, kw_only=True):
+    """A factory to be run.
+
+    Attributes:
+        name: for people.
+        workers: its engines.
+        configured: promises, limits and policy, the dispatcher's first event.
+        book: prices; each model of the workers has some.
+        energy_udollars_per_kwh: price of electricity.
+    """
+
+    name: str
+    workers: tuple[WorkerSpec, ...]
+    configured: Configured
+    book: PriceBook
+    energy_udollars_per_kwh: int = 0
+
+
+class End(enum.IntEnum):
+    """How a request ended."""
+
+    OPEN = 0
+    DONE = 1
+    REJECTED = 2
+    FAILED = 3
+    WITHDRAWN = 4
+
+
+NEVER: Final = -1
+"""In the columns of ``Outcomes``: it did not come to that."""
+
+
+class Outcomes:
+    """What became of each request: columns, by the request's place in the workload.
+
+    Attributes:
+        arrived_ns: when it came.
+        sent_ns: when it was last sent to a worker; ``NEVER`` if it was not.
+        first_token_ns: when its first token was made; ``NEVER`` if none was.
+        finished_ns: when it ended, however it did.
+        output_tokens: tokens made.
+        cached_tokens: of its prompt, found in the prefix cache.
+        end: an ``End``.
+        preemptions: times that an engine or the dispatcher stopped it to begin it anew.
+        worker: index of the worker that had it last; ``NEVER`` if none had.
+        itl_max_ns: the longest gap between two of its tokens.
+    """
+
+    __slots__ = (
+        "arrived_ns",
+        "cached_tokens",
+        "end",
+        "finished_ns",
+        "first_token_ns",
+        "itl_max_ns",
+        "output_tokens",
+        "preemptions",
+        "sent_ns",
+        "worker",
+    )
+
+    def __init__(self, requests: int) -> None:
+        self.arrived_ns = array("q", [NEVER]) * requests
+        self.sent_ns = array("q", [NEVER]) * requests
+        self.first_token_ns = array("q", [NEVER]) * requests
+        self.finished_ns = array("q", [NEVER]) * requests
+        self.output_tokens = array("q", [0]) * requests
+        self.cached_tokens = array("q", [0]) * requests
+        self.end = array("b", [End.OPEN]) * requests
+        self.preemptions = array("q", [0]) * requests
+        self.worker = array("q", [NEVER]) * requests
+        self.itl_max_ns = array("q", [0]) * requests
+
+
+class WorkerUse(msgspec.Struct, frozen=True, kw_only=True):
+    """What one worker did in a run.
+
+    Attributes:
+        worker: its name.
+        up_ns: how long it was up.
+        busy_ns: how long of that it computed.
+        iterations: it made.
+        prefill_tokens: prompt tokens that it computed.
+        output_tokens: it made.
+        hit_tokens: prompt tokens found in its prefix cache.
+        evicted_blocks: blocks of the prefix cache that made room.
+        preemptions: sequences stopped for want of KV blocks.
+        kv_blocks_max: the most blocks in use at once, cached ones left out.
+    """
+
+    worker: WorkerID
+    up_ns: int
+    busy_ns: int
+    iterations: int
+    prefill_tokens: int
+    output_tokens: int
+    hit_tokens: int
+    evicted_blocks: int
+    preemptions: int
+    kv_blocks_max: int
+
+
+class RunResult(msgspec.Struct, frozen=True, kw_only=True):
+    """A finished run.
+
+    Attributes:
+        outcomes: by request.
+        workers: in the scenario's order.
+        ended_ns: the twin's clock at the end.
+        events: told to the dispatcher.
+        commands: it answered.
+        journal_digest: of all events and commands, 32 hex digits.
+        cpu_ns: of this thread, from first to last event.
+    """
+
+    outcomes: Outcomes
+    workers: tuple[WorkerUse, ...]
+    ended_ns: int
+    events: int
+    commands: int
+    journal_digest: str
+    cpu_ns: int
