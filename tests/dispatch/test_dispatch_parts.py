@@ -15,9 +15,10 @@ from tokenworks.dispatch import fleet, policy, snapshot, states
 from tokenworks.dispatch.dispatcher import Dispatcher
 from tokenworks.dispatch.prefix_index import RETIRED_MAX, PrefixIndex
 from tokenworks.dispatch.states import TRANSITIONS, State, Step, after
+from tokenworks.dispatch.waiting import Line
 
 
-@pytest.mark.parametrize("module", [fleet, states])
+@pytest.mark.parametrize("module", [fleet, policy, states])
 def test_examples_in_the_text_hold(module: object) -> None:
     failed, tried = doctest.testmod(module)  # type: ignore[arg-type]
     assert (failed, tried > 0) == (0, True)
@@ -91,11 +92,6 @@ def worker(index: int, running: int = 0, slots: int = 16) -> fleet.Worker:
         slots=slots,
         curve=CURVE,
         index=index,
-        speeds=[],
-        caps=[],
-        running={},
-        counts=[0] * 5,
-        limit=slots,
     )
     made.measure(promises())
     for i in range(running):
@@ -103,28 +99,71 @@ def worker(index: int, running: int = 0, slots: int = 16) -> fleet.Worker:
     return made
 
 
-def test_ties_go_to_the_least_loaded_then_to_who_came_first() -> None:
+def fleet_of(*workers: fleet.Worker) -> fleet.Fleet:
+    return fleet.Fleet(list(workers), [Line() for _ in Tier], [])
+
+
+def test_ties_go_to_the_least_loaded_then_to_the_lowest_index() -> None:
     index = PrefixIndex(100)
     workers = [worker(index.add_worker(), running=n) for n in (3, 1, 1, 2)]
-    assert policy.pick_cache_aware(workers, (), index, 8).worker is workers[1]
+    several = fleet_of(*workers)
+
+    def pick(prefix: tuple[int, ...], imbalance: int) -> tuple[fleet.Worker, str, int]:
+        return policy.pick_cache_aware(several, several.open, prefix, index, imbalance)
+
+    assert pick((), 8)[0] is workers[1]
     for each in (0, 2, 3):
-        index.insert((1, 2), each)
-    choice = policy.pick_cache_aware(workers, (1, 2), index, 8)
-    assert (choice.worker, choice.reason, choice.hit_blocks) == (workers[2], "prefix_hit", 2)
-    choice = policy.pick_cache_aware(workers, (1, 2), index, 1)
-    assert (choice.worker, choice.reason, choice.hit_blocks) == (workers[2], "least_loaded", 2)
+        index.insert((1, 2), each, 0)
+    assert pick((1, 2), 8) == (workers[2], "prefix_hit", 2)
+    assert pick((1, 2), 1) == (workers[2], "least_loaded", 2)
+    index.insert((1,), 1, 0)
+    index.insert((1, 2, 3), 0, 0)
+    assert pick((1, 2, 3), 1) == (workers[2], "least_loaded", 2)
 
 
 def test_one_candidate_is_named_for_its_hit() -> None:
     index = PrefixIndex(100)
-    only = worker(index.add_worker())
-    index.insert((1,), 0)
-    assert policy.pick_cache_aware([only], (1, 2), index, 8).reason == "prefix_hit"
-    assert policy.pick_cache_aware([only], (1, 2, 3), index, 8).reason == "least_loaded"
+    only = fleet_of(worker(index.add_worker()))
+    index.insert((1,), 0, 0)
+    assert policy.pick_cache_aware(only, 1, (1, 2), index, 0)[1] == "prefix_hit"
+    assert policy.pick_cache_aware(only, 1, (1, 2, 3), index, 0)[1] == "least_loaded"
 
 
-def test_load_is_a_share_of_the_slots() -> None:
-    assert policy.load_ppm(worker(0, running=2, slots=4)) == policy.PPM // 2
+def test_loads_are_compared_on_the_largest_worker() -> None:
+    half, full = worker(0, running=2, slots=4), worker(1, running=9, slots=16)
+    two = fleet_of(half, full)
+    assert (half.load, full.load, two.load_min, two.load_max) == (8, 9, 8, 9)
+    assert list(two.each(two.least_loaded(0b11))) == [half]
+
+
+@settings(deadline=None, derandomize=True)
+@given(
+    st.lists(st.sampled_from([1, 3, 16]), min_size=1, max_size=5),
+    st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4), st.booleans()), max_size=60),
+)
+def test_sets_of_workers_are_what_a_recount_says(
+    slots: list[int], moves: list[tuple[int, int, bool]]
+) -> None:
+    workers = [worker(i, slots=each) for i, each in enumerate(slots)]
+    several = fleet_of(*workers)
+    for number, (at, rank, take) in enumerate(moves):
+        each = workers[at % len(workers)]
+        if take and len(each.running) < each.slots:
+            several.take(each, f"r{number}", rank)  # type: ignore[arg-type]
+        elif each.running:
+            several.release(each, next(iter(each.running)))
+        again = fleet_of(*workers)
+        for name in ("up", "open", "admitting", "loads", "load_min", "load_max"):
+            assert getattr(several, name) == getattr(again, name), name
+        admitting = [
+            sum(
+                1 << w.index
+                for w in workers
+                if len(w.running) < w.limit and len(w.running) < w.caps[rank]
+            )
+            for rank in range(5)
+        ]
+        assert several.admitting == admitting
 
 
 def test_before_anything_was_sent_no_tier_takes_a_part() -> None:
@@ -147,46 +186,104 @@ def chain(family: int, length: int) -> tuple[int, ...]:
 
 
 @settings(deadline=None, derandomize=True)
-@given(PREFIXES, st.integers(1, 30), st.integers(0, 31), st.integers(0, 3), st.integers(0, 9))
+@given(PREFIXES, st.integers(0, 60), st.integers(0, 31), st.integers(0, 3), st.integers(0, 9))
 def test_the_longest_match_against_a_slow_oracle(
     inserts: list[tuple[int, int, int]], blocks_max: int, mask: int, family: int, length: int
 ) -> None:
-    index = PrefixIndex(blocks_max)
+    index = PrefixIndex(blocks_max, ttl_ns=7)
     for _ in range(5):
         index.add_worker()
-    for each, depth, at in inserts:
-        index.insert(chain(each, depth), at)
+    for now_ns, (each, depth, at) in enumerate(inserts):
+        prefix = chain(each, depth)
+        known, _ = index.match(prefix, 1 << at)
+        index.insert(prefix, at, now_ns, known if now_ns % 2 else 0)
         assert len(index) <= blocks_max
     prefix = chain(family, length)
     depth, holders = 0, 0
     for i, block in enumerate(prefix):
-        hit = index._blocks.get(block, 0) & mask
+        hit = index._young.get(block, index._old.get(block, 0)) & mask
         if not hit:
             break
         depth, holders = i + 1, hit
     assert index.match(prefix, mask) == (depth, holders)
 
 
-def test_the_least_recently_used_block_goes_tail_first() -> None:
-    index = PrefixIndex(4)
+@settings(deadline=None, derandomize=True)
+@given(PREFIXES, st.integers(1, 9))
+def test_what_was_just_sent_is_known_and_what_is_old_is_forgotten(
+    inserts: list[tuple[int, int, int]], ttl_ns: int
+) -> None:
+    index = PrefixIndex(1_000, ttl_ns)
+    for _ in range(5):
+        index.add_worker()
+    sent: dict[tuple[int, int], int] = {}
+    for now_ns, (each, depth, at) in enumerate(inserts):
+        index.insert(chain(each, depth), at, now_ns)
+        for block in chain(each, depth):
+            sent[block, at] = now_ns
+        for (block, worker_index), then_ns in sent.items():
+            held = index._young.get(block, index._old.get(block, 0)) >> worker_index & 1
+            if now_ns - then_ns < ttl_ns:
+                assert held
+
+
+def test_the_generation_that_was_not_used_goes() -> None:
+    index = PrefixIndex(8)
     at = index.add_worker()
-    index.insert((1, 2), at)
-    index.insert((10, 11, 12), at)
-    assert index.match((1, 2), 1) == (1, 1)
+    index.insert((1, 2), at, 0)
+    index.insert((10, 11, 12), at, 0)  # begins a generation
+    assert index.match((1, 2), 1) == (2, 1)
+    index.insert((1, 2, 3), at, 0)
     assert index.match((10, 11, 12), 1) == (3, 1)
-    index.resize(2)
-    assert index.match((1, 2), 1) == (0, 0)
-    assert index.match((10, 11, 12), 1) == (2, 1)
+    index.insert((20, 21), at, 0)
+    assert index.match((10, 11, 12), 1) == (0, 0)
+    assert index.match((1, 2, 3), 1) == (3, 1)
+    index.insert(tuple(range(30, 40)), at, 0)
+    assert index.match(tuple(range(30, 40)), 1) == (4, 1)
+    index.resize(5)
+    assert index.match((1, 2, 3), 1) == (0, 0)
+    assert index.match((30,), 1) == (1, 1)
+    index.resize(3)
+    assert len(index) == 0
+
+
+def test_engines_that_say_what_they_have_are_believed() -> None:
+    index = PrefixIndex(4)
+    told, silent = index.add_worker(), index.add_worker()
+    index.insert((1, 2), told, 0)
+    index.insert((1, 2), silent, 0)
+    index.stored((1,), told)
+    assert (index.is_exact(told), index.is_exact(silent)) == (True, False)
+    assert index.match((1, 2), 0b11) == (2, 0b10)  # what it was sent says nothing any more
+    assert index.match((1, 2), 0b01) == (1, 0b01)
+    index.insert((1, 2), told, 0)
+    assert index.match((1, 2), 0b01) == (1, 0b01)
+    index.stored((2, 3, 4, 5), told)
+    assert index.match((1, 2, 3, 4, 5), 0b11) == (4, 0b01)
+    index.removed((2, 9), told)
+    assert index.match((1, 2, 3), 0b01) == (1, 0b01)
+    index.cleared(told)
+    index.cleared(told)
+    assert index.match((1, 2, 3), 0b11) == (2, 0b10)
+    third = index.add_worker()
+    for each in (told, third):
+        index.stored((7,), each)
+    index.removed((7,), third)
+    assert index.match((7,), 0b101) == (1, 0b001)
+    index.resize(0)
+    assert index.match((7,), 0b101) == (0, 0)
+    index.remove_worker(told)
+    assert not index.is_exact(told)
 
 
 def test_a_lost_worker_s_index_comes_back_clean() -> None:
     index = PrefixIndex(1_000)
     stays = index.add_worker()
-    index.insert((1, 2), stays)
+    index.insert((1, 2), stays, 0)
     for i in range(RETIRED_MAX):
         lost = index.add_worker()
         assert lost == i + 1
-        index.insert((1, 100 + i), lost)
+        index.insert((1, 100 + i), lost, 0)
         index.remove_worker(lost)
     assert len(index) == 2
     assert index.add_worker() == 1
@@ -209,7 +306,7 @@ def test_the_index_is_restored_with_more_workers_than_a_word_has_bits() -> None:
     index = PrefixIndex(10)
     for _ in range(100):
         last = index.add_worker()
-    index.insert((2**64 - 1, 5), last)
+    index.insert((2**64 - 1, 5), last, 0)
     index.remove_worker(3)
     data = msgspec.msgpack.encode(index.record())
     again = PrefixIndex.restore(msgspec.msgpack.decode(data, type=type(index.record())))
@@ -231,7 +328,7 @@ def test_a_snapshot_of_another_format_is_refused() -> None:
     data = msgspec.msgpack.decode(factory(up(), arrived("r")).snapshot())
     assert data["format"] == snapshot.SNAPSHOT_FORMAT
     data["format"] += 1
-    with pytest.raises(msgspec.ValidationError, match="format 3"):
+    with pytest.raises(msgspec.ValidationError, match="format 4"):
         Dispatcher.restore(msgspec.msgpack.encode(data))
 
 

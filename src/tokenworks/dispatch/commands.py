@@ -8,7 +8,16 @@ import msgspec
 
 from tokenworks.core.ids import RequestID, WorkerID
 
-SendReason = Literal["prefix_hit", "least_loaded", "slow_beats_late"]
+SendReason = Literal[
+    "prefix_hit",
+    "least_loaded",
+    "slow_beats_late",
+    "in_turn",
+    "at_random",
+    "least_cost",
+    "best_score",
+    "best_value",
+]
 QueueReason = Literal["at_cap", "no_worker_up"]
 RejectCode = Literal["capacity_exceeded", "worker_unavailable", "worker_failed"]
 RejectReason = Literal[
@@ -24,14 +33,17 @@ class Send(msgspec.Struct, frozen=True, kw_only=True, tag=True):
         worker: to whom.
         attempt: 1 the first time.
         reason: ``prefix_hit`` (the load is balanced and the worker has at least half of the
-            prefix), ``least_loaded``, or ``slow_beats_late`` (beyond the cap of the tier it
+            prefix), ``least_loaded``, ``slow_beats_late`` (beyond the cap of the tier it
             asks for, because waiting longer would break the TTFT promise; it counts under a lower
-            tier, breaks nobody's promise there and is billed at the tier delivered).
+            tier, breaks nobody's promise there and is billed at the tier delivered), or what
+            another policy goes by: ``in_turn``, ``at_random``, ``least_cost``, ``best_score``,
+            ``best_value`` (in money).
         running: requests on the worker, this one included.
         cap: requests at which the worker keeps the promises of all that run there.
         candidates: workers that could have taken it.
         hit_blocks: blocks of its prefix that the worker is believed to have.
         waited_ns: since the request arrived.
+        value_nanodollars: what it is expected to add there, where the policy counts in money.
     """
 
     request: RequestID
@@ -43,6 +55,7 @@ class Send(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     candidates: int
     hit_blocks: int
     waited_ns: int
+    value_nanodollars: int = 0
 
 
 class Queue(msgspec.Struct, frozen=True, kw_only=True, tag=True):

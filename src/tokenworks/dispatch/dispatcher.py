@@ -4,29 +4,24 @@ Contract: the same (now, event) sequence gives the same commands on any machine,
 seed. A driver journals (now, event) before it carries out the commands, answers each command by an
 event, and never lets ``now`` go back.
 
-Who goes first: a request competes at the highest tier, not above the one it asks for, of which no
-more than half of the TTFT promise is gone; when every tier's is, at free. While that is the tier it
-asks for, it is on time. From ultra down to free, those on time are sent where every promise that
-runs there stays kept, and one that must wait has the nearest worker kept free of who comes after
-it. Behind them come those who are late for a higher tier, first come first. Such a request keeps no
-worker free; it takes what it can get at once, as a request of the highest tier from its present
-one downwards that some worker admits, and is counted there under that tier. So it breaks no promise
-of a request that was sent on time, its own tier's included, and a crowd that is too late for ultra
-neither fills ultra's workers nor holds them against premium.
+Who goes first and where is a policy's answer (``policy.Policy``); the dispatcher checks it. What is
+the same under every policy stands here: each request ends once, lines and times are bounded, a
+worker that breaks off costs a retry, and a policy that is wrong is overruled and counted.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from heapq import heapify, heappop, heappush
-from typing import assert_never
+from typing import Any
 
 import msgspec
 
 from tokenworks.core.ids import ModelName, RequestID, WorkerID
 from tokenworks.core.slo import Promise, Tier
-from tokenworks.dispatch import policy, snapshot
+from tokenworks.dispatch import policies, policy, snapshot
 from tokenworks.dispatch.commands import (
     Abort,
     Command,
@@ -39,6 +34,8 @@ from tokenworks.dispatch.commands import (
 )
 from tokenworks.dispatch.events import (
     Arrived,
+    BlocksRemoved,
+    BlocksStored,
     Configured,
     Event,
     Failed,
@@ -50,10 +47,11 @@ from tokenworks.dispatch.events import (
     WorkerDown,
     WorkerUp,
 )
-from tokenworks.dispatch.fleet import Worker
+from tokenworks.dispatch.fleet import Fleet, Worker
+from tokenworks.dispatch.policy import Choice, MakePolicy, Policy
 from tokenworks.dispatch.prefix_index import PrefixIndex
 from tokenworks.dispatch.states import State, Step
-from tokenworks.dispatch.waiting import Line, Model, Request
+from tokenworks.dispatch.waiting import Line, Request
 
 TIERS = tuple(Tier)
 
@@ -67,14 +65,36 @@ class WorkerLoad(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Dispatcher:
-    """Decides where every request goes. Its first event is ``Configured``."""
+    """Decides where every request goes. Its first event is ``Configured``.
 
-    def __init__(self) -> None:
+    Args:
+        own_policies: policies that the operator has brought, by the name that
+            ``PolicySettings.name`` calls them.
+    """
+
+    def __init__(self, own_policies: Mapping[str, MakePolicy] | None = None) -> None:
+        self._own_policies = dict(own_policies or {})
+        self._policy: Policy = policies.make("promises", {})
+        self._handlers: dict[type[Any], Callable[[Any, list[Command]], None]] = {
+            Arrived: self._arrived,
+            Started: self._started,
+            Finished: self._finished,
+            Failed: self._failed,
+            Withdrawn: self._withdrawn,
+            Ticked: self._ticked,
+            WorkerUp: self._worker_up,
+            WorkerDown: self._worker_down,
+            BlocksStored: self._blocks_stored,
+            BlocksRemoved: self._blocks_removed,
+            Configured: self._configure,
+        }
         self._now_ns = 0
         self._configured: Configured | None = None
         self._promises: list[Promise] = []
         self._late_after_ns: list[int] = []
         self._limits = Limits(queue_len_max={})
+        self._batch_cap = 0
+        self._queue_at_worker = False
         self._timer_ns: int | None = None
         self._counts = snapshot.Counts()
         self._requests: dict[RequestID, Request] = {}
@@ -82,7 +102,7 @@ class Dispatcher:
         self._wakes: list[snapshot.Wake] = []
         self._queued = 0
         self._workers: dict[WorkerID, Worker] = {}
-        self._models: dict[ModelName, Model] = {}
+        self._fleets: dict[ModelName, Fleet] = {}
         self._prefixes = PrefixIndex(0)
 
     # What a driver calls.
@@ -98,34 +118,17 @@ class Dispatcher:
             What is to be done, in this order.
         """
         assert now_ns >= self._now_ns, (now_ns, self._now_ns)
-        assert self._configured is not None or isinstance(event, Configured), event
+        handler = self._handlers.get(type(event))
+        assert handler is not None, event
+        assert self._configured is not None or type(event) is Configured, event
         self._now_ns = now_ns
         self._counts.events += 1
         commands: list[Command] = []
         if self._wakes and self._wakes[0][0] <= now_ns:
             self._wake(commands)
-        match event:
-            case Arrived():
-                self._arrived(event, commands)
-            case Started():
-                self._started(event)
-            case Finished():
-                self._finished(event, commands)
-            case Failed():
-                self._failed(event, commands)
-            case Withdrawn():
-                self._withdrawn(event, commands)
-            case Ticked():
-                self._timer_ns = None
-            case WorkerUp():
-                self._worker_up(event, commands)
-            case WorkerDown():
-                self._worker_down(event, commands)
-            case Configured():
-                self._configure(event, commands)
-            case _:
-                assert_never(event)
-        self._set_timer(commands)
+        handler(event, commands)
+        if self._wakes:
+            self._set_timer(commands)
         return commands
 
     def digest(self) -> str:
@@ -151,8 +154,8 @@ class Dispatcher:
         """How many requests wait per model and tier, for gauges."""
         return {
             (name, tier): len(line)
-            for name, model in self._models.items()
-            for tier, line in zip(TIERS, model.lines, strict=True)
+            for name, fleet in self._fleets.items()
+            for tier, line in zip(TIERS, fleet.lines, strict=True)
         }
 
     def snapshot(self) -> bytes:
@@ -171,34 +174,39 @@ class Dispatcher:
                 models=[
                     snapshot.ModelRecord(
                         model=name,
-                        workers=[worker.worker for worker in model.workers],
+                        workers=[worker.worker for worker in fleet.workers],
                         lines=[
                             snapshot.LineRecord(
                                 requests=[each.request for each in line.requests()],
                                 rotation=line.rotation(),
                             )
-                            for line in model.lines
+                            for line in fleet.lines
                         ],
-                        sent_ranks=list(model.sent_ranks),
+                        sent_ranks=list(fleet.sent_ranks),
                     )
-                    for name, model in self._models.items()
+                    for name, fleet in self._fleets.items()
                 ],
                 prefixes=self._prefixes.record(),
+                policy=self._policy.record(),
             )
         )
 
     @classmethod
-    def restore(cls, data: bytes) -> Dispatcher:
+    def restore(
+        cls, data: bytes, own_policies: Mapping[str, MakePolicy] | None = None
+    ) -> Dispatcher:
         """The dispatcher that gave this snapshot.
 
         Raises:
             msgspec.MsgspecError: these bytes are no snapshot of this format.
         """
         memory = snapshot.decode(data)
-        dispatcher = cls()
+        dispatcher = cls(own_policies)
         dispatcher._now_ns = memory.now_ns
+        dispatcher._prefixes = PrefixIndex.restore(memory.prefixes)
         if memory.configured is not None:
             dispatcher._adopt(memory.configured)
+            dispatcher._policy.restore(memory.policy)
         dispatcher._timer_ns = memory.timer_ns
         dispatcher._counts = memory.counts
         dispatcher._requests = {each.request: each for each in memory.requests}
@@ -211,9 +219,8 @@ class Dispatcher:
                 for line in record.lines
             ]
             workers = [dispatcher._workers[each] for each in record.workers]
-            dispatcher._models[record.model] = Model(workers, lines, record.sent_ranks)
+            dispatcher._fleets[record.model] = Fleet(workers, lines, record.sent_ranks)
             dispatcher._queued += sum(len(line) for line in lines)
-        dispatcher._prefixes = PrefixIndex.restore(memory.prefixes)
         return dispatcher
 
     # Events about requests.
@@ -229,64 +236,80 @@ class Dispatcher:
             model=event.model,
             rank=rank,
             output_tokens_max=event.output_tokens_max,
+            input_tokens_max=event.input_tokens_max,
             prefix=event.prefix[: self._limits.prefix_len_max],
             arrived_ns=event.arrived_ns,
-            late_ns=self._late_ns(event.arrived_ns, rank),
+            late_ns=event.arrived_ns + self._late_after_ns[rank],
+            queued_ns=self._now_ns,
+            session=event.session,
         )
         self._requests[event.request] = request
-        model = self._models.get(event.model)
-        if model is None:
+        fleet = self._fleets.get(event.model)
+        if fleet is None:
             self._reject(request, "worker_unavailable", "model_never_up", commands)
             return
-        request.queued_ns = self._now_ns
-        model.lines[rank].append(request)
+        if fleet.open and not fleet.queued:
+            choice = self._place(fleet, request)
+            if choice is not None:
+                self._send(fleet, request, choice, commands)
+                return
+        fleet.lines[rank].append(request)
+        fleet.queued += 1
         self._queued += 1
-        self._drain(model, commands)
+        if fleet.queued > 1:
+            self._drain(fleet, commands)
         if request.state is State.QUEUED:
-            self._keep_waiting(model, request, commands)
+            self._keep_waiting(fleet, request, commands)
 
-    def _started(self, event: Started) -> None:
+    def _started(self, event: Started, _: list[Command]) -> None:
         request = self._requests.get(event.request)
         if request is None or request.state is not State.SENT:
             self._counts.ignored += 1
             return
         request.step(Step.START)
+        request.started_ns = self._now_ns
+        self._worker_of(request).prefill_tokens -= request.prefill_tokens
+        request.prefill_tokens = 0
 
     def _finished(self, event: Finished, commands: list[Command]) -> None:
         request = self._requests.get(event.request)
         if request is None or request.state is State.QUEUED:
             self._counts.ignored += 1
             return
-        worker = self._worker_of(request)
-        worker.release(request.request)
+        fleet = self._fleets[request.model]
+        worker = self._release(fleet, request)
         worker.observe(self._now_ns - request.sent_ns)
         self._counts.finished += 1
         self._end(request, Step.FINISH)
-        self._drain(self._models[request.model], commands)
+        try:
+            self._policy.finished(fleet, worker, request, event)
+        except Exception:  # noqa: BLE001 - an operator's own policy may do anything
+            self._counts.policy_faults += 1
+        if fleet.queued:
+            self._drain(fleet, commands)
 
     def _failed(self, event: Failed, commands: list[Command]) -> None:
         request = self._requests.get(event.request)
         if request is None or request.state is State.QUEUED or request.worker != event.worker:
             self._counts.ignored += 1
             return
-        self._worker_of(request).release(request.request)
-        model = self._models[request.model]
-        self._broken_off(model, request, commands, started=event.started)
-        self._drain(model, commands)
+        fleet = self._fleets[request.model]
+        self._release(fleet, request)
+        self._broken_off(fleet, request, commands, started=event.started)
+        self._drain(fleet, commands)
         if self._is_queued(request.request):
-            self._keep_waiting(model, request, commands)
+            self._keep_waiting(fleet, request, commands)
 
     def _withdrawn(self, event: Withdrawn, commands: list[Command]) -> None:
         request = self._requests.get(event.request)
         if request is None:
             self._counts.ignored += 1
             return
-        model = self._models[request.model]
+        fleet = self._fleets[request.model]
         if request.state is State.QUEUED:
-            self._unqueue(model, request)
+            self._unqueue(fleet, request)
         else:
-            worker = self._worker_of(request)
-            worker.release(request.request)
+            worker = self._release(fleet, request)
             commands.append(
                 Abort(
                     request=request.request,
@@ -297,7 +320,10 @@ class Dispatcher:
             )
         self._counts.withdrawn += 1
         self._end(request, Step.WITHDRAW)
-        self._drain(model, commands)
+        self._drain(fleet, commands)
+
+    def _ticked(self, _: Ticked, __: list[Command]) -> None:
+        self._timer_ns = None
 
     # Events about workers and settings.
 
@@ -306,45 +332,49 @@ class Dispatcher:
         if old is not None and (old.model, old.pool) != (event.model, event.pool):
             self._lose(old, commands)
             old = None
-        slots = min(event.slots, self._limits.slots_max)
         if old is not None:
-            self._worker_measured(old, event, slots, commands)
+            self._worker_measured(old, event, commands)
             return
-        model = self._models.get(event.model)
+        fleet = self._fleets.get(event.model)
         if len(self._workers) >= self._limits.workers_max or (
-            model is None and len(self._models) >= self._limits.models_max
+            fleet is None and len(self._fleets) >= self._limits.models_max
         ):
             self._counts.ignored += 1
             return
-        if model is None:
-            model = self._models[event.model] = Model([], [Line() for _ in TIERS], [])
+        if fleet is None:
+            fleet = self._fleets[event.model] = Fleet([], [Line() for _ in TIERS], [])
         worker = Worker(
             worker=event.worker,
             pool=event.pool,
             model=event.model,
-            slots=slots,
+            slots=self._slots_of(event),
             curve=event.curve,
+            timing=event.timing,
+            kv_blocks=event.kv_blocks,
+            block_tokens=event.block_tokens,
+            batch_tokens_max=event.batch_tokens_max,
             index=self._prefixes.add_worker(),
-            speeds=[],
-            caps=[],
-            running={},
-            counts=[0] * len(TIERS),
-            limit=slots,
         )
         worker.measure(dict(zip(TIERS, self._promises, strict=True)))
         self._workers[event.worker] = worker
-        model.workers.append(worker)
-        self._drain(model, commands)
+        fleet.workers.append(worker)
+        fleet.recount()
+        self._drain(fleet, commands)
 
-    def _worker_measured(
-        self, worker: Worker, event: WorkerUp, slots: int, commands: list[Command]
-    ) -> None:
-        if (worker.slots, worker.curve) == (slots, event.curve):
+    def _worker_measured(self, worker: Worker, event: WorkerUp, commands: list[Command]) -> None:
+        slots = self._slots_of(event)
+        said = (slots, event.curve, event.timing, event.kv_blocks, event.batch_tokens_max)
+        known = (worker.slots, worker.curve, worker.timing, worker.kv_blocks)
+        if said == (*known, worker.batch_tokens_max):
             self._counts.ignored += 1
             return
         worker.slots, worker.curve = slots, event.curve
+        worker.timing, worker.kv_blocks = event.timing, event.kv_blocks
+        worker.batch_tokens_max = event.batch_tokens_max
         worker.measure(dict(zip(TIERS, self._promises, strict=True)))
-        self._drain(self._models[worker.model], commands)
+        fleet = self._fleets[worker.model]
+        fleet.recount()
+        self._drain(fleet, commands)
 
     def _worker_down(self, event: WorkerDown, commands: list[Command]) -> None:
         worker = self._workers.get(event.worker)
@@ -354,143 +384,198 @@ class Dispatcher:
         self._lose(worker, commands)
 
     def _lose(self, worker: Worker, commands: list[Command]) -> None:
-        model = self._models[worker.model]
-        model.workers.remove(worker)
+        fleet = self._fleets[worker.model]
+        fleet.workers.remove(worker)
+        fleet.recount()
         del self._workers[worker.worker]
         self._prefixes.remove_worker(worker.index)
         lost = [self._requests[name] for name in reversed(worker.running)]
         for request in lost:
-            self._broken_off(model, request, commands, started=False)
-        self._drain(model, commands)
+            self._broken_off(fleet, request, commands, started=False)
+        self._drain(fleet, commands)
         for request in lost:
             if self._is_queued(request.request):
-                self._keep_waiting(model, request, commands)
+                self._keep_waiting(fleet, request, commands)
+
+    def _blocks_stored(self, event: BlocksStored, _: list[Command]) -> None:
+        worker = self._workers.get(event.worker)
+        if worker is None:
+            self._counts.ignored += 1
+            return
+        self._prefixes.stored(event.blocks, worker.index)
+
+    def _blocks_removed(self, event: BlocksRemoved, _: list[Command]) -> None:
+        worker = self._workers.get(event.worker)
+        if worker is None:
+            self._counts.ignored += 1
+        elif event.blocks is None:
+            self._prefixes.cleared(worker.index)
+        else:
+            self._prefixes.removed(event.blocks, worker.index)
 
     def _configure(self, event: Configured, commands: list[Command]) -> None:
         if event == self._configured:
             self._counts.ignored += 1
             return
         self._adopt(event)
-        self._prefixes.resize(event.limits.prefix_blocks_max)
         for worker in self._workers.values():
             worker.measure(event.promises)
         for request in self._requests.values():
-            request.late_ns = self._late_ns(request.arrived_ns, request.rank)
-        for model in self._models.values():
-            self._drain(model, commands)
+            request.late_ns = request.arrived_ns + self._late_after_ns[request.rank]
+        for fleet in self._fleets.values():
+            fleet.recount()
+            self._drain(fleet, commands)
         self._rebuild_wakes()
 
     def _adopt(self, configured: Configured) -> None:
         assert len(configured.promises) == len(TIERS), "every tier needs a promise"
         assert len(configured.limits.queue_len_max) == len(TIERS), "every tier needs a bound"
+        settings, before = configured.policy, self._configured
+        if before is None or before.policy.name != settings.name:
+            self._policy = policies.make(settings.name, self._own_policies)
         self._configured = configured
         self._promises = [configured.promises[tier] for tier in TIERS]
         self._late_after_ns = [each.ttft_ns // 2 + 1 for each in self._promises]
-        self._limits = configured.limits
+        self._limits = limits = configured.limits
+        self._batch_cap = min(limits.slots_max, settings.batch_cap or limits.slots_max)
+        self._queue_at_worker = settings.queue_at_worker
+        self._prefixes.resize(limits.prefix_blocks_max, limits.prefix_ttl_ns)
+        self._policy.configure(configured, self._prefixes)
+
+    def _slots_of(self, event: WorkerUp) -> int:
+        """Requests that are sent to a worker at once."""
+        return self._batch_cap if self._queue_at_worker else min(event.slots, self._batch_cap)
 
     # Deciding.
 
-    def _drain(self, model: Model, commands: list[Command]) -> None:
-        """Send all that can be sent now; the module's text says in which order."""
-        if not any(len(worker.running) < worker.limit for worker in model.workers):
+    def _place(self, fleet: Fleet, request: Request) -> Choice | None:
+        """Where the policy wants a newcomer; where load wants it, if the policy is wrong."""
+        try:
+            choice = self._policy.place(fleet, request, self._now_ns)
+        except Exception:  # noqa: BLE001 - an operator's own policy may do anything
+            self._counts.policy_faults += 1
+            return self._by_load(fleet, request)
+        if choice is None or self._may(fleet, choice):
+            return choice
+        self._counts.policy_faults += 1
+        return self._by_load(fleet, request)
+
+    def _drain(self, fleet: Fleet, commands: list[Command]) -> None:
+        """Send what the policy wants sent of those that wait; by load, if the policy is wrong."""
+        if not fleet.queued or not fleet.open:
             return
-        workers = model.workers
-        heads = [self._heads(line) for line in model.lines]
-        for present in policy.SERVING_ORDER:
-            while present in heads[present]:
-                if not self._place(workers, heads[present][present], present, commands):
-                    break
-                heads[present] = self._heads(model.lines[present])
-            if present > 0 and present in heads[present]:
-                held = policy.nearest(workers, present)
-                workers = [worker for worker in workers if worker is not held]
-                if not workers:
-                    return
-            while late := [each[present] for each in heads[present + 1 :] if present in each]:
-                request = min(late, key=lambda each: each.arrived_ns)
-                if not self._place(workers, request, present, commands):
-                    break
-                heads[request.rank] = self._heads(model.lines[request.rank])
+        try:
+            wanted = iter(self._policy.drain(fleet, self._now_ns))
+        except Exception:  # noqa: BLE001 - an operator's own policy may do anything
+            self._overrule(fleet, commands)
+            return
+        while fleet.queued:
+            try:
+                request, choice = next(wanted)
+            except StopIteration:
+                return
+            except Exception:  # noqa: BLE001 - an operator's own policy may do anything
+                self._overrule(fleet, commands)
+                return
+            if not (self._waits(fleet, request) and self._may(fleet, choice)):
+                self._overrule(fleet, commands)
+                return
+            self._serve(fleet, request, choice, commands)
 
-    def _heads(self, line: Line) -> dict[int, Request]:
-        """Per tier at which some of a line compete by now: the first in turn of them.
+    def _overrule(self, fleet: Fleet, commands: list[Command]) -> None:
+        """Count a policy's fault, and send one of those that wait by load: nobody starves of it."""
+        self._counts.policy_faults += 1
+        line = next((line for line in reversed(fleet.lines) if len(line)), None)
+        if line is None:
+            return
+        request = line.head()
+        choice = self._by_load(fleet, request)
+        if choice is not None:
+            self._serve(fleet, request, choice, commands)
 
-        Of each tenant the oldest only; tenants are looked through only when somebody is late.
-        """
-        if len(line) == 0:
-            return {}
-        if self._now_ns < line.oldest().late_ns:
-            head = line.head()
-            return {head.rank: head}
-        heads: dict[int, Request] = {}
-        for request in line.heads():
-            heads.setdefault(self._present_rank(request), request)
-        return heads
+    @staticmethod
+    def _by_load(fleet: Fleet, request: Request) -> Choice | None:
+        if not fleet.open:
+            return None
+        worker = fleet.first(fleet.least_loaded(fleet.open))
+        return Choice(worker, "least_loaded", 0, request.rank, fleet.open.bit_count())
 
-    def _place(
-        self, workers: list[Worker], request: Request, present: int, commands: list[Command]
-    ) -> bool:
-        """Send a request to one of these workers; False if none can take it."""
-        counted, slow = present, False
-        candidates = policy.admitting(workers, request.rank)
-        if not candidates and present < request.rank:
-            slow = True
-            for counted in range(present, -1, -1):
-                candidates = policy.admitting(workers, counted)
-                if candidates:
-                    break
-        if not candidates:
-            return False
-        if request.worker is not None and len(candidates) > 1:
-            candidates = [each for each in candidates if each.worker != request.worker]
-        if slow:
-            choice = policy.pick_fastest(candidates, request.prefix, self._prefixes)
-        else:
-            choice = policy.pick_cache_aware(
-                candidates, request.prefix, self._prefixes, self._limits.imbalance_requests_max
-            )
-        model = self._models[request.model]
-        model.lines[request.rank].serve(request)
-        model.sent_ranks.append(present)
+    @staticmethod
+    def _may(fleet: Fleet, choice: Choice) -> bool:
+        """Whether a choice names a worker of the fleet that has a slot free."""
+        worker = choice.worker
+        return (
+            fleet.by_index.get(worker.index) is worker
+            and len(worker.running) < worker.slots
+            and 0 <= choice.rank < len(TIERS)
+        )
+
+    def _waits(self, fleet: Fleet, request: Request) -> bool:
+        return (
+            self._requests.get(request.request) is request
+            and request.state is State.QUEUED
+            and self._fleets[request.model] is fleet
+        )
+
+    def _serve(
+        self, fleet: Fleet, request: Request, choice: Choice, commands: list[Command]
+    ) -> None:
+        """Send a request that waits; its tenant goes to the end of the rotation."""
+        fleet.lines[request.rank].serve(request)
+        fleet.queued -= 1
         self._queued -= 1
-        self._send(request, choice, counted, len(candidates), commands)
-        return True
+        self._send(fleet, request, choice, commands)
 
     def _send(
-        self,
-        request: Request,
-        choice: policy.Choice,
-        rank: int,
-        candidates: int,
-        commands: list[Command],
+        self, fleet: Fleet, request: Request, choice: Choice, commands: list[Command]
     ) -> None:
-        """Give a request to a worker that counts it under this tier."""
-        worker = choice.worker
+        """Give a request that is in no line to the worker that was chosen."""
+        worker, reason, hit_blocks, rank, candidates, value_nanodollars = choice
+        now_ns = self._now_ns
         request.step(Step.SEND)
         request.attempt += 1
         request.worker = worker.worker
-        request.sent_ns = self._now_ns
-        worker.take(request.request, rank)
-        self._prefixes.insert(request.prefix, worker.index)
+        request.sent_ns = now_ns
+        left = request.input_tokens_max - hit_blocks * worker.block_tokens
+        if left < 1:
+            left = 1
+        request.prefill_tokens = left
+        worker.prefill_tokens += left
+        worker.context_tokens += request.input_tokens_max
+        fleet.take(worker, request.request, rank)
+        fleet.sent_ranks.append(rank)
+        if request.prefix:
+            self._prefixes.insert(request.prefix, worker.index, now_ns, hit_blocks)
         self._counts.sent += 1
         commands.append(
             Send(
                 request=request.request,
                 worker=worker.worker,
                 attempt=request.attempt,
-                reason=choice.reason,
+                reason=reason,
                 running=len(worker.running),
                 cap=worker.limit,
                 candidates=candidates,
-                hit_blocks=choice.hit_blocks,
-                waited_ns=self._now_ns - request.arrived_ns,
+                hit_blocks=hit_blocks,
+                waited_ns=now_ns - request.arrived_ns,
+                value_nanodollars=value_nanodollars,
             )
         )
 
+    def _release(self, fleet: Fleet, request: Request) -> Worker:
+        """Take a request off the worker that has it."""
+        worker = self._worker_of(request)
+        fleet.release(worker, request.request)
+        worker.prefill_tokens -= request.prefill_tokens
+        worker.context_tokens -= request.input_tokens_max
+        request.prefill_tokens = 0
+        return worker
+
     def _broken_off(
-        self, model: Model, request: Request, commands: list[Command], *, started: bool
+        self, fleet: Fleet, request: Request, commands: list[Command], *, started: bool
     ) -> None:
         """A worker no longer has this request: it ends, or waits to be sent again."""
+        request.prefill_tokens = 0
         if started or request.state is State.ANSWERING:
             self._counts.broken += 1
             self._end(request, Step.BREAK)
@@ -499,13 +584,14 @@ class Dispatcher:
         else:
             request.step(Step.RETRY)
             request.queued_ns = self._now_ns
-            model.lines[request.rank].put_back(request)
+            fleet.lines[request.rank].put_back(request)
+            fleet.queued += 1
             self._queued += 1
 
-    def _keep_waiting(self, model: Model, request: Request, commands: list[Command]) -> None:
+    def _keep_waiting(self, fleet: Fleet, request: Request, commands: list[Command]) -> None:
         """Leave a request in its line, or reject it if the line is over its bound by now."""
-        if len(model.lines[request.rank]) > self._limits.queue_len_max[TIERS[request.rank]]:
-            self._unqueue(model, request)
+        if len(fleet.lines[request.rank]) > self._limits.queue_len_max[TIERS[request.rank]]:
+            self._unqueue(fleet, request)
             code: RejectCode = "worker_failed" if request.attempt else "capacity_exceeded"
             self._reject(request, code, "queue_full", commands)
             return
@@ -516,9 +602,9 @@ class Dispatcher:
         commands.append(
             Queue(
                 request=request.request,
-                reason="at_cap" if model.workers else "no_worker_up",
-                ahead=model.ahead(request.rank) - 1,
-                workers=len(model.workers),
+                reason="at_cap" if fleet.workers else "no_worker_up",
+                ahead=fleet.ahead(request.rank) - 1,
+                workers=len(fleet.workers),
                 deadline_ns=deadline_ns,
             )
         )
@@ -527,19 +613,19 @@ class Dispatcher:
         self, request: Request, code: RejectCode, reason: RejectReason, commands: list[Command]
     ) -> None:
         """End a request that is in no line any more."""
-        model = self._models.get(request.model)
+        fleet = self._fleets.get(request.model)
         ahead, retry_after_ns = 0, None
-        if model is not None:
-            ahead = model.ahead(request.rank)
+        if fleet is not None:
+            ahead = fleet.ahead(request.rank)
             # With no worker up nothing is known but how long the tier is ready to wait.
             retry_after_ns = policy.retry_after_bounded(self._promises[request.rank].patience_ns)
-            if model.workers:
+            if fleet.workers:
                 retry_after_ns = policy.retry_after_ns(
-                    model.workers,
+                    fleet.workers,
                     request.rank,
                     ahead,
                     request.output_tokens_max,
-                    model.sent_ranks,
+                    fleet.sent_ranks,
                 )
         self._counts.rejected += 1
         self._end(request, Step.REJECT)
@@ -567,12 +653,12 @@ class Dispatcher:
                 continue
             changed[request.model] = None
             if self._deadline_ns(request) <= self._now_ns:
-                model = self._models[request.model]
-                self._unqueue(model, request)
-                reason: RejectReason = "patience_over" if model.workers else "no_worker_up"
+                fleet = self._fleets[request.model]
+                self._unqueue(fleet, request)
+                reason: RejectReason = "patience_over" if fleet.workers else "no_worker_up"
                 self._reject(request, "capacity_exceeded", reason, commands)
-        for model_name in changed:
-            self._drain(self._models[model_name], commands)
+        for model in changed:
+            self._drain(self._fleets[model], commands)
 
     def _set_timer(self, commands: list[Command]) -> None:
         """Ask for a tick when the earliest thing due is earlier than the tick that is coming."""
@@ -587,8 +673,8 @@ class Dispatcher:
 
     def _rebuild_wakes(self) -> None:
         self._wakes = []
-        for model in self._models.values():
-            for line in model.lines:
+        for fleet in self._fleets.values():
+            for line in fleet.lines:
                 for request in line.requests():
                     deadline_ns = self._deadline_ns(request)
                     self._wakes.append((deadline_ns, request.request))
@@ -598,17 +684,6 @@ class Dispatcher:
 
     def _deadline_ns(self, request: Request) -> int:
         return request.queued_ns + self._promises[request.rank].patience_ns
-
-    def _late_ns(self, arrived_ns: int, rank: int) -> int:
-        return arrived_ns + self._late_after_ns[rank]
-
-    def _present_rank(self, request: Request) -> int:
-        """The tier at which a request competes by now: the one it asks for while it is on time."""
-        waited_ns = self._now_ns - request.arrived_ns
-        for rank in range(request.rank, 0, -1):
-            if waited_ns < self._late_after_ns[rank]:
-                return rank
-        return 0
 
     # Small steps.
 
@@ -620,8 +695,9 @@ class Dispatcher:
         assert request.worker is not None, request.request
         return self._workers[request.worker]
 
-    def _unqueue(self, model: Model, request: Request) -> None:
-        model.lines[request.rank].remove(request)
+    def _unqueue(self, fleet: Fleet, request: Request) -> None:
+        fleet.lines[request.rank].remove(request)
+        fleet.queued -= 1
         self._queued -= 1
 
     def _end(self, request: Request, step: Step) -> None:

@@ -20,6 +20,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
         retries_max: times that a request is sent again after its worker broke off.
         prefix_blocks_max: blocks in the prefix index, over all workers.
         prefix_len_max: blocks of one prompt that are looked at; the rest is ignored.
+        prefix_ttl_ns: how long a prefix that was sent is believed to be cached; 0 for ever.
         imbalance_requests_max: the largest difference of running requests between workers at
             which a prefix hit still outweighs load.
         workers_max: workers up at one time.
@@ -32,11 +33,43 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     retries_max: int = 2
     prefix_blocks_max: int = 100_000
     prefix_len_max: int = 512
+    prefix_ttl_ns: int = 0
     imbalance_requests_max: int = 8
     workers_max: int = 1_024
     models_max: int = 256
     slots_max: int = 4_096
     ended_max: int = 1_024
+
+
+class TokenPrice(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """What tokens earn at one tier, in micro-dollars per 1M: the caller's price and, at free, ads.
+
+    Attributes:
+        input_udollars_per_mtok: prompt tokens that are computed.
+        cached_udollars_per_mtok: prompt tokens from the prefix cache.
+        output_udollars_per_mtok: tokens made.
+    """
+
+    input_udollars_per_mtok: int
+    cached_udollars_per_mtok: int
+    output_udollars_per_mtok: int
+
+
+class PolicySettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Which policy decides, and what it may be told.
+
+    Attributes:
+        name: one of ``policies.NAMES``, or of a policy that the operator has brought.
+        batch_cap: requests that are sent to one worker at once at most; None for its slots.
+        queue_at_worker: send beyond a worker's slots, as routers without a queue of their own do;
+            its engine then lets requests wait.
+        seed: for policies that throw dice.
+    """
+
+    name: str = "promises"
+    batch_cap: int | None = None
+    queue_at_worker: bool = False
+    seed: int = 1
 
 
 class Configured(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -45,10 +78,14 @@ class Configured(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     Attributes:
         promises: one per tier.
         limits: what may be kept; shorter queues hold for newcomers.
+        policy: who decides.
+        prices: what a token earns at each tier, by model, for policies that look at money.
     """
 
     promises: dict[Tier, Promise]
     limits: Limits
+    policy: PolicySettings = PolicySettings()
+    prices: dict[ModelName, dict[Tier, TokenPrice]] = {}
 
 
 class WorkerUp(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -96,6 +133,7 @@ class Arrived(msgspec.Struct, frozen=True, kw_only=True, tag=True):
         output_tokens_max: the most tokens that may be made.
         prefix: hashes of the prompt's blocks, each chained on the one before it, in [0, 2**64).
         arrived_ns: when its last byte came, on the driver's clock.
+        session: the conversation or agent that it belongs to, if it says.
     """
 
     request: RequestID
@@ -106,6 +144,7 @@ class Arrived(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     output_tokens_max: int
     prefix: tuple[int, ...]
     arrived_ns: int
+    session: str | None = None
 
 
 class Started(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -148,11 +187,38 @@ class Withdrawn(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     request: RequestID
 
 
+class BlocksStored(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """A worker's engine says that it has KV blocks; see ``Arrived.prefix`` for their hashes."""
+
+    worker: WorkerID
+    blocks: tuple[int, ...]
+
+
+class BlocksRemoved(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """A worker's engine says that it has dropped KV blocks; all of them, if ``blocks`` is None.
+
+    A driver that finds a gap in what an engine publishes tells None: nothing is known any more.
+    """
+
+    worker: WorkerID
+    blocks: tuple[int, ...] | None
+
+
 class Ticked(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """The timer fired."""
 
 
 Event = (
-    Configured | WorkerUp | WorkerDown | Arrived | Started | Finished | Failed | Withdrawn | Ticked
+    Configured
+    | WorkerUp
+    | WorkerDown
+    | Arrived
+    | Started
+    | Finished
+    | Failed
+    | Withdrawn
+    | BlocksStored
+    | BlocksRemoved
+    | Ticked
 )
 """Everything that can be told to the dispatcher."""

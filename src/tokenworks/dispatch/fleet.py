@@ -1,21 +1,35 @@
-"""Workers as the dispatcher remembers them, and what their measured speed allows."""
+"""Workers as the dispatcher remembers them, and the fleet of one model as sets of bits.
+
+A set of workers is an integer: bit i is the worker whose index in the prefix index is i. Which
+workers have room, which admit a tier and which are least loaded is kept up to date as such sets, so
+that a decision costs the same for eight workers and for a thousand.
+"""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final
 
 import msgspec
 
 from tokenworks.core.ids import ModelName, PoolID, RequestID, WorkerID
 from tokenworks.core.slo import Promise, Tier
 from tokenworks.core.units import NS_PER_S
+from tokenworks.dispatch.waiting import Line
+from tokenworks.perf.timing import Timing
 
-SERVICE_MEAN_SHIFT = 3
+SERVICE_MEAN_SHIFT: Final = 3
 """An observed service time moves the mean by 1/8 of the difference."""
 
-UNSEEN_OUTPUT_TOKENS_MAX = 512
+UNSEEN_OUTPUT_TOKENS_MAX: Final = 512
 """Longest answer that is assumed of a worker of which none was seen yet."""
+
+SENT_RANKS_MAX: Final = 64
+"""Sends of a model that are looked back on to see which part goes to which tier."""
+
+RANKS: Final = tuple(range(len(Tier)))
 
 
 class Worker(msgspec.Struct, kw_only=True):
@@ -34,6 +48,15 @@ class Worker(msgspec.Struct, kw_only=True):
             which each counts: the one it asked for or, if it was sent late, a lower one.
         counts: by tier rank, how many of them.
         limit: the least cap of the tiers running there; ``slots`` if none is.
+        timing: how long its iterations take, where that is known.
+        kv_blocks: its KV cache, where that is known.
+        block_tokens: tokens in one block.
+        batch_tokens_max: tokens that one iteration computes at most.
+        admits: by running requests, the ranks whose caps allow one more, as bits.
+        admitted: the same now, with ``limit``; kept by ``Fleet``.
+        load: its place among the fleet's loads; kept by ``Fleet``.
+        prefill_tokens: of what was sent and has not begun to answer, left to prefill.
+        context_tokens: of all that it runs, as far as known: prompts.
         service_ns_mean: how long a request holds a slot; None before the first has ended.
     """
 
@@ -43,11 +66,20 @@ class Worker(msgspec.Struct, kw_only=True):
     slots: int
     curve: tuple[tuple[int, int], ...]
     index: int
-    speeds: list[int]
-    caps: list[int]
-    running: dict[RequestID, int]
-    counts: list[int]
-    limit: int
+    speeds: list[int] = []
+    caps: list[int] = []
+    running: dict[RequestID, int] = {}
+    counts: list[int] = msgspec.field(default_factory=lambda: [0] * len(RANKS))
+    limit: int = 0
+    timing: Timing | None = None
+    kv_blocks: int | None = None
+    block_tokens: int = 64
+    batch_tokens_max: int = 8_192
+    admits: list[int] = []
+    admitted: int = 0
+    load: int = 0
+    prefill_tokens: int = 0
+    context_tokens: int = 0
     service_ns_mean: int | None = None
 
     def measure(self, promises: Mapping[Tier, Promise]) -> None:
@@ -56,20 +88,28 @@ class Worker(msgspec.Struct, kw_only=True):
         self.caps = [
             tier_cap(self.speeds, promises[tier].interactivity_tokens_per_s) for tier in Tier
         ]
+        self.admits = [
+            sum(1 << rank for rank in RANKS if running < self.caps[rank])
+            for running in range(self.slots + 1)
+        ]
         self._relimit()
 
     def take(self, request: RequestID, rank: int) -> None:
         """Count a request that is sent to it."""
-        assert request not in self.running, request
-        self.running[request] = rank
+        running = self.running
+        assert request not in running, request
+        running[request] = rank
         self.counts[rank] += 1
-        self.limit = min(self.limit, self.caps[rank])
+        cap = self.caps[rank]
+        if cap < self.limit:
+            self.limit = cap
 
     def release(self, request: RequestID) -> None:
         """Count off a request that it no longer has."""
         rank = self.running.pop(request)
-        self.counts[rank] -= 1
-        if self.counts[rank] == 0:
+        counts = self.counts
+        counts[rank] -= 1
+        if counts[rank] == 0:
             self._relimit()
 
     def observe(self, service_ns: int) -> None:
@@ -90,9 +130,150 @@ class Worker(msgspec.Struct, kw_only=True):
         return max(1, tokens * NS_PER_S // max(1, self.speeds[self.slots]))
 
     def _relimit(self) -> None:
-        self.limit = min(
-            [self.slots, *(cap for cap, n in zip(self.caps, self.counts, strict=True) if n)]
-        )
+        limit = self.slots
+        for cap, count in zip(self.caps, self.counts, strict=True):
+            if count and cap < limit:
+                limit = cap
+        self.limit = limit
+
+
+class Fleet:
+    """One model: its workers that are up, a line per tier rank, the tiers of its last sends.
+
+    Attributes:
+        workers: in the order they came up.
+        by_index: the same by their bits.
+        lines: who waits, by tier rank.
+        queued: how many wait.
+        sent_ranks: tiers at which the last sends competed.
+        up: all workers.
+        open: those with a slot free.
+        admitting: by tier rank, those where one more leaves every promise kept that runs there.
+        loads: by load, who has it. A load is a number of running requests; where workers differ in
+            slots, as many as it would be on the largest.
+        load_min, load_max: the least and the largest load of any worker.
+    """
+
+    __slots__ = (
+        "_scale",
+        "admitting",
+        "by_index",
+        "lines",
+        "load_max",
+        "load_min",
+        "loads",
+        "open",
+        "queued",
+        "sent_ranks",
+        "up",
+        "workers",
+    )
+
+    def __init__(self, workers: list[Worker], lines: list[Line], sent_ranks: Iterable[int]) -> None:
+        self.workers = workers
+        self.lines = lines
+        self.queued = sum(len(line) for line in lines)
+        self.sent_ranks = deque(sent_ranks, maxlen=SENT_RANKS_MAX)
+        self.recount()
+
+    def ahead(self, rank: int) -> int:
+        """Requests that wait in tiers not below this one."""
+        return sum(len(line) for line in self.lines[rank:])
+
+    def recount(self) -> None:
+        """Derive all sets again; after a worker has come, gone or changed."""
+        self.by_index = {worker.index: worker for worker in self.workers}
+        self._scale = max((worker.slots for worker in self.workers), default=1)
+        self.up = self.open = 0
+        self.admitting = [0] * len(RANKS)
+        self.loads = [0] * (self._scale + 1)
+        for worker in self.workers:
+            bit = 1 << worker.index
+            self.up |= bit
+            worker.load = self._load_of(worker)
+            worker.admitted = self._admitted_by(worker)
+            self.loads[worker.load] |= bit
+            if len(worker.running) < worker.slots:
+                self.open |= bit
+            for rank in RANKS:
+                if worker.admitted >> rank & 1:
+                    self.admitting[rank] |= bit
+        taken = [load for load, mask in enumerate(self.loads) if mask]
+        self.load_min, self.load_max = (taken[0], taken[-1]) if taken else (0, 0)
+
+    def take(self, worker: Worker, request: RequestID, rank: int) -> None:
+        """Count a request that is sent to a worker."""
+        worker.take(request, rank)
+        self._moved(worker)
+
+    def release(self, worker: Worker, request: RequestID) -> None:
+        """Count off a request that a worker no longer has."""
+        worker.release(request)
+        self._moved(worker)
+
+    def least_loaded(self, mask: int) -> int:
+        """Those of some workers, at least one of the fleet's, that have the least load."""
+        loads = self.loads
+        load = self.load_min
+        while not (found := loads[load] & mask):
+            load += 1
+        return found
+
+    def first(self, mask: int) -> Worker:
+        """Of some workers, at least one, the one of the lowest index."""
+        return self.by_index[(mask & -mask).bit_length() - 1]
+
+    def each(self, mask: int) -> Iterator[Worker]:
+        """Some workers, by index."""
+        while mask:
+            bit = mask & -mask
+            yield self.by_index[bit.bit_length() - 1]
+            mask ^= bit
+
+    def _moved(self, worker: Worker) -> None:
+        """Put a worker into the sets where its running requests now place it."""
+        running, slots, bit = len(worker.running), worker.slots, 1 << worker.index
+        if running < slots:
+            self.open |= bit
+        elif self.open & bit:
+            self.open ^= bit
+        load = running if slots == self._scale else running * self._scale // slots
+        before = worker.load
+        if load != before:
+            self._reload(worker, before, min(load, self._scale), bit)
+        admitted = worker.admits[running] if running < worker.limit else 0
+        changed = admitted ^ worker.admitted
+        if changed:
+            worker.admitted = admitted
+            admitting = self.admitting
+            for rank in RANKS:
+                if changed >> rank & 1:
+                    admitting[rank] ^= bit
+
+    def _reload(self, worker: Worker, before: int, load: int, bit: int) -> None:
+        loads = self.loads
+        worker.load = load
+        loads[before] ^= bit
+        loads[load] |= bit
+        if load < self.load_min:
+            self.load_min = load
+        elif before == self.load_min and not loads[before]:
+            while not loads[self.load_min]:
+                self.load_min += 1
+        if load > self.load_max:
+            self.load_max = load
+        elif before == self.load_max and not loads[before]:
+            while not loads[self.load_max]:
+                self.load_max -= 1
+
+    def _load_of(self, worker: Worker) -> int:
+        # A worker whose slots became fewer may run more than it has.
+        return min(self._scale, len(worker.running) * self._scale // worker.slots)
+
+    @staticmethod
+    def _admitted_by(worker: Worker) -> int:
+        running = len(worker.running)
+        return worker.admits[running] if running < worker.limit else 0
 
 
 def speeds_of(curve: tuple[tuple[int, int], ...], slots: int) -> list[int]:

@@ -1,72 +1,154 @@
-"""Policies as pure functions with one question each: may it, should it, which, who is next."""
+"""What a policy is asked, and the pure functions that policies are made of.
+
+A policy decides; the dispatcher checks and does. A choice that names a worker which is not up, has
+no slot or serves another model is dropped and counted as a fault, and so is a policy that raises:
+the request is then placed by load. So a wrong policy can cost money, but no request is lost, sent
+twice or sent to nobody.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from typing import Final, Literal, NamedTuple
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Final, NamedTuple, Protocol
 
-from tokenworks.core.slo import Tier
 from tokenworks.core.units import NS_PER_S
-from tokenworks.dispatch.fleet import Worker
+from tokenworks.dispatch.commands import SendReason
+from tokenworks.dispatch.events import Configured, Finished
+from tokenworks.dispatch.fleet import Fleet, Worker
 from tokenworks.dispatch.prefix_index import PrefixIndex
+from tokenworks.dispatch.waiting import Request
 
-SERVING_ORDER: Final = tuple(sorted((tier.rank for tier in Tier), reverse=True))
-"""Ordering: tiers are served from ultra down to free."""
-
-PPM: Final = 1_000_000
 RETRY_AFTER_NS_MIN: Final = NS_PER_S
 RETRY_AFTER_NS_MAX: Final = 120 * NS_PER_S
 _RATE_SCALE: Final = 10**18
+_MASK_64: Final = 2**64 - 1
 
 
 class Choice(NamedTuple):
-    """Which worker, why, and how many blocks of the prefix it is believed to have."""
+    """Where a request goes, and what decided.
+
+    Attributes:
+        worker: who takes it.
+        reason: why.
+        hit_blocks: blocks of its prefix that the worker is believed to have.
+        rank: the tier under which it counts there.
+        candidates: workers that could have taken it.
+        value_nanodollars: what it is expected to add, where a policy counts in money.
+    """
 
     worker: Worker
-    reason: Literal["prefix_hit", "least_loaded", "slow_beats_late"]
+    reason: SendReason
     hit_blocks: int
+    rank: int
+    candidates: int
+    value_nanodollars: int = 0
 
 
-def admitting(workers: Sequence[Worker], rank: int) -> list[Worker]:
-    """Filter: where one more request of this tier leaves every promise kept that runs there."""
-    return [
-        worker
-        for worker in workers
-        if (running := len(worker.running)) < worker.limit and running < worker.caps[rank]
-    ]
+class Policy(Protocol):
+    """Decides where requests go and who is next. It has no clock and no dice of its own."""
+
+    def configure(self, configured: Configured, index: PrefixIndex) -> None:
+        """Take settings; called before all else, and again when they change."""
+        ...
+
+    def place(self, fleet: Fleet, request: Request, now_ns: int) -> Choice | None:
+        """Where a newcomer goes now, asked when nobody else waits; None lets it wait."""
+        ...
+
+    def drain(self, fleet: Fleet, now_ns: int) -> Iterator[tuple[Request, Choice]]:
+        """Who of those that wait goes now, and where, one after the other.
+
+        Each is sent before the next one is asked for.
+        """
+        ...
+
+    def finished(self, fleet: Fleet, worker: Worker, request: Request, event: Finished) -> None:
+        """Learn from an answer that is whole; it is off the worker already."""
+        ...
+
+    def record(self) -> bytes:
+        """All that it remembers; the same memory gives the same bytes."""
+        ...
+
+    def restore(self, data: bytes) -> None:
+        """Remember what ``record`` gave; ``configure`` came before."""
+        ...
 
 
-def load_ppm(worker: Worker) -> int:
-    """Score: the part of its slots that is taken, in millionths; less is better."""
-    return len(worker.running) * PPM // worker.slots
+MakePolicy = Callable[[], Policy]
+"""How a policy is made; by this an operator's own comes into the dispatcher."""
 
 
-def mask_of(workers: Sequence[Worker]) -> int:
-    """The bits of some workers in the prefix index."""
-    mask = 0
-    for worker in workers:
-        mask |= 1 << worker.index
-    return mask
+class Forgetful:
+    """The parts of a policy that learns nothing."""
+
+    def finished(self, fleet: Fleet, worker: Worker, request: Request, event: Finished) -> None:
+        """See ``Policy``."""
+
+    def record(self) -> bytes:
+        """See ``Policy``."""
+        return b""
+
+    def restore(self, data: bytes) -> None:
+        """See ``Policy``."""
+        assert not data, data
+
+
+class Dice:
+    """Random numbers as a pure function of a seed and how many were drawn.
+
+    Source: SplitMix64, Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators",
+    OOPSLA 2014, figure 17.
+
+    >>> dice = Dice(1234567)
+    >>> dice.below(2**64), dice.below(2**64), dice.below(6)
+    (6457827717110365317, 3203168211198807973, 3)
+    """
+
+    __slots__ = ("state",)
+
+    def __init__(self, seed: int) -> None:
+        self.state = seed & _MASK_64
+
+    def below(self, bound: int) -> int:
+        """A number from 0 to ``bound`` - 1."""
+        self.state = (self.state + 0x9E3779B97F4A7C15) & _MASK_64
+        mixed = self.state
+        mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & _MASK_64
+        mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & _MASK_64
+        return ((mixed ^ (mixed >> 31)) * bound) >> 64
+
+
+def others_first(fleet: Fleet, request: Request, candidates: int) -> int:
+    """Filter: without the worker that broke this request off, if there are others."""
+    if request.worker is None:
+        return candidates
+    left = candidates
+    for worker in fleet.each(candidates):
+        if worker.worker == request.worker:
+            left ^= 1 << worker.index
+    return left or candidates
 
 
 def pick_cache_aware(
-    candidates: Sequence[Worker],
-    prefix: Sequence[int],
-    index: PrefixIndex,
-    imbalance_requests_max: int,
-) -> Choice:
+    fleet: Fleet, candidates: int, prefix: Sequence[int], index: PrefixIndex, imbalance_max: int
+) -> tuple[Worker, SendReason, int]:
     """Picker: the longest prefix while the load is balanced, else the least loaded.
 
-    The load is balanced if running requests differ by at most ``imbalance_requests_max`` among the
-    candidates. Then, if some candidate has at least half of the prefix, the one that has most of
-    it is taken. Otherwise the least loaded is taken; ties go to the longest prefix. Ties that are
-    left go to the least loaded, then to the one that came up first.
+    The load is balanced if running requests differ by at most ``imbalance_max`` in the fleet. Then,
+    if some candidate has at least half of the prefix, the one that has most of it is taken.
+    Otherwise the least loaded is taken; ties go to the longest prefix. Ties that are left go to the
+    least loaded, then to the lowest index.
 
     Args:
-        candidates: workers that may take it, at least one, in the order they came up.
+        fleet: the model's workers.
+        candidates: those that may take it, at least one.
         prefix: block hashes from the prompt's start.
         index: who has what.
-        imbalance_requests_max: see above.
+        imbalance_max: see above.
+
+    Returns:
+        The worker, why, and how many blocks of the prefix it is believed to have.
 
     Source:
         SGLang's ``cache_aware`` routing policy, sgl-project/sglang,
@@ -76,43 +158,38 @@ def pick_cache_aware(
         threshold, the share that counts is 1/2, and below it the least loaded worker is taken
         where SGLang takes the one with the smallest tree.
     """
-    if len(candidates) == 1:
-        worker = candidates[0]
-        depth, _ = index.match(prefix, 1 << worker.index)
-        hit = depth > 0 and 2 * depth >= len(prefix)
-        return Choice(worker, "prefix_hit" if hit else "least_loaded", depth)
-    running = [len(worker.running) for worker in candidates]
-    if prefix and max(running) - min(running) <= imbalance_requests_max:
-        depth, holders = index.match(prefix, mask_of(candidates))
-        if depth > 0 and 2 * depth >= len(prefix):
-            holding = [worker for worker in candidates if holders >> worker.index & 1]
-            return Choice(min(holding, key=load_ppm), "prefix_hit", depth)
-    loads = [load_ppm(worker) for worker in candidates]
-    least = min(loads)
-    tied = [worker for worker, load in zip(candidates, loads, strict=True) if load == least]
-    depth, holders = index.match(prefix, mask_of(tied))
-    worker = next((each for each in tied if holders >> each.index & 1), tied[0])
-    return Choice(worker, "least_loaded", depth)
+    if not prefix:
+        return fleet.first(fleet.least_loaded(candidates)), "least_loaded", 0
+    depth, holders = index.match(prefix, candidates)
+    single = candidates & (candidates - 1) == 0
+    balanced = single or fleet.load_max - fleet.load_min <= imbalance_max
+    if depth and balanced and 2 * depth >= len(prefix):
+        if holders & (holders - 1):
+            holders = fleet.least_loaded(holders)
+        return fleet.first(holders), "prefix_hit", depth
+    tied = fleet.least_loaded(candidates)
+    if not depth:
+        return fleet.first(tied), "least_loaded", 0
+    if not tied & holders:
+        depth, holders = index.match(prefix, tied)
+    return fleet.first(tied & holders or tied), "least_loaded", depth
 
 
-def pick_fastest(candidates: Sequence[Worker], prefix: Sequence[int], index: PrefixIndex) -> Choice:
-    """Picker beyond the caps: who gives most speed with one more; ties to who came up first."""
-    worker = max(candidates, key=lambda each: each.speeds[len(each.running) + 1])
-    depth, _ = index.match(prefix, 1 << worker.index)
-    return Choice(worker, "slow_beats_late", depth)
+def pick_fastest(fleet: Fleet, candidates: int) -> Worker:
+    """Picker beyond the caps: who gives most speed with one more; ties to the lowest index."""
+    return max(fleet.each(candidates), key=lambda each: each.speeds[len(each.running) + 1])
 
 
-def nearest(workers: Sequence[Worker], rank: int) -> Worker:
+def nearest(fleet: Fleet, candidates: int, rank: int) -> Worker:
     """Picker: who will first be able to take a request of this tier, by requests still to end.
 
     That worker is kept free of lower tiers while the request waits; otherwise they would fill
     every slot that ends, and a higher tier could never begin where its cap is the smaller one.
-    Ties go to the least loaded, then to the one that came up first.
+    Ties go to the least loaded, then to the lowest index.
     """
-    gaps = [len(each.running) - min(each.limit, each.caps[rank]) for each in workers]
-    least = min(gaps)
     return min(
-        (each for each, gap in zip(workers, gaps, strict=True) if gap == least), key=load_ppm
+        fleet.each(candidates),
+        key=lambda each: (len(each.running) - min(each.limit, each.caps[rank]), each.load),
     )
 
 

@@ -1,15 +1,21 @@
 """Which worker probably has which prompt prefix in its cache: block hash to a mask of workers.
 
-The index is approximate: a prefix is entered when it is sent, and engines evict on their own.
-A block's hash is chained on the one before it, so a worker that has a block has all before it.
-Blocks are touched last to first, so that the least recently used block is never one that a kept
-block builds on; eviction from that end keeps every chain whole.
+A block's hash is chained on the one before it, so a worker that has a block has all before it, and
+the depth of a hit can be found by jumps. There are two ways to know what a worker has:
+
+- **Approximate**, for engines that say nothing: a prefix is entered when it is sent. Such blocks
+  live in two generations. What is sent goes into the young one; when that is half of the bound, or
+  as old as ``ttl_ns``, it becomes the old one and what was old is forgotten. So a block that is not
+  used is forgotten after one to two times ``ttl_ns``, and touching a block costs one look-up
+  instead of a move in a list. A whole prefix is entered at once, so no kept block ever builds on a
+  forgotten one.
+- **Exact**, for engines that publish what they store and remove: blocks stay until the engine says
+  that they are gone. A hash that is removed while blocks build on it only shortens the match.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import msgspec
@@ -22,40 +28,77 @@ class PrefixRecord(msgspec.Struct, frozen=True, kw_only=True):
     """The index as it is written into a snapshot; masks are little-endian bytes."""
 
     blocks_max: int
-    hashes: list[int]
-    masks: list[bytes]
+    ttl_ns: int
+    young_since_ns: int
+    layers: list[tuple[list[int], list[bytes]]]
+    exact_workers: bytes
     free: list[int]
     retired: list[int]
     next_index: int
 
 
 class PrefixIndex:
-    """Block hash to an integer whose bit i stands for the worker of index i."""
+    """Block hash to an integer whose bit i stands for the worker of index i.
 
-    __slots__ = ("_blocks", "_blocks_max", "_free", "_next_index", "_retired")
+    Args:
+        blocks_max: blocks in the index; the exact ones have a bound of their own of the same size.
+        ttl_ns: how long an approximate block is believed in; 0 for ever.
+    """
 
-    def __init__(self, blocks_max: int) -> None:
+    __slots__ = (
+        "_bits",
+        "_blocks_max",
+        "_exact",
+        "_exact_workers",
+        "_free",
+        "_next_index",
+        "_old",
+        "_retired",
+        "_ttl_ns",
+        "_young",
+        "_young_since_ns",
+    )
+
+    def __init__(self, blocks_max: int, ttl_ns: int = 0) -> None:
         assert blocks_max >= 0, blocks_max
-        self._blocks: OrderedDict[int, int] = OrderedDict()
+        assert ttl_ns >= 0, ttl_ns
+        # One object for each worker's bit: most blocks are with one worker, and their masks are then
+        # one and the same object, which is at hand when a block is looked up.
+        self._bits: list[int] = []
+        self._young: dict[int, int] = {}
+        self._old: dict[int, int] = {}
+        self._exact: dict[int, int] = {}
+        self._exact_workers = 0
         self._blocks_max = blocks_max
+        self._ttl_ns = ttl_ns
+        self._young_since_ns = 0
         self._free: list[int] = []
         self._retired: list[int] = []
         self._next_index = 0
 
     def __len__(self) -> int:
-        return len(self._blocks)
+        """Blocks kept; one that is in both generations counts twice, as it does for the bound."""
+        return len(self._young) + len(self._old) + len(self._exact)
 
-    def resize(self, blocks_max: int) -> None:
-        """Change the bound; the least recently used blocks go."""
+    def resize(self, blocks_max: int, ttl_ns: int = 0) -> None:
+        """Change the bounds; the generation that is too large goes."""
         assert blocks_max >= 0, blocks_max
-        self._blocks_max = blocks_max
-        while len(self._blocks) > blocks_max:
-            self._blocks.popitem(last=False)
+        assert ttl_ns >= 0, ttl_ns
+        self._blocks_max, self._ttl_ns = blocks_max, ttl_ns
+        if len(self._young) + len(self._old) > blocks_max:
+            self._old = {}
+        if len(self._young) > blocks_max:
+            self._young = {}
+        if len(self._exact) > blocks_max:
+            self._exact = {}
+
+    # Workers.
 
     def add_worker(self) -> int:
         """The index of a worker that has come up with an empty cache."""
         if self._free:
             return self._free.pop()
+        self._bits.append(1 << self._next_index)
         self._next_index += 1
         return self._next_index - 1
 
@@ -67,27 +110,99 @@ class PrefixIndex:
         assert 0 <= index < self._next_index, index
         assert index not in self._retired, index
         self._retired.append(index)
+        self._exact_workers &= ~(1 << index)
         if len(self._retired) >= RETIRED_MAX:
-            self._sweep()
+            self._sweep(sum(1 << index for index in self._retired))
+            self._free = sorted(self._free + self._retired, reverse=True)
+            self._retired = []
 
-    def insert(self, prefix: Sequence[int], index: int) -> None:
-        """Note that a worker is about to have a prefix.
+    # What is sent.
+
+    def insert(self, prefix: Sequence[int], index: int, now_ns: int, depth: int = 0) -> None:
+        """Note that a worker is about to have a prefix; nothing for one whose cache is known.
 
         Args:
             prefix: block hashes from the prompt's start.
             index: the worker's.
+            now_ns: the driver's clock.
+            depth: blocks of it that a match has just found with this worker.
         """
-        blocks, bit = self._blocks, 1 << index
-        move_to_end = blocks.move_to_end
-        for block in reversed(prefix[: self._blocks_max]):
-            mask = blocks.get(block)
+        bit = self._bits[index]
+        if self._exact_workers & bit:
+            return
+        half = self._blocks_max // 2
+        young = self._young
+        due = self._ttl_ns and now_ns - self._young_since_ns >= self._ttl_ns
+        if due or len(young) + len(prefix) > half:
+            if len(prefix) > half:
+                prefix = prefix[:half]
+            if due or len(young) + len(prefix) > half:
+                self._old = young
+                young = self._young = {}
+                self._young_since_ns = now_ns
+        known = young.get
+        if depth and depth <= len(prefix) and known(prefix[depth - 1], 0) & bit:
+            # Whoever has that block in the young generation has all before it there, too.
+            prefix = prefix[depth:]
+        fresh = 0
+        for block in prefix:
+            mask = known(block)
             if mask is None:
-                blocks[block] = bit
-            else:
-                blocks[block] = mask | bit
-                move_to_end(block)
-        while len(blocks) > self._blocks_max:
-            blocks.popitem(last=False)
+                break
+            if not mask & bit:
+                young[block] = mask | bit
+            fresh += 1
+        else:
+            return
+        # A generation that lacks a block has none that builds on it.
+        remembered = self._old.get
+        rest = prefix[fresh:]
+        for block in rest:
+            mask = remembered(block)
+            if mask is None:
+                young.update(dict.fromkeys(prefix[fresh:], bit))
+                return
+            young[block] = mask | bit
+            fresh += 1
+
+    # What engines publish.
+
+    def stored(self, blocks: Iterable[int], index: int) -> None:
+        """A worker says that it has blocks; from now on its cache is taken as known.
+
+        Blocks beyond the bound are not noted: a match is then shorter than the truth.
+        """
+        bit = self._bits[index]
+        if not self._exact_workers & bit:
+            self._exact_workers |= bit
+            self._clear(bit)
+        exact = self._exact
+        for block in blocks:
+            mask = exact.get(block)
+            if mask is not None:
+                exact[block] = mask | bit
+            elif len(exact) < self._blocks_max:
+                exact[block] = bit
+
+    def removed(self, blocks: Iterable[int], index: int) -> None:
+        """A worker says that it has dropped blocks."""
+        bit, exact = 1 << index, self._exact
+        for block in blocks:
+            mask = exact.get(block, 0)
+            if mask == bit:
+                del exact[block]
+            elif mask & bit:
+                exact[block] = mask ^ bit
+
+    def cleared(self, index: int) -> None:
+        """A worker has dropped everything, or what it said has a gap: it has nothing we know of."""
+        self._clear(1 << index)
+
+    def is_exact(self, index: int) -> bool:
+        """Whether a worker publishes what it has."""
+        return bool(self._exact_workers >> index & 1)
+
+    # Asking.
 
     def match(self, prefix: Sequence[int], mask: int) -> tuple[int, int]:
         """The longest part of a prefix that some of these workers have, and which of them.
@@ -101,10 +216,15 @@ class PrefixIndex:
         Returns:
             The number of blocks, and the mask of the workers that have them all; 0, 0 if none.
         """
-        blocks, length = self._blocks, len(prefix)
+        if self._exact_workers & mask:
+            return self._match_all(prefix, mask)
+        young, old = self._young.get, self._old.get
+        length = len(prefix)
         found, holders, step = 0, 0, 1
         while found + step <= length:
-            hit = blocks.get(prefix[found + step - 1], 0) & mask
+            block = prefix[found + step - 1]
+            held = young(block)
+            hit = (old(block, 0) if held is None else held) & mask
             if not hit:
                 break
             found, holders = found + step, hit
@@ -112,22 +232,44 @@ class PrefixIndex:
         low, high = found, min(found + step - 1, length)
         while low < high:
             middle = (low + high + 1) // 2
-            hit = blocks.get(prefix[middle - 1], 0) & mask
+            block = prefix[middle - 1]
+            held = young(block)
+            hit = (old(block, 0) if held is None else held) & mask
             if hit:
                 low, holders = middle, hit
             else:
                 high = middle - 1
         return low, holders
 
+    def _match_all(self, prefix: Sequence[int], mask: int) -> tuple[int, int]:
+        """The same where some caches are known: they may have holes, so it goes block by block."""
+        young, old, exact = self._young, self._old, self._exact
+        known, guessed = self._exact_workers & mask, mask & ~self._exact_workers
+        depth = holders = 0
+        for block in prefix:
+            held = young.get(block)
+            hit = (old.get(block, 0) if held is None else held) & guessed
+            hit |= exact.get(block, 0) & known
+            if not hit:
+                break
+            depth, holders = depth + 1, hit
+            known &= hit
+            guessed &= hit
+        return depth, holders
+
+    # Written down.
+
     def record(self) -> PrefixRecord:
-        """The whole index, least recently used block first."""
+        """The whole index, in the order in which blocks were entered."""
         return PrefixRecord(
             blocks_max=self._blocks_max,
-            hashes=list(self._blocks),
-            masks=[
-                mask.to_bytes((mask.bit_length() + 7) // 8, "little")
-                for mask in self._blocks.values()
+            ttl_ns=self._ttl_ns,
+            young_since_ns=self._young_since_ns,
+            layers=[
+                (list(layer), [_bytes(mask) for mask in layer.values()])
+                for layer in (self._young, self._old, self._exact)
             ],
+            exact_workers=_bytes(self._exact_workers),
             free=list(self._free),
             retired=list(self._retired),
             next_index=self._next_index,
@@ -136,19 +278,35 @@ class PrefixIndex:
     @classmethod
     def restore(cls, record: PrefixRecord) -> PrefixIndex:
         """The index that gave this record."""
-        index = cls(record.blocks_max)
-        index._blocks.update(
-            (block, int.from_bytes(mask, "little"))
-            for block, mask in zip(record.hashes, record.masks, strict=True)
+        index = cls(record.blocks_max, record.ttl_ns)
+        index._young_since_ns = record.young_since_ns
+        index._young, index._old, index._exact = (
+            {
+                block: int.from_bytes(mask, "little")
+                for block, mask in zip(hashes, masks, strict=True)
+            }
+            for hashes, masks in record.layers
         )
+        index._exact_workers = int.from_bytes(record.exact_workers, "little")
         index._free = list(record.free)
         index._retired = list(record.retired)
         index._next_index = record.next_index
+        index._bits = [1 << i for i in range(record.next_index)]
         return index
 
-    def _sweep(self) -> None:
-        stale = sum(1 << index for index in self._retired)
-        kept = ((block, mask & ~stale) for block, mask in self._blocks.items())
-        self._blocks = OrderedDict((block, mask) for block, mask in kept if mask)
-        self._free = sorted(self._free + self._retired, reverse=True)
-        self._retired = []
+    def _sweep(self, stale: int) -> None:
+        """Clear bits from all masks; blocks that nobody has any more go."""
+        self._young, self._old, self._exact = (
+            {block: kept for block, mask in layer.items() if (kept := mask & ~stale)}
+            for layer in (self._young, self._old, self._exact)
+        )
+
+    def _clear(self, bit: int) -> None:
+        if any(
+            mask & bit for layer in (self._young, self._old, self._exact) for mask in layer.values()
+        ):
+            self._sweep(bit)
+
+
+def _bytes(mask: int) -> bytes:
+    return mask.to_bytes((mask.bit_length() + 7) // 8, "little")

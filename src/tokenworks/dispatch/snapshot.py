@@ -12,7 +12,7 @@ from tokenworks.dispatch.fleet import Worker
 from tokenworks.dispatch.prefix_index import PrefixRecord
 from tokenworks.dispatch.waiting import Request
 
-SNAPSHOT_FORMAT: Final = 2
+SNAPSHOT_FORMAT: Final = 3
 
 Wake = tuple[int, RequestID]
 """When something that waits is due; stale entries are dropped when they come up."""
@@ -45,6 +45,7 @@ class Counts(msgspec.Struct, kw_only=True):
         finished: requests that ended whole.
         broken: requests that ended because a worker broke off in the middle of the answer.
         withdrawn: requests that ended because the client left.
+        policy_faults: choices of a policy that could not be followed, and what it raised.
     """
 
     events: int = 0
@@ -54,6 +55,7 @@ class Counts(msgspec.Struct, kw_only=True):
     finished: int = 0
     broken: int = 0
     withdrawn: int = 0
+    policy_faults: int = 0
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,6 +72,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     workers: list[Worker]
     models: list[ModelRecord]
     prefixes: PrefixRecord
+    policy: bytes
 
 
 _ENCODER = msgspec.msgpack.Encoder()

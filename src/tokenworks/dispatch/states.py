@@ -14,6 +14,8 @@ class State(enum.StrEnum):
     ANSWERING = "answering"
     ENDED = "ended"
 
+    __hash__ = str.__hash__
+
 
 class Step(enum.StrEnum):
     """What moves a request from one state to the next."""
@@ -25,6 +27,8 @@ class Step(enum.StrEnum):
     BREAK = "break"
     REJECT = "reject"
     WITHDRAW = "withdraw"
+
+    __hash__ = str.__hash__
 
 
 TRANSITIONS: Final[dict[tuple[State, Step], State]] = {

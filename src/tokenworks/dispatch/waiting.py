@@ -7,18 +7,13 @@ with a thousand requests waiting delays another tenant of the tier by one reques
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator
-from typing import Final
+from collections import OrderedDict
+from collections.abc import Iterator
 
 import msgspec
 
 from tokenworks.core.ids import ModelName, RequestID, TenantID, WorkerID
-from tokenworks.dispatch.fleet import Worker
 from tokenworks.dispatch.states import State, Step, after
-
-SENT_RANKS_MAX: Final = 64
-"""Sends of a model that are looked back on to see which part goes to which tier."""
 
 
 class Request(msgspec.Struct, kw_only=True):
@@ -30,6 +25,7 @@ class Request(msgspec.Struct, kw_only=True):
         model: what it asks for.
         rank: its tier's rank.
         output_tokens_max: its output limit.
+        input_tokens_max: a bound on its prompt.
         prefix: block hashes, cut to the limit.
         arrived_ns: when it came; TTFT counts from here.
         late_ns: from here on half of its TTFT promise is gone.
@@ -37,6 +33,9 @@ class Request(msgspec.Struct, kw_only=True):
         attempt: times it was sent.
         worker: who has it, or broke it off last.
         sent_ns: when it was last sent.
+        prefill_tokens: of its prompt, expected to be computed where it was sent.
+        started_ns: when its answer began.
+        session: the conversation that it belongs to.
         queued_ns: when it was last queued; patience counts from here.
     """
 
@@ -45,6 +44,7 @@ class Request(msgspec.Struct, kw_only=True):
     model: ModelName
     rank: int
     output_tokens_max: int
+    input_tokens_max: int
     prefix: tuple[int, ...]
     arrived_ns: int
     late_ns: int
@@ -52,6 +52,9 @@ class Request(msgspec.Struct, kw_only=True):
     attempt: int = 0
     worker: WorkerID | None = None
     sent_ns: int = 0
+    prefill_tokens: int = 0
+    started_ns: int = 0
+    session: str | None = None
     queued_ns: int = 0
 
     def step(self, step: Step) -> None:
@@ -127,21 +130,3 @@ class Line:
         for tenant in rotation:
             line._tenants.move_to_end(tenant)
         return line
-
-
-class Model:
-    """One model: its workers that are up, a line per tier rank, the tiers of its last sends.
-
-    Workers are in the order they came up; a send's tier is the one at which it competed.
-    """
-
-    __slots__ = ("lines", "sent_ranks", "workers")
-
-    def __init__(self, workers: list[Worker], lines: list[Line], sent_ranks: Iterable[int]) -> None:
-        self.workers = workers
-        self.lines = lines
-        self.sent_ranks = deque(sent_ranks, maxlen=SENT_RANKS_MAX)
-
-    def ahead(self, rank: int) -> int:
-        """Requests that wait in tiers not below this one."""
-        return sum(len(line) for line in self.lines[rank:])

@@ -1,0 +1,314 @@
+"""The field's routing policies, each in a few lines, and how a policy is made by name.
+
+A policy here is an ordering (who of those that wait is next) and a picker (where it goes). None of
+them knows promises or money; ``PolicySettings.batch_cap`` bounds what they send to one worker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Final
+
+import msgspec
+
+from tokenworks.core.errors import ConfigInvalid
+from tokenworks.core.slo import Tier
+from tokenworks.dispatch.commands import SendReason
+from tokenworks.dispatch.events import Configured, Finished
+from tokenworks.dispatch.fleet import Fleet, Worker
+from tokenworks.dispatch.policy import (
+    Choice,
+    Dice,
+    MakePolicy,
+    Policy,
+    others_first,
+    pick_cache_aware,
+)
+from tokenworks.dispatch.prefix_index import PrefixIndex
+from tokenworks.dispatch.promises import Promises
+from tokenworks.dispatch.waiting import Request
+
+VTC_TENANTS_MAX: Final = 10_000
+"""Tenants whose service is remembered; beyond it the least served are forgotten."""
+VTC_OUTPUT_WEIGHT: Final = 2
+"""What an output token counts of an input token in VTC."""
+
+_SCORE: Final = 1 << 20
+"""Scores of the scorer sum are integers from 0 to this."""
+
+
+class Memory(msgspec.Struct, kw_only=True):
+    """What the policies here remember, any of them.
+
+    Attributes:
+        dice: the state of the random numbers.
+        turn: the index of the worker that was last in turn.
+        served: by tenant, the tokens that it was served, weighted; for VTC.
+    """
+
+    dice: int = 0
+    turn: int = -1
+    served: dict[str, int] = {}
+
+
+Order = Callable[["Routing", Fleet, int], Request]
+Pick = Callable[["Routing", Fleet, Request, int], tuple[Worker, SendReason, int]]
+
+
+class Routing:
+    """A policy made of an ordering and a picker.
+
+    Args:
+        order: who is next of those that wait, of whom there is at least one.
+        pick: where a request goes among workers, of whom there is at least one.
+    """
+
+    def __init__(self, order: Order, pick: Pick) -> None:
+        self._order, self._pick = order, pick
+        self.memory = Memory()
+        self.index = PrefixIndex(0)
+        self.imbalance_max = 0
+        self.ttft_ns: list[int] = []
+
+    def configure(self, configured: Configured, index: PrefixIndex) -> None:
+        """See ``Policy``."""
+        self.index = index
+        self.imbalance_max = configured.limits.imbalance_requests_max
+        self.ttft_ns = [configured.promises[tier].ttft_ns for tier in Tier]
+        if not self.memory.dice:
+            self.memory.dice = configured.policy.seed
+
+    def place(self, fleet: Fleet, request: Request, now_ns: int) -> Choice | None:  # noqa: ARG002
+        """See ``Policy``."""
+        candidates = fleet.open
+        if not candidates:
+            return None
+        if request.worker is not None:
+            candidates = others_first(fleet, request, candidates)
+        worker, reason, hit_blocks = self._pick(self, fleet, request, candidates)
+        return Choice(worker, reason, hit_blocks, request.rank, candidates.bit_count())
+
+    def drain(self, fleet: Fleet, now_ns: int) -> Iterator[tuple[Request, Choice]]:
+        """See ``Policy``."""
+        while fleet.queued and fleet.open:
+            request = self._order(self, fleet, now_ns)
+            choice = self.place(fleet, request, now_ns)
+            if choice is None:
+                return
+            yield request, choice
+
+    def finished(self, fleet: Fleet, worker: Worker, request: Request, event: Finished) -> None:  # noqa: ARG002
+        """See ``Policy``; counts what a tenant was served."""
+        served = self.memory.served
+        tokens = request.input_tokens_max + VTC_OUTPUT_WEIGHT * event.output_tokens
+        if request.tenant not in served:
+            # Who was away does not come back with credit for that time.
+            served[request.tenant] = min(served.values(), default=0)
+            if len(served) > VTC_TENANTS_MAX:
+                del served[min(served, key=served.__getitem__)]
+        if request.tenant in served:
+            served[request.tenant] += tokens
+
+    def record(self) -> bytes:
+        """See ``Policy``."""
+        return msgspec.msgpack.encode(self.memory)
+
+    def restore(self, data: bytes) -> None:
+        """See ``Policy``."""
+        self.memory = msgspec.msgpack.decode(data, type=Memory)
+
+
+# Orderings: who is next.
+
+
+def first_come(_: Routing, fleet: Fleet, __: int) -> Request:
+    """The one that was queued first, whatever its tier."""
+    return min(
+        (line.oldest() for line in fleet.lines if len(line)),
+        key=lambda each: (each.queued_ns, -each.rank),
+    )
+
+
+def strict_priority(_: Routing, fleet: Fleet, __: int) -> Request:
+    """The highest tier first; tenants of a tier take turns."""
+    return next(line.head() for line in reversed(fleet.lines) if len(line))
+
+
+def earliest_deadline(routing: Routing, fleet: Fleet, _: int) -> Request:
+    """The one whose TTFT promise ends first.
+
+    Source: Liu and Layland, "Scheduling Algorithms for Multiprogramming in a Hard-Real-Time
+    Environment", JACM 20(1), 1973, section 7 (deadline driven scheduling).
+    """
+    return min(
+        (line.oldest() for line in fleet.lines if len(line)),
+        key=lambda each: (each.arrived_ns + routing.ttft_ns[each.rank], -each.rank),
+    )
+
+
+def least_served(routing: Routing, fleet: Fleet, _: int) -> Request:
+    """The oldest request of the tenant that was served the fewest weighted tokens.
+
+    Source: the virtual token counter of Sheng et al., "Fairness in Serving Large Language Models",
+    OSDI 2024, algorithm 2, with weights 1 and 2. Ours counts when an answer ends, not per
+    iteration.
+    """
+    served = routing.memory.served
+    least = min(served.values(), default=0)
+    return min(
+        (head for line in fleet.lines for head in line.heads()),
+        key=lambda each: (served.get(each.tenant, least), each.queued_ns, each.request),
+    )
+
+
+# Pickers: where it goes.
+
+
+def in_turn(
+    routing: Routing, fleet: Fleet, _: Request, candidates: int
+) -> tuple[Worker, SendReason, int]:
+    """The next worker after the last one."""
+    after = candidates >> routing.memory.turn + 1 << routing.memory.turn + 1
+    worker = fleet.first(after or candidates)
+    routing.memory.turn = worker.index
+    return worker, "in_turn", 0
+
+
+def at_random(
+    routing: Routing, fleet: Fleet, _: Request, candidates: int
+) -> tuple[Worker, SendReason, int]:
+    """Any worker."""
+    return _drawn(routing, fleet, candidates), "at_random", 0
+
+
+def power_of_two(
+    routing: Routing, fleet: Fleet, _: Request, candidates: int
+) -> tuple[Worker, SendReason, int]:
+    """The less loaded of two that are drawn.
+
+    Source: Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", IEEE TPDS 12(10),
+    2001.
+    """
+    one, other = _drawn(routing, fleet, candidates), _drawn(routing, fleet, candidates)
+    return (one if one.load <= other.load else other), "least_loaded", 0
+
+
+def least_loaded(
+    _: Routing, fleet: Fleet, __: Request, candidates: int
+) -> tuple[Worker, SendReason, int]:
+    """The worker with the fewest running requests."""
+    return fleet.first(fleet.least_loaded(candidates)), "least_loaded", 0
+
+
+def prefix_aware(
+    routing: Routing, fleet: Fleet, request: Request, candidates: int
+) -> tuple[Worker, SendReason, int]:
+    """SGLang's rule; see ``policy.pick_cache_aware``."""
+    return pick_cache_aware(fleet, candidates, request.prefix, routing.index, routing.imbalance_max)
+
+
+def kv_cost(
+    routing: Routing, fleet: Fleet, request: Request, candidates: int
+) -> tuple[Worker, SendReason, int]:
+    """The least cost in KV blocks: what is left to prefill there, and what decodes there.
+
+    Source: NVIDIA Dynamo 1.6, ``lib/kv-router`` selector ``default.rs``:
+    ``cost = max(raw_prefill_blocks - overlap, 0) + decode_blocks`` with its default weights of one,
+    no temperature; ties go to the lowest index.
+    """
+    best: tuple[int, int] | None = None
+    chosen, hit = fleet.first(candidates), 0
+    hits = _hits(routing.index, request, candidates)
+    for worker in fleet.each(candidates):
+        size = worker.block_tokens
+        overlap = hits.get(worker.index, 0)
+        prefill = -(-(worker.prefill_tokens + request.input_tokens_max) // size)
+        decode = -(-(worker.context_tokens + request.input_tokens_max) // size)
+        cost = (max(prefill - overlap, 0) + decode, worker.index)
+        if best is None or cost < best:
+            best, chosen, hit = cost, worker, overlap
+    return chosen, "least_cost", hit
+
+
+def scorer_sum(
+    routing: Routing, fleet: Fleet, request: Request, candidates: int
+) -> tuple[Worker, SendReason, int]:
+    """The highest sum of scores: prefix hit (weight 3), free slots (2) and free KV cache (2).
+
+    Source: llm-d-inference-scheduler's default profile: ``prefix-cache-scorer`` weight 3,
+    ``queue-scorer`` 2 and ``kv-cache-utilization-scorer`` 2, each in [0, 1], and the
+    ``max-score-picker``.
+    """
+    best: tuple[int, int] | None = None
+    chosen, hit = fleet.first(candidates), 0
+    hits = _hits(routing.index, request, candidates)
+    blocks = max(1, len(request.prefix))
+    for worker in fleet.each(candidates):
+        depth = hits.get(worker.index, 0)
+        spread = max(1, fleet.load_max - fleet.load_min)
+        score = 3 * (_SCORE * depth // blocks)
+        score += 2 * (_SCORE * (fleet.load_max - worker.load) // spread)
+        if worker.kv_blocks:
+            used = min(worker.kv_blocks, worker.context_tokens // worker.block_tokens)
+            score += 2 * (_SCORE * (worker.kv_blocks - used) // worker.kv_blocks)
+        rank = (score, -worker.index)
+        if best is None or rank > best:
+            best, chosen, hit = rank, worker, depth
+    return chosen, "best_score", hit
+
+
+def _drawn(routing: Routing, fleet: Fleet, candidates: int) -> Worker:
+    dice = Dice(routing.memory.dice)
+    number = dice.below(candidates.bit_count())
+    routing.memory.dice = dice.state
+    for _ in range(number):
+        candidates &= candidates - 1
+    return fleet.first(candidates)
+
+
+def _hits(index: PrefixIndex, request: Request, candidates: int) -> dict[int, int]:
+    """By index of the workers that have some of a prefix, how many blocks of it."""
+    hits: dict[int, int] = {}
+    while candidates:
+        depth, holders = index.match(request.prefix, candidates)
+        if not depth:
+            break
+        candidates &= ~holders
+        while holders:
+            bit = holders & -holders
+            hits[bit.bit_length() - 1] = depth
+            holders ^= bit
+    return hits
+
+
+_ROUTING: Final[dict[str, tuple[Order, Pick]]] = {
+    "round-robin": (first_come, in_turn),
+    "random": (first_come, at_random),
+    "power-of-two": (first_come, power_of_two),
+    "least-loaded": (first_come, least_loaded),
+    "prefix-aware": (first_come, prefix_aware),
+    "kv-cost": (first_come, kv_cost),
+    "scorer-sum": (first_come, scorer_sum),
+    "strict-priority": (strict_priority, prefix_aware),
+    "edf": (earliest_deadline, prefix_aware),
+    "vtc": (least_served, prefix_aware),
+}
+NAMES: Final = ("promises", *_ROUTING)
+"""The policies that come with the package."""
+
+
+def make(name: str, own: Mapping[str, MakePolicy]) -> Policy:
+    """A policy by its name, the operator's own first.
+
+    Raises:
+        ConfigInvalid: there is none of that name.
+    """
+    if name in own:
+        return own[name]()
+    if name == "promises":
+        return Promises()
+    if name in _ROUTING:
+        return Routing(*_ROUTING[name])
+    raise ConfigInvalid(
+        f"There is no policy {name!r}.", hint=f"Take one of {', '.join([*NAMES, *own])}."
+    )
