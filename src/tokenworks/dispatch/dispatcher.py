@@ -179,6 +179,7 @@ class Dispatcher:
                             snapshot.LineRecord(
                                 requests=[each.request for each in line.requests()],
                                 rotation=line.rotation(),
+                                late=line.late(),
                             )
                             for line in fleet.lines
                         ],
@@ -215,7 +216,11 @@ class Dispatcher:
         dispatcher._workers = {each.worker: each for each in memory.workers}
         for record in memory.models:
             lines = [
-                Line.restore([dispatcher._requests[each] for each in line.requests], line.rotation)
+                Line.restore(
+                    [dispatcher._requests[each] for each in line.requests],
+                    line.rotation,
+                    line.late,
+                )
                 for line in record.lines
             ]
             workers = [dispatcher._workers[each] for each in record.workers]
@@ -248,6 +253,10 @@ class Dispatcher:
         if fleet is None:
             self._reject(request, "worker_unavailable", "model_never_up", commands)
             return
+        try:
+            self._policy.arrived(fleet, request, self._now_ns)
+        except Exception:  # noqa: BLE001 - an operator's own policy may do anything
+            self._counts.policy_faults += 1
         if fleet.open and not fleet.queued:
             choice = self._place(fleet, request)
             if choice is not None:

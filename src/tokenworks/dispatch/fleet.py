@@ -85,9 +85,13 @@ class Worker(msgspec.Struct, kw_only=True):
     def measure(self, promises: Mapping[Tier, Promise]) -> None:
         """Derive speeds, caps and limit again from slots, curve and promises."""
         self.speeds = speeds_of(self.curve, self.slots)
-        self.caps = [
-            tier_cap(self.speeds, promises[tier].interactivity_tokens_per_s) for tier in Tier
-        ]
+        self.recap(
+            [tier_cap(self.speeds, promises[tier].interactivity_tokens_per_s) for tier in Tier]
+        )
+
+    def recap(self, caps: list[int]) -> None:
+        """Take other caps, by tier rank, each at least 1; the fleet's sets must be made again."""
+        self.caps = caps
         self.admits = [
             sum(1 << rank for rank in RANKS if running < self.caps[rank])
             for running in range(self.slots + 1)

@@ -14,6 +14,7 @@ import msgspec
 from tokenworks.core.errors import ConfigInvalid
 from tokenworks.core.slo import Tier
 from tokenworks.dispatch.commands import SendReason
+from tokenworks.dispatch.economics import Economics
 from tokenworks.dispatch.events import Configured, Finished
 from tokenworks.dispatch.fleet import Fleet, Worker
 from tokenworks.dispatch.policy import (
@@ -77,6 +78,9 @@ class Routing:
         self.ttft_ns = [configured.promises[tier].ttft_ns for tier in Tier]
         if not self.memory.dice:
             self.memory.dice = configured.policy.seed
+
+    def arrived(self, fleet: Fleet, request: Request, now_ns: int) -> None:
+        """See ``Policy``."""
 
     def place(self, fleet: Fleet, request: Request, now_ns: int) -> Choice | None:  # noqa: ARG002
         """See ``Policy``."""
@@ -293,7 +297,7 @@ _ROUTING: Final[dict[str, tuple[Order, Pick]]] = {
     "edf": (earliest_deadline, prefix_aware),
     "vtc": (least_served, prefix_aware),
 }
-NAMES: Final = ("promises", *_ROUTING)
+NAMES: Final = ("promises", "economic", *_ROUTING)
 """The policies that come with the package."""
 
 
@@ -307,6 +311,8 @@ def make(name: str, own: Mapping[str, MakePolicy]) -> Policy:
         return own[name]()
     if name == "promises":
         return Promises()
+    if name == "economic":
+        return Economics()
     if name in _ROUTING:
         return Routing(*_ROUTING[name])
     raise ConfigInvalid(

@@ -51,6 +51,10 @@ class Policy(Protocol):
         """Take settings; called before all else, and again when they change."""
         ...
 
+    def arrived(self, fleet: Fleet, request: Request, now_ns: int) -> None:
+        """Learn of a newcomer, before it is placed or queued."""
+        ...
+
     def place(self, fleet: Fleet, request: Request, now_ns: int) -> Choice | None:
         """Where a newcomer goes now, asked when nobody else waits; None lets it wait."""
         ...
@@ -81,6 +85,9 @@ MakePolicy = Callable[[], Policy]
 
 class Forgetful:
     """The parts of a policy that learns nothing."""
+
+    def arrived(self, fleet: Fleet, request: Request, now_ns: int) -> None:
+        """See ``Policy``."""
 
     def finished(self, fleet: Fleet, worker: Worker, request: Request, event: Finished) -> None:
         """See ``Policy``."""

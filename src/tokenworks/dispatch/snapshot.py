@@ -19,10 +19,11 @@ Wake = tuple[int, RequestID]
 
 
 class LineRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One line: who waits, oldest first, and whose turn it is."""
+    """One line: who waits, oldest first, whose turn it is, and who was set late."""
 
     requests: list[RequestID]
     rotation: list[TenantID]
+    late: list[RequestID]
 
 
 class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -65,14 +65,32 @@ class Request(msgspec.Struct, kw_only=True):
 class Line:
     """Requests of one model and tier that wait."""
 
-    __slots__ = ("_order", "_tenants")
+    __slots__ = ("_late", "_order", "_tenants")
 
     def __init__(self) -> None:
         self._order: OrderedDict[RequestID, Request] = OrderedDict()
+        self._late: OrderedDict[RequestID, Request] = OrderedDict()
         self._tenants: OrderedDict[TenantID, OrderedDict[RequestID, Request]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._order)
+
+    def punctual(self) -> bool:
+        """Whether some wait that were not set late."""
+        return bool(self._tenants)
+
+    def set_late(self, request: Request) -> None:
+        """Take a request out of its tenant's turn: it waits with the others that are late."""
+        self._leave_tenant(request)
+        self._late[request.request] = request
+
+    def late_head(self) -> Request | None:
+        """Who was set late first."""
+        return next(iter(self._late.values()), None)
+
+    def late(self) -> list[RequestID]:
+        """All that were set late, the first one first."""
+        return list(self._late)
 
     def append(self, request: Request) -> None:
         """Queue a newcomer behind all others of its tenant; a new tenant is last in turn."""
@@ -108,6 +126,10 @@ class Line:
     def remove(self, request: Request) -> None:
         """Take out a request that will not be sent; the rotation stays."""
         del self._order[request.request]
+        if self._late.pop(request.request, None) is None:
+            self._leave_tenant(request)
+
+    def _leave_tenant(self, request: Request) -> None:
         tenant = self._tenants[request.tenant]
         del tenant[request.request]
         if not tenant:
@@ -122,11 +144,15 @@ class Line:
         return list(self._tenants)
 
     @classmethod
-    def restore(cls, requests: list[Request], rotation: list[TenantID]) -> Line:
-        """The line that held these, oldest first, with this rotation."""
+    def restore(
+        cls, requests: list[Request], rotation: list[TenantID], late: list[RequestID]
+    ) -> Line:
+        """The line that held these, oldest first, with this rotation and these set late."""
         line = cls()
         for request in requests:
             line.append(request)
+        for name in late:
+            line.set_late(line._order[name])
         for tenant in rotation:
             line._tenants.move_to_end(tenant)
         return line

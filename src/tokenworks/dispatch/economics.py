@@ -1,0 +1,559 @@
+"""The economic policy: each request goes where it adds the most expected money.
+
+Four ideas, each a few lines below.
+
+**What a request needs.** In a worker whose batch is as large as tier t's promise allows, one
+request takes ``output x iteration / batch`` of the worker's time to decode and its prefill on top.
+The batch that a promise allows counts the prefills that will run between its iterations: with a
+prefill of P for each answer of L tokens, a batch of b gives each user one token per
+``iteration(b) + b P / L``.
+
+**What a worker's second is worth.** Demand by tier is measured; a market price per second of each
+class of workers is found at which the classes are just full. What a request adds is
+its revenue at the tier that it will get, less the seconds that it takes at that price, less what
+its prefill breaks of the promises that run there.
+
+**Homes.** Each worker is at home in one tier, in proportion to what the tiers need at that price,
+with more room for those that pay most: a worker full of free requests can't turn fast when a crowd
+of ultra comes. A tier uses workers that are at home in a higher one as long as these keep headroom,
+and others where it keeps every promise that runs there.
+
+**Waiting.** A request that finds no worker where it earns its tier waits while its TTFT promise
+has slack for that; then it takes the best that is left, at a lower tier's price. One that can earn
+nothing more comes last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+import msgspec
+
+from tokenworks.core.ids import ModelName
+from tokenworks.core.slo import Promise, Tier
+from tokenworks.core.units import NS_PER_S
+from tokenworks.dispatch.events import Configured, Finished, TokenPrice
+from tokenworks.dispatch.fleet import RANKS, Fleet, Worker
+from tokenworks.dispatch.policy import Choice, Dice, others_first
+from tokenworks.dispatch.prefix_index import PrefixIndex
+from tokenworks.dispatch.waiting import Request
+from tokenworks.perf.timing import FS_PER_NS, FS_PER_S, Timing
+
+PLAN_NS: Final = 10 * NS_PER_S
+"""Prices and homes are found anew this often."""
+MEAN_SHIFT: Final = 5
+"""A finished answer moves the means by 1/32 of the difference."""
+RESERVE_PERCENT: Final = (80, 100, 120, 220, 350)
+"""Workers that are at home in a tier, in per cent of its need, from free to ultra."""
+HEADROOM_PERCENT: Final = 85
+"""Up to this part of its cap a worker takes requests of tiers below its home."""
+SHORTLIST_RANDOM: Final = 2
+PPM: Final = 1_000_000
+
+
+LONG_PREFILL: Final = 2
+"""A prefill counts as a stall from so many times the mean on; shorter ones are in the caps."""
+RATE_SHIFT: Final = 1
+"""A plan moves the rates by 1/2 of the difference."""
+
+
+class TierMeans(msgspec.Struct, kw_only=True):
+    """What is known of a tier's requests.
+
+    Attributes:
+        arrived: since the last plan.
+        rate_per_ks: requests per 1,000 s, smoothed.
+        prefill_tokens: of one, computed.
+        context_tokens: of one, prompt.
+        output_tokens: of one.
+    """
+
+    arrived: int = 0
+    rate_per_ks: int = 0
+    prefill_tokens: int = 4_000
+    context_tokens: int = 8_000
+    output_tokens: int = 300
+
+
+class Kind(msgspec.Struct, kw_only=True):
+    """A class of workers, those of one timing, and what each tier takes of them; lists by rank.
+
+    Attributes:
+        timing: of its iterations.
+        workers: how many there are.
+        price_nanodollars: what a second of one is worth.
+        caps: the batch that each promise allows, with prefills between; 0 where none does.
+        token_fs: worker time per token at that batch.
+        busy_fs: worker time of one request.
+        slack_fs: how much longer one answer may take than it does at the cap.
+    """
+
+    timing: Timing
+    workers: int
+    price_nanodollars: int
+    caps: list[int]
+    token_fs: list[int]
+    busy_fs: list[int]
+    slack_fs: list[int]
+
+
+class Book(msgspec.Struct, kw_only=True):
+    """What the policy remembers of one model; lists are by tier rank.
+
+    Attributes:
+        planned_ns: when it last planned; None before the first time.
+        means: of each tier's requests.
+        revenue_nanodollars: of one of each tier's requests, when it last planned.
+        order: tier ranks, those that earn most per worker's second first.
+        kinds: classes of workers, when it last planned.
+        kind_of: by worker index, its class.
+        homes: by worker index, the tier rank in which it is at home.
+        dice: for the shortlist.
+    """
+
+    planned_ns: int | None = None
+    means: list[TierMeans] = msgspec.field(default_factory=lambda: [TierMeans() for _ in RANKS])
+    revenue_nanodollars: list[int] = []
+    order: list[int] = []
+    kinds: list[Kind] = []
+    kind_of: dict[int, int] = {}
+    homes: dict[int, int] = {}
+    dice: int = 1
+
+
+def kind_of(sample: Worker, workers: int, means: list[TierMeans], promises: list[Promise]) -> Kind:
+    """What tiers take of a class of workers.
+
+    Args:
+        sample: one of them.
+        workers: how many there are.
+        means: of each tier's requests.
+        promises: of each tier.
+    """
+    timing = timing_of(sample)
+    total = sum(each.rate_per_ks for each in means) or 1
+    prefill, output, context = (
+        sum(each.rate_per_ks * amount for each, amount in zip(means, amounts, strict=True)) // total
+        for amounts in (
+            [each.prefill_tokens for each in means],
+            [each.output_tokens for each in means],
+            [each.context_tokens + each.output_tokens // 2 for each in means],
+        )
+    )
+    stall_fs = timing.prefill_fs(prefill, 0) // max(1, output)
+    batch_max = sample.slots
+    if sample.kv_blocks is not None and context:
+        batch_max = max(1, min(batch_max, sample.kv_blocks * sample.block_tokens // context))
+    kind = Kind(
+        timing=timing,
+        workers=workers,
+        price_nanodollars=0,
+        caps=[],
+        token_fs=[],
+        busy_fs=[],
+        slack_fs=[],
+    )
+    for each, promise in zip(means, promises, strict=True):
+        allowed = FS_PER_S // max(1, promise.interactivity_tokens_per_s)
+        allowed += promise.grace_ns * FS_PER_NS // max(1, each.output_tokens)
+        cap = batch_within(timing, stall_fs, context, batch_max, allowed)
+        batch = max(1, cap)
+        iteration = timing.decode_fs(batch, batch * context)
+        kind.caps.append(cap)
+        kind.token_fs.append(iteration // batch)
+        kind.busy_fs.append(
+            each.output_tokens * iteration // batch + timing.prefill_fs(each.prefill_tokens, 0)
+        )
+        kind.slack_fs.append(max(1, each.output_tokens * max(0, allowed - iteration)))
+    return kind
+
+
+def timing_of(worker: Worker) -> Timing:
+    """How long a worker's iterations take; made of its speed curve where it says no more."""
+    if worker.timing is not None:
+        return worker.timing
+    alone, full = worker.speeds[1], worker.speeds[worker.slots]
+    launch = FS_PER_S // max(1, alone)
+    step = (FS_PER_S // max(1, full) - launch) // max(1, worker.slots - 1)
+    return Timing(
+        launch_fs=launch,
+        sequence_fs=max(0, step),
+        context_token_fs=0,
+        # Prefill is compute-bound: taken as twenty times faster than a lone user's decode.
+        prefill_token_fs=launch // 20,
+        prefill_context_fs=0,
+    )
+
+
+def batch_within(
+    timing: Timing, stall_fs: int, context_tokens: int, batch_max: int, allowed_fs: int
+) -> int:
+    """The largest batch in which every user has a token per ``allowed_fs``; 0 if none has.
+
+    Args:
+        timing: of the worker.
+        stall_fs: what the prefills of one more user add to everybody's time per token.
+        context_tokens: of one user.
+        batch_max: at most this.
+        allowed_fs: time per token that the promise allows.
+    """
+    per_user = timing.sequence_fs + context_tokens * timing.context_token_fs + stall_fs
+    left = allowed_fs - timing.launch_fs
+    if left < per_user:
+        return 0
+    return min(batch_max, left // per_user) if per_user else batch_max
+
+
+def market(kinds: list[Kind], rates_per_ks: list[int], revenue: list[int]) -> list[list[int]]:
+    """Sell the classes' time to the tiers, what earns most per second first, and set its price.
+
+    The price of a class that is sold out is what its last buyer earns per second: whoever takes a
+    second more displaces that one. A class with time left costs nothing.
+
+    Args:
+        kinds: the classes; their prices are set.
+        rates_per_ks: requests per 1,000 s, by tier rank.
+        revenue: of one request, by tier rank, in nano-dollars.
+
+    Returns:
+        By class and tier rank, how much of its time the tier takes, in millionths of a worker.
+    """
+    taken = [[0] * len(RANKS) for _ in kinds]
+    wanted = list(rates_per_ks)
+    left = [kind.workers * PPM for kind in kinds]
+    offers = sorted(
+        (
+            (-(revenue[rank] * FS_PER_S // kind.busy_fs[rank]), -rank, at)
+            for at, kind in enumerate(kinds)
+            for rank in RANKS
+            if kind.caps[rank]
+        ),
+    )
+    for kind in kinds:
+        kind.price_nanodollars = 0
+    for density, minus_rank, at in offers:
+        rank, busy_fs = -minus_rank, kinds[at].busy_fs[-minus_rank]
+        need = wanted[rank] * busy_fs // (FS_PER_S // PPM * 1_000)
+        share = min(need, left[at])
+        if not share:
+            continue
+        taken[at][rank] += share
+        left[at] -= share
+        wanted[rank] -= wanted[rank] * share // need
+        if not left[at]:
+            kinds[at].price_nanodollars = -density
+    return taken
+
+
+def homes_for(taken: list[int], workers: int) -> list[int]:
+    """How many workers of a class are at home in each tier: from the top down, with reserve.
+
+    Args:
+        taken: what each tier takes, in millionths of a worker.
+        workers: of the class.
+
+    >>> homes_for([4_000_000, 1_000_000, 1_000_000, 700_000, 100_000], 8)
+    [3, 1, 1, 2, 1]
+    """
+    homes, left = [0] * len(RANKS), workers
+    for rank in reversed(RANKS):
+        target = taken[rank] * RESERVE_PERCENT[rank] // 100
+        count = min(left, (target + PPM * 3 // 4) // PPM)
+        if target >= PPM // 10:
+            count = max(count, min(1, left))
+        homes[rank], left = count, left - count
+    wanting = [rank for rank in RANKS if taken[rank]]
+    homes[wanting[0] if wanting else 0] += left
+    return homes
+
+
+class Economics:
+    """See the module's text."""
+
+    def __init__(self) -> None:
+        self._index = PrefixIndex(0)
+        self._promises: list[Promise] = []
+        self._tables: dict[str, list[TokenPrice]] = {}
+        self._books: dict[str, Book] = {}
+        self._at_home: dict[str, list[int]] = {}
+
+    def configure(self, configured: Configured, index: PrefixIndex) -> None:
+        """See ``Policy``."""
+        self._index = index
+        self._promises = [configured.promises[tier] for tier in Tier]
+        self._tables = {
+            model: [prices[tier] for tier in Tier] for model, prices in configured.prices.items()
+        }
+        for book in self._books.values():
+            book.planned_ns = None
+
+    def record(self) -> bytes:
+        """See ``Policy``."""
+        return msgspec.msgpack.encode(self._books)
+
+    def restore(self, data: bytes) -> None:
+        """See ``Policy``."""
+        self._books = msgspec.msgpack.decode(data, type=dict[str, Book])
+        self._at_home = {model: _masks(book.homes) for model, book in self._books.items()}
+
+    # Learning.
+
+    def arrived(self, fleet: Fleet, request: Request, now_ns: int) -> None:
+        """See ``Policy``."""
+        book = self._books.get(request.model)
+        if book is None:
+            book = self._books[request.model] = Book()
+        mean = book.means[request.rank]
+        mean.arrived += 1
+        mean.context_tokens += (request.input_tokens_max - mean.context_tokens) >> MEAN_SHIFT
+        if book.planned_ns is None or now_ns - book.planned_ns >= PLAN_NS:
+            self._plan(fleet, book, request.model, now_ns)
+
+    def finished(self, fleet: Fleet, worker: Worker, request: Request, event: Finished) -> None:  # noqa: ARG002
+        """See ``Policy``."""
+        mean = self._books[request.model].means[request.rank]
+        mean.output_tokens += (event.output_tokens - mean.output_tokens) >> MEAN_SHIFT
+        computed = max(1, request.input_tokens_max - event.cached_input_tokens)
+        mean.prefill_tokens += (computed - mean.prefill_tokens) >> MEAN_SHIFT
+
+    def _plan(self, fleet: Fleet, book: Book, model: ModelName, now_ns: int) -> None:
+        """Find needs, prices and homes anew."""
+        elapsed_ns = PLAN_NS if book.planned_ns is None else now_ns - book.planned_ns
+        first = book.planned_ns is None
+        for mean in book.means:
+            rate = mean.arrived * 1_000 * NS_PER_S // max(1, elapsed_ns)
+            mean.rate_per_ks += (rate - mean.rate_per_ks) >> (0 if first else RATE_SHIFT)
+            mean.arrived = 0
+        book.planned_ns = now_ns
+        prices = self._tables.get(model) or [_NO_PRICE] * len(RANKS)
+        book.revenue_nanodollars = [
+            revenue_nanodollars(price, each.prefill_tokens, each.context_tokens, each.output_tokens)
+            for price, each in zip(prices, book.means, strict=True)
+        ]
+        groups: dict[tuple[Timing, int, int | None], list[Worker]] = {}
+        for worker in fleet.workers:
+            groups.setdefault((timing_of(worker), worker.slots, worker.kv_blocks), []).append(
+                worker
+            )
+        book.kinds = [
+            kind_of(each[0], len(each), book.means, self._promises) for each in groups.values()
+        ]
+        rates = [mean.rate_per_ks for mean in book.means]
+        taken = market(book.kinds, rates, book.revenue_nanodollars)
+        before, book.homes, book.kind_of = book.homes, {}, {}
+        for at, workers in enumerate(groups.values()):
+            kind = book.kinds[at]
+            counts = homes_for(taken[at], len(workers))
+            free = list(workers)
+            for rank in reversed(RANKS):
+                free.sort(key=lambda each: (before.get(each.index) != rank, len(each.running)))
+                for worker in free[: counts[rank]]:
+                    book.homes[worker.index] = rank
+                del free[: counts[rank]]
+            for worker in workers:
+                book.kind_of[worker.index] = at
+                worker.recap([max(1, cap) for cap in kind.caps])
+        densities = [
+            max(
+                (earned * FS_PER_S // kind.busy_fs[rank] for kind in book.kinds if kind.caps[rank]),
+                default=0,
+            )
+            for rank, earned in enumerate(book.revenue_nanodollars)
+        ]
+        book.order = sorted(RANKS, key=lambda rank: (densities[rank], rank), reverse=True)
+        fleet.recount()
+        self._at_home[model] = _masks(book.homes)
+
+    # Deciding.
+
+    def place(self, fleet: Fleet, request: Request, now_ns: int) -> Choice | None:
+        """See ``Policy``."""
+        book = self._books[request.model]
+        rank = request.rank
+        if not self._is_late(book, request, now_ns):
+            if not fleet.admitting[rank]:
+                return None
+            choice = self._best(fleet, book, request, rank, now_ns)
+            return choice if choice is not None and choice.rank == rank else None
+        return self._degraded(fleet, book, request, now_ns)
+
+    def drain(self, fleet: Fleet, now_ns: int) -> Iterator[tuple[Request, Choice]]:
+        """See ``Policy``."""
+        if not fleet.workers:
+            return
+        model = fleet.workers[0].model
+        book = self._books.get(model)
+        if book is None:
+            return
+        for rank in book.order:
+            line = fleet.lines[rank]
+            while line.punctual():
+                request = line.head()
+                if self._is_late(book, request, now_ns):
+                    line.set_late(request)
+                    continue
+                if not fleet.admitting[rank]:
+                    break
+                choice = self._best(fleet, book, request, rank, now_ns)
+                if choice is None or choice.rank != rank:
+                    break
+                yield request, choice
+        for rank in book.order:
+            line = fleet.lines[rank]
+            while late := line.late_head():
+                choice = self._degraded(fleet, book, late, now_ns)
+                if choice is None:
+                    break
+                yield late, choice
+
+    def _is_late(self, book: Book, request: Request, now_ns: int) -> bool:
+        """Whether no worker, were it idle, could begin its answer within the TTFT promise."""
+        left_ns = request.arrived_ns + self._promises[request.rank].ttft_ns - now_ns
+        kind = book.kinds[0]
+        own_fs = kind.timing.prefill_fs(
+            min(request.input_tokens_max, book.means[request.rank].prefill_tokens), 0
+        )
+        return left_ns * FS_PER_NS < own_fs
+
+    def _degraded(self, fleet: Fleet, book: Book, request: Request, now_ns: int) -> Choice | None:
+        """The best place at a lower tier for a request that is late for its own."""
+        for rank in range(request.rank - 1, -1, -1):
+            ttft_ns = self._promises[rank].ttft_ns
+            if rank and now_ns - request.arrived_ns >= ttft_ns:
+                continue
+            if fleet.admitting[rank]:
+                choice = self._best(fleet, book, request, rank, now_ns)
+                if choice is not None:
+                    return choice
+        if request.rank == 0 and fleet.admitting[0]:
+            return self._best(fleet, book, request, 0, now_ns)
+        return None
+
+    def _best(
+        self, fleet: Fleet, book: Book, request: Request, rank: int, now_ns: int
+    ) -> Choice | None:
+        """The most valuable of a few workers that may take a request at a tier; None below zero."""
+        may = fleet.admitting[rank]
+        if request.worker is not None:
+            may = others_first(fleet, request, may)
+        home = self._at_home[request.model]
+        above = may & home[rank + 1] if rank < len(RANKS) - 1 else 0
+        own = may & (home[rank] & ~(home[rank + 1] if rank < len(RANKS) - 1 else 0))
+        below = may & ~home[rank]
+        depth, holders = self._index.match(request.prefix, may) if request.prefix else (0, 0)
+        some = 0
+        if holders:
+            least = fleet.least_loaded(holders)
+            some |= least & -least
+        for mask in (own, above, below):
+            if mask:
+                least = fleet.least_loaded(mask)
+                some |= least & -least
+        pool = own or above or below
+        if pool & (pool - 1):
+            dice = Dice(book.dice)
+            count = pool.bit_count()
+            for _ in range(SHORTLIST_RANDOM):
+                some |= _nth(pool, dice.below(count))
+            book.dice = dice.state
+        best_value, best = -1, None
+        while some:
+            bit = some & -some
+            some ^= bit
+            worker = fleet.by_index[bit.bit_length() - 1]
+            hit = depth if holders & bit else 0
+            value = self._value(book, request, worker, rank, hit, now_ns)
+            if value > best_value:
+                best_value, best = value, (worker, hit)
+        if best is None:
+            return None
+        return Choice(best[0], "best_value", best[1], rank, may.bit_count(), best_value)
+
+    def _value(
+        self, book: Book, request: Request, worker: Worker, rank: int, hit: int, now_ns: int
+    ) -> int:
+        """What a request adds on a worker at a tier, in nano-dollars; below zero: not there."""
+        kind = book.kinds[book.kind_of[worker.index]]
+        home = book.homes[worker.index]
+        cap = kind.caps[rank]
+        if not cap:
+            return -1
+        running = len(worker.running)
+        if rank < home and running * 100 >= kind.caps[home] * HEADROOM_PERCENT:
+            return -1
+        timing, mean = kind.timing, book.means[request.rank]
+        computed = max(1, request.input_tokens_max - hit * worker.block_tokens)
+        own_fs = timing.prefill_fs(computed, request.input_tokens_max - computed)
+        ahead_fs = worker.prefill_tokens * timing.prefill_token_fs
+        chunks = (worker.prefill_tokens + computed) // worker.batch_tokens_max + 1
+        decode_fs = timing.decode_fs(running, worker.context_tokens)
+        ttft_ns = (own_fs + ahead_fs + chunks * decode_fs) // FS_PER_NS
+        ttft_ns += now_ns - request.arrived_ns
+        if rank and ttft_ns > self._promises[rank].ttft_ns:
+            return -1
+        price = self._tables[request.model][rank] if request.model in self._tables else _NO_PRICE
+        output = min(mean.output_tokens, request.output_tokens_max)
+        value = revenue_nanodollars(price, computed, request.input_tokens_max, output)
+        mode = max(rank, home)
+        busy_fs = own_fs + output * kind.token_fs[mode]
+        if rank > home:
+            # Those of lower tiers there must make room for a smaller batch.
+            others = running * mean.output_tokens // 2
+            busy_fs += others * max(0, kind.token_fs[rank] - kind.token_fs[home])
+        filled = min(PPM, running * PPM // kind.caps[mode]) if kind.caps[mode] else PPM
+        rate = kind.price_nanodollars * filled // PPM
+        value -= busy_fs * rate // FS_PER_S
+        # A prefill much longer than most breaks promises that the caps don't provide for.
+        usual_fs = LONG_PREFILL * timing.prefill_fs(mean.prefill_tokens, 0)
+        if own_fs > usual_fs:
+            for each in RANKS[1:]:
+                count = worker.counts[each]
+                if count:
+                    lost = book.revenue_nanodollars[each] - book.revenue_nanodollars[each - 1]
+                    broken = min(PPM, (own_fs - usual_fs) * PPM // kind.slack_fs[each])
+                    value -= count * lost * broken // PPM
+        if value <= 0 and rank == 0 and not kind.price_nanodollars:
+            return 0
+        return value
+
+
+_NO_PRICE: Final = TokenPrice(
+    input_udollars_per_mtok=0, cached_udollars_per_mtok=0, output_udollars_per_mtok=0
+)
+
+
+def revenue_nanodollars(price: TokenPrice, computed: int, prompt: int, output: int) -> int:
+    """What an answer earns, in nano-dollars.
+
+    Args:
+        price: at the tier that is delivered.
+        computed: prompt tokens that are computed.
+        prompt: the whole prompt.
+        output: tokens made.
+
+    >>> revenue_nanodollars(TokenPrice(input_udollars_per_mtok=1_000_000,
+    ...     cached_udollars_per_mtok=100_000, output_udollars_per_mtok=3_000_000), 100, 300, 50)
+    270000
+    """
+    return (
+        computed * price.input_udollars_per_mtok
+        + max(0, prompt - computed) * price.cached_udollars_per_mtok
+        + output * price.output_udollars_per_mtok
+    ) // 1_000
+
+
+def _masks(homes: dict[int, int]) -> list[int]:
+    """By tier rank, the workers that are at home there or above."""
+    masks = [0] * len(RANKS)
+    for index, home in homes.items():
+        for rank in range(home + 1):
+            masks[rank] |= 1 << index
+    return masks
+
+
+def _nth(mask: int, number: int) -> int:
+    """One bit of a mask, counted from the lowest."""
+    for _ in range(number):
+        mask &= mask - 1
+    return mask & -mask
