@@ -35,7 +35,7 @@ from tokenworks.core.slo import Promise, Tier
 from tokenworks.core.units import NS_PER_S
 from tokenworks.dispatch.events import Configured, Finished, TokenPrice
 from tokenworks.dispatch.fleet import RANKS, Fleet, Worker
-from tokenworks.dispatch.policy import Choice, Dice, others_first
+from tokenworks.dispatch.policy import Choice, others_first
 from tokenworks.dispatch.prefix_index import PrefixIndex
 from tokenworks.dispatch.waiting import Request
 from tokenworks.perf.timing import FS_PER_NS, FS_PER_S, Timing
@@ -48,10 +48,14 @@ RESERVE_PERCENT: Final = (80, 100, 120, 220, 350)
 """Workers that are at home in a tier, in per cent of its need, from free to ultra."""
 HEADROOM_PERCENT: Final = 85
 """Up to this part of its cap a worker takes requests of tiers below its home."""
-SHORTLIST_RANDOM: Final = 2
+FOREVER_FS: Final = 1 << 80
 PPM: Final = 1_000_000
 
 
+_MASK_64: Final = 2**64 - 1
+# Knuth's MMIX constants for a linear congruential generator (TAOCP vol. 2, 3.3.4, table 1, line 26).
+_LCG_A: Final = 6364136223846793005
+_LCG_C: Final = 1442695040888963407
 LONG_PREFILL: Final = 2
 """A prefill counts as a stall from so many times the mean on; shorter ones are in the caps."""
 RATE_SHIFT: Final = 1
@@ -365,6 +369,15 @@ class Economics:
         fleet.recount()
         self._at_home[model] = _masks(book.homes)
 
+    def price(self, model: ModelName, rank: int) -> TokenPrice:
+        """What tokens earn at a tier; nothing where no prices are known."""
+        table = self._tables.get(model)
+        return table[rank] if table else _NO_PRICE
+
+    def ttft_ns(self, rank: int) -> int:
+        """The TTFT that a tier promises."""
+        return self._promises[rank].ttft_ns
+
     # Deciding.
 
     def place(self, fleet: Fleet, request: Request, now_ns: int) -> Choice | None:
@@ -433,89 +446,128 @@ class Economics:
     def _best(
         self, fleet: Fleet, book: Book, request: Request, rank: int, now_ns: int
     ) -> Choice | None:
-        """The most valuable of a few workers that may take a request at a tier; None below zero."""
+        """The most valuable of a few workers that may take a request at a tier; None below zero.
+
+        A few are those that have its prefix, the least loaded that are at home in the tier and two
+        of these at random; where none of them will do, the least loaded at home above, then below.
+        """
         may = fleet.admitting[rank]
         if request.worker is not None:
             may = others_first(fleet, request, may)
-        home = self._at_home[request.model]
-        above = may & home[rank + 1] if rank < len(RANKS) - 1 else 0
-        own = may & (home[rank] & ~(home[rank + 1] if rank < len(RANKS) - 1 else 0))
-        below = may & ~home[rank]
+        at_home = self._at_home[request.model]
+        above = may & at_home[rank + 1]
+        below = may & ~at_home[rank]
+        own = may ^ above ^ below
         depth, holders = self._index.match(request.prefix, may) if request.prefix else (0, 0)
-        some = 0
-        if holders:
-            least = fleet.least_loaded(holders)
-            some |= least & -least
-        for mask in (own, above, below):
-            if mask:
-                least = fleet.least_loaded(mask)
-                some |= least & -least
-        pool = own or above or below
-        if pool & (pool - 1):
-            dice = Dice(book.dice)
-            count = pool.bit_count()
-            for _ in range(SHORTLIST_RANDOM):
-                some |= _nth(pool, dice.below(count))
-            book.dice = dice.state
+        some = _lowest(fleet.least_loaded(holders)) if holders else 0
+        if own:
+            some |= _lowest(fleet.least_loaded(own))
+            if own & (own - 1):
+                book.dice = dice = (book.dice * _LCG_A + _LCG_C) & _MASK_64
+                some |= _somewhere(own, dice >> 32) | _somewhere(own, dice & 0xFFFFFFFF)
+        seen, stages = 0, [above, below]
+        offer = _Offer(self, book, request, rank, now_ns)
         best_value, best = -1, None
-        while some:
-            bit = some & -some
-            some ^= bit
-            worker = fleet.by_index[bit.bit_length() - 1]
-            hit = depth if holders & bit else 0
-            value = self._value(book, request, worker, rank, hit, now_ns)
-            if value > best_value:
-                best_value, best = value, (worker, hit)
-        if best is None:
-            return None
-        return Choice(best[0], "best_value", best[1], rank, may.bit_count(), best_value)
+        while True:
+            seen |= some
+            while some:
+                bit = some & -some
+                some ^= bit
+                worker = fleet.by_index[bit.bit_length() - 1]
+                value = offer.value(worker, depth if holders & bit else 0)
+                if value > best_value:
+                    best_value, best = value, worker
+            if best is not None:
+                hit = depth if holders >> best.index & 1 else 0
+                return Choice(best, "best_value", hit, rank, may.bit_count(), best_value)
+            while stages and not some:
+                mask = stages.pop(0) & ~seen
+                some = _lowest(fleet.least_loaded(mask)) if mask else 0
+            if not some:
+                return None
 
-    def _value(
-        self, book: Book, request: Request, worker: Worker, rank: int, hit: int, now_ns: int
-    ) -> int:
-        """What a request adds on a worker at a tier, in nano-dollars; below zero: not there."""
-        kind = book.kinds[book.kind_of[worker.index]]
-        home = book.homes[worker.index]
+
+class _Offer:
+    """A request at a tier, to be priced on some workers; what only depends on it is found once."""
+
+    __slots__ = (
+        "_book",
+        "_made",
+        "_price",
+        "_prompt",
+        "_rank",
+        "_ttft_fs",
+        "_usual_tokens",
+        "_worths",
+    )
+
+    def __init__(
+        self, policy: Economics, book: Book, request: Request, rank: int, now_ns: int
+    ) -> None:
+        self._book, self._rank = book, rank
+        self._price = policy.price(request.model, rank)
+        mean = book.means[request.rank]
+        self._made = min(mean.output_tokens, request.output_tokens_max)
+        self._prompt = request.input_tokens_max
+        self._usual_tokens = LONG_PREFILL * mean.prefill_tokens
+        left_ns = request.arrived_ns + policy.ttft_ns(rank) - now_ns
+        # Free is what is left when no promise was kept: it has none to lose.
+        self._ttft_fs = left_ns * FS_PER_NS if rank else FOREVER_FS
+        self._worths: dict[tuple[int, int], tuple[int, int]] = {}
+
+    def value(self, worker: Worker, hit: int) -> int:
+        """What the request adds there, in nano-dollars; below zero: not there."""
+        book, rank = self._book, self._rank
+        at, home = book.kind_of[worker.index], book.homes[worker.index]
+        kind = book.kinds[at]
         cap = kind.caps[rank]
-        if not cap:
-            return -1
         running = len(worker.running)
-        if rank < home and running * 100 >= kind.caps[home] * HEADROOM_PERCENT:
+        if not cap or (rank < home and running * 100 >= kind.caps[home] * HEADROOM_PERCENT):
             return -1
-        timing, mean = kind.timing, book.means[request.rank]
-        computed = max(1, request.input_tokens_max - hit * worker.block_tokens)
-        own_fs = timing.prefill_fs(computed, request.input_tokens_max - computed)
-        ahead_fs = worker.prefill_tokens * timing.prefill_token_fs
-        chunks = (worker.prefill_tokens + computed) // worker.batch_tokens_max + 1
-        decode_fs = timing.decode_fs(running, worker.context_tokens)
-        ttft_ns = (own_fs + ahead_fs + chunks * decode_fs) // FS_PER_NS
-        ttft_ns += now_ns - request.arrived_ns
-        if rank and ttft_ns > self._promises[rank].ttft_ns:
+        worth = self._worths.get((at, hit))
+        if worth is None:
+            worth = self._worths[at, hit] = self._worth(kind, hit * worker.block_tokens)
+        own_fs, value = worth
+        timing, queued = kind.timing, worker.prefill_tokens
+        # Between the chunks of all that is to be prefilled before, those that decode go on.
+        chunks = 2 + queued // worker.batch_tokens_max
+        decode_fs = (
+            timing.launch_fs
+            + running * timing.sequence_fs
+            + worker.context_tokens * timing.context_token_fs
+        )
+        if own_fs + queued * timing.prefill_token_fs + chunks * decode_fs > self._ttft_fs:
             return -1
-        price = self._tables[request.model][rank] if request.model in self._tables else _NO_PRICE
-        output = min(mean.output_tokens, request.output_tokens_max)
-        value = revenue_nanodollars(price, computed, request.input_tokens_max, output)
-        mode = max(rank, home)
-        busy_fs = own_fs + output * kind.token_fs[mode]
-        if rank > home:
-            # Those of lower tiers there must make room for a smaller batch.
-            others = running * mean.output_tokens // 2
-            busy_fs += others * max(0, kind.token_fs[rank] - kind.token_fs[home])
-        filled = min(PPM, running * PPM // kind.caps[mode]) if kind.caps[mode] else PPM
-        rate = kind.price_nanodollars * filled // PPM
-        value -= busy_fs * rate // FS_PER_S
-        # A prefill much longer than most breaks promises that the caps don't provide for.
-        usual_fs = LONG_PREFILL * timing.prefill_fs(mean.prefill_tokens, 0)
-        if own_fs > usual_fs:
-            for each in RANKS[1:]:
-                count = worker.counts[each]
-                if count:
-                    lost = book.revenue_nanodollars[each] - book.revenue_nanodollars[each - 1]
-                    broken = min(PPM, (own_fs - usual_fs) * PPM // kind.slack_fs[each])
-                    value -= count * lost * broken // PPM
-        if value <= 0 and rank == 0 and not kind.price_nanodollars:
-            return 0
+        price = kind.price_nanodollars
+        if price:
+            mode = max(home, rank)
+            busy_fs = own_fs + self._made * kind.token_fs[mode]
+            if rank > home:
+                # Those of lower tiers there must make room for a smaller batch.
+                slower = kind.token_fs[rank] - kind.token_fs[home]
+                busy_fs += running * (self._made // 2) * slower
+            full = kind.caps[mode] or 1
+            value -= busy_fs * price // FS_PER_S * min(running, full) // full
+        if own_fs > timing.prefill_token_fs * self._usual_tokens:
+            value -= self._broken(kind, worker, own_fs)
         return value
+
+    def _worth(self, kind: Kind, hit_tokens: int) -> tuple[int, int]:
+        """Its prefill and its revenue on a class of workers, with some of its prompt cached."""
+        computed = max(1, self._prompt - hit_tokens)
+        own_fs = kind.timing.prefill_fs(computed, self._prompt - computed)
+        return own_fs, revenue_nanodollars(self._price, computed, self._prompt, self._made)
+
+    def _broken(self, kind: Kind, worker: Worker, own_fs: int) -> int:
+        """What a prefill that is much longer than most breaks of the promises that run there."""
+        excess_fs = own_fs - kind.timing.prefill_token_fs * self._usual_tokens
+        revenue, loss = self._book.revenue_nanodollars, 0
+        for rank in RANKS[1:]:
+            count = worker.counts[rank]
+            if count:
+                broken = min(PPM, excess_fs * PPM // kind.slack_fs[rank])
+                loss += count * (revenue[rank] - revenue[rank - 1]) * broken // PPM
+        return loss
 
 
 _NO_PRICE: Final = TokenPrice(
@@ -544,16 +596,19 @@ def revenue_nanodollars(price: TokenPrice, computed: int, prompt: int, output: i
 
 
 def _masks(homes: dict[int, int]) -> list[int]:
-    """By tier rank, the workers that are at home there or above."""
-    masks = [0] * len(RANKS)
+    """By tier rank, and one beyond, the workers that are at home there or above."""
+    masks = [0] * (len(RANKS) + 1)
     for index, home in homes.items():
         for rank in range(home + 1):
             masks[rank] |= 1 << index
     return masks
 
 
-def _nth(mask: int, number: int) -> int:
-    """One bit of a mask, counted from the lowest."""
-    for _ in range(number):
-        mask &= mask - 1
+def _lowest(mask: int) -> int:
     return mask & -mask
+
+
+def _somewhere(mask: int, number: int) -> int:
+    """One bit of a mask at random: the first from a place on, or the first of all."""
+    rest = mask >> number % mask.bit_length() << number % mask.bit_length()
+    return _lowest(rest or mask)
