@@ -198,7 +198,7 @@ class Run:
     def _step(self, at: int, engine: Engine) -> None:
         engine.step()
         outcomes, now_ns = self._outcomes, self._now_ns
-        started, finished = list(engine.started), list(engine.finished)
+        started, finished = engine.started, engine.finished
         if engine.due_ns is not None:
             heappush(self._heap, (engine.due_ns, _ENGINE, at, engine.epoch))
         for served in started:

@@ -150,10 +150,31 @@ class Engine:
 
     def step(self) -> None:
         """End what was due, and begin what comes next."""
-        self.started.clear()
-        self.finished.clear()
-        self._account()
-        self._end_run()
+        self.started, self.finished = [], []
+        run, decoding, due_fs = self._run, self._decoding, self._due_fs
+        spent_fs = due_fs - self._from_fs
+        self._busy_fs += spent_fs
+        self._from_fs = due_fs
+        self._iteration = iteration = self._iteration + run
+        if decoding:
+            self._context += run * decoding
+            self._output_tokens += run * decoding
+            if run > 1:
+                # The last iteration of a run is its longest: its context is.
+                spent_fs = self._timing.decode_fs(decoding, self._context - decoding)
+            long_at, long_fs = self._long_at, self._long_fs
+            while long_fs and long_fs[-1] <= spent_fs:
+                long_at.pop()
+                long_fs.pop()
+            long_at.append(iteration)
+            long_fs.append(spent_fs)
+            finishes = self._finishes
+            while finishes and finishes[0][0] <= iteration:
+                at, _, sequence = heappop(finishes)
+                if sequence.state == DECODING and sequence.finish_at == at:
+                    sequence.made += at - sequence.joined_at
+                    self._leave(sequence)
+                    self.finished.append(sequence)
         if self._chunks:
             self._end_chunks()
         if self._aborted:
@@ -177,38 +198,6 @@ class Engine:
 
     # The end of a step.
 
-    def _account(self) -> None:
-        """Count the iterations that are over."""
-        run, decoding = self._run, self._decoding
-        spent_fs = self._due_fs - self._from_fs
-        self._busy_fs += spent_fs
-        self._from_fs = self._due_fs
-        self._iteration += run
-        if not decoding:
-            return
-        # The last iteration of a run is its longest: its context is.
-        longest_fs = spent_fs
-        if run > 1:
-            longest_fs = self._timing.decode_fs(decoding, self._context + (run - 1) * decoding)
-        long_at, long_fs = self._long_at, self._long_fs
-        while long_fs and long_fs[-1] <= longest_fs:
-            long_at.pop()
-            long_fs.pop()
-        long_at.append(self._iteration)
-        long_fs.append(longest_fs)
-        self._context += run * decoding
-        self._output_tokens += run * decoding
-
-    def _end_run(self) -> None:
-        """Sequences whose last token was made are over."""
-        iteration, finishes = self._iteration, self._finishes
-        while finishes and finishes[0][0] <= iteration:
-            at, _, sequence = heappop(finishes)
-            if sequence.state == DECODING and sequence.finish_at == at:
-                sequence.made += at - sequence.joined_at
-                self._leave(sequence)
-                self.finished.append(sequence)
-
     def _end_chunks(self) -> None:
         """Prompts have been computed for one more chunk; whose is whole has its first token."""
         size, left = self.spec.block_tokens, []
@@ -217,8 +206,8 @@ class Engine:
             self._prefill_tokens += chunk
             whole = min(len(sequence.chain), sequence.computed // size)
             if whole > sequence.named:
-                named = self.cache.name(sequence.chain, sequence.named, whole)
-                sequence.nameless -= named
+                self.cache.name(sequence.chain, sequence.named, whole)
+                sequence.nameless -= whole - sequence.named
                 sequence.named = whole
             # One that was aborted stays until it is dropped, a moment later.
             if sequence.computed < sequence.prompt + sequence.made or not sequence.output:
@@ -289,12 +278,10 @@ class Engine:
 
     def _plan(self) -> None:
         """Grow, admit, and begin an iteration or a run of them."""
-        self._grow()
+        if self._grows and self._grows[0][0] <= self._iteration:
+            self._grow()
         if self._waiting:
             self._admit()
-        used = self.cache.in_use()
-        if used > self._kv_blocks_max:
-            self._kv_blocks_max = used
         self.epoch += 1
         decoding = self._decoding
         if self._prefilling:
@@ -368,6 +355,10 @@ class Engine:
             else:
                 sequence.blocks += count
                 sequence.nameless += count
+                cache = self.cache
+                self._kv_blocks_max = max(
+                    self._kv_blocks_max, cache.blocks - cache.free - cache.idle
+                )
                 self._watch_growth(sequence)
 
     def _preempt(self, sequence: Served) -> None:
@@ -394,13 +385,18 @@ class Engine:
             hit = min(usable, cache.match(sequence.chain))
             blocks = -(-tokens // size)
             lack = blocks - hit
-            spare = self._watermark if self._running else 0
-            if lack + spare > cache.available() - cache.idle_among(sequence.chain, hit):
+            needed = lack + (self._watermark if self._running else 0)
+            if needed > cache.free + cache.idle - hit and needed > cache.available_beside(
+                sequence.chain, hit
+            ):
                 return
             waiting.popleft()
             cache.use(sequence.chain, hit)
             taken = cache.take(lack)
             assert taken, (lack, cache.free)
+            used = cache.blocks - cache.free - cache.idle
+            if used > self._kv_blocks_max:
+                self._kv_blocks_max = used
             self._number += 1
             sequence.number = self._number
             sequence.state = PREFILLING
