@@ -113,7 +113,8 @@ class Worker(msgspec.Struct, kw_only=True):
         rank = self.running.pop(request)
         counts = self.counts
         counts[rank] -= 1
-        if counts[rank] == 0:
+        # A cap above the limit is not what limits.
+        if counts[rank] == 0 and self.caps[rank] <= self.limit:
             self._relimit()
 
     def observe(self, service_ns: int) -> None:

@@ -27,6 +27,7 @@ from tokenworks.twin.workers import Engine, Served
 
 CURVE_BATCHES: Final = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 PROGRESS_EVERY: Final = 1_000
+FOREVER_NS: Final = 1 << 62
 
 _ENGINE, _TIMER, _ARRIVAL, _UP = range(4)
 
@@ -114,6 +115,7 @@ class Run:
         finally:
             if enabled:
                 gc.enable()
+        digest = self._journal.hexdigest()
         cpu_ns = time.thread_time_ns() - begun_ns
         return RunResult(
             outcomes=self._outcomes,
@@ -123,7 +125,7 @@ class Run:
             ended_ns=self._now_ns,
             events=self._journal.events,
             commands=self._journal.commands,
-            journal_digest=self._journal.hexdigest(),
+            journal_digest=digest,
             cpu_ns=cpu_ns,
         )
 
@@ -144,25 +146,30 @@ class Run:
                     self._dependents.setdefault(name, []).append(index)
 
     def _loop(self) -> None:
-        requests, heap, left = self._requests, self._heap, self._left
-        total, position = len(requests), 0
+        heap, left, total = self._heap, self._left, len(self._requests)
+        # Those that wait for others arrive through the heap.
+        arrivals = iter([index for index in range(total) if index not in left])
+        following = next(arrivals, None)
+        at_ns = FOREVER_NS if following is None else self._requests[following].at_ns
+        engines = self._engines
         while self._ended < total:
-            while position < total and position in left:
-                position += 1
-            at_ns = requests[position].at_ns if position < total else None
-            if at_ns is not None and (not heap or at_ns < heap[0][0]):
+            if following is not None and (not heap or at_ns < heap[0][0]):
                 self._now_ns = at_ns
-                self._arrive(position)
-                position += 1
+                self._arrive(following)
+                following = next(arrivals, None)
+                at_ns = FOREVER_NS if following is None else self._requests[following].at_ns
                 continue
             assert heap, f"{total - self._ended} requests wait for what will never be"
-            self._now_ns, kind, what, epoch = heappop(heap)
+            now_ns, kind, what, epoch = heappop(heap)
             if kind == _ENGINE:
-                engine = self._engines[what]
+                engine = engines[what]
                 if engine is not None and engine.epoch == epoch:
+                    self._now_ns = now_ns
                     self._step(what, engine)
-            elif kind == _TIMER:
-                if self._timer_ns == self._now_ns:
+                continue
+            self._now_ns = now_ns
+            if kind == _TIMER:
+                if self._timer_ns == now_ns:
                     self._timer_ns = None
                     self._tell(Ticked())
             elif kind == _ARRIVAL:
@@ -203,15 +210,17 @@ class Run:
             heappush(self._heap, (engine.due_ns, _ENGINE, at, engine.epoch))
         for served in started:
             index = served.index
-            if outcomes.end[index] == End.OPEN:
+            if index in self._served:
                 outcomes.first_token_ns[index] = now_ns
                 outcomes.cached_tokens[index] = served.cached_tokens
                 self._tell(Started(request=self._requests[index].request))
         for served in finished:
             index = served.index
-            if outcomes.end[index] != End.OPEN:
+            if self._served.pop(index, None) is None:
                 continue
-            self._note(served)
+            outcomes.output_tokens[index] = served.made
+            outcomes.preemptions[index] = served.preemptions
+            outcomes.itl_max_ns[index] = served.itl_max_fs // FS_PER_NS
             self._end(index, End.DONE)
             self._tell(
                 Finished(
@@ -221,26 +230,20 @@ class Run:
                 )
             )
 
-    def _note(self, served: Served) -> None:
-        outcomes, index = self._outcomes, served.index
-        outcomes.output_tokens[index] = served.made
-        outcomes.preemptions[index] = served.preemptions
-        outcomes.itl_max_ns[index] = served.itl_max_fs // FS_PER_NS
-        self._served.pop(index, None)
-
     def _end(self, index: int, end: End) -> None:
         self._outcomes.end[index] = end
         self._outcomes.finished_ns[index] = self._now_ns
         self._ended += 1
-        name = self._requests[index].request
-        for each in self._dependents.pop(name, ()):
+        if self._progress is not None and self._ended % PROGRESS_EVERY == 0:
+            self._progress(self._ended, len(self._requests))
+        if not self._dependents:
+            return
+        for each in self._dependents.pop(self._requests[index].request, ()):
             self._left[each] -= 1
             if not self._left[each]:
                 request = self._requests[each]
                 at_ns = max(request.at_ns, self._now_ns + request.delay_ns)
                 heappush(self._heap, (at_ns, _ARRIVAL, each, 0))
-        if self._progress is not None and self._ended % PROGRESS_EVERY == 0:
-            self._progress(self._ended, len(self._requests))
 
     # What the dispatcher wants.
 

@@ -10,11 +10,12 @@ import msgspec
 from tokenworks.dispatch.commands import Command
 from tokenworks.dispatch.events import Event
 
-PIECE_BYTES: Final = 1 << 16
+PIECE_EVENTS: Final = 256
+"""Events that are encoded and hashed at once."""
 
 
 class JournalDigest:
-    """Hashes events and commands as the live journal encodes them.
+    """Hashes events and commands, encoded as MessagePack, in the order in which they came.
 
     Attributes:
         events: how many were told.
@@ -24,25 +25,23 @@ class JournalDigest:
     def __init__(self) -> None:
         self.events = self.commands = 0
         self._hash = hashlib.blake2b(digest_size=16)
-        self._encode = msgspec.msgpack.Encoder().encode_into
-        self._buffer = bytearray(PIECE_BYTES)
-        self._length = 0
+        self._encode = msgspec.msgpack.Encoder().encode
+        self._piece: list[tuple[int, Event, list[Command]]] = []
 
     def add(self, now_ns: int, event: Event, commands: list[Command]) -> None:
-        """Take up one event and its answer."""
-        self.events += 1
-        self.commands += len(commands)
-        self._encode((now_ns, event, commands), self._buffer, self._length)
-        self._length = len(self._buffer)
-        if self._length >= PIECE_BYTES:
+        """Take up one event and its answer, neither of which changes any more."""
+        self._piece.append((now_ns, event, commands))
+        if len(self._piece) >= PIECE_EVENTS:
             self._flush()
 
     def hexdigest(self) -> str:
         """The hash of all until now, 32 hex digits."""
         self._flush()
-        return self._hash.hexdigest()
+        return self._hash.copy().hexdigest()
 
     def _flush(self) -> None:
-        self._hash.update(memoryview(self._buffer)[: self._length])
-        self._buffer = bytearray()
-        self._length = 0
+        for entry in self._piece:
+            self._hash.update(self._encode(entry))
+        self.events += len(self._piece)
+        self.commands += sum(len(commands) for _, _, commands in self._piece)
+        self._piece.clear()

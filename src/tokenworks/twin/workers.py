@@ -97,6 +97,9 @@ class Engine:
         self.finished: list[Served] = []
         self._exact = exact
         self._timing = spec.timing
+        self._launch_fs = spec.timing.launch_fs
+        self._sequence_fs = spec.timing.sequence_fs
+        self._token_fs = spec.timing.context_token_fs
         self._watermark = spec.kv_blocks * WATERMARK_PER_MILLE // 1_000
         self._growth = max(1, GROWTH_TOKENS // spec.block_tokens)
         self._waiting: deque[Served] = deque()
@@ -161,7 +164,11 @@ class Engine:
             self._output_tokens += run * decoding
             if run > 1:
                 # The last iteration of a run is its longest: its context is.
-                spent_fs = self._timing.decode_fs(decoding, self._context - decoding)
+                spent_fs = (
+                    self._launch_fs
+                    + decoding * self._sequence_fs
+                    + (self._context - decoding) * self._token_fs
+                )
             long_at, long_fs = self._long_at, self._long_fs
             while long_fs and long_fs[-1] <= spent_fs:
                 long_at.pop()
@@ -284,28 +291,32 @@ class Engine:
             self._admit()
         self.epoch += 1
         decoding = self._decoding
+        fs = self._launch_fs + decoding * self._sequence_fs + self._context * self._token_fs
         if self._prefilling:
             self._run = 1
-            fs = self._timing.decode_fs(decoding, self._context) + self._prefill_fs()
+            fs += self._prefill_fs()
         elif decoding:
-            fs = self._begin_run(decoding)
+            self._run = run = self._run_length()
+            # As Timing.run_fs has it.
+            fs = run * fs + self._token_fs * decoding * (run * (run - 1) // 2)
         else:
             self._run = 0
             self.due_ns = None
             return
-        self._due_fs = self._from_fs + fs
-        self.due_ns = -(-self._due_fs // FS_PER_NS)
+        self._due_fs = due_fs = self._from_fs + fs
+        self.due_ns = -(-due_fs // FS_PER_NS)
 
-    def _begin_run(self, decoding: int) -> int:
-        """Decode until somebody ends or grows; how long that takes."""
+    def _run_length(self) -> int:
+        """How many iterations until somebody ends or grows."""
         finishes, grows = self._finishes, self._grows
         while finishes[0][2].state != DECODING or finishes[0][2].finish_at != finishes[0][0]:
             heappop(finishes)
+        if self._exact:
+            return 1
         until = finishes[0][0]
         if grows and grows[0][0] < until:
             until = grows[0][0]
-        self._run = 1 if self._exact else until - self._iteration
-        return self._timing.run_fs(decoding, self._context, self._run)
+        return until - self._iteration
 
     def _prefill_fs(self) -> int:
         """Choose chunks of prompts for an iteration; what they add to it."""
