@@ -53,7 +53,7 @@ PPM: Final = 1_000_000
 
 
 _MASK_64: Final = 2**64 - 1
-# Knuth's MMIX constants for a linear congruential generator (TAOCP vol. 2, 3.3.4, table 1, line 26).
+# Knuth's MMIX constants for a linear congruential generator, TAOCP vol. 2, 3.3.4, table 1.
 _LCG_A: Final = 6364136223846793005
 _LCG_C: Final = 1442695040888963407
 LONG_PREFILL: Final = 2

@@ -64,12 +64,15 @@ class PolicySettings(msgspec.Struct, frozen=True, kw_only=True):
         queue_at_worker: send beyond a worker's slots, as routers without a queue of their own do;
             its engine then lets requests wait.
         seed: for policies that throw dice.
+        split: for ``static-split``: by tier rank, how many workers serve it, in the order in which
+            they came up.
     """
 
     name: str = "promises"
     batch_cap: int | None = None
     queue_at_worker: bool = False
     seed: int = 1
+    split: tuple[int, ...] = ()
 
 
 class Configured(msgspec.Struct, frozen=True, kw_only=True, tag=True):

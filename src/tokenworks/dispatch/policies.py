@@ -122,6 +122,41 @@ class Routing:
         self.memory = msgspec.msgpack.decode(data, type=Memory)
 
 
+class StaticSplit(Routing):
+    """Each tier has workers of its own, and there its promise bounds the batch."""
+
+    def __init__(self) -> None:
+        super().__init__(strict_priority, prefix_aware)
+        self._split: tuple[int, ...] = ()
+
+    def configure(self, configured: Configured, index: PrefixIndex) -> None:
+        """See ``Policy``."""
+        super().configure(configured, index)
+        self._split = configured.policy.split or (1,) * len(Tier)
+
+    def place(self, fleet: Fleet, request: Request, now_ns: int) -> Choice | None:  # noqa: ARG002
+        """See ``Policy``."""
+        start = sum(self._split[: request.rank])
+        own = 0
+        for worker in fleet.workers[start : start + self._split[request.rank]]:
+            own |= 1 << worker.index
+        candidates = fleet.admitting[request.rank] & own
+        if not candidates:
+            return None
+        worker, reason, hit_blocks = self._pick(self, fleet, request, candidates)
+        return Choice(worker, reason, hit_blocks, request.rank, candidates.bit_count())
+
+    def drain(self, fleet: Fleet, now_ns: int) -> Iterator[tuple[Request, Choice]]:
+        """See ``Policy``; a tier that is full stops no other."""
+        for line in reversed(fleet.lines):
+            while len(line):
+                request = line.head()
+                choice = self.place(fleet, request, now_ns)
+                if choice is None:
+                    break
+                yield request, choice
+
+
 # Orderings: who is next.
 
 
@@ -297,7 +332,7 @@ _ROUTING: Final[dict[str, tuple[Order, Pick]]] = {
     "edf": (earliest_deadline, prefix_aware),
     "vtc": (least_served, prefix_aware),
 }
-NAMES: Final = ("promises", "economic", *_ROUTING)
+NAMES: Final = ("promises", "economic", "static-split", *_ROUTING)
 """The policies that come with the package."""
 
 
@@ -313,6 +348,8 @@ def make(name: str, own: Mapping[str, MakePolicy]) -> Policy:
         return Promises()
     if name == "economic":
         return Economics()
+    if name == "static-split":
+        return StaticSplit()
     if name in _ROUTING:
         return Routing(*_ROUTING[name])
     raise ConfigInvalid(

@@ -62,8 +62,8 @@ class PrefixIndex:
     def __init__(self, blocks_max: int, ttl_ns: int = 0) -> None:
         assert blocks_max >= 0, blocks_max
         assert ttl_ns >= 0, ttl_ns
-        # One object for each worker's bit: most blocks are with one worker, and their masks are then
-        # one and the same object, which is at hand when a block is looked up.
+        # One object for each worker's bit: most blocks are with one worker, and their masks are
+        # then one and the same object, which is at hand when a block is looked up.
         self._bits: list[int] = []
         self._young: dict[int, int] = {}
         self._old: dict[int, int] = {}

@@ -326,7 +326,7 @@ class Engine:
             if budget <= 0:
                 break
             left = sequence.prompt + sequence.made - sequence.computed
-            chunk = left if left < budget else budget
+            chunk = min(budget, left)
             chunks.append(chunk)
             fs += timing.prefill_fs(chunk, sequence.computed)
             budget -= chunk
@@ -339,9 +339,7 @@ class Engine:
         if done + 1 >= self._run:
             return
         self._run = done + 1
-        self._due_fs = self._from_fs + self._timing.run_fs(
-            self._decoding, self._context, self._run
-        )
+        self._due_fs = self._from_fs + self._timing.run_fs(self._decoding, self._context, self._run)
         self.due_ns = -(-self._due_fs // FS_PER_NS)
         self.epoch += 1
 
