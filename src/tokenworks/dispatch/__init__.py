@@ -3,10 +3,13 @@
 __all__ = [
     "commands",
     "dispatcher",
+    "economics",
     "events",
     "fleet",
+    "policies",
     "policy",
     "prefix_index",
+    "promises",
     "snapshot",
     "states",
     "waiting",

@@ -1,4 +1,4 @@
-"""Runs a factory in the modelled world: the real dispatcher, modelled engines, a clock that jumps."""
+"""Runs a factory in the modelled world: the real dispatcher, modelled engines, jumping time."""
 
 from __future__ import annotations
 
