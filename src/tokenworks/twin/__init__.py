@@ -1,3 +1,15 @@
 """The modelled world: the same dispatcher, a clock that jumps, engines that only compute."""
 
-__all__: list[str] = []
+__all__ = [
+    "clock",
+    "driver",
+    "journal",
+    "kv_cache",
+    "network",
+    "records",
+    "report",
+    "scenarios",
+    "traces",
+    "workers",
+    "workload",
+]

@@ -69,9 +69,7 @@ FLEETS: Final[dict[str, Fleet]] = {
             ("fast", FAST, 2, 64, 1_000, 10_200, 40_000_000),
         )
     ),
-    "shifting": Fleet(
-        groups=(("large", LARGE, 8, 256, 3_000, 10_200, 24_000_000),), mix=SHIFTING
-    ),
+    "shifting": Fleet(groups=(("large", LARGE, 8, 256, 3_000, 10_200, 24_000_000),), mix=SHIFTING),
 }
 """Power and write-down are assumed."""
 
