@@ -12,7 +12,7 @@ from tokenworks.dispatch.events import PolicySettings
 from tokenworks.ledger.metering import charge_nanodollars
 from tokenworks.live.home import packaged
 from tokenworks.twin.driver import run
-from tokenworks.twin.records import End, Scenario
+from tokenworks.twin.records import End, Scenario, TwinRequest
 from tokenworks.twin.report import delivered, quantiles, report
 from tokenworks.twin.scenarios import BLOCK_TOKENS, MODEL, fleet_of, scenario, token_prices
 from tokenworks.twin.workload import generated, poisson, requests_of
@@ -24,7 +24,7 @@ def factory(name: str = "homogeneous", policy: str = "economic", workers: int = 
     return scenario(name, BOOK, policy=PolicySettings(name=policy), workers=workers)
 
 
-def workload(count: int = 400, rate: float = 60.0) -> list:
+def workload(count: int = 400, rate: float = 60.0) -> list[TwinRequest]:
     rows = generated(poisson(1, rate, count), 1, BLOCK_TOKENS)
     mix = fleet_of("homogeneous").mix
     return requests_of(rows, model=MODEL, block_tokens=BLOCK_TOKENS, mix=mix, seed=1)

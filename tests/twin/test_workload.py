@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from tokenworks.core.errors import ConfigInvalid
 from tokenworks.core.ids import ModelName
 from tokenworks.core.slo import Tier
 from tokenworks.core.units import NS_PER_S
+from tokenworks.twin.records import TwinRequest
 from tokenworks.twin.traces import read_trace
 from tokenworks.twin.workload import (
     SHIFTING,
@@ -32,7 +34,12 @@ DATA = Path(__file__).parent / "data"
 MOONCAKE = DATA / "mooncake_300.jsonl"
 
 
-def requests(rows: list[Row], mix: Mix = Mix(), seed: int = 1, speedup: float = 1.0) -> list:
+MIX = Mix()
+
+
+def requests(
+    rows: list[Row], mix: Mix = MIX, seed: int = 1, speedup: float = 1.0
+) -> list[TwinRequest]:
     return requests_of(
         rows, model=ModelName("m"), block_tokens=512, mix=mix, seed=seed, speedup=speedup
     )
@@ -109,8 +116,9 @@ def test_zstd_is_asked_for_where_it_is_missing(
         ('{"hash_ids": [], "input_length": "x"}\n', "Line 1"),
         ("TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:17:03.9,one,2\n", "Line 2"),
         (
-            '{"timestamp": 9, "input_length": 1, "output_length": 1}\n'
-            '{"timestamp": 1, "input_length": 1, "output_length": 1}\n',
+            "\n".join(
+                f'{{"timestamp": {at}, "input_length": 1, "output_length": 1}}' for at in (9, 1)
+            ),
             "Line 2 of the trace goes back",
         ),
     ],
@@ -179,7 +187,7 @@ def test_arrivals_have_their_rate_and_their_bursts() -> None:
         assert abs(times[-1] / NS_PER_S - 80) < 25
 
     def spread(times: list[int]) -> float:
-        gaps = [b - a for a, b in zip(times, times[1:], strict=False)]
+        gaps = [b - a for a, b in itertools.pairwise(times)]
         mean = sum(gaps) / len(gaps)
         return sum((gap - mean) ** 2 for gap in gaps) / len(gaps) / mean**2
 
