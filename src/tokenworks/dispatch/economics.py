@@ -44,8 +44,14 @@ PLAN_NS: Final = 10 * NS_PER_S
 """Prices and homes are found anew this often."""
 MEAN_SHIFT: Final = 5
 """A finished answer moves the means by 1/32 of the difference."""
-RESERVE_PERCENT: Final = (80, 100, 120, 220, 350)
+RESERVE_PERCENT: Final = (80, 100, 120, 160, 250)
 """Workers that are at home in a tier, in per cent of its need, from free to ultra."""
+CAP_PERCENT: Final = (100, 90, 85, 75, 70)
+"""Part of the time per token that a promise allows which its cap is made for: what is dear has
+more to lose by a stall above the mean."""
+QUEUED_MEANS_MAX: Final = 4
+"""A worker with more than so many mean prefills to do takes no more of high and above; of medium,
+with twice as many: a burst of prefills is a stall for all that decode there."""
 HEADROOM_PERCENT: Final = 85
 """Up to this part of its cap a worker takes requests of tiers below its home."""
 FOREVER_FS: Final = 1 << 80
@@ -158,10 +164,10 @@ def kind_of(sample: Worker, workers: int, means: list[TierMeans], promises: list
         busy_fs=[],
         slack_fs=[],
     )
-    for each, promise in zip(means, promises, strict=True):
+    for rank, (each, promise) in enumerate(zip(means, promises, strict=True)):
         allowed = FS_PER_S // max(1, promise.interactivity_tokens_per_s)
         allowed += promise.grace_ns * FS_PER_NS // max(1, each.output_tokens)
-        cap = batch_within(timing, stall_fs, context, batch_max, allowed)
+        cap = batch_within(timing, stall_fs, context, batch_max, allowed * CAP_PERCENT[rank] // 100)
         batch = max(1, cap)
         iteration = timing.decode_fs(batch, batch * context)
         kind.caps.append(cap)
@@ -495,6 +501,7 @@ class _Offer:
         "_made",
         "_price",
         "_prompt",
+        "_queued_tokens_max",
         "_rank",
         "_ttft_fs",
         "_usual_tokens",
@@ -510,6 +517,9 @@ class _Offer:
         self._made = min(mean.output_tokens, request.output_tokens_max)
         self._prompt = request.input_tokens_max
         self._usual_tokens = LONG_PREFILL * mean.prefill_tokens
+        means = QUEUED_MEANS_MAX if rank > 1 else 2 * QUEUED_MEANS_MAX
+        # Whoever is free may wait behind any number.
+        self._queued_tokens_max = means * mean.prefill_tokens if rank else FOREVER_FS
         left_ns = request.arrived_ns + policy.ttft_ns(rank) - now_ns
         # Free is what is left when no promise was kept: it has none to lose.
         self._ttft_fs = left_ns * FS_PER_NS if rank else FOREVER_FS
@@ -523,6 +533,8 @@ class _Offer:
         cap = kind.caps[rank]
         running = len(worker.running)
         if not cap or (rank < home and running * 100 >= kind.caps[home] * HEADROOM_PERCENT):
+            return -1
+        if worker.prefill_tokens > self._queued_tokens_max:
             return -1
         worth = self._worths.get((at, hit))
         if worth is None:
