@@ -366,6 +366,15 @@ class SQLStore(SettingsStore):
         with self._other_lock, self._other.reading():
             return self._rollups(self._other, since, until, by_hour=by_hour, by_payer=by_payer)
 
+    def rollups_and_last(
+        self, since_unix_ns: int, until_unix_ns: int
+    ) -> tuple[list[RollupRow], int]:
+        """Sums over a time as ``rollups`` has them, and the last block that they count."""
+        with self._other_lock, self._other.reading():
+            rows = self._rollups(self._other, since_unix_ns, until_unix_ns)
+            last = self._other.query(LAST_BLOCK)
+            return rows, int(last[0][0]) if last else 0
+
     def limit_states(self, unix_ns: int) -> list[LimitState]:
         """See ``LedgerStore``. What is queued to be stored counts as used."""
         with self._group.still, self._other_lock, self._other.reading():
