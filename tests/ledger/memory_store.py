@@ -6,7 +6,7 @@ Several stores may share one ``Memory``, as several processes share one database
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
@@ -142,6 +142,9 @@ class MemoryStore:
 
     def limit_states(self, unix_ns: int) -> list[LimitState]:
         return limit_states(self.load_limits(), self.load_extras(), self.rollups, unix_ns)
+
+    def read_limits(self, unix_ns: int) -> Callable[[], list[LimitState]]:
+        return lambda: self.limit_states(unix_ns)
 
     def load_limits(self) -> list[Limit]:
         return [limit for _, limit in sorted(self._memory.limits.items())]

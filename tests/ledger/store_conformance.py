@@ -325,6 +325,19 @@ class StoreConformance:
         assert next_window(before, NOW).allowed == 110
         assert (found.limit, found.allowed, found.used) == (named, 117, 30)
 
+    def test_limits_count_what_was_used_until_they_are_put_into_force(
+        self, store: LedgerStore
+    ) -> None:
+        store.put_limit(limit(unit="tokens", amount=1_000))
+        made = ledger()
+        store.append_now([reserve(made, "a"), post(made, "a")])
+        limits = store.read_limits(NOW)
+        store.append_now([reserve(made, "b"), post(made, "b", uncached=7)])
+        (found,) = limits()
+        store.append_now([reserve(made, "c"), post(made, "c")])
+        (now,) = store.read_limits(NOW)()
+        assert (found.used, now.used) == (61, 91)
+
     def test_no_limits_have_no_states(self, store: LedgerStore) -> None:
         store.append_now(answers_at(NOW))
         assert store.limit_states(NOW) == []

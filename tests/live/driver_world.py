@@ -6,7 +6,8 @@ import asyncio
 import gc
 import hashlib
 import pathlib
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -16,7 +17,7 @@ from tests.ledger.memory_store import MemoryStore
 from tokenworks.catalogue.factory_config import PoolConfig
 from tokenworks.catalogue.price_book import PriceBook, PriceBooks
 from tokenworks.core.errors import LedgerUnavailable, WorkerFailed
-from tokenworks.core.ids import KeyID, ModelName, PoolID, RequestID, TenantID, WorkerID
+from tokenworks.core.ids import KeyID, ModelName, PoolID, PriceID, RequestID, TenantID, WorkerID
 from tokenworks.core.orders import KeyView, Order, Outcome, Usage
 from tokenworks.core.slo import Measured, Tier
 from tokenworks.dispatch.dispatcher import Dispatcher
@@ -25,7 +26,7 @@ from tokenworks.ledger.blocks import decode_entries
 from tokenworks.ledger.entries import CostAccrued, Entry, Posted, Voided
 from tokenworks.ledger.extras import BILLED
 from tokenworks.ledger.ledger import Ledger
-from tokenworks.ledger.quotas import KeyRecord, Limit, NodeID
+from tokenworks.ledger.quotas import KeyRecord, Limit, LimitState, NodeID
 from tokenworks.ledger.rollup import balances
 from tokenworks.ledger.store_port import recover
 from tokenworks.live.driver import Driver, LiveDelivery, Seat
@@ -103,6 +104,33 @@ class SteeredStore(MemoryStore):
         if self.keys_failing:
             raise LedgerUnavailable("The disk is gone.")
         return super().settings_version()
+
+
+class HangingStore(SteeredStore):
+    """Hangs in the calls that a test has named, as a database does that answers no more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hanging: set[str] = set()
+        self.entered: list[str] = []
+        self.go_on = threading.Event()
+
+    def _hang(self, name: str) -> None:
+        if name in self.hanging:
+            self.entered.append(name)
+            assert self.go_on.wait(60)
+
+    def settings_version(self) -> int:
+        self._hang("settings_version")
+        return super().settings_version()
+
+    def read_limits(self, unix_ns: int) -> Callable[[], list[LimitState]]:
+        self._hang("read_limits")
+        return super().read_limits(unix_ns)
+
+    def put_price_book(self, price_id: PriceID, text: str, first_used_unix_ns: int) -> None:
+        self._hang("put_price_book")
+        super().put_price_book(price_id, text, first_used_unix_ns)
 
 
 class FakeStream:
@@ -207,6 +235,12 @@ async def settle_down(rounds: int = 12) -> None:
         await asyncio.sleep(0)
 
 
+async def until(holds: Callable[[], object]) -> None:
+    """Let everything run until something holds."""
+    while not holds():
+        await settle_down(1)
+
+
 class World:
     """Two seats of one pool; workers come up when the test says so."""
 
@@ -217,10 +251,11 @@ class World:
         records: Sequence[KeyRecord] | None = None,
         limits: Sequence[Limit] = (),
         books: Sequence[PriceBook] = (BOOK,),
+        store: SteeredStore | None = None,
     ) -> None:
         self.folder = folder
         self.clock = FakeClock()
-        self.store = SteeredStore()
+        self.store = store or SteeredStore()
         for record in records or (self.key(),):
             self.store.put_key(record)
         for limit in limits:
@@ -290,6 +325,11 @@ class World:
         await settle_down()
         stream = client.waiting()[-1].answer()
         return await opening, stream
+
+    async def round(self) -> None:
+        """What housekeeping does again and again."""
+        self.driver.housekeep_once()
+        await self.driver.keep_up()
 
     def tick(self, duration_ns: int) -> None:
         self.clock.advance(duration_ns)

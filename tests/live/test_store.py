@@ -261,6 +261,42 @@ def test_what_comes_alone_is_taken_however_long_it_is(path: Path) -> None:
     store.close()
 
 
+def test_limits_that_are_read_while_entries_are_appended_count_each_once(
+    store: SQLStore, run: Callable[..., Any]
+) -> None:
+    store.put_limit(limit(unit="tokens", amount=10**9))
+
+    async def main() -> None:
+        made, appended = ledger(), []
+        for _ in range(20):
+            reading = asyncio.ensure_future(asyncio.to_thread(store.read_limits, NOW))
+            while not reading.done():
+                name = str(len(appended))
+                appended.append(store.append([reserve(made, name), post(made, name)]))
+                await asyncio.sleep(0)
+                if len(appended) % 16 == 0:
+                    await appended[-1]
+            (found,) = reading.result()()
+            assert found.used == 30 * len(appended)
+        await asyncio.gather(*appended)
+        assert store._group._followers == []
+
+    run(main())
+
+
+def test_limits_that_cannot_be_read_are_not_followed(
+    store: SQLStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise LedgerUnavailable("The disk is gone.")
+
+    store.put_limit(limit())
+    monkeypatch.setattr(store, "_rollups", broken)
+    with pytest.raises(LedgerUnavailable, match="gone"):
+        store.read_limits(NOW)
+    assert store._group._followers == []
+
+
 def test_what_is_queued_counts_as_used(
     store: SQLStore, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -270,7 +306,7 @@ def test_what_is_queued_counts_as_used(
     for i, entry in enumerate(queued):
         queued[i] = msgspec.structs.replace(entry, request=f"queued {entry.request}")
     store.append_now(stored)
-    monkeypatch.setattr(store._group, "waiting", lambda: queued)
+    monkeypatch.setattr(store._group, "waiting", lambda later: queued)
     assert [state.used for state in store.limit_states(NOW)] == [60, 90]
     assert not store._group.__class__.waiting(store._group)
 

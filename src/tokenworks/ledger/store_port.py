@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Protocol
 
 from tokenworks.core.ids import KeyID, LimitID, PriceID
@@ -141,6 +141,18 @@ class LedgerStore(Protocol):
 
     def limit_states(self, unix_ns: int) -> list[LimitState]:
         """Every limit with its present window, used until now by all processes."""
+        ...
+
+    def read_limits(self, unix_ns: int) -> Callable[[], list[LimitState]]:
+        """The same, for a process that goes on appending while it reads on another thread.
+
+        Returns:
+            What its loop calls, once: the limits with what was used until this call, whatever it
+            has appended since they were read.
+
+        Raises:
+            LedgerUnavailable: they cannot be read.
+        """
         ...
 
     def load_keys(self) -> list[KeyRecord]:

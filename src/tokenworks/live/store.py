@@ -26,7 +26,7 @@ from tokenworks.ledger.blocks import (
 )
 from tokenworks.ledger.entries import Entry, Reserved
 from tokenworks.ledger.extras import limit_states
-from tokenworks.ledger.leases import Shortage, WindowUse, by_node, spent
+from tokenworks.ledger.leases import Shortage, WindowUse, by_node, spent, with_spent
 from tokenworks.ledger.quotas import (
     UNIX_NS_MAX,
     Limit,
@@ -375,12 +375,25 @@ class SQLStore(SettingsStore):
             last = self._other.query(LAST_BLOCK)
             return rows, int(last[0][0]) if last else 0
 
-    def limit_states(self, unix_ns: int) -> list[LimitState]:
-        """See ``LedgerStore``. What is queued to be stored counts as used."""
+    def read_limits(self, unix_ns: int) -> Callable[[], list[LimitState]]:
+        """See ``LedgerStore``."""
+        later: list[Entry] = []
+        try:
+            states = self.limit_states(unix_ns, later)
+        except BaseException:
+            self._group.unfollow(later)
+            raise
+        return lambda: with_spent(states, self._group.unfollow(later))
+
+    def limit_states(self, unix_ns: int, later: list[Entry] | None = None) -> list[LimitState]:
+        """See ``LedgerStore``. What is queued to be stored counts as used.
+
+        What is queued after that goes into ``later``, until nobody follows it any more.
+        """
         with self._group.still, self._other_lock, self._other.reading():
             limits, extras = load_limits(self._other), load_extras(self._other)
             waiting = Rollup()
-            for entry in self._group.waiting():
+            for entry in self._group.waiting(later):
                 waiting.add(entry)
 
             def used(since_unix_ns: int, until_unix_ns: int) -> list[RollupRow]:
