@@ -8,7 +8,7 @@ import hashlib
 import pathlib
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -28,7 +28,7 @@ from tokenworks.ledger.extras import BILLED
 from tokenworks.ledger.ledger import Ledger
 from tokenworks.ledger.quotas import KeyRecord, Limit, LimitState, NodeID
 from tokenworks.ledger.rollup import balances
-from tokenworks.ledger.store_port import recover
+from tokenworks.ledger.store_port import InDoubt, recover
 from tokenworks.live.driver import Driver, LiveDelivery, Seat
 from tokenworks.live.journal import JournalWriter, journal_files, replay
 
@@ -68,13 +68,17 @@ class FakeClock:
 
 
 class SteeredStore(MemoryStore):
-    """Fails while ``failing``; answers appends later while ``slow``, at ``release``."""
+    """Fails while ``failing``; answers appends later while ``slow``, at ``release``.
+
+    From ``lose`` on it knows nothing more: the next append is kept or not, and nobody is told.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.failing = False
         self.slow = False
         self.keys_failing = False
+        self.losing: Literal["", "kept", "not kept", "lost"] = ""
         self.appends = 0
         self._waiting: list[tuple[asyncio.Future[None], Sequence[Entry]]] = []
 
@@ -84,9 +88,16 @@ class SteeredStore(MemoryStore):
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiting.append((future, entries))
             return future
-        if self.failing:
+        error: Exception | None = LedgerUnavailable("The disk is full.") if self.failing else None
+        if self.losing == "lost":
+            error = LedgerUnavailable("It cannot tell.")
+        elif self.losing:
+            if self.losing == "kept":
+                self.append_now(entries)
+            self.losing, error = "lost", InDoubt("It cannot tell.", hint="Start again.")
+        if error is not None:
             future = asyncio.get_running_loop().create_future()
-            future.set_exception(LedgerUnavailable("The disk is full."))
+            future.set_exception(error)
             return future
         return super().append(entries)
 

@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 
 from tests.ledger import ledger_samples
+from tests.ledger.memory_store import MemoryStore
 from tests.live.driver_world import SECRET, HangingStore, World, outcome, settle_down, until
 from tokenworks.catalogue.price_book import parse_price_book
 from tokenworks.core.errors import CapacityExceeded, LedgerCorrupt, LedgerUnavailable
 from tokenworks.core.ids import KeyID
 from tokenworks.core.units import NS_PER_HOUR, NS_PER_S
 from tokenworks.ledger.entries import Reserved
+from tokenworks.ledger.store_port import InDoubt, recover
 from tokenworks.live import driver as driver_module
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
@@ -344,6 +346,60 @@ def test_what_breaks_housekeeping_ends_it(
         with pytest.raises(ZeroDivisionError):
             await world.driver.housekeep()
         await world.check()
+
+    run(main())
+
+
+@pytest.mark.parametrize("kept", ["kept", "not kept"])
+def test_an_answer_in_doubt_is_neither_billed_twice_nor_lost(
+    run: Run, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture, kept: Any
+) -> None:
+    async def main() -> None:
+        world = World(tmp_path, limits=[World.limit(100)])
+        client = world.up()
+        delivery, _ = await world.answering(client)
+        other, _ = await world.answering(client)
+        world.store.losing = kept
+        with pytest.raises(InDoubt, match="not known whether the answer is billed") as caught:
+            await delivery.settle(outcome(20))
+        assert caught.value.hint == "Start again."
+        (window,) = world.ledger.windows()
+        assert (window.used, window.held) == (30, 30)  # it counts, whatever comes out
+        with pytest.raises(LedgerUnavailable, match="could not be billed"):
+            await other.settle(outcome(20))
+        world.clock.advance(20 * NS_PER_S)
+        for _ in range(3):
+            await world.round()
+            await settle_down()
+        assert world.driver.healthy() == (False, "It cannot tell. Start again.")
+        appends = world.store.appends
+        with pytest.raises(LedgerUnavailable, match="cannot tell"):
+            await world.driver.open(world.order())
+        assert world.store.appends == appends
+        await world.driver.close()
+        # The next start finds out.
+        heir = MemoryStore("heir", world.store._memory)
+        heir.append_now(recover(heir, world.clock.unix_ns()).void_orphans(world.clock.unix_ns()))
+        assert len(world.posted) == (kept == "kept")
+        assert world.used_tokens() == (30 if kept == "kept" else 0)
+        assert len(world.posted) + len(world.voided) == len(world.entries(Reserved)) == 2
+
+    run(main())
+    assert "it is not known whether these are stored" in caplog.text
+
+
+def test_a_reservation_in_doubt_is_trouble_for_good(run: Run, tmp_path: pathlib.Path) -> None:
+    async def main() -> None:
+        world = World(tmp_path)
+        client = world.up()
+        world.store.losing = "kept"
+        delivery, _ = await world.answering(client)
+        assert not world.driver.healthy()[0]
+        assert world.driver._bookkeeper._unstored == []
+        with pytest.raises(LedgerUnavailable, match="could not be billed"):
+            await delivery.settle(outcome(20))
+        await world.driver.close()
+        assert world.posted == []
 
     run(main())
 

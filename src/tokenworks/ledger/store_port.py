@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Protocol
 
+from tokenworks.core.errors import LedgerUnavailable
 from tokenworks.core.ids import KeyID, LimitID, PriceID
 from tokenworks.ledger.blocks import Block
 from tokenworks.ledger.entries import Entry, Reserved
@@ -13,6 +14,13 @@ from tokenworks.ledger.leases import Shortage, WindowUse
 from tokenworks.ledger.ledger import Ledger
 from tokenworks.ledger.quotas import UNIX_NS_MAX, KeyRecord, Limit, LimitState
 from tokenworks.ledger.rollup import RollupRow
+
+
+class InDoubt(LedgerUnavailable):
+    """It is not known whether some entries are stored; the next start of a process finds out.
+
+    The store that raises it stores nothing more, so nothing can contradict what is found then.
+    """
 
 
 class LedgerStore(Protocol):
@@ -36,6 +44,7 @@ class LedgerStore(Protocol):
 
         Raises:
             LedgerUnavailable: (on awaiting) none of these entries is stored.
+            InDoubt: (on awaiting) all of these entries are stored, or none.
             LedgerCorrupt: (on awaiting) one has other content than the one stored, or settles what
                 was not reserved; none of these entries is stored.
         """

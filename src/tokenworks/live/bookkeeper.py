@@ -26,7 +26,7 @@ from tokenworks.core.units import NS_PER_S
 from tokenworks.ledger.entries import Entry, Posted, Reserved, VoidReason
 from tokenworks.ledger.ledger import Ledger, Work
 from tokenworks.ledger.quotas import Refused
-from tokenworks.ledger.store_port import LedgerStore
+from tokenworks.ledger.store_port import InDoubt, LedgerStore
 from tokenworks.live.quota_leases import QuotaLeases
 
 HOLD_NS_MAX: Final = 3_600 * NS_PER_S
@@ -59,6 +59,7 @@ class Bookkeeper:
         self._clock, self._ledger, self._store = clock, ledger, store
         self._pools, self._leases = pools, leases
         self._trouble: str | None = None
+        self._doubt: InDoubt | None = None
         self._storing: set[asyncio.Future[None]] = set()
         self._unstored: list[Entry] = []
         self._cost: asyncio.Future[None] | None = None
@@ -68,8 +69,8 @@ class Bookkeeper:
 
     @property
     def trouble(self) -> str | None:
-        """Why nothing can be stored at present, if that is so."""
-        return self._trouble
+        """Why nothing can be stored at present, or any more, if that is so."""
+        return self._trouble if self._doubt is None else str(self._doubt)
 
     def begin(self) -> None:
         """Free what a dead process held.
@@ -88,6 +89,8 @@ class Bookkeeper:
             Unauthorized, ModelNotFound, QuotaExceeded, CapacityExceeded: the ledger refuses.
             LedgerUnavailable: the store is in trouble, and nothing is held.
         """
+        if self._doubt is not None:  # for good
+            raise LedgerUnavailable(self._doubt.message, hint=self._doubt.hint, retry_after_s=5)
         held = await self._hold(order, book)
         if isinstance(held, Refused):
             raise _refusal(held, self._clock.unix_ns())
@@ -112,6 +115,7 @@ class Bookkeeper:
         The ledger counts it at once, before this first waits.
 
         Raises:
+            InDoubt: it may be billed or not.
             LedgerUnavailable: it could not be stored, or its reservation is gone: nothing was
                 billed.
         """
@@ -172,7 +176,11 @@ class Bookkeeper:
         return self._ledger.reserve(now_ns, unix_ns, order, book, HOLD_NS_MAX)
 
     async def _store_posting(self, entry: Posted) -> None:
-        """Store a posting; if that fails nothing was billed, and its hold is given back."""
+        """Store a posting; if that fails nothing was billed, and its hold is given back.
+
+        One in doubt is neither taken back nor tried again: it goes on counting as used, and the
+        next start finds either it or its open reservation.
+        """
         try:
             try:
                 await self._append([*self._unstored_of(entry.request), entry])
@@ -182,12 +190,18 @@ class Bookkeeper:
                     raise
                 # The reservation failed to be stored a moment before.
                 await self._append([*held, entry])
+        except InDoubt as error:
+            self._in_doubt(error, [*self._unstored_of(entry.request), entry])
+            raise InDoubt(
+                f"It is not known whether the answer is billed: {error.message}", hint=error.hint
+            ) from error
         except (LedgerUnavailable, LedgerCorrupt) as error:
             self._in_trouble(error)
             self._ledger.retract(entry)
             self.void(entry.request, "failed")
             raise LedgerUnavailable(
-                f"The answer could not be billed: {error.message}", hint="Look at the disk."
+                f"The answer could not be billed: {error.message}",
+                hint=error.hint or "Look at the disk.",
             ) from error
         self._unstored = [each for each in self._unstored if each.request != entry.request]
         self._trouble = None
@@ -206,6 +220,8 @@ class Bookkeeper:
             error = None if future.cancelled() else future.exception()
             if error is None:
                 self._trouble = None
+            elif isinstance(error, InDoubt):
+                self._in_doubt(error, entries)
             elif again and isinstance(error, LedgerCorrupt):
                 _log.critical("the ledger refuses %r: %s", entries, error)
             else:
@@ -229,6 +245,12 @@ class Bookkeeper:
 
     def _unstored_of(self, request: RequestID) -> list[Entry]:
         return [entry for entry in self._unstored if entry.request == request]
+
+    def _in_doubt(self, error: InDoubt, entries: Sequence[Entry]) -> None:
+        """Remember for good that nothing is stored any more, and say what may be stored or not."""
+        self._doubt = error
+        self._unstored = [each for each in self._unstored if each not in entries]
+        _log.critical("it is not known whether these are stored: %r: %s", entries, error)
 
     def _in_trouble(self, error: BaseException) -> None:
         if self._trouble is None:

@@ -35,6 +35,7 @@ from tokenworks.ledger.quotas import (
     window_start,
 )
 from tokenworks.ledger.rollup import MEASURES, NOBODY, Kind, Rollup, RollupRow, Sums, merged
+from tokenworks.ledger.store_port import InDoubt
 from tokenworks.ledger.stored import Stored
 from tokenworks.live import lease_tables
 from tokenworks.live.database import CommitUnknown, Database
@@ -73,6 +74,8 @@ DOUBT_S_MAX: Final = 30
 """How long to ask whether a commit that could not be heard was kept."""
 DOUBT_STEP_S: Final = 0.2
 RESTORE: Final = "Restore it from a copy."
+CANNOT_TELL: Final = "The ledger cannot tell what it has stored."
+RESTART: Final = "Start the factory again: it finds out what is stored."
 
 _NewNames = tuple[dict[Payer, int], dict[Kind, int]]
 
@@ -493,7 +496,7 @@ class SQLStore(SettingsStore):
         errors: list[TokenworksError | None] = []
         fresh: list[Entry] = []
         if self._broken:
-            raise LedgerUnavailable("The ledger cannot tell what it has stored.")
+            return [LedgerUnavailable(CANNOT_TELL, hint=RESTART)] * len(batches)
         for batch in batches:
             try:
                 fresh += self._stored.admit(batch.entries)
@@ -521,7 +524,7 @@ class SQLStore(SettingsStore):
             kept = self._ask_until_known(lambda: self._written("number") >= number)
             if kept is None:
                 self._broken = True  # nothing is written any more from what we believe
-                raise LedgerUnavailable("The ledger cannot tell what it has stored.") from error
+                return InDoubt(f"{CANNOT_TELL} {error.message}", hint=RESTART)
             if not kept:
                 return error
         except (LedgerUnavailable, LedgerCorrupt) as error:
