@@ -16,6 +16,7 @@ import msgspec
 from tokenworks.core.errors import ConfigInvalid, LedgerCorrupt, LedgerUnavailable, TokenworksError
 from tokenworks.core.ids import LimitID
 from tokenworks.core.orders import Payer
+from tokenworks.core.units import NS_PER_HOUR
 from tokenworks.ledger.blocks import (
     GENESIS,
     Block,
@@ -73,6 +74,8 @@ REBUILD_BLOCKS: Final = 1_024
 DOUBT_S_MAX: Final = 30
 """How long to ask whether a commit that could not be heard was kept."""
 DOUBT_STEP_S: Final = 0.2
+PRUNE_NS: Final = NS_PER_HOUR
+"""Between two looks for leases that nobody needs any more."""
 RESTORE: Final = "Restore it from a copy."
 CANNOT_TELL: Final = "The ledger cannot tell what it has stored."
 RESTART: Final = "Start the factory again: it finds out what is stored."
@@ -117,6 +120,7 @@ class SQLStore(SettingsStore):
         self._known = False
         self._closed = False
         self._leasing = _Leasing()
+        self._prune_at_unix_ns = 0
         self._payers = NumberedNames("payers", _PAYER)
         self._kinds = NumberedNames("kinds", _KIND)
         with ExitStack() as stack:
@@ -193,6 +197,9 @@ class SQLStore(SettingsStore):
         """See ``LedgerStore``."""
         with self._group.still, self._writer.writing():
             self._join(unix_ns)
+            if unix_ns >= self._prune_at_unix_ns:
+                lease_tables.prune(self._writer, unix_ns)
+                self._prune_at_unix_ns = unix_ns + PRUNE_NS
             _still_ours(
                 self._writer.change(
                     "UPDATE owners SET seen_unix_ns = ? WHERE owner = ? AND ended = 0",
