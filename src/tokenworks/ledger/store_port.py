@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from tokenworks.core.errors import LedgerUnavailable
-from tokenworks.core.ids import KeyID, LimitID, PriceID
+from tokenworks.core.ids import KeyID, LimitID, PoolID, PriceID
 from tokenworks.ledger.blocks import Block
 from tokenworks.ledger.entries import Entry, Reserved
 from tokenworks.ledger.extras import Extra
@@ -146,6 +146,26 @@ class LedgerStore(Protocol):
 
     def wanted(self, since_unix_ns: int) -> list[tuple[LimitID, int]]:
         """Limits and windows of which some process has lacked something since a time."""
+        ...
+
+    def claim_costs(self, pools: Mapping[PoolID, str], unix_ns: int) -> dict[PoolID, int]:
+        """Ask to be the one process that writes down what some pools cost.
+
+        It stays so until it is taken over or has ended. What it appends of these pools' costs from
+        then on moves the date.
+
+        Args:
+            pools: pools whose servers other processes may use, too, each with what tells its
+                servers from others.
+            unix_ns: now.
+
+        Returns:
+            Those that are this process's, each with the date until which its cost is stored by
+            whoever it was before; 0 if nobody was.
+
+        Raises:
+            LedgerUnavailable: the store cannot be asked, or this process was taken over.
+        """
         ...
 
     def limit_states(self, unix_ns: int) -> list[LimitState]:

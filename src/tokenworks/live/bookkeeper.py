@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from tokenworks.catalogue.factory_config import PoolConfig
 from tokenworks.catalogue.price_book import PriceBook
@@ -32,6 +32,8 @@ from tokenworks.live.quota_leases import QuotaLeases
 HOLD_NS_MAX: Final = 3_600 * NS_PER_S
 """A reservation expires after this long."""
 ACCRUE_NS: Final = 10 * NS_PER_S
+CLAIM_NS: Final = 5 * NS_PER_S
+"""Between two looks whether somebody still writes down what shared servers cost."""
 
 _log: Final = logging.getLogger("tokenworks.driver")
 
@@ -63,9 +65,17 @@ class Bookkeeper:
         self._storing: set[asyncio.Future[None]] = set()
         self._unstored: list[Entry] = []
         self._cost: asyncio.Future[None] | None = None
-        self._accrued_until_unix_ns = clock.unix_ns()
-        self._accrued_until_ns = clock.now_ns()
+        self._began_unix_ns = clock.unix_ns()
+        self._shared = {
+            pool: config.servers
+            for pool, config in pools.items()
+            if leases is not None and config.servers
+        }
+        began = _Until(clock.now_ns(), self._began_unix_ns)
+        self._accrued = {pool: began for pool in pools if pool not in self._shared}
+        """Pools whose cost this process writes down, and until when it has."""
         self._accrue_at_ns = clock.now_ns() + ACCRUE_NS
+        self._claim_at_ns = clock.now_ns()
 
     @property
     def trouble(self) -> str | None:
@@ -158,6 +168,25 @@ class Bookkeeper:
         else:
             if freed:
                 self._keep(freed)
+
+    async def claim_costs(self) -> None:
+        """Where other processes use the same servers, write down their cost if nobody else does."""
+        wanted = {
+            pool: servers for pool, servers in self._shared.items() if pool not in self._accrued
+        }
+        now_ns, unix_ns = self._clock.now_ns(), self._clock.unix_ns()
+        if not wanted or now_ns < self._claim_at_ns:
+            return
+        self._claim_at_ns = now_ns + CLAIM_NS
+        try:
+            ours = await asyncio.to_thread(self._store.claim_costs, wanted, unix_ns)
+        except (LedgerUnavailable, LedgerCorrupt) as error:
+            self._in_trouble(error)
+            return
+        for pool, until_unix_ns in ours.items():
+            # Since whoever wrote it before, but not for a time when this process did not run.
+            since = max(until_unix_ns, self._began_unix_ns)
+            self._accrued[pool] = _Until(now_ns - max(0, unix_ns - since), since)
 
     async def close(self) -> None:
         """Write down the last cost and wait for every entry."""
@@ -260,15 +289,15 @@ class Bookkeeper:
     def _accrue(self) -> list[Entry]:
         """What the pools cost since the last time."""
         now_ns, unix_ns = self._clock.now_ns(), self._clock.unix_ns()
-        duration_ns = now_ns - self._accrued_until_ns
-        if duration_ns <= 0:
-            return []
-        # As long as it took, whatever the date has done meanwhile; intervals never overlap.
-        since = max(self._accrued_until_unix_ns, unix_ns - duration_ns)
-        until = since + duration_ns
-        self._accrued_until_ns, self._accrued_until_unix_ns = now_ns, until
         entries: list[Entry] = []
-        for pool, config in self._pools.items():
+        for pool, done in self._accrued.items():
+            config, duration_ns = self._pools[pool], now_ns - done.ns
+            if duration_ns <= 0:
+                continue
+            # As long as it took, whatever the date has done meanwhile; intervals never overlap.
+            since = max(done.unix_ns, unix_ns - duration_ns)
+            until = since + duration_ns
+            self._accrued[pool] = _Until(now_ns, until)
             entry = self._ledger.accrue(
                 until,
                 pool,
@@ -280,6 +309,13 @@ class Bookkeeper:
             assert not isinstance(entry, Refused), entry  # intervals don't overlap
             entries.append(entry)
         return entries
+
+
+class _Until(NamedTuple):
+    """An instant on our clock, and the date that is written for it."""
+
+    ns: int
+    unix_ns: int
 
 
 def _refusal(refused: Refused, unix_ns: int) -> TokenworksError:

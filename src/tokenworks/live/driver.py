@@ -209,7 +209,10 @@ class Driver:
         """
         loops = [
             asyncio.ensure_future(_again_and_again(errand))
-            for errand in (self._round, self.keep_up, self._bookkeeper.tend_leases)
+            for errand in (
+                *(self._round, self.keep_up),
+                *(self._bookkeeper.tend_leases, self._bookkeeper.claim_costs),
+            )
         ]
         try:
             await asyncio.gather(*loops)

@@ -6,15 +6,15 @@ import asyncio
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
-from tokenworks.core.errors import ConfigInvalid, LedgerCorrupt, LedgerUnavailable, TokenworksError
-from tokenworks.core.ids import LimitID
+from tokenworks.core.errors import LedgerCorrupt, LedgerUnavailable, TokenworksError
+from tokenworks.core.ids import LimitID, PoolID
 from tokenworks.core.orders import Payer
 from tokenworks.core.units import NS_PER_HOUR
 from tokenworks.ledger.blocks import (
@@ -38,7 +38,7 @@ from tokenworks.ledger.quotas import (
 from tokenworks.ledger.rollup import MEASURES, NOBODY, Kind, Rollup, RollupRow, Sums, merged
 from tokenworks.ledger.store_port import InDoubt
 from tokenworks.ledger.stored import Stored
-from tokenworks.live import lease_tables
+from tokenworks.live import cost_claims, lease_tables
 from tokenworks.live.database import CommitUnknown, Database
 from tokenworks.live.group_commit import QUEUE_LEN_MAX, Batch, GroupCommit
 from tokenworks.live.ledger_sql import (
@@ -47,12 +47,9 @@ from tokenworks.live.ledger_sql import (
     INSERT_BLOCK,
     LAGGING,
     LAST_BLOCK,
-    SCHEMA_VERSION,
     UNROLLED_OF,
     add_sums,
-    meta_schema,
     read_sums,
-    schema,
 )
 from tokenworks.live.numbered_names import NumberedNames
 from tokenworks.live.postgres import PostgresDatabase
@@ -61,6 +58,7 @@ from tokenworks.live.settings_store import (
     load_extras,
     load_limits,
     meta_number,
+    prepare,
 )
 from tokenworks.live.sqlite import SQLiteDatabase, SQLiteLock
 
@@ -121,11 +119,12 @@ class SQLStore(SettingsStore):
         self._closed = False
         self._leasing = _Leasing()
         self._prune_at_unix_ns = 0
+        self._costs: dict[PoolID, str] = {}
         self._payers = NumberedNames("payers", _PAYER)
         self._kinds = NumberedNames("kinds", _KIND)
         with ExitStack() as stack:
             self._writer = stack.enter_context(closing(connect()))
-            _prepare(self._writer)
+            prepare(self._writer)
             self._other = stack.enter_context(closing(connect()))
             self._held = stack.pop_all()
         # Calls other than appends share one connection.
@@ -355,6 +354,16 @@ class SQLStore(SettingsStore):
         with self._other_lock:
             return lease_tables.wanted(self._other, since_unix_ns)
 
+    def claim_costs(self, pools: Mapping[PoolID, str], unix_ns: int) -> dict[PoolID, int]:
+        """See ``LedgerStore``."""
+        with self._group.still:
+            with self._writer.writing():
+                self._join(unix_ns)
+                self._check_alive()
+                found = cost_claims.claim(self._writer, self.owner, pools)
+            self._costs |= {pool: pools[pool] for pool in found}
+        return found
+
     def _check_alive(self) -> None:
         rows = self._writer.query(
             "SELECT 1 FROM owners WHERE owner = ? AND ended = 0", (self.owner,)
@@ -567,6 +576,7 @@ class SQLStore(SettingsStore):
         if self._leasing.by_node:
             spent_now = spent(entries, self._leasing.by_node)
             lease_tables.spend(self._writer, self.owner, spent_now)
+        cost_claims.advance(self._writer, self.owner, self._costs, entries)
         self._writer.change(
             INSERT_BLOCK, (seq, self.owner, number, at_unix_ns, len(entries), payload, digest)
         )
@@ -737,17 +747,6 @@ def postgres_store(url: str, owner: str = "tool", *, sole: bool = False) -> SQLS
     # The lock belongs to the connection that appends: without the lock there is none.
     with_lock = iter((sole, False))
     return SQLStore(lambda: PostgresDatabase(url, sole=next(with_lock)), owner)
-
-
-def _prepare(database: Database) -> None:
-    database.script(meta_schema(database.dialect))
-    version = meta_number(database, "schema_version")
-    if version != SCHEMA_VERSION:
-        raise ConfigInvalid(
-            f"{database.where!r} has schema {version}; this release reads {SCHEMA_VERSION}.",
-            hint="Run the release that wrote it.",
-        )
-    database.script(schema(database.dialect))
 
 
 def _block_numbers(database: Database) -> dict[str, int]:
