@@ -597,7 +597,6 @@ def test_a_settlement_that_stays_in_doubt_does_not_spoil_the_next_start(
         patch.setattr(store_module, "DOUBT_S_MAX", 0)
         with pytest.raises(InDoubt, match="cannot tell"):
             store.append_now([post(made, "a")])
-        store._group._thread.join()
     store.close()
     left = open_store("next").take_over(LATER)
     assert [hold.request for hold in left] == (["b"] if doubt == "kept" else ["a", "b"])
