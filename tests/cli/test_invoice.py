@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
+import itertools
 import json
 import pathlib
 import sys
@@ -12,10 +14,12 @@ from decimal import Decimal
 import pytest
 from click.testing import CliRunner
 
+from tests.ledger.ledger_samples import key_record, ledger, post, reserve
 from tests.ledger.test_invoices import BOOKS, ENTRIES, INVOICE
 from tokenworks.cli.main import cli
 from tokenworks.core.errors import ConfigInvalid, InvalidRequest
 from tokenworks.live.home import Home
+from tokenworks.live.store import SQLStore
 
 MONTH = ("--month", "2026-09")
 
@@ -43,6 +47,26 @@ def test_json_is_the_invoice(filled: Home) -> None:
     text = run(filled, "invoice", "tenant", *MONTH, "--from-entries")
     assert "Redone from the entries: equal." in text
     assert INVOICE.content_hash in text
+
+
+@pytest.mark.parametrize("before", ["rollups_and_last", "load_price_book", "blocks"])
+def test_what_is_appended_meanwhile_is_no_disagreement(
+    filled: Home, monkeypatch: pytest.MonkeyPatch, before: str
+) -> None:
+    plain, count = getattr(SQLStore, before), itertools.count()
+
+    def slow(store: SQLStore, *arguments: int) -> object:
+        made, name = ledger(key_record()), f"late{next(count)}"
+        with contextlib.closing(filled.open_ledger(name)) as factory:
+            factory.append_now([reserve(made, name), post(made, name)])
+        return plain(store, *arguments)
+
+    monkeypatch.setattr(SQLStore, before, slow)
+    words = ("invoice", "tenant", *MONTH, "--draft", "--from-entries")
+    assert "Redone from the entries: equal." in run(filled, *words)
+    said = json.loads(run(filled, *words, "--json"))
+    assert said["answers"] > INVOICE.answers
+    assert next(count) >= 2
 
 
 def test_the_pdf_is_reproducible_and_says_the_total(

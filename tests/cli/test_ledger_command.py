@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from tests.cli.command_line import data, done, fill, invoke
+from tests.ledger.ledger_samples import book, key_record, ledger, post, reserve
 from tokenworks.core.errors import ConfigInvalid, InvalidRequest
 from tokenworks.live.home import Home, packaged
+from tokenworks.live.store import SQLStore
 
 
 @pytest.fixture
@@ -48,6 +50,23 @@ def test_damage_is_named_and_the_command_fails(home: Home, sql: str, said: str) 
     result = invoke(home, "ledger", "verify")
     assert result.exit_code == 1
     assert said in result.stdout + str(result.exception)
+
+
+@pytest.mark.parametrize("before", ["blocks", "since"])
+def test_a_price_book_that_is_opened_meanwhile_is_no_finding(
+    home: Home, monkeypatch: pytest.MonkeyPatch, before: str
+) -> None:
+    plain, later = getattr(SQLStore, before), book(name="later")
+
+    def slow(store: SQLStore, *arguments: int) -> object:
+        made = ledger(key_record(), owner="factory")
+        with closing(home.open_ledger("factory")) as factory:
+            factory.put_price_book(later.price_id, later.text, 1)
+            factory.append_now([reserve(made, "late", prices=later), post(made, "late")])
+        return plain(store, *arguments)
+
+    monkeypatch.setattr(SQLStore, before, slow)
+    assert data(home, "ledger", "verify")["findings"] == []
 
 
 def test_sums_can_be_made_again(home: Home) -> None:

@@ -6,14 +6,14 @@ Several stores may share one ``Memory``, as several processes share one database
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import msgspec
 
 from tokenworks.core.errors import ConfigInvalid, LedgerCorrupt, LedgerUnavailable
-from tokenworks.core.ids import KeyID, LimitID, PriceID
+from tokenworks.core.ids import KeyID, LimitID, PoolID, PriceID
 from tokenworks.ledger.blocks import GENESIS, Block, decode_entries, encode_entries, hash_of
-from tokenworks.ledger.entries import Entry, Reserved
+from tokenworks.ledger.entries import CostAccrued, Entry, Reserved
 from tokenworks.ledger.extras import Extra, limit_states
 from tokenworks.ledger.quotas import UNIX_NS_MAX, KeyRecord, Limit, LimitState
 from tokenworks.ledger.rollup import Rollup, RollupRow, merged
@@ -32,6 +32,7 @@ class Memory:
         self.limits: dict[LimitID, Limit] = {}
         self.extras: dict[str, Extra] = {}
         self.books: dict[PriceID, str] = {}
+        self.costs: dict[tuple[PoolID, str], tuple[str, int]] = {}
         self.version = 0
 
 
@@ -68,6 +69,13 @@ class MemoryStore:
             seen = memory.seen_unix_ns.get(self.owner, 0)
             self.alive(max(seen, fresh[-1].at_unix_ns))
             memory.entries = after
+            for entry in fresh:
+                for place, (holder, _) in memory.costs.items():
+                    if isinstance(entry, CostAccrued) and (holder, entry.pool) == (
+                        self.owner,
+                        place[0],
+                    ):
+                        memory.costs[place] = (holder, entry.until_unix_ns)
             memory.blocks.append(self._block(fresh))
 
     def _block(self, entries: list[Entry]) -> Block:
@@ -142,6 +150,20 @@ class MemoryStore:
 
     def limit_states(self, unix_ns: int) -> list[LimitState]:
         return limit_states(self.load_limits(), self.load_extras(), self.rollups, unix_ns)
+
+    def claim_costs(self, pools: Mapping[PoolID, str], unix_ns: int) -> dict[PoolID, int]:
+        memory = self._memory
+        self.alive(max(unix_ns, memory.seen_unix_ns.get(self.owner, 0)))
+        found = {}
+        for pool, servers in pools.items():
+            holder, until_unix_ns = memory.costs.get((pool, servers), (self.owner, 0))
+            if holder == self.owner or holder in memory.adopted:
+                memory.costs[pool, servers] = (self.owner, until_unix_ns)
+                found[pool] = until_unix_ns
+        return found
+
+    def read_limits(self, unix_ns: int) -> Callable[[], list[LimitState]]:
+        return lambda: self.limit_states(unix_ns)
 
     def load_limits(self) -> list[Limit]:
         return [limit for _, limit in sorted(self._memory.limits.items())]

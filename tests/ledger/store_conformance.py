@@ -31,7 +31,7 @@ from tests.ledger.ledger_samples import (
     whole,
 )
 from tokenworks.core.errors import ConfigInvalid, LedgerCorrupt, LedgerUnavailable
-from tokenworks.core.ids import KeyID, LimitID, PriceID
+from tokenworks.core.ids import KeyID, LimitID, PoolID, PriceID
 from tokenworks.core.slo import Tier
 from tokenworks.ledger.blocks import GENESIS, check_block, decode_entries
 from tokenworks.ledger.entries import Entry
@@ -324,6 +324,41 @@ class StoreConformance:
         before = Window(named, window_start("month", MONTH - 1), 100, 90)
         assert next_window(before, NOW).allowed == 110
         assert (found.limit, found.allowed, found.used) == (named, 117, 30)
+
+    def test_one_process_writes_down_what_shared_servers_cost_and_then_its_heir(
+        self, open_store: OpenStore
+    ) -> None:
+        pools = {PoolID("pool"): "http://a", PoolID("more"): "http://b"}
+        one, other = open_store("one"), open_store("other")
+        assert one.claim_costs({PoolID("pool"): "http://a"}, NOW) == {"pool": 0}
+        assert other.claim_costs(pools, NOW) == {"more": 0}
+        # The same name for other servers is another pool.
+        assert open_store("third").claim_costs({PoolID("pool"): "http://c"}, NOW) == {"pool": 0}
+        one.append_now([accrue(made := ledger(owner="one"), 5, 10), accrue(made, 10, 30)])
+        other.append_now([accrue(ledger(owner="other"), 5, 7)])
+        assert one.claim_costs(pools, NOW) == {"pool": NOW + 30}
+        assert other.claim_costs(pools, NOW) == {"more": 0}
+        one.alive(NOW)
+        other.alive(NOW + 100)
+        other.take_over(NOW + 50)
+        assert other.claim_costs(pools, NOW + 100) == {"pool": NOW + 30, "more": 0}
+        with pytest.raises(LedgerUnavailable, match="taken over"):
+            one.append_now([accrue(made, 30, 40)])
+        with pytest.raises(LedgerUnavailable, match="taken over"):
+            one.claim_costs(pools, NOW)
+
+    def test_limits_count_what_was_used_until_they_are_put_into_force(
+        self, store: LedgerStore
+    ) -> None:
+        store.put_limit(limit(unit="tokens", amount=1_000))
+        made = ledger()
+        store.append_now([reserve(made, "a"), post(made, "a")])
+        limits = store.read_limits(NOW)
+        store.append_now([reserve(made, "b"), post(made, "b", uncached=7)])
+        (found,) = limits()
+        store.append_now([reserve(made, "c"), post(made, "c")])
+        (now,) = store.read_limits(NOW)()
+        assert (found.used, now.used) == (61, 91)
 
     def test_no_limits_have_no_states(self, store: LedgerStore) -> None:
         store.append_now(answers_at(NOW))

@@ -6,8 +6,9 @@ import asyncio
 import gc
 import hashlib
 import pathlib
-from collections.abc import Sequence
-from typing import Any
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import msgspec
 
@@ -16,7 +17,7 @@ from tests.ledger.memory_store import MemoryStore
 from tokenworks.catalogue.factory_config import PoolConfig
 from tokenworks.catalogue.price_book import PriceBook, PriceBooks
 from tokenworks.core.errors import LedgerUnavailable, WorkerFailed
-from tokenworks.core.ids import KeyID, ModelName, PoolID, RequestID, TenantID, WorkerID
+from tokenworks.core.ids import KeyID, ModelName, PoolID, PriceID, RequestID, TenantID, WorkerID
 from tokenworks.core.orders import KeyView, Order, Outcome, Usage
 from tokenworks.core.slo import Measured, Tier
 from tokenworks.dispatch.dispatcher import Dispatcher
@@ -25,9 +26,9 @@ from tokenworks.ledger.blocks import decode_entries
 from tokenworks.ledger.entries import CostAccrued, Entry, Posted, Voided
 from tokenworks.ledger.extras import BILLED
 from tokenworks.ledger.ledger import Ledger
-from tokenworks.ledger.quotas import KeyRecord, Limit, NodeID
+from tokenworks.ledger.quotas import KeyRecord, Limit, LimitState, NodeID
 from tokenworks.ledger.rollup import balances
-from tokenworks.ledger.store_port import recover
+from tokenworks.ledger.store_port import InDoubt, recover
 from tokenworks.live.driver import Driver, LiveDelivery, Seat
 from tokenworks.live.journal import JournalWriter, journal_files, replay
 
@@ -67,13 +68,17 @@ class FakeClock:
 
 
 class SteeredStore(MemoryStore):
-    """Fails while ``failing``; answers appends later while ``slow``, at ``release``."""
+    """Fails while ``failing``; answers appends later while ``slow``, at ``release``.
+
+    From ``lose`` on it knows nothing more: the next append is kept or not, and nobody is told.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.failing = False
         self.slow = False
         self.keys_failing = False
+        self.losing: Literal["", "kept", "not kept", "lost"] = ""
         self.appends = 0
         self._waiting: list[tuple[asyncio.Future[None], Sequence[Entry]]] = []
 
@@ -83,9 +88,16 @@ class SteeredStore(MemoryStore):
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiting.append((future, entries))
             return future
-        if self.failing:
+        error: Exception | None = LedgerUnavailable("The disk is full.") if self.failing else None
+        if self.losing == "lost":
+            error = LedgerUnavailable("It cannot tell.")
+        elif self.losing:
+            if self.losing == "kept":
+                self.append_now(entries)
+            self.losing, error = "lost", InDoubt("It cannot tell.", hint="Start again.")
+        if error is not None:
             future = asyncio.get_running_loop().create_future()
-            future.set_exception(LedgerUnavailable("The disk is full."))
+            future.set_exception(error)
             return future
         return super().append(entries)
 
@@ -103,6 +115,33 @@ class SteeredStore(MemoryStore):
         if self.keys_failing:
             raise LedgerUnavailable("The disk is gone.")
         return super().settings_version()
+
+
+class HangingStore(SteeredStore):
+    """Hangs in the calls that a test has named, as a database does that answers no more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hanging: set[str] = set()
+        self.entered: list[str] = []
+        self.go_on = threading.Event()
+
+    def _hang(self, name: str) -> None:
+        if name in self.hanging:
+            self.entered.append(name)
+            assert self.go_on.wait(60)
+
+    def settings_version(self) -> int:
+        self._hang("settings_version")
+        return super().settings_version()
+
+    def read_limits(self, unix_ns: int) -> Callable[[], list[LimitState]]:
+        self._hang("read_limits")
+        return super().read_limits(unix_ns)
+
+    def put_price_book(self, price_id: PriceID, text: str, first_used_unix_ns: int) -> None:
+        self._hang("put_price_book")
+        super().put_price_book(price_id, text, first_used_unix_ns)
 
 
 class FakeStream:
@@ -207,6 +246,12 @@ async def settle_down(rounds: int = 12) -> None:
         await asyncio.sleep(0)
 
 
+async def until(holds: Callable[[], object]) -> None:
+    """Let everything run until something holds."""
+    while not holds():
+        await settle_down(1)
+
+
 class World:
     """Two seats of one pool; workers come up when the test says so."""
 
@@ -217,10 +262,11 @@ class World:
         records: Sequence[KeyRecord] | None = None,
         limits: Sequence[Limit] = (),
         books: Sequence[PriceBook] = (BOOK,),
+        store: SteeredStore | None = None,
     ) -> None:
         self.folder = folder
         self.clock = FakeClock()
-        self.store = SteeredStore()
+        self.store = store or SteeredStore()
         for record in records or (self.key(),):
             self.store.put_key(record)
         for limit in limits:
@@ -290,6 +336,11 @@ class World:
         await settle_down()
         stream = client.waiting()[-1].answer()
         return await opening, stream
+
+    async def round(self) -> None:
+        """What housekeeping does again and again."""
+        self.driver.housekeep_once()
+        await self.driver.keep_up()
 
     def tick(self, duration_ns: int) -> None:
         self.clock.advance(duration_ns)

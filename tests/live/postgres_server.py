@@ -118,6 +118,21 @@ class PostgresServer:
         self._process.wait(STOP_S_MAX)
         self._process = None
 
+    @contextlib.contextmanager
+    def standing_still(self) -> Iterator[None]:
+        """Stop the server and all its processes, and let them go on; nothing of it is lost."""
+        assert self._process is not None
+        stopped = [self._process.pid, *_children(self._process.pid)]
+        for pid in stopped:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in stopped:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
+
     def stop(self) -> None:
         """Stop it, whoever is connected, and remove its folder."""
         if self._process is not None:

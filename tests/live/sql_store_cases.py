@@ -25,10 +25,13 @@ from tokenworks.core.ids import (
 )
 from tokenworks.core.orders import Payer, Usage
 from tokenworks.core.slo import Tier
+from tokenworks.core.units import NS_PER_S
 from tokenworks.ledger.blocks import GENESIS, check_block
 from tokenworks.ledger.entries import CostAccrued, Posted, Reserved, Voided
 from tokenworks.ledger.extras import Extra
+from tokenworks.ledger.leases import Shortage, WindowUse
 from tokenworks.ledger.quotas import KeyRecord, Limit, NodeID, window_start
+from tokenworks.live import lease_tables
 from tokenworks.live.ledger_sql import BLOCK_OF, BLOCKS, INSERT_BLOCK, LAST_BLOCK, UNROLLED_OF
 from tokenworks.live.store import SQLStore
 
@@ -327,6 +330,56 @@ class SQLStoreCases:
             store._other.change("UPDATE meta SET value = 1 WHERE name = 'schema_version'")
         with pytest.raises(ConfigInvalid, match="has schema 1"):
             open_store("next")
+
+    def test_leases_are_kept_as_long_as_somebody_may_ask(self, store: SQLStore) -> None:
+        last = window_start("month", MONTH - 1)
+        day = window_start("day", NOW)
+        starts = {
+            "life": [0],
+            "month": [window_start("month", last - 1), last, MONTH],
+            "day": [last + 24 * HOUR, day - 48 * HOUR, day - 24 * HOUR, day],
+            "hour": [NOW // HOUR * HOUR - n * HOUR for n in (0, 1, 47, 49, 500)],
+        }
+        with store._writer.writing():
+            for name, all_starts in starts.items():
+                for start in all_starts:
+                    lease_tables.spend(store._writer, "me", {(LimitID(name), start): 1})
+            for name, age_s in (("new", 5), ("old", 61)):
+                values = (name, MONTH, NOW - age_s * NS_PER_S)
+                store._writer.change("INSERT INTO wanted VALUES (?, ?, ?)", values)
+        store.alive(NOW)
+        rows = store._other.query("SELECT limit_id, start_unix_ns FROM leases")
+        assert sorted(rows) == sorted(
+            (name, start)
+            for name, kept in (
+                ("life", [0]),
+                ("month", [last, MONTH]),
+                ("day", [day - 24 * HOUR, day]),
+                ("hour", starts["hour"][:3]),
+            )
+            for start in kept
+        )
+        assert store.wanted(0) == [("new", MONTH)]
+
+    def test_what_the_dead_have_used_is_kept_in_one_row(
+        self, store: SQLStore, open_store: OpenSQLStore
+    ) -> None:
+        store.put_limit(limit(amount=100))
+        place = Shortage(LimitID("lim"), MONTH, 10)
+        for turn in range(3):
+            dying = open_store(f"factory{turn}")
+            assert dying.lease([place], NOW) == [12, 11, 10][turn : turn + 1]
+            hold = reserved(str(turn), owner=dying.owner)
+            dying.append_now([hold, posted(hold, tokens=7)])
+            if turn < 2:
+                dying.close()
+            else:
+                assert store.take_over(NOW + 9) == []
+        rows = store._other.query("SELECT owner, granted, used FROM leases")
+        assert rows == [("", 21, 21)]
+        result = store.lease([Shortage(LimitID("lim"), MONTH, 80)], NOW)
+        assert result == (Shortage(LimitID("lim"), MONTH, 80), WindowUse(100, 21, 21))
+        assert store.lease([Shortage(LimitID("lim"), MONTH, 79)], NOW) == [79]
 
     def test_readers_see_one_state(self, store: SQLStore, open_store: OpenSQLStore) -> None:
         other = open_store("other")

@@ -208,7 +208,7 @@ def test_a_limit_binds_from_the_next_round_on_and_counts_what_was_used(
         await delivery.settle(outcome(20))
         open_one, _ = await world.answering(client)
         world.store.put_limit(World.limit(75))
-        world.driver.housekeep_once()
+        await world.round()
         with pytest.raises(QuotaExceeded, match="30 used, 30 held"):
             await world.driver.open(world.order())
         await open_one.settle(outcome(4))
@@ -258,9 +258,9 @@ def test_the_next_price_book_is_opened_on_its_day(live: Callable[..., None]) -> 
         until_midnight_ns = -world.clock.unix_ns() % (24 * NS_PER_HOUR)
         world.clock.advance(until_midnight_ns - NS_PER_S)
         early, _ = await world.answering(client)
-        world.driver.housekeep_once()
+        await world.round()
         world.clock.advance(NS_PER_S)
-        world.driver.housekeep_once()
+        await world.round()
         late, _ = await world.answering(client)
         await early.settle(outcome())
         await late.settle(outcome())
@@ -289,14 +289,14 @@ def test_a_revoked_key_opens_nothing_from_the_next_round_on(live: Callable[..., 
     async def test(world: World) -> None:
         delivery, _ = await world.answering(world.up())
         world.store.revoke_key(KeyID("key"), 5)
-        world.driver.housekeep_once()
+        await world.round()
         assert world.driver.key_of(SECRET) is None
         with pytest.raises(Unauthorized):
             await world.driver.open(world.order())
         receipt = await delivery.settle(outcome())  # what runs is finished and billed
         assert receipt.charged_nanodollars > 0
         world.store.put_key(World.key("new", b"another"))
-        world.driver.housekeep_once()
+        await world.round()
         assert world.driver.key_of(b"another") is not None
 
     live(test)
@@ -306,14 +306,14 @@ def test_keys_that_cannot_be_read_are_trouble_until_they_can(live: Callable[...,
     async def test(world: World) -> None:
         world.up()
         world.store.keys_failing = True
-        world.driver.housekeep_once()
-        world.driver.housekeep_once()
+        await world.round()
+        await world.round()
         healthy, why = world.driver.healthy()
         assert not healthy
         assert "Keys and limits cannot be read" in why
         world.store.revoke_key(KeyID("key"), 5)
         world.store.keys_failing = False
-        world.driver.housekeep_once()
+        await world.round()
         assert world.driver.healthy()[0]
         assert world.driver.key_of(SECRET) is None
 

@@ -9,14 +9,21 @@ from typing import Any
 
 import pytest
 
-from tests.live.driver_world import World, outcome, settle_down
+from tests.ledger import ledger_samples
+from tests.ledger.memory_store import MemoryStore
+from tests.live.driver_world import SECRET, HangingStore, World, outcome, settle_down, until
+from tokenworks.catalogue.price_book import parse_price_book
 from tokenworks.core.errors import CapacityExceeded, LedgerCorrupt, LedgerUnavailable
+from tokenworks.core.ids import KeyID
 from tokenworks.core.units import NS_PER_HOUR, NS_PER_S
 from tokenworks.ledger.entries import Reserved
+from tokenworks.ledger.store_port import InDoubt, recover
 from tokenworks.live import driver as driver_module
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
 Test = Callable[[World], Coroutine[Any, Any, None]]
+LATER_UNIX_NS = 1_800_000_000 * NS_PER_S
+LATER_BOOK = ledger_samples.book_text(name="later").replace("2026-01-01", "2027-01-10")
 
 
 @pytest.fixture
@@ -235,6 +242,166 @@ def test_cost_survives_a_disk_that_fails(live: Callable[[Test], None]) -> None:
         assert sum(row.capital_nanodollars for row in rows) == 210 * 10_000
 
     live(test)
+
+
+@pytest.mark.parametrize("call", ["settings_version", "read_limits", "put_price_book"])
+def test_a_store_that_hangs_stops_no_stream_and_no_question(
+    run: Run, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    monkeypatch.setattr(driver_module, "HOUSEKEEPING_NS", 0)
+
+    async def main() -> None:
+        store = HangingStore()
+        books = [ledger_samples.BOOK, parse_price_book(LATER_BOOK)]
+        world = World(tmp_path, books=books, store=store)
+        client = world.up()
+        keeping = asyncio.ensure_future(world.driver.housekeep())
+        store.hanging = {call}
+        store.put_key(World.key("new", b"another"))  # from now on there is something to read
+        world.clock.unix = LATER_UNIX_NS
+        await until(lambda: store.entered)
+        world.clock.advance(20 * NS_PER_S)
+        delivery, stream = await world.answering(client)
+        stream.feed(b"part")
+        assert await delivery.read() == b"part"
+        receipt = await delivery.settle(outcome())
+        assert receipt.charged_nanodollars > 0
+        assert world.driver.healthy()[0]
+        await until(lambda: world.accrued)
+        assert store.entered == [call]  # it is not begun a second time
+        assert not keeping.done()
+        store.hanging = set()
+        store.revoke_key(KeyID("key"), 5)  # changed while it was read: the next reading has it
+        store.go_on.set()
+        await until(lambda: world.driver.key_of(SECRET) is None)
+        assert world.driver.key_of(b"another") is not None
+        keeping.cancel()
+        await asyncio.wait({keeping})
+        assert keeping.cancelled()
+        await world.check()
+
+    run(main())
+
+
+def test_a_limit_that_is_read_slowly_counts_what_was_used_meanwhile(
+    run: Run, tmp_path: pathlib.Path
+) -> None:
+    async def main() -> None:
+        store = HangingStore()
+        world = World(tmp_path, store=store)
+        client = world.up()
+        before, _ = await world.answering(client)
+        await before.settle(outcome(20))
+        store.put_limit(World.limit(1_000))
+        store.hanging = {"read_limits"}
+        reading = asyncio.ensure_future(world.driver.keep_up())
+        await until(lambda: store.entered)
+        meanwhile, _ = await world.answering(client)
+        await meanwhile.settle(outcome(4))
+        still_open, _ = await world.answering(client)
+        store.go_on.set()
+        await reading
+        (window,) = world.ledger.windows()
+        assert (window.used, window.held) == (30 + 14, 30)
+        await still_open.settle(outcome(1))
+        await world.check()
+
+    run(main())
+
+
+def test_a_window_that_ends_while_limits_are_read_is_read_again(
+    run: Run, tmp_path: pathlib.Path
+) -> None:
+    async def main() -> None:
+        store = HangingStore()
+        world = World(tmp_path, store=store)
+        store.put_limit(ledger_samples.limit("hourly", "key:key", unit="tokens", period="hour"))
+        store.hanging = {"read_limits"}
+        reading = asyncio.ensure_future(world.driver.keep_up())
+        await until(lambda: store.entered)
+        world.clock.advance(NS_PER_HOUR)
+        store.go_on.set()
+        await reading
+        assert world.ledger.windows() == ()
+        await world.round()
+        (window,) = world.ledger.windows()
+        assert window.start_unix_ns <= world.clock.unix_ns() < window.end_unix_ns
+        await world.check()
+
+    run(main())
+
+
+def test_what_breaks_housekeeping_ends_it(
+    run: Run, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver_module, "HOUSEKEEPING_NS", 0)
+
+    async def main() -> None:
+        world = World(tmp_path)
+
+        def broken() -> int:
+            raise ZeroDivisionError
+
+        monkeypatch.setattr(world.store, "settings_version", broken)
+        with pytest.raises(ZeroDivisionError):
+            await world.driver.housekeep()
+        await world.check()
+
+    run(main())
+
+
+@pytest.mark.parametrize("kept", ["kept", "not kept"])
+def test_an_answer_in_doubt_is_neither_billed_twice_nor_lost(
+    run: Run, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture, kept: Any
+) -> None:
+    async def main() -> None:
+        world = World(tmp_path, limits=[World.limit(100)])
+        client = world.up()
+        delivery, _ = await world.answering(client)
+        other, _ = await world.answering(client)
+        world.store.losing = kept
+        with pytest.raises(InDoubt, match="not known whether the answer is billed") as caught:
+            await delivery.settle(outcome(20))
+        assert caught.value.hint == "Start again."
+        (window,) = world.ledger.windows()
+        assert (window.used, window.held) == (30, 30)  # it counts, whatever comes out
+        with pytest.raises(LedgerUnavailable, match="could not be billed"):
+            await other.settle(outcome(20))
+        world.clock.advance(20 * NS_PER_S)
+        for _ in range(3):
+            await world.round()
+            await settle_down()
+        assert world.driver.healthy() == (False, "It cannot tell. Start again.")
+        appends = world.store.appends
+        with pytest.raises(LedgerUnavailable, match="cannot tell"):
+            await world.driver.open(world.order())
+        assert world.store.appends == appends
+        await world.driver.close()
+        # The next start finds out.
+        heir = MemoryStore("heir", world.store._memory)
+        heir.append_now(recover(heir, world.clock.unix_ns()).void_orphans(world.clock.unix_ns()))
+        assert len(world.posted) == (kept == "kept")
+        assert world.used_tokens() == (30 if kept == "kept" else 0)
+        assert len(world.posted) + len(world.voided) == len(world.entries(Reserved)) == 2
+
+    run(main())
+    assert "it is not known whether these are stored" in caplog.text
+
+
+def test_a_reservation_in_doubt_is_trouble_for_good(run: Run, tmp_path: pathlib.Path) -> None:
+    async def main() -> None:
+        world = World(tmp_path)
+        client = world.up()
+        world.store.losing = "kept"
+        delivery, _ = await world.answering(client)
+        assert not world.driver.healthy()[0]
+        assert world.driver._bookkeeper._unstored == []
+        with pytest.raises(LedgerUnavailable, match="could not be billed"):
+            await delivery.settle(outcome(20))
+        await world.driver.close()
+        assert world.posted == []
+
+    run(main())
 
 
 def test_closing_tries_everything_once_more(run: Run, tmp_path: pathlib.Path) -> None:

@@ -25,10 +25,11 @@ from tests.live.ledger_load import Told, check, load
 from tests.live.postgres_server import PASSWORD, PASSWORD_IN_URL, PostgresServer
 from tests.live.sql_store_cases import NOW, SQLStoreCases, check_chain, reserved
 from tokenworks.core.errors import ConfigInvalid, LedgerCorrupt, LedgerUnavailable
+from tokenworks.ledger.store_port import InDoubt
 from tokenworks.live import postgres as postgres_module
 from tokenworks.live import store as store_module
 from tokenworks.live.database import CommitUnknown
-from tokenworks.live.postgres import SOLE_LOCK, WRITER_LOCK, PostgresDatabase
+from tokenworks.live.postgres import SOLE_LOCK, STREAM_ROWS, WRITER_LOCK, PostgresDatabase
 from tokenworks.live.store import SQLStore, postgres_store, sqlite_store
 
 CUTS, CUTS_MAX = 50, 1_000
@@ -340,6 +341,116 @@ def test_who_asks_after_a_broken_commit_waits_until_it_has_ended(
         other.execute("COMMIT")
         asking.join(30)
         assert answers == [True]
+
+
+# A server that stands still.
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(postgres_module, "SILENT_S_MAX", 0.2)
+    monkeypatch.setattr(postgres_module, "ANSWER_S_MAX", 0.2)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_server_that_stands_still_is_not_waited_for_for_ever(
+    postgres: PostgresServer, url: str
+) -> None:
+    def query() -> None:
+        with postgres.standing_still():
+            database.query("SELECT 1")
+
+    def begin() -> None:
+        with postgres.standing_still(), database.writing():
+            raise AssertionError("it has begun")
+
+    def write() -> None:
+        with database.writing(), postgres.standing_still():
+            database.change("DELETE FROM t")
+
+    def stream() -> None:
+        rows = database.stream(f"SELECT generate_series(1, {2 * STREAM_ROWS})")
+        next(rows)
+        with postgres.standing_still():
+            list(rows)
+
+    with closing(PostgresDatabase(f"{url}&connect_timeout=2")) as database:
+        database.script("CREATE TABLE t (n BIGINT)")
+        for use in (query, begin, write, stream):
+            with pytest.raises(LedgerUnavailable) as caught:
+                use()
+            assert not isinstance(caught.value, CommitUnknown)
+            assert database.query("SELECT 1") == [(1,)]
+
+
+@pytest.mark.usefixtures("impatient")
+def test_an_answer_that_comes_slowly_is_waited_for(database: PostgresDatabase) -> None:
+    # Silent for shorter than is allowed, again and again.
+    rows = database.query("SELECT repeat('x', 100000), pg_sleep(0.05) FROM generate_series(1, 10)")
+    assert len(rows) == 10
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_server_that_stands_still_in_a_commit_is_asked_when_it_goes_on(
+    postgres: PostgresServer, url: str, monkeypatch: pytest.MonkeyPatch, *, kept: bool
+) -> None:
+    commit, ask = PostgresDatabase._commit, SQLStore._ask_until_known
+    answers: list[bool | None] = []
+
+    with closing(postgres_store(f"{url}&connect_timeout=2", "me")) as store, ExitStack() as still:
+
+        def stand_still(database: PostgresDatabase) -> None:
+            if not answers and kept:
+                still.enter_context(postgres.standing_still())
+            elif not answers:
+                # The commit is never sent: its connection is cut before.
+                database._connection.pgconn.finish()
+            commit(database)
+
+        def asked(store: SQLStore, question: Callable[[], bool]) -> bool | None:
+            still.close()  # it goes on
+            answers.append(None)
+            answers[-1] = ask(store, question)
+            return answers[-1]
+
+        monkeypatch.setattr(PostgresDatabase, "_commit", stand_still)
+        monkeypatch.setattr(SQLStore, "_ask_until_known", asked)
+        if kept:
+            store.append_now([reserved("a")])
+        else:
+            with pytest.raises(CommitUnknown):
+                store.append_now([reserved("a")])
+        assert answers == [kept]
+        store.append_now([reserved("b")])
+    with closing(postgres_store(url, "next")) as after:
+        names = [hold.request for hold in after.take_over(NOW + 9)]
+        assert names == (["a", "b"] if kept else ["b"])
+        check_chain(after)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_server_that_never_goes_on_leaves_it_in_doubt(
+    postgres: PostgresServer, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "DOUBT_S_MAX", 0.5)
+    monkeypatch.setattr(store_module, "DOUBT_STEP_S", 0)
+    commit = PostgresDatabase._commit
+    with closing(postgres_store(f"{url}&connect_timeout=2", "me")) as store:
+        with ExitStack() as still:
+
+            def stand_still(database: PostgresDatabase) -> None:
+                still.enter_context(postgres.standing_still())
+                commit(database)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(PostgresDatabase, "_commit", stand_still)
+                with pytest.raises(InDoubt):
+                    store.append_now([reserved("a")])
+        with pytest.raises(LedgerUnavailable, match="cannot tell"):
+            store.append_now([reserved("b")])
+    with closing(postgres_store(url, "next")) as after:
+        assert [hold.request for hold in after.take_over(NOW + 9)] == ["a"]
 
 
 def test_a_commit_that_is_heard_is_on_the_disk_whatever_the_url_says(url: str) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from bars import ledger_quota
@@ -114,6 +115,35 @@ def test_a_grant_leaves_the_rest_to_others(run: Run, shared: Shared) -> None:
         assert isinstance(refused, Refused)
         assert refused.quota is not None
         assert (refused.quota.allowed, refused.quota.held) == (1_000, 925)
+
+    run(main())
+
+
+def test_a_refusal_says_what_the_request_needs_and_how_the_whole_limit_stands(
+    run: Run, shared: Shared
+) -> None:
+    async def main() -> None:
+        shared.keeper.put_limit(msgspec.structs.replace(limit_of(0, 1_000), period="day"))
+        one, other = shared.process("a"), shared.process("b")
+        used = await one.reserve(100)
+        assert isinstance(used, Reserved)
+        await one.use(used, 40)
+        assert isinstance(await other.reserve(700), Reserved)
+        refused = await one.reserve(300)  # of which 85 would fit into what it has leased
+        assert isinstance(refused, Refused)
+        numbers = refused.quota
+        assert numbers is not None
+        assert (numbers.allowed, numbers.used, numbers.asked) == (1_000, 40, 300)
+        assert numbers.held == 700
+        assert numbers.used + numbers.held + numbers.asked > numbers.allowed
+        assert "may use 1000 tokens" in refused.message
+        assert "40 used, 700 held by open requests or leased by others" in refused.message
+        assert "300 needed for this one" in refused.message
+        assert numbers.resets_unix_ns is not None
+        too_much = await one.reserve(1_001)
+        assert isinstance(too_much, Refused)
+        assert too_much.quota is not None
+        assert (too_much.quota.asked, too_much.quota.resets_unix_ns) == (1_001, None)
 
     run(main())
 

@@ -93,6 +93,15 @@ class PoolConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     capital_udollars_per_hour: int = 0
     curve: tuple[CurvePoint, ...] = ()
 
+    @property
+    def servers(self) -> str:
+        """What tells an attached pool's servers from others; nothing for workers of our own.
+
+        >>> PoolConfig(engine="attached", model="m", urls=("http://b:1/", "http://a:1")).servers
+        'http://a:1 http://b:1'
+        """
+        return " ".join(sorted({url.rstrip("/") for url in self.urls}))
+
     def energy_nanodollars(self, duration_ns: int) -> int:
         """What the pool's power costs over a time.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,8 +11,10 @@ from typing import Any
 import click
 import msgspec
 
+from tokenworks.catalogue.price_book import PriceBook, parse_price_book
 from tokenworks.cli.table import show
 from tokenworks.core.errors import ConfigInvalid, InvalidRequest
+from tokenworks.core.ids import PriceID
 from tokenworks.core.units import dollars_text
 from tokenworks.ledger.audit import Audit, Finding
 from tokenworks.live.home import Home
@@ -152,21 +155,29 @@ def audited(store: SQLStore, step: Callable[[int], object]) -> tuple[Audit, list
     Raises:
         ConfigInvalid: a price book that is kept cannot be read.
     """
-    from tokenworks.catalogue.price_book import parse_price_book
-
-    books = {}
-    for price_id in store.price_ids():
-        text = store.load_price_book(price_id)
-        assert text is not None, price_id
-        books[price_id] = parse_price_book(text)
+    books: dict[PriceID, PriceBook] = {}
     audit = Audit(books)
-    for progress in audit.read(store.blocks()):
+    blocks = store.blocks()
+    # A book is kept before anything is billed by it, so the books are read after the blocks.
+    begun = list(itertools.islice(blocks, 1))
+    _learn_books(store, books)
+    for progress in audit.read(itertools.chain(begun, blocks)):
         if progress.blocks % PROGRESS_BLOCKS == 0:
             step(PROGRESS_BLOCKS)
     # A factory has gone on meanwhile; its sums are of the moment in which they are read.
     rest, sums, numbers = store.since(audit.progress.blocks)
+    _learn_books(store, books)
     list(audit.read(rest))
     return audit, audit.finish(sums, numbers)
+
+
+def _learn_books(store: SQLStore, books: dict[PriceID, PriceBook]) -> None:
+    """Read the price books that are kept and are not known yet."""
+    for price_id in store.price_ids():
+        if price_id not in books:
+            text = store.load_price_book(price_id)
+            assert text is not None, price_id
+            books[price_id] = parse_price_book(text)
 
 
 def _entries_of(home: Home, request: str) -> list[Any]:

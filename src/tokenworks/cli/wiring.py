@@ -161,7 +161,7 @@ class Factory:
             await asyncio.gather(*tasks, return_exceptions=True)
             await self.driver.close()
             await asyncio.gather(*(worker.stop() for worker in self.workers))
-            self.store.close()
+            await asyncio.to_thread(self.store.close)
             for name in (signal.SIGINT, signal.SIGTERM):
                 with contextlib.suppress(ValueError):
                     loop.remove_signal_handler(name)

@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
+import msgspec
+
 from tokenworks.core.ids import LimitID
 from tokenworks.ledger.entries import Entry, Posted
-from tokenworks.ledger.quotas import Limit, NodeID, nodes_of, window_start
+from tokenworks.ledger.quotas import Limit, LimitState, NodeID, nodes_of, window_start
 
 SHARE: Final = 8
 """A process is granted at most this part of what is left, so that the last of it is in small
@@ -89,3 +91,14 @@ def spent(
                 amount = entry.counted_tokens if tokens else entry.paid_nanodollars
                 sums[place] = sums.get(place, 0) + amount
     return sums
+
+
+def with_spent(states: Sequence[LimitState], entries: Iterable[Entry]) -> list[LimitState]:
+    """Limits as they stand after some entries that came when they had been read."""
+    more = spent(entries, by_node(state.limit for state in states))
+    return [
+        msgspec.structs.replace(
+            state, used=state.used + more.get((state.limit.limit, state.start_unix_ns), 0)
+        )
+        for state in states
+    ]

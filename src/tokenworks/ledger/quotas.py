@@ -453,7 +453,9 @@ def _numbers(window: Window, asked: int) -> QuotaNumbers:
     )
 
 
-def quota_refusal(numbers: QuotaNumbers, unix_ns: int) -> Refused:
+def quota_refusal(
+    numbers: QuotaNumbers, unix_ns: int, *, held_by: str = "open requests"
+) -> Refused:
     """The refusal that says by how much a request is too large, and when to come again."""
     wait = ""
     if numbers.resets_unix_ns is not None:
@@ -465,7 +467,7 @@ def quota_refusal(numbers: QuotaNumbers, unix_ns: int) -> Refused:
         code="quota_exceeded",
         message=(
             f"{numbers.node!r} may use {numbers.allowed} {numbers.unit} {per}: "
-            f"{numbers.used} used, {numbers.held} held by open requests, {numbers.asked} needed "
+            f"{numbers.used} used, {numbers.held} held by {held_by}, {numbers.asked} needed "
             f"for this one.{wait}"
         ),
         quota=numbers,

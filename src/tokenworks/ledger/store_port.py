@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
-from tokenworks.core.ids import KeyID, LimitID, PriceID
+from tokenworks.core.errors import LedgerUnavailable
+from tokenworks.core.ids import KeyID, LimitID, PoolID, PriceID
 from tokenworks.ledger.blocks import Block
 from tokenworks.ledger.entries import Entry, Reserved
 from tokenworks.ledger.extras import Extra
@@ -13,6 +14,13 @@ from tokenworks.ledger.leases import Shortage, WindowUse
 from tokenworks.ledger.ledger import Ledger
 from tokenworks.ledger.quotas import UNIX_NS_MAX, KeyRecord, Limit, LimitState
 from tokenworks.ledger.rollup import RollupRow
+
+
+class InDoubt(LedgerUnavailable):
+    """It is not known whether some entries are stored; the next start of a process finds out.
+
+    The store that raises it stores nothing more, so nothing can contradict what is found then.
+    """
 
 
 class LedgerStore(Protocol):
@@ -36,6 +44,7 @@ class LedgerStore(Protocol):
 
         Raises:
             LedgerUnavailable: (on awaiting) none of these entries is stored.
+            InDoubt: (on awaiting) all of these entries are stored, or none.
             LedgerCorrupt: (on awaiting) one has other content than the one stored, or settles what
                 was not reserved; none of these entries is stored.
         """
@@ -139,8 +148,40 @@ class LedgerStore(Protocol):
         """Limits and windows of which some process has lacked something since a time."""
         ...
 
+    def claim_costs(self, pools: Mapping[PoolID, str], unix_ns: int) -> dict[PoolID, int]:
+        """Ask to be the one process that writes down what some pools cost.
+
+        It stays so until it is taken over or has ended. What it appends of these pools' costs from
+        then on moves the date.
+
+        Args:
+            pools: pools whose servers other processes may use, too, each with what tells its
+                servers from others.
+            unix_ns: now.
+
+        Returns:
+            Those that are this process's, each with the date until which its cost is stored by
+            whoever it was before; 0 if nobody was.
+
+        Raises:
+            LedgerUnavailable: the store cannot be asked, or this process was taken over.
+        """
+        ...
+
     def limit_states(self, unix_ns: int) -> list[LimitState]:
         """Every limit with its present window, used until now by all processes."""
+        ...
+
+    def read_limits(self, unix_ns: int) -> Callable[[], list[LimitState]]:
+        """The same, for a process that goes on appending while it reads on another thread.
+
+        Returns:
+            What its loop calls, once: the limits with what was used until this call, whatever it
+            has appended since they were read.
+
+        Raises:
+            LedgerUnavailable: they cannot be read.
+        """
         ...
 
     def load_keys(self) -> list[KeyRecord]:

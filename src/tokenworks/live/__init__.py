@@ -3,6 +3,7 @@
 __all__ = [
     "bookkeeper",
     "clock",
+    "cost_claims",
     "database",
     "driver",
     "embedded",

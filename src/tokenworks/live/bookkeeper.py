@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from tokenworks.catalogue.factory_config import PoolConfig
 from tokenworks.catalogue.price_book import PriceBook
@@ -26,12 +26,14 @@ from tokenworks.core.units import NS_PER_S
 from tokenworks.ledger.entries import Entry, Posted, Reserved, VoidReason
 from tokenworks.ledger.ledger import Ledger, Work
 from tokenworks.ledger.quotas import Refused
-from tokenworks.ledger.store_port import LedgerStore
+from tokenworks.ledger.store_port import InDoubt, LedgerStore
 from tokenworks.live.quota_leases import QuotaLeases
 
 HOLD_NS_MAX: Final = 3_600 * NS_PER_S
 """A reservation expires after this long."""
 ACCRUE_NS: Final = 10 * NS_PER_S
+CLAIM_NS: Final = 5 * NS_PER_S
+"""Between two looks whether somebody still writes down what shared servers cost."""
 
 _log: Final = logging.getLogger("tokenworks.driver")
 
@@ -59,17 +61,26 @@ class Bookkeeper:
         self._clock, self._ledger, self._store = clock, ledger, store
         self._pools, self._leases = pools, leases
         self._trouble: str | None = None
+        self._doubt: InDoubt | None = None
         self._storing: set[asyncio.Future[None]] = set()
         self._unstored: list[Entry] = []
         self._cost: asyncio.Future[None] | None = None
-        self._accrued_until_unix_ns = clock.unix_ns()
-        self._accrued_until_ns = clock.now_ns()
+        self._began_unix_ns = clock.unix_ns()
+        self._shared = {
+            pool: config.servers
+            for pool, config in pools.items()
+            if leases is not None and config.servers
+        }
+        began = _Until(clock.now_ns(), self._began_unix_ns)
+        self._accrued = {pool: began for pool in pools if pool not in self._shared}
+        """Pools whose cost this process writes down, and until when it has."""
         self._accrue_at_ns = clock.now_ns() + ACCRUE_NS
+        self._claim_at_ns = clock.now_ns()
 
     @property
     def trouble(self) -> str | None:
-        """Why nothing can be stored at present, if that is so."""
-        return self._trouble
+        """Why nothing can be stored at present, or any more, if that is so."""
+        return self._trouble if self._doubt is None else str(self._doubt)
 
     def begin(self) -> None:
         """Free what a dead process held.
@@ -88,6 +99,8 @@ class Bookkeeper:
             Unauthorized, ModelNotFound, QuotaExceeded, CapacityExceeded: the ledger refuses.
             LedgerUnavailable: the store is in trouble, and nothing is held.
         """
+        if self._doubt is not None:  # for good
+            raise LedgerUnavailable(self._doubt.message, hint=self._doubt.hint, retry_after_s=5)
         held = await self._hold(order, book)
         if isinstance(held, Refused):
             raise _refusal(held, self._clock.unix_ns())
@@ -112,6 +125,7 @@ class Bookkeeper:
         The ledger counts it at once, before this first waits.
 
         Raises:
+            InDoubt: it may be billed or not.
             LedgerUnavailable: it could not be stored, or its reservation is gone: nothing was
                 billed.
         """
@@ -155,6 +169,25 @@ class Bookkeeper:
             if freed:
                 self._keep(freed)
 
+    async def claim_costs(self) -> None:
+        """Where other processes use the same servers, write down their cost if nobody else does."""
+        wanted = {
+            pool: servers for pool, servers in self._shared.items() if pool not in self._accrued
+        }
+        now_ns, unix_ns = self._clock.now_ns(), self._clock.unix_ns()
+        if not wanted or now_ns < self._claim_at_ns:
+            return
+        self._claim_at_ns = now_ns + CLAIM_NS
+        try:
+            ours = await asyncio.to_thread(self._store.claim_costs, wanted, unix_ns)
+        except (LedgerUnavailable, LedgerCorrupt) as error:
+            self._in_trouble(error)
+            return
+        for pool, until_unix_ns in ours.items():
+            # Since whoever wrote it before, but not for a time when this process did not run.
+            since = max(until_unix_ns, self._began_unix_ns)
+            self._accrued[pool] = _Until(now_ns - max(0, unix_ns - since), since)
+
     async def close(self) -> None:
         """Write down the last cost and wait for every entry."""
         self._trouble = None  # so that everything is tried once more
@@ -172,7 +205,11 @@ class Bookkeeper:
         return self._ledger.reserve(now_ns, unix_ns, order, book, HOLD_NS_MAX)
 
     async def _store_posting(self, entry: Posted) -> None:
-        """Store a posting; if that fails nothing was billed, and its hold is given back."""
+        """Store a posting; if that fails nothing was billed, and its hold is given back.
+
+        One in doubt is neither taken back nor tried again: it goes on counting as used, and the
+        next start finds either it or its open reservation.
+        """
         try:
             try:
                 await self._append([*self._unstored_of(entry.request), entry])
@@ -182,12 +219,18 @@ class Bookkeeper:
                     raise
                 # The reservation failed to be stored a moment before.
                 await self._append([*held, entry])
+        except InDoubt as error:
+            self._in_doubt(error, [*self._unstored_of(entry.request), entry])
+            raise InDoubt(
+                f"It is not known whether the answer is billed: {error.message}", hint=error.hint
+            ) from error
         except (LedgerUnavailable, LedgerCorrupt) as error:
             self._in_trouble(error)
             self._ledger.retract(entry)
             self.void(entry.request, "failed")
             raise LedgerUnavailable(
-                f"The answer could not be billed: {error.message}", hint="Look at the disk."
+                f"The answer could not be billed: {error.message}",
+                hint=error.hint or "Look at the disk.",
             ) from error
         self._unstored = [each for each in self._unstored if each.request != entry.request]
         self._trouble = None
@@ -206,6 +249,8 @@ class Bookkeeper:
             error = None if future.cancelled() else future.exception()
             if error is None:
                 self._trouble = None
+            elif isinstance(error, InDoubt):
+                self._in_doubt(error, entries)
             elif again and isinstance(error, LedgerCorrupt):
                 _log.critical("the ledger refuses %r: %s", entries, error)
             else:
@@ -230,6 +275,12 @@ class Bookkeeper:
     def _unstored_of(self, request: RequestID) -> list[Entry]:
         return [entry for entry in self._unstored if entry.request == request]
 
+    def _in_doubt(self, error: InDoubt, entries: Sequence[Entry]) -> None:
+        """Remember for good that nothing is stored any more, and say what may be stored or not."""
+        self._doubt = error
+        self._unstored = [each for each in self._unstored if each not in entries]
+        _log.critical("it is not known whether these are stored: %r: %s", entries, error)
+
     def _in_trouble(self, error: BaseException) -> None:
         if self._trouble is None:
             _log.error("the ledger cannot write: %s", error)
@@ -238,15 +289,15 @@ class Bookkeeper:
     def _accrue(self) -> list[Entry]:
         """What the pools cost since the last time."""
         now_ns, unix_ns = self._clock.now_ns(), self._clock.unix_ns()
-        duration_ns = now_ns - self._accrued_until_ns
-        if duration_ns <= 0:
-            return []
-        # As long as it took, whatever the date has done meanwhile; intervals never overlap.
-        since = max(self._accrued_until_unix_ns, unix_ns - duration_ns)
-        until = since + duration_ns
-        self._accrued_until_ns, self._accrued_until_unix_ns = now_ns, until
         entries: list[Entry] = []
-        for pool, config in self._pools.items():
+        for pool, done in self._accrued.items():
+            config, duration_ns = self._pools[pool], now_ns - done.ns
+            if duration_ns <= 0:
+                continue
+            # As long as it took, whatever the date has done meanwhile; intervals never overlap.
+            since = max(done.unix_ns, unix_ns - duration_ns)
+            until = since + duration_ns
+            self._accrued[pool] = _Until(now_ns, until)
             entry = self._ledger.accrue(
                 until,
                 pool,
@@ -258,6 +309,13 @@ class Bookkeeper:
             assert not isinstance(entry, Refused), entry  # intervals don't overlap
             entries.append(entry)
         return entries
+
+
+class _Until(NamedTuple):
+    """An instant on our clock, and the date that is written for it."""
+
+    ns: int
+    unix_ns: int
 
 
 def _refusal(refused: Refused, unix_ns: int) -> TokenworksError:

@@ -11,13 +11,13 @@ import contextlib
 import functools
 import hashlib
 import logging
-from collections.abc import Callable
-from typing import Final, assert_never
+from collections.abc import Awaitable, Callable
+from typing import Final, NamedTuple, assert_never
 
 import msgspec
 
 from tokenworks.catalogue.factory_config import CurvePoint, PoolConfig
-from tokenworks.catalogue.price_book import PriceBooks
+from tokenworks.catalogue.price_book import PriceBook, PriceBooks
 from tokenworks.core.errors import (
     CapacityExceeded,
     InvalidRequest,
@@ -49,7 +49,7 @@ from tokenworks.dispatch.events import (
 )
 from tokenworks.ledger.entries import VoidReason
 from tokenworks.ledger.ledger import Ledger, Work
-from tokenworks.ledger.quotas import KeyRecord
+from tokenworks.ledger.quotas import KeyRecord, LimitState, window_end
 from tokenworks.ledger.store_port import LedgerStore
 from tokenworks.live.bookkeeper import Bookkeeper
 from tokenworks.live.journal import JournalWriter
@@ -192,24 +192,47 @@ class Driver:
     # Life.
 
     def begin(self) -> None:
-        """Free what a dead process held, and tell the dispatcher its settings."""
+        """Free what a dead process held, and tell the dispatcher its settings.
+
+        It waits for the store: call it before anything is served.
+        """
         self._bookkeeper.begin()
-        self._reload_settings()
-        self._open_book()
+        self._apply(self._read_settings(-1, self._clock.unix_ns()))
+        self._keep_book(self._book)
+        self._open_book(self._book)
 
     async def housekeep(self) -> None:
-        """Keys, expired holds, cost and the journal's buffer, until cancelled."""
-        while True:
-            await asyncio.sleep(HOUSEKEEPING_NS / NS_PER_S)
-            self.housekeep_once()
-            await self._bookkeeper.tend_leases()
+        """Keys, expired holds, cost, leases and the journal's buffer, until cancelled.
+
+        What waits for the store has a loop of its own, so that nothing else waits with it, and is
+        not begun again before it has ended.
+        """
+        loops = [
+            asyncio.ensure_future(_again_and_again(errand))
+            for errand in (
+                *(self._round, self.keep_up),
+                *(self._bookkeeper.tend_leases, self._bookkeeper.claim_costs),
+            )
+        ]
+        try:
+            await asyncio.gather(*loops)
+        finally:
+            for loop in loops:
+                loop.cancel()
+            await asyncio.gather(*loops, return_exceptions=True)
 
     def housekeep_once(self) -> None:
-        """One round of it; what fails is tried again in the next."""
+        """One round of what waits for nobody; what fails is tried again in the next."""
         self._bookkeeper.round()
-        self._reload_settings_if_possible()
-        self._turn_page_if_possible()
         self._write_journal(lambda journal: journal.flush())
+
+    async def _round(self) -> None:
+        self.housekeep_once()
+
+    async def keep_up(self) -> None:
+        """Read settings that have changed, and take up the next price book on its day."""
+        await self._reload_settings()
+        await self._turn_page()
 
     async def close(self) -> None:
         """End what is still open, write down the last cost and wait for every entry."""
@@ -518,45 +541,78 @@ class Driver:
 
     # Settings.
 
-    def _reload_settings_if_possible(self) -> None:
+    async def _reload_settings(self) -> None:
+        """Read keys and limits that have changed; the loop goes on however long that takes."""
         try:
-            self._reload_settings()
+            read = await asyncio.to_thread(
+                self._read_settings, self._settings_version, self._clock.unix_ns()
+            )
         except (LedgerUnavailable, LedgerCorrupt) as error:
             if self._keys_trouble is None:
                 _log.error("keys cannot be read, so revoked ones still work: %s", error)
             self._keys_trouble = f"Keys and limits cannot be read: {error}"
         else:
             self._keys_trouble = None
+            self._apply(read)
 
-    def _reload_settings(self) -> None:
+    def _read_settings(self, known_version: int, unix_ns: int) -> _Settings | None:
+        """On any thread: keys and limits, unless their version is known."""
+        # The version first: what changes while the rest is read is read again the next time. A key
+        # before its limits, which were put before it.
         version = self._store.settings_version()
-        if version == self._settings_version:
-            return
+        if version == known_version:
+            return None
         records = self._store.load_keys()
-        self._ledger.set_limits(self._store.limit_states(self._clock.unix_ns()))
-        self._settings_version = version
-        self._keys = {record.secret_sha256: record for record in records}
-        for record in records:
+        return _Settings(version, records, self._store.read_limits(unix_ns))
+
+    def _apply(self, read: _Settings | None) -> None:
+        """On the loop: put keys and limits into force."""
+        if read is None:
+            return
+        states, unix_ns = read.limits(), self._clock.unix_ns()
+        if any(unix_ns >= window_end(each.limit.period, each.start_unix_ns) for each in states):
+            return  # what was used of the window that has begun is not in it: read again
+        self._ledger.set_limits(states)
+        self._settings_version = read.version
+        self._keys = {record.secret_sha256: record for record in read.records}
+        for record in read.records:
             self._ledger.set_key(record)
 
-    def _turn_page_if_possible(self) -> None:
-        """Take up the next price book on its day."""
+    async def _turn_page(self) -> None:
+        """Take up the next price book on its day, once it is kept."""
         book = self._books.at(self._clock.unix_ns())
         if book.price_id == self._book.price_id:
             return
-        before, self._book = self._book, book
         try:
-            self._open_book()
+            await asyncio.to_thread(self._keep_book, book)
         except (LedgerUnavailable, LedgerCorrupt) as error:
-            self._book = before
             _log.error("%s cannot be put into force: %s", book.price_id, error)
+        else:
+            self._open_book(book)
 
-    def _open_book(self) -> None:
-        """Put the present price book into force; its text is kept for ever."""
-        book = self._book
+    def _keep_book(self, book: PriceBook) -> None:
+        """On any thread: keep a price book's text for ever."""
         self._store.put_price_book(book.price_id, book.text, self._clock.unix_ns())
+
+    def _open_book(self, book: PriceBook) -> None:
+        """Put a price book into force."""
+        self._book = book
         queues = dict.fromkeys(Tier, QUEUE_LEN_MAX)
         self.tell(Configured(promises=book.promises, limits=Limits(queue_len_max=queues)))
+
+
+class _Settings(NamedTuple):
+    """Keys, and limits to be asked for when they are put into force, as of a version."""
+
+    version: int
+    records: list[KeyRecord]
+    limits: Callable[[], list[LimitState]]
+
+
+async def _again_and_again(errand: Callable[[], Awaitable[None]]) -> None:
+    while True:
+        await asyncio.sleep(HOUSEKEEPING_NS / NS_PER_S)
+        await errand()
 
 
 def _work(seat: Seat, worker_ns: int) -> Work:

@@ -56,6 +56,7 @@ class GroupCommit:
         self._commit, self._idle, self._queue_len_max = commit, idle, queue_len_max
         self._queue: list[Batch] = []
         self._queue_len = 0
+        self._followers: list[list[Entry]] = []
         self._closing = False
         self._wake = threading.Condition()
         self.still = threading.Lock()
@@ -84,10 +85,22 @@ class GroupCommit:
         if error is not None:
             raise error
 
-    def waiting(self) -> list[Entry]:
-        """Entries that are queued. Whoever holds ``still`` knows that all others are stored."""
+    def waiting(self, later: list[Entry] | None = None) -> list[Entry]:
+        """Entries that are queued. Whoever holds ``still`` knows that all others are stored.
+
+        Args:
+            later: gets every entry that is queued from now on, until ``unfollow``.
+        """
         with self._wake:
+            if later is not None:
+                self._followers.append(later)
             return [entry for batch in self._queue for entry in batch.entries]
+
+    def unfollow(self, later: list[Entry]) -> list[Entry]:
+        """Add nothing more to such a list; what it has got."""
+        with self._wake:
+            self._followers = [each for each in self._followers if each is not later]
+        return later
 
     def close(self) -> None:
         """Store what is queued and end the thread; a second time does nothing."""
@@ -112,6 +125,8 @@ class GroupCommit:
                 self._wake.notify()
             self._queue.append(batch)
             self._queue_len += len(batch.entries)
+            for later in self._followers:
+                later.extend(batch.entries)
         return None
 
     def _run(self) -> None:

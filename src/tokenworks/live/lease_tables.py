@@ -6,12 +6,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from tokenworks.core.ids import LimitID
+from tokenworks.core.units import NS_PER_HOUR, NS_PER_S
 from tokenworks.ledger.leases import Shortage, WindowUse, grant
-from tokenworks.ledger.quotas import LimitState
+from tokenworks.ledger.quotas import LimitState, window_start
 from tokenworks.live.database import Database
 
 BEFORE: Final = ""
-"""The owner of what was used of a window before anybody leased it."""
+"""The owner of what was used of a window before anybody leased it, and by those who are dead."""
+
+PAST_NS_MAX: Final = 48 * NS_PER_HOUR
+"""Leases of hours and days are kept for as long as an answer of theirs may still be billed, and
+more; those of months until the next month has ended, and those for life for ever."""
+WANTED_NS_MAX: Final = 60 * NS_PER_S
+"""A want that is older moves nobody any more."""
 
 _GRANT: Final = """
 INSERT INTO leases VALUES (?, ?, ?, ?, ?) ON CONFLICT (owner, limit_id, start_unix_ns)
@@ -20,6 +27,11 @@ DO UPDATE SET granted = leases.granted + excluded.granted, used = leases.used + 
 _SPEND: Final = """
 INSERT INTO leases VALUES (?, ?, ?, ?, ?) ON CONFLICT (owner, limit_id, start_unix_ns)
 DO UPDATE SET used = leases.used + excluded.used
+"""
+_INHERIT: Final = """
+INSERT INTO leases SELECT ?, limit_id, start_unix_ns, used, used FROM leases
+WHERE owner = ? ON CONFLICT (owner, limit_id, start_unix_ns)
+DO UPDATE SET granted = leases.granted + excluded.granted, used = leases.used + excluded.used
 """
 _WANT: Final = """
 INSERT INTO wanted VALUES (?, ?, ?) ON CONFLICT (limit_id, start_unix_ns)
@@ -125,8 +137,20 @@ def spend(database: Database, owner: str, spent: dict[tuple[LimitID, int], int])
 
 
 def end(database: Database, owner: str) -> None:
-    """Free what a dead process was granted and has not used."""
-    database.change("UPDATE leases SET granted = used WHERE owner = ?", (owner,))
+    """Free what a dead process was granted and has not used; what it has used is nobody's."""
+    database.change(_INHERIT, (BEFORE, owner))
+    database.change("DELETE FROM leases WHERE owner = ?", (owner,))
+
+
+def prune(database: Database, unix_ns: int) -> None:
+    """Forget leases of windows that ended long ago, and old wants, inside a transaction."""
+    month = window_start("month", unix_ns)
+    month_before = window_start("month", month - 1)
+    database.change(
+        "DELETE FROM leases WHERE start_unix_ns < ? AND start_unix_ns NOT IN (0, ?, ?)",
+        (unix_ns - PAST_NS_MAX, month_before, month),
+    )
+    database.change("DELETE FROM wanted WHERE at_unix_ns < ?", (unix_ns - WANTED_NS_MAX,))
 
 
 def wanted(database: Database, since_unix_ns: int) -> list[tuple[LimitID, int]]:

@@ -60,6 +60,9 @@ CREATE TABLE IF NOT EXISTS leases (
 CREATE TABLE IF NOT EXISTS wanted (
     limit_id TEXT NOT NULL, start_unix_ns INTEGER NOT NULL, at_unix_ns INTEGER NOT NULL,
     PRIMARY KEY (limit_id, start_unix_ns));
+CREATE TABLE IF NOT EXISTS cost_claims (
+    pool TEXT NOT NULL, servers TEXT NOT NULL, owner TEXT NOT NULL,
+    until_unix_ns INTEGER NOT NULL, PRIMARY KEY (pool, servers));
 """
 
 _NEVER_EDITED: Final[Mapping[Dialect, str]] = {

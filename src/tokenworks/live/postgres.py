@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from typing import Any, Final
 
@@ -22,7 +23,11 @@ IDLE_S_MAX: Final = 10
 """How long a transaction may wait for its process: one that is stopped, or cut off from the server,
 in the middle of a write would keep all others from writing."""
 SILENT_S_MAX: Final = 20
-"""How long either side waits for the other to answer a packet."""
+"""How long either side waits for the other to answer a packet, and we for a transaction to begin
+and to end."""
+ANSWER_S_MAX: Final = STATEMENT_S_MAX + 5
+"""How long a server may say nothing while a statement runs. One that stands still, or a network
+that swallows packets, would otherwise keep us waiting for ever."""
 STREAM_ROWS: Final = 64
 """Rows of a stream that are in memory at once; a block may have a megabyte or two."""
 
@@ -98,6 +103,7 @@ class PostgresDatabase:
         self._connection: Any = None
         self._busy = False
         self._closed = False
+        self._between = False
         with self._edge():
             self._connect()
 
@@ -156,17 +162,25 @@ class PostgresDatabase:
     def _transaction(self, begin: str, commit: Callable[[], object]) -> Iterator[None]:
         assert not self._busy, "transactions do not nest"
         try:
-            with self._edge():
+            with self._edge(), self._beginning_or_ending():
                 self._again_if_broken(lambda: self._connection.execute(begin))
                 self._busy = True
             yield
-            with self._edge():
+            with self._edge(), self._beginning_or_ending():
                 commit()
         except BaseException:
             self._roll_back()
             raise
         finally:
             self._busy = False
+
+    @contextmanager
+    def _beginning_or_ending(self) -> Iterator[None]:
+        self._between = True
+        try:
+            yield
+        finally:
+            self._between = False
 
     def _commit(self) -> None:
         try:
@@ -219,11 +233,38 @@ class PostgresDatabase:
         with ExitStack() as stack:
             connection = self._driver.connect(**self._settings, autocommit=True)
             stack.callback(connection.close)
+            wait = connection.wait
+            connection.wait = lambda steps, *args, **options: wait(
+                self._until_silent(connection, steps), *args, **options
+            )
             if sole:
                 self._be_sole(connection)
             connection.execute("; ".join(f"SET {n} = '{v}'" for n, v in _SETTINGS.items()))
             stack.pop_all()
         return connection
+
+    def _until_silent(self, connection: Any, steps: Any) -> Generator[Any, Any, Any]:
+        """The steps of a call, which the driver takes as the socket lets it, while a server speaks.
+
+        Raises:
+            OperationalError: (the driver's) it has said nothing for too long; the connection is
+                closed.
+        """
+        try:
+            wants, heard_s = next(steps), time.monotonic()
+            while True:
+                ready = yield wants
+                silent_s_max = SILENT_S_MAX if self._between else ANSWER_S_MAX
+                if ready:
+                    heard_s = time.monotonic()
+                elif time.monotonic() - heard_s > silent_s_max:
+                    connection.close()
+                    raise self._driver.OperationalError(
+                        f"the server has said nothing for {silent_s_max} s"
+                    )
+                wants = steps.send(ready)
+        except StopIteration as ended:
+            return ended.value
 
     def _be_sole(self, connection: Any) -> None:
         connection.execute(f"SET lock_timeout = '{SOLE_S_MAX}s'")

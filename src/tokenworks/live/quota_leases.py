@@ -82,19 +82,28 @@ class QuotaLeases:
             shortages = self._ledger.shortages(unix_ns, order, book)
             if not shortages:  # somebody before us has leased enough
                 return None
+            free = {each.limit: self._free(each) for each in shortages}
             answer = await asyncio.to_thread(self._store.lease, shortages, unix_ns)
             if isinstance(answer, tuple):
-                return self._refusal(*answer, unix_ns)
+                return self._refusal(*answer, free[answer[0].limit], unix_ns)
             for short, amount in zip(shortages, answer, strict=True):
                 self._ledger.grant(short.limit, short.start_unix_ns, amount)
             return None
 
-    def _refusal(self, short: Shortage, use: WindowUse, unix_ns: int) -> Refused:
+    def _free(self, place: Shortage) -> int:
+        """What this process could still hold of a limit."""
+        window = self._ledger.window(place.limit)
+        assert window is not None, place
+        return window.free
+
+    def _refusal(self, short: Shortage, use: WindowUse, free: int, unix_ns: int) -> Refused:
+        """What a request needs, and how the whole limit stands over all processes."""
         window = self._ledger.window(short.limit)
         if window is None:
             return Refused(code="conflict", message=f"The limit {short.limit!r} was lifted.")
         limit = window.limit
-        ends = limit.period != "lifetime" and short.missing <= limit.amount
+        asked = short.missing + free
+        ends = limit.period != "lifetime" and asked <= limit.amount
         numbers = QuotaNumbers(
             limit=limit.limit,
             node=limit.node,
@@ -102,11 +111,11 @@ class QuotaLeases:
             period=limit.period,
             allowed=use.allowed,
             used=use.used,
-            held=use.granted - use.used,
-            asked=short.missing,
+            held=max(0, use.granted - use.used - free),
+            asked=asked,
             resets_unix_ns=window.end_unix_ns if ends else None,
         )
-        return quota_refusal(numbers, unix_ns)
+        return quota_refusal(numbers, unix_ns, held_by="open requests or leased by others")
 
     async def tend(self) -> list[Voided]:
         """Say that we live, give back what others want, and take over from the dead.

@@ -14,7 +14,14 @@ from tokenworks.core.ids import KeyID, LimitID, PriceID
 from tokenworks.ledger.extras import Extra
 from tokenworks.ledger.quotas import KeyRecord, Limit
 from tokenworks.live.database import Database
-from tokenworks.live.ledger_sql import PUT_EXTRA, PUT_KEY, PUT_LIMIT
+from tokenworks.live.ledger_sql import (
+    PUT_EXTRA,
+    PUT_KEY,
+    PUT_LIMIT,
+    SCHEMA_VERSION,
+    meta_schema,
+    schema,
+)
 
 
 class SettingsStore:
@@ -113,6 +120,22 @@ class SettingsStore:
         with self._other_lock, self._other.writing():
             yield
             self._other.change("UPDATE meta SET value = value + 1 WHERE name = 'settings_version'")
+
+
+def prepare(database: Database) -> None:
+    """Make the tables that are missing.
+
+    Raises:
+        ConfigInvalid: they are of another schema.
+    """
+    database.script(meta_schema(database.dialect))
+    version = meta_number(database, "schema_version")
+    if version != SCHEMA_VERSION:
+        raise ConfigInvalid(
+            f"{database.where!r} has schema {version}; this release reads {SCHEMA_VERSION}.",
+            hint="Run the release that wrote it.",
+        )
+    database.script(schema(database.dialect))
 
 
 def meta_number(database: Database, name: str) -> int:

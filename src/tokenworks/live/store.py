@@ -6,16 +6,17 @@ import asyncio
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
-from tokenworks.core.errors import ConfigInvalid, LedgerCorrupt, LedgerUnavailable, TokenworksError
-from tokenworks.core.ids import LimitID
+from tokenworks.core.errors import LedgerCorrupt, LedgerUnavailable, TokenworksError
+from tokenworks.core.ids import LimitID, PoolID
 from tokenworks.core.orders import Payer
+from tokenworks.core.units import NS_PER_HOUR
 from tokenworks.ledger.blocks import (
     GENESIS,
     Block,
@@ -26,7 +27,7 @@ from tokenworks.ledger.blocks import (
 )
 from tokenworks.ledger.entries import Entry, Reserved
 from tokenworks.ledger.extras import limit_states
-from tokenworks.ledger.leases import Shortage, WindowUse, by_node, spent
+from tokenworks.ledger.leases import Shortage, WindowUse, by_node, spent, with_spent
 from tokenworks.ledger.quotas import (
     UNIX_NS_MAX,
     Limit,
@@ -35,8 +36,9 @@ from tokenworks.ledger.quotas import (
     window_start,
 )
 from tokenworks.ledger.rollup import MEASURES, NOBODY, Kind, Rollup, RollupRow, Sums, merged
+from tokenworks.ledger.store_port import InDoubt
 from tokenworks.ledger.stored import Stored
-from tokenworks.live import lease_tables
+from tokenworks.live import cost_claims, lease_tables
 from tokenworks.live.database import CommitUnknown, Database
 from tokenworks.live.group_commit import QUEUE_LEN_MAX, Batch, GroupCommit
 from tokenworks.live.ledger_sql import (
@@ -45,12 +47,9 @@ from tokenworks.live.ledger_sql import (
     INSERT_BLOCK,
     LAGGING,
     LAST_BLOCK,
-    SCHEMA_VERSION,
     UNROLLED_OF,
     add_sums,
-    meta_schema,
     read_sums,
-    schema,
 )
 from tokenworks.live.numbered_names import NumberedNames
 from tokenworks.live.postgres import PostgresDatabase
@@ -59,6 +58,7 @@ from tokenworks.live.settings_store import (
     load_extras,
     load_limits,
     meta_number,
+    prepare,
 )
 from tokenworks.live.sqlite import SQLiteDatabase, SQLiteLock
 
@@ -72,7 +72,11 @@ REBUILD_BLOCKS: Final = 1_024
 DOUBT_S_MAX: Final = 30
 """How long to ask whether a commit that could not be heard was kept."""
 DOUBT_STEP_S: Final = 0.2
+PRUNE_NS: Final = NS_PER_HOUR
+"""Between two looks for leases that nobody needs any more."""
 RESTORE: Final = "Restore it from a copy."
+CANNOT_TELL: Final = "The ledger cannot tell what it has stored."
+RESTART: Final = "Start the factory again: it finds out what is stored."
 
 _NewNames = tuple[dict[Payer, int], dict[Kind, int]]
 
@@ -114,11 +118,13 @@ class SQLStore(SettingsStore):
         self._known = False
         self._closed = False
         self._leasing = _Leasing()
+        self._prune_at_unix_ns = 0
+        self._costs: dict[PoolID, str] = {}
         self._payers = NumberedNames("payers", _PAYER)
         self._kinds = NumberedNames("kinds", _KIND)
         with ExitStack() as stack:
             self._writer = stack.enter_context(closing(connect()))
-            _prepare(self._writer)
+            prepare(self._writer)
             self._other = stack.enter_context(closing(connect()))
             self._held = stack.pop_all()
         # Calls other than appends share one connection.
@@ -190,6 +196,9 @@ class SQLStore(SettingsStore):
         """See ``LedgerStore``."""
         with self._group.still, self._writer.writing():
             self._join(unix_ns)
+            if unix_ns >= self._prune_at_unix_ns:
+                lease_tables.prune(self._writer, unix_ns)
+                self._prune_at_unix_ns = unix_ns + PRUNE_NS
             _still_ours(
                 self._writer.change(
                     "UPDATE owners SET seen_unix_ns = ? WHERE owner = ? AND ended = 0",
@@ -345,6 +354,16 @@ class SQLStore(SettingsStore):
         with self._other_lock:
             return lease_tables.wanted(self._other, since_unix_ns)
 
+    def claim_costs(self, pools: Mapping[PoolID, str], unix_ns: int) -> dict[PoolID, int]:
+        """See ``LedgerStore``."""
+        with self._group.still:
+            with self._writer.writing():
+                self._join(unix_ns)
+                self._check_alive()
+                found = cost_claims.claim(self._writer, self.owner, pools)
+            self._costs |= {pool: pools[pool] for pool in found}
+        return found
+
     def _check_alive(self) -> None:
         rows = self._writer.query(
             "SELECT 1 FROM owners WHERE owner = ? AND ended = 0", (self.owner,)
@@ -366,12 +385,34 @@ class SQLStore(SettingsStore):
         with self._other_lock, self._other.reading():
             return self._rollups(self._other, since, until, by_hour=by_hour, by_payer=by_payer)
 
-    def limit_states(self, unix_ns: int) -> list[LimitState]:
-        """See ``LedgerStore``. What is queued to be stored counts as used."""
+    def rollups_and_last(
+        self, since_unix_ns: int, until_unix_ns: int
+    ) -> tuple[list[RollupRow], int]:
+        """Sums over a time as ``rollups`` has them, and the last block that they count."""
+        with self._other_lock, self._other.reading():
+            rows = self._rollups(self._other, since_unix_ns, until_unix_ns)
+            last = self._other.query(LAST_BLOCK)
+            return rows, int(last[0][0]) if last else 0
+
+    def read_limits(self, unix_ns: int) -> Callable[[], list[LimitState]]:
+        """See ``LedgerStore``."""
+        later: list[Entry] = []
+        try:
+            states = self.limit_states(unix_ns, later)
+        except BaseException:
+            self._group.unfollow(later)
+            raise
+        return lambda: with_spent(states, self._group.unfollow(later))
+
+    def limit_states(self, unix_ns: int, later: list[Entry] | None = None) -> list[LimitState]:
+        """See ``LedgerStore``. What is queued to be stored counts as used.
+
+        What is queued after that goes into ``later``, until nobody follows it any more.
+        """
         with self._group.still, self._other_lock, self._other.reading():
             limits, extras = load_limits(self._other), load_extras(self._other)
             waiting = Rollup()
-            for entry in self._group.waiting():
+            for entry in self._group.waiting(later):
                 waiting.add(entry)
 
             def used(since_unix_ns: int, until_unix_ns: int) -> list[RollupRow]:
@@ -471,7 +512,7 @@ class SQLStore(SettingsStore):
         errors: list[TokenworksError | None] = []
         fresh: list[Entry] = []
         if self._broken:
-            raise LedgerUnavailable("The ledger cannot tell what it has stored.")
+            return [LedgerUnavailable(CANNOT_TELL, hint=RESTART)] * len(batches)
         for batch in batches:
             try:
                 fresh += self._stored.admit(batch.entries)
@@ -499,7 +540,7 @@ class SQLStore(SettingsStore):
             kept = self._ask_until_known(lambda: self._written("number") >= number)
             if kept is None:
                 self._broken = True  # nothing is written any more from what we believe
-                raise LedgerUnavailable("The ledger cannot tell what it has stored.") from error
+                return InDoubt(f"{CANNOT_TELL} {error.message}", hint=RESTART)
             if not kept:
                 return error
         except (LedgerUnavailable, LedgerCorrupt) as error:
@@ -535,6 +576,7 @@ class SQLStore(SettingsStore):
         if self._leasing.by_node:
             spent_now = spent(entries, self._leasing.by_node)
             lease_tables.spend(self._writer, self.owner, spent_now)
+        cost_claims.advance(self._writer, self.owner, self._costs, entries)
         self._writer.change(
             INSERT_BLOCK, (seq, self.owner, number, at_unix_ns, len(entries), payload, digest)
         )
@@ -705,17 +747,6 @@ def postgres_store(url: str, owner: str = "tool", *, sole: bool = False) -> SQLS
     # The lock belongs to the connection that appends: without the lock there is none.
     with_lock = iter((sole, False))
     return SQLStore(lambda: PostgresDatabase(url, sole=next(with_lock)), owner)
-
-
-def _prepare(database: Database) -> None:
-    database.script(meta_schema(database.dialect))
-    version = meta_number(database, "schema_version")
-    if version != SCHEMA_VERSION:
-        raise ConfigInvalid(
-            f"{database.where!r} has schema {version}; this release reads {SCHEMA_VERSION}.",
-            hint="Run the release that wrote it.",
-        )
-    database.script(schema(database.dialect))
 
 
 def _block_numbers(database: Database) -> dict[str, int]:
