@@ -31,6 +31,7 @@ from tokenworks.ledger.entries import (
     Voided,
     VoidReason,
     accrual_request,
+    oldest_first,
 )
 from tokenworks.ledger.leases import Shortage
 from tokenworks.ledger.metering import (
@@ -194,8 +195,8 @@ class Ledger:
         return self._tree.windows()
 
     def open_holds(self) -> tuple[Reserved, ...]:
-        """Reservations neither posted nor voided, oldest first."""
-        return tuple(held.entry for held in self._holds.values())
+        """Reservations neither posted nor voided; see ``entries.oldest_first``."""
+        return tuple(oldest_first(held.entry for held in self._holds.values()))
 
     def pending(self) -> dict[TenantID, int]:
         """Nano-dollars that each tenant's open reservations may still debit from its wallet."""
