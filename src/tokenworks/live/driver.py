@@ -533,7 +533,9 @@ class Driver:
         if version == self._settings_version:
             return
         records = self._store.load_keys()
-        self._ledger.set_limits(self._store.limit_states(self._clock.unix_ns()))
+        # By the ledger's date: a clock that has gone back must not read a month that is over.
+        unix_ns = self._ledger.date(self._clock.unix_ns())
+        self._ledger.set_limits(self._store.limit_states(unix_ns))
         self._settings_version = version
         self._keys = {record.secret_sha256: record for record in records}
         for record in records:
