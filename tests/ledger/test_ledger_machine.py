@@ -61,7 +61,7 @@ PATHS: dict[str, dict[str, str | None]] = {
 }
 QUOTAS = {
     "tenant:acme#tokens-month": Quota(
-        ("tenant", "acme"), "tokens", "month", 900, carry_over_max=850
+        ("tenant", "acme"), "tokens", "month", 400, carry_over_max=1_500
     ),
     "tenant:acme#usd-day": Quota(("tenant", "acme"), "nanodollars", "day", 40_000_000),
     "team:acme/red#tokens-hour": Quota(("team", "acme", "red"), "tokens", "hour", 250),
@@ -73,7 +73,7 @@ QUOTAS = {
     ),
     "key:c#tokens-lifetime": Quota(("key", "c"), "tokens", "lifetime", 700),
     "key:a#usd-month-high": Quota(
-        ("key", "a"), "nanodollars", "month", 2_000_000, tier="high", carry_over_max=1_900_000
+        ("key", "a"), "nanodollars", "month", 1_500_000, tier="high", carry_over_max=6_000_000
     ),
     "run:acme/1#tokens-lifetime": Quota(("run", "acme", "1"), "tokens", "lifetime", 150),
     "tenant:else#usd-hour": Quota(("tenant", "else"), "nanodollars", "hour", 5_000_000),
@@ -221,11 +221,22 @@ class LedgerMachine(RuleBasedStateMachine):
     def wait(self, ns: int) -> None:
         self.unix_ns += ns
 
-    @rule(months=st.integers(1, 4))
+    @rule(months=st.sampled_from([1, 1, 1, 2, 4]))
     def month(self, months: int) -> None:
         """To the start of a month; what is open stays open."""
         for _ in range(months):
             self.unix_ns = window_end("month", window_start("month", self.unix_ns))
+
+    @rule(
+        key=st.sampled_from(["a", "a", "b", "c"]),
+        made=st.integers(1, 99),
+        months=st.sampled_from([1, 1, 1, 2]),
+    )
+    def answer_over_a_months_end(self, key: str, made: int, months: int) -> None:
+        """Open when a month ends, while another request begins the next."""
+        self.reserve(key, Tier.HIGH, 0, made, None, batch=False)
+        self.month(months)
+        self.reserve(key, Tier.HIGH, 0, made // 2, None, batch=False)
 
     # The store.
 
