@@ -108,7 +108,7 @@ class Process:
     async def finish(self) -> None:
         """Give back what is leased and idle, so that the next round's start is the same."""
         if self.leases is not None:
-            await self.leases.give_back_wanted(self.clock.unix_ns())
+            await self.leases.give_back_idle(self.clock.unix_ns())
 
     async def _tend(self) -> None:
         while True:

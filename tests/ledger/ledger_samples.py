@@ -116,8 +116,8 @@ def state(
     return LimitState(
         limit=of,
         start_unix_ns=window_start(of.period, unix_ns),
-        allowed=of.amount if allowed is None else allowed,
         used=used,
+        extra=0 if allowed is None else allowed - of.amount,
     )
 
 

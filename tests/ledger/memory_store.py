@@ -15,6 +15,7 @@ from tokenworks.core.ids import KeyID, LimitID, PoolID, PriceID
 from tokenworks.ledger.blocks import GENESIS, Block, decode_entries, encode_entries, hash_of
 from tokenworks.ledger.entries import CostAccrued, Entry, Reserved
 from tokenworks.ledger.extras import Extra, limit_states
+from tokenworks.ledger.leases import Shortage, WindowUse, by_node, grant, spent
 from tokenworks.ledger.quotas import UNIX_NS_MAX, KeyRecord, Limit, LimitState
 from tokenworks.ledger.rollup import Rollup, RollupRow, merged
 
@@ -34,12 +35,16 @@ class Memory:
         self.books: dict[PriceID, str] = {}
         self.costs: dict[tuple[PoolID, str], tuple[str, int]] = {}
         self.version = 0
+        self.leases: dict[tuple[LimitID, int], dict[str, list[int]]] = {}
+        """By window and owner, what was granted and what is used of it."""
+        self.wanted: dict[tuple[LimitID, int], int] = {}
 
 
 class MemoryStore:
     def __init__(self, owner: str = "me", memory: Memory | None = None) -> None:
         self.owner = owner
         self._memory = memory or Memory()
+        self._leases = False
 
     def append(self, entries: Sequence[Entry]) -> asyncio.Future[None]:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -76,6 +81,9 @@ class MemoryStore:
                         place[0],
                     ):
                         memory.costs[place] = (holder, entry.until_unix_ns)
+            for place, amount in spent(fresh, by_node(memory.limits.values())).items():
+                if self._leases:
+                    self._lease_of(*place, amount)[1] += amount
             memory.blocks.append(self._block(fresh))
 
     def _block(self, entries: list[Entry]) -> Block:
@@ -109,6 +117,9 @@ class MemoryStore:
             and owner not in memory.adopted
         }
         memory.adopted |= dict.fromkeys(dead, self.owner)
+        for owners in memory.leases.values():
+            for owner in dead & owners.keys():
+                owners[owner][0] = owners[owner][1]
         return [
             entry
             for owner, entry in memory.entries.values()
@@ -149,7 +160,60 @@ class MemoryStore:
         )
 
     def limit_states(self, unix_ns: int) -> list[LimitState]:
-        return limit_states(self.load_limits(), self.load_extras(), self.rollups, unix_ns)
+        held = {
+            place: sum(max(0, granted - used) for granted, used in owners.values())
+            for place, owners in self._memory.leases.items()
+        }
+        return limit_states(self.load_limits(), self.load_extras(), self.rollups, unix_ns, held)
+
+    def lease(
+        self, shortages: Sequence[Shortage], unix_ns: int
+    ) -> list[int] | tuple[Shortage, WindowUse]:
+        self._still_ours()
+        self._memory.seen_unix_ns.setdefault(self.owner, unix_ns)
+        self._leases = True
+        states = {
+            (each.limit.limit, each.start_unix_ns): each for each in self.limit_states(unix_ns)
+        }
+        amounts: list[int] = []
+        for short in shortages:
+            use = self._use(states.get(short[:2]))
+            amount = grant(use, short.missing)
+            if amount is None:
+                self._memory.wanted[short[:2]] = unix_ns
+                return short, use
+            amounts.append(amount)
+        for short, amount in zip(shortages, amounts, strict=True):
+            self._lease_of(*short[:2])[0] += amount
+        return amounts
+
+    def _lease_of(self, limit: LimitID, start_unix_ns: int, granted: int = 0) -> list[int]:
+        owners = self._memory.leases.setdefault((limit, start_unix_ns), {})
+        return owners.setdefault(self.owner, [granted, 0])
+
+    def _use(self, state: LimitState | None) -> WindowUse:
+        leases = self._memory.leases
+        if state is None or (
+            state.limit.carries_over
+            and any(state.limit.limit == limit and at > state.start_unix_ns for limit, at in leases)
+        ):
+            return WindowUse(0, 0, 0)
+        owners = leases.get((state.limit.limit, state.start_unix_ns), {}).values()
+        without_lease = state.used - sum(used for _, used in owners)
+        return WindowUse(
+            allowed=state.allowed,
+            granted=without_lease + sum(max(granted, used) for granted, used in owners),
+            used=state.used,
+        )
+
+    def give_back(self, rest: Sequence[Shortage]) -> None:
+        self._still_ours()
+        for part in rest:
+            self._lease_of(*part[:2])[0] -= part.missing
+
+    def wanted(self, since_unix_ns: int) -> list[tuple[LimitID, int]]:
+        wanted = self._memory.wanted.items()
+        return [place for place, unix_ns in wanted if unix_ns >= since_unix_ns]
 
     def claim_costs(self, pools: Mapping[PoolID, str], unix_ns: int) -> dict[PoolID, int]:
         memory = self._memory

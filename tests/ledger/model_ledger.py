@@ -7,7 +7,7 @@ fractions a second time; nothing is remembered but what happened.
 from __future__ import annotations
 
 import datetime
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
@@ -45,7 +45,11 @@ CREDIT_PPM = 100_000
 
 @dataclass
 class Quota:
-    """A limit: who, what it counts, how long, how much."""
+    """A limit: who, what it counts, how long, how much.
+
+    In ``since``, the month in which it was set to this, it has ``carried_in`` on top, whatever the
+    months before come to.
+    """
 
     node: tuple[str, ...]
     unit: str
@@ -53,6 +57,8 @@ class Quota:
     amount: int
     tier: str | None = None
     carry_over_max: int = 0
+    since: tuple[int, ...] = ()
+    carried_in: int = 0
 
 
 @dataclass
@@ -119,7 +125,6 @@ def delivered(asked: str, ttft_ns: int | None, decode_ns: int, tokens: int) -> s
 class ModelLedger:
     """Everything that happened."""
 
-    start_ns: int
     quotas: dict[str, Quota] = field(default_factory=dict)
     holds: dict[str, Hold] = field(default_factory=dict)
     extra: dict[tuple[str, tuple[int, ...]], int] = field(default_factory=dict)
@@ -165,15 +170,39 @@ class ModelLedger:
             if not hold.settled
         )
 
-    def allowed(self, name: str, at: tuple[int, ...]) -> int:
+    def carried(self, name: str, at: tuple[int, ...], *, held: bool = True) -> int:
+        """What a month has on top: the rest of the one before, of which open holds are no part.
+
+        Without ``held`` it is read as if nothing were open.
+        """
         quota = self.quotas[name]
-        whole = quota.amount + self.extra.get((name, at), 0)
-        if quota.carry_over_max and at > window("month", self.start_ns):
-            year, month = at
-            before = (year - 1, 12) if month == 1 else (year, month - 1)
-            rest = self.allowed(name, before) - self.used(name, before)
-            whole += min(quota.carry_over_max, max(0, rest))
-        return whole
+        if not quota.carry_over_max or at <= quota.since:
+            return quota.carried_in
+        year, month = at
+        before = (year - 1, 12) if month == 1 else (year, month - 1)
+        whole = quota.amount + self.extra.get((name, before), 0)
+        rest = whole + self.carried(name, before, held=held) - self.used(name, before)
+        if held:
+            rest -= self.held(name, before)
+        return min(quota.carry_over_max, max(0, rest))
+
+    def allowed(self, name: str, at: tuple[int, ...]) -> int:
+        amount = self.quotas[name].amount + self.extra.get((name, at), 0)
+        return amount + self.carried(name, at)
+
+    def put(self, name: str, quota: Quota, unix_ns: int) -> None:
+        """Set a quota, or change it: the present month keeps what it has got, if not too much.
+
+        Whoever changes it reads what is settled and knows nothing of open holds.
+        """
+        before = self.quotas.get(name)
+        at = window("month", unix_ns)
+        carried_in = 0
+        if before is not None:
+            carried_in = min(quota.carry_over_max, self.carried(name, at, held=False))
+            if (before.amount, before.carry_over_max) == (quota.amount, quota.carry_over_max):
+                at, carried_in = before.since, before.carried_in
+        self.quotas[name] = replace(quota, since=at, carried_in=carried_in)
 
     def numbers(self, name: str, unix_ns: int) -> tuple[int, int, int]:
         """What a quota allows now, what is used and what is held of it."""

@@ -35,7 +35,8 @@ from tokenworks.core.ids import KeyID, LimitID, PoolID, PriceID
 from tokenworks.core.slo import Tier
 from tokenworks.ledger.blocks import GENESIS, check_block, decode_entries
 from tokenworks.ledger.entries import Entry
-from tokenworks.ledger.quotas import UNIX_NS_MAX, Window, next_window, window_start
+from tokenworks.ledger.leases import Shortage, WindowUse
+from tokenworks.ledger.quotas import UNIX_NS_MAX, Limit, Window, next_window, window_start
 from tokenworks.ledger.rollup import RollupRow, balances, merged
 from tokenworks.ledger.store_port import LedgerStore, recover
 
@@ -50,6 +51,10 @@ def entries_of(store: LedgerStore) -> list[Entry]:
 
 def in_order(rows: Iterable[RollupRow]) -> list[RollupRow]:
     return sorted(rows, key=repr)
+
+
+def lack(missing: int, of: Limit | None = None, start_unix_ns: int = MONTH) -> Shortage:
+    return Shortage((of or limit()).limit, start_unix_ns, missing)
 
 
 def answers_at(*dates: int) -> list[Entry]:
@@ -384,7 +389,7 @@ class StoreConformance:
         rebuilt.check()
 
     def test_limits_are_put_replaced_and_lifted(self, store: LedgerStore) -> None:
-        second = limit("b", tier=Tier.PREMIUM, package="starter", carry_over_max=3)
+        second = limit("b", tier=Tier.PREMIUM, package="starter", carry_over_max=3, carried_in=2)
         first = limit("a", "run:tenant/7", period="hour", created_unix_ns=5)
         versions = [store.settings_version()]
         for each in (second, first, msgspec.structs.replace(first, amount=0)):
@@ -407,6 +412,60 @@ class StoreConformance:
         store.put_extra(approved)
         assert store.load_extras() == [extra("b", at_unix_ns=1), approved]
         assert store.settings_version() > before
+
+    # Leases.
+
+    def test_processes_lease_no_more_of_a_limit_than_there_is(self, open_store: OpenStore) -> None:
+        one, two = open_store("one"), open_store("two")
+        for each in (limit(), LIFE):
+            one.put_limit(each)
+        one.append_now(answers_at(NOW))
+        assert one.lease([lack(40), lack(1, LIFE, 0)], NOW) == [40, (10**8 - 127_680) // 8]
+        refused = lack(31)
+        assert two.lease([lack(1, LIFE, 0), refused], NOW) == (refused, WindowUse(100, 70, 30))
+        assert (LimitID("limit"), MONTH) in one.wanted(NOW)
+        assert one.wanted(NOW + 1) == []
+        one.give_back([lack(10)])
+        assert two.lease([refused], NOW) == [31]
+        gone = lack(1, limit("gone"))
+        assert two.lease([gone], NOW) == (gone, WindowUse(0, 0, 0))
+        assert one.limit_states(NOW)[1].allowed == 100
+
+    def test_a_leased_month_carries_over_what_nobody_uses_nor_holds(
+        self, open_store: OpenStore
+    ) -> None:
+        one, two = open_store("one"), open_store("two")
+        before = window_start("month", MONTH - 1)
+        named = limit(carry_over_max=95, created_unix_ns=before)
+        one.put_limit(named)
+        assert one.lease([lack(60, start_unix_ns=before)], MONTH - 1) == [60]
+        assert two.lease([lack(20, start_unix_ns=before)], MONTH - 1) == [20]
+
+        def allowed(store: LedgerStore) -> int:
+            """What the month allows, by what a store says when it is asked for too much."""
+            answer = store.lease([lack(1_000)], NOW)
+            assert isinstance(answer, tuple)
+            (state,) = store.limit_states(NOW)
+            assert state.allowed == answer[1].allowed
+            return state.allowed
+
+        assert allowed(two) == 120
+        assert two.lease([lack(120)], NOW) == [120]
+        one.give_back([lack(30, start_unix_ns=before)])
+        assert allowed(two) == allowed(one) == 150
+        assert two.lease([lack(30)], NOW) == [30]
+        made = ledger(owner="one")
+        one.append_now([reserve(made, unix_ns=MONTH - 1), post(made, output=0)])
+        assert allowed(two) == 150  # 10 of 30 are used, and 20 held
+        one.give_back([lack(20, start_unix_ns=before)])
+        assert allowed(two) == 170
+        # Whoever believes that the month is not over gets nothing of it that was given on.
+        assert isinstance(one.lease([lack(1, start_unix_ns=before)], MONTH - 1), tuple)
+        # What the dead were granted comes back too, up to the most that is carried over.
+        heir = open_store("heir")
+        heir.alive(LATER)
+        heir.take_over(LATER)
+        assert allowed(heir) == 190
 
     # Keys and price books.
 

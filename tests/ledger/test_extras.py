@@ -4,6 +4,7 @@ import msgspec
 import pytest
 
 from tests.ledger.ledger_samples import (
+    DAY_NS,
     MONTH,
     NOW,
     book,
@@ -136,6 +137,24 @@ def test_extra_budget_of_a_month_before_counts_as_its_rest() -> None:
     named = limit(carry_over_max=40, created_unix_ns=ago(1))
     sums = answers(*[ago(1)] * 4)
     assert allowed(named, extra("then", start_unix_ns=ago(1), amount=25), sums=sums) == 105
+
+
+def test_a_changed_limit_leaves_the_months_before_as_they_were() -> None:
+    sums = answers(*[ago(2)] * 4)
+    named = limit(carry_over_max=40, created_unix_ns=ago(1), carried_in=7)
+    assert allowed(named, sums=sums) == 140
+    assert allowed(limit(carry_over_max=40, created_unix_ns=MONTH, carried_in=7), sums=sums) == 107
+    # By a clock that is behind the one that set it.
+    ahead = limit(carry_over_max=40, created_unix_ns=NOW + 60 * DAY_NS, carried_in=7)
+    assert allowed(ahead) == 107
+
+
+def test_what_is_leased_of_a_month_before_is_not_carried_over() -> None:
+    named = limit(carry_over_max=90, created_unix_ns=ago(1))
+    sums = answers(*[ago(1)] * 2)
+    held = {(named.limit, ago(1)): 25, (LimitID("else"), ago(1)): 9, (named.limit, MONTH): 9}
+    (found,) = limit_states([named], [], sums, NOW, held)
+    assert (found.carried, found.allowed, found.extra, found.used) == (15, 115, 0, 0)
 
 
 @pytest.mark.parametrize("period", ["hour", "day", "lifetime"])

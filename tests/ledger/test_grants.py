@@ -5,13 +5,14 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from tests.ledger.ledger_samples import state
 from tokenworks.catalogue.packages import EXAMPLE, parse_packages
 from tokenworks.core.errors import InvalidRequest
 from tokenworks.core.ids import KeyID, LimitID, TenantID
 from tokenworks.core.slo import Tier
 from tokenworks.ledger.extras import Extra
 from tokenworks.ledger.grants import decide, granted, is_below, limit_id, new_limit, parse_node
-from tokenworks.ledger.quotas import NodeID, window_end, window_start
+from tokenworks.ledger.quotas import Limit, LimitState, NodeID, window_end, window_start
 
 NOW = 1_790_000_000_000_000_000
 ADA = NodeID("engineer:acme/ada")
@@ -48,12 +49,47 @@ def test_a_limit_is_named_for_what_it_limits() -> None:
     assert (limit.amount, limit.carry_over_max, limit.created_unix_ns) == (5, 2, NOW)
 
 
-def test_a_limit_that_is_set_again_carries_over_since_the_first_time() -> None:
-    first = new_limit(ADA, "tokens", "month", 5, unix_ns=NOW)
-    again = new_limit(ADA, "tokens", "month", 7, unix_ns=NOW + 1, before=[first])
-    assert (again.limit, again.amount, again.created_unix_ns) == (first.limit, 7, NOW)
-    other = new_limit(ADA, "tokens", "day", 7, unix_ns=NOW + 1, before=[first])
-    assert other.created_unix_ns == NOW + 1
+def put_again(first: Limit, amount: int, carry_over_max: int) -> Limit:
+    before = [state(new_limit(ADA, "tokens", "hour", 1, unix_ns=1)), carrying(first, 4)]
+    return new_limit(
+        *(ADA, "tokens", "month", amount),
+        unix_ns=NOW + 1,
+        carry_over_max=carry_over_max,
+        before=before,
+    )
+
+
+def carrying(limit: Limit, amount: int) -> LimitState:
+    return msgspec.structs.replace(state(limit), carried=amount)
+
+
+def test_a_limit_that_is_set_to_the_same_again_stays_as_it_is() -> None:
+    first = new_limit(ADA, "tokens", "month", 5, unix_ns=NOW, carry_over_max=9)
+    assert put_again(first, 5, 9) == first
+    changed = put_again(first, 7, 9)
+    assert (
+        new_limit(
+            *(ADA, "tokens", "month", 7),
+            unix_ns=NOW + 2,
+            carry_over_max=9,
+            before=[carrying(changed, 4)],
+        )
+        == changed
+    )
+
+
+@pytest.mark.parametrize(
+    ("amount", "carry_over_max", "carried_in"), [(7, 9, 4), (3, 9, 4), (5, 3, 3), (5, 0, 0)]
+)
+def test_a_limit_that_is_changed_keeps_what_its_month_was_given(
+    amount: int, carry_over_max: int, carried_in: int
+) -> None:
+    first = new_limit(ADA, "tokens", "month", 5, unix_ns=NOW, carry_over_max=9)
+    again = put_again(first, amount, carry_over_max)
+    assert (again.limit, again.amount, again.created_unix_ns) == (first.limit, amount, NOW + 1)
+    assert (again.carry_over_max, again.carried_in) == (carry_over_max, carried_in)
+    other = new_limit(ADA, "tokens", "day", 7, unix_ns=NOW + 1, before=[carrying(first, 4)])
+    assert (other.created_unix_ns, other.carried_in) == (NOW + 1, 0)
 
 
 def test_only_months_carry_over() -> None:
@@ -72,12 +108,12 @@ def test_a_package_takes_the_place_of_the_one_before() -> None:
     assert gone == []
     by_hand = new_limit(ADA, "tokens", "hour", 5, unix_ns=NOW)
     other = msgspec.structs.replace(pro[0], limit=LimitID("x"), node=NodeID("engineer:acme/bob"))
-    trial, gone = granted(ADA, packages["trial"], [*pro, by_hand, other], NOW + 1)
+    trial, gone = granted(ADA, packages["trial"], map(state, [*pro, by_hand, other]), NOW + 1)
     assert [(limit.limit, limit.amount) for limit in trial] == [
         ("engineer:acme/ada#tokens-lifetime", 100_000)
     ]
     assert gone == [limit.limit for limit in pro]
-    same, gone = granted(ADA, packages["pro"], pro, NOW + 1)
+    same, gone = granted(ADA, packages["pro"], map(state, pro), NOW + 1)
     assert (same, gone) == (pro, [])
 
 

@@ -43,6 +43,7 @@ from tokenworks.ledger import ledger as ledger_module
 from tokenworks.ledger.entries import CostAccrued, Entry, Posted, Reserved, Voided
 from tokenworks.ledger.ledger import Ledger
 from tokenworks.ledger.quotas import Refused
+from tokenworks.ledger.stored import Stored
 
 R = RequestID("r")
 LIMITS = [state(limit()), state(limit("money", unit="nanodollars", amount=10**9))]
@@ -476,6 +477,27 @@ def test_taking_back_what_is_not_here_changes_nothing() -> None:
     made.retract(msgspec.structs.replace(entries[0], request="else"))
     made.retract(msgspec.structs.replace(cost, pool="elsewhere"))
     assert same(made, other)
+
+
+def test_open_holds_are_in_one_order_whatever_was_taken_back() -> None:
+    made = ledger()
+    reserve(made, "later", unix_ns=NOW + 1)
+    holds = [reserve(made, "b", attempt=attempt, unix_ns=NOW + 1) for attempt in (1, 0)]
+    reserve(made, "a", unix_ns=NOW + 2)
+    before = made.open_holds()
+    assert [(hold.request, hold.attempt) for hold in before] == [
+        ("b", 0),
+        ("b", 1),
+        ("later", 0),
+        ("a", 0),
+    ]
+    for request in ("later", "a"):
+        made.retract(void(made, request))
+    assert made.open_holds() == before
+    stored = Stored()
+    stored.adopt(reversed(before))
+    stored.admit(holds)
+    assert stored.open_holds() == list(before)
 
 
 def test_a_void_that_was_taken_back_can_be_posted() -> None:

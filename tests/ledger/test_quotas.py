@@ -32,6 +32,7 @@ from tokenworks.core.ids import LimitID
 from tokenworks.core.orders import Payer
 from tokenworks.core.slo import Measured, Tier
 from tokenworks.ledger import quotas as quotas_module
+from tokenworks.ledger.ledger import Ledger
 from tokenworks.ledger.quotas import (
     LEVELS,
     UNIX_NS_MAX,
@@ -291,11 +292,104 @@ def test_a_small_amount_piles_up_over_idle_months() -> None:
     assert allowed == [10, 20, 30, 40, 45, 45]
 
 
-def test_what_is_still_held_is_not_carried_over() -> None:
-    made = ledger(limits=[state(limit(carry_over_max=100))])
+def carrying(*, amount: int = 100, carry_over_max: int = 100) -> Ledger:
+    """A ledger that holds 30 of a month's tokens when the next begins."""
+    made = ledger(limits=[state(limit(amount=amount, carry_over_max=carry_over_max))])
     reserve(made, "a")
     reserve(made, "b", unix_ns=NEXT_MONTH)
+    return made
+
+
+def test_what_is_still_held_is_carried_over_once_it_is_released() -> None:
+    made = carrying()
     assert window(made).allowed == 170
+    voided = void(made, "a", unix_ns=NEXT_MONTH)
+    assert (window(made).allowed, window(made).carried) == (200, 100)
+    made.retract(voided)
+    assert window(made).allowed == 170
+    # Less than was held is used, then more.
+    posted = post(made, "a", uncached=3, cached=0, output=2)
+    assert window(made).allowed == 195
+    made.retract(posted)
+    post(made, "a", output=25)
+    assert window(made).allowed == 165
+    made.check()
+
+
+def test_an_old_hold_is_followed_through_months_and_idle_ones() -> None:
+    made = carrying(amount=40, carry_over_max=60)
+    assert window(made).allowed == 50
+    reserve(made, "c", unix_ns=months(2))  # 20 are left of the second month
+    assert window(made).allowed == 60
+    reserve(made, "d", input_max=0, output_max=0, unix_ns=months(4))  # 30, 70, but 60 at most
+    assert window(made).allowed == 100
+    reserve(made, "e", input_max=25, output_max=25, unix_ns=months(4))
+    void(made, "b", unix_ns=months(4))
+    assert window(made).allowed == 100
+    reserve(made, "f", input_max=0, output_max=50, unix_ns=months(4))
+    reserve(made, "g", unix_ns=months(5))
+    assert window(made).allowed == 40
+    void(made, "f", unix_ns=months(5))
+    assert window(made).allowed == 90
+
+
+def test_a_hold_of_two_months_ago_changes_the_present_one() -> None:
+    made = carrying()
+    reserve(made, "c", input_max=50, output_max=50, unix_ns=NEXT_MONTH)
+    reserve(made, "d", unix_ns=months(2))
+    assert window(made).allowed == 140
+    void(made, "a", unix_ns=months(2))
+    assert window(made).allowed == 170
+    void(made, "c", unix_ns=months(2))
+    assert window(made).allowed == 200
+    void(made, "b", unix_ns=months(2))
+    assert window(made).allowed == 200
+
+
+@pytest.mark.parametrize("carried", [0, 70, 100])
+def test_a_reading_does_not_overwrite_what_is_carried_over(carried: int) -> None:
+    made = carrying()
+    same = limit(carry_over_max=100)
+    read = LimitState(limit=same, start_unix_ns=NEXT_MONTH, used=0, carried=carried, extra=9)
+    made.set_limits([read])
+    assert window(made).allowed == 179
+    void(made, "a")
+    assert window(made).allowed == 209
+
+
+def test_a_reading_begins_a_month_with_what_the_ledger_knows() -> None:
+    made = ledger(limits=[state(limit(carry_over_max=100))])
+    reserve(made, "a")
+    larger = limit(carry_over_max=100, amount=110)
+    made.set_limits([LimitState(limit=larger, start_unix_ns=NEXT_MONTH, used=0, carried=100)])
+    assert (window(made).start_unix_ns, window(made).allowed) == (NEXT_MONTH, 190)
+    void(made, "a")
+    assert window(made).allowed == 210
+
+
+@pytest.mark.parametrize("seen_in_time", [True, False])
+def test_a_changed_limit_keeps_what_was_carried_in_until_then(*, seen_in_time: bool) -> None:
+    made = ledger(limits=[state(limit(carry_over_max=100))])
+    reserve(made, "a")
+    if seen_in_time:
+        reserve(made, "b", unix_ns=NEXT_MONTH)
+    frozen = limit(amount=10, carry_over_max=90, created_unix_ns=NEXT_MONTH + 5, carried_in=85)
+    made.set_limits([LimitState(limit=frozen, start_unix_ns=NEXT_MONTH, used=0, carried=85)])
+    assert window(made).allowed == 95
+    void(made, "a", unix_ns=NEXT_MONTH)
+    assert window(made).allowed == 95
+    reserve(made, "c", input_max=0, output_max=0, unix_ns=months(2))
+    assert window(made).allowed == 10 + (65 if seen_in_time else 90)
+
+
+def test_a_limit_changed_by_a_clock_that_is_ahead_counts_from_its_month_on() -> None:
+    made = ledger(limits=[state(limit(carry_over_max=100))])
+    ahead = limit(carry_over_max=100, created_unix_ns=NEXT_MONTH + 5, carried_in=85)
+    made.set_limits([LimitState(limit=ahead, start_unix_ns=MONTH, used=0, carried=85)])
+    reserve(made, "a")
+    reserve(made, "b", unix_ns=NEXT_MONTH)
+    void(made, "a")
+    assert window(made).allowed == 185
 
 
 # Leases.
@@ -303,7 +397,7 @@ def test_what_is_still_held_is_not_carried_over() -> None:
 
 def test_a_leased_window_begins_with_nothing_and_grows_by_grants() -> None:
     named = limit(period="hour")
-    lent = LimitState(limit=named, start_unix_ns=window_start("hour", NOW), allowed=30, used=0)
+    lent = LimitState(limit=named, start_unix_ns=window_start("hour", NOW), used=0)
     made = ledger(limits=[lent], leased=True)
     assert code(try_reserve(made, "a")) == "quota_exceeded"
     assert made.grant(named.limit, lent.start_unix_ns, 30)
@@ -323,11 +417,11 @@ def test_a_leased_window_begins_with_nothing_and_grows_by_grants() -> None:
 
 def test_a_reading_of_an_earlier_window_takes_nothing_from_a_leased_one() -> None:
     named = limit(period="hour")
-    lent = LimitState(limit=named, start_unix_ns=window_start("hour", NOW), allowed=30, used=0)
+    lent = LimitState(limit=named, start_unix_ns=window_start("hour", NOW), used=0)
     made = ledger(limits=[lent], leased=True)
     assert made.grant(named.limit, lent.start_unix_ns, 30)
     larger = msgspec.structs.replace(named, amount=1_000)
-    early = LimitState(limit=larger, start_unix_ns=lent.start_unix_ns - HOUR_NS, allowed=9, used=9)
+    early = LimitState(limit=larger, start_unix_ns=lent.start_unix_ns - HOUR_NS, used=9)
     made.set_limits([early])
     now = msgspec.structs.replace(early, start_unix_ns=lent.start_unix_ns)
     for state_read in (early, now):
@@ -348,6 +442,33 @@ def test_shortages_are_what_a_request_lacks_of_each_leased_limit() -> None:
     assert [(each.limit, each.missing) for each in later] == [("hourly", 30), ("money", 132_000)]
     assert made.shortages(NOW, order(model="no such"), BOOK) == []
     assert made.shortages(NOW, order(key="nobody"), BOOK) == []
+
+
+def test_leased_months_that_are_over_are_known_until_nothing_is_left_of_them() -> None:
+    named = limit(carry_over_max=50)
+    made = ledger(limits=[state(named), state(limit("plain"))], leased=True)
+
+    def ended(unix_ns: int) -> list[tuple[int, int, int]]:
+        return [(each.start_unix_ns, each.held, each.free) for each in made.ended(unix_ns)]
+
+    for name in ("limit", "plain"):
+        assert made.grant(LimitID(name), MONTH, 100)
+    reserve(made, "a")
+    assert ended(NOW) == []
+    assert ended(NEXT_MONTH) == [(MONTH, 30, 70)]
+    assert made.grant(named.limit, MONTH, -70)
+    void(made, "a")
+    assert ended(NEXT_MONTH) == [(MONTH, 0, 30)]
+    assert made.grant(named.limit, MONTH, -30)
+    made.shortages(NEXT_MONTH, order(), BOOK)
+    assert not made.grant(LimitID("plain"), MONTH, 1)
+    # Nobody asks for anything for a month; then two are over, of which one has nothing left.
+    made.set_limits([LimitState(limit=named, start_unix_ns=months(2), used=0)])
+    assert ended(months(2)) == [(NEXT_MONTH, 0, 0)]
+    assert made.window_at(named.limit, NEXT_MONTH) is not None
+    assert made.window_at(named.limit, MONTH) is None
+    made.set_limits([])
+    assert ended(months(3)) == []
 
 
 def test_more_than_is_free_cannot_be_given_back() -> None:

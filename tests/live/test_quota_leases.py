@@ -19,7 +19,7 @@ from tokenworks.core.orders import KeyView, Order, Outcome, Usage
 from tokenworks.core.slo import Tier
 from tokenworks.core.units import NS_PER_S
 from tokenworks.ledger.entries import Posted, Reserved
-from tokenworks.ledger.quotas import Refused
+from tokenworks.ledger.quotas import Refused, window_end, window_start
 from tokenworks.ledger.store_port import join
 from tokenworks.live import quota_leases
 from tokenworks.live.home import Home
@@ -263,6 +263,39 @@ def test_what_was_used_before_the_first_lease_counts(run: Run, shared: Shared) -
         late = shared.process("b")
         assert isinstance(await late.reserve(401), Refused)
         assert isinstance(await late.reserve(400), Reserved)
+
+    run(main())
+
+
+def test_a_month_that_is_over_is_carried_over_as_it_comes_free(run: Run, shared: Shared) -> None:
+    async def main() -> None:
+        month = window_start("month", START_UNIX_NS)
+        named = msgspec.structs.replace(
+            limit_of(0, 1_000), period="month", carry_over_max=1_000, created_unix_ns=month
+        )
+        shared.keeper.put_limit(named)
+        one, other = shared.process("a"), shared.process("b")
+        held = await one.reserve(200)  # leases just so much
+        assert isinstance(held, Reserved)
+        assert isinstance(await other.reserve(10), Reserved)  # and leases an eighth of 800
+        shared.clock.ns = window_end("month", month) - START_UNIX_NS
+
+        async def allowed(process: Process) -> int:
+            refused = await process.reserve(3_000)
+            assert isinstance(refused, Refused)
+            assert refused.quota is not None
+            return refused.quota.allowed
+
+        assert await allowed(one) == 1_700
+        await other.leases.tend()
+        assert await allowed(one) == 1_790
+        await one.use(held, 50)
+        assert await allowed(one) == 1_790
+        await one.leases.tend()
+        assert await allowed(one) == await allowed(other) == 1_940
+        (state,) = shared.keeper.limit_states(shared.clock.unix_ns())
+        assert state.allowed == 1_940
+        assert isinstance(await other.reserve(1_940), Reserved)
 
     run(main())
 

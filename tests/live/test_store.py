@@ -519,7 +519,7 @@ def test_a_full_disk_loses_nothing_acknowledged(store: SQLStore) -> None:
 
     def fill() -> None:
         for i in range(10_000):
-            entry = reserve(made, str(i))
+            entry = reserve(made, f"{i:04}")
             try:
                 store.append_now([entry])
             except LedgerUnavailable:
@@ -659,7 +659,7 @@ def test_a_roll_keeps_what_was_taken_over(open_store: OpenStore) -> None:
     _, entries = story()
     dead.append_now(entries)
     found = heir.take_over(LATER)
-    mine = reserve(ledger(owner="heir"), "mine")
+    mine = reserve(ledger(owner="heir"), "ours")
     heir.append_now([mine])
     heir.close()
     assert open_store("next").take_over(2 * LATER) == [*found, mine]

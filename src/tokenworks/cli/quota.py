@@ -91,7 +91,8 @@ def set_limit(
     """Set a limit on NODE, or change it.
 
     A node has one limit for each of tokens or dollars, period and tier; setting it again changes
-    its amount and keeps what is used. A limit of 0 closes the gate.
+    its amount and keeps what is used and what this month was given by the months before, up to
+    the new --carry-over. A limit of 0 closes the gate.
     """
     from tokenworks.live.clock import SystemClock
 
@@ -114,7 +115,7 @@ def set_limit(
             unix_ns=now_unix_ns,
             tier=None if tier is None else Tier(tier),
             carry_over_max=carried,
-            before=store.load_limits(),
+            before=store.limit_states(now_unix_ns),
         )
         store.put_limit(limit)
         _say_limits(store, [limit.limit], now_unix_ns, as_json=as_json)
@@ -140,7 +141,8 @@ def grant(home: Home, /, node: str, package: str, *, as_json: bool) -> None:
         raise InvalidRequest(f"There is no package {package!r}.", hint=f"Packages: {known}.")
     place, now_unix_ns = parse_node(node), SystemClock().unix_ns()
     with ledger_at(home, create=True) as store:
-        put, gone = granted(place, packages[package], store.load_limits(), now_unix_ns)
+        before = store.limit_states(now_unix_ns)
+        put, gone = granted(place, packages[package], before, now_unix_ns)
         for limit in put:
             store.put_limit(limit)
         for name in gone:

@@ -5,6 +5,7 @@ Entries are kept as JSON arrays: a new field goes to the end of its record, with
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import ClassVar, Final, Literal
 
 import msgspec
@@ -278,3 +279,8 @@ def kind_of(entry: Entry) -> str:
 def accrual_request(owner: str, pool: PoolID, from_unix_ns: int) -> RequestID:
     """The name under which a pool's cost from some instant on is written by a process."""
     return RequestID(f"accrual:{owner}:{pool}:{from_unix_ns}")
+
+
+def oldest_first(holds: Iterable[Reserved]) -> list[Reserved]:
+    """Reservations by date, then request and attempt: whatever was taken back, in one order."""
+    return sorted(holds, key=lambda hold: (hold.at_unix_ns, hold.request, hold.attempt))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Mapping
+from types import MappingProxyType
 from typing import Final, Literal
 
 import msgspec
@@ -54,8 +55,17 @@ UsedRows = Callable[[int, int], list[RollupRow]]
 """Sums of all answers that were asked for from one time up to another."""
 
 
+AmountOf = Mapping[tuple[LimitID, int], int]
+"""An amount for a limit's window that begins at a time; none is 0."""
+_NOTHING: Final[AmountOf] = MappingProxyType({})
+
+
 def limit_states(
-    limits: Iterable[Limit], extras: Iterable[Extra], used: UsedRows, unix_ns: int
+    limits: Iterable[Limit],
+    extras: Iterable[Extra],
+    used: UsedRows,
+    unix_ns: int,
+    held: AmountOf = _NOTHING,
 ) -> list[LimitState]:
     """Every limit with its present window.
 
@@ -64,6 +74,7 @@ def limit_states(
         extras: extra budget of any state and window.
         used: reads sums; called once per period, and once per month for carry-over.
         unix_ns: now.
+        held: what processes still hold by lease of windows that have ended; it counts as used.
     """
     approved: dict[tuple[LimitID, int], int] = {}
     for extra in extras:
@@ -75,13 +86,13 @@ def limit_states(
     states = []
     for limit in limits:
         start = window_start(limit.period, unix_ns)
-        carried = _carried(limit, approved, uses, start)
         states.append(
             LimitState(
                 limit=limit,
                 start_unix_ns=start,
-                allowed=limit.amount + carried + approved.get((limit.limit, start), 0),
                 used=uses.of(limit, start),
+                carried=_carried(limit, approved, uses, held, start),
+                extra=approved.get((limit.limit, start), 0),
             )
         )
     return states
@@ -131,14 +142,19 @@ _ALL: Final = (None,)
 
 
 def _carried(
-    limit: Limit, approved: dict[tuple[LimitID, int], int], uses: _Uses, start_unix_ns: int
+    limit: Limit,
+    approved: AmountOf,
+    uses: _Uses,
+    held: AmountOf,
+    start_unix_ns: int,
 ) -> int:
     """What the months since a limit was set have left for the present one."""
-    if not limit.carry_over_max or limit.period != "month":
+    if not limit.carries_over:
         return 0
-    carried, at = 0, window_start("month", limit.created_unix_ns)
+    carried, at = limit.carried_in, window_start("month", limit.created_unix_ns)
     while at < start_unix_ns:
         allowed = limit.amount + carried + approved.get((limit.limit, at), 0)
-        carried = min(limit.carry_over_max, max(0, allowed - uses.of(limit, at)))
+        taken = uses.of(limit, at) + held.get((limit.limit, at), 0)
+        carried = min(limit.carry_over_max, max(0, allowed - taken))
         at = window_end("month", at)
     return carried

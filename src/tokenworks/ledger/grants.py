@@ -12,7 +12,7 @@ from tokenworks.core.errors import InvalidRequest
 from tokenworks.core.ids import KeyID, LimitID, TenantID
 from tokenworks.core.slo import Tier
 from tokenworks.ledger.extras import Extra
-from tokenworks.ledger.quotas import LEVELS, Limit, NodeID, Period, Unit, window_start
+from tokenworks.ledger.quotas import LEVELS, Limit, LimitState, NodeID, Period, Unit, window_start
 
 PERIODS: Final[tuple[Period, ...]] = get_args(Period)
 NODE_HINT: Final = (
@@ -62,9 +62,12 @@ def new_limit(
     tier: Tier | None = None,
     carry_over_max: int = 0,
     package: str | None = None,
-    before: Iterable[Limit] = (),
+    before: Iterable[LimitState] = (),
 ) -> Limit:
     """A limit, to be put into the store; it takes the place of one of the same name.
+
+    What months before the present one had left, they had by the limit of that time: where its
+    amount or ``carry_over_max`` changes, the present month keeps what was carried into it.
 
     Args:
         node: whose.
@@ -75,7 +78,7 @@ def new_limit(
         tier: as in ``Limit``.
         carry_over_max: likewise.
         package: likewise.
-        before: all limits; one of the same name keeps the date since which it carries over.
+        before: all limits as they stand now.
 
     Raises:
         InvalidRequest: it carries over and is not by month.
@@ -83,7 +86,15 @@ def new_limit(
     if carry_over_max and period != "month":
         raise InvalidRequest(f"A limit per {period} carries nothing over.", hint="Only months do.")
     name = limit_id(node, unit, period, tier)
-    since = [limit.created_unix_ns for limit in before if limit.limit == name]
+    since_unix_ns, carried_in = unix_ns, 0
+    for state in before:
+        known = state.limit
+        if known.limit != name:
+            continue
+        if (known.amount, known.carry_over_max) == (amount, carry_over_max):
+            since_unix_ns, carried_in = known.created_unix_ns, known.carried_in
+        else:
+            carried_in = min(carry_over_max, state.carried)
     return Limit(
         limit=name,
         node=node,
@@ -93,19 +104,20 @@ def new_limit(
         tier=tier,
         carry_over_max=carry_over_max,
         package=package,
-        created_unix_ns=since[0] if since else unix_ns,
+        created_unix_ns=since_unix_ns,
+        carried_in=carried_in,
     )
 
 
 def granted(
-    node: NodeID, package: Package, before: Iterable[Limit], unix_ns: int
+    node: NodeID, package: Package, before: Iterable[LimitState], unix_ns: int
 ) -> tuple[list[Limit], list[LimitID]]:
     """What granting a package to a node changes.
 
     Args:
         node: who gets it.
         package: what.
-        before: all limits.
+        before: all limits as they stand now.
         unix_ns: now.
 
     Returns:
@@ -130,7 +142,7 @@ def granted(
     kept = {limit.limit for limit in put}
     gone = [
         limit.limit
-        for limit in before
+        for limit in (state.limit for state in before)
         if limit.node == node and limit.package is not None and limit.limit not in kept
     ]
     return put, gone

@@ -31,6 +31,7 @@ from tokenworks.ledger.entries import (
     Voided,
     VoidReason,
     accrual_request,
+    oldest_first,
 )
 from tokenworks.ledger.leases import Shortage
 from tokenworks.ledger.metering import (
@@ -149,8 +150,8 @@ class Ledger:
     def set_limits(self, states: Iterable[LimitState]) -> None:
         """Put exactly these limits into force.
 
-        A limit that is in force already keeps what it has used and holds; a new one starts from
-        what the caller says is used, and holds what open reservations under it hold.
+        A limit that is in force already keeps what it has used, holds and was carried over to it;
+        a new one starts from what the caller says, and holds what open reservations under it hold.
         """
         wanted = {state.limit.limit: state for state in states}
         for window in self._tree.windows():
@@ -177,9 +178,12 @@ class Ledger:
                 self._holds[place] = Held(entry, (*held.windows, window))
 
     def grant(self, limit: LimitID, start_unix_ns: int, amount: int) -> bool:
-        """Allow more (or, below zero, less) of a limit's present window; False if it has ended."""
-        window = self._tree.window(limit)
-        if window is None or window.start_unix_ns != start_unix_ns:
+        """Allow more (or, below zero, less) of a limit's window; False if it is not known.
+
+        Known are the present one and those in ``ended``.
+        """
+        window = self._tree.window_at(limit, start_unix_ns)
+        if window is None:
             return False
         assert window.free + min(amount, 0) >= 0 or amount >= 0, (limit, amount, window.free)
         window.allowed += amount
@@ -189,13 +193,21 @@ class Ledger:
         """The present window of a limit, to be read only."""
         return self._tree.window(limit)
 
+    def window_at(self, limit: LimitID, start_unix_ns: int) -> Window | None:
+        """The window of a limit that begins at a time, if it is known; see ``grant``."""
+        return self._tree.window_at(limit, start_unix_ns)
+
     def windows(self) -> tuple[Window, ...]:
         """The present window of every limit; they are the ledger's own, to be read only."""
         return self._tree.windows()
 
+    def ended(self, unix_ns: int) -> list[Window]:
+        """Leased windows that are over and whose rest others can use, to be read only."""
+        return self._tree.ended(self._date(unix_ns))
+
     def open_holds(self) -> tuple[Reserved, ...]:
-        """Reservations neither posted nor voided, oldest first."""
-        return tuple(held.entry for held in self._holds.values())
+        """Reservations neither posted nor voided; see ``entries.oldest_first``."""
+        return tuple(oldest_first(held.entry for held in self._holds.values()))
 
     def pending(self) -> dict[TenantID, int]:
         """Nano-dollars that each tenant's open reservations may still debit from its wallet."""

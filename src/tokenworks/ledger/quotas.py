@@ -77,7 +77,9 @@ class Limit(msgspec.Struct, frozen=True, kw_only=True):
             answer whose promise was broken does not use up the grant. None counts all.
         carry_over_max: how much of a month's unused rest the next month adds at most.
         package: the package that brought it, if one did.
-        created_unix_ns: when it was set.
+        created_unix_ns: when it was set, or set to another amount or ``carry_over_max``.
+        carried_in: what the month of ``created_unix_ns`` has got of the months before it: what
+            they left by the limit as it was then.
     """
 
     limit: LimitID
@@ -89,6 +91,12 @@ class Limit(msgspec.Struct, frozen=True, kw_only=True):
     carry_over_max: int = 0
     package: str | None = None
     created_unix_ns: int = 0
+    carried_in: int = 0
+
+    @property
+    def carries_over(self) -> bool:
+        """Whether its windows get what the ones before have left."""
+        return self.carry_over_max > 0 and self.period == "month"
 
 
 class LimitState(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,23 +105,42 @@ class LimitState(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         limit: the limit.
         start_unix_ns: the window's start.
-        allowed: its amount, what was carried over and what was approved on top.
         used: spent in the window until now.
+        carried: what the months before have left for it.
+        extra: what was approved on top, for this window.
     """
 
     limit: Limit
     start_unix_ns: int
-    allowed: int
     used: int
+    carried: int = 0
+    extra: int = 0
+
+    @property
+    def allowed(self) -> int:
+        """The most in this window."""
+        return self.limit.amount + self.carried + self.extra
 
 
 class Window:
-    """One limit over one period, as it stands."""
+    """One limit over one period, as it stands.
 
-    __slots__ = ("allowed", "end_unix_ns", "held", "limit", "start_unix_ns", "used")
+    Attributes:
+        carried: what it has got of the months before; part of ``allowed``.
+        following: the window that got what this one has left, if one did.
+    """
 
-    def __init__(self, limit: Limit, start_unix_ns: int, allowed: int, used: int) -> None:
+    __slots__ = (
+        *("allowed", "carried", "end_unix_ns", "following", "held", "limit"),
+        *("start_unix_ns", "used"),
+    )
+
+    def __init__(
+        self, limit: Limit, start_unix_ns: int, allowed: int, used: int, carried: int = 0
+    ) -> None:
         self.limit = limit
+        self.carried = carried
+        self.following: Window | None = None
         self.start_unix_ns = start_unix_ns
         self.end_unix_ns = window_end(limit.period, start_unix_ns)
         self.allowed = allowed
@@ -193,35 +220,34 @@ class QuotaTree:
         self._windows: dict[LimitID, Window] = {}
         self._by_node: dict[NodeID, list[LimitID]] = {}
         self._of_payer: dict[Payer, tuple[LimitID, ...]] = {}
+        self._ended: dict[LimitID, list[Window]] = {}
+        """Leased months that are over and carry over; the latest, and others that hold or have
+        anything left."""
+        self._month_unix_ns = 0
 
     def set(self, state: LimitState) -> Window:
         """Put a limit into force, or change what its window allows.
 
-        A window that is known keeps what it has used and holds; a new one begins as told, or,
-        where limits are leased, with nothing. So does that of a limit which from now on counts
-        something else.
+        A window that is known keeps what it has used, holds and was carried into it; a new one
+        begins as told, or, where limits are leased, with nothing. So does that of a limit which
+        from now on counts something else.
         """
-        known = self._windows.get(state.limit.limit)
-        if known is not None and not counts_alike(known.limit, state.limit):
-            self.remove(state.limit.limit)
+        limit = state.limit
+        known = self._windows.get(limit.limit)
+        if known is not None and not counts_alike(known.limit, limit):
+            self.remove(limit.limit)
             known = None
-        if known is not None and known.start_unix_ns > state.start_unix_ns:
-            # The window has begun since the state was read: what it has used must not be lost.
-            if not self._leased:
-                known.allowed += state.limit.amount - known.limit.amount
-            known.limit = state.limit
-            return known
-        if known is not None and known.start_unix_ns == state.start_unix_ns:
-            known.limit = state.limit
-            if not self._leased:
-                known.allowed = state.allowed
-            return known
-        allowed, used = (0, 0) if self._leased else (state.allowed, state.used)
-        window = Window(state.limit, state.start_unix_ns, allowed, used)
         if known is None:
-            self._by_node.setdefault(state.limit.node, []).append(state.limit.limit)
+            window = _window_of(state) if not self._leased else _empty(state)
+            self._by_node.setdefault(limit.node, []).append(limit.limit)
             self._of_payer.clear()
-        self._windows[state.limit.limit] = window
+        elif self._leased:
+            over = known.start_unix_ns < state.start_unix_ns
+            window = self._next(known, state.start_unix_ns) if over else known
+            window.limit = limit
+        else:
+            window = _changed(known, state)
+        self._windows[limit.limit] = window
         return window
 
     def remove(self, limit: LimitID) -> None:
@@ -230,10 +256,29 @@ class QuotaTree:
         if window is not None:
             self._by_node[window.limit.node].remove(limit)
             self._of_payer.clear()
+            self._ended.pop(limit, None)
 
     def window(self, limit: LimitID) -> Window | None:
         """The present window of a limit."""
         return self._windows.get(limit)
+
+    def window_at(self, limit: LimitID, start_unix_ns: int) -> Window | None:
+        """The window of a limit that begins at a time, if it is the present one or in ``ended``."""
+        window = self._windows.get(limit)
+        if window is not None and window.start_unix_ns == start_unix_ns:
+            return window
+        ended = self._ended.get(limit, ())
+        return next((each for each in ended if each.start_unix_ns == start_unix_ns), None)
+
+    def ended(self, unix_ns: int) -> list[Window]:
+        """Leased windows that are over and whose rest the next ones get."""
+        month_unix_ns = window_start("month", unix_ns)
+        if month_unix_ns > self._month_unix_ns:
+            self._month_unix_ns = month_unix_ns
+            for name, window in self._windows.items():
+                if window.limit.carries_over and unix_ns >= window.end_unix_ns:
+                    self._windows[name] = self._next(window, unix_ns)
+        return [window for windows in self._ended.values() for window in windows]
 
     def windows(self) -> tuple[Window, ...]:
         """The present windows of all limits."""
@@ -293,10 +338,14 @@ class QuotaTree:
         return found
 
     def _next(self, window: Window, unix_ns: int) -> Window:
-        if self._leased:
-            limit = window.limit
-            return Window(limit, window_start(limit.period, unix_ns), 0, 0)
-        return next_window(window, unix_ns)
+        if not self._leased:
+            return next_window(window, unix_ns)
+        limit = window.limit
+        if limit.carries_over:
+            before = self._ended.get(limit.limit, ())
+            kept = [each for each in before if each.held or each.free > 0]
+            self._ended[limit.limit] = [*kept, window]
+        return Window(limit, window_start(limit.period, unix_ns), 0, 0)
 
     def _limits_of(self, payer: Payer) -> tuple[LimitID, ...]:
         found = tuple(limit for node in nodes_of(payer) for limit in self._by_node.get(node, ()))
@@ -308,6 +357,50 @@ class QuotaTree:
 
 PAYERS_MAX: Final = 100_000
 """Payers whose limits are remembered; runs come and go, so the memory is dropped when full."""
+
+
+def _empty(state: LimitState) -> Window:
+    return Window(state.limit, state.start_unix_ns, 0, 0)
+
+
+def _window_of(state: LimitState) -> Window:
+    return Window(state.limit, state.start_unix_ns, state.allowed, state.used, state.carried)
+
+
+def _changed(known: Window, state: LimitState) -> Window:
+    """The present window of a limit that is set anew, given its window until now.
+
+    What was carried in is the window's own knowledge, for it knows what is held of the months
+    before; but what was carried in when the limit was changed is written in the limit.
+    """
+    limit = state.limit
+    if known.start_unix_ns > state.start_unix_ns:
+        # The window has begun since the state was read: what it has used must not be lost.
+        _change(known, limit)
+        return known
+    window = known
+    if known.start_unix_ns < state.start_unix_ns:
+        if limit.created_unix_ns >= known.end_unix_ns:
+            return _window_of(state)
+        _change(known, limit)
+        window = next_window(known, state.start_unix_ns)
+        window.used = state.used
+    _change(window, limit)
+    window.allowed = limit.amount + window.carried + state.extra
+    return window
+
+
+def _change(window: Window, limit: Limit) -> None:
+    """Put a limit in the place of another of the same name."""
+    window.allowed += limit.amount - window.limit.amount
+    window.limit = limit
+    if limit.created_unix_ns >= window.start_unix_ns:
+        _carry(window, limit.carried_in)
+
+
+def _carry(window: Window, carried: int) -> None:
+    window.allowed += carried - window.carried
+    window.carried = carried
 
 
 def counts_alike(one: Limit, other: Limit) -> bool:
@@ -348,17 +441,43 @@ def release(
         else:
             window.held -= hold_nanodollars
             window.used += nanodollars if counts else 0
+        if window.following is not None:
+            _carry_on(window)
 
 
 def next_window(window: Window, unix_ns: int) -> Window:
     """The window of the same limit at a later time, with what is carried over into it.
 
-    Extra budget that was approved for the old window ends with it, but counts as unused rest.
+    Extra budget that was approved for the old window ends with it, but counts as unused rest. What
+    is held of the old window counts as used while it is held: ``release`` carries over again.
     """
     limit = window.limit
     start_unix_ns = window_start(limit.period, unix_ns)
-    if limit.period != "month":
-        return Window(limit, start_unix_ns, limit.amount, 0)
+    after = Window(limit, start_unix_ns, limit.amount, 0)
+    if limit.created_unix_ns >= start_unix_ns:  # by a clock that is ahead of ours
+        _carry(after, limit.carried_in)
+    elif limit.carries_over:
+        _carry(after, _rest(window, start_unix_ns))
+        window.following = after
+    return after
+
+
+def _carry_on(window: Window) -> None:
+    """Carry over again what a window has left, from month to month as far as it makes a change."""
+    after = window.following
+    while after is not None:
+        if after.limit.created_unix_ns >= after.start_unix_ns:
+            return  # the limit was changed then, and what was carried in stays
+        carried = _rest(window, after.start_unix_ns)
+        if carried == after.carried:
+            return
+        _carry(after, carried)
+        window, after = after, after.following
+
+
+def _rest(window: Window, start_unix_ns: int) -> int:
+    """What a window leaves for the month that begins at a time."""
+    limit = window.limit
     carried = min(limit.carry_over_max, max(0, window.free))
     at_unix_ns = window.end_unix_ns
     while at_unix_ns < start_unix_ns:  # months in which nothing was asked
@@ -366,7 +485,7 @@ def next_window(window: Window, unix_ns: int) -> Window:
         if grown == carried:
             break
         carried, at_unix_ns = grown, window_end(limit.period, at_unix_ns)
-    return Window(limit, start_unix_ns, limit.amount + carried, 0)
+    return carried
 
 
 def nodes_of(payer: Payer) -> tuple[NodeID, ...]:

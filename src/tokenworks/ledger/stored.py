@@ -7,7 +7,13 @@ from typing import Final, TypeVar
 
 from tokenworks.core.errors import LedgerCorrupt
 from tokenworks.core.ids import RequestID
-from tokenworks.ledger.entries import CostAccrued, Entry, Reserved, Settlement
+from tokenworks.ledger.entries import (
+    CostAccrued,
+    Entry,
+    Reserved,
+    Settlement,
+    oldest_first,
+)
 
 RECENT_MAX: Final = 50_000
 """Settlements and costs remembered, to tell a repeat from a contradiction; more than may queue."""
@@ -26,8 +32,8 @@ class Stored:
         self._costs: dict[RequestID, CostAccrued] = {}
 
     def open_holds(self) -> list[Reserved]:
-        """Reservations without a settlement, oldest first."""
-        return list(self._open.values())
+        """Reservations without a settlement; see ``entries.oldest_first``."""
+        return oldest_first(self._open.values())
 
     def adopt(self, holds: Iterable[Reserved]) -> None:
         """Take over open reservations of another owner."""

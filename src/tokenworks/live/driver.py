@@ -197,7 +197,7 @@ class Driver:
         It waits for the store: call it before anything is served.
         """
         self._bookkeeper.begin()
-        self._apply(self._read_settings(-1, self._clock.unix_ns()))
+        self._apply(self._read_settings(-1, self._ledger.date(self._clock.unix_ns())))
         self._keep_book(self._book)
         self._open_book(self._book)
 
@@ -543,10 +543,10 @@ class Driver:
 
     async def _reload_settings(self) -> None:
         """Read keys and limits that have changed; the loop goes on however long that takes."""
+        # By the ledger's date: a clock that has gone back must not read a month that is over.
+        unix_ns = self._ledger.date(self._clock.unix_ns())
         try:
-            read = await asyncio.to_thread(
-                self._read_settings, self._settings_version, self._clock.unix_ns()
-            )
+            read = await asyncio.to_thread(self._read_settings, self._settings_version, unix_ns)
         except (LedgerUnavailable, LedgerCorrupt) as error:
             if self._keys_trouble is None:
                 _log.error("keys cannot be read, so revoked ones still work: %s", error)
@@ -569,7 +569,7 @@ class Driver:
         """On the loop: put keys and limits into force."""
         if read is None:
             return
-        states, unix_ns = read.limits(), self._clock.unix_ns()
+        states, unix_ns = read.limits(), self._ledger.date(self._clock.unix_ns())
         if any(unix_ns >= window_end(each.limit.period, each.start_unix_ns) for each in states):
             return  # what was used of the window that has begun is not in it: read again
         self._ledger.set_limits(states)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Final
 
 from tokenworks.core.ids import LimitID
 from tokenworks.core.units import NS_PER_HOUR, NS_PER_S
-from tokenworks.ledger.leases import Shortage, WindowUse, grant
-from tokenworks.ledger.quotas import LimitState, window_start
+from tokenworks.ledger.extras import AmountOf
+from tokenworks.ledger.leases import Shortage, WindowUse, by_node, grant
+from tokenworks.ledger.quotas import Limit, LimitState, window_start
 from tokenworks.live.database import Database
 
 BEFORE: Final = ""
@@ -37,6 +39,29 @@ _WANT: Final = """
 INSERT INTO wanted VALUES (?, ?, ?) ON CONFLICT (limit_id, start_unix_ns)
 DO UPDATE SET at_unix_ns = excluded.at_unix_ns
 """
+
+
+_HELD: Final = """
+SELECT leases.limit_id, leases.start_unix_ns, SUM(leases.granted - leases.used)
+FROM limits JOIN leases ON leases.limit_id = limits.limit_id
+WHERE limits.carry_over_max > 0 AND leases.granted > leases.used AND leases.start_unix_ns < ?
+"""
+
+
+class Leasing:
+    """What the writer must know to lease: the limits as they were last read."""
+
+    def __init__(
+        self,
+        version: int = -1,
+        limits: Sequence[Limit] = (),
+        states: Sequence[LimitState] = (),
+        held: AmountOf = MappingProxyType({}),
+    ) -> None:
+        self.version = version
+        self.held = held
+        self.by_node = by_node(limits)
+        self.states = {(state.limit.limit, state.start_unix_ns): state for state in states}
 
 
 def lease(
@@ -77,6 +102,11 @@ def _use(database: Database, state: LimitState) -> WindowUse:
     rows = database.query(
         "SELECT granted, used FROM leases WHERE limit_id = ? AND start_unix_ns = ?", place
     )
+    if state.limit.carries_over and database.query(
+        "SELECT 1 FROM leases WHERE limit_id = ? AND start_unix_ns > ? LIMIT 1", place
+    ):
+        # By a clock ahead of ours the month is over, and its rest is given to the next one.
+        return WindowUse(0, 0, 0)
     if not rows:
         database.change(_GRANT, (BEFORE, *place, state.used, state.used))
         rows = [(state.used, state.used)]
@@ -102,6 +132,25 @@ def reconcile(database: Database, states: Iterable[LimitState]) -> None:
         missed = state.used - int(leased or 0)
         if known and missed > 0:
             database.change(_GRANT, (BEFORE, *place, missed, missed))
+
+
+def held(
+    database: Database, before_unix_ns: int, limit: LimitID | None = None
+) -> dict[tuple[LimitID, int], int]:
+    """What processes are granted and have not used of windows that carry over, by limit and window.
+
+    Args:
+        database: what to read.
+        before_unix_ns: only windows that begin before then.
+        limit: only those of this limit.
+    """
+    sql, values = _HELD, [before_unix_ns]
+    rows = (
+        database.query(f"{sql} GROUP BY 1, 2", values)
+        if limit is None
+        else database.query(f"{sql} AND limits.limit_id = ? GROUP BY 1, 2", [*values, limit])
+    )
+    return {(LimitID(name), int(start)): int(amount) for name, start, amount in rows}
 
 
 def give_back(database: Database, owner: str, rest: Sequence[Shortage]) -> None:

@@ -9,11 +9,11 @@ from typing import Final
 from tokenworks.ledger.rollup import MEASURES
 from tokenworks.live.database import Dialect
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 
 _META_SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
-INSERT INTO meta VALUES ('schema_version', 2), ('settings_version', 0) ON CONFLICT DO NOTHING;
+INSERT INTO meta VALUES ('schema_version', 3), ('settings_version', 0) ON CONFLICT DO NOTHING;
 """
 
 _SUMS: Final = ", ".join(f"{name} INTEGER NOT NULL" for name in MEASURES)
@@ -26,7 +26,7 @@ CREATE TABLE IF NOT EXISTS keys (
 CREATE TABLE IF NOT EXISTS limits (
     limit_id TEXT PRIMARY KEY, node TEXT NOT NULL, unit TEXT NOT NULL, period TEXT NOT NULL,
     amount INTEGER NOT NULL, tier TEXT, carry_over_max INTEGER NOT NULL, package TEXT,
-    created_unix_ns INTEGER NOT NULL);
+    created_unix_ns INTEGER NOT NULL, carried_in INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS extras (
     extra TEXT PRIMARY KEY, limit_id TEXT NOT NULL, start_unix_ns INTEGER NOT NULL,
     amount INTEGER NOT NULL, reason TEXT NOT NULL, asked_by TEXT NOT NULL, state TEXT NOT NULL,
@@ -123,10 +123,11 @@ INSERT INTO keys VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE 
     revoked_unix_ns = excluded.revoked_unix_ns
 """
 PUT_LIMIT: Final = """
-INSERT INTO limits VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (limit_id) DO UPDATE SET
+INSERT INTO limits VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (limit_id) DO UPDATE SET
     node = excluded.node, unit = excluded.unit, period = excluded.period,
     amount = excluded.amount, tier = excluded.tier, carry_over_max = excluded.carry_over_max,
-    package = excluded.package, created_unix_ns = excluded.created_unix_ns
+    package = excluded.package, created_unix_ns = excluded.created_unix_ns,
+    carried_in = excluded.carried_in
 """
 PUT_EXTRA: Final = """
 INSERT INTO extras VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (extra) DO UPDATE SET

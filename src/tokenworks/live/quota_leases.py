@@ -135,7 +135,7 @@ class QuotaLeases:
                 self._sweep_at_ns = now_ns + DEAD_AFTER_NS
             await asyncio.to_thread(self._store.alive, unix_ns)
             self._alive_at_ns = now_ns + ALIVE_NS
-        await self.give_back_wanted(unix_ns)
+        await self.give_back_idle(unix_ns)
         if now_ns < self._sweep_at_ns:
             return []
         self._sweep_at_ns = now_ns + SWEEP_NS
@@ -145,8 +145,11 @@ class QuotaLeases:
             self._ledger.apply(hold)
         return self._ledger.void_orphans(unix_ns)
 
-    async def give_back_wanted(self, unix_ns: int) -> None:
-        """Give back what this process neither uses nor holds of limits that others lack."""
+    async def give_back_idle(self, unix_ns: int) -> None:
+        """Give back what this process neither uses nor holds of limits that others lack.
+
+        So it does of months that are over, for what they leave is carried over.
+        """
         async with self._asking:
             since = unix_ns - LOOK_BACK_NS
             places = await asyncio.to_thread(self._store.wanted, since)
@@ -156,15 +159,16 @@ class QuotaLeases:
                 self._version = version
                 windows = self._ledger.windows()
                 places = [(each.limit.limit, each.start_unix_ns) for each in windows]
+            found = [self._ledger.window_at(limit, start) for limit, start in dict.fromkeys(places)]
+            idle = dict.fromkeys((*found, *self._ledger.ended(unix_ns)))
             rest: list[Shortage] = []
-            for limit, start_unix_ns in places:
-                window = self._ledger.window(limit)
-                if window is None or window.start_unix_ns != start_unix_ns or window.free <= 0:
+            for window in idle:
+                if window is None or window.free <= 0:
                     continue
-                free = window.free
+                part = Shortage(window.limit.limit, window.start_unix_ns, window.free)
                 # Taken from our own before the store is told: nobody may hold against it now.
-                if self._ledger.grant(limit, start_unix_ns, -free):
-                    rest.append(Shortage(limit, start_unix_ns, free))
+                self._ledger.grant(part.limit, part.start_unix_ns, -part.missing)
+                rest.append(part)
             if not rest:
                 return
             try:

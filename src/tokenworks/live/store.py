@@ -27,10 +27,9 @@ from tokenworks.ledger.blocks import (
 )
 from tokenworks.ledger.entries import Entry, Reserved
 from tokenworks.ledger.extras import limit_states
-from tokenworks.ledger.leases import Shortage, WindowUse, by_node, spent, with_spent
+from tokenworks.ledger.leases import Shortage, WindowUse, spent, with_spent
 from tokenworks.ledger.quotas import (
     UNIX_NS_MAX,
-    Limit,
     LimitState,
     window_end,
     window_start,
@@ -117,7 +116,7 @@ class SQLStore(SettingsStore):
         self._number = 0
         self._known = False
         self._closed = False
-        self._leasing = _Leasing()
+        self._leasing = lease_tables.Leasing()
         self._prune_at_unix_ns = 0
         self._costs: dict[PoolID, str] = {}
         self._payers = NumberedNames("payers", _PAYER)
@@ -308,18 +307,41 @@ class SQLStore(SettingsStore):
             leasing = self._leasing
             known = all((each.limit, each.start_unix_ns) in leasing.states for each in shortages)
             if leasing.version != version or not known:
-                limits, extras = load_limits(self._writer), load_extras(self._writer)
-
-                def used(since_unix_ns: int, until_unix_ns: int) -> list[RollupRow]:
-                    return self._rollups(self._writer, since_unix_ns, until_unix_ns, by_hour=False)
-
-                leasing = _Leasing(version, limits, limit_states(limits, extras, used, unix_ns))
-                lease_tables.reconcile(self._writer, leasing.states.values())
+                leasing = self._read_leasing(version, unix_ns)
             result = lease_tables.lease(
                 self._writer, self.owner, shortages, leasing.states, unix_ns
             )
+            if isinstance(result, tuple) and self._carries_more(leasing, result[0]):
+                leasing = self._read_leasing(version, unix_ns)
+                result = lease_tables.lease(
+                    self._writer, self.owner, shortages, leasing.states, unix_ns
+                )
         self._leasing = leasing
         return result
+
+    def _read_leasing(self, version: int, unix_ns: int) -> lease_tables.Leasing:
+        """Limits as they stand over all processes, inside a transaction."""
+        limits, extras = load_limits(self._writer), load_extras(self._writer)
+        held = lease_tables.held(self._writer, UNIX_NS_MAX)
+
+        def used(since_unix_ns: int, until_unix_ns: int) -> list[RollupRow]:
+            return self._rollups(self._writer, since_unix_ns, until_unix_ns, by_hour=False)
+
+        states = limit_states(limits, extras, used, unix_ns, held)
+        lease_tables.reconcile(self._writer, states)
+        return lease_tables.Leasing(version, limits, states, held)
+
+    def _carries_more(self, leasing: lease_tables.Leasing, short: Shortage) -> bool:
+        """Whether processes hold something else of the months before than when it was read."""
+        state = leasing.states.get((short.limit, short.start_unix_ns))
+        if state is None or not state.limit.carries_over:
+            return False
+        before = {
+            (limit, start): amount
+            for (limit, start), amount in leasing.held.items()
+            if limit == short.limit and start < short.start_unix_ns
+        }
+        return before != lease_tables.held(self._writer, short.start_unix_ns, short.limit)
 
     def give_back(self, rest: Sequence[Shortage]) -> None:
         """See ``LedgerStore``."""
@@ -424,7 +446,10 @@ class SQLStore(SettingsStore):
                 )
                 return [*stored, *(row._replace(start_unix_ns=0) for row in queued)]
 
-            return limit_states(limits, extras, used, unix_ns) if limits else []
+            if not limits:
+                return []
+            held = lease_tables.held(self._other, UNIX_NS_MAX)
+            return limit_states(limits, extras, used, unix_ns, held)
 
     def _rollups(
         self,
@@ -685,17 +710,6 @@ class SQLStore(SettingsStore):
     def _keep_names(self, names: _NewNames) -> None:
         self._payers.keep(names[0])
         self._kinds.keep(names[1])
-
-
-class _Leasing:
-    """What the writer must know to lease: the limits as they were last read."""
-
-    def __init__(
-        self, version: int = -1, limits: Sequence[Limit] = (), states: Sequence[LimitState] = ()
-    ) -> None:
-        self.version = version
-        self.by_node = by_node(limits)
-        self.states = {(state.limit.limit, state.start_unix_ns): state for state in states}
 
 
 def sqlite_store(
