@@ -18,6 +18,8 @@ from tokenworks.twin.report import QUANTILES, Report
 
 DURATION_S: Final = 300
 RATE_PER_S: Final = 20.0
+TAIL_NS: Final = 60 * 1_000_000_000
+"""After the last arrival the fluid bound may go on for so long."""
 
 
 @click.group()
@@ -189,11 +191,16 @@ def _prepared(
     made = requests(given["speedup"])
     if not wanted and given["load"] is None:
         return scenario, made, None
-    from tokenworks.twin.bound import capacity_load, fluid_bound_nanodollars
+    from tokenworks.twin.bound import run_bound, run_capacity
 
     if given["load"] is not None:
-        made = requests(given["speedup"] * given["load"] * capacity_load(scenario, made))
-    return scenario, made, fluid_bound_nanodollars(scenario, made) if wanted else None
+        capacity = run_capacity(scenario, made, made[-1].at_ns + 1)
+        made = requests(given["speedup"] * given["load"] * capacity)
+    if not wanted:
+        return scenario, made, None
+    # Long enough for the last answer to end, whatever the policy.
+    horizon_ns = made[-1].at_ns + TAIL_NS
+    return scenario, made, round(run_bound(scenario, made, horizon_ns).bound_dollars * 1e9)
 
 
 def _served(
