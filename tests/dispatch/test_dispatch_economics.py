@@ -17,7 +17,6 @@ from tests.dispatch.dispatch_world import (
     finished,
     up,
 )
-from tokenworks.core.slo import Tier
 from tokenworks.core.units import NS_PER_S
 from tokenworks.dispatch import economics
 from tokenworks.dispatch.commands import Command, Send

@@ -372,14 +372,19 @@ class Dispatcher:
 
     def _worker_measured(self, worker: Worker, event: WorkerUp, commands: list[Command]) -> None:
         slots = self._slots_of(event)
-        said = (slots, event.curve, event.timing, event.kv_blocks, event.batch_tokens_max)
-        known = (worker.slots, worker.curve, worker.timing, worker.kv_blocks)
-        if said == (*known, worker.batch_tokens_max):
+        sizes = (event.kv_blocks, event.block_tokens, event.batch_tokens_max)
+        known = (worker.kv_blocks, worker.block_tokens, worker.batch_tokens_max)
+        if (slots, event.curve, event.timing, sizes) == (
+            worker.slots,
+            worker.curve,
+            worker.timing,
+            known,
+        ):
             self._counts.ignored += 1
             return
         worker.slots, worker.curve = slots, event.curve
-        worker.timing, worker.kv_blocks = event.timing, event.kv_blocks
-        worker.batch_tokens_max = event.batch_tokens_max
+        worker.timing = event.timing
+        worker.kv_blocks, worker.block_tokens, worker.batch_tokens_max = sizes
         worker.measure(dict(zip(TIERS, self._promises, strict=True)))
         fleet = self._fleets[worker.model]
         fleet.recount()
@@ -459,12 +464,13 @@ class Dispatcher:
 
     def _place(self, fleet: Fleet, request: Request) -> Choice | None:
         """Where the policy wants a newcomer; where load wants it, if the policy is wrong."""
+        choice = None
         try:
             choice = self._policy.place(fleet, request, self._now_ns)
+            right = choice is None or self._may(fleet, request, choice)
         except Exception:  # noqa: BLE001 - an operator's own policy may do anything
-            self._counts.policy_faults += 1
-            return self._by_load(fleet, request)
-        if choice is None or self._may(fleet, choice):
+            right = False
+        if right:
             return choice
         self._counts.policy_faults += 1
         return self._by_load(fleet, request)
@@ -481,12 +487,12 @@ class Dispatcher:
         while fleet.queued:
             try:
                 request, choice = next(wanted)
+                right = self._waits(fleet, request) and self._may(fleet, request, choice)
             except StopIteration:
                 return
             except Exception:  # noqa: BLE001 - an operator's own policy may do anything
-                self._overrule(fleet, commands)
-                return
-            if not (self._waits(fleet, request) and self._may(fleet, choice)):
+                right = False
+            if not right:
                 self._overrule(fleet, commands)
                 return
             self._serve(fleet, request, choice, commands)
@@ -510,13 +516,14 @@ class Dispatcher:
         return Choice(worker, "least_loaded", 0, request.rank, fleet.open.bit_count())
 
     @staticmethod
-    def _may(fleet: Fleet, choice: Choice) -> bool:
-        """Whether a choice names a worker of the fleet that has a slot free."""
+    def _may(fleet: Fleet, request: Request, choice: Choice) -> bool:
+        """Whether a choice names a worker of the fleet that has a slot free, and a prefix hit."""
         worker = choice.worker
         return (
             fleet.by_index.get(worker.index) is worker
             and len(worker.running) < worker.slots
             and 0 <= choice.rank < len(TIERS)
+            and 0 <= choice.hit_blocks <= len(request.prefix)
         )
 
     def _waits(self, fleet: Fleet, request: Request) -> bool:
