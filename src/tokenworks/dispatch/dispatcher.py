@@ -500,10 +500,7 @@ class Dispatcher:
     def _overrule(self, fleet: Fleet, commands: list[Command]) -> None:
         """Count a policy's fault, and send one of those that wait by load: nobody starves of it."""
         self._counts.policy_faults += 1
-        line = next((line for line in reversed(fleet.lines) if len(line)), None)
-        if line is None:
-            return
-        request = line.head()
+        request = next(line.head() for line in reversed(fleet.lines) if len(line))
         choice = self._by_load(fleet, request)
         if choice is not None:
             self._serve(fleet, request, choice, commands)

@@ -120,7 +120,7 @@ class VTC(Routing):
     def arrived(self, fleet: Fleet, request: Request, now_ns: int) -> None:  # noqa: ARG002
         """See ``Policy``; who was away does not come back with credit for that time."""
         served = self.memory.served
-        waiting = {head.tenant for line in fleet.lines for head in line.heads()}
+        waiting: set[str] = {head.tenant for line in fleet.lines for head in line.heads()}
         if request.tenant not in waiting:
             active = waiting or {self.memory.last}
             least = min(served.get(tenant, 0) for tenant in active)
