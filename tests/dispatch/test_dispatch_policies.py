@@ -250,6 +250,17 @@ def test_requests_queue_at_the_worker_if_they_shall() -> None:
     assert workers_of(factory(up(slots=1), settings=settings), 3) == "aaa"
 
 
+def test_another_batch_cap_holds_for_workers_that_are_up() -> None:
+    dispatcher = under("least-loaded", up(slots=4), arrived("r"), arrived("s"))
+    settings = PolicySettings(name="least-loaded", batch_cap=1)
+    dispatcher.handle(0, configured(policy=settings))
+    assert isinstance(dispatcher.handle(0, arrived("t"))[0], Queue)
+    assert not sends(dispatcher.handle(0, finished("r")))
+    assert sends(dispatcher.handle(0, finished("s"))) == [("t", "a")]
+    assert not sends(dispatcher.handle(0, arrived("u")))
+    assert sends(dispatcher.handle(0, configured(policy="least-loaded"))) == [("u", "a")]
+
+
 def test_another_policy_may_take_over() -> None:
     dispatcher = under("round-robin", up("a"), up("b"), arrived("r"))
     dispatcher.handle(0, configured(policy="least-loaded"))

@@ -356,7 +356,8 @@ class Dispatcher:
             worker=event.worker,
             pool=event.pool,
             model=event.model,
-            slots=self._slots_of(event),
+            engine_slots=event.slots,
+            slots=self._slots_of(event.slots),
             curve=event.curve,
             timing=event.timing,
             kv_blocks=event.kv_blocks,
@@ -371,18 +372,18 @@ class Dispatcher:
         self._drain(fleet, commands)
 
     def _worker_measured(self, worker: Worker, event: WorkerUp, commands: list[Command]) -> None:
-        slots = self._slots_of(event)
         sizes = (event.kv_blocks, event.block_tokens, event.batch_tokens_max)
         known = (worker.kv_blocks, worker.block_tokens, worker.batch_tokens_max)
-        if (slots, event.curve, event.timing, sizes) == (
-            worker.slots,
+        if (event.slots, event.curve, event.timing, sizes) == (
+            worker.engine_slots,
             worker.curve,
             worker.timing,
             known,
         ):
             self._counts.ignored += 1
             return
-        worker.slots, worker.curve = slots, event.curve
+        worker.engine_slots = event.slots
+        worker.slots, worker.curve = self._slots_of(event.slots), event.curve
         worker.timing = event.timing
         worker.kv_blocks, worker.block_tokens, worker.batch_tokens_max = sizes
         worker.measure(dict(zip(TIERS, self._promises, strict=True)))
@@ -433,6 +434,7 @@ class Dispatcher:
             return
         self._adopt(event)
         for worker in self._workers.values():
+            worker.slots = self._slots_of(worker.engine_slots)
             worker.measure(event.promises)
         for request in self._requests.values():
             request.late_ns = request.arrived_ns + self._late_after_ns[request.rank]
@@ -456,9 +458,9 @@ class Dispatcher:
         self._prefixes.resize(limits.prefix_blocks_max, limits.prefix_ttl_ns)
         self._policy.configure(configured, self._prefixes)
 
-    def _slots_of(self, event: WorkerUp) -> int:
+    def _slots_of(self, engine_slots: int) -> int:
         """Requests that are sent to a worker at once."""
-        return self._batch_cap if self._queue_at_worker else min(event.slots, self._batch_cap)
+        return self._batch_cap if self._queue_at_worker else min(engine_slots, self._batch_cap)
 
     # Deciding.
 
