@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 
 from tokenworks.core.ids import ModelName, PoolID, RequestID, TenantID, WorkerID
 from tokenworks.core.slo import Promise, Tier
@@ -11,18 +12,24 @@ from tokenworks.dispatch.commands import Abort, Command, Queue, Reject, Send, Se
 from tokenworks.dispatch.dispatcher import Dispatcher
 from tokenworks.dispatch.events import (
     Arrived,
+    BlocksRemoved,
+    BlocksStored,
     Configured,
     Event,
     Failed,
     Finished,
     Limits,
+    PolicySettings,
     Started,
     Ticked,
+    TokenPrice,
     Withdrawn,
     WorkerDown,
     WorkerUp,
 )
 from tokenworks.dispatch.fleet import speeds_of
+from tokenworks.dispatch.policy import MakePolicy
+from tokenworks.perf.timing import FS_PER_S, Timing
 
 TIERS = tuple(Tier)
 SPEEDS = {Tier.FREE: 10, Tier.MEDIUM: 20, Tier.HIGH: 40, Tier.PREMIUM: 60, Tier.ULTRA: 80}
@@ -30,6 +37,33 @@ CURVE = ((1, 100), (2, 80), (4, 60), (8, 40), (16, 20))
 """Caps at 16 slots: ultra 2, premium 4, high 8, medium 16, free 16."""
 
 MODEL = ModelName("small")
+
+TIMING = Timing(
+    launch_fs=FS_PER_S // 200,
+    sequence_fs=FS_PER_S // 500,
+    context_token_fs=0,
+    prefill_token_fs=FS_PER_S // 10_000,
+    prefill_context_fs=0,
+)
+"""A lone user sees about 143 tokens per second; 100 tokens of prompt take 10 ms."""
+
+
+def price(output_dollars_per_mtok: int, input_dollars_per_mtok: int = 0) -> TokenPrice:
+    """A tenth of the price for what is cached."""
+    return TokenPrice(
+        input_udollars_per_mtok=input_dollars_per_mtok * 1_000_000,
+        cached_udollars_per_mtok=input_dollars_per_mtok * 100_000,
+        output_udollars_per_mtok=output_dollars_per_mtok * 1_000_000,
+    )
+
+
+PRICES = {
+    Tier.FREE: price(0),
+    Tier.MEDIUM: price(1),
+    Tier.HIGH: price(3),
+    Tier.PREMIUM: price(9),
+    Tier.ULTRA: price(27),
+}
 
 
 def promises(**changes: int) -> dict[Tier, Promise]:
@@ -49,12 +83,21 @@ def limits(queue_len_max: int = 8, **changes: int) -> Limits:
     return Limits(queue_len_max=dict.fromkeys(Tier, queue_len_max), **changes)  # type: ignore[arg-type]
 
 
-def configured(queue_len_max: int = 8, *, ttft_ns: int | None = None, **changes: int) -> Configured:
+def configured(
+    queue_len_max: int = 8,
+    *,
+    ttft_ns: int | None = None,
+    policy: PolicySettings | str = "promises",
+    prices: dict[Tier, TokenPrice] | None = None,
+    **changes: int,
+) -> Configured:
     patience = changes.pop("patience_ns", 10 * NS_PER_S)
     ttft = 2 * NS_PER_S if ttft_ns is None else ttft_ns
     return Configured(
         promises=promises(ttft_ns=ttft, patience_ns=patience),
         limits=limits(queue_len_max, **changes),
+        policy=PolicySettings(name=policy) if isinstance(policy, str) else policy,
+        prices={} if prices is None else {MODEL: prices},
     )
 
 
@@ -65,9 +108,19 @@ def up(
     pool: str = "p",
     slots: int = 16,
     curve: tuple[tuple[int, int], ...] = CURVE,
+    timing: Timing | None = None,
+    kv_blocks: int | None = None,
+    block_tokens: int = 64,
 ) -> WorkerUp:
     return WorkerUp(
-        worker=WorkerID(name), pool=PoolID(pool), model=ModelName(model), slots=slots, curve=curve
+        worker=WorkerID(name),
+        pool=PoolID(pool),
+        model=ModelName(model),
+        slots=slots,
+        curve=curve,
+        timing=timing,
+        kv_blocks=kv_blocks,
+        block_tokens=block_tokens,
     )
 
 
@@ -84,16 +137,19 @@ def arrived(
     model: str = MODEL,
     prefix: tuple[int, ...] = (),
     output: int = 64,
+    prompt: int = 100,
+    session: str | None = None,
 ) -> Arrived:
     return Arrived(
         request=RequestID(name),
         tenant=TenantID(tenant),
         model=ModelName(model),
         tier=tier,
-        input_tokens_max=100,
+        input_tokens_max=prompt,
         output_tokens_max=output,
         prefix=prefix,
         arrived_ns=at,
+        session=session,
     )
 
 
@@ -101,8 +157,8 @@ def started(name: str) -> Started:
     return Started(request=RequestID(name))
 
 
-def finished(name: str) -> Finished:
-    return Finished(request=RequestID(name), output_tokens=5, cached_input_tokens=0)
+def finished(name: str, output: int = 5) -> Finished:
+    return Finished(request=RequestID(name), output_tokens=output, cached_input_tokens=0)
 
 
 def failed(name: str, worker: str = "a", *, started: bool = False) -> Failed:
@@ -113,9 +169,21 @@ def withdrawn(name: str) -> Withdrawn:
     return Withdrawn(request=RequestID(name))
 
 
-def factory(*events: Event, settings: Configured | None = None) -> Dispatcher:
+def stored(*blocks: int, worker: str = "a") -> BlocksStored:
+    return BlocksStored(worker=WorkerID(worker), blocks=blocks)
+
+
+def removed(*blocks: int, worker: str = "a", everything: bool = False) -> BlocksRemoved:
+    return BlocksRemoved(worker=WorkerID(worker), blocks=None if everything else blocks)
+
+
+def factory(
+    *events: Event,
+    settings: Configured | None = None,
+    own_policies: Mapping[str, MakePolicy] | None = None,
+) -> Dispatcher:
     """A dispatcher that was told its settings and these events at time 0."""
-    dispatcher = Dispatcher()
+    dispatcher = Dispatcher(own_policies)
     dispatcher.handle(0, settings or configured())
     for event in events:
         dispatcher.handle(0, event)
@@ -123,11 +191,25 @@ def factory(*events: Event, settings: Configured | None = None) -> Dispatcher:
 
 
 class World:
-    """Random events from one seed; every command is checked against what the world knows."""
+    """Random events from one seed; every command is checked against what the world knows.
 
-    def __init__(self, seed: int) -> None:
+    Args:
+        seed: of everything that happens.
+        policy: who decides; only of ``promises`` it is checked that promises are kept.
+        own_policies: policies that do not come with the package; only these may be wrong.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        policy: str = "promises",
+        own_policies: Mapping[str, MakePolicy] | None = None,
+    ) -> None:
         self.random = random.Random(seed)
-        self.dispatcher = Dispatcher()
+        self.policy = policy
+        self.faults_allowed = policy in (own_policies or {})
+        self.own_policies = own_policies
+        self.dispatcher = Dispatcher(own_policies)
         self.now_ns = 0
         self.timer_ns: int | None = None
         self.queue_len_max = self.random.choice((0, 1, 4, 20))
@@ -143,10 +225,18 @@ class World:
             models_max=2,
             slots_max=12,
             ended_max=100_000,
+            policy=PolicySettings(
+                name=policy,
+                batch_cap=self.random.choice((None, 3)),
+                queue_at_worker=policy != "promises" and self.random.random() < 0.3,
+                seed=seed,
+            ),
+            prices=self.random.choice((None, PRICES)),
         )
         self.models = ("small", "large", "never")
         self.workers: dict[str, WorkerUp] = {}
         self.tiers: dict[str, Tier] = {}
+        self.model_of: dict[str, str] = {}
         self.arrived_ns: dict[str, int] = {}
         self.on_time: set[str] = set()
         self.state: dict[str, str] = {}
@@ -184,9 +274,22 @@ class World:
         assert self.state[command.request] == "queued", command
         assert command.attempt <= self.retries_max + 1
         worker = self.workers[command.worker]
-        slots = min(worker.slots, 12)
+        assert self.model_of[command.request] == worker.model
+        slots = self._slots_of(worker)
         others = [r for r, holder in self.holder.items() if holder == command.worker]
         assert command.running == len(others) + 1 <= slots
+        if self.policy == "promises":
+            self._check_promises(command, worker, slots, others)
+        self.state[command.request] = "sent"
+        self.holder[command.request] = command.worker
+
+    def _slots_of(self, worker: WorkerUp) -> int:
+        most = min(12, self.settings.policy.batch_cap or 12)
+        return most if self.settings.policy.queue_at_worker else min(worker.slots, most)
+
+    def _check_promises(
+        self, command: Send, worker: WorkerUp, slots: int, others: list[str]
+    ) -> None:
         speed = speeds_of(worker.curve, slots)[command.running]
         tier = self.tiers[command.request]
         assert command.running <= command.cap
@@ -201,14 +304,15 @@ class World:
             kept.append(tier)
         for each in kept:
             assert command.running == 1 or speed >= SPEEDS[each], (command, each)
-        self.state[command.request] = "sent"
-        self.holder[command.request] = command.worker
 
     def _check_bounds(self) -> None:
         for length in self.dispatcher.queue_lens().values():
             assert length <= self.queue_len_max
         for name, load in self.dispatcher.loads().items():
             assert load.running == sum(holder == name for holder in self.holder.values())
+        waiting = sum(state == "queued" for state in self.state.values())
+        assert sum(self.dispatcher.queue_lens().values()) == waiting
+        assert self.faults_allowed or self.dispatcher.counts()["policy_faults"] == 0
 
     def _end(self, name: str) -> None:
         self.state[name] = "ended"
@@ -227,7 +331,7 @@ class World:
         what = self.random.choice(
             [self._arrive] * 3
             + [self._start, self._finish, self._finish, self._fail, self._leave]
-            + [self._up, self._down, self.tick, self._noise]
+            + [self._up, self._down, self._blocks, self.tick, self._noise]
         )
         what()
 
@@ -238,14 +342,17 @@ class World:
         self.state[name], self.tiers[name] = "queued", tier
         at = self.now_ns - self.random.choice((0, 0, NS_PER_S)) if self.now_ns else 0
         self.arrived_ns[name] = at
+        self.model_of[name] = self.random.choices(self.models, (8, 4, 1))[0]
         self.tell(
             arrived(
                 name,
                 tier,
                 at=at,
                 tenant=self.random.choice("xyz"),
-                model=self.random.choices(self.models, (8, 4, 1))[0],
+                model=self.model_of[name],
                 prefix=tuple(100 * family + depth for depth in range(length)),
+                prompt=self.random.choice((1, 100, 30_000)),
+                session=self.random.choice((None, "s1", "s2")),
             )
         )
 
@@ -300,7 +407,14 @@ class World:
             return
         slots = self.random.choice((1, 4, 16))
         curve = self.random.choice((CURVE, ((1, 30),), ((2, 90), (3, 85), (9, 10))))
-        event = up(name, model=self.random.choice(self.models[:2]), slots=slots, curve=curve)
+        event = up(
+            name,
+            model=self.random.choice(self.models[:2]),
+            slots=slots,
+            curve=curve,
+            timing=self.random.choice((None, TIMING)),
+            kv_blocks=self.random.choice((None, 40, 1_000)),
+        )
         if len(self.workers) < 5:
             self.workers[name] = event
         self.tell(event)
@@ -314,6 +428,18 @@ class World:
             self._break(request)
             self.holder.pop(request, None)
         self.tell(down(name))
+
+    def _blocks(self) -> None:
+        if not self.workers:
+            return
+        name, family = self.random.choice(list(self.workers)), self.random.randrange(3)
+        some = [100 * family + depth for depth in range(self.random.choice((1, 6)))]
+        self.tell(
+            self.random.choice(
+                [stored(*some, worker=name)] * 2
+                + [removed(*some, worker=name), removed(worker=name, everything=True)]
+            )
+        )
 
     def tick(self) -> None:
         self.now_ns = max(self.now_ns, self.timer_ns or 0)
@@ -333,6 +459,7 @@ class World:
         self.tell(
             self.random.choice(
                 [started(name), finished(name), failed(name), withdrawn(name), down(worker)]
+                + [stored(1, worker=worker), removed(1, worker=worker)]
                 + [arrived(name)] * (name != "nobody")
             )
         )
@@ -363,9 +490,9 @@ class World:
         assert self.dispatcher.queue_lens() == dict.fromkeys(self.dispatcher.queue_lens(), 0)
 
 
-def digest_of_seed(seed: int, steps: int = 300) -> str:
+def digest_of_seed(seed: int, policy: str = "promises", steps: int = 300) -> str:
     """The memory after a random run; run as a program it shows that no hash seed matters."""
-    world = World(seed)
+    world = World(seed, policy)
     for _ in range(steps):
         world.step()
     return world.dispatcher.digest()

@@ -89,6 +89,7 @@ def worker(index: int, running: int = 0, slots: int = 16) -> fleet.Worker:
         worker=f"w{index}",  # type: ignore[arg-type]
         pool="p",  # type: ignore[arg-type]
         model="m",  # type: ignore[arg-type]
+        engine_slots=slots,
         slots=slots,
         curve=CURVE,
         index=index,
@@ -328,7 +329,7 @@ def test_a_snapshot_of_another_format_is_refused() -> None:
     data = msgspec.msgpack.decode(factory(up(), arrived("r")).snapshot())
     assert data["format"] == snapshot.SNAPSHOT_FORMAT
     data["format"] += 1
-    with pytest.raises(msgspec.ValidationError, match="format 4"):
+    with pytest.raises(msgspec.ValidationError, match="format 5"):
         Dispatcher.restore(msgspec.msgpack.encode(data))
 
 

@@ -7,28 +7,33 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.dispatch.dispatch_world import World, digest_of_seed
 from tokenworks.dispatch.dispatcher import Dispatcher
+from tokenworks.dispatch.policies import NAMES
 
 ROOT = pathlib.Path(__file__).parents[2]
+each_policy = pytest.mark.parametrize("policy", NAMES)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@each_policy
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(st.integers(0, 1 << 30), st.integers(0, 250))
-def test_every_request_ends_exactly_once(seed: int, steps: int) -> None:
-    world = World(seed)
+def test_every_request_ends_exactly_once(policy: str, seed: int, steps: int) -> None:
+    world = World(seed, policy)
     for _ in range(steps):
         world.step()
     world.heal()
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@each_policy
+@settings(max_examples=12, deadline=None, derandomize=True)
 @given(st.integers(0, 1 << 30), st.integers(0, 150))
-def test_a_restored_dispatcher_decides_alike(seed: int, middle: int) -> None:
-    world = World(seed)
+def test_a_restored_dispatcher_decides_alike(policy: str, seed: int, middle: int) -> None:
+    world = World(seed, policy)
     for _ in range(middle):
         world.step()
     copy = Dispatcher.restore(world.dispatcher.snapshot())
@@ -41,8 +46,9 @@ def test_a_restored_dispatcher_decides_alike(seed: int, middle: int) -> None:
     assert copy.snapshot() == world.dispatcher.snapshot()
 
 
-def test_the_same_events_give_the_same_commands() -> None:
-    world = World(7)
+@each_policy
+def test_the_same_events_give_the_same_commands(policy: str) -> None:
+    world = World(7, policy)
     for _ in range(400):
         world.step()
     again = Dispatcher()
@@ -54,7 +60,8 @@ def test_the_same_events_give_the_same_commands() -> None:
 def test_no_hash_seed_matters() -> None:
     program = (
         "from tests.dispatch.dispatch_world import digest_of_seed as d;"
-        "print([d(seed) for seed in range(4)])"
+        "from tokenworks.dispatch.policies import NAMES;"
+        "print([d(seed, name) for name in NAMES for seed in range(2)])"
     )
     said = {
         subprocess.run(
@@ -66,4 +73,4 @@ def test_no_hash_seed_matters() -> None:
         ).stdout.strip()
         for seed in ("0", "1", "4242")
     }
-    assert said == {str([digest_of_seed(seed) for seed in range(4)])}
+    assert said == {str([digest_of_seed(seed, name) for name in NAMES for seed in range(2)])}

@@ -356,7 +356,8 @@ class Dispatcher:
             worker=event.worker,
             pool=event.pool,
             model=event.model,
-            slots=self._slots_of(event),
+            engine_slots=event.slots,
+            slots=self._slots_of(event.slots),
             curve=event.curve,
             timing=event.timing,
             kv_blocks=event.kv_blocks,
@@ -371,15 +372,20 @@ class Dispatcher:
         self._drain(fleet, commands)
 
     def _worker_measured(self, worker: Worker, event: WorkerUp, commands: list[Command]) -> None:
-        slots = self._slots_of(event)
-        said = (slots, event.curve, event.timing, event.kv_blocks, event.batch_tokens_max)
-        known = (worker.slots, worker.curve, worker.timing, worker.kv_blocks)
-        if said == (*known, worker.batch_tokens_max):
+        sizes = (event.kv_blocks, event.block_tokens, event.batch_tokens_max)
+        known = (worker.kv_blocks, worker.block_tokens, worker.batch_tokens_max)
+        if (event.slots, event.curve, event.timing, sizes) == (
+            worker.engine_slots,
+            worker.curve,
+            worker.timing,
+            known,
+        ):
             self._counts.ignored += 1
             return
-        worker.slots, worker.curve = slots, event.curve
-        worker.timing, worker.kv_blocks = event.timing, event.kv_blocks
-        worker.batch_tokens_max = event.batch_tokens_max
+        worker.engine_slots = event.slots
+        worker.slots, worker.curve = self._slots_of(event.slots), event.curve
+        worker.timing = event.timing
+        worker.kv_blocks, worker.block_tokens, worker.batch_tokens_max = sizes
         worker.measure(dict(zip(TIERS, self._promises, strict=True)))
         fleet = self._fleets[worker.model]
         fleet.recount()
@@ -428,6 +434,7 @@ class Dispatcher:
             return
         self._adopt(event)
         for worker in self._workers.values():
+            worker.slots = self._slots_of(worker.engine_slots)
             worker.measure(event.promises)
         for request in self._requests.values():
             request.late_ns = request.arrived_ns + self._late_after_ns[request.rank]
@@ -451,20 +458,21 @@ class Dispatcher:
         self._prefixes.resize(limits.prefix_blocks_max, limits.prefix_ttl_ns)
         self._policy.configure(configured, self._prefixes)
 
-    def _slots_of(self, event: WorkerUp) -> int:
+    def _slots_of(self, engine_slots: int) -> int:
         """Requests that are sent to a worker at once."""
-        return self._batch_cap if self._queue_at_worker else min(event.slots, self._batch_cap)
+        return self._batch_cap if self._queue_at_worker else min(engine_slots, self._batch_cap)
 
     # Deciding.
 
     def _place(self, fleet: Fleet, request: Request) -> Choice | None:
         """Where the policy wants a newcomer; where load wants it, if the policy is wrong."""
+        choice = None
         try:
             choice = self._policy.place(fleet, request, self._now_ns)
+            right = choice is None or self._may(fleet, request, choice)
         except Exception:  # noqa: BLE001 - an operator's own policy may do anything
-            self._counts.policy_faults += 1
-            return self._by_load(fleet, request)
-        if choice is None or self._may(fleet, choice):
+            right = False
+        if right:
             return choice
         self._counts.policy_faults += 1
         return self._by_load(fleet, request)
@@ -481,12 +489,12 @@ class Dispatcher:
         while fleet.queued:
             try:
                 request, choice = next(wanted)
+                right = self._waits(fleet, request) and self._may(fleet, request, choice)
             except StopIteration:
                 return
             except Exception:  # noqa: BLE001 - an operator's own policy may do anything
-                self._overrule(fleet, commands)
-                return
-            if not (self._waits(fleet, request) and self._may(fleet, choice)):
+                right = False
+            if not right:
                 self._overrule(fleet, commands)
                 return
             self._serve(fleet, request, choice, commands)
@@ -494,10 +502,7 @@ class Dispatcher:
     def _overrule(self, fleet: Fleet, commands: list[Command]) -> None:
         """Count a policy's fault, and send one of those that wait by load: nobody starves of it."""
         self._counts.policy_faults += 1
-        line = next((line for line in reversed(fleet.lines) if len(line)), None)
-        if line is None:
-            return
-        request = line.head()
+        request = next(line.head() for line in reversed(fleet.lines) if len(line))
         choice = self._by_load(fleet, request)
         if choice is not None:
             self._serve(fleet, request, choice, commands)
@@ -510,13 +515,14 @@ class Dispatcher:
         return Choice(worker, "least_loaded", 0, request.rank, fleet.open.bit_count())
 
     @staticmethod
-    def _may(fleet: Fleet, choice: Choice) -> bool:
-        """Whether a choice names a worker of the fleet that has a slot free."""
+    def _may(fleet: Fleet, request: Request, choice: Choice) -> bool:
+        """Whether a choice names a worker of the fleet that has a slot free, and a prefix hit."""
         worker = choice.worker
         return (
             fleet.by_index.get(worker.index) is worker
             and len(worker.running) < worker.slots
             and 0 <= choice.rank < len(TIERS)
+            and 0 <= choice.hit_blocks <= len(request.prefix)
         )
 
     def _waits(self, fleet: Fleet, request: Request) -> bool:

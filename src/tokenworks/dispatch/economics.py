@@ -311,24 +311,31 @@ class Economics:
 
     def arrived(self, fleet: Fleet, request: Request, now_ns: int) -> None:
         """See ``Policy``."""
-        book = self._books.get(request.model)
-        if book is None:
-            book = self._books[request.model] = Book()
+        book = self._books.setdefault(request.model, Book())
         mean = book.means[request.rank]
         mean.arrived += 1
         mean.context_tokens += (request.input_tokens_max - mean.context_tokens) >> MEAN_SHIFT
-        if book.planned_ns is None or now_ns - book.planned_ns >= PLAN_NS:
-            self._plan(fleet, book, request.model, now_ns)
+        due = book.planned_ns is not None and now_ns - book.planned_ns >= PLAN_NS
+        self._know(fleet, book, request.model, now_ns, due=due)
 
     def finished(self, fleet: Fleet, worker: Worker, request: Request, event: Finished) -> None:  # noqa: ARG002
         """See ``Policy``."""
-        mean = self._books[request.model].means[request.rank]
+        mean = self._books.setdefault(request.model, Book()).means[request.rank]
         mean.output_tokens += (event.output_tokens - mean.output_tokens) >> MEAN_SHIFT
         computed = max(1, request.input_tokens_max - event.cached_input_tokens)
         mean.prefill_tokens += (computed - mean.prefill_tokens) >> MEAN_SHIFT
 
-    def _plan(self, fleet: Fleet, book: Book, model: ModelName, now_ns: int) -> None:
-        """Find needs, prices and homes anew."""
+    def _know(
+        self, fleet: Fleet, book: Book, model: ModelName, now_ns: int, *, due: bool = False
+    ) -> None:
+        """Plan if that is due, or the first time, or if workers came up since."""
+        if due or book.planned_ns is None:
+            self._measure_rates(book, now_ns)
+        elif not fleet.up & ~self._at_home[model][0]:
+            return
+        self._plan(fleet, book, model)
+
+    def _measure_rates(self, book: Book, now_ns: int) -> None:
         elapsed_ns = PLAN_NS if book.planned_ns is None else now_ns - book.planned_ns
         first = book.planned_ns is None
         for mean in book.means:
@@ -336,6 +343,9 @@ class Economics:
             mean.rate_per_ks += (rate - mean.rate_per_ks) >> (0 if first else RATE_SHIFT)
             mean.arrived = 0
         book.planned_ns = now_ns
+
+    def _plan(self, fleet: Fleet, book: Book, model: ModelName) -> None:
+        """Find needs, prices and homes anew."""
         prices = self._tables.get(model) or [_NO_PRICE] * len(RANKS)
         book.revenue_nanodollars = [
             revenue_nanodollars(price, each.prefill_tokens, each.context_tokens, each.output_tokens)
@@ -399,12 +409,9 @@ class Economics:
 
     def drain(self, fleet: Fleet, now_ns: int) -> Iterator[tuple[Request, Choice]]:
         """See ``Policy``."""
-        if not fleet.workers:
-            return
         model = fleet.workers[0].model
-        book = self._books.get(model)
-        if book is None:
-            return
+        book = self._books.setdefault(model, Book())
+        self._know(fleet, book, model, now_ns)
         for rank in book.order:
             line = fleet.lines[rank]
             while line.punctual():

@@ -39,7 +39,8 @@ class Worker(msgspec.Struct, kw_only=True):
         worker: its name.
         pool: its pool.
         model: what it serves.
-        slots: requests that it runs side by side.
+        engine_slots: requests that its engine runs side by side.
+        slots: requests that it is sent at once, by the settings.
         curve: as measured, see ``WorkerUp``.
         index: its bit in the prefix index.
         speeds: tokens per second per user at each batch from 0 to ``slots``; 0 is as 1.
@@ -63,6 +64,7 @@ class Worker(msgspec.Struct, kw_only=True):
     worker: WorkerID
     pool: PoolID
     model: ModelName
+    engine_slots: int
     slots: int
     curve: tuple[tuple[int, int], ...]
     index: int

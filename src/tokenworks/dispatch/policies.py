@@ -43,13 +43,15 @@ class Memory(msgspec.Struct, kw_only=True):
 
     Attributes:
         dice: the state of the random numbers.
-        turn: the index of the worker that was last in turn.
+        turns: by model, the index of the worker that was last in turn.
         served: by tenant, the tokens that it was served, weighted; for VTC.
+        last: the tenant that was sent last; for VTC.
     """
 
     dice: int = 0
-    turn: int = -1
+    turns: dict[str, int] = {}
     served: dict[str, int] = {}
+    last: str = ""
 
 
 Order = Callable[["Routing", Fleet, int], Request]
@@ -84,11 +86,10 @@ class Routing:
 
     def place(self, fleet: Fleet, request: Request, now_ns: int) -> Choice | None:  # noqa: ARG002
         """See ``Policy``."""
-        candidates = fleet.open
-        if not candidates:
-            return None
-        if request.worker is not None:
-            candidates = others_first(fleet, request, candidates)
+        return self.choose(fleet, request, others_first(fleet, request, fleet.open))
+
+    def choose(self, fleet: Fleet, request: Request, candidates: int) -> Choice:
+        """Where a request goes among some workers, at least one."""
         worker, reason, hit_blocks = self._pick(self, fleet, request, candidates)
         return Choice(worker, reason, hit_blocks, request.rank, candidates.bit_count())
 
@@ -96,22 +97,10 @@ class Routing:
         """See ``Policy``."""
         while fleet.queued and fleet.open:
             request = self._order(self, fleet, now_ns)
-            choice = self.place(fleet, request, now_ns)
-            if choice is None:
-                return
-            yield request, choice
+            yield request, self.choose(fleet, request, others_first(fleet, request, fleet.open))
 
-    def finished(self, fleet: Fleet, worker: Worker, request: Request, event: Finished) -> None:  # noqa: ARG002
-        """See ``Policy``; counts what a tenant was served."""
-        served = self.memory.served
-        tokens = request.input_tokens_max + VTC_OUTPUT_WEIGHT * event.output_tokens
-        if request.tenant not in served:
-            # Who was away does not come back with credit for that time.
-            served[request.tenant] = min(served.values(), default=0)
-            if len(served) > VTC_TENANTS_MAX:
-                del served[min(served, key=served.__getitem__)]
-        if request.tenant in served:
-            served[request.tenant] += tokens
+    def finished(self, fleet: Fleet, worker: Worker, request: Request, event: Finished) -> None:
+        """See ``Policy``."""
 
     def record(self) -> bytes:
         """See ``Policy``."""
@@ -120,6 +109,38 @@ class Routing:
     def restore(self, data: bytes) -> None:
         """See ``Policy``."""
         self.memory = msgspec.msgpack.decode(data, type=Memory)
+
+
+class VTC(Routing):
+    """The tenant that was served least is next; see ``least_served``."""
+
+    def __init__(self) -> None:
+        super().__init__(least_served, prefix_aware)
+
+    def arrived(self, fleet: Fleet, request: Request, now_ns: int) -> None:  # noqa: ARG002
+        """See ``Policy``; who was away does not come back with credit for that time."""
+        served = self.memory.served
+        waiting: set[str] = {head.tenant for line in fleet.lines for head in line.heads()}
+        if request.tenant not in waiting:
+            active = waiting or {self.memory.last}
+            least = min(served.get(tenant, 0) for tenant in active)
+            self._count(request, max(served.get(request.tenant, 0), least))
+
+    def choose(self, fleet: Fleet, request: Request, candidates: int) -> Choice:
+        """See ``Routing``."""
+        self.memory.last = request.tenant
+        return super().choose(fleet, request, candidates)
+
+    def finished(self, fleet: Fleet, worker: Worker, request: Request, event: Finished) -> None:  # noqa: ARG002
+        """See ``Policy``; counts what a tenant was served."""
+        tokens = request.input_tokens_max + VTC_OUTPUT_WEIGHT * event.output_tokens
+        self._count(request, self.memory.served.get(request.tenant, 0) + tokens)
+
+    def _count(self, request: Request, tokens: int) -> None:
+        served = self.memory.served
+        served[request.tenant] = tokens
+        if len(served) > VTC_TENANTS_MAX:
+            del served[min(served, key=served.__getitem__)]
 
 
 class StaticSplit(Routing):
@@ -143,8 +164,7 @@ class StaticSplit(Routing):
         candidates = fleet.admitting[request.rank] & own
         if not candidates:
             return None
-        worker, reason, hit_blocks = self._pick(self, fleet, request, candidates)
-        return Choice(worker, reason, hit_blocks, request.rank, candidates.bit_count())
+        return self.choose(fleet, request, others_first(fleet, request, candidates))
 
     def drain(self, fleet: Fleet, now_ns: int) -> Iterator[tuple[Request, Choice]]:
         """See ``Policy``; a tier that is full stops no other."""
@@ -193,10 +213,9 @@ def least_served(routing: Routing, fleet: Fleet, _: int) -> Request:
     iteration.
     """
     served = routing.memory.served
-    least = min(served.values(), default=0)
     return min(
         (head for line in fleet.lines for head in line.heads()),
-        key=lambda each: (served.get(each.tenant, least), each.queued_ns, each.request),
+        key=lambda each: (served.get(each.tenant, 0), each.queued_ns, each.request),
     )
 
 
@@ -204,12 +223,13 @@ def least_served(routing: Routing, fleet: Fleet, _: int) -> Request:
 
 
 def in_turn(
-    routing: Routing, fleet: Fleet, _: Request, candidates: int
+    routing: Routing, fleet: Fleet, request: Request, candidates: int
 ) -> tuple[Worker, SendReason, int]:
-    """The next worker after the last one."""
-    after = candidates >> routing.memory.turn + 1 << routing.memory.turn + 1
-    worker = fleet.first(after or candidates)
-    routing.memory.turn = worker.index
+    """The next worker of the model after the last one."""
+    turns = routing.memory.turns
+    start = turns.get(request.model, -1) + 1
+    worker = fleet.first(candidates >> start << start or candidates)
+    turns[request.model] = worker.index
     return worker, "in_turn", 0
 
 
@@ -330,9 +350,8 @@ _ROUTING: Final[dict[str, tuple[Order, Pick]]] = {
     "scorer-sum": (first_come, scorer_sum),
     "strict-priority": (strict_priority, prefix_aware),
     "edf": (earliest_deadline, prefix_aware),
-    "vtc": (least_served, prefix_aware),
 }
-NAMES: Final = ("promises", "economic", "static-split", *_ROUTING)
+NAMES: Final = ("promises", "economic", "static-split", "vtc", *_ROUTING)
 """The policies that come with the package."""
 
 
@@ -350,6 +369,8 @@ def make(name: str, own: Mapping[str, MakePolicy]) -> Policy:
         return Economics()
     if name == "static-split":
         return StaticSplit()
+    if name == "vtc":
+        return VTC()
     if name in _ROUTING:
         return Routing(*_ROUTING[name])
     raise ConfigInvalid(

@@ -105,17 +105,18 @@ class Line:
         self._tenants.move_to_end(request.tenant, last=False)
 
     def head(self) -> Request:
-        """Who is next in turn."""
-        tenant = next(iter(self._tenants.values()))
-        return next(iter(tenant.values()))
+        """Who is next in turn; if all were set late, the first of them."""
+        return next(self.heads())
 
     def oldest(self) -> Request:
         """Who was queued first of all."""
         return next(iter(self._order.values()))
 
     def heads(self) -> Iterator[Request]:
-        """The oldest of each tenant, next in turn first."""
-        return (next(iter(tenant.values())) for tenant in self._tenants.values())
+        """The oldest of each tenant, next in turn first; then those that were set late."""
+        for tenant in self._tenants.values():
+            yield next(iter(tenant.values()))
+        yield from self._late.values()
 
     def serve(self, request: Request) -> None:
         """Take out a request that is sent; its tenant goes to the end of the rotation."""

@@ -1,0 +1,247 @@
+"""One test for each rule of the economic policy, on the smallest world that shows it."""
+
+from __future__ import annotations
+
+import doctest
+
+import msgspec
+
+from tests.dispatch.dispatch_world import (
+    MODEL,
+    PRICES,
+    TIMING,
+    arrived,
+    configured,
+    down,
+    factory,
+    finished,
+    started,
+    stored,
+    up,
+)
+from tokenworks.core.slo import Tier
+from tokenworks.core.units import NS_PER_S
+from tokenworks.dispatch import economics
+from tokenworks.dispatch.commands import Command, Send
+from tokenworks.dispatch.dispatcher import Dispatcher
+from tokenworks.dispatch.economics import PLAN_NS, PPM, Book, Kind, homes_for, market
+from tokenworks.dispatch.events import Event
+from tokenworks.perf.timing import FS_PER_S
+
+S = NS_PER_S
+ECONOMIC = configured(policy="economic", prices=PRICES, queue_len_max=100)
+
+
+def money(*events: Event) -> Dispatcher:
+    """A dispatcher that decides by money."""
+    return factory(*events, settings=ECONOMIC)
+
+
+def sends(commands: list[Command]) -> list[tuple[str, str]]:
+    return [(c.request, c.worker) for c in commands if isinstance(c, Send)]
+
+
+def book_of(dispatcher: Dispatcher) -> Book:
+    record = dispatcher._policy.record()
+    return msgspec.msgpack.decode(record, type=dict[str, Book])[MODEL]
+
+
+def homes(dispatcher: Dispatcher) -> list[int]:
+    return sorted(book_of(dispatcher).homes.values())
+
+
+def faults(dispatcher: Dispatcher) -> int:
+    return dispatcher.counts()["policy_faults"]
+
+
+def test_examples_in_the_text_hold() -> None:
+    failed, tried = doctest.testmod(economics)
+    assert (failed, tried > 0) == (0, True)
+
+
+# Who is known.
+
+
+def test_a_worker_that_came_up_since_the_last_plan_takes_requests() -> None:
+    dispatcher = money(up("a", slots=1), arrived("first"), up("b"))
+    assert sends(dispatcher.handle(1, arrived("second"))) == [("second", "b")]
+    assert faults(dispatcher) == 0
+
+
+def test_who_waits_for_the_first_worker_is_sent_when_it_comes() -> None:
+    dispatcher = money(up("a"), down("a"), arrived("r"))
+    assert sends(dispatcher.handle(1, up("b"))) == [("r", "b")]
+    assert faults(dispatcher) == 0
+
+
+def test_it_takes_over_what_another_policy_sent_and_let_wait() -> None:
+    dispatcher = factory(up(slots=1), arrived("sent"), arrived("waits"))
+    dispatcher.handle(1, ECONOMIC)
+    assert sends(dispatcher.handle(2, finished("sent"))) == [("waits", "a")]
+    assert faults(dispatcher) == 0
+
+
+def test_a_new_plan_for_a_new_worker_does_not_take_an_instant_for_a_rush() -> None:
+    dispatcher = money(up("a", timing=TIMING), arrived("first"))
+    before = [mean.rate_per_ks for mean in book_of(dispatcher).means]
+    dispatcher.handle(1, up("b", timing=TIMING))
+    dispatcher.handle(1, arrived("second"))
+    assert [mean.rate_per_ks for mean in book_of(dispatcher).means] == before
+    assert len(book_of(dispatcher).homes) == 2
+
+
+def test_new_settings_are_planned_with_at_the_next_request() -> None:
+    dispatcher = money(up("a"), arrived("first"), finished("first"))
+    dispatcher.handle(1, configured(policy="economic"))
+    assert sends(dispatcher.handle(2, arrived("second"))) == [("second", "a")]
+    assert book_of(dispatcher).revenue_nanodollars == [0] * len(Tier)
+
+
+# The market.
+
+
+def kind(workers: int, busy_s: int, cap: int = 4) -> Kind:
+    return Kind(
+        timing=TIMING,
+        workers=workers,
+        price_nanodollars=0,
+        caps=[cap] * 5,
+        token_fs=[1] * 5,
+        busy_fs=[busy_s * FS_PER_S] * 5,
+        slack_fs=[1] * 5,
+    )
+
+
+def test_a_class_that_is_sold_out_costs_what_its_last_buyer_earns() -> None:
+    only = kind(workers=2, busy_s=1)
+    # One ultra and two medium requests per second, each a second of work.
+    taken = market([only], [0, 2_000, 0, 0, 1_000], [0, 30, 0, 0, 900])
+    assert taken == [[0, PPM, 0, 0, PPM]]
+    assert only.price_nanodollars == 30
+
+
+def test_a_class_with_time_left_costs_nothing() -> None:
+    only = kind(workers=3, busy_s=1)
+    market([only], [0, 0, 0, 0, 2_000], [0, 0, 0, 0, 900])
+    assert only.price_nanodollars == 0
+
+
+def test_a_tier_buys_first_where_it_earns_most_per_second() -> None:
+    slow, fast, never = kind(1, busy_s=2), kind(1, busy_s=1), kind(1, busy_s=1, cap=0)
+    taken = market([slow, fast, never], [0, 0, 0, 0, 1_500], [0, 0, 0, 0, 900])
+    assert [each[4] for each in taken] == [PPM, PPM, 0]
+    assert fast.price_nanodollars == 900
+
+
+def test_who_pays_most_has_most_room_at_home() -> None:
+    assert homes_for([0, 0, 0, 0, PPM], 4) == [0, 0, 0, 0, 4]
+    assert homes_for([PPM, 0, 0, 0, PPM], 5) == [1, 0, 0, 0, 4]
+    assert homes_for([0] * 5, 2) == [2, 0, 0, 0, 0]
+
+
+# Where requests go.
+
+
+SLOW = msgspec.structs.replace(TIMING, launch_fs=FS_PER_S // 30)
+"""A lone user sees less than 30 tokens per second."""
+
+
+def test_a_premium_request_is_not_sent_where_its_promise_would_break() -> None:
+    dispatcher = money(up("slow", timing=SLOW))
+    assert sends(dispatcher.handle(0, arrived("p", Tier.PREMIUM))) == []
+    dispatcher = money(up("slow", timing=SLOW), up("fast", timing=TIMING))
+    assert sends(dispatcher.handle(0, arrived("p", Tier.PREMIUM))) == [("p", "fast")]
+
+
+def test_a_promise_bounds_the_batch() -> None:
+    dispatcher = money(up(timing=TIMING))
+    sent = [bool(sends(dispatcher.handle(0, arrived(f"{i}", Tier.PREMIUM)))) for i in range(9)]
+    assert sum(sent) == book_of(dispatcher).kinds[0].caps[Tier.PREMIUM.rank] < 9
+
+
+def test_a_small_cache_bounds_the_batch() -> None:
+    tokens = 10_000
+    dispatcher = money(up(timing=TIMING, kv_blocks=2 * tokens // 64), arrived("r", Tier.FREE))
+    assert book_of(dispatcher).kinds[0].caps[Tier.FREE.rank] == 2
+
+
+def test_free_work_keeps_out_of_the_headroom_of_a_higher_tier_s_home() -> None:
+    dispatcher = money(up(timing=TIMING))
+    dispatcher.handle(0, arrived("first", Tier.MEDIUM))
+    assert homes(dispatcher) == [Tier.MEDIUM.rank]
+    cap = book_of(dispatcher).kinds[0].caps[Tier.MEDIUM.rank]
+    for i in range(cap):
+        dispatcher.handle(0, arrived(f"free{i}", Tier.FREE))
+    assert cap // 2 < dispatcher.loads()["a"].running < cap  # type: ignore[index]
+    assert sends(dispatcher.handle(0, arrived("more", Tier.MEDIUM))) == [("more", "a")]
+
+
+def test_who_cannot_begin_in_time_is_not_sent_behind_a_long_prefill() -> None:
+    request = arrived("r", Tier.HIGH, prompt=1_000)
+    assert sends(money(up(timing=TIMING)).handle(0, request)) == [("r", "a")]
+    dispatcher = money(up(timing=TIMING), arrived("long", Tier.HIGH, prompt=19_000))
+    assert dispatcher.loads()["a"].running == 1  # type: ignore[index]
+    assert sends(dispatcher.handle(0, request)) == []
+    dispatcher.handle(0, started("long"))
+    now = sends(dispatcher.handle(0, arrived("s", Tier.HIGH, prompt=1_000)))
+    assert now == [("r", "a"), ("s", "a")]
+
+
+def test_a_late_request_is_set_aside_and_served_last_at_a_lower_tier() -> None:
+    dispatcher = money(up(slots=1, timing=TIMING), arrived("running"))
+    dispatcher.handle(0, arrived("late", Tier.ULTRA))
+    dispatcher.handle(3 * S, arrived("free", Tier.FREE, at=3 * S))
+    assert sends(dispatcher.handle(3 * S, finished("running"))) == [("free", "a")]
+    assert sends(dispatcher.handle(3 * S, finished("free"))) == [("late", "a")]
+    counts = dispatcher._workers["a"].counts  # type: ignore[index]
+    assert counts[Tier.FREE.rank] == 1
+    assert sum(counts) == 1
+
+
+def test_homes_follow_demand() -> None:
+    dispatcher = money(*(up(name, timing=TIMING) for name in "abcd"))
+    for i in range(40):
+        dispatcher.handle(i, arrived(f"u{i}", Tier.ULTRA, at=i))
+    dispatcher.handle(PLAN_NS, arrived("first", Tier.ULTRA, at=PLAN_NS))
+    assert homes(dispatcher) == [Tier.ULTRA.rank] * 4
+    for plan in range(2, 12):
+        now_ns = plan * PLAN_NS
+        for i in range(40):
+            dispatcher.handle(now_ns, arrived(f"f{plan}.{i}", Tier.FREE, at=now_ns))
+    assert homes(dispatcher).count(Tier.FREE.rank) >= 3
+
+
+def rush(tier: Tier) -> tuple[Dispatcher, int]:
+    """Two workers that are sold out to a tier, with one request running on each."""
+    prices = PRICES | {Tier.FREE: PRICES[Tier.MEDIUM]}
+    settings = configured(policy="economic", prices=prices, queue_len_max=200)
+    dispatcher = factory(up("a", timing=TIMING), up("b", timing=TIMING), settings=settings)
+    for i in range(200):
+        dispatcher.handle(0, arrived(f"rush{i}", tier, prompt=10))
+    dispatcher.handle(PLAN_NS, arrived("plans", tier, at=PLAN_NS, prompt=10))
+    assert book_of(dispatcher).kinds[0].price_nanodollars > 0
+    for worker in dispatcher._workers.values():
+        while len(worker.running) > 1:
+            dispatcher.handle(PLAN_NS, finished(next(iter(worker.running))))
+    for worker in dispatcher._workers.values():
+        for name in worker.running:
+            dispatcher.handle(PLAN_NS, started(name))
+    return dispatcher, PLAN_NS
+
+
+def test_who_has_the_prefix_is_preferred_when_time_has_a_price() -> None:
+    for holder in "ab":
+        dispatcher, now_ns = rush(Tier.MEDIUM)
+        prefix = tuple(range(20))
+        dispatcher.handle(now_ns, stored(*prefix, worker=holder))
+        request = arrived("r", Tier.MEDIUM, at=now_ns, prefix=prefix, prompt=20 * 64)
+        assert sends(dispatcher.handle(now_ns, request)) == [("r", holder)]
+
+
+def test_who_pays_more_makes_lower_tiers_make_room() -> None:
+    dispatcher, now_ns = rush(Tier.FREE)
+    assert homes(dispatcher) == [0, 0]
+    (send,) = dispatcher.handle(now_ns, arrived("u", Tier.ULTRA, at=now_ns))
+    assert isinstance(send, Send)
+    alone = economics.revenue_nanodollars(PRICES[Tier.ULTRA], 0, 0, 64)
+    assert 0 < send.value_nanodollars < alone
