@@ -66,9 +66,7 @@ def run_bound(
     return fluid_bound(given.fleet, given.groups, given.book, given.members)
 
 
-def run_capacity(
-    scenario: Scenario, requests: Sequence[TwinRequest], horizon_ns: int
-) -> float:
+def run_capacity(scenario: Scenario, requests: Sequence[TwinRequest], horizon_ns: int) -> float:
     """How many times the workload the factory can just serve in the horizon at the asked tiers.
 
     For a load of 1.0, let the requests come this many times as fast.
@@ -137,9 +135,7 @@ def fleet_of(
         for window in range(windows):
             end_ns = min(horizon_ns, (window + 1) * width_ns)
             up_ns[window] += max(0, end_ns - max(window * width_ns, spec.start_ns))
-    return tuple(
-        msgspec.structs.replace(kind, up_ns=tuple(up_ns)) for kind, up_ns in alike.items()
-    )
+    return tuple(msgspec.structs.replace(kind, up_ns=tuple(up_ns)) for kind, up_ns in alike.items())
 
 
 def earliest_ns(requests: Sequence[TwinRequest]) -> list[int]:
@@ -236,9 +232,7 @@ def _lasts(
     return tuple(lasts)
 
 
-def _split(
-    alike: list[Demand], timing: Timing, book: PriceBook
-) -> list[tuple[Demand, ...]]:
+def _split(alike: list[Demand], timing: Timing, book: PriceBook) -> list[tuple[Demand, ...]]:
     """Cells of requests that earn about as much of a worker's second."""
 
     def worth(demand: Demand) -> float:
