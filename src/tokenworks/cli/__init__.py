@@ -20,6 +20,8 @@ __all__ = [
     "report",
     "table",
     "tiers",
+    "twin",
+    "twin_picture",
     "up",
     "wiring",
 ]

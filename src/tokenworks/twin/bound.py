@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import msgspec
@@ -241,5 +242,5 @@ def _split(alike: list[Demand], timing: Timing, book: PriceBook) -> list[tuple[D
 
     ranked = sorted(alike, key=worth)
     edges = [len(ranked) * i // CELLS for i in range(CELLS + 1)]
-    cells = (tuple(ranked[a:b]) for a, b in zip(edges, edges[1:], strict=False))
+    cells = (tuple(ranked[a:b]) for a, b in itertools.pairwise(edges))
     return [cell for cell in cells if cell]
