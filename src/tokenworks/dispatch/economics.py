@@ -44,7 +44,7 @@ PLAN_NS: Final = 10 * NS_PER_S
 """Prices and homes are found anew this often."""
 MEAN_SHIFT: Final = 5
 """A finished answer moves the means by 1/32 of the difference."""
-RESERVE_PERCENT: Final = (80, 100, 120, 160, 250)
+RESERVE_PERCENT: Final = (80, 100, 130, 170, 300)
 """Workers that are at home in a tier, in per cent of its need, from free to ultra."""
 CAP_PERCENT: Final = (100, 90, 85, 75, 70)
 """Part of the time per token that a promise allows which its cap is made for: what is dear has
@@ -97,6 +97,7 @@ class Kind(msgspec.Struct, kw_only=True):
         token_fs: worker time per token at that batch.
         busy_fs: worker time of one request.
         slack_fs: how much longer one answer may take than it does at the cap.
+        allowed_fs: time per token that each promise allows.
     """
 
     timing: Timing
@@ -106,6 +107,7 @@ class Kind(msgspec.Struct, kw_only=True):
     token_fs: list[int]
     busy_fs: list[int]
     slack_fs: list[int]
+    allowed_fs: list[int]
 
 
 class Book(msgspec.Struct, kw_only=True):
@@ -119,6 +121,8 @@ class Book(msgspec.Struct, kw_only=True):
         kinds: classes of workers, when it last planned.
         kind_of: by worker index, its class.
         homes: by worker index, the tier rank in which it is at home.
+        stalls: by worker index, prefill that those who decode there have still to bear, in
+            femtoseconds, and when that was so.
         dice: for the shortlist.
     """
 
@@ -129,6 +133,7 @@ class Book(msgspec.Struct, kw_only=True):
     kinds: list[Kind] = []
     kind_of: dict[int, int] = {}
     homes: dict[int, int] = {}
+    stalls: dict[int, tuple[int, int]] = {}
     dice: int = 1
 
 
@@ -163,6 +168,7 @@ def kind_of(sample: Worker, workers: int, means: list[TierMeans], promises: list
         token_fs=[],
         busy_fs=[],
         slack_fs=[],
+        allowed_fs=[],
     )
     for rank, (each, promise) in enumerate(zip(means, promises, strict=True)):
         allowed = FS_PER_S // max(1, promise.interactivity_tokens_per_s)
@@ -175,6 +181,7 @@ def kind_of(sample: Worker, workers: int, means: list[TierMeans], promises: list
         kind.busy_fs.append(
             each.output_tokens * iteration // batch + timing.prefill_fs(each.prefill_tokens, 0)
         )
+        kind.allowed_fs.append(allowed)
         kind.slack_fs.append(max(1, each.output_tokens * max(0, allowed - iteration)))
     return kind
 
@@ -492,6 +499,7 @@ class Economics:
                     best_value, best = value, worker
             if best is not None:
                 hit = depth if holders >> best.index & 1 else 0
+                offer.taken(best, hit)
                 return Choice(best, "best_value", hit, rank, may.bit_count(), best_value)
             while stages and not some:
                 mask = stages.pop(0) & ~seen
@@ -506,6 +514,7 @@ class _Offer:
     __slots__ = (
         "_book",
         "_made",
+        "_now_ns",
         "_price",
         "_prompt",
         "_queued_tokens_max",
@@ -518,7 +527,7 @@ class _Offer:
     def __init__(
         self, policy: Economics, book: Book, request: Request, rank: int, now_ns: int
     ) -> None:
-        self._book, self._rank = book, rank
+        self._book, self._rank, self._now_ns = book, rank, now_ns
         self._price = policy.price(request.model, rank)
         mean = book.means[request.rank]
         self._made = min(mean.output_tokens, request.output_tokens_max)
@@ -557,6 +566,8 @@ class _Offer:
         )
         if own_fs + queued * timing.prefill_token_fs + chunks * decode_fs > self._ttft_fs:
             return -1
+        if running and self._stalls(kind, worker, own_fs, decode_fs):
+            return -1
         price = kind.price_nanodollars
         if price:
             mode = max(home, rank)
@@ -570,6 +581,45 @@ class _Offer:
         if own_fs > timing.prefill_token_fs * self._usual_tokens:
             value -= self._broken(kind, worker, own_fs)
         return value
+
+    def _stalls(self, kind: Kind, worker: Worker, own_fs: int, decode_fs: int) -> bool:
+        """Whether its prefill is more than those who decode there can bear, after the last ones.
+
+        One of the dearest tier there can bear as much prefill in its life as its promise leaves
+        beside its iterations. What was sent before is forgotten at the rate at which that comes.
+        """
+        dearest = self._rank
+        counts = worker.counts
+        for rank in range(len(counts) - 1, dearest, -1):
+            if counts[rank]:
+                dearest = rank
+                break
+        if not dearest:
+            return False
+        allowed = kind.allowed_fs[dearest]
+        spare = allowed - decode_fs
+        if spare <= 0:
+            return True
+        level = self._level(worker.index, spare, allowed)
+        made = self._book.means[dearest].output_tokens
+        return level + own_fs > made * spare
+
+    def _level(self, index: int, spare: int, allowed: int) -> int:
+        """Prefill that those who decode on a worker have still to bear, in femtoseconds."""
+        level_fs, at_ns = self._book.stalls.get(index, (0, 0))
+        return max(0, level_fs - (self._now_ns - at_ns) * FS_PER_NS * spare // allowed)
+
+    def taken(self, worker: Worker, hit: int) -> None:
+        """Note the prefill that the worker will do for it."""
+        book = self._book
+        kind = book.kinds[book.kind_of[worker.index]]
+        own_fs, _ = self._worths[book.kind_of[worker.index], hit]
+        home = max(self._rank, book.homes[worker.index], 1)
+        allowed = kind.allowed_fs[home]
+        running = len(worker.running)
+        decode = kind.timing.decode_fs(running, worker.context_tokens)
+        level = self._level(worker.index, max(1, allowed - decode), allowed)
+        book.stalls[worker.index] = (level + own_fs, self._now_ns)
 
     def _worth(self, kind: Kind, hit_tokens: int) -> tuple[int, int]:
         """Its prefill and its revenue on a class of workers, with some of its prompt cached."""
