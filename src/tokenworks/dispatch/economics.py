@@ -271,7 +271,7 @@ def homes_for(taken: list[int], workers: int) -> list[int]:
         workers: of the class.
 
     >>> homes_for([4_000_000, 1_000_000, 1_000_000, 700_000, 100_000], 8)
-    [4, 1, 1, 1, 1]
+    [3, 1, 2, 1, 1]
     """
     homes, left = [0] * len(RANKS), workers
     for rank in reversed(RANKS):
