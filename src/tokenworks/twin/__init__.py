@@ -1,3 +1,3 @@
 """The modelled world: the same dispatcher, a clock that jumps, engines that only compute."""
 
-__all__ = ["kv_cache", "records"]
+__all__ = ["clock", "driver", "journal", "kv_cache", "network", "records", "workers"]
