@@ -29,7 +29,7 @@ from tokenworks.twin.traces import (
 )
 
 DATA = Path(__file__).parent / "data"
-MOONCAKE = DATA / "mooncake_conversation_60.jsonl"
+MOONCAKE = DATA / "mooncake_conversation_300.jsonl"
 AGENTIC = DATA / "agentic_6.jsonl"
 AZURE = DATA / "azure_code_40.csv"
 LENGTHS = DATA / "vidur_lengths_20.csv"
@@ -38,7 +38,7 @@ SERVEGEN = DATA / "servegen"
 
 def test_mooncake_is_read_row_by_row() -> None:
     trace = read_mooncake(MOONCAKE, spread=False)
-    assert len(trace.rows) == 60
+    assert len(trace.rows) == 300
     first = trace.rows[0]
     assert (first.at_ns, first.input_tokens, first.output_tokens) == (0, 6758, 500)
     assert first.block_ids == tuple(range(14))
@@ -54,7 +54,7 @@ def test_rows_of_one_bucket_are_spread_until_the_next() -> None:
     for before, after in zip(plain, spread, strict=True):
         end = next((at for at in times if at > before.at_ns), times[-1] + times[1])
         assert before.at_ns <= after.at_ns < end
-    assert len({row.at_ns for row in spread}) == 60
+    assert len({row.at_ns for row in spread}) == 300
     assert spread[0].at_ns == 0
 
 

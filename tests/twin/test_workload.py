@@ -157,7 +157,7 @@ def test_prompts_share_just_what_their_rows_share(
 
 
 def test_prompts_that_begin_alike_have_one_tenant() -> None:
-    trace = read_mooncake(DATA / "mooncake_conversation_60.jsonl")
+    trace = read_mooncake(DATA / "mooncake_conversation_300.jsonl")
     found = requests(trace, tenants=50)
     owners: dict[int, set[str]] = {}
     for one, its in zip(found, trace.rows, strict=True):
@@ -184,7 +184,7 @@ def test_common_beginnings_end_where_prompts_part() -> None:
 
 
 def test_a_request_keeps_its_tenant_and_tier_when_arrivals_are_compressed() -> None:
-    trace = read_mooncake(DATA / "mooncake_conversation_60.jsonl")
+    trace = read_mooncake(DATA / "mooncake_conversation_300.jsonl")
     plain = requests(trace)
     fast = requests(trace, speedup=2.5)
     for one, other in zip(plain, fast, strict=True):

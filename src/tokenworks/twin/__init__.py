@@ -2,12 +2,18 @@
 
 __all__ = [
     "arrivals",
+    "clock",
+    "driver",
+    "journal",
     "kinds",
+    "kv_cache",
+    "network",
     "records",
     "scenarios",
     "servegen",
     "sessions",
     "trace_files",
     "traces",
+    "workers",
     "workload",
 ]

@@ -1,0 +1,651 @@
+"""The twin's driver: it feeds a workload to the dispatcher and its commands to modelled engines.
+
+What happens at the same nanosecond happens in this order: boundaries of workers by their index,
+then what was put on the agenda (timers, messages under way, requests that waited for others) in
+the order it was put there, then arrivals in the order of the workload.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import time
+from collections import abc
+from collections.abc import Callable
+from heapq import heappop, heappush
+from typing import Final, assert_never
+
+from tokenworks.core.ids import ModelName, RequestID, WorkerID
+from tokenworks.core.units import NS_PER_S
+from tokenworks.dispatch.commands import Abort, Command, Queue, Reject, Send, SetTimer
+from tokenworks.dispatch.dispatcher import Dispatcher
+from tokenworks.dispatch.events import (
+    Arrived,
+    Event,
+    Failed,
+    Finished,
+    Started,
+    Ticked,
+    Withdrawn,
+    WorkerDown,
+    WorkerUp,
+)
+from tokenworks.perf.timing import FS_PER_NS
+from tokenworks.twin.clock import JumpingClock
+from tokenworks.twin.journal import Journal
+from tokenworks.twin.network import Kind, Network
+from tokenworks.twin.records import (
+    NEVER,
+    End,
+    Outcomes,
+    RunResult,
+    Scenario,
+    TwinRequest,
+    WorkerSpec,
+)
+from tokenworks.twin.workers import (
+    HANDED,
+    IDLE,
+    KEY_SHIFT,
+    STARTED,
+    WORKERS_MAX,
+    Sequence,
+    Worker,
+)
+
+CURVE_POINTS_MAX: Final = 12
+PROGRESS_REQUESTS: Final = 1_000
+"""Requests that end between two reports of progress."""
+
+_FAR: Final = 1 << 200
+_WORKER_MASK: Final = WORKERS_MAX - 1
+
+
+class Hooks:
+    """What faults and checkers may do in a run; each method does nothing until overridden."""
+
+    def begin(self, driver: Driver) -> None:
+        """Before the first event; put on the agenda what is to happen."""
+
+    def told(self, now_ns: int, event: Event, commands: list[Command]) -> None:
+        """After each event, before its commands are carried out."""
+
+    def end(self, driver: Driver) -> None:
+        """After the last event."""
+
+
+def run(
+    scenario: Scenario,
+    requests: abc.Sequence[TwinRequest],
+    *,
+    exact: bool = False,
+    dispatcher: Dispatcher | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    journal: Journal | None = None,
+    hooks: Hooks | None = None,
+    network: Network | None = None,
+) -> RunResult:
+    """Run a workload through a factory until nothing is left to happen.
+
+    Args:
+        scenario: the factory.
+        requests: the workload, by arrival time.
+        exact: work out each iteration by itself; slow, and with the same result.
+        dispatcher: a new one that was told nothing; made here if it is None.
+        progress: called now and then with the requests that have ended, and all.
+        journal: takes all events and commands; if it is None, only their digest is kept.
+        hooks: faults and checkers.
+        network: between dispatcher and workers; a direct one if it is None.
+    """
+    driver = Driver(
+        scenario,
+        requests,
+        exact=exact,
+        dispatcher=Dispatcher() if dispatcher is None else dispatcher,
+        progress=progress,
+        journal=Journal() if journal is None else journal,
+        hooks=hooks,
+        network=Network() if network is None else network,
+    )
+    collects = gc.isenabled()
+    gc.disable()  # nothing here makes cycles, and looking for them takes a third of the time
+    try:
+        return driver.run()
+    finally:
+        if collects:
+            gc.enable()
+
+
+def speed_curve(spec: WorkerSpec) -> tuple[tuple[int, int], ...]:
+    """Pairs (batch, tokens per second per user) at the typical context, up to all slots.
+
+    Batches are spread evenly in proportion; a point with its predecessor's speed is left out.
+    """
+    curve: list[tuple[int, int]] = []
+    batches = {1, spec.slots}
+    for step in range(1, CURVE_POINTS_MAX - 1):
+        batches.add(round(spec.slots ** (step / (CURVE_POINTS_MAX - 1))))
+    for batch in sorted(batches):
+        speed = spec.timing.speed_tokens_per_s(batch, batch * spec.context_tokens_typical)
+        if not curve or curve[-1][1] != speed:
+            curve.append((batch, speed))
+    return tuple(curve)
+
+
+class Driver:
+    """One run. Hooks may use its public methods.
+
+    Attributes:
+        clock: the run's time.
+        outcomes: what became of each request until now.
+        scenario: what is run.
+        workers: in the scenario's order.
+    """
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        requests: abc.Sequence[TwinRequest],
+        *,
+        exact: bool,
+        dispatcher: Dispatcher,
+        progress: Callable[[int, int], None] | None,
+        journal: Journal,
+        hooks: Hooks | None,
+        network: Network,
+    ) -> None:
+        self.clock = JumpingClock()
+        self.outcomes = Outcomes(len(requests))
+        self.scenario = scenario
+        self._heap: list[int] = []
+        self.workers = [
+            Worker(index, spec, self._heap, exact=exact)
+            for index, spec in enumerate(scenario.workers)
+        ]
+        self._requests = requests
+        self._handle = dispatcher.handle
+        self._progress = progress
+        self._journal = journal
+        self._record = journal.write
+        self._hooks = hooks
+        self._network = network
+        self._direct = network.is_direct()
+        self._now_ns = 0
+        self._events = self._commands = self._ended = self._sequences = 0
+        self._agenda: list[tuple[int, int, Callable[[], None]]] = []
+        self._agenda_len = 0
+        self._timer_ns = _FAR
+        self._places = {each.request: place for place, each in enumerate(requests)}
+        assert len(self._places) == len(requests), "two requests have the same name"
+        self._indices = {spec.worker: index for index, spec in enumerate(scenario.workers)}
+        assert len(self._indices) == len(scenario.workers), "two workers have the same name"
+        self._up_since_ns: list[int | None] = [None] * len(self.workers)
+        self._told_up = [False] * len(self.workers)
+        self._lost = [False] * len(self.workers)  # and the dispatcher does not know yet
+        # Each request's latest attempt, while it is at a worker, and whether it has answered.
+        self._attempts: list[Sequence | None] = [None] * len(requests)
+        self._answering = bytearray(len(requests))
+        # Attempts that were the last of their requests and have not made all tokens.
+        self._broken: list[Sequence] = []
+        self._one_stage = [spec.role != "decode" for spec in scenario.workers]
+        self._prefills = [spec.role == "prefill" for spec in scenario.workers]
+        self._prefillers: dict[ModelName, list[int]] = {}
+        self._pair()
+        self._waits: dict[int, int] = {}
+        self._followers: dict[int, list[int]] = {}
+        self._arrivals = self._order_arrivals()
+        self._arrived = 0
+        # Boundaries with a smaller key come before all else.
+        self._bound = 0
+
+    def _pair(self) -> None:
+        """Find who prefills for those that only decode."""
+        for index, spec in enumerate(self.scenario.workers):
+            if spec.role == "prefill":
+                self._prefillers.setdefault(spec.model, []).append(index)
+        for spec in self.scenario.workers:
+            if spec.role == "decode":
+                assert spec.model in self._prefillers, f"nobody prefills for {spec.worker}"
+                assert spec.link_bytes_per_s > 0, f"{spec.worker} has no link"
+
+    def _order_arrivals(self) -> list[int]:
+        requests = self._requests
+        arrivals = []
+        for place, request in enumerate(requests):
+            if request.wait_for:
+                self._waits[place] = len(request.wait_for)
+                for name in request.wait_for:
+                    self._followers.setdefault(self._places[name], []).append(place)
+            else:
+                arrivals.append(place)
+        arrivals.sort(key=lambda place: requests[place].at_ns)
+        return arrivals
+
+    # For hooks.
+
+    def at(self, at_ns: int, action: Callable[[], None]) -> None:
+        """Put something on the agenda; a time that has passed means now."""
+        self._agenda_len += 1
+        heappush(self._agenda, (max(at_ns, self._now_ns), self._agenda_len, action))
+        self._set_bound()
+
+    def withdraw(self, request: RequestID) -> None:
+        """The client leaves, if its request has come and not ended."""
+        place = self._places[request]
+        if self.outcomes.arrived_ns[place] == NEVER or self.outcomes.end[place] != End.OPEN:
+            return
+        self._close(place, End.WITHDRAWN)
+        self._tell(Withdrawn(request=request))
+
+    def fail(self, request: RequestID) -> None:
+        """The worker that has a request breaks it off."""
+        sequence = self._attempts[self._places[request]]
+        if sequence is not None:
+            self._stop(sequence)
+            self._failed(sequence)
+
+    def crash(self, worker: WorkerID, why: str, notice_ns: int = 0) -> None:
+        """A worker is gone with all that it had; the dispatcher notices after a time."""
+        index = self._indices[worker]
+        since_ns = self._up_since_ns[index]
+        if since_ns is None:
+            return
+        engine = self.workers[index]
+        self._up_since_ns[index] = None
+        engine.up_ns += self._now_ns - since_ns
+        engine.crash(self._now_ns)
+        self._lost[index] = True
+        self.at(self._now_ns + notice_ns, functools.partial(self._noticed, index, why))
+
+    def start(self, worker: WorkerID) -> None:
+        """A worker that is down comes up, with nothing in its cache."""
+        index = self._indices[worker]
+        if self._up_since_ns[index] is not None:
+            return
+        self._noticed(index, "it came up again")
+        self._up_since_ns[index] = self._now_ns
+        spec = self.workers[index].spec
+        if spec.role == "prefill":
+            return  # whoever decodes is told to the dispatcher, and asks the others to prefill
+        self._told_up[index] = True
+        self._tell(
+            WorkerUp(
+                worker=spec.worker,
+                pool=spec.pool,
+                model=spec.model,
+                slots=spec.slots,
+                curve=speed_curve(spec),
+                timing=spec.timing,
+                kv_blocks=spec.kv_blocks,
+                block_tokens=spec.block_tokens,
+                batch_tokens_max=spec.batch_tokens_max,
+            )
+        )
+
+    # The loop.
+
+    def run(self) -> RunResult:
+        """From the first event to the last."""
+        begun_ns = time.thread_time_ns()
+        if self._hooks is not None:
+            self._hooks.begin(self)
+        self._tell(self.scenario.configured)
+        for spec in self.scenario.workers:
+            if spec.start_ns > 0:
+                self.at(spec.start_ns, functools.partial(self.start, spec.worker))
+            else:
+                self.start(spec.worker)
+        self._set_bound()
+        self._loop()
+        for index, since_ns in enumerate(self._up_since_ns):
+            if since_ns is not None:
+                self.workers[index].up_ns += self._now_ns - since_ns
+        for sequence in self._broken:
+            self._note(sequence)
+        if self._hooks is not None:
+            self._hooks.end(self)
+        digest = self._journal.digest()
+        return RunResult(
+            outcomes=self.outcomes,
+            workers=tuple(worker.use() for worker in self.workers),
+            ended_ns=self._now_ns,
+            events=self._events,
+            commands=self._commands,
+            journal_digest=digest,
+            cpu_ns=time.thread_time_ns() - begun_ns,
+        )
+
+    def _loop(self) -> None:
+        heap, engines, jump = self._heap, self.workers, self.clock.jump
+        while True:
+            if heap and heap[0] < self._bound:
+                key = heappop(heap)
+                engine = engines[key & _WORKER_MASK]
+                if engine.key != key:
+                    continue
+                self._now_ns = now_ns = key >> KEY_SHIFT
+                jump(now_ns)
+                for what, sequence in engine.complete():
+                    self._bring(what, sequence)
+                engine.plan(now_ns)
+                if engine.arrivals:
+                    self._transfer(engine)
+            elif self._bound == _FAR:
+                return
+            else:
+                self._now_ns = now_ns = (self._bound >> KEY_SHIFT) - 1
+                jump(now_ns)
+                if self._timer_ns <= now_ns:
+                    self._timer_ns = _FAR
+                    self._set_bound()
+                    self._tell(Ticked())
+                elif self._agenda and self._agenda[0][0] <= now_ns:
+                    action = heappop(self._agenda)[2]
+                    self._set_bound()
+                    action()
+                else:
+                    place = self._arrivals[self._arrived]
+                    self._arrived += 1
+                    self._set_bound()
+                    self._arrive(place)
+
+    def _set_bound(self) -> None:
+        next_ns = self._timer_ns
+        if self._agenda and self._agenda[0][0] < next_ns:
+            next_ns = self._agenda[0][0]
+        if self._arrived < len(self._arrivals):
+            next_ns = min(next_ns, self._requests[self._arrivals[self._arrived]].at_ns)
+        # What is overdue, because the clock has gone on since, happens now.
+        next_ns = max(next_ns, self._now_ns)
+        self._bound = _FAR if next_ns == _FAR else (next_ns + 1) << KEY_SHIFT
+
+    # The dispatcher's events and commands.
+
+    def _tell(self, event: Event) -> None:
+        now_ns = self._now_ns
+        commands = self._handle(now_ns, event)
+        self._record(now_ns, event, commands)
+        self._events += 1
+        if self._hooks is not None:
+            self._hooks.told(now_ns, event, commands)
+        if commands:
+            self._commands += len(commands)
+            for command in commands:
+                if isinstance(command, Send):
+                    self._send(command)
+                elif isinstance(command, SetTimer):
+                    self._timer_ns = command.at_ns
+                    self._set_bound()
+                elif isinstance(command, Reject):
+                    failed = command.code == "worker_failed"
+                    place = self._places[command.request]
+                    self._close(place, End.FAILED if failed else End.REJECTED)
+                elif isinstance(command, Abort):
+                    self._abort(command)
+                elif not isinstance(command, Queue):
+                    assert_never(command)
+
+    def _arrive(self, place: int) -> None:
+        now_ns = self._now_ns
+        self.outcomes.arrived_ns[place] = now_ns
+        request = self._requests[place]
+        self._tell(
+            Arrived(
+                request=request.request,
+                tenant=request.tenant,
+                model=request.model,
+                tier=request.tier,
+                input_tokens_max=request.input_tokens,
+                output_tokens_max=request.output_tokens_max,
+                prefix=request.blocks,
+                arrived_ns=now_ns,
+            )
+        )
+
+    def _close(self, place: int, end: End) -> None:
+        """A request has ended; those that waited for it may come."""
+        self.outcomes.end[place] = end
+        self.outcomes.finished_ns[place] = self._now_ns
+        self._ended += 1
+        if self._progress is not None and self._ended % PROGRESS_REQUESTS == 0:
+            self._progress(self._ended, len(self._requests))
+        for follower in self._followers.get(place, ()):
+            self._waits[follower] -= 1
+            if self._waits[follower] == 0:
+                request = self._requests[follower]
+                at_ns = max(request.at_ns, self._now_ns + request.delay_ns)
+                self.at(at_ns, functools.partial(self._arrive, follower))
+
+    # From dispatcher to workers.
+
+    def _send(self, command: Send) -> None:
+        place = self._places[command.request]
+        index = self._indices[command.worker]
+        outcomes, request = self.outcomes, self._requests[place]
+        assert self._told_up[index], f"sent to a lost worker: {command!r}"
+        assert outcomes.end[place] == End.OPEN, f"sent after its end: {command!r}"
+        assert self._attempts[place] is None, f"sent twice at a time: {command!r}"
+        outcomes.sent_ns[place] = self._now_ns
+        outcomes.worker[place] = index
+        if command.attempt > 1:
+            outcomes.preemptions[place] += 1
+        target = index if self._one_stage[index] else self._prefiller(index)
+        self._sequences += 1
+        sequence = self._attempts[place] = Sequence(
+            self._sequences,
+            place,
+            target,
+            command.attempt,
+            request.input_tokens,
+            request.output_tokens,
+            request.blocks,
+        )
+        sequence.hands_over = target != index
+        if self._direct:
+            self._deliver(sequence)
+        else:
+            self._message("send", target, functools.partial(self._deliver, sequence))
+
+    def _prefiller(self, index: int) -> int:
+        """Whoever has least to prefill, of those that are up if any is."""
+        engines = self.workers
+        return min(
+            self._prefillers[engines[index].spec.model],
+            key=lambda each: (self._up_since_ns[each] is None, engines[each].backlog_tokens, each),
+        )
+
+    def _deliver(self, sequence: Sequence) -> None:
+        """A worker gets a sequence; a repeated message and one for a lost attempt do nothing."""
+        place, target = sequence.place, sequence.worker
+        if self._attempts[place] is not sequence or sequence.after_fs != IDLE:
+            return
+        engine = self.workers[target]
+        if self._up_since_ns[target] is None:
+            if sequence.hands_over and not self._lost[target]:
+                self.at(self._now_ns, functools.partial(self._failed, sequence))
+            return  # else the dispatcher will be told, and has it back
+        tokens = sequence.input_tokens
+        fits = engine.fits(tokens if sequence.hands_over else tokens + sequence.output_tokens - 1)
+        if fits and sequence.hands_over:
+            decoder = self.workers[self.outcomes.worker[place]]
+            fits = decoder.fits(tokens + sequence.output_tokens - 1)
+        if not fits:
+            self.at(self._now_ns, functools.partial(self._failed, sequence))
+            return
+        engine.submit(sequence, self._now_ns)
+
+    def _abort(self, command: Abort) -> None:
+        place = self._places[command.request]
+        sequence = self._attempts[place]
+        if sequence is None:
+            return
+        self._attempts[place] = None
+        self._broken.append(sequence)
+        if self._direct:
+            self._stop(sequence)
+        else:
+            self._message("abort", sequence.worker, functools.partial(self._stop, sequence))
+
+    def _stop(self, sequence: Sequence) -> None:
+        """End the work on an attempt, and free what was prefilled for it elsewhere."""
+        source, sequence.source = sequence.source, None
+        for each in (sequence, source):
+            if each is not None and each.after_fs != IDLE:
+                self.workers[each.worker].abort(each, self._now_ns)
+                self._transfer(self.workers[each.worker])
+
+    def _message(self, kind: Kind, worker: int, action: Callable[[], None]) -> None:
+        for delay_ns in self._network.delays_ns(self._now_ns, kind, worker):
+            self.at(self._now_ns + delay_ns, action)
+
+    # From workers to dispatcher.
+
+    def _bring(self, what: int, sequence: Sequence) -> None:
+        if what == HANDED:
+            self._handed(sequence)
+        elif self._direct:
+            if what == STARTED:
+                self._started(sequence)
+            else:
+                self._finished(sequence)
+        elif what == STARTED:
+            told = functools.partial(self._started, sequence)
+            self._message("started", sequence.worker, told)
+        else:
+            told = functools.partial(self._finished, sequence)
+            self._message("finished", sequence.worker, told)
+
+    def _is_late(self, sequence: Sequence) -> bool:
+        """Whether a message is about an attempt that is over, as far as the driver knows."""
+        latest = self._attempts[sequence.place]
+        return latest is None or latest.attempt != sequence.attempt
+
+    def _started(self, sequence: Sequence) -> None:
+        place = sequence.place
+        if self._is_late(sequence):
+            return
+        if not self._answering[place]:
+            self._answering[place] = 1
+            self.outcomes.first_token_ns[place] = self._now_ns
+        self._tell(Started(request=self._requests[place].request))
+
+    def _finished(self, sequence: Sequence) -> None:
+        place = sequence.place
+        if self._is_late(sequence):
+            return
+        self._attempts[place] = None
+        outcomes = self.outcomes
+        if outcomes.first_token_ns[place] == NEVER:  # that message was lost
+            outcomes.first_token_ns[place] = self._now_ns
+        self._note(sequence)
+        self._close(place, End.DONE)
+        self._tell(
+            Finished(
+                request=self._requests[place].request,
+                output_tokens=sequence.made,
+                cached_input_tokens=sequence.cached_tokens,
+            )
+        )
+
+    def _note(self, sequence: Sequence) -> None:
+        """Write down what a request's last attempt has made."""
+        place, outcomes = sequence.place, self.outcomes
+        outcomes.output_tokens[place] = sequence.made
+        outcomes.cached_tokens[place] = sequence.cached_tokens
+        outcomes.preemptions[place] += sequence.preemptions
+        outcomes.itl_max_ns[place] = -(-sequence.itl_max_fs // FS_PER_NS)
+
+    def _failed(self, sequence: Sequence) -> None:
+        """A worker broke off an attempt; what has begun to answer ends with it."""
+        place = sequence.place
+        if self._is_late(sequence):
+            return
+        started = self._give_up(place)
+        self._tell(
+            Failed(
+                request=self._requests[place].request,
+                worker=self.scenario.workers[self.outcomes.worker[place]].worker,
+                started=started,
+            )
+        )
+
+    def _give_up(self, place: int) -> bool:
+        """Forget an attempt; whether its request ends with it, because it has begun to answer."""
+        sequence = self._attempts[place]
+        assert sequence is not None, place
+        self._attempts[place] = None
+        if not self._answering[place]:
+            return False
+        self._broken.append(sequence)
+        self._close(place, End.FAILED)
+        return True
+
+    def _noticed(self, index: int, why: str) -> None:
+        """What a lost worker had is lost for the dispatcher, too."""
+        if not self._lost[index]:
+            return
+        self._lost[index] = False
+        lost = [
+            sequence
+            for sequence in self._attempts
+            if sequence is not None and index in self._workers_of(sequence)
+        ]
+        for sequence in lost:
+            self._stop(sequence)
+        if self._prefills[index]:
+            for sequence in lost:
+                self._failed(sequence)
+            return
+        for sequence in lost:
+            self._give_up(sequence.place)
+        self._told_up[index] = False
+        self._tell(WorkerDown(worker=self.scenario.workers[index].worker, why=why))
+
+    def _workers_of(self, sequence: Sequence) -> tuple[int, ...]:
+        """Those without which an attempt is lost."""
+        told = self.outcomes.worker[sequence.place]
+        source = sequence.source
+        return (told, sequence.worker) if source is None else (told, source.worker)
+
+    # From worker to worker.
+
+    def _handed(self, sequence: Sequence) -> None:
+        """A prompt is prefilled; its KV cache goes where it will be decoded."""
+        place = sequence.place
+        if self._attempts[place] is not sequence:
+            return  # aborted, which frees its blocks at the next boundary
+        self._sequences += 1
+        index = self.outcomes.worker[place]
+        following = self._attempts[place] = Sequence(
+            self._sequences,
+            place,
+            index,
+            sequence.attempt,
+            sequence.input_tokens,
+            sequence.output_tokens,
+            sequence.blocks,
+        )
+        following.arrives = True
+        following.source = sequence
+        following.made = sequence.made
+        following.token_fs = sequence.token_fs
+        following.cached_tokens = sequence.cached_tokens
+        if self._up_since_ns[index] is not None:
+            self.workers[index].submit(following, self._now_ns)
+            self._transfer(self.workers[index])
+
+    def _transfer(self, engine: Worker) -> None:
+        """Send the KV caches for which a worker has made room."""
+        for sequence, size_bytes in engine.arrivals:
+            delay_ns = -(-size_bytes * NS_PER_S // engine.spec.link_bytes_per_s)
+            arrived = functools.partial(self._kv_arrived, sequence)
+            self.at(self._now_ns + delay_ns, arrived)
+        engine.arrivals.clear()
+
+    def _kv_arrived(self, sequence: Sequence) -> None:
+        source, sequence.source = sequence.source, None
+        if source is None:
+            return  # aborted, or a worker was lost
+        self.workers[source.worker].release(source, self._now_ns)
+        self.workers[sequence.worker].join(sequence, self._now_ns)
+        self._transfer(self.workers[sequence.worker])

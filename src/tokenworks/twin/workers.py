@@ -1,0 +1,694 @@
+"""A modelled engine in the manner of vLLM v1: continuous batching, chunked prefill, KV blocks.
+
+An engine works in iterations. Between two of them, at a *boundary*, it takes up what has come
+meanwhile: it lets go of aborted sequences, preempts the youngest if decode needs more KV blocks
+than there are, and admits from its waiting queue. A boundary sees what came strictly before it; an
+engine that has nothing to do sees at once what comes.
+
+An iteration that only decodes is followed by others like it until a sequence ends, KV blocks run
+out or something comes; such a *run* is worked out at once. Nobody who could not be admitted at its
+beginning could be before its end, because it only uses up blocks. Time is in integer femtoseconds,
+so a run ends at the same instant as its iterations one by one (``exact``) would.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right, insort
+from collections import deque
+from heapq import heappop, heappush
+from typing import Final
+
+from tokenworks.perf.timing import FS_PER_NS
+from tokenworks.twin.kv_cache import KVCache
+from tokenworks.twin.records import WorkerSpec, WorkerUse
+
+KEY_SHIFT: Final = 12
+"""A boundary's key on the driver's heap: its time in nanoseconds, then the worker's index."""
+WORKERS_MAX: Final = 1 << KEY_SHIFT
+IDLE: Final = -1
+WATERMARK_SHARE: Final = 100
+"""One block in so many stays free at admission, so that decode can grow."""
+
+# Where a sequence is.
+WAITING: Final = 0
+PREFILLING: Final = 1
+DECODING: Final = 2
+ARRIVING: Final = 3  # it has its place, and its KV cache is on the way from another worker
+HELD: Final = 4  # prefilled; its KV cache goes to another worker
+GONE: Final = 5
+
+# What an iteration has brought.
+STARTED: Final = 0
+FINISHED: Final = 1
+HANDED: Final = 2
+
+# What a worker is told between boundaries.
+_ABORT: Final = 0
+_RELEASE: Final = 1
+_JOIN: Final = 2
+
+
+class Sequence:
+    """One attempt of one request at one worker.
+
+    Attributes:
+        number: unique in the run; later ones are greater.
+        place: of its request in the workload.
+        worker: index of the worker that has it.
+        attempt: which one.
+        input_tokens: of the request's prompt.
+        output_tokens: that it will have made at its end.
+        blocks: hashes of the prompt's full blocks.
+        hands_over: it is only prefilled here; another worker decodes.
+        arrives: it was prefilled elsewhere; its KV cache comes when it has a place here.
+        source: where it was prefilled, until its KV cache is here.
+        state: where it is.
+        made: tokens made, when it last stood in a queue or began to decode.
+        prompt: tokens to prefill: its prompt and what was made before it was preempted.
+        computed: tokens of these in the KV cache.
+        shared: blocks of its chain that it refers to in the prefix cache.
+        cached_tokens: of its prompt, found in the prefix cache when it was first admitted.
+        decodes_from: number of the iteration after which it decodes.
+        ends_at: number of the iteration that makes its last token.
+        phase: it needs a new block at iterations of this number modulo a block's tokens.
+        after_fs: boundaries after this time see it; ``IDLE`` before it has come to the worker.
+        preemptions: times it was preempted.
+        itl_max_fs: the longest gap between two of its tokens.
+        token_fs: when its latest token was made, if it was not in this worker's last iteration.
+    """
+
+    __slots__ = (
+        "after_fs",
+        "arrives",
+        "attempt",
+        "blocks",
+        "cached_tokens",
+        "computed",
+        "decodes_from",
+        "ends_at",
+        "hands_over",
+        "input_tokens",
+        "itl_max_fs",
+        "made",
+        "number",
+        "output_tokens",
+        "phase",
+        "place",
+        "preemptions",
+        "prompt",
+        "shared",
+        "source",
+        "state",
+        "token_fs",
+        "worker",
+    )
+
+    def __init__(
+        self,
+        number: int,
+        place: int,
+        worker: int,
+        attempt: int,
+        input_tokens: int,
+        output_tokens: int,
+        blocks: tuple[int, ...],
+    ) -> None:
+        self.number = number
+        self.place = place
+        self.worker = worker
+        self.attempt = attempt
+        self.input_tokens = self.prompt = input_tokens
+        self.output_tokens = output_tokens
+        self.blocks = blocks
+        self.hands_over = self.arrives = False
+        self.source: Sequence | None = None
+        self.state = WAITING
+        self.made = self.computed = self.shared = self.preemptions = 0
+        self.cached_tokens = 0
+        self.decodes_from = self.phase = self.itl_max_fs = self.token_fs = 0
+        self.after_fs = self.ends_at = IDLE
+
+
+class Worker:
+    """One engine. Its driver calls ``complete`` and then ``plan`` at each of its boundaries.
+
+    Args:
+        index: its place in the scenario.
+        spec: what it is.
+        heap: where it puts ``key`` whenever that changes; entries that differ from it are stale.
+        exact: work out each iteration by itself.
+
+    Attributes:
+        key: the next boundary in nanoseconds, rounded up and shifted, and the index; ``IDLE``.
+        arrivals: sequences whose KV cache can set out now, with the bytes; the driver empties it.
+        backlog_tokens: to be prefilled, of all that wait or are at it.
+    """
+
+    __slots__ = (
+        "_chunks",
+        "_context",
+        "_context_token_fs",
+        "_decoding",
+        "_end_fs",
+        "_ends",
+        "_exact",
+        "_gaps_at",
+        "_gaps_fs",
+        "_heap",
+        "_held",
+        "_inbox",
+        "_iteration",
+        "_iterations",
+        "_joined",
+        "_kv",
+        "_launch_fs",
+        "_phases",
+        "_preempted",
+        "_prefilling",
+        "_running",
+        "_sequence_fs",
+        "_start_fs",
+        "_timing",
+        "_waiting",
+        "_watermark",
+        "arrivals",
+        "backlog_tokens",
+        "busy_fs",
+        "evicted_before",
+        "hit_tokens",
+        "index",
+        "iterations",
+        "key",
+        "kv_blocks_max",
+        "output_tokens",
+        "preemptions",
+        "prefill_tokens",
+        "spec",
+        "up_ns",
+    )  # fmt: skip
+
+    def __init__(self, index: int, spec: WorkerSpec, heap: list[int], *, exact: bool) -> None:
+        assert 0 <= index < WORKERS_MAX, index
+        assert 1 <= spec.slots <= spec.batch_tokens_max, spec
+        assert spec.timing.launch_fs >= FS_PER_NS, "an iteration takes a nanosecond at least"
+        self.index = index
+        self.spec = spec
+        self._heap = heap
+        self._exact = exact
+        self._timing = spec.timing
+        self._launch_fs = spec.timing.launch_fs
+        self._sequence_fs = spec.timing.sequence_fs
+        self._context_token_fs = spec.timing.context_token_fs
+        self._watermark = spec.kv_blocks // WATERMARK_SHARE
+        self.busy_fs = self.iterations = self.prefill_tokens = self.output_tokens = 0
+        self.hit_tokens = self.preemptions = self.kv_blocks_max = self.up_ns = 0
+        self.evicted_before = 0
+        self._empty()
+
+    def _empty(self) -> None:
+        self.key = IDLE
+        self.arrivals: list[tuple[Sequence, int]] = []
+        self.backlog_tokens = 0
+        self._kv = KVCache(self.spec.kv_blocks)
+        self._waiting: deque[Sequence] = deque()
+        self._running: dict[Sequence, None] = {}  # in the order of admission
+        self._held: dict[Sequence, None] = {}
+        self._joined: list[Sequence] = []  # their next token ends the wait for their KV cache
+        self._prefilling: list[Sequence] = []
+        self._inbox: list[tuple[int, int, Sequence]] = []
+        # The iterations in progress: when they began and end, and how many there are. None are
+        # when it is idle; from the end of the last one until the next plan it counts as one.
+        self._start_fs = self._end_fs = self._iterations = 0
+        self._chunks: list[tuple[Sequence, int]] = []
+        self._preempted = False
+        # What decodes: sequences, their context, their ends, and when they need blocks.
+        self._iteration = 0
+        self._decoding = 0
+        self._context = 0
+        self._ends: list[tuple[int, int, Sequence]] = []
+        self._phases: list[int] = []
+        # Of the iterations so far the last, and each that was longer than all after it.
+        self._gaps_at: list[int] = []
+        self._gaps_fs: list[int] = []
+
+    # What a driver calls.
+
+    def fits(self, tokens: int) -> bool:
+        """Whether it has KV blocks for a sequence of so many tokens, if that runs alone."""
+        return -(-tokens // self.spec.block_tokens) <= self.spec.kv_blocks
+
+    def submit(self, sequence: Sequence, now_ns: int) -> None:
+        """Queue a sequence that fits; it comes now."""
+        sequence.after_fs = now_ns * FS_PER_NS
+        waiting = self._waiting
+        waiting.append(sequence)
+        if not sequence.arrives:
+            self.backlog_tokens += sequence.prompt
+        if self._iterations == 0:
+            self.plan(now_ns)
+        elif self._iterations > 1 and len(waiting) == 1 and len(self._running) < self.spec.slots:
+            self._cut(now_ns)
+
+    def abort(self, sequence: Sequence, now_ns: int) -> None:
+        """Drop a sequence at the next boundary."""
+        self._post(_ABORT, sequence, now_ns)
+
+    def release(self, sequence: Sequence, now_ns: int) -> None:
+        """Let go of the KV blocks of a sequence that was handed over."""
+        self._post(_RELEASE, sequence, now_ns)
+
+    def join(self, sequence: Sequence, now_ns: int) -> None:
+        """Begin to decode a sequence whose KV cache has arrived."""
+        self._post(_JOIN, sequence, now_ns)
+
+    def complete(self) -> list[tuple[int, Sequence]]:
+        """End the iterations in progress, at the boundary that ``key`` names.
+
+        Returns:
+            What they have brought: ``STARTED``, ``FINISHED`` or ``HANDED``, and who.
+        """
+        n, count = self._decoding, self._iterations
+        elapsed_fs = self._end_fs - self._start_fs
+        self._start_fs = self._end_fs
+        self._iterations = 1
+        self.busy_fs += elapsed_fs
+        self.iterations += count
+        brought: list[tuple[int, Sequence]] = []
+        if n:
+            chunks = self._chunks
+            if not chunks:
+                self._grow(self._crossings(count))
+                if count > 1:  # the last of a run is the longest
+                    elapsed_fs = (
+                        self._launch_fs
+                        + n * self._sequence_fs
+                        + (self._context + n * (count - 1)) * self._context_token_fs
+                    )
+            iteration = self._iteration = self._iteration + count
+            self._context += n * count
+            self.output_tokens += n * count
+            gaps_at, gaps_fs = self._gaps_at, self._gaps_fs
+            while gaps_fs and gaps_fs[-1] <= elapsed_fs:
+                gaps_fs.pop()
+                gaps_at.pop()
+            gaps_fs.append(elapsed_fs)
+            gaps_at.append(iteration)
+            if self._ends[0][0] <= iteration:
+                self._finish(brought)
+            if not chunks:
+                return brought
+        else:
+            self._iteration += count
+        self._prefilled(brought)
+        return brought
+
+    def plan(self, now_ns: int) -> None:
+        """Take up what has come and begin what follows."""
+        start_fs = seen_fs = self._start_fs
+        if self._inbox:
+            self._attend(seen_fs)
+        if not self._decoding and not self._prefilling:
+            now_fs = now_ns * FS_PER_NS
+            start_fs = self._start_fs = max(start_fs, now_fs)
+            seen_fs = start_fs + 1
+            if self._inbox:
+                self._attend(seen_fs)
+        n = self._decoding
+        self._preempted = False
+        if n and self._kv.available < n and self._crossings(1) > self._kv.available:
+            self._make_room()
+            n = self._decoding
+        if self._prefilling or self._waiting:
+            prefill_fs = self._schedule(seen_fs)
+            if self._chunks:
+                self._grow(self._crossings(1))
+                decode_fs = (
+                    n * self._sequence_fs + self._context * self._context_token_fs if n else 0
+                )
+                first_fs = self._launch_fs + decode_fs + prefill_fs
+                self._begin(1, first_fs, first_fs)
+                return
+        elif self._chunks:
+            self._chunks = []
+        if n:
+            self._run(start_fs)
+        else:
+            self._iterations = 0
+            self.key = IDLE
+            self._gaps_at.clear()
+            self._gaps_fs.clear()
+
+    def crash(self, now_ns: int) -> list[Sequence]:
+        """Lose everything.
+
+        Returns:
+            The sequences that it had, with the tokens that each had made.
+        """
+        if self._iterations:
+            elapsed_fs = now_ns * FS_PER_NS - self._start_fs
+            self.busy_fs += elapsed_fs
+            done = 0
+            if not self._chunks and self._decoding:
+                done = self._timing.iterations_within(self._decoding, self._context, elapsed_fs)
+            self.iterations += done
+            self.output_tokens += done * self._decoding
+            self._iteration += done
+        lost = [*self._running, *self._waiting, *self._held]
+        for sequence in lost:
+            if sequence.state == DECODING:
+                sequence.made += self._iteration - sequence.decodes_from
+            sequence.state = GONE
+        self.evicted_before += self._kv.evicted
+        self._empty()
+        return lost
+
+    def check(self) -> None:
+        """Assert that what is counted and what is there agree."""
+        self._kv.check()
+        decoding = [each for each in self._running if each.state == DECODING]
+        assert len(decoding) == self._decoding == len(self._phases), self._decoding
+        contexts = [each.prompt + self._iteration - each.decodes_from for each in decoding]
+        assert sum(contexts) == self._context, (contexts, self._context)
+        assert sorted(each.phase for each in decoding) == self._phases, self._phases
+        assert len(self._running) <= self.spec.slots, len(self._running)
+        assert (
+            sum(
+                each.prompt - each.computed
+                for each in [*self._waiting, *self._prefilling]
+                if not each.arrives
+            )
+            == self.backlog_tokens
+        ), self.backlog_tokens
+
+    def is_empty(self) -> bool:
+        """Whether it has no sequence and all its blocks can be had."""
+        return not self._running and not self._waiting and self._kv.available == self._kv.blocks_max
+
+    def use(self) -> WorkerUse:
+        """What it did until now; ``up_ns`` is the driver's to count."""
+        return WorkerUse(
+            worker=self.spec.worker,
+            up_ns=self.up_ns,
+            busy_ns=self.busy_fs // FS_PER_NS,
+            iterations=self.iterations,
+            prefill_tokens=self.prefill_tokens,
+            output_tokens=self.output_tokens,
+            hit_tokens=self.hit_tokens,
+            evicted_blocks=self.evicted_before + self._kv.evicted,
+            preemptions=self.preemptions,
+            kv_blocks_max=self.kv_blocks_max,
+        )
+
+    # The end of iterations.
+
+    def _finish(self, brought: list[tuple[int, Sequence]]) -> None:
+        """End all sequences that have made their last token by now."""
+        ends, iteration = self._ends, self._iteration
+        while ends and ends[0][0] <= iteration:
+            at, _, sequence = heappop(ends)
+            if sequence.ends_at != at:
+                continue  # preempted or aborted since
+            self._leave(sequence)
+            del self._running[sequence]
+            sequence.state = GONE
+            brought.append((FINISHED, sequence))
+        self._next_end()
+
+    def _next_end(self) -> None:
+        ends = self._ends
+        while ends and ends[0][2].ends_at != ends[0][0]:
+            heappop(ends)
+
+    def _leave(self, sequence: Sequence) -> None:
+        """Take a decoding sequence out of the batch and let go of its blocks."""
+        done = self._iteration - sequence.decodes_from
+        context = sequence.prompt + done
+        sequence.made += done
+        sequence.ends_at = IDLE
+        self._decoding -= 1
+        self._context -= context
+        phases = self._phases
+        del phases[bisect_left(phases, sequence.phase)]
+        place = bisect_right(self._gaps_at, sequence.decodes_from)
+        if place < len(self._gaps_fs) and self._gaps_fs[place] > sequence.itl_max_fs:
+            sequence.itl_max_fs = self._gaps_fs[place]
+        counted = -(-context // self.spec.block_tokens) - sequence.shared
+        self._kv.release(sequence.blocks, sequence.shared, counted)
+
+    def _prefilled(self, brought: list[tuple[int, Sequence]]) -> None:
+        """Note the chunks that were computed; a prompt's last one has made a token."""
+        block_tokens = self.spec.block_tokens
+        for sequence, tokens in self._chunks:
+            self.prefill_tokens += tokens
+            self.backlog_tokens -= tokens
+            computed = sequence.computed = sequence.computed + tokens
+            full = min(computed // block_tokens, len(sequence.blocks))
+            if full > sequence.shared:
+                self._kv.commit(sequence.blocks, sequence.shared, full)
+                sequence.shared = full
+            if computed < sequence.prompt:
+                continue
+            self._prefilling.remove(sequence)
+            self.output_tokens += 1
+            sequence.made += 1
+            if sequence.made == 1:
+                brought.append((STARTED, sequence))
+            else:  # it was preempted
+                gap_fs = self._start_fs - sequence.token_fs
+                sequence.itl_max_fs = max(sequence.itl_max_fs, gap_fs)
+            if sequence.made < sequence.output_tokens and not sequence.hands_over:
+                self._decode(sequence)
+                continue
+            del self._running[sequence]
+            if sequence.made == sequence.output_tokens:
+                self._drop_blocks(sequence)
+                sequence.state = GONE
+                brought.append((FINISHED, sequence))
+            else:
+                sequence.state = HELD
+                sequence.token_fs = self._start_fs
+                self._held[sequence] = None
+                brought.append((HANDED, sequence))
+
+    def _decode(self, sequence: Sequence) -> None:
+        """Begin to decode a sequence whose prompt is in the KV cache."""
+        iteration, context = self._iteration, sequence.prompt
+        sequence.state = DECODING
+        sequence.decodes_from = iteration
+        sequence.ends_at = iteration + sequence.output_tokens - sequence.made
+        sequence.phase = (iteration + 1 - context) % self.spec.block_tokens
+        insort(self._phases, sequence.phase)
+        self._decoding += 1
+        self._context += context
+        heappush(self._ends, (sequence.ends_at, sequence.number, sequence))
+
+    def _drop_blocks(self, sequence: Sequence) -> None:
+        """Let go of the blocks that were set aside for a prompt."""
+        counted = -(-sequence.prompt // self.spec.block_tokens) - sequence.shared
+        self._kv.release(sequence.blocks, sequence.shared, counted)
+        sequence.shared = 0
+
+    # The beginning of iterations.
+
+    def _attend(self, seen_fs: int) -> None:
+        """Take up what a worker was told before a time."""
+        inbox = self._inbox
+        while inbox and inbox[0][0] < seen_fs:
+            _, kind, sequence = inbox.pop(0)
+            state = sequence.state
+            if kind == _RELEASE:
+                if state == HELD:
+                    self._drop(sequence)
+                    sequence.state = GONE
+            elif kind == _JOIN:
+                if state == ARRIVING:
+                    self._begin_arrived(sequence)
+            elif state != GONE:
+                self._drop(sequence)
+                sequence.state = GONE
+        self._next_end()
+
+    def _begin_arrived(self, sequence: Sequence) -> None:
+        self._joined.append(sequence)
+        self._decode(sequence)
+        full = min(sequence.prompt // self.spec.block_tokens, len(sequence.blocks))
+        self._kv.commit(sequence.blocks, sequence.shared, full)
+        sequence.shared = full
+
+    def _drop(self, sequence: Sequence) -> None:
+        """Take out a sequence, wherever it is."""
+        state = sequence.state
+        if state == WAITING:
+            self._waiting.remove(sequence)
+            if not sequence.arrives:
+                self.backlog_tokens -= sequence.prompt
+            return
+        if state == DECODING:
+            self._leave(sequence)
+            self._next_end()
+        else:
+            if state == PREFILLING:
+                self._prefilling.remove(sequence)
+                self.backlog_tokens -= sequence.prompt - sequence.computed
+            self._drop_blocks(sequence)
+        del (self._held if state == HELD else self._running)[sequence]
+
+    def _make_room(self) -> None:
+        """Preempt the youngest until the next iteration has the blocks that it needs."""
+        self._preempted = True
+        while self._crossings(1) > self._kv.available:
+            sequence = next(reversed(self._running))
+            if sequence.state == DECODING:
+                sequence.token_fs = self._start_fs
+            self._drop(sequence)
+            self.preemptions += 1
+            sequence.preemptions += 1
+            sequence.arrives = False
+            sequence.prompt = sequence.input_tokens + sequence.made
+            sequence.computed = sequence.shared = 0
+            sequence.state = WAITING
+            self._waiting.appendleft(sequence)
+            self.backlog_tokens += sequence.prompt
+
+    def _schedule(self, seen_fs: int) -> int:
+        """Choose chunks of prompts for the next iteration, and admit who can be.
+
+        Returns:
+            What they add to it, in femtoseconds.
+        """
+        budget = self.spec.batch_tokens_max - self._decoding
+        chunks = self._chunks = []
+        prefill_fs = 0
+        for sequence in self._prefilling:
+            tokens = min(sequence.prompt - sequence.computed, budget)
+            chunks.append((sequence, tokens))
+            prefill_fs += self._timing.prefill_fs(tokens, sequence.computed)
+            budget -= tokens
+            if not budget:
+                return prefill_fs
+        waiting, slots = self._waiting, self.spec.slots
+        if self._preempted:
+            return prefill_fs
+        while waiting and budget and len(self._running) < slots:
+            sequence = waiting[0]
+            if sequence.after_fs >= seen_fs or not self._admit(sequence):
+                break
+            waiting.popleft()
+            self._running[sequence] = None
+            if sequence.arrives:
+                continue
+            tokens = min(sequence.prompt - sequence.computed, budget)
+            chunks.append((sequence, tokens))
+            prefill_fs += self._timing.prefill_fs(tokens, sequence.computed)
+            budget -= tokens
+        return prefill_fs
+
+    def _admit(self, sequence: Sequence) -> bool:
+        """Give a sequence the blocks of its whole prompt, if there are enough."""
+        block_tokens, kv, blocks = self.spec.block_tokens, self._kv, sequence.blocks
+        prompt = sequence.prompt
+        # At least the last token is computed, because it makes the next one.
+        most = prompt // block_tokens if sequence.arrives else (prompt - 1) // block_tokens
+        hits = kv.match(blocks, min(len(blocks), most)) if blocks else 0
+        referenced = kv.referenced(blocks, hits) if hits else 0
+        needed = -(-prompt // block_tokens)
+        spare = self._watermark if self._running else 0
+        if needed - referenced + self._crossings(1) + spare > kv.available:
+            return False
+        if hits:
+            kv.pin(blocks, hits, referenced)
+        kv.take(needed - hits)
+        sequence.shared = hits
+        tokens = hits * block_tokens
+        if sequence.arrives:
+            sequence.state = ARRIVING
+            self.arrivals.append((sequence, (prompt - tokens) * self.spec.kv_bytes_per_token))
+            return True
+        self.hit_tokens += tokens
+        self.backlog_tokens -= tokens
+        sequence.computed = tokens
+        if not sequence.made and not sequence.preemptions:
+            sequence.cached_tokens = tokens
+        sequence.state = PREFILLING
+        self._prefilling.append(sequence)
+        return True
+
+    def _run(self, start_fs: int) -> None:
+        """Begin a run of decode, as long as it can be."""
+        n, context, iteration = self._decoding, self._context, self._iteration
+        count = self._ends[0][0] - iteration
+        if self._exact or (self._preempted and self._waiting):
+            count = 1
+        elif count > 1:
+            available = self._kv.available
+            if available < n * (count // self.spec.block_tokens + 1):
+                count = min(count, self._crossings_within(available))
+            after_fs = IDLE
+            if self._inbox:
+                after_fs = self._inbox[0][0]
+            elif self._waiting and self._waiting[0].after_fs >= start_fs:
+                after_fs = self._waiting[0].after_fs
+            if after_fs >= start_fs:
+                within = self._timing.iterations_within(n, context, after_fs - start_fs)
+                count = min(count, within + 1)
+        first_fs = self._launch_fs + n * self._sequence_fs + context * self._context_token_fs
+        grown_fs = self._context_token_fs * n * (count * (count - 1) // 2)
+        self._begin(count, count * first_fs + grown_fs, first_fs)
+
+    def _begin(self, count: int, elapsed_fs: int, first_fs: int) -> None:
+        if self._joined:
+            for sequence in self._joined:
+                gap_fs = self._start_fs + first_fs - sequence.token_fs
+                sequence.itl_max_fs = max(sequence.itl_max_fs, gap_fs)
+            self._joined.clear()
+        self._iterations = count
+        end_fs = self._end_fs = self._start_fs + elapsed_fs
+        self.key = (-(-end_fs // FS_PER_NS) << KEY_SHIFT) | self.index
+        heappush(self._heap, self.key)
+
+    def _cut(self, now_ns: int) -> None:
+        """End a run at its first boundary after now."""
+        n, context = self._decoding, self._context
+        elapsed_fs = now_ns * FS_PER_NS - self._start_fs
+        count = self._timing.iterations_within(n, context, elapsed_fs) + 1
+        if count < self._iterations:
+            self._begin(count, self._timing.run_fs(n, context, count), 0)
+
+    def _post(self, kind: int, sequence: Sequence, now_ns: int) -> None:
+        self._inbox.append((now_ns * FS_PER_NS, kind, sequence))
+        if self._iterations == 0:
+            self.plan(now_ns)
+        elif self._iterations > 1:
+            self._cut(now_ns)
+
+    # KV blocks that decode needs.
+
+    def _grow(self, blocks: int) -> None:
+        kv = self._kv
+        if blocks:
+            kv.take(blocks)
+        used = kv.blocks_max - kv.available
+        self.kv_blocks_max = max(self.kv_blocks_max, used)
+
+    def _crossings(self, count: int) -> int:
+        """New blocks that the sequences need in so many iterations from here on."""
+        phases, block_tokens = self._phases, self.spec.block_tokens
+        full, rest = divmod(count, block_tokens)
+        low = (self._iteration + 1) % block_tokens
+        high = low + rest
+        n = len(phases)
+        if high <= block_tokens:
+            some = bisect_left(phases, high) - bisect_left(phases, low)
+        else:
+            some = n - bisect_left(phases, low) + bisect_left(phases, high - block_tokens)
+        return full * n + some
+
+    def _crossings_within(self, available: int) -> int:
+        """The most iterations for which so many blocks are enough; at least 1."""
+        phases, block_tokens = self._phases, self.spec.block_tokens
+        full, rest = divmod(available, len(phases))
+        low = (self._iteration + 1) % block_tokens
+        place = bisect_left(phases, low) + rest
+        n = len(phases)
+        offset = phases[place] - low if place < n else phases[place - n] + block_tokens - low
+        return full * block_tokens + offset
