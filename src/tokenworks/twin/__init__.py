@@ -9,6 +9,7 @@ __all__ = [
     "kv_cache",
     "network",
     "records",
+    "report",
     "scenarios",
     "servegen",
     "sessions",
