@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from tests import doc_blocks
 from tokenworks.core.errors import ConfigInvalid
 from tokenworks.core.slo import Tier
 from tokenworks.core.units import NS_PER_S, PPM
@@ -202,3 +203,11 @@ def test_a_policy_reaches_the_dispatcher_where_it_has_a_choice() -> None:
     else:
         with pytest.raises(ConfigInvalid, match="cannot be told to use 'promises'"):
             with_policy(scenario, "promises")
+
+
+def test_the_example_in_the_docs_is_a_factory() -> None:
+    page = Path(__file__).parents[2] / "docs" / "twin.md"
+    (block,) = [each for each in doc_blocks.blocks(page) if each.language == "toml"]
+    setting = parse(block.text)
+    assert len(setting.scenario.workers) == 5
+    assert setting.mix.tier(PPM, 2**64 - 1) is Tier.ULTRA

@@ -20,6 +20,10 @@ __all__ = [
     "report",
     "table",
     "tiers",
+    "twin",
+    "twin_bound",
+    "twin_picture",
+    "twin_workload",
     "up",
     "wiring",
 ]

@@ -36,7 +36,13 @@ GROUPS: Final = (
         },
     ),
     ("Apply tokens", {"chat": ("chat", "Talk to the factory, and see what it cost.")}),
-    ("Plan tokens", {"journal": ("journal", "Replay what the dispatcher decided.")}),
+    (
+        "Plan tokens",
+        {
+            "twin": ("twin", "Run a modelled factory; compare policies by what they earn."),
+            "journal": ("journal", "Replay what the dispatcher decided."),
+        },
+    ),
 )
 """Group, and its commands: name, module under ``tokenworks.cli``, help."""
 

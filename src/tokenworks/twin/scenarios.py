@@ -114,6 +114,12 @@ def with_policy(scenario: Scenario, policy: str) -> Scenario:
     return msgspec.structs.replace(scenario, configured=configured)
 
 
+def policy_name(scenario: Scenario) -> str | None:
+    """Who dispatches; None where the dispatcher has no choice."""
+    policy = getattr(scenario.configured, "policy", None)
+    return policy if policy is None or isinstance(policy, str) else str(policy.name)
+
+
 def _with_policy(configured: Configured, policy: str) -> Configured:
     kind = get_type_hints(Configured).get("policy")
     if kind is None:
