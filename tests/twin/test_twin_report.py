@@ -15,7 +15,7 @@ from tokenworks.core.units import NS_PER_HOUR, NS_PER_MS, NS_PER_S
 from tokenworks.twin import report as report_module
 from tokenworks.twin.kinds import MODEL, twin_book
 from tokenworks.twin.records import End, Outcomes, RunResult, Scenario, TwinRequest, WorkerUse
-from tokenworks.twin.report import judge, peak_rss_bytes, report, ttft_ms_by_tier
+from tokenworks.twin.report import bounded, judge, peak_rss_bytes, report, ttft_ms_by_tier
 from tokenworks.twin.scenarios import build
 
 MS = NS_PER_MS
@@ -125,7 +125,7 @@ def test_answers_are_billed_at_the_tier_that_was_delivered() -> None:
 
 def test_a_report_adds_up() -> None:
     requests, run = sample()
-    found = report(scenario(), requests, run, bound_nanodollars=10**9)
+    found = bounded(report(scenario(), requests, run), 10**9)
     every = found.all
     assert (every.requests, every.done, every.rejected, every.failed) == (6, 4, 1, 1)
     for field in (
@@ -190,6 +190,7 @@ def test_a_run_in_which_nothing_happened() -> None:
     found = report(scenario(), [asked(0, Tier.HIGH)], run)
     assert (found.revenue_nanodollars, found.cost_usd_per_mtok) == (0, None)
     assert (found.fluid_bound_share, found.requests_per_cpu_s) == (None, None)
+    assert bounded(found, None) == found
     assert (found.prefix_hit_share, found.all.goodput_tokens_per_s) == (None, 0)
     assert found.wait_ms_max_by_tenant == {TenantID("t"): 0.0}
     assert found.all.failed == 1

@@ -19,7 +19,7 @@ from tokenworks.core.slo import Tier
 from tokenworks.core.units import NANODOLLARS_PER_DOLLAR
 from tokenworks.twin.driver import run as run_twin
 from tokenworks.twin.records import RunResult, Scenario
-from tokenworks.twin.report import Report, report
+from tokenworks.twin.report import Report, bounded, report
 from tokenworks.twin.scenarios import policy_name, with_policy
 
 POLICIES_MAX: Final = 32
@@ -60,8 +60,9 @@ def run(
     if policy is not None:
         scenario = with_policy(scenario, policy)
     result = _run(scenario, prepared, exact=exact, progress=progress, label="Running")
-    bound = bound_nanodollars(scenario, prepared.requests, result.ended_ns)
-    found = report(scenario, prepared.requests, result, bound_nanodollars=bound)
+    # The report comes first: the bound's solver takes more memory than the run.
+    found = report(scenario, prepared.requests, result)
+    found = bounded(found, bound_nanodollars(scenario, prepared.requests, result.ended_ns))
     head = _head(asked, prepared) | {"policy": policy_name(scenario), "exact": exact}
     if as_json:
         _echo_json(head | msgspec.to_builtins(found, str_keys=True))
@@ -95,17 +96,15 @@ def compare(
             f"--policies is {policies!r}.", hint=f"Name 1 to {POLICIES_MAX}, each once."
         )
     prepared = prepare(asked)
-    runs = []
+    runs: list[tuple[str, Report]] = []
+    ended_ns = 0
     for name in names:
         scenario = with_policy(prepared.setting.scenario, name)
         result = _run(scenario, prepared, exact=exact, progress=progress, label=name)
-        runs.append((name, scenario, result))
-    ended_ns = max(result.ended_ns for _, _, result in runs)
+        ended_ns = max(ended_ns, result.ended_ns)
+        runs.append((name, report(scenario, prepared.requests, result)))
     bound = bound_nanodollars(prepared.setting.scenario, prepared.requests, ended_ns)
-    found = [
-        (name, report(scenario, prepared.requests, result, bound_nanodollars=bound))
-        for name, scenario, result in runs
-    ]
+    found = [(name, bounded(each, bound)) for name, each in runs]
     found.sort(key=lambda each: -each[1].revenue_nanodollars)
     head = _head(asked, prepared) | {
         "exact": exact,

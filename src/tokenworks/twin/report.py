@@ -146,7 +146,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         journal_digest: of all of them.
         cpu_s: of the run.
         requests_per_cpu_s: simulated.
-        peak_rss_bytes: the most memory that this process ever had.
+        peak_rss_bytes: the most memory that this process had had when the run was over.
     """
 
     scenario: str
@@ -244,20 +244,19 @@ def judge(scenario: Scenario, requests: Sequence[TwinRequest], outcomes: Outcome
     return answers
 
 
-def report(
-    scenario: Scenario,
-    requests: Sequence[TwinRequest],
-    result: RunResult,
-    *,
-    bound_nanodollars: int | None = None,
-) -> Report:
-    """Sum a run up.
+def bounded(found: Report, bound_nanodollars: int | None) -> Report:
+    """A report with its share of the most that any policy could have earned, if that is known."""
+    share = found.revenue_nanodollars / bound_nanodollars if bound_nanodollars else None
+    return msgspec.structs.replace(found, fluid_bound_share=share)
+
+
+def report(scenario: Scenario, requests: Sequence[TwinRequest], result: RunResult) -> Report:
+    """Sum a run up; its share of the bound is left open.
 
     Args:
         scenario: what was run.
         requests: the workload.
         result: what came of it.
-        bound_nanodollars: the most that any policy could have earned, where that is known.
     """
     outcomes = result.outcomes
     answers = judge(scenario, requests, outcomes)
@@ -293,7 +292,7 @@ def report(
         wait_ms_max_by_tenant=_longest_waits(requests, outcomes),
         workers=_workers(result, energy_w_ns),
         revenue_course=_course(outcomes, answers, result.ended_ns),
-        fluid_bound_share=revenue / bound_nanodollars if bound_nanodollars else None,
+        fluid_bound_share=None,
         events=result.events,
         commands=result.commands,
         journal_digest=result.journal_digest,
