@@ -34,12 +34,12 @@ THIRD_PARTY: Final[dict[str, frozenset[str]]] = {
     "perf": frozenset({"msgspec"}),
     "plan": frozenset({"msgspec", "numpy", "scipy"}),
     "dispatch": frozenset({"msgspec"}),
-    "twin": frozenset({"msgspec"}),
+    "twin": frozenset({"msgspec", "zstandard"}),
     "live": frozenset({"msgspec", "uvloop", "httptools", "xllamacpp", "psycopg"}),
     "gateway": frozenset({"msgspec", "uvicorn", "uvloop", "httptools", "prometheus_client"}),
     "cli": frozenset({"msgspec", "click", "fpdf", "matplotlib", "pyarrow", "uvloop", "uvicorn"}),
 }
-LAZY: Final = frozenset({"fpdf", "matplotlib", "numpy", "psycopg", "pyarrow", "scipy"})
+LAZY: Final = frozenset({"fpdf", "matplotlib", "numpy", "psycopg", "pyarrow", "scipy", "zstandard"})
 """Imported inside the function that needs them only: they are slow, or may be absent."""
 
 PURE: Final = frozenset({"core", "catalogue", "ledger", "perf", "plan", "dispatch"})

@@ -1,106 +1,304 @@
-"""``tokenworks twin``: the same answer twice, as a table, as JSON and as a picture."""
+"""The twin on the command line: workloads by option, tables, JSON, pictures, comparisons."""
 
 from __future__ import annotations
 
+import importlib.util
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+from click.testing import CliRunner, Result
 
 from tests.cli.command_line import data, done, invoke
-from tokenworks.cli.twin import parse_policy
-from tokenworks.core.errors import ConfigInvalid
+from tokenworks.cli import twin, twin_bound
+from tokenworks.cli.twin_bound import bound_nanodollars, capacity
+from tokenworks.cli.twin_workload import parse_mix
+from tokenworks.core.errors import ConfigInvalid, InvalidRequest
+from tokenworks.core.slo import Tier
 from tokenworks.live.home import Home
+from tokenworks.plan import fluid_bound
+from tokenworks.plan.fluid_inputs import Demand, WorkerClass
+from tokenworks.twin.records import Scenario, TwinRequest
+from tokenworks.twin.scenarios import build
+from tokenworks.twin.traces import read_mooncake
+from tokenworks.twin.workload import Demand as Asking
+from tokenworks.twin.workload import requests_of, steady
 
-TRACE = str(Path(__file__).parents[1] / "twin" / "data" / "mooncake_300.jsonl")
-RUN = ("twin", "run", "--trace", TRACE, "--workers", "2")
-FIELDS = (
-    *("requests", "cpu_s", "requests_per_cpu_s", "peak_rss_bytes", "revenue_usd"),
-    *("fluid_bound_share", "journal_digest", "usd_per_mtok", "energy_kwh", "tiers"),
-)
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Home:
-    return Home(tmp_path / "home")
-
-
-def test_a_run_says_what_it_earned(home: Home) -> None:
-    said: dict[str, Any] = data(home, *RUN)
-    assert all(field in said for field in FIELDS)
-    assert said["requests"] == 300
-    assert said["workers"] == 2
-    assert said["fluid_bound_share"] is None
-    assert sum(each["requests"] for each in said["tiers"]) == 300
-    assert data(home, *RUN)["journal_digest"] == said["journal_digest"]
-    assert data(home, *RUN, "--seed", "2")["journal_digest"] != said["journal_digest"]
+DATA = Path(__file__).parent.parent / "twin" / "data"
+MOONCAKE = str(DATA / "mooncake_conversation_300.jsonl")
+SMALL = ("--rate", "20", "--duration", "5", "--workers", "2")
+HAS_SCIPY = importlib.util.find_spec("scipy") is not None
 
 
-def test_the_closed_form_earns_what_single_steps_earn(home: Home) -> None:
-    arguments = (*RUN, "--limit", "60")
-    run, exact = data(home, *arguments), data(home, *arguments, "--exact")
-    assert exact["revenue_nanodollars"] == run["revenue_nanodollars"]
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No linear programme, unless a test asks for one."""
+    monkeypatch.setattr(twin_bound, "_has_scipy", lambda: False)
 
 
-def test_a_run_is_told_to_people(home: Home) -> None:
-    said = done(home, *RUN, "--policy", "promises", "--batch-cap", "8", "--speedup", "20")
-    assert "300 requests on 2 workers (homogeneous) under promises" in said
-    assert "premium" in said
-    assert "TTFT p99 ms" in said
+def test_a_run_says_what_programs_need(home: Home) -> None:
+    found = data(home, "twin", "run", *SMALL, "--seed", "3")
+    assert found["requests"] == found["all"]["requests"] > 50
+    assert found["seed"] == 3
+    assert found["policy"] is None or isinstance(found["policy"], str)
+    assert found["source"] == "generated"
+    assert isinstance(found["revenue_usd"], float)
+    assert found["revenue_usd"] == found["revenue_nanodollars"] / 10**9
+    assert found["fluid_bound_share"] is None
+    assert found["cpu_s"] > 0
+    assert found["requests_per_cpu_s"] > 0
+    assert found["peak_rss_bytes"] > 10**7
+    assert len(found["journal_digest"]) == 32
+    assert len(found["workers"]) == 2
+    assert set(found["tiers"]) <= {tier.value for tier in Tier}
+    assert not home.path.exists()
 
 
-def test_generated_work_needs_no_trace(home: Home) -> None:
-    said = data(home, "twin", "run", "--rate", "10", "--duration", "20", "--burstiness", "3")
-    assert said["requests"] == 200
-    assert len(said["tiers"]) == 5
+def test_a_run_follows_from_its_options(home: Home) -> None:
+    digests = [
+        data(home, "twin", "run", *SMALL, *words)["journal_digest"]
+        for words in ((), (), ("--exact",), ("--seed", "2"))
+    ]
+    assert digests[0] == digests[1] == digests[2] != digests[3]
 
 
-def test_policies_are_set_side_by_side(home: Home) -> None:
-    arguments = ("twin", "compare", "--trace", TRACE, "--workers", "2", "--speedup", "30")
-    names = ["economic", "strict-priority:16", "round-robin"]
-    said = data(home, *arguments, "--policies", ",".join(names))
-    assert [each["policy"] for each in said["policies"]] == names
-    assert {each["requests"] for each in said["policies"]} == {300}
-    table = done(home, *arguments, "--policies", "random,vtc")
-    assert "kept ultra" in table
-    assert "vtc" in table
-
-
-@pytest.mark.parametrize("ending", ["svg", "png"])
-def test_pictures_are_drawn(home: Home, tmp_path: Path, ending: str) -> None:
-    pytest.importorskip("matplotlib")
-    one, two = tmp_path / f"run.{ending}", tmp_path / f"compare.{ending}"
-    done(home, *RUN, "--picture", str(one))
-    done(home, "twin", "compare", *RUN[2:], "--policies", "edf,vtc", "--picture", str(two))
-    assert one.stat().st_size > 5_000
-    assert two.stat().st_size > 5_000
-    wrong = invoke(home, *RUN, "--picture", str(tmp_path / "run.wrong"))
-    assert "cannot be written" in str(wrong.exception)
-
-
-def test_progress_is_shown_when_asked_for(home: Home) -> None:
-    shown = invoke(home, *RUN, "--progress")
-    assert shown.exit_code == 0
-    assert "economic" in shown.stderr
+def test_a_run_is_shown_to_people(home: Home) -> None:
+    result = invoke(home, "twin", "run", *SMALL, "--progress")
+    assert result.exit_code == 0
+    assert "Running" in result.stderr
+    text = result.stdout
+    assert text.startswith("Scenario homogeneous, generated, seed 1.")
+    for words in ("TTFT ms p99", "Delivered, by the tier", "Revenue $", "kWh", "Journal"):
+        assert words in text
+    assert "of what any policy" not in text
+    assert "2.5 times as fast" in done(home, "twin", "run", *SMALL, "--speedup", "2.5")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("words", "requests"),
     [
-        (("--policy", "best"), "no policy 'best'"),
-        (("--scenario", "lunar"), "no scenario"),
-        (("--format", "other"), "no form"),
+        (["--trace", MOONCAKE], 300),
+        (["--trace", MOONCAKE, "--limit", "20", "--no-spread"], 20),
+        (["--trace", str(DATA / "azure_code_40.csv")], 40),
+        (["--trace", str(DATA / "agentic_6.jsonl"), "--format", "agentic"], 6),
+        (["--trace", str(DATA / "vidur_lengths_20.csv"), "--limit", "9"], 9),
+        (["--trace", str(DATA / "servegen"), "--limit", "30", "--dataset", "deepseek-r1"], 30),
+        (["--agents", "--rate", "1", "--duration", "20", "--limit", "40"], 40),
+        (["--arrivals", "bursty", "--cv", "2", "--limit", "15"], 15),
     ],
 )
-def test_what_cannot_be_run_is_refused(home: Home, arguments: tuple[str, ...], said: str) -> None:
-    result = invoke(home, *RUN, *arguments)
+def test_any_workload_can_be_run(home: Home, words: list[str], requests: int) -> None:
+    found = data(home, "twin", "run", *words)
+    assert found["requests"] == requests
+    assert found["all"]["done"] == requests
+    assert found["source"] != ""
+
+
+def test_tiers_and_tenants_can_be_named(home: Home) -> None:
+    found = data(home, "twin", "run", *SMALL, "--mix", "ultra=1, high=1", "--tenants", "1")
+    assert set(found["tiers"]) == {"ultra", "high"}
+    assert list(found["wait_ms_max_by_tenant"]) == ["tenant-1"]
+    assert parse_mix("free=1").points == steady({Tier.FREE: 1}).points
+
+
+def test_an_operators_factory_is_run(home: Home, tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('name = "mine"\ntenants = 1\n[worker.a]\nkind = "fast"\ncount = 3\n')
+    words = ("twin", "run", "--rate", "5", "--duration", "5", "--scenario", str(path))
+    found = data(home, *words)
+    assert (found["scenario"], len(found["workers"])) == ("mine", 3)
+    assert isinstance(invoke(home, *words, "--workers", "2").exception, InvalidRequest)
+
+
+@pytest.mark.parametrize(
+    ("words", "error", "said"),
+    [
+        (["--trace", MOONCAKE, "--rate", "2"], InvalidRequest, "generated arrivals"),
+        (["--trace", MOONCAKE, "--agents"], InvalidRequest, "--agents"),
+        (["--trace", str(DATA / "servegen"), "--rate", "1"], InvalidRequest, "of their own"),
+        (["--mix", "free"], InvalidRequest, "--mix has 'free'"),
+        (["--mix", "gold=1"], InvalidRequest, "--mix has 'gold=1'"),
+        (["--mix", "free=1,free=2"], InvalidRequest, "--mix has 'free=2'"),
+        (["--mix", "free=0"], ConfigInvalid, "above 0"),
+        (["--scenario", "huge"], ConfigInvalid, "no scenario 'huge'"),
+        (["--trace", MOONCAKE, "--format", "azure"], ConfigInvalid, "Line 1"),
+        (["--load", "1"], InvalidRequest, "needs scipy"),
+        (["--load", "1", "--speedup", "2"], InvalidRequest, "both"),
+        (["--rate", "0.001", "--duration", "1"], ConfigInvalid, "No request"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(
+    home: Home, words: list[str], error: type[Exception], said: str
+) -> None:
+    caught = invoke(home, "twin", "run", *words).exception
+    assert isinstance(caught, error)
+    assert said in str(caught)
+
+
+def test_a_run_is_drawn(home: Home, tmp_path: Path) -> None:
+    for name, words in (("x.png", ()), ("x.svg", ("--rate", "200", "--mix", "ultra=1"))):
+        path = tmp_path / name
+        result = invoke(home, "twin", "run", *SMALL, *words, "--json", "--picture", str(path))
+        assert "Drawn to" in result.stderr
+        assert json.loads(result.stdout)["requests"]
+        assert path.stat().st_size > 10_000
+    assert "<svg" in (tmp_path / "x.svg").read_text()
+    result = invoke(home, "twin", "run", *SMALL, "--picture", str(tmp_path / "x.no"))
     assert isinstance(result.exception, ConfigInvalid)
-    assert said in str(result.exception)
 
 
-def test_a_policy_may_have_a_batch_cap() -> None:
-    assert parse_policy(" edf:8 ").batch_cap == 8
-    assert parse_policy("edf").batch_cap is None
-    for wrong in ("edf:", "edf:0", "edf:x"):
-        with pytest.raises(ConfigInvalid, match="batch cap"):
-            parse_policy(wrong)
+def test_what_was_not_answered_is_drawn_too(home: Home, tmp_path: Path) -> None:
+    path = tmp_path / "x.svg"
+    words = ("--rate", "3000", "--duration", "3", "--workers", "1", "--mix", "premium=1")
+    result = invoke(home, "twin", "run", *words, "--picture", str(path), "--json")
+    assert json.loads(result.stdout)["all"]["rejected"] > 0
+    assert "not answered" in path.read_text() or path.stat().st_size > 10_000
+
+
+def test_without_matplotlib_a_picture_says_what_to_install(
+    home: Home, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    caught = invoke(home, "twin", "run", *SMALL, "--picture", str(tmp_path / "x.png")).exception
+    assert isinstance(caught, ConfigInvalid)
+    assert "pip install" in caught.hint
+
+
+# Comparing.
+
+
+@pytest.fixture
+def two_policies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A policy ``poor`` that has one worker, beside all others."""
+
+    def told(scenario: Scenario, policy: str) -> Scenario:
+        workers = scenario.workers[:1] if policy == "poor" else scenario.workers
+        return msgspec.structs.replace(scenario, workers=workers)
+
+    monkeypatch.setattr(twin, "with_policy", told)
+
+
+@pytest.mark.usefixtures("two_policies")
+def test_policies_are_compared_by_what_they_earn(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("--rate", "40", "--duration", "10", "--workers", "4", "--policies", "poor,rich")
+    found = data(home, "twin", "compare", *words)
+    assert [row["policy"] for row in found["policies"]] == ["rich", "poor"]
+    rich, poor = found["policies"]
+    assert rich["revenue_usd"] > poor["revenue_usd"]
+    assert set(rich["promise_kept"]) == {tier.value for tier in Tier}
+    assert rich["fluid_bound_share"] is None
+    assert found["fluid_bound_usd"] is None
+    assert rich["requests"] == poor["requests"] == found["requests"]
+    assert rich["journal_digest"] != poor["journal_digest"]
+    monkeypatch.setattr(twin, "bound_nanodollars", lambda *_: 10**10)
+    text = done(home, "twin", "compare", *words)
+    assert "No policy could earn more than $10.00" in text
+    assert text.index("rich") < text.index("poor")
+    shares = [row["fluid_bound_share"] for row in data(home, "twin", "compare", *words)["policies"]]
+    assert shares == pytest.approx([rich["revenue_usd"] / 10, poor["revenue_usd"] / 10])
+    assert "of what any policy could earn" in done(home, "twin", "run", *SMALL)
+
+
+@pytest.mark.usefixtures("two_policies")
+def test_a_policy_may_be_named_for_a_run(home: Home) -> None:
+    assert len(data(home, "twin", "run", *SMALL, "--policy", "poor")["workers"]) == 1
+
+
+@pytest.mark.parametrize("names", ["", "a,a", ",".join(f"p{i}" for i in range(33))])
+def test_policies_are_named_once_each(home: Home, names: str) -> None:
+    result = invoke(home, "twin", "compare", *SMALL, "--policies", names)
+    assert isinstance(result.exception, InvalidRequest)
+
+
+# The bound.
+
+
+def workload() -> list[TwinRequest]:
+    trace = read_mooncake(DATA / "mooncake_conversation_300.jsonl", limit=60)
+    spec = build("mixed").scenario.workers[0]
+    return requests_of(trace, Asking(model=spec.model), 1)
+
+
+class Told:
+    """Takes what the bound is told, and answers what it is made to."""
+
+    def __init__(self) -> None:
+        self.fleet: list[WorkerClass] = []
+        self.members: list[list[Demand]] = []
+
+    def fluid_bound(
+        self, fleet: list[WorkerClass], groups: list[Demand], book: Any, members: Any
+    ) -> fluid_bound.FluidBound:
+        assert len(groups) == len(members)
+        self.fleet, self.members = fleet, members
+        return fluid_bound.FluidBound(
+            bound_dollars=2.5, programme_dollars=2.0, served=(), uses=(), bids=()
+        )
+
+    def capacity_load(self, fleet: list[WorkerClass], groups: list[Demand], book: Any) -> float:
+        self.fleet, self.members = fleet, [groups]
+        return 4.0
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> Told:
+    fake = Told()
+    monkeypatch.setattr(twin_bound, "_has_scipy", lambda: True)
+    monkeypatch.setattr(fluid_bound, "fluid_bound", fake.fluid_bound)
+    monkeypatch.setattr(fluid_bound, "capacity_load", fake.capacity_load)
+    return fake
+
+
+def test_the_bound_is_told_of_fleet_and_demand(told: Told) -> None:
+    scenario, requests = build("mixed").scenario, workload()
+    late = msgspec.structs.replace(scenario.workers[0], start_ns=400)
+    scenario = msgspec.structs.replace(scenario, workers=(late, *scenario.workers[1:]))
+    assert bound_nanodollars(scenario, requests, 1_000) == 2_500_000_000
+    assert [each.up_ns for each in told.fleet] == [(5_600,), (2_000,)]
+    large = told.fleet[0]
+    assert (large.slots, large.kv_tokens, large.prefills, large.decodes) == (
+        *(96, 2_400 * 512),
+        *(True, True),
+    )
+    every = [one for group in told.members for one in group]
+    assert len(every) == 60
+    assert sum(one.output_tokens for one in every) == sum(each.output_tokens for each in requests)
+    prompts = sum(one.uncached_input_tokens + one.cached_input_tokens for one in every)
+    assert prompts == sum(request.input_tokens for request in requests)
+    assert sum(one.cached_input_tokens for one in every) > 0
+    for group in told.members:
+        assert len({(one.model, one.tier) for one in group}) == 1
+
+
+def test_load_is_demand_by_capacity(home: Home, told: Told) -> None:
+    words = ("twin", "run", "--trace", MOONCAKE, "--limit", "60", "--load", "0.5")
+    found = data(home, *words)
+    assert (found["load"], found["speedup"]) == (0.5, 2.0)
+    assert found["fluid_bound_share"] == pytest.approx(found["revenue_usd"] / 2.5)
+    assert "(load 0.5)" in done(home, *words)
+    assert capacity(build("mixed").scenario, workload()) == 4.0
+
+
+def test_without_scipy_there_is_no_bound() -> None:
+    assert bound_nanodollars(build("mixed").scenario, workload(), 1_000) is None
+    assert capacity(build("mixed").scenario, workload()) is None
+
+
+@pytest.mark.skipif(not HAS_SCIPY, reason="scipy is not installed")
+def test_no_run_earns_more_than_its_bound(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    words = ("twin", "run", "--trace", MOONCAKE, "--workers", "2", "--load", "1")
+    found = data(home, *words)
+    assert 0 < found["fluid_bound_share"] <= 1
+    assert found["speedup"] > 1
+
+
+def test_help_says_which_options_there_are() -> None:
+    result: Result = CliRunner().invoke(twin.command, ["run", "--help"])
+    for option in ("--trace", "--load", "--scenario", "--policy", "--picture", "--exact"):
+        assert option in result.output

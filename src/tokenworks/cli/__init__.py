@@ -21,7 +21,9 @@ __all__ = [
     "table",
     "tiers",
     "twin",
+    "twin_bound",
     "twin_picture",
+    "twin_workload",
     "up",
     "wiring",
 ]

@@ -39,7 +39,7 @@ GROUPS: Final = (
     (
         "Plan tokens",
         {
-            "twin": ("twin", "Run the factory in simulation; compare policies in money."),
+            "twin": ("twin", "Run a modelled factory; compare policies by what they earn."),
             "journal": ("journal", "Replay what the dispatcher decided."),
         },
     ),

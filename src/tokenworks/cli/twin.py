@@ -1,8 +1,10 @@
-"""``tokenworks twin``: the dispatcher against modelled engines, policies compared in money."""
+"""``tokenworks twin``: run a factory that is only modelled, and compare policies on it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,272 +12,247 @@ import click
 import msgspec
 
 from tokenworks.cli.table import show
-from tokenworks.core.errors import ConfigInvalid
-from tokenworks.dispatch.events import PolicySettings
+from tokenworks.cli.twin_bound import bound_nanodollars
+from tokenworks.cli.twin_workload import Asked, Prepared, asked_of, prepare, workload_options
+from tokenworks.core.errors import InvalidRequest
+from tokenworks.core.slo import Tier
+from tokenworks.core.units import NANODOLLARS_PER_DOLLAR
 from tokenworks.dispatch.policies import NAMES
-from tokenworks.twin.records import Scenario, TwinRequest
-from tokenworks.twin.report import QUANTILES, Report
+from tokenworks.twin.driver import run as run_twin
+from tokenworks.twin.records import RunResult, Scenario
+from tokenworks.twin.report import Report, bounded, report
+from tokenworks.twin.scenarios import policy_name, with_policy
 
-DURATION_S: Final = 300
-RATE_PER_S: Final = 20.0
-TAIL_NS: Final = 60 * 1_000_000_000
-"""After the last arrival the fluid bound may go on for so long."""
+POLICIES_MAX: Final = 32
+POLICY_HELP: Final = (
+    f"One of {', '.join(NAMES)}; NAME:24 caps the requests on one worker, and "
+    "static-split:3/2/1/1/1 says how many workers each tier has."
+)
 
 
 @click.group()
 def command() -> None:
-    """Run the factory in simulation: the same dispatcher, modelled engines, no waiting.
-
-    A run from the same inputs gives the same answer on any machine; `journal_digest` proves it.
-    """
-
-
-def _workload_options(command: Callable[..., None]) -> Callable[..., None]:
-    options = (
-        click.option(
-            "--trace",
-            type=click.Path(exists=True, dir_okay=False, path_type=Path),
-            help="A recorded workload; without it one is generated.",
-        ),
-        click.option("--format", "form", default="auto", help="Of the trace.  [default: auto]"),
-        click.option("--limit", type=click.IntRange(min=1), help="Only so many of its rows."),
-        click.option(
-            "--rate", default=RATE_PER_S, show_default=True, help="Generated requests per second."
-        ),
-        click.option(
-            "--burstiness", default=1.0, show_default=True, help="Of their gaps: 1 is Poisson."
-        ),
-        click.option("--duration", default=DURATION_S, show_default=True, help="Seconds of them."),
-        click.option(
-            "--speedup", default=1.0, show_default=True, help="Arrivals come so much faster."
-        ),
-        click.option(
-            "--load", type=float, help="Or: so much of what the fleet can serve; needs scipy."
-        ),
-        click.option("--seed", default=1, show_default=True, help="Of tiers, tenants, arrivals."),
-        click.option(
-            "--scenario", default="homogeneous", show_default=True, help="The factory's fleet."
-        ),
-        click.option("--workers", type=click.IntRange(1, 4_096), help="So many of its workers."),
-        click.option(
-            "--prices",
-            type=click.Path(exists=True, dir_okay=False, path_type=Path),
-            help="A price book, with promises; without it the twin's own.",
-        ),
-        click.option("--bound/--no-bound", default=None, help="Compute the fluid bound."),
-        click.option("--json", "as_json", is_flag=True, help="As JSON."),
-        click.option("--progress/--no-progress", default=None, help="Show how far it is."),
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
+    """Run a modelled factory: real dispatcher, simulated engines, promises and revenue."""
 
 
 @command.command()
-@_workload_options
-@click.option("--policy", default="economic", show_default=True, help=f"One of {', '.join(NAMES)}.")
-@click.option("--batch-cap", type=click.IntRange(min=1), help="Requests on one worker at most.")
+@workload_options
+@click.option("--policy", default="economic", show_default=True, help=POLICY_HELP)
 @click.option("--exact", is_flag=True, help="Step engines iteration by iteration; slow.")
-@click.option("--picture", type=click.Path(dir_okay=False, path_type=Path), help="Draw it.")
+@click.option("--progress/--no-progress", default=None, help="Show progress.  [default: on a TTY]")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@click.option(
+    "--picture",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Draw TTFT, delivered tiers and revenue to a .png or .svg file.",
+)
 def run(
-    policy: str,
-    batch_cap: int | None,
-    picture: Path | None,
     *,
+    policy: str,
     exact: bool,
+    progress: bool | None,
     as_json: bool,
+    picture: Path | None,
     **given: Any,
 ) -> None:
-    """Serve a workload under one policy, and say what it earned and which promises were kept."""
-    chosen = PolicySettings(name=policy, batch_cap=batch_cap)
-    scenario, requests, bound = _prepared(chosen, **given)
-    made = _served(scenario, requests, bound, exact=exact, progress=given["progress"])
+    """Run one workload through one factory.
+
+    A run follows from its options alone: the same seed gives the same journal, on any machine.
+    """
+    asked = asked_of(given)
+    prepared = prepare(asked)
+    scenario = with_policy(prepared.setting.scenario, policy)
+    result = _run(scenario, prepared, exact=exact, progress=progress, label="Running")
+    # The report comes first: the bound's solver takes more memory than the run.
+    found = report(scenario, prepared.requests, result)
+    found = bounded(found, bound_nanodollars(scenario, prepared.requests, result.ended_ns))
+    head = _head(asked, prepared) | {"policy": policy_name(scenario), "exact": exact}
+    if as_json:
+        _echo_json(head | msgspec.to_builtins(found, str_keys=True))
+    else:
+        _say_run(head, found)
     if picture is not None:
         from tokenworks.cli.twin_picture import draw_run
 
-        draw_run(scenario, requests, made[1], picture)
+        draw_run(scenario, prepared.requests, result, found, picture)
         click.echo(f"Drawn to {picture}.", err=True)
-    if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(made[0]), indent=2))
-    else:
-        _say(made[0])
 
 
 @command.command()
-@_workload_options
+@workload_options
 @click.option(
     "--policies",
-    default="economic,promises,strict-priority,prefix-aware",
+    default="economic,promises,strict-priority,prefix-aware,round-robin",
     show_default=True,
-    help="Names, with a comma between; NAME:CAP for a batch cap.",
+    help="Comma-separated, each as for run.",
 )
-@click.option("--picture", type=click.Path(dir_okay=False, path_type=Path), help="Draw it.")
-def compare(policies: str, picture: Path | None, *, as_json: bool, **given: Any) -> None:
-    """Serve the same workload under several policies, and set them side by side."""
-    chosen = [parse_policy(text) for text in policies.split(",")]
-    scenario, requests, bound = _prepared(chosen[0], **given)
-    reports = []
-    for settings in chosen:
-        configured = msgspec.structs.replace(scenario.configured, policy=settings)
-        each = msgspec.structs.replace(scenario, configured=configured)
-        reports.append(_served(each, requests, bound, exact=False, progress=given["progress"])[0])
-    rows = [_row(text, each) for text, each in zip(policies.split(","), reports, strict=True)]
-    if picture is not None:
-        from tokenworks.cli.twin_picture import draw_comparison
+@click.option("--exact", is_flag=True, help="Step engines iteration by iteration; slow.")
+@click.option("--progress/--no-progress", default=None, help="Show progress.  [default: on a TTY]")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def compare(
+    *, policies: str, exact: bool, progress: bool | None, as_json: bool, **given: Any
+) -> None:
+    """Run one workload under several policies.
 
-        draw_comparison(rows, picture)
-        click.echo(f"Drawn to {picture}.", err=True)
-    if as_json:
-        first = reports[0]
-        said = {
-            "scenario": first.scenario,
-            "workers": first.workers,
-            "requests": first.requests,
-            "fluid_bound_usd": first.fluid_bound_usd,
-            "policies": [
-                msgspec.to_builtins(each) | {"policy": row["policy"]}
-                for row, each in zip(rows, reports, strict=True)
-            ],
-        }
-        click.echo(msgspec.json.format(msgspec.json.encode(said), indent=2))
-        return
-    show(rows, as_json=False, empty="Nothing was compared.")
-
-
-def parse_policy(text: str) -> PolicySettings:
-    """A policy as it is written on the command line: a name, or a name and a batch cap.
-
-    Raises:
-        ConfigInvalid: the cap is no number above 0.
-
-    >>> parse_policy("strict-priority:24").batch_cap
-    24
+    The best revenue comes first. The share of the fluid bound is of the most that any policy could
+    have earned in the time of the longest run.
     """
-    name, colon, cap = text.strip().partition(":")
-    if colon and not (cap.isascii() and cap.isdigit() and int(cap)):
-        raise ConfigInvalid(f"{text!r} has no batch cap.", hint="Write strict-priority:24.")
-    return PolicySettings(name=name, batch_cap=int(cap) if colon else None)
-
-
-def _prepared(
-    policy: PolicySettings, **given: Any
-) -> tuple[Scenario, list[TwinRequest], int | None]:
-    """The factory, its workload, and what no policy can beat on it."""
-    from tokenworks.catalogue.price_book import parse_price_book
-    from tokenworks.live.home import packaged
-    from tokenworks.twin import scenarios, workload
-    from tokenworks.twin.traces import read_trace
-
-    path = given["prices"] or packaged("twin.toml")
-    book = parse_price_book(path.read_text(encoding="utf-8"))
-    fleet = scenarios.fleet_of(given["scenario"])
-    scenario = scenarios.scenario(given["scenario"], book, policy=policy, workers=given["workers"])
-    if given["trace"] is not None:
-        rows = read_trace(given["trace"], given["form"], given["limit"])
-    else:
-        count = min(given["limit"] or 10_000_000, round(given["rate"] * given["duration"]))
-        times = workload.gamma(given["seed"], given["rate"], count, given["burstiness"])
-        rows = workload.generated(times, given["seed"], scenarios.BLOCK_TOKENS)
-
-    def requests(speedup: float) -> list[TwinRequest]:
-        return workload.requests_of(
-            rows,
-            model=scenarios.MODEL,
-            block_tokens=scenarios.BLOCK_TOKENS,
-            mix=fleet.mix,
-            seed=given["seed"],
-            speedup=speedup,
+    asked = asked_of(given)
+    names = [name.strip() for name in policies.split(",") if name.strip()]
+    if not 1 <= len(set(names)) == len(names) <= POLICIES_MAX:
+        raise InvalidRequest(
+            f"--policies is {policies!r}.", hint=f"Name 1 to {POLICIES_MAX}, each once."
         )
+    prepared = prepare(asked)
+    runs: list[tuple[str, Report]] = []
+    ended_ns = 0
+    for name in names:
+        scenario = with_policy(prepared.setting.scenario, name)
+        result = _run(scenario, prepared, exact=exact, progress=progress, label=name)
+        ended_ns = max(ended_ns, result.ended_ns)
+        runs.append((name, report(scenario, prepared.requests, result)))
+    bound = bound_nanodollars(prepared.setting.scenario, prepared.requests, ended_ns)
+    found = [(name, bounded(each, bound)) for name, each in runs]
+    found.sort(key=lambda each: -each[1].revenue_nanodollars)
+    head = _head(asked, prepared) | {
+        "exact": exact,
+        "requests": len(prepared.requests),
+        "fluid_bound_usd": None if bound is None else bound / NANODOLLARS_PER_DOLLAR,
+    }
+    if as_json:
+        rows = [
+            {"policy": name, "promise_kept": _kept(each)} | msgspec.to_builtins(each, str_keys=True)
+            for name, each in found
+        ]
+        _echo_json(head | {"policies": rows})
+        return
+    _say_head(head)
+    show([_compared(name, each) for name, each in found], as_json=False, empty="")
+    if bound is not None:
+        click.echo(f"\nNo policy could earn more than ${bound / NANODOLLARS_PER_DOLLAR:,.2f}.")
 
-    wanted = given["bound"] if given["bound"] is not None else given["load"] is not None
-    made = requests(given["speedup"])
-    if not wanted and given["load"] is None:
-        return scenario, made, None
-    from tokenworks.twin.bound import run_bound, run_capacity
 
-    if given["load"] is not None:
-        capacity = run_capacity(scenario, made, made[-1].at_ns + 1)
-        made = requests(given["speedup"] * given["load"] * capacity)
-    if not wanted:
-        return scenario, made, None
-    # Long enough for the last answer to end, whatever the policy.
-    horizon_ns = made[-1].at_ns + TAIL_NS
-    return scenario, made, round(run_bound(scenario, made, horizon_ns).bound_dollars * 1e9)
-
-
-def _served(
-    scenario: Scenario,
-    requests: Sequence[TwinRequest],
-    bound: int | None,
-    *,
-    exact: bool,
-    progress: bool | None,
-) -> tuple[Report, Any]:
-    import resource
-    import sys
-
-    from tokenworks.twin.driver import run as run_twin
-    from tokenworks.twin.report import report
-
+def _run(
+    scenario: Scenario, prepared: Prepared, *, exact: bool, progress: bool | None, label: str
+) -> RunResult:
     shown = sys.stderr.isatty() if progress is None else progress
-    name = scenario.configured.policy.name
+    with _bar(len(prepared.requests), label, shown=shown) as told:
+        return run_twin(scenario, prepared.requests, exact=exact, progress=told)
+
+
+@contextmanager
+def _bar(total: int, label: str, *, shown: bool) -> Iterator[Any]:
+    """What the driver tells its progress to; None where nobody looks."""
+    if not shown:
+        yield None
+        return
     with click.progressbar(
-        length=len(requests), label=name, file=sys.stderr, hidden=not shown
+        length=total, label=label, file=sys.stderr, show_pos=True, hidden=False
     ) as bar:
-        done = 0
-
-        def tell(ended: int, _: int) -> None:
-            nonlocal done
-            bar.update(ended - done)
-            done = ended
-
-        result = run_twin(scenario, requests, exact=exact, progress=tell if shown else None)
-        bar.update(len(requests) - done)
-    rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    made = report(scenario, requests, result, peak_rss_bytes=rss, fluid_bound_nanodollars=bound)
-    return made, result
+        yield lambda ended, _: bar.update(ended - bar.pos)
+        bar.update(total - bar.pos)
 
 
-def _row(name: str, made: Report) -> dict[str, Any]:
-    row: dict[str, Any] = {"policy": name.strip(), "revenue_usd": round(made.revenue_usd, 2)}
-    row["share"] = None if made.fluid_bound_share is None else round(made.fluid_bound_share, 4)
-    row |= {f"kept_{each.tier.value}": round(each.kept, 3) for each in made.tiers}
-    row["usd_per_mtok"] = round(made.usd_per_mtok, 3)
-    row["requests_per_cpu_s"] = round(made.requests_per_cpu_s)
-    return row
+def _head(asked: Asked, prepared: Prepared) -> dict[str, Any]:
+    return {
+        "scenario": prepared.setting.scenario.name,
+        "source": prepared.source,
+        "seed": asked.seed,
+        "speedup": prepared.speedup,
+        "load": asked.load,
+    }
 
 
-def _say(made: Report) -> None:
-    share = (
-        ""
-        if made.fluid_bound_share is None
-        else f", {made.fluid_bound_share:.1%} of the fluid bound"
+def _echo_json(data: object) -> None:
+    click.echo(msgspec.json.format(msgspec.json.encode(data), indent=2))
+
+
+def _say_head(head: dict[str, Any]) -> None:
+    fast = "" if head["speedup"] == 1 else f", {head['speedup']:.4g} times as fast"
+    load = "" if head["load"] is None else f" (load {head['load']:g})"
+    click.echo(f"Scenario {head['scenario']}, {head['source']}{fast}{load}, seed {head['seed']}.\n")
+
+
+def _say_run(head: dict[str, Any], found: Report) -> None:
+    """Print for people."""
+    _say_head(head)
+    show(
+        [_tier_row(tier.value, found.tiers[tier]) for tier in found.tiers], as_json=False, empty=""
     )
-    click.echo(
-        f"{made.requests:,} requests on {made.workers} workers ({made.scenario}) under "
-        f"{made.policy}: ${made.revenue_usd:,.2f}{share}; {made.promise_kept:.1%} of the promises "
-        f"kept."
+    click.echo("\nDelivered, by the tier that was asked for:")
+    show(
+        [
+            {"asked": tier.value, "not answered": sums.requests - sums.done}
+            | {each.value: count for each, count in sums.delivered.items()}
+            for tier, sums in found.tiers.items()
+        ],
+        as_json=False,
+        empty="",
     )
-    click.echo(
-        f"{made.output_tokens_per_s:,.0f} tokens/s, {made.goodput_tokens_per_s:,.0f} of them as "
-        f"promised; cost ${made.usd_per_mtok:,.3f} per 1M tokens, {made.energy_kwh:,.1f} kWh; "
-        f"workers busy {made.utilisation:.0%}, prefix hits {made.prefix_hit_share:.0%}, "
-        f"{made.preemptions:,} preemptions."
+    click.echo("\n" + "\n".join(_lines(found)))
+
+
+def _tier_row(name: str, sums: Any) -> dict[str, Any]:
+    speeds = sums.speeds
+    return {
+        "tier": name,
+        "requests": sums.requests,
+        "rejected": sums.rejected,
+        "kept": _percent(sums.promise_kept_share),
+        "TTFT_ms_p50": _ms(speeds.ttft_ms.p50),
+        "TTFT_ms_p99": _ms(speeds.ttft_ms.p99),
+        "TPOT_ms_p50": _ms(speeds.tpot_ms.p50),
+        "TPOT_ms_p99": _ms(speeds.tpot_ms.p99),
+        "ITL_max_ms_p99": _ms(speeds.itl_max_ms.p99),
+        "goodput tokens/s": round(sums.goodput_tokens_per_s),
+        "revenue $": round(sums.revenue_nanodollars / NANODOLLARS_PER_DOLLAR, 2),
+    }
+
+
+def _lines(found: Report) -> list[str]:
+    used = [worker.utilisation for worker in found.workers]
+    wait_ms = max(found.wait_ms_max_by_tenant.values(), default=0.0)
+    revenue = f"Revenue ${found.revenue_usd:,.2f} in {found.duration_s:,.0f} s"
+    if found.fluid_bound_share is not None:
+        revenue += f", {_percent(found.fluid_bound_share)} of what any policy could earn"
+    cost = f"Cost ${found.cost_nanodollars / NANODOLLARS_PER_DOLLAR:,.2f}, "
+    cost += f"{found.energy_kwh:,.2f} kWh; by 1M output tokens cost "
+    cost += f"${found.cost_usd_per_mtok or 0:,.3f} and revenue "
+    cost += f"${found.revenue_usd_per_mtok or 0:,.3f}"
+    busy = f"Workers busy {_percent(min(used))} to {_percent(max(used))}; prefix hits "
+    busy += f"{_percent(found.prefix_hit_share)}; {found.preemptions:,} preemptions; "
+    busy += f"longest wait {wait_ms / 1_000:,.2f} s"
+    journal = (
+        f"Journal {found.journal_digest}: {found.events:,} events, {found.commands:,} commands"
     )
-    click.echo(
-        f"{made.simulated_s:,.0f} s simulated in {made.cpu_s:,.2f} s of CPU "
-        f"({made.requests_per_cpu_s:,.0f} requests/s); journal {made.journal_digest}.\n"
-    )
-    rows = []
-    for each in made.tiers:
-        row: dict[str, Any] = {
-            "tier": each.tier.value,
-            "requests": each.requests,
-            "kept": f"{each.kept:.1%}",
-            "rejected": each.rejected,
-            "revenue_nanodollars": each.revenue_nanodollars,
-        }
-        for name, values in (("TTFT", each.ttft_ms), ("TPOT", each.tpot_ms)):
-            row |= {f"{name} p{q} ms": round(v, 1) for q, v in zip(QUANTILES, values, strict=True)}
-        rows.append(row)
-    show(rows, as_json=False, empty="No requests.")
+    speed = f"Simulated in {found.cpu_s:,.2f} CPU-s, {found.requests_per_cpu_s or 0:,.0f} requests "
+    speed += f"per CPU-s, {found.peak_rss_bytes / 2**20:,.0f} MiB"
+    return [f"{line}." for line in (revenue, cost, busy, journal, speed)]
+
+
+def _kept(found: Report) -> dict[str, float | None]:
+    return {
+        tier.value: found.tiers[tier].promise_kept_share if tier in found.tiers else None
+        for tier in Tier
+    }
+
+
+def _compared(name: str, found: Report) -> dict[str, Any]:
+    return {
+        "policy": name,
+        "revenue_nanodollars": found.revenue_nanodollars,
+        "of bound": _percent(found.fluid_bound_share),
+        "kept": _percent(found.all.promise_kept_share),
+        **{f"kept {tier}": _percent(share) for tier, share in _kept(found).items()},
+        "rejected": found.all.rejected,
+        "goodput tokens/s": round(found.all.goodput_tokens_per_s),
+        "TTFT_ms_p99": _ms(found.all.speeds.ttft_ms.p99),
+    }
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f}%"
+
+
+def _ms(value: float | None) -> float | None:
+    return None if value is None else round(value, 1 if value < 100 else 0)

@@ -1,15 +1,20 @@
 """The modelled world: the same dispatcher, a clock that jumps, engines that only compute."""
 
 __all__ = [
+    "arrivals",
     "bound",
     "clock",
     "driver",
     "journal",
+    "kinds",
     "kv_cache",
     "network",
     "records",
     "report",
     "scenarios",
+    "servegen",
+    "sessions",
+    "trace_files",
     "traces",
     "workers",
     "workload",

@@ -1,149 +1,155 @@
-"""Factories to try policies on: fleets by name, with promises and prices."""
+"""Factories to be run: three named fleets, and an operator's own from a TOML file."""
 
 from __future__ import annotations
 
-from typing import Final
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Final
 
 import msgspec
 
-from tokenworks.catalogue.price_book import PriceBook
+from tokenworks.catalogue.price_book import PriceBook, parse_price_book
 from tokenworks.core.errors import ConfigInvalid
 from tokenworks.core.ids import ModelName, PoolID, WorkerID
 from tokenworks.core.slo import Tier
+from tokenworks.core.units import NS_PER_S, PPM
 from tokenworks.dispatch.events import Configured, Limits, PolicySettings, TokenPrice
+from tokenworks.dispatch.policies import make
 from tokenworks.perf.timing import Timing
-from tokenworks.twin.records import Scenario, WorkerSpec
-from tokenworks.twin.workload import SHIFTING, Mix
+from tokenworks.twin.kinds import KINDS, MODEL, twin_book
+from tokenworks.twin.records import Role, Scenario, WorkerSpec
+from tokenworks.twin.workload import MIX_DEFAULT, TierMix, checked_mix
 
-MODEL: Final = ModelName("large")
-BLOCK_TOKENS: Final = 512
+FILE_BYTES_MAX: Final = 1_000_000
+WORKERS_MAX: Final = 1_024
 QUEUE_LEN_MAX: Final = 10_000
 PREFIX_BLOCKS_MAX: Final = 2_000_000
-PREFIX_TTL_NS: Final = 600_000_000_000
+PREFIX_TTL_NS: Final = 600 * NS_PER_S
+ENERGY_UDOLLARS_PER_KWH: Final = 80_000
 
-LARGE: Final = Timing(
-    launch_fs=2_500_000_000_000,
-    sequence_fs=20_000_000_000,
-    context_token_fs=15_000_000,
-    prefill_token_fs=10_000_000_000,
-    prefill_context_fs=100_000,
+SHIFTING: Final = checked_mix(
+    [
+        (0, {Tier.FREE: 70, Tier.MEDIUM: 22, Tier.HIGH: 7, Tier.PREMIUM: 1}),
+        (
+            PPM // 2,
+            {Tier.FREE: 20, Tier.MEDIUM: 25, Tier.HIGH: 30, Tier.PREMIUM: 15, Tier.ULTRA: 10},
+        ),
+        (PPM, {Tier.FREE: 70, Tier.MEDIUM: 22, Tier.HIGH: 7, Tier.PREMIUM: 1}),
+    ]
 )
-"""Assumed: 2.5 ms an iteration, 20 us a sequence, 15 ns a token of context, 100,000 tokens/s of
-prefill: the order of an eight-GPU H100 server with a 70B model in FP8."""
-SLOW: Final = Timing(
-    launch_fs=4_000_000_000_000,
-    sequence_fs=25_000_000_000,
-    context_token_fs=20_000_000,
-    prefill_token_fs=12_000_000_000,
-    prefill_context_fs=120_000,
-)
-"""Assumed: an older server, too slow for ultra in any useful batch."""
-FAST: Final = Timing(
-    launch_fs=1_000_000_000_000,
-    sequence_fs=30_000_000_000,
-    context_token_fs=10_000_000,
-    prefill_token_fs=14_000_000_000,
-    prefill_context_fs=140_000,
-)
-"""Assumed: a low-latency server with little memory."""
+"""A day in one run: cheap tokens at night, fast ones at noon."""
+
+_FLEETS: Final[dict[str, tuple[tuple[tuple[str, int], ...], TierMix]]] = {
+    "homogeneous": ((("even", 8),), MIX_DEFAULT),
+    "mixed": ((("large", 6), ("fast", 2)), MIX_DEFAULT),
+    "shifting": ((("even", 8),), SHIFTING),
+}
+NAMES: Final = tuple(_FLEETS)
 
 
-class Fleet(msgspec.Struct, frozen=True, kw_only=True):
-    """Groups of like workers, and the mix that they are tried on.
+class Setting(msgspec.Struct, frozen=True, kw_only=True):
+    """A factory, and who comes to it if nobody says otherwise.
 
     Attributes:
-        groups: pool, timing, workers, slots, KV blocks, power at work in watts, write-down in
-            micro-dollars per hour.
-        mix: tiers and tenants.
+        scenario: the factory.
+        mix: at which tiers requests ask.
+        tenants: how many there are.
     """
 
-    groups: tuple[tuple[str, Timing, int, int, int, int, int], ...]
-    mix: Mix = Mix()
+    scenario: Scenario
+    mix: TierMix = MIX_DEFAULT
+    tenants: int = 16
 
 
-FLEETS: Final[dict[str, Fleet]] = {
-    "homogeneous": Fleet(groups=(("large", LARGE, 8, 256, 3_000, 10_200, 24_000_000),)),
-    "mixed": Fleet(
-        groups=(
-            ("slow", SLOW, 6, 256, 3_000, 6_500, 12_000_000),
-            ("fast", FAST, 2, 64, 1_000, 10_200, 40_000_000),
-        )
-    ),
-    "shifting": Fleet(groups=(("large", LARGE, 8, 256, 3_000, 10_200, 24_000_000),), mix=SHIFTING),
-}
-"""Power and write-down are assumed."""
-
-
-def scenario(
-    name: str, book: PriceBook, *, policy: PolicySettings, workers: int | None = None
-) -> Scenario:
-    """A factory by name.
+def build(name: str, workers: int | None = None, policy: str | None = None) -> Setting:
+    """A named fleet.
 
     Args:
-        name: one of ``FLEETS``.
-        book: promises and prices; it prices ``MODEL``.
-        policy: who decides.
-        workers: as many instead, in the fleet's proportions.
+        name: one of ``NAMES``.
+        workers: how many in all; kinds keep their proportion, each has at least one. None for
+            the fleet's own number.
+        policy: who dispatches; None for the dispatcher's own.
 
     Raises:
-        ConfigInvalid: there is no such fleet, or the book has no price for its model.
+        ConfigInvalid: there is no such fleet, or it cannot have so many workers.
     """
-    fleet = fleet_of(name)
-    if MODEL not in book.prices:
+    if name not in _FLEETS:
         raise ConfigInvalid(
-            f"The price book {book.price_id!r} has no price for {MODEL!r}.",
-            hint=f"Add [price.{MODEL}.free] and the other four tiers.",
+            f"There is no scenario {name!r}.", hint=f"Take {', '.join(NAMES)}, or a TOML file."
         )
-    total = sum(group[2] for group in fleet.groups)
-    specs: list[WorkerSpec] = []
-    for pool, timing, count, slots, kv_blocks, power_w, capital in fleet.groups:
-        wanted = count if workers is None else max(1, round(workers * count / total))
-        specs += [
-            WorkerSpec(
-                worker=WorkerID(f"{pool}-{number}"),
-                pool=PoolID(pool),
-                model=MODEL,
-                timing=timing,
-                slots=slots,
-                kv_blocks=kv_blocks,
-                block_tokens=BLOCK_TOKENS,
-                batch_tokens_max=8_192,
-                context_tokens_typical=12_000,
-                power_w=power_w,
-                idle_power_w=power_w * 4 // 10,
-                capital_udollars_per_hour=capital,
-            )
-            for number in range(wanted)
-        ]
-    return Scenario(
+    groups, mix = _FLEETS[name]
+    counts = _scaled([count for _, count in groups], workers)
+    specs = [
+        spec
+        for (kind, _), count in zip(groups, counts, strict=True)
+        for spec in _copies(KINDS[kind], kind, count)
+    ]
+    book = twin_book()
+    scenario = Scenario(
         name=name,
         workers=tuple(specs),
-        configured=Configured(
-            promises=book.promises,
-            limits=Limits(
-                queue_len_max=dict.fromkeys(Tier, QUEUE_LEN_MAX),
-                prefix_blocks_max=PREFIX_BLOCKS_MAX,
-                prefix_ttl_ns=PREFIX_TTL_NS,
-            ),
-            policy=policy,
-            prices=token_prices(book),
-        ),
+        configured=configured_for(book, policy),
         book=book,
-        energy_udollars_per_kwh=80_000,
+        energy_udollars_per_kwh=ENERGY_UDOLLARS_PER_KWH,
     )
+    return Setting(scenario=scenario, mix=mix)
 
 
-def fleet_of(name: str) -> Fleet:
-    """A fleet by name.
+def configured_for(
+    book: PriceBook, policy: str | None = None, limits: Limits | None = None
+) -> Configured:
+    """The dispatcher's first event; the one place where a policy's name reaches it.
 
     Raises:
-        ConfigInvalid: there is none.
+        ConfigInvalid: there is no such policy.
     """
-    if name not in FLEETS:
+    limits = limits or Limits(
+        queue_len_max=dict.fromkeys(Tier, QUEUE_LEN_MAX),
+        prefix_blocks_max=PREFIX_BLOCKS_MAX,
+        prefix_ttl_ns=PREFIX_TTL_NS,
+    )
+    plain = Configured(promises=book.promises, limits=limits, prices=token_prices(book))
+    return plain if policy is None else _with_policy(plain, policy)
+
+
+def with_policy(scenario: Scenario, policy: str) -> Scenario:
+    """The same factory under another policy; see ``parse_policy``."""
+    configured = _with_policy(scenario.configured, policy)
+    return msgspec.structs.replace(scenario, configured=configured)
+
+
+def policy_name(scenario: Scenario) -> str:
+    """Who dispatches."""
+    return scenario.configured.policy.name
+
+
+def parse_policy(text: str) -> PolicySettings:
+    """A policy as it is written on a command line: its name, or with a batch cap or a split.
+
+    Raises:
+        ConfigInvalid: there is no such policy, or what follows its name is neither.
+
+    >>> parse_policy("strict-priority:24").batch_cap
+    24
+    >>> parse_policy("static-split:3/2/1/1/1").split
+    (3, 2, 1, 1, 1)
+    """
+    name, colon, rest = text.strip().partition(":")
+    make(name, {})
+    if not colon:
+        return PolicySettings(name=name)
+    numbers = rest.split("/")
+    if not all(each.isascii() and each.isdigit() for each in numbers):
         raise ConfigInvalid(
-            f"There is no scenario {name!r}.", hint=f"Take one of {', '.join(FLEETS)}."
+            f"{text!r} has neither a batch cap nor a split.",
+            hint="Write strict-priority:24, or static-split:3/2/1/1/1 from free to ultra.",
         )
-    return FLEETS[name]
+    if len(numbers) == len(Tier):
+        return PolicySettings(name=name, split=tuple(int(each) for each in numbers))
+    if len(numbers) != 1 or not int(rest):
+        raise ConfigInvalid(f"{text!r} is not for five tiers.", hint="Name five numbers, or one.")
+    return PolicySettings(name=name, batch_cap=int(rest))
 
 
 def token_prices(book: PriceBook) -> dict[ModelName, dict[Tier, TokenPrice]]:
@@ -160,3 +166,205 @@ def token_prices(book: PriceBook) -> dict[ModelName, dict[Tier, TokenPrice]]:
         }
         for model, prices in book.prices.items()
     }
+
+
+def _with_policy(configured: Configured, policy: str) -> Configured:
+    return msgspec.structs.replace(configured, policy=parse_policy(policy))
+
+
+def _scaled(counts: list[int], workers: int | None) -> list[int]:
+    """Counts in the same proportion that add up to ``workers``; each kind has at least one."""
+    if workers is None:
+        return counts
+    if not len(counts) <= workers <= WORKERS_MAX:
+        raise ConfigInvalid(
+            f"There cannot be {workers} workers; this scenario has {len(counts)} to {WORKERS_MAX}."
+        )
+    total, left, scaled = sum(counts), workers, []
+    for place, count in enumerate(counts):
+        rest = len(counts) - place - 1
+        share = max(1, min(left - rest, round(left * count / total))) if rest else left
+        scaled.append(share)
+        left, total = left - share, total - count
+    return scaled
+
+
+def _copies(spec: WorkerSpec, name: str, count: int) -> list[WorkerSpec]:
+    return [
+        msgspec.structs.replace(spec, worker=WorkerID(f"{name}-{number}"), pool=PoolID(name))
+        for number in range(count)
+    ]
+
+
+# An operator's own file.
+
+_Positive = Annotated[int, msgspec.Meta(ge=1)]
+_Natural = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class _Timing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    launch_fs: _Positive
+    sequence_fs: _Natural
+    context_token_fs: _Natural
+    prefill_token_fs: _Natural
+    prefill_context_fs: _Natural
+
+
+class _Worker(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A group of like workers; what is left out is as in its ``kind``."""
+
+    count: _Positive
+    kind: str | None = None
+    model: str | None = None
+    timing: _Timing | None = None
+    slots: _Positive | None = None
+    kv_blocks: _Positive | None = None
+    block_tokens: _Positive | None = None
+    batch_tokens_max: _Positive | None = None
+    context_tokens_typical: _Natural | None = None
+    role: Role | None = None
+    start_ns: _Natural | None = None
+    kv_bytes_per_token: _Natural | None = None
+    link_bytes_per_s: _Natural | None = None
+    power_w: _Natural | None = None
+    idle_power_w: _Natural | None = None
+    capital_udollars_per_hour: _Natural | None = None
+
+
+class _Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    queue_len_max: _Natural = QUEUE_LEN_MAX
+    retries_max: _Natural = 2
+    prefix_blocks_max: _Natural = PREFIX_BLOCKS_MAX
+    prefix_len_max: _Natural = 512
+    imbalance_requests_max: _Natural = 8
+
+
+class _MixPoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    at_ppm: _Natural = 0
+    free: _Natural = 0
+    medium: _Natural = 0
+    high: _Natural = 0
+    premium: _Natural = 0
+    ultra: _Natural = 0
+
+    def weights(self) -> dict[Tier, int]:
+        return dict(
+            zip(Tier, (self.free, self.medium, self.high, self.premium, self.ultra), strict=True)
+        )
+
+
+class _File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    name: str
+    worker: dict[str, _Worker]
+    policy: str | None = None
+    price_book: str | None = None
+    energy_udollars_per_kwh: _Natural = ENERGY_UDOLLARS_PER_KWH
+    tenants: _Positive = 16
+    limits: _Limits = _Limits()
+    mix: tuple[_MixPoint, ...] = ()
+
+
+_NEEDED: Final = ("timing", "slots", "kv_blocks", "block_tokens", "batch_tokens_max")
+
+
+def parse_scenario(text: str, read_book: Callable[[str], str]) -> Setting:
+    """Read a scenario from TOML.
+
+    Args:
+        text: the file.
+        read_book: gives the text of the price book that the file names.
+
+    Raises:
+        ConfigInvalid: not TOML, an unknown or missing key, an impossible figure, or a model
+            without a price.
+    """
+    if len(text) > FILE_BYTES_MAX:
+        raise ConfigInvalid(f"The scenario has {len(text)} characters, more than {FILE_BYTES_MAX}.")
+    try:
+        file = msgspec.convert(tomllib.loads(text), _File)
+    except (tomllib.TOMLDecodeError, msgspec.ValidationError, RecursionError) as error:
+        raise ConfigInvalid(
+            f"The scenario cannot be read: {error}.",
+            hint="Compare it with the example in docs/twin.md.",
+        ) from error
+    book = twin_book() if file.price_book is None else parse_price_book(read_book(file.price_book))
+    specs = [spec for name, group in file.worker.items() for spec in _group(name, group)]
+    if not 1 <= len(specs) <= WORKERS_MAX:
+        raise ConfigInvalid(f"The scenario has {len(specs)} workers; have 1 to {WORKERS_MAX}.")
+    for field in ("model", "block_tokens"):
+        values = sorted({str(getattr(spec, field)) for spec in specs})
+        if len(values) > 1:
+            raise ConfigInvalid(f"The workers differ in {field}: {values!r}.")
+    if specs[0].model not in book.prices:
+        raise ConfigInvalid(
+            f"The model {specs[0].model!r} has no price in {book.price_id}.",
+            hint=f"It prices {', '.join(book.prices)}.",
+        )
+    limits = Limits(
+        queue_len_max=dict.fromkeys(Tier, file.limits.queue_len_max),
+        retries_max=file.limits.retries_max,
+        prefix_blocks_max=file.limits.prefix_blocks_max,
+        prefix_len_max=file.limits.prefix_len_max,
+        imbalance_requests_max=file.limits.imbalance_requests_max,
+    )
+    scenario = Scenario(
+        name=file.name,
+        workers=tuple(specs),
+        configured=configured_for(book, file.policy, limits),
+        book=book,
+        energy_udollars_per_kwh=file.energy_udollars_per_kwh,
+    )
+    points = [(point.at_ppm, point.weights()) for point in file.mix]
+    mix = checked_mix(points) if points else MIX_DEFAULT
+    return Setting(scenario=scenario, mix=mix, tenants=file.tenants)
+
+
+def load_scenario(path: Path) -> Setting:
+    """The same from a file; its price book's path is relative to it.
+
+    Raises:
+        ConfigInvalid: see ``parse_scenario``, or a file cannot be read.
+    """
+    return parse_scenario(_text(path), lambda name: _text(path.parent / name))
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigInvalid(f"{str(path)!r} cannot be read: {error}.") from error
+
+
+def _group(name: str, group: _Worker) -> list[WorkerSpec]:
+    """The workers of one group of a file."""
+    given = {
+        field: value
+        for field, value in msgspec.structs.asdict(group).items()
+        if value is not None and field not in {"count", "kind"}
+    }
+    if group.timing is not None:
+        given["timing"] = Timing(**msgspec.structs.asdict(group.timing))
+    if group.count > WORKERS_MAX:
+        raise ConfigInvalid(f"[worker.{name}] count is {group.count}, more than {WORKERS_MAX}.")
+    if group.kind is not None:
+        if group.kind not in KINDS:
+            raise ConfigInvalid(
+                f"[worker.{name}] kind is {group.kind!r}.", hint=f"Take {', '.join(KINDS)}."
+            )
+        spec = msgspec.structs.replace(KINDS[group.kind], **given)
+    else:
+        missing = [field for field in _NEEDED if field not in given]
+        if missing:
+            raise ConfigInvalid(
+                f"[worker.{name}] lacks {missing!r}.",
+                hint=f"Name them, or a kind to begin from: {', '.join(KINDS)}.",
+            )
+        given.setdefault("context_tokens_typical", 8_192)
+        given["model"] = ModelName(given.get("model", MODEL))
+        spec = WorkerSpec(worker=WorkerID(name), pool=PoolID(name), **given)
+    if spec.batch_tokens_max < spec.slots:
+        raise ConfigInvalid(
+            f"[worker.{name}] has {spec.slots} slots and batch_tokens_max "
+            f"{spec.batch_tokens_max}; each slot needs a token."
+        )
+    return _copies(spec, name, group.count)

@@ -1,0 +1,284 @@
+"""The options that name a factory and a workload, and what they come to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import click
+import msgspec
+
+from tokenworks.cli.twin_bound import capacity
+from tokenworks.core.errors import InvalidRequest
+from tokenworks.core.slo import Tier
+from tokenworks.twin.arrivals import ARRIVALS, Arrivals
+from tokenworks.twin.records import TwinRequest
+from tokenworks.twin.scenarios import NAMES, Setting, build, load_scenario
+from tokenworks.twin.servegen import read_servegen, servegen_trace
+from tokenworks.twin.sessions import Agents, agent_trace
+from tokenworks.twin.traces import FORMATS, Format, Trace, detected, read_lengths, read_trace
+from tokenworks.twin.workload import Demand, TierMix, generated_trace, requests_of, steady
+
+RATE_DEFAULT: Final = 5.0
+DURATION_S_DEFAULT: Final = 300.0
+
+
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
+    """What the options say; see their help."""
+
+    scenario: str
+    workers: int | None
+    trace: Path | None
+    form: str
+    dataset: str | None
+    spread: bool
+    rate: float | None
+    duration: float | None
+    arrivals: Arrivals
+    cv: float
+    input_tokens: int
+    output_tokens: int
+    agents: bool
+    mix: str | None
+    tenants: int | None
+    speedup: float | None
+    load: float | None
+    limit: int | None
+    seed: int
+
+
+class Prepared(msgspec.Struct, frozen=True, kw_only=True):
+    """A factory and its workload.
+
+    Attributes:
+        setting: the factory, under the policy of its own.
+        requests: the workload.
+        speedup: how many times faster it arrives than recorded.
+        source: where it is from, for people.
+    """
+
+    setting: Setting
+    requests: list[TwinRequest]
+    speedup: float
+    source: str
+
+
+_OPTIONS: Final = (
+    click.option(
+        "--scenario",
+        default="homogeneous",
+        show_default=True,
+        help=f"The factory: {', '.join(NAMES)}, or a TOML file.",
+    ),
+    click.option(
+        "--workers", type=click.IntRange(1), help="So many workers.  [default: the scenario's]"
+    ),
+    click.option(
+        "--trace",
+        type=click.Path(exists=True, path_type=Path),
+        help="A recorded workload, plain, .gz or .zst; without it one is generated.",
+    ),
+    click.option(
+        "--format",
+        "form",
+        default="auto",
+        show_default=True,
+        type=click.Choice(["auto", *FORMATS]),
+        help="The trace's format.",
+    ),
+    click.option("--dataset", help="Which of an archive's data sets, such as deepseek-r1."),
+    click.option(
+        "--spread/--no-spread",
+        default=True,
+        help="Spread a Mooncake trace's 3 s buckets over their time.  [default: spread]",
+    ),
+    click.option(
+        "--rate",
+        type=click.FloatRange(0, min_open=True),
+        help=f"Generated requests, or agents, per second.  [default: {RATE_DEFAULT:g}]",
+    ),
+    click.option(
+        "--duration",
+        type=click.FloatRange(0, min_open=True),
+        help=f"Generated seconds.  [default: {DURATION_S_DEFAULT:g}]",
+    ),
+    click.option(
+        "--arrivals",
+        default="poisson",
+        show_default=True,
+        type=click.Choice(ARRIVALS),
+        help="How generated requests arrive.",
+    ),
+    click.option(
+        "--cv",
+        default=3.0,
+        show_default=True,
+        type=click.FloatRange(0, min_open=True),
+        help="Coefficient of variation of bursty gaps.",
+    ),
+    click.option(
+        "--input-tokens",
+        default=2_000,
+        show_default=True,
+        type=click.IntRange(1),
+        help="Mean of generated prompts.",
+    ),
+    click.option(
+        "--output-tokens",
+        default=300,
+        show_default=True,
+        type=click.IntRange(1),
+        help="Mean of generated answers.",
+    ),
+    click.option("--agents", is_flag=True, help="Generate agents with tools, not single requests."),
+    click.option("--mix", help="Tiers asked for, such as free=50,ultra=1; others get nothing."),
+    click.option("--tenants", type=click.IntRange(1), help="So many tenants."),
+    click.option(
+        "--speedup", type=click.FloatRange(0, min_open=True), help="Arrivals come so much faster."
+    ),
+    click.option(
+        "--load",
+        type=click.FloatRange(0, min_open=True),
+        help="Speed arrivals up so that demand is so many times what the fleet can carry.",
+    ),
+    click.option("--limit", type=click.IntRange(1), help="Only the first so many requests."),
+    click.option("--seed", default=1, show_default=True, help="Of all that is drawn."),
+)
+
+
+def workload_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options to a command, which gets them by the names of ``Asked``."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def asked_of(given: dict[str, Any]) -> Asked:
+    """Take the options out of all that a command was given."""
+    return Asked(**{name: given.pop(name) for name in Asked.__struct_fields__})
+
+
+def prepare(asked: Asked) -> Prepared:
+    """Build the factory and its workload.
+
+    Raises:
+        ConfigInvalid: a file or figure is wrong.
+        InvalidRequest: options that do not go together.
+    """
+    setting = _setting(asked)
+    trace = _trace(asked)
+    spec = setting.scenario.workers[0]
+    demand = Demand(
+        model=spec.model,
+        mix=setting.mix if asked.mix is None else parse_mix(asked.mix),
+        tenants=asked.tenants or setting.tenants,
+        block_tokens=spec.block_tokens,
+        speedup=asked.speedup or 1.0,
+        limit=asked.limit,
+    )
+    if asked.load is not None:
+        if asked.speedup is not None:
+            raise InvalidRequest("--load and --speedup both say how fast.", hint="Give one.")
+        carried = capacity(setting.scenario, requests_of(trace, demand, asked.seed))
+        if carried is None:
+            raise InvalidRequest(
+                "--load needs scipy.", hint="pip install 'tokenworks[plan]', or use --speedup."
+            )
+        demand = msgspec.structs.replace(demand, speedup=asked.load * carried)
+    return Prepared(
+        setting=setting,
+        requests=requests_of(trace, demand, asked.seed),
+        speedup=demand.speedup,
+        source=_source(asked),
+    )
+
+
+def parse_mix(text: str) -> TierMix:
+    """A mix as an option names it.
+
+    Raises:
+        ConfigInvalid: weights that cannot be.
+        InvalidRequest: a tier that is none, or named twice, or a weight that is no number.
+
+    >>> parse_mix("free=3,ultra=1").points[0][1][Tier.FREE]
+    3
+    """
+    weights: dict[Tier, int] = {}
+    for part in text.split(","):
+        name, _, weight = part.strip().partition("=")
+        if name not in list(Tier) or Tier(name) in weights or not weight.isdecimal():
+            raise InvalidRequest(
+                f"--mix has {part!r}.", hint="Write it as free=40,medium=30,ultra=3."
+            )
+        weights[Tier(name)] = int(weight)
+    return steady(weights)
+
+
+def _setting(asked: Asked) -> Setting:
+    if not asked.scenario.endswith(".toml"):
+        return build(asked.scenario, asked.workers)
+    if asked.workers is not None:
+        raise InvalidRequest(
+            "--workers is for named scenarios.", hint="The file says how many there are."
+        )
+    return load_scenario(Path(asked.scenario))
+
+
+def _form(asked: Asked) -> Format | None:
+    if asked.trace is None:
+        return None
+    return next((form for form in FORMATS if form == asked.form), None) or detected(asked.trace)
+
+
+def _trace(asked: Asked) -> Trace:
+    form = _form(asked)
+    drawn = form in {None, "lengths", "servegen"}
+    if not drawn and (asked.rate is not None or asked.duration is not None):
+        raise InvalidRequest(
+            "--rate and --duration are for generated arrivals.",
+            hint="Use --speedup and --limit with a trace that has its own.",
+        )
+    if asked.agents and form is not None:
+        raise InvalidRequest("--agents are generated.", hint="Leave --trace out.")
+    rate = RATE_DEFAULT if asked.rate is None else asked.rate
+    duration = DURATION_S_DEFAULT if asked.duration is None else asked.duration
+    if asked.trace is None and asked.agents:
+        return agent_trace(
+            Agents(),
+            asked.seed,
+            rate_per_s=rate,
+            duration_s=duration,
+            kind=asked.arrivals,
+            limit=asked.limit,
+        )
+    if asked.trace is not None and form == "servegen":
+        if asked.rate is not None:
+            raise InvalidRequest(
+                "ServeGen's clients have rates of their own.", hint="Use --speedup."
+            )
+        return servegen_trace(
+            read_servegen(asked.trace, asked.dataset),
+            asked.seed,
+            duration_s=duration,
+            limit=asked.limit,
+        )
+    if asked.trace is not None and form is not None and form != "lengths":
+        return read_trace(asked.trace, form, limit=asked.limit, spread=asked.spread)
+    return generated_trace(
+        asked.seed,
+        rate_per_s=rate,
+        duration_s=duration,
+        kind=asked.arrivals,
+        cv=asked.cv,
+        input_tokens=asked.input_tokens,
+        output_tokens=asked.output_tokens,
+        lengths=() if asked.trace is None else read_lengths(asked.trace),
+        limit=asked.limit,
+    )
+
+
+def _source(asked: Asked) -> str:
+    if asked.trace is not None:
+        return asked.trace.name
+    return "generated agents" if asked.agents else "generated"

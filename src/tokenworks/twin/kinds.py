@@ -1,0 +1,128 @@
+"""Kinds of worker and a price book for runs that name none of their own."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tokenworks.catalogue.price_book import PriceBook, parse_price_book
+from tokenworks.core.ids import ModelName, PoolID, WorkerID
+from tokenworks.core.slo import Tier
+from tokenworks.perf.timing import Timing
+from tokenworks.twin.records import WorkerSpec
+
+MODEL: Final = ModelName("twin")
+_FS_PER_US: Final = 1_000_000_000
+
+# Assumed: figures of the order of a 70B model in FP8 on a server of eight H100, an older one, and
+# one that is built for low latency. A fleet of one's own is measured, and written down in a
+# scenario file.
+_EVEN: Final = WorkerSpec(
+    worker=WorkerID("even"),
+    pool=PoolID("even"),
+    model=MODEL,
+    timing=Timing(
+        launch_fs=2_500 * _FS_PER_US,
+        sequence_fs=20 * _FS_PER_US,
+        context_token_fs=15_000_000,
+        prefill_token_fs=10 * _FS_PER_US,
+        prefill_context_fs=100_000,
+    ),
+    slots=256,
+    kv_blocks=3_000,
+    block_tokens=512,
+    batch_tokens_max=8_192,
+    context_tokens_typical=12_000,
+    kv_bytes_per_token=163_840,
+    link_bytes_per_s=50_000_000_000,
+    power_w=10_200,
+    idle_power_w=4_080,
+    capital_udollars_per_hour=24_000_000,
+)
+_LARGE: Final = WorkerSpec(
+    worker=WorkerID("large"),
+    pool=PoolID("large"),
+    model=MODEL,
+    timing=Timing(
+        launch_fs=4_000 * _FS_PER_US,
+        sequence_fs=25 * _FS_PER_US,
+        context_token_fs=20_000_000,
+        prefill_token_fs=12 * _FS_PER_US,
+        prefill_context_fs=120_000,
+    ),
+    slots=256,
+    kv_blocks=3_000,
+    block_tokens=512,
+    batch_tokens_max=8_192,
+    context_tokens_typical=12_000,
+    kv_bytes_per_token=163_840,
+    link_bytes_per_s=50_000_000_000,
+    power_w=6_500,
+    idle_power_w=2_600,
+    capital_udollars_per_hour=12_000_000,
+)
+_FAST: Final = WorkerSpec(
+    worker=WorkerID("fast"),
+    pool=PoolID("fast"),
+    model=MODEL,
+    timing=Timing(
+        launch_fs=1_000 * _FS_PER_US,
+        sequence_fs=30 * _FS_PER_US,
+        context_token_fs=10_000_000,
+        prefill_token_fs=14 * _FS_PER_US,
+        prefill_context_fs=140_000,
+    ),
+    slots=64,
+    kv_blocks=1_000,
+    block_tokens=512,
+    batch_tokens_max=8_192,
+    context_tokens_typical=12_000,
+    kv_bytes_per_token=163_840,
+    link_bytes_per_s=50_000_000_000,
+    power_w=10_200,
+    idle_power_w=4_080,
+    capital_udollars_per_hour=40_000_000,
+)
+KINDS: Final = {"even": _EVEN, "large": _LARGE, "fast": _FAST}
+"""By name; ``worker`` and ``pool`` of each stand for themselves."""
+
+# (TTFT ms, tokens/s/user, grace ms, patience ms, output price in dollars per 1M)
+_TIERS: Final = {
+    Tier.FREE: (30_000, 20, 300, 60_000, 0),
+    Tier.MEDIUM: (15_000, 40, 300, 30_000, 3),
+    Tier.HIGH: (10_000, 60, 300, 20_000, 6),
+    Tier.PREMIUM: (6_000, 90, 300, 12_000, 45),
+    Tier.ULTRA: (4_000, 130, 300, 8_000, 150),
+}
+
+
+_SOURCE: Final = (
+    "Output prices: the public token-factory chart (NVIDIA GTC 2026 keynote); input at a fifth, "
+    "cached input as much, so that the factory keeps what a hit saves; promises: assumed."
+)
+
+
+def twin_book() -> PriceBook:
+    """The chart's five prices, with promises that the kinds of worker here can keep."""
+    lines = [
+        'name = "twin"',
+        "effective = 2026-11-24",
+        f'source = "{_SOURCE}"',
+        "ad_income_udollars_per_mtok = 500_000",
+    ]
+    for tier, (ttft_ms, speed, grace_ms, patience_ms, _) in _TIERS.items():
+        lines += [
+            f"[tier.{tier}]",
+            f"ttft_ms = {ttft_ms}",
+            f"interactivity_tokens_per_s = {speed}",
+            f"grace_ms = {grace_ms}",
+            f"patience_ms = {patience_ms}",
+            "output_tokens_default = 2048",
+        ]
+    for tier, (*_, dollars) in _TIERS.items():
+        lines += [
+            f"[price.{MODEL}.{tier}]",
+            f"input_udollars_per_mtok = {dollars * 200_000}",
+            f"cached_input_udollars_per_mtok = {dollars * 200_000}",
+            f"output_udollars_per_mtok = {dollars * 1_000_000}",
+        ]
+    return parse_price_book("\n".join(lines) + "\n")
