@@ -262,7 +262,7 @@ def test_the_bound_is_told_of_fleet_and_demand(told: Told) -> None:
     assert [each.up_ns for each in told.fleet] == [(5_600,), (2_000,)]
     large = told.fleet[0]
     assert (large.slots, large.kv_tokens, large.prefills, large.decodes) == (
-        *(96, 2_400 * 512),
+        *(256, 3_000 * 512),
         *(True, True),
     )
     every = [one for group in told.members for one in group]

@@ -50,7 +50,7 @@ def test_kinds_differ_as_their_names_say() -> None:
     assert large.slots > fast.slots
     assert large.capital_udollars_per_hour < fast.capital_udollars_per_hour
     ultra = twin_book().promises[Tier.ULTRA].interactivity_tokens_per_s
-    assert large.timing.speed_tokens_per_s(1, 0) < ultra
+    assert large.timing.speed_tokens_per_s(8, 8 * 12_000) < ultra
     for spec in KINDS.values():
         assert spec.kv_blocks * spec.block_tokens >= 128_000  # the longest prompts fit
         assert spec.batch_tokens_max >= spec.slots
@@ -151,7 +151,7 @@ def test_a_file_may_name_its_price_book(tmp_path: Path) -> None:
     scenario = load_scenario(path).scenario
     assert scenario.book.price_id.startswith("mine@")
     assert scenario.workers[0].model == "mine"
-    assert scenario.configured.promises[Tier.ULTRA].ttft_ns == 2 * NS_PER_S
+    assert scenario.configured.promises[Tier.ULTRA].ttft_ns == 4 * NS_PER_S
     (tmp_path / "prices.toml").unlink()
     with pytest.raises(ConfigInvalid, match=r"prices.toml' cannot be read"):
         load_scenario(path)

@@ -99,7 +99,7 @@ def sample() -> tuple[list[TwinRequest], RunResult]:
     ]
     outcomes = Outcomes(len(requests))
     answered(outcomes, 0, ttft_ms=100, tpot_ms=4, cached=512)
-    answered(outcomes, 1, ttft_ms=3_500, tpot_ms=4)
+    answered(outcomes, 1, ttft_ms=7_000, tpot_ms=4)
     answered(outcomes, 2, ttft_ms=100, tpot_ms=20)
     answered(outcomes, 3, ttft_ms=100, tpot_ms=100)
     outcomes.arrived_ns[4], outcomes.finished_ns[4] = 4 * NS_PER_S, 9 * NS_PER_S
