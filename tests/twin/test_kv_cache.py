@@ -6,7 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from tokenworks.twin.kv_cache import KVCache
+from tokenworks.twin.kv_cache import KVCache, Stretch
 
 
 def chain(family: int, length: int) -> tuple[int, ...]:
@@ -16,16 +16,21 @@ def chain(family: int, length: int) -> tuple[int, ...]:
     )
 
 
+def hits(kv: KVCache, blocks: tuple[int, ...]) -> int:
+    return kv.match(blocks, len(blocks))[0]
+
+
 def test_a_prefix_is_found_by_its_length() -> None:
     kv = KVCache(20)
     blocks = chain(0, 9)
     kv.take(9)
-    kv.commit(blocks, 0, 9)
+    last = kv.commit(None, blocks, 0, 9)
     for length in range(10):
-        assert kv.match(blocks, length) == length
-    assert kv.match(chain(2, 9), 9) == 2
-    assert kv.match(chain(1, 9), 9) == 0
-    kv.release(blocks, 9, 0)
+        assert kv.match(blocks, length)[:2] == (length, length)
+    assert hits(kv, chain(2, 9)) == 2
+    assert hits(kv, chain(1, 9)) == 0
+    kv.release(last, 0)
+    assert kv.match(blocks, 9)[:2] == (9, 0)
     assert kv.available == 20
     kv.check()
 
@@ -33,17 +38,17 @@ def test_a_prefix_is_found_by_its_length() -> None:
 def test_the_oldest_release_goes_first_and_a_chain_from_its_end() -> None:
     kv = KVCache(10)
     first, second = chain(0, 4), chain(1, 4)
+    lasts = []
     for blocks in (first, second):
         kv.take(4)
-        kv.commit(blocks, 0, 4)
-    kv.release(first, 4, 0)
-    kv.release(second, 4, 0)
+        lasts.append(kv.commit(None, blocks, 0, 4))
+    for last in lasts:
+        kv.release(last, 0)
     kv.take(5)
-    assert (kv.match(first, 4), kv.match(second, 4), kv.evicted) == (1, 4, 3)
-    kv.pin(first, 1, 0)
-    kv.release(first, 1, 0)
+    assert (hits(kv, first), hits(kv, second), kv.evicted) == (1, 4, 3)
+    kv.release(kv.pin(kv.match(first, 1)), 0)
     kv.take(4)
-    assert (kv.match(first, 4), kv.match(second, 4)) == (1, 0)
+    assert (hits(kv, first), hits(kv, second)) == (1, 0)
     kv.check()
 
 
@@ -52,15 +57,42 @@ def test_blocks_that_two_have_computed_are_shared_and_one_copy_is_free() -> None
     blocks = chain(0, 3)
     kv.take(3)
     kv.take(3)
-    kv.commit(blocks, 0, 2)
-    kv.commit(blocks, 0, 3)
+    one = kv.commit(None, blocks, 0, 2)
+    two = kv.commit(None, blocks, 0, 3)
     assert kv.available == 10 - 3 - 1
-    kv.release(blocks, 2, 1)
-    kv.release(blocks, 3, 0)
+    kv.release(one, 1)
+    kv.release(two, 0)
     kv.take(3)
-    kv.commit(blocks, 0, 3)  # cached and released meanwhile
+    assert kv.commit(None, blocks, 0, 3) is two  # cached and released meanwhile
     assert kv.available == 7
     kv.check()
+
+
+def test_a_stretch_grows_while_one_sequence_has_it_and_splits_where_two_differ() -> None:
+    kv = KVCache(20)
+    blocks = chain(0, 6)
+    kv.take(6)
+    last = kv.commit(None, blocks, 0, 3)
+    assert kv.commit(last, blocks, 3, 6) is last
+    other = kv.pin(kv.match(chain(2, 6), 6))
+    assert other is not None
+    assert other.blocks == blocks[:2]
+    assert (other.references, last.references, last.before) == (2, 1, other)
+    kv.release(last, 0)
+    kv.check()
+    assert kv.match(blocks, 6)[:2] == (6, 2)
+
+
+def test_releases_that_were_taken_up_again_are_forgotten() -> None:
+    kv = KVCache(4)
+    kv.take(1)
+    last: Stretch | None = kv.commit(None, (7,), 0, 1)
+    for _ in range(100):
+        kv.release(last, 0)
+        last = kv.pin(kv.match((7,), 1))
+        kv.check()
+    kv.take(3)
+    assert kv.evicted == 0
 
 
 class KVCacheMachine(RuleBasedStateMachine):
@@ -69,34 +101,43 @@ class KVCacheMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.kv = KVCache(24)
-        self.held: list[tuple[tuple[int, ...], int, int]] = []
+        self.held: list[tuple[Stretch | None, tuple[int, ...], int, int]] = []
 
     @rule(family=st.integers(0, 5), length=st.integers(1, 9), computed=st.integers(0, 9))
     def come(self, family: int, length: int, computed: int) -> None:
         blocks, kv = chain(family, length), self.kv
-        hits = kv.match(blocks, length)
-        referenced = kv.referenced(blocks, hits)
-        if length - referenced > kv.available:
+        match = kv.match(blocks, length)
+        if length - match[1] > kv.available:
             return
-        kv.pin(blocks, hits, referenced)
-        kv.take(length - hits)
-        shared = max(hits, min(computed, length))
-        kv.commit(blocks, hits, shared)
-        self.held.append((blocks, shared, length - shared))
+        last = kv.pin(match)
+        kv.take(length - match[0])
+        shared = max(match[0], min(computed, length))
+        for start in range(match[0], shared):
+            last = kv.commit(last, blocks, start, start + 1)
+        self.held.append((last, blocks, shared, length - shared))
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data())
+    def go_on(self, data: st.DataObject) -> None:
+        index = data.draw(st.integers(0, len(self.held) - 1))
+        last, blocks, shared, counted = self.held[index]
+        if counted:
+            last = self.kv.commit(last, blocks, shared, len(blocks))
+            self.held[index] = last, blocks, len(blocks), 0
 
     @precondition(lambda self: self.held)
     @rule(data=st.data())
     def go(self, data: st.DataObject) -> None:
-        self.kv.release(*self.held.pop(data.draw(st.integers(0, len(self.held) - 1))))
+        last, _, _, counted = self.held.pop(data.draw(st.integers(0, len(self.held) - 1)))
+        self.kv.release(last, counted)
 
     @invariant()
     def agrees(self) -> None:
         self.kv.check()
-        shared = {block for blocks, shared, _ in self.held for block in blocks[:shared]}
-        counted = sum(counted for _, _, counted in self.held)
-        assert self.kv.available == 24 - len(shared) - counted
-        for blocks, shared_count, _ in self.held:
-            assert self.kv.match(blocks, len(blocks)) >= shared_count
+        shared = {block for _, blocks, shared, _ in self.held for block in blocks[:shared]}
+        assert self.kv.available == 24 - len(shared) - sum(held[3] for held in self.held)
+        for _, blocks, shared_count, _ in self.held:
+            assert hits(self.kv, blocks) >= shared_count
 
 
 TestKVCacheMachine = KVCacheMachine.TestCase

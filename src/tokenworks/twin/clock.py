@@ -4,27 +4,25 @@ from __future__ import annotations
 
 
 class JumpingClock:
-    """Implements ``core.ports.Clock``; only the driver moves it.
+    """Implements ``core.ports.Clock``.
 
     Args:
         unix_ns: the date at which it reads 0.
+
+    Attributes:
+        at_ns: nanoseconds since the run began; only the driver sets it, and never back.
     """
 
-    __slots__ = ("_now_ns", "_unix_ns")
+    __slots__ = ("_unix_ns", "at_ns")
 
     def __init__(self, unix_ns: int = 0) -> None:
-        self._now_ns = 0
+        self.at_ns = 0
         self._unix_ns = unix_ns
 
     def now_ns(self) -> int:
         """Nanoseconds since the run began."""
-        return self._now_ns
+        return self.at_ns
 
     def unix_ns(self) -> int:
         """Nanoseconds since 1970, UTC, as far as the run is concerned."""
-        return self._unix_ns + self._now_ns
-
-    def jump(self, now_ns: int) -> None:
-        """Go on to a time; never back."""
-        assert now_ns >= self._now_ns, (now_ns, self._now_ns)
-        self._now_ns = now_ns
+        return self._unix_ns + self.at_ns

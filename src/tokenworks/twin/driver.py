@@ -316,25 +316,29 @@ class Driver:
         )
 
     def _loop(self) -> None:
-        heap, engines, jump = self._heap, self.workers, self.clock.jump
+        heap, engines, clock = self._heap, self.workers, self.clock
+        started, finished, direct = self._started, self._finished, self._direct
         while True:
             if heap and heap[0] < self._bound:
                 key = heappop(heap)
                 engine = engines[key & _WORKER_MASK]
                 if engine.key != key:
                     continue
-                self._now_ns = now_ns = key >> KEY_SHIFT
-                jump(now_ns)
+                self._now_ns = clock.at_ns = now_ns = key >> KEY_SHIFT
                 for what, sequence in engine.complete():
-                    self._bring(what, sequence)
+                    if not direct or what == HANDED:
+                        self._bring(what, sequence)
+                    elif what == STARTED:
+                        started(sequence)
+                    else:
+                        finished(sequence)
                 engine.plan(now_ns)
                 if engine.arrivals:
                     self._transfer(engine)
             elif self._bound == _FAR:
                 return
             else:
-                self._now_ns = now_ns = (self._bound >> KEY_SHIFT) - 1
-                jump(now_ns)
+                self._now_ns = clock.at_ns = now_ns = (self._bound >> KEY_SHIFT) - 1
                 if self._timer_ns <= now_ns:
                     self._timer_ns = _FAR
                     self._set_bound()
@@ -409,7 +413,9 @@ class Driver:
         self._ended += 1
         if self._progress is not None and self._ended % PROGRESS_REQUESTS == 0:
             self._progress(self._ended, len(self._requests))
-        for follower in self._followers.get(place, ()):
+        if place not in self._followers:
+            return
+        for follower in self._followers[place]:
             self._waits[follower] -= 1
             if self._waits[follower] == 0:
                 request = self._requests[follower]
@@ -464,12 +470,10 @@ class Driver:
             if sequence.hands_over and not self._lost[target]:
                 self.at(self._now_ns, functools.partial(self._failed, sequence))
             return  # else the dispatcher will be told, and has it back
-        tokens = sequence.input_tokens
-        fits = engine.fits(tokens if sequence.hands_over else tokens + sequence.output_tokens - 1)
-        if fits and sequence.hands_over:
-            decoder = self.workers[self.outcomes.worker[place]]
-            fits = decoder.fits(tokens + sequence.output_tokens - 1)
-        if not fits:
+        prompt = sequence.input_tokens
+        whole = prompt + sequence.output_tokens - 1
+        decoder = self.workers[self.outcomes.worker[place]] if sequence.hands_over else engine
+        if whole > decoder.tokens_max or prompt > engine.tokens_max:
             self.at(self._now_ns, functools.partial(self._failed, sequence))
             return
         engine.submit(sequence, self._now_ns)
@@ -503,11 +507,6 @@ class Driver:
     def _bring(self, what: int, sequence: Sequence) -> None:
         if what == HANDED:
             self._handed(sequence)
-        elif self._direct:
-            if what == STARTED:
-                self._started(sequence)
-            else:
-                self._finished(sequence)
         elif what == STARTED:
             told = functools.partial(self._started, sequence)
             self._message("started", sequence.worker, told)
@@ -522,7 +521,7 @@ class Driver:
 
     def _started(self, sequence: Sequence) -> None:
         place = sequence.place
-        if self._is_late(sequence):
+        if self._attempts[place] is not sequence and self._is_late(sequence):
             return
         if not self._answering[place]:
             self._answering[place] = 1
@@ -531,7 +530,7 @@ class Driver:
 
     def _finished(self, sequence: Sequence) -> None:
         place = sequence.place
-        if self._is_late(sequence):
+        if self._attempts[place] is not sequence and self._is_late(sequence):
             return
         self._attempts[place] = None
         outcomes = self.outcomes

@@ -1,15 +1,46 @@
 """The KV blocks of one modelled worker: counted, shared by prefix, and reused oldest first.
 
 A block is *cached* when it holds a full block of a prompt whose hash is known; other requests that
-begin alike share it. All other blocks in use are only counted. A sequence refers to its chain from
-the prompt's start without a gap, so along a chain references never rise. A cached block to which
-nobody refers any more stays until its place is needed; what was released first goes first, and of
-one release the chain's end before its beginning, so eviction never breaks a chain.
+begin alike share it. All other blocks in use are only counted. Cached blocks form chains, because a
+block's hash covers all before it; a *stretch* is the part of a chain that the same sequences refer
+to, and is split where they come to differ. So the cost of a request is that of the few stretches
+that its prompt is made of, not of its blocks.
+
+A stretch to which nobody refers stays until its place is needed. What was released first goes
+first, a chain's end before its beginning, block by block; so eviction never breaks a chain.
 """
 
 from __future__ import annotations
 
 from collections import deque
+
+
+class Stretch:
+    """Consecutive cached blocks that the same sequences refer to.
+
+    Attributes:
+        blocks: their hashes; at least one.
+        before: the stretch that the chain comes from; None at a prompt's beginning.
+        after: how many stretches go on from its end.
+        references: sequences that refer to it; these refer to all before it, too.
+        released: number of the release that left it without a reference; 0 while it has some.
+    """
+
+    __slots__ = ("after", "before", "blocks", "references", "released")
+
+    def __init__(self, blocks: tuple[int, ...], before: Stretch | None, references: int) -> None:
+        self.blocks = blocks
+        self.before = before
+        self.after = 0
+        self.references = references
+        self.released = 0
+
+
+Match = tuple[int, int, Stretch | None, int]
+"""The cached part of a prompt: blocks, how many of them are referenced, the last stretch, and how
+many blocks of that; only valid until the cache is changed."""
+
+NO_MATCH: Match = (0, 0, None, 0)
 
 
 class KVCache:
@@ -18,174 +49,209 @@ class KVCache:
     Attributes:
         blocks_max: all that there are.
         available: blocks that can be had, those of cached prefixes without a reference included.
+        available_min: the fewest that ever were.
         evicted: cached blocks that made room, since the beginning.
     """
 
     __slots__ = (
         "_cached",
         "_counted",
-        "_queued",
+        "_released",
         "_releases",
-        "_stamp",
+        "_stretches",
         "available",
+        "available_min",
         "blocks_max",
         "evicted",
     )
 
     def __init__(self, blocks_max: int) -> None:
         assert blocks_max >= 1, blocks_max
-        self.blocks_max = blocks_max
-        self.available = blocks_max
+        self.blocks_max = self.available = self.available_min = blocks_max
         self.evicted = 0
-        # By hash: how many refer to it, or minus the stamp of the release that left it alone.
-        self._cached: dict[int, int] = {}
+        self._stretches: dict[int, Stretch] = {}  # by the hash of their first block
+        self._cached = 0  # blocks of these
         self._counted = 0
-        # Releases in order, each with its blocks from the chain's beginning to its end. A block
-        # that was taken up again since is recognised by its value in _cached.
-        self._releases: deque[tuple[int, list[int]]] = deque()
-        self._queued = 0
-        self._stamp = 0
+        # In order; an entry is stale when its stretch has another number by now.
+        self._releases: deque[tuple[int, Stretch]] = deque()
+        self._released = 0
 
-    def match(self, blocks: tuple[int, ...], blocks_max: int) -> int:
-        """How many blocks of a chain are cached; gallops, then bisects.
+    def match(self, blocks: tuple[int, ...], blocks_max: int) -> Match:
+        """Find the cached part of a prompt.
 
         Args:
-            blocks: hashes from the prompt's start.
+            blocks: hashes from its start.
             blocks_max: how many of them may be taken from the cache.
         """
-        cached = self._cached
-        found, step = 0, 1
-        while found + step <= blocks_max:
-            if blocks[found + step - 1] not in cached:
+        stretches = self._stretches
+        found = referenced = length = 0
+        last = None
+        while found < blocks_max:
+            stretch = stretches.get(blocks[found])
+            if stretch is None:
                 break
-            found += step
-            step *= 2
-        low, high = found, min(found + step - 1, blocks_max)
-        while low < high:
-            middle = (low + high + 1) // 2
-            if blocks[middle - 1] in cached:
-                low = middle
-            else:
-                high = middle - 1
-        return low
+            last, length = stretch, len(stretch.blocks)
+            rest = min(found + length, blocks_max)
+            if blocks[found:rest] != stretch.blocks:
+                length = _common(stretch.blocks, blocks, found, rest)
+                rest = found + length
+            if stretch.references:
+                referenced += length
+            found = rest
+            if length < len(stretch.blocks):
+                break
+        return found, referenced, last, length
 
-    def referenced(self, blocks: tuple[int, ...], hits: int, least: int = 1) -> int:
-        """How many of a chain's first cached blocks have so many references at least."""
-        cached = self._cached
-        low, high = 0, hits
-        while low < high:
-            middle = (low + high) // 2
-            if cached[blocks[middle]] >= least:
-                low = middle + 1
-            else:
-                high = middle
-        return low
-
-    def pin(self, blocks: tuple[int, ...], hits: int, referenced: int) -> None:
-        """Refer to the first cached blocks of a chain; as many are referenced already."""
-        cached = self._cached
-        for block in blocks[:referenced]:
-            cached[block] += 1
-        if referenced < hits:
-            cached.update(dict.fromkeys(blocks[referenced:hits], 1))
-            self.available -= hits - referenced
+    def pin(self, match: Match) -> Stretch | None:
+        """Refer to what was found; the last stretch is what ``commit`` and ``release`` need."""
+        found, referenced, last, length = match
+        if last is None:
+            return None
+        if length < len(last.blocks):
+            last = self._split(last, length)
+        stretch: Stretch | None = last
+        while stretch is not None:
+            stretch.references += 1
+            stretch.released = 0
+            stretch = stretch.before
+        self.available -= found - referenced
+        return last
 
     def take(self, count: int) -> None:
         """Count blocks as in use; at most ``available``."""
-        assert count <= self.available, (count, self.available)
-        self.available -= count
+        available = self.available = self.available - count
+        assert available >= 0, (count, available)
+        self.available_min = min(self.available_min, available)
         self._counted += count
-        over = self._counted + len(self._cached) - self.blocks_max
+        over = self._counted + self._cached - self.blocks_max
         if over > 0:
             self._evict(over)
 
-    def commit(self, blocks: tuple[int, ...], start: int, stop: int) -> None:
+    def commit(
+        self, last: Stretch | None, blocks: tuple[int, ...], start: int, stop: int
+    ) -> Stretch:
         """Make counted blocks of one sequence, which are computed now, cached ones.
 
         If another sequence has computed the same meanwhile, its block is shared and ours is free.
 
         Args:
-            blocks: the sequence's chain; it refers to the first ``start`` already.
-            start: the first that is new.
-            stop: one after the last.
-        """
-        cached = self._cached
-        self._counted -= stop - start
-        while start < stop:
-            references = cached.get(blocks[start])
-            if references is None:
-                break
-            if references > 0:
-                cached[blocks[start]] = references + 1
-                self.available += 1
-            else:
-                cached[blocks[start]] = 1  # ours is free and this one no longer
-            start += 1
-        cached.update(dict.fromkeys(blocks[start:stop], 1))
+            last: the last stretch that the sequence refers to; None if there is none.
+            blocks: the sequence's chain.
+            start: the first that is new: it refers to so many.
+            stop: one after the last, greater than ``start``.
 
-    def release(self, blocks: tuple[int, ...], cached_blocks: int, counted: int) -> None:
+        Returns:
+            The last stretch that it refers to now.
+        """
+        stretches = self._stretches
+        self._counted -= stop - start
+        while (stretch := stretches.get(blocks[start])) is not None:
+            length = len(stretch.blocks)
+            rest = min(start + length, stop)
+            if blocks[start:rest] != stretch.blocks:
+                length = _common(stretch.blocks, blocks, start, rest)
+                if length < len(stretch.blocks):
+                    stretch = self._split(stretch, length)
+            if stretch.references:
+                self.available += length
+            stretch.references += 1
+            stretch.released = 0
+            last = stretch
+            start += length
+            if start == stop:
+                return last
+        self._cached += stop - start
+        if last is not None:
+            if last.references == 1 and not last.after:
+                last.blocks += blocks[start:stop]
+                return last
+            last.after += 1
+        stretch = stretches[blocks[start]] = Stretch(blocks[start:stop], last, 1)
+        return stretch
+
+    def release(self, last: Stretch | None, counted: int) -> None:
         """Let go of all that a sequence has.
 
         Args:
-            blocks: its chain.
-            cached_blocks: how many of them it refers to.
-            counted: other blocks of its.
+            last: the last stretch that it refers to.
+            counted: its other blocks.
         """
         self._counted -= counted
-        self.available += counted
-        if not cached_blocks:
-            return
-        cached = self._cached
-        shared = self.referenced(blocks, cached_blocks, 2)
-        for block in blocks[:shared]:
-            cached[block] -= 1
-        alone = blocks[shared:cached_blocks]
-        if alone:
-            self._stamp += 1
-            cached.update(dict.fromkeys(alone, -self._stamp))
-            self._releases.append((self._stamp, list(alone)))
-            self.available += len(alone)
-            self._queued += len(alone)
-            if self._queued > 3 * self.blocks_max:
-                self._compact()
+        available = self.available + counted
+        while last is not None:
+            last.references -= 1
+            if not last.references:
+                self._released = last.released = self._released + 1
+                self._releases.append((last.released, last))
+                available += len(last.blocks)
+            last = last.before
+        self.available = available
+        if len(self._releases) > 2 * self.blocks_max:
+            self._releases = deque(each for each in self._releases if each[0] == each[1].released)
 
     def check(self) -> None:
         """Assert that the counts agree with each other and with the blocks."""
-        unreferenced = sum(1 for value in self._cached.values() if value < 0)
-        used = self._counted + len(self._cached) - unreferenced
+        stretches = self._stretches
         assert self._counted >= 0, self._counted
-        assert self.available == self.blocks_max - used, (self.available, used)
-        assert self._counted + len(self._cached) <= self.blocks_max, self._counted
-        queued = [
-            block
-            for stamp, blocks in self._releases
-            for block in blocks
-            if self._cached.get(block) == -stamp
-        ]
-        assert len(queued) == len(set(queued)) == unreferenced, (len(queued), unreferenced)
+        assert self._counted + self._cached <= self.blocks_max, (self._counted, self._cached)
+        assert self._cached == sum(len(each.blocks) for each in stretches.values()), self._cached
+        alone = [each for each in stretches.values() if not each.references]
+        left = self.blocks_max - self._counted - self._cached
+        assert self.available == left + sum(len(each.blocks) for each in alone), self.available
+        queued = dict(self._releases)
+        after = dict.fromkeys(stretches.values(), 0)
+        for first, stretch in stretches.items():
+            assert stretch.blocks[0] == first, stretch.blocks
+            assert (stretch.references == 0) == (stretch.released > 0), stretch.blocks
+            assert not stretch.released or queued[stretch.released] is stretch, stretch.blocks
+            before = stretch.before
+            if before is not None:
+                assert stretches[before.blocks[0]] is before, "a chain is broken"
+                assert before.references >= stretch.references, stretch.blocks
+                after[before] += 1
+        assert all(each.after == count for each, count in after.items())
+
+    def _split(self, stretch: Stretch, length: int) -> Stretch:
+        """Cut a stretch in two; the first part is new, and about to be referred to."""
+        first = Stretch(stretch.blocks[:length], stretch.before, stretch.references)
+        first.after = 1
+        stretch.before = first
+        stretch.blocks = stretch.blocks[length:]
+        self._stretches[first.blocks[0]] = first
+        self._stretches[stretch.blocks[0]] = stretch
+        return first
 
     def _evict(self, count: int) -> None:
-        cached, releases = self._cached, self._releases
+        releases = self._releases
         self.evicted += count
-        popped = 0
+        self._cached -= count
         while count:
-            stamp, blocks = releases[0]
-            while blocks and count:
-                block = blocks.pop()
-                popped += 1
-                if cached.get(block) == -stamp:
-                    del cached[block]
-                    count -= 1
-            if not blocks:
+            number, stretch = releases[0]
+            if stretch.released != number:
                 releases.popleft()
-        self._queued -= popped
+                continue
+            blocks = stretch.blocks
+            kept = len(blocks) - count
+            if kept > 0:
+                stretch.blocks = blocks[:kept]
+                return
+            releases.popleft()
+            count = -kept
+            del self._stretches[blocks[0]]
+            if stretch.before is not None:
+                stretch.before.after -= 1
 
-    def _compact(self) -> None:
-        """Forget blocks in the queue that were taken up again since."""
-        cached = self._cached
-        kept = (
-            (stamp, [block for block in blocks if cached.get(block) == -stamp])
-            for stamp, blocks in self._releases
-        )
-        self._releases = deque(release for release in kept if release[1])
-        self._queued = sum(len(blocks) for _, blocks in self._releases)
+
+def _common(cached: tuple[int, ...], blocks: tuple[int, ...], start: int, stop: int) -> int:
+    """How many cached blocks a prompt has from one place on; the first one it has.
+
+    Bisects: a hash covers all blocks before its own, so those before an equal one are equal.
+    """
+    low, high = 1, stop - start
+    while low < high:
+        middle = (low + high + 1) // 2
+        if cached[middle - 1] == blocks[start + middle - 1]:
+            low = middle
+        else:
+            high = middle - 1
+    return low

@@ -19,7 +19,7 @@ from heapq import heappop, heappush
 from typing import Final
 
 from tokenworks.perf.timing import FS_PER_NS
-from tokenworks.twin.kv_cache import KVCache
+from tokenworks.twin.kv_cache import NO_MATCH, KVCache, Stretch
 from tokenworks.twin.records import WorkerSpec, WorkerUse
 
 KEY_SHIFT: Final = 12
@@ -67,6 +67,7 @@ class Sequence:
         prompt: tokens to prefill: its prompt and what was made before it was preempted.
         computed: tokens of these in the KV cache.
         shared: blocks of its chain that it refers to in the prefix cache.
+        last: the last stretch of these.
         cached_tokens: of its prompt, found in the prefix cache when it was first admitted.
         decodes_from: number of the iteration after which it decodes.
         ends_at: number of the iteration that makes its last token.
@@ -89,6 +90,7 @@ class Sequence:
         "hands_over",
         "input_tokens",
         "itl_max_fs",
+        "last",
         "made",
         "number",
         "output_tokens",
@@ -122,6 +124,7 @@ class Sequence:
         self.blocks = blocks
         self.hands_over = self.arrives = False
         self.source: Sequence | None = None
+        self.last: Stretch | None = None
         self.state = WAITING
         self.made = self.computed = self.shared = self.preemptions = 0
         self.cached_tokens = 0
@@ -141,10 +144,13 @@ class Worker:
     Attributes:
         key: the next boundary in nanoseconds, rounded up and shifted, and the index; ``IDLE``.
         arrivals: sequences whose KV cache can set out now, with the bytes; the driver empties it.
+        tokens_max: of a sequence that it has KV blocks for, if that runs alone.
         backlog_tokens: to be prefilled, of all that wait or are at it.
     """
 
     __slots__ = (
+        "_batch_tokens_max",
+        "_block_tokens",
         "_chunks",
         "_context",
         "_context_token_fs",
@@ -154,6 +160,7 @@ class Worker:
         "_exact",
         "_gaps_at",
         "_gaps_fs",
+        "_growing",
         "_heap",
         "_held",
         "_inbox",
@@ -167,6 +174,7 @@ class Worker:
         "_prefilling",
         "_running",
         "_sequence_fs",
+        "_slots",
         "_start_fs",
         "_timing",
         "_waiting",
@@ -184,6 +192,7 @@ class Worker:
         "preemptions",
         "prefill_tokens",
         "spec",
+        "tokens_max",
         "up_ns",
     )  # fmt: skip
 
@@ -196,6 +205,10 @@ class Worker:
         self._heap = heap
         self._exact = exact
         self._timing = spec.timing
+        self._block_tokens = spec.block_tokens
+        self._slots = spec.slots
+        self.tokens_max = spec.kv_blocks * spec.block_tokens
+        self._batch_tokens_max = spec.batch_tokens_max
         self._launch_fs = spec.timing.launch_fs
         self._sequence_fs = spec.timing.sequence_fs
         self._context_token_fs = spec.timing.context_token_fs
@@ -227,15 +240,12 @@ class Worker:
         self._context = 0
         self._ends: list[tuple[int, int, Sequence]] = []
         self._phases: list[int] = []
+        self._growing = 0  # blocks that the next iteration's decode needs
         # Of the iterations so far the last, and each that was longer than all after it.
         self._gaps_at: list[int] = []
         self._gaps_fs: list[int] = []
 
     # What a driver calls.
-
-    def fits(self, tokens: int) -> bool:
-        """Whether it has KV blocks for a sequence of so many tokens, if that runs alone."""
-        return -(-tokens // self.spec.block_tokens) <= self.spec.kv_blocks
 
     def submit(self, sequence: Sequence, now_ns: int) -> None:
         """Queue a sequence that fits; it comes now."""
@@ -246,7 +256,7 @@ class Worker:
             self.backlog_tokens += sequence.prompt
         if self._iterations == 0:
             self.plan(now_ns)
-        elif self._iterations > 1 and len(waiting) == 1 and len(self._running) < self.spec.slots:
+        elif self._iterations > 1 and len(waiting) == 1 and len(self._running) < self._slots:
             self._cut(now_ns)
 
     def abort(self, sequence: Sequence, now_ns: int) -> None:
@@ -277,7 +287,9 @@ class Worker:
         if n:
             chunks = self._chunks
             if not chunks:
-                self._grow(self._crossings(count))
+                growing = self._crossings(count)
+                if growing:
+                    self._kv.take(growing)
                 if count > 1:  # the last of a run is the longest
                     elapsed_fs = (
                         self._launch_fs
@@ -315,17 +327,16 @@ class Worker:
                 self._attend(seen_fs)
         n = self._decoding
         self._preempted = False
-        if n and self._kv.available < n and self._crossings(1) > self._kv.available:
+        if n and self._kv.available < n and self._growing_next() > self._kv.available:
             self._make_room()
             n = self._decoding
         if self._prefilling or self._waiting:
-            prefill_fs = self._schedule(seen_fs)
+            self._growing = self._growing_next() if n else 0
+            first_fs = self._launch_fs + self._schedule(seen_fs)
             if self._chunks:
-                self._grow(self._crossings(1))
-                decode_fs = (
-                    n * self._sequence_fs + self._context * self._context_token_fs if n else 0
-                )
-                first_fs = self._launch_fs + decode_fs + prefill_fs
+                if self._growing:
+                    self._kv.take(self._growing)
+                first_fs += n * self._sequence_fs + self._context * self._context_token_fs
                 self._begin(1, first_fs, first_fs)
                 return
         elif self._chunks:
@@ -359,6 +370,7 @@ class Worker:
                 sequence.made += self._iteration - sequence.decodes_from
             sequence.state = GONE
         self.evicted_before += self._kv.evicted
+        self.kv_blocks_max = max(self.kv_blocks_max, self._kv_blocks_max())
         self._empty()
         return lost
 
@@ -370,7 +382,7 @@ class Worker:
         contexts = [each.prompt + self._iteration - each.decodes_from for each in decoding]
         assert sum(contexts) == self._context, (contexts, self._context)
         assert sorted(each.phase for each in decoding) == self._phases, self._phases
-        assert len(self._running) <= self.spec.slots, len(self._running)
+        assert len(self._running) <= self._slots, len(self._running)
         assert (
             sum(
                 each.prompt - each.computed
@@ -396,8 +408,11 @@ class Worker:
             hit_tokens=self.hit_tokens,
             evicted_blocks=self.evicted_before + self._kv.evicted,
             preemptions=self.preemptions,
-            kv_blocks_max=self.kv_blocks_max,
+            kv_blocks_max=max(self.kv_blocks_max, self._kv_blocks_max()),
         )
+
+    def _kv_blocks_max(self) -> int:
+        return self._kv.blocks_max - self._kv.available_min
 
     # The end of iterations.
 
@@ -412,7 +427,8 @@ class Worker:
             del self._running[sequence]
             sequence.state = GONE
             brought.append((FINISHED, sequence))
-        self._next_end()
+        while ends and ends[0][2].ends_at != ends[0][0]:
+            heappop(ends)
 
     def _next_end(self) -> None:
         ends = self._ends
@@ -432,19 +448,22 @@ class Worker:
         place = bisect_right(self._gaps_at, sequence.decodes_from)
         if place < len(self._gaps_fs) and self._gaps_fs[place] > sequence.itl_max_fs:
             sequence.itl_max_fs = self._gaps_fs[place]
-        counted = -(-context // self.spec.block_tokens) - sequence.shared
-        self._kv.release(sequence.blocks, sequence.shared, counted)
+        counted = -(-context // self._block_tokens) - sequence.shared
+        self._kv.release(sequence.last, counted)
+        sequence.last = None
 
     def _prefilled(self, brought: list[tuple[int, Sequence]]) -> None:
         """Note the chunks that were computed; a prompt's last one has made a token."""
-        block_tokens = self.spec.block_tokens
+        block_tokens = self._block_tokens
         for sequence, tokens in self._chunks:
             self.prefill_tokens += tokens
             self.backlog_tokens -= tokens
             computed = sequence.computed = sequence.computed + tokens
             full = min(computed // block_tokens, len(sequence.blocks))
             if full > sequence.shared:
-                self._kv.commit(sequence.blocks, sequence.shared, full)
+                sequence.last = self._kv.commit(
+                    sequence.last, sequence.blocks, sequence.shared, full
+                )
                 sequence.shared = full
             if computed < sequence.prompt:
                 continue
@@ -476,7 +495,7 @@ class Worker:
         sequence.state = DECODING
         sequence.decodes_from = iteration
         sequence.ends_at = iteration + sequence.output_tokens - sequence.made
-        sequence.phase = (iteration + 1 - context) % self.spec.block_tokens
+        sequence.phase = (iteration + 1 - context) % self._block_tokens
         insort(self._phases, sequence.phase)
         self._decoding += 1
         self._context += context
@@ -484,8 +503,9 @@ class Worker:
 
     def _drop_blocks(self, sequence: Sequence) -> None:
         """Let go of the blocks that were set aside for a prompt."""
-        counted = -(-sequence.prompt // self.spec.block_tokens) - sequence.shared
-        self._kv.release(sequence.blocks, sequence.shared, counted)
+        counted = -(-sequence.prompt // self._block_tokens) - sequence.shared
+        self._kv.release(sequence.last, counted)
+        sequence.last = None
         sequence.shared = 0
 
     # The beginning of iterations.
@@ -511,9 +531,10 @@ class Worker:
     def _begin_arrived(self, sequence: Sequence) -> None:
         self._joined.append(sequence)
         self._decode(sequence)
-        full = min(sequence.prompt // self.spec.block_tokens, len(sequence.blocks))
-        self._kv.commit(sequence.blocks, sequence.shared, full)
-        sequence.shared = full
+        full = min(sequence.prompt // self._block_tokens, len(sequence.blocks))
+        if full > sequence.shared:
+            sequence.last = self._kv.commit(sequence.last, sequence.blocks, sequence.shared, full)
+            sequence.shared = full
 
     def _drop(self, sequence: Sequence) -> None:
         """Take out a sequence, wherever it is."""
@@ -536,7 +557,7 @@ class Worker:
     def _make_room(self) -> None:
         """Preempt the youngest until the next iteration has the blocks that it needs."""
         self._preempted = True
-        while self._crossings(1) > self._kv.available:
+        while self._growing_next() > self._kv.available:
             sequence = next(reversed(self._running))
             if sequence.state == DECODING:
                 sequence.token_fs = self._start_fs
@@ -556,7 +577,7 @@ class Worker:
         Returns:
             What they add to it, in femtoseconds.
         """
-        budget = self.spec.batch_tokens_max - self._decoding
+        budget = self._batch_tokens_max - self._decoding
         chunks = self._chunks = []
         prefill_fs = 0
         for sequence in self._prefilling:
@@ -566,7 +587,7 @@ class Worker:
             budget -= tokens
             if not budget:
                 return prefill_fs
-        waiting, slots = self._waiting, self.spec.slots
+        waiting, slots = self._waiting, self._slots
         if self._preempted:
             return prefill_fs
         while waiting and budget and len(self._running) < slots:
@@ -585,18 +606,18 @@ class Worker:
 
     def _admit(self, sequence: Sequence) -> bool:
         """Give a sequence the blocks of its whole prompt, if there are enough."""
-        block_tokens, kv, blocks = self.spec.block_tokens, self._kv, sequence.blocks
+        block_tokens, kv, blocks = self._block_tokens, self._kv, sequence.blocks
         prompt = sequence.prompt
         # At least the last token is computed, because it makes the next one.
         most = prompt // block_tokens if sequence.arrives else (prompt - 1) // block_tokens
-        hits = kv.match(blocks, min(len(blocks), most)) if blocks else 0
-        referenced = kv.referenced(blocks, hits) if hits else 0
+        match = kv.match(blocks, min(len(blocks), most)) if blocks else NO_MATCH
+        hits = match[0]
         needed = -(-prompt // block_tokens)
         spare = self._watermark if self._running else 0
-        if needed - referenced + self._crossings(1) + spare > kv.available:
+        if needed - match[1] + self._growing + spare > kv.available:
             return False
         if hits:
-            kv.pin(blocks, hits, referenced)
+            sequence.last = kv.pin(match)
         kv.take(needed - hits)
         sequence.shared = hits
         tokens = hits * block_tokens
@@ -621,7 +642,7 @@ class Worker:
             count = 1
         elif count > 1:
             available = self._kv.available
-            if available < n * (count // self.spec.block_tokens + 1):
+            if available < n * (count // self._block_tokens + 1):
                 count = min(count, self._crossings_within(available))
             after_fs = IDLE
             if self._inbox:
@@ -663,16 +684,14 @@ class Worker:
 
     # KV blocks that decode needs.
 
-    def _grow(self, blocks: int) -> None:
-        kv = self._kv
-        if blocks:
-            kv.take(blocks)
-        used = kv.blocks_max - kv.available
-        self.kv_blocks_max = max(self.kv_blocks_max, used)
+    def _growing_next(self) -> int:
+        """New blocks that the sequences need in the next iteration."""
+        phases, phase = self._phases, (self._iteration + 1) % self._block_tokens
+        return bisect_right(phases, phase) - bisect_left(phases, phase)
 
     def _crossings(self, count: int) -> int:
         """New blocks that the sequences need in so many iterations from here on."""
-        phases, block_tokens = self._phases, self.spec.block_tokens
+        phases, block_tokens = self._phases, self._block_tokens
         full, rest = divmod(count, block_tokens)
         low = (self._iteration + 1) % block_tokens
         high = low + rest
@@ -685,7 +704,7 @@ class Worker:
 
     def _crossings_within(self, available: int) -> int:
         """The most iterations for which so many blocks are enough; at least 1."""
-        phases, block_tokens = self._phases, self.spec.block_tokens
+        phases, block_tokens = self._phases, self._block_tokens
         full, rest = divmod(available, len(phases))
         low = (self._iteration + 1) % block_tokens
         place = bisect_left(phases, low) + rest
