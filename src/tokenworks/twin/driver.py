@@ -194,6 +194,8 @@ class Driver:
         self._waits: dict[int, int] = {}
         self._followers: dict[int, list[int]] = {}
         self._arrivals = self._order_arrivals()
+        self._arrivals_ns = [requests[place].at_ns for place in self._arrivals]
+        self._arrivals_ns.append(_FAR)
         self._arrived = 0
         # Boundaries with a smaller key come before all else.
         self._bound = 0
@@ -357,8 +359,7 @@ class Driver:
         next_ns = self._timer_ns
         if self._agenda and self._agenda[0][0] < next_ns:
             next_ns = self._agenda[0][0]
-        if self._arrived < len(self._arrivals):
-            next_ns = min(next_ns, self._requests[self._arrivals[self._arrived]].at_ns)
+        next_ns = min(next_ns, self._arrivals_ns[self._arrived])
         # What is overdue, because the clock has gone on since, happens now.
         next_ns = max(next_ns, self._now_ns)
         self._bound = _FAR if next_ns == _FAR else (next_ns + 1) << KEY_SHIFT
@@ -536,7 +537,11 @@ class Driver:
         outcomes = self.outcomes
         if outcomes.first_token_ns[place] == NEVER:  # that message was lost
             outcomes.first_token_ns[place] = self._now_ns
-        self._note(sequence)
+        outcomes.output_tokens[place] = sequence.made
+        outcomes.cached_tokens[place] = sequence.cached_tokens
+        outcomes.itl_max_ns[place] = -(-sequence.itl_max_fs // FS_PER_NS)
+        if sequence.preemptions:
+            outcomes.preemptions[place] += sequence.preemptions
         self._close(place, End.DONE)
         self._tell(
             Finished(

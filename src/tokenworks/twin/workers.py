@@ -171,6 +171,8 @@ class Worker:
         "_launch_fs",
         "_phases",
         "_preempted",
+        "_prefill_context_fs",
+        "_prefill_token_fs",
         "_prefilling",
         "_running",
         "_sequence_fs",
@@ -212,6 +214,8 @@ class Worker:
         self._launch_fs = spec.timing.launch_fs
         self._sequence_fs = spec.timing.sequence_fs
         self._context_token_fs = spec.timing.context_token_fs
+        self._prefill_token_fs = spec.timing.prefill_token_fs
+        self._prefill_context_fs = spec.timing.prefill_context_fs
         self._watermark = spec.kv_blocks // WATERMARK_SHARE
         self.busy_fs = self.iterations = self.prefill_tokens = self.output_tokens = 0
         self.hit_tokens = self.preemptions = self.kv_blocks_max = self.up_ns = 0
@@ -321,7 +325,7 @@ class Worker:
             self._attend(seen_fs)
         if not self._decoding and not self._prefilling:
             now_fs = now_ns * FS_PER_NS
-            start_fs = self._start_fs = max(start_fs, now_fs)
+            start_fs = self._start_fs = now_fs  # its last boundary was at that time or before
             seen_fs = start_fs + 1
             if self._inbox:
                 self._attend(seen_fs)
@@ -454,10 +458,9 @@ class Worker:
 
     def _prefilled(self, brought: list[tuple[int, Sequence]]) -> None:
         """Note the chunks that were computed; a prompt's last one has made a token."""
-        block_tokens = self._block_tokens
+        block_tokens, total = self._block_tokens, 0
         for sequence, tokens in self._chunks:
-            self.prefill_tokens += tokens
-            self.backlog_tokens -= tokens
+            total += tokens
             computed = sequence.computed = sequence.computed + tokens
             full = min(computed // block_tokens, len(sequence.blocks))
             if full > sequence.shared:
@@ -488,6 +491,8 @@ class Worker:
                 sequence.token_fs = self._start_fs
                 self._held[sequence] = None
                 brought.append((HANDED, sequence))
+        self.prefill_tokens += total
+        self.backlog_tokens -= total
 
     def _decode(self, sequence: Sequence) -> None:
         """Begin to decode a sequence whose prompt is in the KV cache."""
@@ -579,30 +584,32 @@ class Worker:
         """
         budget = self._batch_tokens_max - self._decoding
         chunks = self._chunks = []
-        prefill_fs = 0
+        # Chunks cost what Timing.prefill_fs says; here they are summed up before they are priced.
+        pairs = 0
         for sequence in self._prefilling:
             tokens = min(sequence.prompt - sequence.computed, budget)
             chunks.append((sequence, tokens))
-            prefill_fs += self._timing.prefill_fs(tokens, sequence.computed)
+            pairs += tokens * sequence.computed + tokens * (tokens - 1) // 2
             budget -= tokens
             if not budget:
-                return prefill_fs
-        waiting, slots = self._waiting, self._slots
-        if self._preempted:
-            return prefill_fs
-        while waiting and budget and len(self._running) < slots:
+                break
+        waiting, slots, running = self._waiting, self._slots, self._running
+        while waiting and budget and len(running) < slots and not self._preempted:
             sequence = waiting[0]
             if sequence.after_fs >= seen_fs or not self._admit(sequence):
                 break
             waiting.popleft()
-            self._running[sequence] = None
+            running[sequence] = None
             if sequence.arrives:
                 continue
             tokens = min(sequence.prompt - sequence.computed, budget)
             chunks.append((sequence, tokens))
-            prefill_fs += self._timing.prefill_fs(tokens, sequence.computed)
+            pairs += tokens * sequence.computed + tokens * (tokens - 1) // 2
             budget -= tokens
-        return prefill_fs
+        if not chunks:
+            return 0
+        tokens = self._batch_tokens_max - self._decoding - budget
+        return tokens * self._prefill_token_fs + pairs * self._prefill_context_fs
 
     def _admit(self, sequence: Sequence) -> bool:
         """Give a sequence the blocks of its whole prompt, if there are enough."""
