@@ -365,6 +365,7 @@ class Worker:
             done = 0
             if not self._chunks and self._decoding:
                 done = self._timing.iterations_within(self._decoding, self._context, elapsed_fs)
+            self._kv.take(self._crossings(done))
             self.iterations += done
             self.output_tokens += done * self._decoding
             self._iteration += done
