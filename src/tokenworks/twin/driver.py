@@ -220,6 +220,7 @@ class Driver:
                     self._followers.setdefault(self._places[name], []).append(place)
             else:
                 arrivals.append(place)
+        assert all(request.at_ns >= 0 for request in requests), "a request comes before the run"
         arrivals.sort(key=lambda place: requests[place].at_ns)
         return arrivals
 
@@ -360,8 +361,6 @@ class Driver:
         if self._agenda and self._agenda[0][0] < next_ns:
             next_ns = self._agenda[0][0]
         next_ns = min(next_ns, self._arrivals_ns[self._arrived])
-        # What is overdue, because the clock has gone on since, happens now.
-        next_ns = max(next_ns, self._now_ns)
         self._bound = _FAR if next_ns == _FAR else (next_ns + 1) << KEY_SHIFT
 
     # The dispatcher's events and commands.
@@ -379,7 +378,7 @@ class Driver:
                 if isinstance(command, Send):
                     self._send(command)
                 elif isinstance(command, SetTimer):
-                    self._timer_ns = command.at_ns
+                    self._timer_ns = max(command.at_ns, self._now_ns)
                     self._set_bound()
                 elif isinstance(command, Reject):
                     failed = command.code == "worker_failed"

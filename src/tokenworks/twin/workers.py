@@ -459,7 +459,7 @@ class Worker:
 
     def _prefilled(self, brought: list[tuple[int, Sequence]]) -> None:
         """Note the chunks that were computed; a prompt's last one has made a token."""
-        block_tokens, total = self._block_tokens, 0
+        block_tokens, total, whole = self._block_tokens, 0, 0
         for sequence, tokens in self._chunks:
             total += tokens
             computed = sequence.computed = sequence.computed + tokens
@@ -471,8 +471,7 @@ class Worker:
                 sequence.shared = full
             if computed < sequence.prompt:
                 continue
-            self._prefilling.remove(sequence)
-            self.output_tokens += 1
+            whole += 1
             sequence.made += 1
             if sequence.made == 1:
                 brought.append((STARTED, sequence))
@@ -492,6 +491,9 @@ class Worker:
                 sequence.token_fs = self._start_fs
                 self._held[sequence] = None
                 brought.append((HANDED, sequence))
+        # Only the last chunk can be a part, so whole prompts are the first ones.
+        del self._prefilling[:whole]
+        self.output_tokens += whole
         self.prefill_tokens += total
         self.backlog_tokens -= total
 
