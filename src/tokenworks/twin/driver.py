@@ -68,7 +68,7 @@ class Hooks:
         """Before the first event; put on the agenda what is to happen."""
 
     def told(self, now_ns: int, event: Event, commands: list[Command]) -> None:
-        """After each event, before its commands are carried out."""
+        """After each event, before its commands are carried out; so only call ``at`` from here."""
 
     def end(self, driver: Driver) -> None:
         """After the last event."""

@@ -24,38 +24,51 @@ JOURNAL_FORMAT: Final = 1
 """That of ``live.journal``; a test reads the twin's files with its reader."""
 
 _FRAME: Final = struct.Struct("<II")
-_PIECE_BYTES: Final = 1 << 16
+_FILE_BUFFER_BYTES: Final = 1 << 16
+_PENDING_MAX: Final = 256
+_SHORT_ARRAY_LEN: Final = 16
+"""MessagePack's arrays below this length have a head of one byte; those up to 65,535, of three."""
 _DIGEST_BYTES: Final = 16
 _COMMANDS_DIGEST_BYTES: Final = 8
 _ENCODER: Final = msgspec.msgpack.Encoder()
 
 
 class Journal:
-    """Digests events and commands as they come."""
+    """Digests events and commands as they come.
 
-    __slots__ = ("_buffer", "_encode_into", "_hash")
+    They are encoded some at a time, so nobody may change a command, or its list, later on.
+    """
+
+    __slots__ = ("_buffer", "_hash", "_pending")
 
     def __init__(self) -> None:
         self._buffer = bytearray()
-        self._encode_into = _ENCODER.encode_into
         self._hash = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+        self._pending: list[tuple[int, Event, list[Command]]] = []
 
     def write(self, now_ns: int, event: Event, commands: list[Command]) -> None:
         """Take an event and what the dispatcher answered, before any command is carried out."""
-        buffer = self._buffer
-        self._encode_into((now_ns, event, commands), buffer, -1)
-        if len(buffer) >= _PIECE_BYTES:
-            self._hash.update(buffer)
-            buffer.clear()
+        pending = self._pending
+        pending.append((now_ns, event, commands))
+        if len(pending) >= _PENDING_MAX:
+            self._digest_pending()
 
     def digest(self) -> str:
         """Of all until now, 32 hex digits."""
-        self._hash.update(self._buffer)
-        self._buffer.clear()
+        self._digest_pending()
         return self._hash.hexdigest()
 
     def close(self) -> None:
         """Nothing more will come."""
+
+    def _digest_pending(self) -> None:
+        pending, buffer = self._pending, self._buffer
+        _ENCODER.encode_into(pending, buffer)
+        # Without the head of the array, it does not matter how many were encoded together.
+        head_bytes = 1 if len(pending) < _SHORT_ARRAY_LEN else 3
+        with memoryview(buffer) as view:
+            self._hash.update(view[head_bytes:])
+        pending.clear()
 
 
 class FileJournal(Journal):
@@ -70,7 +83,7 @@ class FileJournal(Journal):
 
     def __init__(self, path: Path, dispatcher: Dispatcher) -> None:
         super().__init__()
-        self._file: IO[bytes] = path.open("xb", buffering=_PIECE_BYTES)
+        self._file: IO[bytes] = path.open("xb", buffering=_FILE_BUFFER_BYTES)
         header = {
             "format": JOURNAL_FORMAT,
             "package_version": tokenworks.__version__,
