@@ -151,6 +151,8 @@ class Worker:
     __slots__ = (
         "_batch_tokens_max",
         "_block_tokens",
+        "_busy_from_fs",
+        "_busy_fs",
         "_chunks",
         "_context",
         "_context_token_fs",
@@ -183,11 +185,9 @@ class Worker:
         "_watermark",
         "arrivals",
         "backlog_tokens",
-        "busy_fs",
         "evicted_before",
         "hit_tokens",
         "index",
-        "iterations",
         "key",
         "kv_blocks_max",
         "output_tokens",
@@ -217,7 +217,7 @@ class Worker:
         self._prefill_token_fs = spec.timing.prefill_token_fs
         self._prefill_context_fs = spec.timing.prefill_context_fs
         self._watermark = spec.kv_blocks // WATERMARK_SHARE
-        self.busy_fs = self.iterations = self.prefill_tokens = self.output_tokens = 0
+        self._busy_fs = self._iteration = self.prefill_tokens = self.output_tokens = 0
         self.hit_tokens = self.preemptions = self.kv_blocks_max = self.up_ns = 0
         self.evicted_before = 0
         self._empty()
@@ -235,11 +235,10 @@ class Worker:
         self._inbox: list[tuple[int, int, Sequence]] = []
         # The iterations in progress: when they began and end, and how many there are. None are
         # when it is idle; from the end of the last one until the next plan it counts as one.
-        self._start_fs = self._end_fs = self._iterations = 0
+        self._start_fs = self._end_fs = self._iterations = self._busy_from_fs = 0
         self._chunks: list[tuple[Sequence, int]] = []
         self._preempted = False
         # What decodes: sequences, their context, their ends, and when they need blocks.
-        self._iteration = 0
         self._decoding = 0
         self._context = 0
         self._ends: list[tuple[int, int, Sequence]] = []
@@ -285,13 +284,12 @@ class Worker:
         elapsed_fs = self._end_fs - self._start_fs
         self._start_fs = self._end_fs
         self._iterations = 1
-        self.busy_fs += elapsed_fs
-        self.iterations += count
+        iteration = self._iteration = self._iteration + count
         brought: list[tuple[int, Sequence]] = []
         if n:
             chunks = self._chunks
             if not chunks:
-                growing = self._crossings(count)
+                growing = self._crossings(iteration - count, count)
                 if growing:
                     self._kv.take(growing)
                 if count > 1:  # the last of a run is the longest
@@ -300,9 +298,7 @@ class Worker:
                         + n * self._sequence_fs
                         + (self._context + n * (count - 1)) * self._context_token_fs
                     )
-            iteration = self._iteration = self._iteration + count
             self._context += n * count
-            self.output_tokens += n * count
             gaps_at, gaps_fs = self._gaps_at, self._gaps_fs
             while gaps_fs and gaps_fs[-1] <= elapsed_fs:
                 gaps_fs.pop()
@@ -313,8 +309,6 @@ class Worker:
                 self._finish(brought)
             if not chunks:
                 return brought
-        else:
-            self._iteration += count
         self._prefilled(brought)
         return brought
 
@@ -324,8 +318,9 @@ class Worker:
         if self._inbox:
             self._attend(seen_fs)
         if not self._decoding and not self._prefilling:
-            now_fs = now_ns * FS_PER_NS
-            start_fs = self._start_fs = now_fs  # its last boundary was at that time or before
+            # Its last boundary was now or before, and it has had nothing to do since.
+            self._busy_fs += start_fs - self._busy_from_fs
+            start_fs = self._start_fs = self._busy_from_fs = now_ns * FS_PER_NS
             seen_fs = start_fs + 1
             if self._inbox:
                 self._attend(seen_fs)
@@ -361,18 +356,17 @@ class Worker:
         """
         if self._iterations:
             elapsed_fs = now_ns * FS_PER_NS - self._start_fs
-            self.busy_fs += elapsed_fs
+            self._busy_fs += self._start_fs + elapsed_fs - self._busy_from_fs
             done = 0
             if not self._chunks and self._decoding:
                 done = self._timing.iterations_within(self._decoding, self._context, elapsed_fs)
-            self._kv.take(self._crossings(done))
-            self.iterations += done
-            self.output_tokens += done * self._decoding
+            self._kv.take(self._crossings(self._iteration, done))
             self._iteration += done
         lost = [*self._running, *self._waiting, *self._held]
         for sequence in lost:
             if sequence.state == DECODING:
                 sequence.made += self._iteration - sequence.decodes_from
+                self.output_tokens += self._iteration - sequence.decodes_from
             sequence.state = GONE
         self.evicted_before += self._kv.evicted
         self.kv_blocks_max = max(self.kv_blocks_max, self._kv_blocks_max())
@@ -406,8 +400,8 @@ class Worker:
         return WorkerUse(
             worker=self.spec.worker,
             up_ns=self.up_ns,
-            busy_ns=self.busy_fs // FS_PER_NS,
-            iterations=self.iterations,
+            busy_ns=(self._busy_fs + self._start_fs - self._busy_from_fs) // FS_PER_NS,
+            iterations=self._iteration,
             prefill_tokens=self.prefill_tokens,
             output_tokens=self.output_tokens,
             hit_tokens=self.hit_tokens,
@@ -445,6 +439,7 @@ class Worker:
         done = self._iteration - sequence.decodes_from
         context = sequence.prompt + done
         sequence.made += done
+        self.output_tokens += done
         sequence.ends_at = IDLE
         self._decoding -= 1
         self._context -= context
@@ -699,11 +694,11 @@ class Worker:
         phases, phase = self._phases, (self._iteration + 1) % self._block_tokens
         return bisect_right(phases, phase) - bisect_left(phases, phase)
 
-    def _crossings(self, count: int) -> int:
-        """New blocks that the sequences need in so many iterations from here on."""
+    def _crossings(self, iteration: int, count: int) -> int:
+        """New blocks that the sequences need in so many iterations after one."""
         phases, block_tokens = self._phases, self._block_tokens
         full, rest = divmod(count, block_tokens)
-        low = (self._iteration + 1) % block_tokens
+        low = (iteration + 1) % block_tokens
         high = low + rest
         n = len(phases)
         if high <= block_tokens:
