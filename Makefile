@@ -47,10 +47,11 @@ check: $(SETUP) ## Check house rules, imports between rooms, lint, format and ty
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(SETUP) ## Measure a decision, a chunk at the gateway, an event in the ledger; JSON last
+bench: $(SETUP) ## Measure a decision, a chunk at the gateway, a ledger event, a twin run; JSON last
 	$(BIN)/python bench/decision.py
 	$(BIN)/python bench/gateway_stream.py
 	$(BIN)/python -m bench.ledger
+	$(BIN)/python -m bench.twin
 
 bench-ledger: $(SETUP) ## Measure a ledger of ten million entries: start, invoice, reports, proof
 	$(BIN)/python -m bench.ledger_10m

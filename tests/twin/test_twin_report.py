@@ -115,8 +115,8 @@ def test_answers_are_billed_at_the_tier_that_was_delivered() -> None:
     answers = judge(scenario(), requests, run.outcomes)
     assert answers.delivered == [Tier.ULTRA, Tier.HIGH, Tier.FREE, Tier.FREE, None, None]
     assert answers.kept == [True, False, True, False, False, False]
-    # Dollars per 1M are thousands of nano-dollars per token: 488 x 30 + 512 x 3 + 101 x 150.
-    assert answers.charged[0] == (488 * 30_000 + 512 * 3_000 + 101 * 150_000)
+    # Dollars per 1M are thousands of nano-dollars per token: 1,000 x 30 + 101 x 150.
+    assert answers.charged[0] == 1_000 * 30_000 + 101 * 150_000
     assert answers.charged[1] == 1_000 * 1_200 + 101 * 6_000
     assert answers.credited[1] == answers.charged[1] // 10
     assert answers.charged[2:] == [0, 0, 0, 0]
@@ -156,7 +156,7 @@ def test_a_report_adds_up() -> None:
 def test_speeds_are_those_of_who_had_any() -> None:
     requests, run = sample()
     speeds = report(scenario(), requests, run).all.speeds
-    assert (speeds.ttft_ms.p50, speeds.ttft_ms.p99, speeds.ttft_ms.max) == (100, 3_500, 3_500)
+    assert (speeds.ttft_ms.p50, speeds.ttft_ms.p99, speeds.ttft_ms.max) == (100, 7_000, 7_000)
     assert (speeds.tpot_ms.p50, speeds.tpot_ms.max) == (4, 100)  # the failed one is left out
     assert speeds.itl_max_ms.max == 200
     assert speeds.wait_ms.p99 == 1
@@ -167,11 +167,11 @@ def test_speeds_are_those_of_who_had_any() -> None:
 def test_energy_and_capital_are_costs() -> None:
     requests, run = sample()
     found = report(scenario(), requests, run)
-    # A quarter of an hour at 1,400 W and three at 300 W; $0.08 per kWh; $4 an hour.
-    assert found.energy_kwh == pytest.approx(0.575)
-    assert found.energy_nanodollars == 46_000_000
-    assert found.cost_nanodollars == 46_000_000 + 4_000_000_000
-    assert found.cost_usd_per_mtok == pytest.approx(4.046 / 505e-6)
+    # A quarter of an hour at 10,200 W and three at 4,080 W; $0.08 per kWh; $24 an hour.
+    assert found.energy_kwh == pytest.approx(5.61)
+    assert found.energy_nanodollars == 448_800_000
+    assert found.cost_nanodollars == 448_800_000 + 24_000_000_000
+    assert found.cost_usd_per_mtok == pytest.approx(24.4488 / 505e-6)
     assert [each.utilisation for each in found.workers] == [0.25, 0.0]
     assert found.workers[0].energy_kwh == found.energy_kwh
 
@@ -199,7 +199,7 @@ def test_a_run_in_which_nothing_happened() -> None:
 def test_times_to_first_token_are_sorted_with_none_last() -> None:
     requests, run = sample()
     times = ttft_ms_by_tier(requests, run.outcomes)
-    assert times[Tier.ULTRA] == [100, 3_500]
+    assert times[Tier.ULTRA] == [100, 7_000]
     assert times[Tier.HIGH] == [None]
     assert list(times) == [Tier.FREE, Tier.MEDIUM, Tier.HIGH, Tier.ULTRA]
 

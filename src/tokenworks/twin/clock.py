@@ -1,28 +1,28 @@
-"""A clock that jumps: the twin's time is what its driver says it is."""
+"""The twin's clock: it stands still while things are worked out, then jumps."""
 
 from __future__ import annotations
 
 
-class TwinClock:
-    """A ``core.ports.Clock`` that stands still until it is moved.
+class JumpingClock:
+    """Implements ``core.ports.Clock``.
 
     Args:
-        unix_ns: the date at its start.
+        unix_ns: the date at which it reads 0.
+
+    Attributes:
+        at_ns: nanoseconds since the run began; only the driver sets it, and never back.
     """
 
+    __slots__ = ("_unix_ns", "at_ns")
+
     def __init__(self, unix_ns: int = 0) -> None:
-        self._now_ns = 0
+        self.at_ns = 0
         self._unix_ns = unix_ns
 
     def now_ns(self) -> int:
-        """See ``Clock``."""
-        return self._now_ns
+        """Nanoseconds since the run began."""
+        return self.at_ns
 
     def unix_ns(self) -> int:
-        """See ``Clock``."""
-        return self._unix_ns + self._now_ns
-
-    def move_to(self, now_ns: int) -> None:
-        """Let time pass; it never goes back."""
-        assert now_ns >= self._now_ns, (now_ns, self._now_ns)
-        self._now_ns = now_ns
+        """Nanoseconds since 1970, UTC, as far as the run is concerned."""
+        return self._unix_ns + self.at_ns

@@ -1,14 +1,22 @@
-"""Runs a factory in the modelled world: the real dispatcher, modelled engines, jumping time."""
+"""The twin's driver: it feeds a workload to the dispatcher and its commands to modelled engines.
+
+What happens at the same nanosecond happens in this order: boundaries of workers by their index,
+then what was put on the agenda (timers, messages under way, requests that waited for others) in
+the order it was put there, then arrivals in the order of the workload.
+"""
 
 from __future__ import annotations
 
+import functools
 import gc
 import time
-from collections.abc import Callable, Sequence
+from collections import abc
+from collections.abc import Callable
 from heapq import heappop, heappush
-from typing import Final
+from typing import Final, assert_never
 
-from tokenworks.core.ids import RequestID, WorkerID
+from tokenworks.core.ids import ModelName, RequestID, WorkerID
+from tokenworks.core.units import NS_PER_S
 from tokenworks.dispatch.commands import Abort, Command, Queue, Reject, Send, SetTimer
 from tokenworks.dispatch.dispatcher import Dispatcher
 from tokenworks.dispatch.events import (
@@ -18,176 +26,373 @@ from tokenworks.dispatch.events import (
     Finished,
     Started,
     Ticked,
+    Withdrawn,
+    WorkerDown,
     WorkerUp,
 )
 from tokenworks.perf.timing import FS_PER_NS
-from tokenworks.twin.journal import JournalDigest
-from tokenworks.twin.records import End, Outcomes, RunResult, Scenario, TwinRequest, WorkerSpec
-from tokenworks.twin.workers import Engine, Served
+from tokenworks.twin.clock import JumpingClock
+from tokenworks.twin.journal import Journal
+from tokenworks.twin.network import Kind, Network
+from tokenworks.twin.records import (
+    NEVER,
+    End,
+    Outcomes,
+    RunResult,
+    Scenario,
+    TwinRequest,
+    WorkerSpec,
+)
+from tokenworks.twin.workers import (
+    HANDED,
+    IDLE,
+    KEY_SHIFT,
+    STARTED,
+    WORKERS_MAX,
+    Sequence,
+    Worker,
+)
 
-CURVE_BATCHES: Final = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-PROGRESS_EVERY: Final = 1_000
-FOREVER_NS: Final = 1 << 62
+CURVE_POINTS_MAX: Final = 12
+PROGRESS_REQUESTS: Final = 1_000
+"""Requests that end between two reports of progress."""
 
-_ENGINE, _TIMER, _ARRIVAL, _UP = range(4)
+_FAR: Final = 1 << 200
+_WORKER_MASK: Final = WORKERS_MAX - 1
 
-Progress = Callable[[int, int], None]
-"""Told how many requests have ended, of how many."""
+
+class Hooks:
+    """What faults and checkers may do in a run; each method does nothing until overridden."""
+
+    def begin(self, driver: Driver) -> None:
+        """Before the first event; put on the agenda what is to happen."""
+
+    def told(self, now_ns: int, event: Event, commands: list[Command]) -> None:
+        """After each event, before its commands are carried out; so only call ``at`` from here."""
+
+    def end(self, driver: Driver) -> None:
+        """After the last event."""
 
 
 def run(
     scenario: Scenario,
-    requests: Sequence[TwinRequest],
+    requests: abc.Sequence[TwinRequest],
     *,
     exact: bool = False,
     dispatcher: Dispatcher | None = None,
-    progress: Progress | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    journal: Journal | None = None,
+    hooks: Hooks | None = None,
+    network: Network | None = None,
 ) -> RunResult:
-    """Serve a workload until every request has ended.
+    """Run a workload through a factory until nothing is left to happen.
 
     Args:
         scenario: the factory.
-        requests: the workload, ascending by ``at_ns``.
-        exact: step engines iteration by iteration, to check the closed form.
-        dispatcher: the one to be driven; a new one if none is given.
-        progress: called now and then.
+        requests: the workload, by arrival time.
+        exact: work out each iteration by itself; slow, and with the same result.
+        dispatcher: a new one that was told nothing; made here if it is None.
+        progress: called now and then with the requests that have ended, and all.
+        journal: takes all events and commands; if it is None, only their digest is kept.
+        hooks: faults and checkers.
+        network: between dispatcher and workers; a direct one if it is None.
     """
-    return Run(scenario, requests, exact=exact, dispatcher=dispatcher, progress=progress).finish()
-
-
-def worker_up(spec: WorkerSpec) -> WorkerUp:
-    """What the dispatcher is told of a worker."""
-    context = spec.context_tokens_typical
-    points: dict[int, int] = {}
-    for batch in (*(each for each in CURVE_BATCHES if each < spec.slots), spec.slots):
-        points[batch] = spec.timing.speed_tokens_per_s(batch, batch * context)
-    return WorkerUp(
-        worker=spec.worker,
-        pool=spec.pool,
-        model=spec.model,
-        slots=spec.slots,
-        curve=tuple(points.items()),
-        timing=spec.timing,
-        kv_blocks=spec.kv_blocks,
-        block_tokens=spec.block_tokens,
-        batch_tokens_max=spec.batch_tokens_max,
+    driver = Driver(
+        scenario,
+        requests,
+        exact=exact,
+        dispatcher=Dispatcher() if dispatcher is None else dispatcher,
+        progress=progress,
+        journal=Journal() if journal is None else journal,
+        hooks=hooks,
+        network=Network() if network is None else network,
     )
+    collects = gc.isenabled()
+    gc.disable()  # nothing here makes cycles, and looking for them takes a third of the time
+    try:
+        return driver.run()
+    finally:
+        if collects:
+            gc.enable()
 
 
-class Run:
-    """One run; see ``run``."""
+def speed_curve(spec: WorkerSpec) -> tuple[tuple[int, int], ...]:
+    """Pairs (batch, tokens per second per user) at the typical context, up to all slots.
+
+    Batches are spread evenly in proportion; a point with its predecessor's speed is left out.
+    """
+    curve: list[tuple[int, int]] = []
+    batches = {1, spec.slots}
+    for step in range(1, CURVE_POINTS_MAX - 1):
+        batches.add(round(spec.slots ** (step / (CURVE_POINTS_MAX - 1))))
+    for batch in sorted(batches):
+        speed = spec.timing.speed_tokens_per_s(batch, batch * spec.context_tokens_typical)
+        if not curve or curve[-1][1] != speed:
+            curve.append((batch, speed))
+    return tuple(curve)
+
+
+class Driver:
+    """One run. Hooks may use its public methods.
+
+    Attributes:
+        clock: the run's time.
+        outcomes: what became of each request until now.
+        scenario: what is run.
+        workers: in the scenario's order.
+    """
 
     def __init__(
         self,
         scenario: Scenario,
-        requests: Sequence[TwinRequest],
+        requests: abc.Sequence[TwinRequest],
         *,
         exact: bool,
-        dispatcher: Dispatcher | None,
-        progress: Progress | None,
+        dispatcher: Dispatcher,
+        progress: Callable[[int, int], None] | None,
+        journal: Journal,
+        hooks: Hooks | None,
+        network: Network,
     ) -> None:
-        self._scenario, self._requests, self._exact = scenario, requests, exact
-        self._dispatcher = dispatcher or Dispatcher()
+        self.clock = JumpingClock()
+        self.outcomes = Outcomes(len(requests))
+        self.scenario = scenario
+        self._heap: list[int] = []
+        self.workers = [
+            Worker(index, spec, self._heap, exact=exact)
+            for index, spec in enumerate(scenario.workers)
+        ]
+        self._requests = requests
+        self._handle = dispatcher.handle
         self._progress = progress
-        self._journal = JournalDigest()
-        self._outcomes = Outcomes(len(requests))
+        self._journal = journal
+        self._record = journal.write
+        self._hooks = hooks
+        self._network = network
+        self._direct = network.is_direct()
         self._now_ns = 0
-        self._heap: list[tuple[int, int, int, int]] = []
-        self._engines: list[Engine | None] = [None] * len(scenario.workers)
-        self._index_of: dict[RequestID, int] = {}
-        self._worker_of: dict[WorkerID, int] = {
-            spec.worker: at for at, spec in enumerate(scenario.workers)
-        }
-        self._served: dict[int, Served] = {}
-        self._timer_ns: int | None = None
-        self._ended = 0
-        self._left: dict[int, int] = {}
-        self._dependents: dict[RequestID, list[int]] = {}
+        self._events = self._commands = self._ended = self._sequences = 0
+        self._agenda: list[tuple[int, int, Callable[[], None]]] = []
+        self._agenda_len = 0
+        self._timer_ns = _FAR
+        self._places = {each.request: place for place, each in enumerate(requests)}
+        assert len(self._places) == len(requests), "two requests have the same name"
+        self._indices = {spec.worker: index for index, spec in enumerate(scenario.workers)}
+        assert len(self._indices) == len(scenario.workers), "two workers have the same name"
+        self._up_since_ns: list[int | None] = [None] * len(self.workers)
+        self._told_up = [False] * len(self.workers)
+        self._lost = [False] * len(self.workers)  # and the dispatcher does not know yet
+        # Each request's latest attempt, while it is at a worker, and whether it has answered.
+        self._attempts: list[Sequence | None] = [None] * len(requests)
+        self._answering = bytearray(len(requests))
+        # Attempts that were the last of their requests and have not made all tokens.
+        self._broken: list[Sequence] = []
+        self._one_stage = [spec.role != "decode" for spec in scenario.workers]
+        self._prefills = [spec.role == "prefill" for spec in scenario.workers]
+        self._prefillers: dict[ModelName, list[int]] = {}
+        self._pair()
+        self._waits: dict[int, int] = {}
+        self._followers: dict[int, list[int]] = {}
+        self._arrivals = self._order_arrivals()
+        self._arrivals_ns = [requests[place].at_ns for place in self._arrivals]
+        self._arrivals_ns.append(_FAR)
+        self._arrived = 0
+        # Boundaries with a smaller key come before all else.
+        self._bound = 0
 
-    def finish(self) -> RunResult:
-        """Run to the end."""
-        enabled = gc.isenabled()
-        gc.disable()
-        begun_ns = time.thread_time_ns()
-        try:
-            self._begin()
-            self._loop()
-        finally:
-            if enabled:
-                gc.enable()
-        digest = self._journal.hexdigest()
-        cpu_ns = time.thread_time_ns() - begun_ns
-        return RunResult(
-            outcomes=self._outcomes,
-            workers=tuple(
-                engine.use(self._now_ns) for engine in self._engines if engine is not None
-            ),
-            ended_ns=self._now_ns,
-            events=self._journal.events,
-            commands=self._journal.commands,
-            journal_digest=digest,
-            cpu_ns=cpu_ns,
+    def _pair(self) -> None:
+        """Find who prefills for those that only decode."""
+        for index, spec in enumerate(self.scenario.workers):
+            if spec.role == "prefill":
+                self._prefillers.setdefault(spec.model, []).append(index)
+        for spec in self.scenario.workers:
+            if spec.role == "decode":
+                assert spec.model in self._prefillers, f"nobody prefills for {spec.worker}"
+                assert spec.link_bytes_per_s > 0, f"{spec.worker} has no link"
+
+    def _order_arrivals(self) -> list[int]:
+        requests = self._requests
+        arrivals = []
+        for place, request in enumerate(requests):
+            if request.wait_for:
+                self._waits[place] = len(request.wait_for)
+                for name in request.wait_for:
+                    self._followers.setdefault(self._places[name], []).append(place)
+            else:
+                arrivals.append(place)
+        assert all(request.at_ns >= 0 for request in requests), "a request comes before the run"
+        arrivals.sort(key=lambda place: requests[place].at_ns)
+        return arrivals
+
+    # For hooks.
+
+    def at(self, at_ns: int, action: Callable[[], None]) -> None:
+        """Put something on the agenda; a time that has passed means now."""
+        self._agenda_len += 1
+        heappush(self._agenda, (max(at_ns, self._now_ns), self._agenda_len, action))
+        self._set_bound()
+
+    def withdraw(self, request: RequestID) -> None:
+        """The client leaves, if its request has come and not ended."""
+        place = self._places[request]
+        if self.outcomes.arrived_ns[place] == NEVER or self.outcomes.end[place] != End.OPEN:
+            return
+        self._close(place, End.WITHDRAWN)
+        self._tell(Withdrawn(request=request))
+
+    def fail(self, request: RequestID) -> None:
+        """The worker that has a request breaks it off."""
+        sequence = self._attempts[self._places[request]]
+        if sequence is not None:
+            self._stop(sequence)
+            self._failed(sequence)
+
+    def crash(self, worker: WorkerID, why: str, notice_ns: int = 0) -> None:
+        """A worker is gone with all that it had; the dispatcher notices after a time."""
+        index = self._indices[worker]
+        since_ns = self._up_since_ns[index]
+        if since_ns is None:
+            return
+        engine = self.workers[index]
+        self._up_since_ns[index] = None
+        engine.up_ns += self._now_ns - since_ns
+        engine.crash(self._now_ns)
+        self._lost[index] = True
+        self.at(self._now_ns + notice_ns, functools.partial(self._noticed, index, why))
+
+    def start(self, worker: WorkerID) -> None:
+        """A worker that is down comes up, with nothing in its cache."""
+        index = self._indices[worker]
+        if self._up_since_ns[index] is not None:
+            return
+        self._noticed(index, "it came up again")
+        self._up_since_ns[index] = self._now_ns
+        spec = self.workers[index].spec
+        if spec.role == "prefill":
+            return  # whoever decodes is told to the dispatcher, and asks the others to prefill
+        self._told_up[index] = True
+        self._tell(
+            WorkerUp(
+                worker=spec.worker,
+                pool=spec.pool,
+                model=spec.model,
+                slots=spec.slots,
+                curve=speed_curve(spec),
+                timing=spec.timing,
+                kv_blocks=spec.kv_blocks,
+                block_tokens=spec.block_tokens,
+                batch_tokens_max=spec.batch_tokens_max,
+            )
         )
 
-    def _begin(self) -> None:
-        self._tell(self._scenario.configured)
-        for at, spec in enumerate(self._scenario.workers):
-            if spec.start_ns:
-                heappush(self._heap, (spec.start_ns, _UP, at, 0))
+    # The loop.
+
+    def run(self) -> RunResult:
+        """From the first event to the last."""
+        begun_ns = time.thread_time_ns()
+        if self._hooks is not None:
+            self._hooks.begin(self)
+        self._tell(self.scenario.configured)
+        for spec in self.scenario.workers:
+            if spec.start_ns > 0:
+                self.at(spec.start_ns, functools.partial(self.start, spec.worker))
             else:
-                self._worker_comes_up(at)
-        last_ns = 0
-        for index, request in enumerate(self._requests):
-            assert request.at_ns >= last_ns, "a workload is ascending by at_ns"
-            last_ns = request.at_ns
-            if request.wait_for:
-                self._left[index] = len(request.wait_for)
-                for name in request.wait_for:
-                    self._dependents.setdefault(name, []).append(index)
+                self.start(spec.worker)
+        self._set_bound()
+        self._loop()
+        for index, since_ns in enumerate(self._up_since_ns):
+            if since_ns is not None:
+                self.workers[index].up_ns += self._now_ns - since_ns
+        for sequence in self._broken:
+            self._note(sequence)
+        if self._hooks is not None:
+            self._hooks.end(self)
+        digest = self._journal.digest()
+        return RunResult(
+            outcomes=self.outcomes,
+            workers=tuple(worker.use() for worker in self.workers),
+            ended_ns=self._now_ns,
+            events=self._events,
+            commands=self._commands,
+            journal_digest=digest,
+            cpu_ns=time.thread_time_ns() - begun_ns,
+        )
 
     def _loop(self) -> None:
-        heap, left, total = self._heap, self._left, len(self._requests)
-        # Those that wait for others arrive through the heap.
-        arrivals = iter([index for index in range(total) if index not in left])
-        following = next(arrivals, None)
-        at_ns = FOREVER_NS if following is None else self._requests[following].at_ns
-        engines = self._engines
-        while self._ended < total:
-            if following is not None and (not heap or at_ns < heap[0][0]):
-                self._now_ns = at_ns
-                self._arrive(following)
-                following = next(arrivals, None)
-                at_ns = FOREVER_NS if following is None else self._requests[following].at_ns
-                continue
-            assert heap, f"{total - self._ended} requests wait for what will never be"
-            now_ns, kind, what, epoch = heappop(heap)
-            if kind == _ENGINE:
-                engine = engines[what]
-                if engine is not None and engine.epoch == epoch:
-                    self._now_ns = now_ns
-                    self._step(what, engine)
-                continue
-            self._now_ns = now_ns
-            if kind == _TIMER:
-                if self._timer_ns == now_ns:
-                    self._timer_ns = None
-                    self._tell(Ticked())
-            elif kind == _ARRIVAL:
-                self._arrive(what)
+        heap, engines, clock = self._heap, self.workers, self.clock
+        started, finished, direct = self._started, self._finished, self._direct
+        while True:
+            if heap and heap[0] < self._bound:
+                key = heappop(heap)
+                engine = engines[key & _WORKER_MASK]
+                if engine.key != key:
+                    continue
+                self._now_ns = clock.at_ns = now_ns = key >> KEY_SHIFT
+                for what, sequence in engine.complete():
+                    if not direct or what == HANDED:
+                        self._bring(what, sequence)
+                    elif what == STARTED:
+                        started(sequence)
+                    else:
+                        finished(sequence)
+                engine.plan(now_ns)
+                if engine.arrivals:
+                    self._transfer(engine)
+            elif self._bound == _FAR:
+                return
             else:
-                self._worker_comes_up(what)
+                self._now_ns = clock.at_ns = now_ns = (self._bound >> KEY_SHIFT) - 1
+                if self._timer_ns <= now_ns:
+                    self._timer_ns = _FAR
+                    self._set_bound()
+                    self._tell(Ticked())
+                elif self._agenda and self._agenda[0][0] <= now_ns:
+                    action = heappop(self._agenda)[2]
+                    self._set_bound()
+                    action()
+                else:
+                    place = self._arrivals[self._arrived]
+                    self._arrived += 1
+                    self._set_bound()
+                    self._arrive(place)
 
-    # What happens in the world.
+    def _set_bound(self) -> None:
+        next_ns = self._timer_ns
+        if self._agenda and self._agenda[0][0] < next_ns:
+            next_ns = self._agenda[0][0]
+        next_ns = min(next_ns, self._arrivals_ns[self._arrived])
+        self._bound = _FAR if next_ns == _FAR else (next_ns + 1) << KEY_SHIFT
 
-    def _worker_comes_up(self, at: int) -> None:
-        spec = self._scenario.workers[at]
-        self._engines[at] = Engine(spec, self._now_ns, exact=self._exact)
-        self._tell(worker_up(spec))
+    # The dispatcher's events and commands.
 
-    def _arrive(self, index: int) -> None:
-        request = self._requests[index]
-        self._outcomes.arrived_ns[index] = self._now_ns
-        self._index_of[request.request] = index
+    def _tell(self, event: Event) -> None:
+        now_ns = self._now_ns
+        commands = self._handle(now_ns, event)
+        self._record(now_ns, event, commands)
+        self._events += 1
+        if self._hooks is not None:
+            self._hooks.told(now_ns, event, commands)
+        if commands:
+            self._commands += len(commands)
+            for command in commands:
+                if isinstance(command, Send):
+                    self._send(command)
+                elif isinstance(command, SetTimer):
+                    self._timer_ns = max(command.at_ns, self._now_ns)
+                    self._set_bound()
+                elif isinstance(command, Reject):
+                    failed = command.code == "worker_failed"
+                    place = self._places[command.request]
+                    self._close(place, End.FAILED if failed else End.REJECTED)
+                elif isinstance(command, Abort):
+                    self._abort(command)
+                elif not isinstance(command, Queue):
+                    assert_never(command)
+
+    def _arrive(self, place: int) -> None:
+        now_ns = self._now_ns
+        self.outcomes.arrived_ns[place] = now_ns
+        request = self._requests[place]
         self._tell(
             Arrived(
                 request=request.request,
@@ -197,97 +402,253 @@ class Run:
                 input_tokens_max=request.input_tokens,
                 output_tokens_max=request.output_tokens_max,
                 prefix=request.blocks,
-                arrived_ns=self._now_ns,
-                session=request.session,
+                arrived_ns=now_ns,
             )
         )
 
-    def _step(self, at: int, engine: Engine) -> None:
-        engine.step()
-        outcomes, now_ns = self._outcomes, self._now_ns
-        started, finished = engine.started, engine.finished
-        if engine.due_ns is not None:
-            heappush(self._heap, (engine.due_ns, _ENGINE, at, engine.epoch))
-        for served in started:
-            index = served.index
-            if index in self._served:
-                outcomes.first_token_ns[index] = now_ns
-                outcomes.cached_tokens[index] = served.cached_tokens
-                self._tell(Started(request=self._requests[index].request))
-        for served in finished:
-            index = served.index
-            if self._served.pop(index, None) is None:
-                continue
-            outcomes.output_tokens[index] = served.made
-            outcomes.preemptions[index] = served.preemptions
-            outcomes.itl_max_ns[index] = served.itl_max_fs // FS_PER_NS
-            self._end(index, End.DONE)
-            self._tell(
-                Finished(
-                    request=self._requests[index].request,
-                    output_tokens=served.made,
-                    cached_input_tokens=served.cached_tokens,
-                )
-            )
-
-    def _end(self, index: int, end: End) -> None:
-        self._outcomes.end[index] = end
-        self._outcomes.finished_ns[index] = self._now_ns
+    def _close(self, place: int, end: End) -> None:
+        """A request has ended; those that waited for it may come."""
+        self.outcomes.end[place] = end
+        self.outcomes.finished_ns[place] = self._now_ns
         self._ended += 1
-        if self._progress is not None and self._ended % PROGRESS_EVERY == 0:
+        if self._progress is not None and self._ended % PROGRESS_REQUESTS == 0:
             self._progress(self._ended, len(self._requests))
-        if not self._dependents:
+        if place not in self._followers:
             return
-        for each in self._dependents.pop(self._requests[index].request, ()):
-            self._left[each] -= 1
-            if not self._left[each]:
-                request = self._requests[each]
+        for follower in self._followers[place]:
+            self._waits[follower] -= 1
+            if self._waits[follower] == 0:
+                request = self._requests[follower]
                 at_ns = max(request.at_ns, self._now_ns + request.delay_ns)
-                heappush(self._heap, (at_ns, _ARRIVAL, each, 0))
+                self.at(at_ns, functools.partial(self._arrive, follower))
 
-    # What the dispatcher wants.
-
-    def _tell(self, event: Event) -> None:
-        commands = self._dispatcher.handle(self._now_ns, event)
-        self._journal.add(self._now_ns, event, commands)
-        for command in commands:
-            self._do(command)
-
-    def _do(self, command: Command) -> None:
-        if isinstance(command, Send):
-            self._send(command)
-        elif isinstance(command, SetTimer):
-            at_ns = max(command.at_ns, self._now_ns)
-            self._timer_ns = at_ns
-            heappush(self._heap, (at_ns, _TIMER, 0, 0))
-        elif isinstance(command, Reject):
-            self._end(self._index_of[command.request], End.REJECTED)
-        elif isinstance(command, Abort):
-            engine = self._engines[self._worker_of[command.worker]]
-            served = self._served.pop(self._index_of[command.request], None)
-            if engine is not None and served is not None:
-                self._submitted(engine, engine.epoch, lambda: engine.abort(served, self._now_ns))
-        else:
-            assert isinstance(command, Queue), command
+    # From dispatcher to workers.
 
     def _send(self, command: Send) -> None:
-        index, at = self._index_of[command.request], self._worker_of[command.worker]
-        engine, request = self._engines[at], self._requests[index]
-        self._outcomes.sent_ns[index] = self._now_ns
-        self._outcomes.worker[index] = at
-        output = min(request.output_tokens, request.output_tokens_max)
-        if engine is None or not engine.fits(request.input_tokens, output):
-            self._tell(Failed(request=command.request, worker=command.worker, started=False))
-            return
-        served = Served(index, request.input_tokens, output, request.blocks)
-        self._served[index] = served
-        epoch = engine.epoch
-        engine.submit(served, self._now_ns)
-        if engine.epoch != epoch and engine.due_ns is not None:
-            heappush(self._heap, (engine.due_ns, _ENGINE, at, engine.epoch))
+        place = self._places[command.request]
+        index = self._indices[command.worker]
+        outcomes, request = self.outcomes, self._requests[place]
+        assert self._told_up[index], f"sent to a lost worker: {command!r}"
+        assert outcomes.end[place] == End.OPEN, f"sent after its end: {command!r}"
+        assert self._attempts[place] is None, f"sent twice at a time: {command!r}"
+        outcomes.sent_ns[place] = self._now_ns
+        outcomes.worker[place] = index
+        if command.attempt > 1:
+            outcomes.preemptions[place] += 1
+        target = index if self._one_stage[index] else self._prefiller(index)
+        self._sequences += 1
+        sequence = self._attempts[place] = Sequence(
+            self._sequences,
+            place,
+            target,
+            command.attempt,
+            request.input_tokens,
+            request.output_tokens,
+            request.blocks,
+        )
+        sequence.hands_over = target != index
+        if self._direct:
+            self._deliver(sequence)
+        else:
+            self._message("send", target, functools.partial(self._deliver, sequence))
 
-    def _submitted(self, engine: Engine, epoch: int, change: Callable[[], None]) -> None:
-        change()
-        if engine.epoch != epoch and engine.due_ns is not None:
-            at = self._engines.index(engine)
-            heappush(self._heap, (engine.due_ns, _ENGINE, at, engine.epoch))
+    def _prefiller(self, index: int) -> int:
+        """Whoever has least to prefill, of those that are up if any is."""
+        engines = self.workers
+        return min(
+            self._prefillers[engines[index].spec.model],
+            key=lambda each: (self._up_since_ns[each] is None, engines[each].backlog_tokens, each),
+        )
+
+    def _deliver(self, sequence: Sequence) -> None:
+        """A worker gets a sequence; a repeated message and one for a lost attempt do nothing."""
+        place, target = sequence.place, sequence.worker
+        if self._attempts[place] is not sequence or sequence.after_fs != IDLE:
+            return
+        engine = self.workers[target]
+        if self._up_since_ns[target] is None:
+            if sequence.hands_over and not self._lost[target]:
+                self.at(self._now_ns, functools.partial(self._failed, sequence))
+            return  # else the dispatcher will be told, and has it back
+        prompt = sequence.input_tokens
+        whole = prompt + sequence.output_tokens - 1
+        decoder = self.workers[self.outcomes.worker[place]] if sequence.hands_over else engine
+        if whole > decoder.tokens_max or prompt > engine.tokens_max:
+            self.at(self._now_ns, functools.partial(self._failed, sequence))
+            return
+        engine.submit(sequence, self._now_ns)
+
+    def _abort(self, command: Abort) -> None:
+        place = self._places[command.request]
+        sequence = self._attempts[place]
+        if sequence is None:
+            return
+        self._attempts[place] = None
+        self._broken.append(sequence)
+        if self._direct:
+            self._stop(sequence)
+        else:
+            self._message("abort", sequence.worker, functools.partial(self._stop, sequence))
+
+    def _stop(self, sequence: Sequence) -> None:
+        """End the work on an attempt, and free what was prefilled for it elsewhere."""
+        source, sequence.source = sequence.source, None
+        for each in (sequence, source):
+            if each is not None and each.after_fs != IDLE:
+                self.workers[each.worker].abort(each, self._now_ns)
+                self._transfer(self.workers[each.worker])
+
+    def _message(self, kind: Kind, worker: int, action: Callable[[], None]) -> None:
+        for delay_ns in self._network.delays_ns(self._now_ns, kind, worker):
+            self.at(self._now_ns + delay_ns, action)
+
+    # From workers to dispatcher.
+
+    def _bring(self, what: int, sequence: Sequence) -> None:
+        if what == HANDED:
+            self._handed(sequence)
+        elif what == STARTED:
+            told = functools.partial(self._started, sequence)
+            self._message("started", sequence.worker, told)
+        else:
+            told = functools.partial(self._finished, sequence)
+            self._message("finished", sequence.worker, told)
+
+    def _is_late(self, sequence: Sequence) -> bool:
+        """Whether a message is about an attempt that is over, as far as the driver knows."""
+        latest = self._attempts[sequence.place]
+        return latest is None or latest.attempt != sequence.attempt
+
+    def _started(self, sequence: Sequence) -> None:
+        place = sequence.place
+        if self._attempts[place] is not sequence and self._is_late(sequence):
+            return
+        if not self._answering[place]:
+            self._answering[place] = 1
+            self.outcomes.first_token_ns[place] = self._now_ns
+        self._tell(Started(request=self._requests[place].request))
+
+    def _finished(self, sequence: Sequence) -> None:
+        place = sequence.place
+        if self._attempts[place] is not sequence and self._is_late(sequence):
+            return
+        self._attempts[place] = None
+        outcomes = self.outcomes
+        if outcomes.first_token_ns[place] == NEVER:  # that message was lost
+            outcomes.first_token_ns[place] = self._now_ns
+        outcomes.output_tokens[place] = sequence.made
+        outcomes.cached_tokens[place] = sequence.cached_tokens
+        outcomes.itl_max_ns[place] = -(-sequence.itl_max_fs // FS_PER_NS)
+        if sequence.preemptions:
+            outcomes.preemptions[place] += sequence.preemptions
+        self._close(place, End.DONE)
+        self._tell(
+            Finished(
+                request=self._requests[place].request,
+                output_tokens=sequence.made,
+                cached_input_tokens=sequence.cached_tokens,
+            )
+        )
+
+    def _note(self, sequence: Sequence) -> None:
+        """Write down what a request's last attempt has made."""
+        place, outcomes = sequence.place, self.outcomes
+        outcomes.output_tokens[place] = sequence.made
+        outcomes.cached_tokens[place] = sequence.cached_tokens
+        outcomes.preemptions[place] += sequence.preemptions
+        outcomes.itl_max_ns[place] = -(-sequence.itl_max_fs // FS_PER_NS)
+
+    def _failed(self, sequence: Sequence) -> None:
+        """A worker broke off an attempt; what has begun to answer ends with it."""
+        place = sequence.place
+        if self._is_late(sequence):
+            return
+        started = self._give_up(place)
+        self._tell(
+            Failed(
+                request=self._requests[place].request,
+                worker=self.scenario.workers[self.outcomes.worker[place]].worker,
+                started=started,
+            )
+        )
+
+    def _give_up(self, place: int) -> bool:
+        """Forget an attempt; whether its request ends with it, because it has begun to answer."""
+        sequence = self._attempts[place]
+        assert sequence is not None, place
+        self._attempts[place] = None
+        if not self._answering[place]:
+            return False
+        self._broken.append(sequence)
+        self._close(place, End.FAILED)
+        return True
+
+    def _noticed(self, index: int, why: str) -> None:
+        """What a lost worker had is lost for the dispatcher, too."""
+        if not self._lost[index]:
+            return
+        self._lost[index] = False
+        lost = [
+            sequence
+            for sequence in self._attempts
+            if sequence is not None and index in self._workers_of(sequence)
+        ]
+        for sequence in lost:
+            self._stop(sequence)
+        if self._prefills[index]:
+            for sequence in lost:
+                self._failed(sequence)
+            return
+        for sequence in lost:
+            self._give_up(sequence.place)
+        self._told_up[index] = False
+        self._tell(WorkerDown(worker=self.scenario.workers[index].worker, why=why))
+
+    def _workers_of(self, sequence: Sequence) -> tuple[int, ...]:
+        """Those without which an attempt is lost."""
+        told = self.outcomes.worker[sequence.place]
+        source = sequence.source
+        return (told, sequence.worker) if source is None else (told, source.worker)
+
+    # From worker to worker.
+
+    def _handed(self, sequence: Sequence) -> None:
+        """A prompt is prefilled; its KV cache goes where it will be decoded."""
+        place = sequence.place
+        if self._attempts[place] is not sequence:
+            return  # aborted, which frees its blocks at the next boundary
+        self._sequences += 1
+        index = self.outcomes.worker[place]
+        following = self._attempts[place] = Sequence(
+            self._sequences,
+            place,
+            index,
+            sequence.attempt,
+            sequence.input_tokens,
+            sequence.output_tokens,
+            sequence.blocks,
+        )
+        following.arrives = True
+        following.source = sequence
+        following.made = sequence.made
+        following.token_fs = sequence.token_fs
+        following.cached_tokens = sequence.cached_tokens
+        if self._up_since_ns[index] is not None:
+            self.workers[index].submit(following, self._now_ns)
+            self._transfer(self.workers[index])
+
+    def _transfer(self, engine: Worker) -> None:
+        """Send the KV caches for which a worker has made room."""
+        for sequence, size_bytes in engine.arrivals:
+            delay_ns = -(-size_bytes * NS_PER_S // engine.spec.link_bytes_per_s)
+            arrived = functools.partial(self._kv_arrived, sequence)
+            self.at(self._now_ns + delay_ns, arrived)
+        engine.arrivals.clear()
+
+    def _kv_arrived(self, sequence: Sequence) -> None:
+        source, sequence.source = sequence.source, None
+        if source is None:
+            return  # aborted, or a worker was lost
+        self.workers[source.worker].release(source, self._now_ns)
+        self.workers[sequence.worker].join(sequence, self._now_ns)
+        self._transfer(self.workers[sequence.worker])

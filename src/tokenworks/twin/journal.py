@@ -1,47 +1,109 @@
-"""A running hash of all that a dispatcher was told and answered: two runs alike, or not."""
+"""The twin's journal: a digest of every event and its commands, and a file of them if wanted.
+
+The digest is blake2b over the MessagePack of ``(now_ns, event, commands)``, one after the other,
+so it is the same for the same run on any machine. A file has the format of the live journal, which
+its reader and its replay therefore understand.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from typing import Final
+import struct
+import zlib
+from pathlib import Path
+from typing import IO, Final
 
 import msgspec
 
+import tokenworks
 from tokenworks.dispatch.commands import Command
+from tokenworks.dispatch.dispatcher import Dispatcher
 from tokenworks.dispatch.events import Event
 
-PIECE_EVENTS: Final = 256
-"""Events that are encoded and hashed at once."""
+JOURNAL_FORMAT: Final = 1
+"""That of ``live.journal``; a test reads the twin's files with its reader."""
+
+_FRAME: Final = struct.Struct("<II")
+_FILE_BUFFER_BYTES: Final = 1 << 16
+_PENDING_MAX: Final = 256
+_SHORT_ARRAY_LEN: Final = 16
+"""MessagePack's arrays below this length have a head of one byte; those up to 65,535, of three."""
+_DIGEST_BYTES: Final = 16
+_COMMANDS_DIGEST_BYTES: Final = 8
+_ENCODER: Final = msgspec.msgpack.Encoder()
 
 
-class JournalDigest:
-    """Hashes events and commands, encoded as MessagePack, in the order in which they came.
+class Journal:
+    """Digests events and commands as they come.
 
-    Attributes:
-        events: how many were told.
-        commands: how many were answered.
+    They are encoded some at a time, so nobody may change a command, or its list, later on.
     """
 
+    __slots__ = ("_buffer", "_hash", "_pending")
+
     def __init__(self) -> None:
-        self.events = self.commands = 0
-        self._hash = hashlib.blake2b(digest_size=16)
-        self._encode = msgspec.msgpack.Encoder().encode
-        self._piece: list[tuple[int, Event, list[Command]]] = []
+        self._buffer = bytearray()
+        self._hash = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+        self._pending: list[tuple[int, Event, list[Command]]] = []
 
-    def add(self, now_ns: int, event: Event, commands: list[Command]) -> None:
-        """Take up one event and its answer, neither of which changes any more."""
-        self._piece.append((now_ns, event, commands))
-        if len(self._piece) >= PIECE_EVENTS:
-            self._flush()
+    def write(self, now_ns: int, event: Event, commands: list[Command]) -> None:
+        """Take an event and what the dispatcher answered, before any command is carried out."""
+        pending = self._pending
+        pending.append((now_ns, event, commands))
+        if len(pending) >= _PENDING_MAX:
+            self._digest_pending()
 
-    def hexdigest(self) -> str:
-        """The hash of all until now, 32 hex digits."""
-        self._flush()
-        return self._hash.copy().hexdigest()
+    def digest(self) -> str:
+        """Of all until now, 32 hex digits."""
+        self._digest_pending()
+        return self._hash.hexdigest()
 
-    def _flush(self) -> None:
-        for entry in self._piece:
-            self._hash.update(self._encode(entry))
-        self.events += len(self._piece)
-        self.commands += sum(len(commands) for _, _, commands in self._piece)
-        self._piece.clear()
+    def close(self) -> None:
+        """Nothing more will come."""
+
+    def _digest_pending(self) -> None:
+        pending, buffer = self._pending, self._buffer
+        _ENCODER.encode_into(pending, buffer)
+        # Without the head of the array, it does not matter how many were encoded together.
+        head_bytes = 1 if len(pending) < _SHORT_ARRAY_LEN else 3
+        with memoryview(buffer) as view:
+            self._hash.update(view[head_bytes:])
+        pending.clear()
+
+
+class FileJournal(Journal):
+    """Also writes a file that ``tokenworks journal replay`` replays.
+
+    Args:
+        path: a new file.
+        dispatcher: that of the run, before its first event.
+    """
+
+    __slots__ = ("_file",)
+
+    def __init__(self, path: Path, dispatcher: Dispatcher) -> None:
+        super().__init__()
+        self._file: IO[bytes] = path.open("xb", buffering=_FILE_BUFFER_BYTES)
+        header = {
+            "format": JOURNAL_FORMAT,
+            "package_version": tokenworks.__version__,
+            "sequence": 1,
+        }
+        self._frame(b"H" + _ENCODER.encode(header))
+        self._frame(b"S" + dispatcher.snapshot())
+
+    def write(self, now_ns: int, event: Event, commands: list[Command]) -> None:
+        """Take an event and what the dispatcher answered, before any command is carried out."""
+        super().write(now_ns, event, commands)
+        encoded = _ENCODER.encode(commands)
+        digest = hashlib.blake2b(encoded, digest_size=_COMMANDS_DIGEST_BYTES).digest()
+        self._frame(b"E" + _ENCODER.encode((now_ns, event)))
+        self._frame(b"C" + digest)
+
+    def close(self) -> None:
+        """Nothing more will come; the file is whole."""
+        self._file.close()
+
+    def _frame(self, payload: bytes) -> None:
+        length = len(payload)
+        self._file.write(_FRAME.pack(length, zlib.crc32(payload, length)) + payload)

@@ -1,152 +1,257 @@
-"""The KV cache of one modelled engine: blocks in use, and blocks kept for their prefix.
+"""The KV blocks of one modelled worker: counted, shared by prefix, and reused oldest first.
 
-Blocks are numbers, not objects. A block of a prompt that somebody may share has a hash; all others
-are only counted. What nobody uses stays until its room is needed, the least recently released
-first, tail first: so what is kept is always whole from its start, and the depth of a hit can be
-found by jumps.
+A block is *cached* when it holds a full block of a prompt whose hash is known; other requests that
+begin alike share it. All other blocks in use are only counted. Cached blocks form chains, because a
+block's hash covers all before it; a *stretch* is the part of a chain that the same sequences refer
+to, and is split where they come to differ. So the cost of a request is that of the few stretches
+that its prompt is made of, not of its blocks.
 
-A hash maps to how many use it or, where nobody does, to minus the number of the release after which
-that was so. Releases stand in a queue; a block whose number is another one was used again since.
+A stretch to which nobody refers stays until its place is needed. What was released first goes
+first, a chain's end before its beginning, block by block; so eviction never breaks a chain.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+
+
+class Stretch:
+    """Consecutive cached blocks that the same sequences refer to.
+
+    Attributes:
+        blocks: their hashes; at least one.
+        before: the stretch that the chain comes from; None at a prompt's beginning.
+        after: how many stretches go on from its end.
+        references: sequences that refer to it; these refer to all before it, too.
+        released: number of the release that left it without a reference; 0 while it has some.
+    """
+
+    __slots__ = ("after", "before", "blocks", "references", "released")
+
+    def __init__(self, blocks: tuple[int, ...], before: Stretch | None, references: int) -> None:
+        self.blocks = blocks
+        self.before = before
+        self.after = 0
+        self.references = references
+        self.released = 0
+
+
+Match = tuple[int, int, Stretch | None, int]
+"""The cached part of a prompt: blocks, how many of them are referenced, the last stretch, and how
+many blocks of that; only valid until the cache is changed."""
+
+NO_MATCH: Match = (0, 0, None, 0)
 
 
 class KVCache:
-    """Blocks of one engine.
-
-    Args:
-        blocks: how many there are.
+    """Blocks of one worker.
 
     Attributes:
-        blocks: how many there are.
-        free: blocks that hold nothing.
-        idle: blocks that are kept for their prefix and not in use.
-        evicted: blocks of the prefix cache that made room until now.
+        blocks_max: all that there are.
+        available: blocks that can be had, those of cached prefixes without a reference included.
+        available_min: the fewest that ever were.
+        evicted: cached blocks that made room, since the beginning.
     """
 
-    __slots__ = ("_queue", "_release", "_users", "blocks", "evicted", "free", "idle")
+    __slots__ = (
+        "_cached",
+        "_counted",
+        "_released",
+        "_releases",
+        "_stretches",
+        "available",
+        "available_min",
+        "blocks_max",
+        "evicted",
+    )
 
-    def __init__(self, blocks: int) -> None:
-        assert blocks > 0, blocks
-        self.blocks = blocks
-        self.free = blocks
-        self.idle = 0
+    def __init__(self, blocks_max: int) -> None:
+        assert blocks_max >= 1, blocks_max
+        self.blocks_max = self.available = self.available_min = blocks_max
         self.evicted = 0
-        self._users: dict[int, int] = {}
-        self._release = 0
-        self._queue: deque[tuple[Sequence[int], int, int]] = deque()
+        self._stretches: dict[int, Stretch] = {}  # by the hash of their first block
+        self._cached = 0  # blocks of these
+        self._counted = 0
+        # In order; an entry is stale when its stretch has another number by now.
+        self._releases: deque[tuple[int, Stretch]] = deque()
+        self._released = 0
 
-    def match(self, chain: Sequence[int]) -> int:
-        """How many blocks of a prompt are here, from its start."""
-        users, length = self._users, len(chain)
-        found, step = 0, 1
-        while found + step <= length and chain[found + step - 1] in users:
-            found += step
-            step *= 2
-        low, high = found, min(found + step - 1, length)
-        while low < high:
-            middle = (low + high + 1) // 2
-            if chain[middle - 1] in users:
-                low = middle
-            else:
-                high = middle - 1
-        return low
+    def match(self, blocks: tuple[int, ...], blocks_max: int) -> Match:
+        """Find the cached part of a prompt.
 
-    def available_beside(self, chain: Sequence[int], depth: int) -> int:
-        """Blocks that can be had while the first blocks of a prompt, which are here, are kept.
-
-        Whoever uses a block uses all before it, so those that nobody uses are the last ones.
+        Args:
+            blocks: hashes from its start.
+            blocks_max: how many of them may be taken from the cache.
         """
-        users, available = self._users, self.free + self.idle
-        at = depth
-        while at and users[chain[at - 1]] < 0:
-            at -= 1
-        return available - (depth - at)
+        stretches = self._stretches
+        found = referenced = length = 0
+        last = None
+        while found < blocks_max:
+            stretch = stretches.get(blocks[found])
+            if stretch is None:
+                break
+            last, length = stretch, len(stretch.blocks)
+            rest = min(found + length, blocks_max)
+            if blocks[found:rest] != stretch.blocks:
+                length = _common(stretch.blocks, blocks, found, rest)
+                rest = found + length
+            if stretch.references:
+                referenced += length
+            found = rest
+            if length < len(stretch.blocks):
+                break
+        return found, referenced, last, length
 
-    def use(self, chain: Sequence[int], depth: int) -> None:
-        """Use the first blocks of a prompt, all of which are here."""
-        users, woken = self._users, 0
-        for block in chain[:depth]:
-            count = users[block]
-            if count < 0:
-                users[block] = 1
-                woken += 1
-            else:
-                users[block] = count + 1
-        self.idle -= woken
+    def pin(self, match: Match) -> Stretch | None:
+        """Refer to what was found; the last stretch is what ``commit`` and ``release`` need."""
+        found, referenced, last, length = match
+        if last is None:
+            return None
+        if length < len(last.blocks):
+            last = self._split(last, length)
+        stretch: Stretch | None = last
+        while stretch is not None:
+            stretch.references += 1
+            stretch.released = 0
+            stretch = stretch.before
+        self.available -= found - referenced
+        return last
 
-    def take(self, count: int) -> bool:
-        """Take blocks without a hash; False, and nothing happens, if there are not so many."""
-        if count > self.free:
-            lack = count - self.free
-            if lack > self.idle:
-                return False
-            self._evict(lack)
-        self.free -= count
-        return True
+    def take(self, count: int) -> None:
+        """Count blocks as in use; at most ``available``."""
+        available = self.available = self.available - count
+        assert available >= 0, (count, available)
+        self.available_min = min(self.available_min, available)
+        self._counted += count
+        over = self._counted + self._cached - self.blocks_max
+        if over > 0:
+            self._evict(over)
 
-    def _evict(self, lack: int) -> None:
-        users, queue = self._users, self._queue
-        self.free += lack
-        self.idle -= lack
-        self.evicted += lack
-        while lack:
-            chain, depth, number = queue.popleft()
-            while depth and lack:
-                depth -= 1
-                block = chain[depth]
-                if users.get(block) == number:
-                    del users[block]
-                    lack -= 1
-            if depth:
-                queue.appendleft((chain, depth, number))
+    def commit(
+        self, last: Stretch | None, blocks: tuple[int, ...], start: int, stop: int
+    ) -> Stretch:
+        """Make counted blocks of one sequence, which are computed now, cached ones.
 
-    def name(self, chain: Sequence[int], start: int, stop: int) -> None:
-        """Give hashes to blocks of a prompt that were taken without and are computed now.
+        If another sequence has computed the same meanwhile, its block is shared and ours is free.
 
-        Those that somebody else has computed meanwhile are used instead, and ours are free again.
+        Args:
+            last: the last stretch that the sequence refers to; None if there is none.
+            blocks: the sequence's chain.
+            start: the first that is new: it refers to so many.
+            stop: one after the last, greater than ``start``.
+
+        Returns:
+            The last stretch that it refers to now.
         """
-        users, fresh = self._users, chain[start:stop]
-        if users.keys().isdisjoint(fresh):
-            users.update(dict.fromkeys(fresh, 1))
-            return
-        for block in fresh:
-            count = users.get(block)
-            if count is None:
-                users[block] = 1
-                continue
-            self.free += 1
-            if count < 0:
-                self.idle -= 1
-                users[block] = 1
-            else:
-                users[block] = count + 1
+        stretches = self._stretches
+        self._counted -= stop - start
+        while (stretch := stretches.get(blocks[start])) is not None:
+            length = len(stretch.blocks)
+            rest = min(start + length, stop)
+            if blocks[start:rest] != stretch.blocks:
+                length = _common(stretch.blocks, blocks, start, rest)
+                if length < len(stretch.blocks):
+                    stretch = self._split(stretch, length)
+            if stretch.references:
+                self.available += length
+            stretch.references += 1
+            stretch.released = 0
+            last = stretch
+            start += length
+            if start == stop:
+                return last
+        self._cached += stop - start
+        if last is not None:
+            if last.references == 1 and not last.after:
+                last.blocks += blocks[start:stop]
+                return last
+            last.after += 1
+        stretch = stretches[blocks[start]] = Stretch(blocks[start:stop], last, 1)
+        return stretch
 
-    def release(self, chain: Sequence[int], depth: int, nameless: int) -> None:
-        """Use the first blocks of a prompt no more, and give back blocks without a hash."""
-        self.free += nameless
-        if not depth:
-            return
-        users, idled = self._users, 0
-        self._release = number = self._release - 1
-        for block in chain[:depth]:
-            count = users[block]
-            if count == 1:
-                users[block] = number
-                idled += 1
-            else:
-                users[block] = count - 1
-        if idled:
-            self.idle += idled
-            self._queue.append((chain, depth, number))
+    def release(self, last: Stretch | None, counted: int) -> None:
+        """Let go of all that a sequence has.
+
+        Args:
+            last: the last stretch that it refers to.
+            counted: its other blocks.
+        """
+        self._counted -= counted
+        available = self.available + counted
+        while last is not None:
+            last.references -= 1
+            if not last.references:
+                self._released = last.released = self._released + 1
+                self._releases.append((last.released, last))
+                available += len(last.blocks)
+            last = last.before
+        self.available = available
+        if len(self._releases) > 2 * self.blocks_max:
+            self._releases = deque(each for each in self._releases if each[0] == each[1].released)
 
     def check(self) -> None:
-        """Compare counts with each other; a mistake of ours if they differ."""
-        idle = sum(count < 0 for count in self._users.values())
-        assert idle == self.idle, (idle, self.idle)
-        assert 0 not in self._users.values()
-        assert 0 <= self.free <= self.blocks - len(self._users), (self.free, len(self._users))
+        """Assert that the counts agree with each other and with the blocks."""
+        stretches = self._stretches
+        assert self._counted >= 0, self._counted
+        assert self._counted + self._cached <= self.blocks_max, (self._counted, self._cached)
+        assert self._cached == sum(len(each.blocks) for each in stretches.values()), self._cached
+        alone = [each for each in stretches.values() if not each.references]
+        left = self.blocks_max - self._counted - self._cached
+        assert self.available == left + sum(len(each.blocks) for each in alone), self.available
+        queued = dict(self._releases)
+        after = dict.fromkeys(stretches.values(), 0)
+        for first, stretch in stretches.items():
+            assert stretch.blocks[0] == first, stretch.blocks
+            assert (stretch.references == 0) == (stretch.released > 0), stretch.blocks
+            assert not stretch.released or queued[stretch.released] is stretch, stretch.blocks
+            before = stretch.before
+            if before is not None:
+                assert stretches[before.blocks[0]] is before, "a chain is broken"
+                assert before.references >= stretch.references, stretch.blocks
+                after[before] += 1
+        assert all(each.after == count for each, count in after.items())
+
+    def _split(self, stretch: Stretch, length: int) -> Stretch:
+        """Cut a stretch in two; the first part is new, and about to be referred to."""
+        first = Stretch(stretch.blocks[:length], stretch.before, stretch.references)
+        first.after = 1
+        stretch.before = first
+        stretch.blocks = stretch.blocks[length:]
+        self._stretches[first.blocks[0]] = first
+        self._stretches[stretch.blocks[0]] = stretch
+        return first
+
+    def _evict(self, count: int) -> None:
+        releases = self._releases
+        self.evicted += count
+        self._cached -= count
+        while count:
+            number, stretch = releases[0]
+            if stretch.released != number:
+                releases.popleft()
+                continue
+            blocks = stretch.blocks
+            kept = len(blocks) - count
+            if kept > 0:
+                stretch.blocks = blocks[:kept]
+                return
+            releases.popleft()
+            count = -kept
+            del self._stretches[blocks[0]]
+            if stretch.before is not None:
+                stretch.before.after -= 1
+
+
+def _common(cached: tuple[int, ...], blocks: tuple[int, ...], start: int, stop: int) -> int:
+    """How many cached blocks a prompt has from one place on; the first one it has.
+
+    Bisects: a hash covers all blocks before its own, so those before an equal one are equal.
+    """
+    low, high = 1, stop - start
+    while low < high:
+        middle = (low + high + 1) // 2
+        if cached[middle - 1] == blocks[start + middle - 1]:
+            low = middle
+        else:
+            high = middle - 1
+    return low

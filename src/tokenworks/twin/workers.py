@@ -1,419 +1,718 @@
-"""One modelled engine: continuous batching, chunked prefill, KV blocks, preemption.
+"""A modelled engine in the manner of vLLM v1: continuous batching, chunked prefill, KV blocks.
 
-It works as vLLM's scheduler does (vllm-project/vllm, ``v1/core/sched/scheduler.py``): first come
-first served; each iteration gives every decoding sequence one token and fills what is left of its
-token budget with chunks of prompts; a sequence is admitted when its prompt's blocks can be had; a
-sequence that can't grow preempts the youngest, which is computed anew later.
+An engine works in iterations. Between two of them, at a *boundary*, it takes up what has come
+meanwhile: it lets go of aborted sequences, preempts the youngest if decode needs more KV blocks
+than there are, and admits from its waiting queue. A boundary sees what came strictly before it; an
+engine that has nothing to do sees at once what comes.
 
-Iterations that only decode, with nobody coming or going, are one step in closed form: from here to
-the next sequence that ends or needs a block. Whoever comes meanwhile cuts the run at the end of the
-iteration that is under way. ``exact`` makes every iteration a step of its own, to compare.
+An iteration that only decodes is followed by others like it until a sequence ends, KV blocks run
+out or something comes; such a *run* is worked out at once. Nobody who could not be admitted at its
+beginning could be before its end, because it only uses up blocks. Time is in integer femtoseconds,
+so a run ends at the same instant as its iterations one by one (``exact``) would.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right, insort
 from collections import deque
-from collections.abc import Sequence
 from heapq import heappop, heappush
 from typing import Final
 
 from tokenworks.perf.timing import FS_PER_NS
-from tokenworks.twin.kv_cache import KVCache
+from tokenworks.twin.kv_cache import NO_MATCH, KVCache, Stretch
 from tokenworks.twin.records import WorkerSpec, WorkerUse
 
-WATERMARK_PER_MILLE: Final = 10
-"""Blocks kept for growth when a sequence is admitted, of a thousand."""
-GROWTH_TOKENS: Final = 512
-"""A sequence that grows takes blocks for so many tokens at once."""
+KEY_SHIFT: Final = 12
+"""A boundary's key on the driver's heap: its time in nanoseconds, then the worker's index."""
+WORKERS_MAX: Final = 1 << KEY_SHIFT
+IDLE: Final = -1
+WATERMARK_SHARE: Final = 100
+"""One block in so many stays free at admission, so that decode can grow."""
 
-WAITING, PREFILLING, DECODING, GONE = range(4)
+# Where a sequence is.
+WAITING: Final = 0
+PREFILLING: Final = 1
+DECODING: Final = 2
+ARRIVING: Final = 3  # it has its place, and its KV cache is on the way from another worker
+HELD: Final = 4  # prefilled; its KV cache goes to another worker
+GONE: Final = 5
 
+# What an iteration has brought.
+STARTED: Final = 0
+FINISHED: Final = 1
+HANDED: Final = 2
 
-class Served:
-    """One request in an engine."""
-
-    __slots__ = (
-        "blocks",
-        "cached_tokens",
-        "chain",
-        "computed",
-        "context",
-        "finish_at",
-        "index",
-        "itl_max_fs",
-        "joined_at",
-        "made",
-        "named",
-        "nameless",
-        "number",
-        "output",
-        "preemptions",
-        "prompt",
-        "state",
-    )
-
-    def __init__(self, index: int, prompt: int, output: int, chain: Sequence[int]) -> None:
-        self.index = index
-        self.prompt = prompt
-        self.output = output
-        self.chain = chain
-        self.number = 0
-        self.state = WAITING
-        self.computed = 0
-        self.context = 0
-        self.made = 0
-        self.cached_tokens = 0
-        self.named = 0
-        self.nameless = 0
-        self.blocks = 0
-        self.joined_at = 0
-        self.finish_at = 0
-        self.itl_max_fs = 0
-        self.preemptions = 0
+# What a worker is told between boundaries.
+_ABORT: Final = 0
+_RELEASE: Final = 1
+_JOIN: Final = 2
 
 
-class Engine:
-    """A worker's engine. Its driver submits, aborts, and steps it when ``due_ns`` comes.
-
-    Args:
-        spec: what it is.
-        up_ns: when it came up.
-        exact: step iteration by iteration.
+class Sequence:
+    """One attempt of one request at one worker.
 
     Attributes:
-        due_ns: when it must be stepped next; None while it is idle.
-        epoch: rises whenever ``due_ns`` changes; an older appointment is void.
-        started: sequences whose first token was made in the last step.
-        finished: sequences that ended in the last step.
+        number: unique in the run; later ones are greater.
+        place: of its request in the workload.
+        worker: index of the worker that has it.
+        attempt: which one.
+        input_tokens: of the request's prompt.
+        output_tokens: that it will have made at its end.
+        blocks: hashes of the prompt's full blocks.
+        hands_over: it is only prefilled here; another worker decodes.
+        arrives: it was prefilled elsewhere; its KV cache comes when it has a place here.
+        source: where it was prefilled, until its KV cache is here.
+        state: where it is.
+        made: tokens made, when it last stood in a queue or began to decode.
+        prompt: tokens to prefill: its prompt and what was made before it was preempted.
+        computed: tokens of these in the KV cache.
+        shared: blocks of its chain that it refers to in the prefix cache.
+        last: the last stretch of these.
+        cached_tokens: of its prompt, found in the prefix cache when it was first admitted.
+        decodes_from: number of the iteration after which it decodes.
+        ends_at: number of the iteration that makes its last token.
+        phase: it needs a new block at iterations of this number modulo a block's tokens.
+        after_fs: boundaries after this time see it; ``IDLE`` before it has come to the worker.
+        preemptions: times it was preempted.
+        itl_max_fs: the longest gap between two of its tokens.
+        token_fs: when its latest token was made, if it was not in this worker's last iteration.
     """
 
-    def __init__(self, spec: WorkerSpec, up_ns: int, *, exact: bool = False) -> None:
+    __slots__ = (
+        "after_fs",
+        "arrives",
+        "attempt",
+        "blocks",
+        "cached_tokens",
+        "computed",
+        "decodes_from",
+        "ends_at",
+        "hands_over",
+        "input_tokens",
+        "itl_max_fs",
+        "last",
+        "made",
+        "number",
+        "output_tokens",
+        "phase",
+        "place",
+        "preemptions",
+        "prompt",
+        "shared",
+        "source",
+        "state",
+        "token_fs",
+        "worker",
+    )
+
+    def __init__(
+        self,
+        number: int,
+        place: int,
+        worker: int,
+        attempt: int,
+        input_tokens: int,
+        output_tokens: int,
+        blocks: tuple[int, ...],
+    ) -> None:
+        self.number = number
+        self.place = place
+        self.worker = worker
+        self.attempt = attempt
+        self.input_tokens = self.prompt = input_tokens
+        self.output_tokens = output_tokens
+        self.blocks = blocks
+        self.hands_over = self.arrives = False
+        self.source: Sequence | None = None
+        self.last: Stretch | None = None
+        self.state = WAITING
+        self.made = self.computed = self.shared = self.preemptions = 0
+        self.cached_tokens = 0
+        self.decodes_from = self.phase = self.itl_max_fs = self.token_fs = 0
+        self.after_fs = self.ends_at = IDLE
+
+
+class Worker:
+    """One engine. Its driver calls ``complete`` and then ``plan`` at each of its boundaries.
+
+    Args:
+        index: its place in the scenario.
+        spec: what it is.
+        heap: where it puts ``key`` whenever that changes; entries that differ from it are stale.
+        exact: work out each iteration by itself.
+
+    Attributes:
+        key: the next boundary in nanoseconds, rounded up and shifted, and the index; ``IDLE``.
+        arrivals: sequences whose KV cache can set out now, with the bytes; the driver empties it.
+        tokens_max: of a sequence that it has KV blocks for, if that runs alone.
+        backlog_tokens: to be prefilled, of all that wait or are at it.
+    """
+
+    __slots__ = (
+        "_batch_tokens_max",
+        "_block_tokens",
+        "_busy_from_fs",
+        "_busy_fs",
+        "_chunks",
+        "_context",
+        "_context_token_fs",
+        "_decoding",
+        "_end_fs",
+        "_ends",
+        "_exact",
+        "_gaps_at",
+        "_gaps_fs",
+        "_growing",
+        "_heap",
+        "_held",
+        "_inbox",
+        "_iteration",
+        "_iterations",
+        "_joined",
+        "_kv",
+        "_launch_fs",
+        "_phases",
+        "_preempted",
+        "_prefill_context_fs",
+        "_prefill_token_fs",
+        "_prefilling",
+        "_running",
+        "_sequence_fs",
+        "_slots",
+        "_start_fs",
+        "_timing",
+        "_waiting",
+        "_watermark",
+        "arrivals",
+        "backlog_tokens",
+        "evicted_before",
+        "hit_tokens",
+        "index",
+        "key",
+        "kv_blocks_max",
+        "output_tokens",
+        "preemptions",
+        "prefill_tokens",
+        "spec",
+        "tokens_max",
+        "up_ns",
+    )  # fmt: skip
+
+    def __init__(self, index: int, spec: WorkerSpec, heap: list[int], *, exact: bool) -> None:
+        assert 0 <= index < WORKERS_MAX, index
+        assert 1 <= spec.slots <= spec.batch_tokens_max, spec
+        assert spec.timing.launch_fs >= FS_PER_NS, "an iteration takes a nanosecond at least"
+        self.index = index
         self.spec = spec
-        self.cache = KVCache(spec.kv_blocks)
-        self.due_ns: int | None = None
-        self.epoch = 0
-        self.started: list[Served] = []
-        self.finished: list[Served] = []
+        self._heap = heap
         self._exact = exact
         self._timing = spec.timing
+        self._block_tokens = spec.block_tokens
+        self._slots = spec.slots
+        self.tokens_max = spec.kv_blocks * spec.block_tokens
+        self._batch_tokens_max = spec.batch_tokens_max
         self._launch_fs = spec.timing.launch_fs
         self._sequence_fs = spec.timing.sequence_fs
-        self._token_fs = spec.timing.context_token_fs
-        self._watermark = spec.kv_blocks * WATERMARK_PER_MILLE // 1_000
-        self._growth = max(1, GROWTH_TOKENS // spec.block_tokens)
-        self._waiting: deque[Served] = deque()
-        self._prefilling: list[Served] = []
-        self._chunks: list[int] = []
-        self._running = 0
+        self._context_token_fs = spec.timing.context_token_fs
+        self._prefill_token_fs = spec.timing.prefill_token_fs
+        self._prefill_context_fs = spec.timing.prefill_context_fs
+        self._watermark = spec.kv_blocks // WATERMARK_SHARE
+        self._busy_fs = self._iteration = self.prefill_tokens = self.output_tokens = 0
+        self.hit_tokens = self.preemptions = self.kv_blocks_max = self.up_ns = 0
+        self.evicted_before = 0
+        self._empty()
+
+    def _empty(self) -> None:
+        self.key = IDLE
+        self.arrivals: list[tuple[Sequence, int]] = []
+        self.backlog_tokens = 0
+        self._kv = KVCache(self.spec.kv_blocks)
+        self._waiting: deque[Sequence] = deque()
+        self._running: dict[Sequence, None] = {}  # in the order of admission
+        self._held: dict[Sequence, None] = {}
+        self._joined: list[Sequence] = []  # their next token ends the wait for their KV cache
+        self._prefilling: list[Sequence] = []
+        self._inbox: list[tuple[int, int, Sequence]] = []
+        # The iterations in progress: when they began and end, and how many there are. None are
+        # when it is idle; from the end of the last one until the next plan it counts as one.
+        self._start_fs = self._end_fs = self._iterations = self._busy_from_fs = 0
+        self._chunks: list[tuple[Sequence, int]] = []
+        self._preempted = False
+        # What decodes: sequences, their context, their ends, and when they need blocks.
         self._decoding = 0
         self._context = 0
-        self._iteration = 0
-        self._run = 0
-        self._from_fs = 0
-        self._due_fs = 0
-        self._number = 0
-        self._finishes: list[tuple[int, int, Served]] = []
-        self._grows: list[tuple[int, int, Served]] = []
-        self._by_number: dict[int, Served] = {}
-        self._aborted = False
-        self._long_at: list[int] = []
-        self._long_fs: list[int] = []
-        self._up_ns = up_ns
-        self._busy_fs = 0
-        self._prefill_tokens = self._output_tokens = self._hit_tokens = 0
-        self._preemptions = self._kv_blocks_max = 0
+        self._ends: list[tuple[int, int, Sequence]] = []
+        self._phases: list[int] = []
+        self._growing = 0  # blocks that the next iteration's decode needs
+        # Of the iterations so far the last, and each that was longer than all after it.
+        self._gaps_at: list[int] = []
+        self._gaps_fs: list[int] = []
 
     # What a driver calls.
 
-    def fits(self, prompt: int, output: int) -> bool:
-        """Whether a request could ever run here."""
-        blocks = -(-(prompt + output) // self.spec.block_tokens)
-        return blocks + self._watermark <= self.spec.kv_blocks
-
-    def submit(self, sequence: Served, now_ns: int) -> None:
-        """Take a request, which fits."""
-        self._waiting.append(sequence)
-        if self.due_ns is None:
-            self._from_fs = self._due_fs = now_ns * FS_PER_NS
-            self._plan()
-        elif self._run > 1 and self._running < self.spec.slots and len(self._waiting) == 1:
+    def submit(self, sequence: Sequence, now_ns: int) -> None:
+        """Queue a sequence that fits; it comes now."""
+        sequence.after_fs = now_ns * FS_PER_NS
+        waiting = self._waiting
+        waiting.append(sequence)
+        if not sequence.arrives:
+            self.backlog_tokens += sequence.prompt
+        if self._iterations == 0:
+            self.plan(now_ns)
+        elif self._iterations > 1 and len(waiting) == 1 and len(self._running) < self._slots:
             self._cut(now_ns)
 
-    def abort(self, sequence: Served, now_ns: int) -> None:
-        """Stop working on a request; its blocks are free at the end of this iteration."""
-        if sequence.state == WAITING:
-            self._waiting.remove(sequence)
+    def abort(self, sequence: Sequence, now_ns: int) -> None:
+        """Drop a sequence at the next boundary."""
+        self._post(_ABORT, sequence, now_ns)
+
+    def release(self, sequence: Sequence, now_ns: int) -> None:
+        """Let go of the KV blocks of a sequence that was handed over."""
+        self._post(_RELEASE, sequence, now_ns)
+
+    def join(self, sequence: Sequence, now_ns: int) -> None:
+        """Begin to decode a sequence whose KV cache has arrived."""
+        self._post(_JOIN, sequence, now_ns)
+
+    def complete(self) -> list[tuple[int, Sequence]]:
+        """End the iterations in progress, at the boundary that ``key`` names.
+
+        Returns:
+            What they have brought: ``STARTED``, ``FINISHED`` or ``HANDED``, and who.
+        """
+        n, count = self._decoding, self._iterations
+        elapsed_fs = self._end_fs - self._start_fs
+        self._start_fs = self._end_fs
+        self._iterations = 1
+        iteration = self._iteration = self._iteration + count
+        brought: list[tuple[int, Sequence]] = []
+        if n:
+            chunks = self._chunks
+            if not chunks:
+                growing = self._crossings(iteration - count, count)
+                if growing:
+                    self._kv.take(growing)
+                if count > 1:  # the last of a run is the longest
+                    elapsed_fs = (
+                        self._launch_fs
+                        + n * self._sequence_fs
+                        + (self._context + n * (count - 1)) * self._context_token_fs
+                    )
+            self._context += n * count
+            gaps_at, gaps_fs = self._gaps_at, self._gaps_fs
+            while gaps_fs and gaps_fs[-1] <= elapsed_fs:
+                gaps_fs.pop()
+                gaps_at.pop()
+            gaps_fs.append(elapsed_fs)
+            gaps_at.append(iteration)
+            if self._ends[0][0] <= iteration:
+                self._finish(brought)
+            if not chunks:
+                return brought
+        self._prefilled(brought)
+        return brought
+
+    def plan(self, now_ns: int) -> None:
+        """Take up what has come and begin what follows."""
+        start_fs = seen_fs = self._start_fs
+        if self._inbox:
+            self._attend(seen_fs)
+        if not self._decoding and not self._prefilling:
+            # Its last boundary was now or before, and it has had nothing to do since.
+            self._busy_fs += start_fs - self._busy_from_fs
+            start_fs = self._start_fs = self._busy_from_fs = now_ns * FS_PER_NS
+            seen_fs = start_fs + 1
+            if self._inbox:
+                self._attend(seen_fs)
+        n = self._decoding
+        self._preempted = False
+        if n and self._kv.available < n and self._growing_next() > self._kv.available:
+            self._make_room()
+            n = self._decoding
+        if self._prefilling or self._waiting:
+            self._growing = self._growing_next() if n else 0
+            first_fs = self._launch_fs + self._schedule(seen_fs)
+            if self._chunks:
+                if self._growing:
+                    self._kv.take(self._growing)
+                first_fs += n * self._sequence_fs + self._context * self._context_token_fs
+                self._begin(1, first_fs, first_fs)
+                return
+        elif self._chunks:
+            self._chunks = []
+        if n:
+            self._run(start_fs)
+        else:
+            self._iterations = 0
+            self.key = IDLE
+            self._gaps_at.clear()
+            self._gaps_fs.clear()
+
+    def crash(self, now_ns: int) -> list[Sequence]:
+        """Lose everything.
+
+        Returns:
+            The sequences that it had, with the tokens that each had made.
+        """
+        if self._iterations:
+            elapsed_fs = now_ns * FS_PER_NS - self._start_fs
+            self._busy_fs += self._start_fs + elapsed_fs - self._busy_from_fs
+            done = 0
+            if not self._chunks and self._decoding:
+                done = self._timing.iterations_within(self._decoding, self._context, elapsed_fs)
+            self._kv.take(self._crossings(self._iteration, done))
+            self._iteration += done
+        lost = [*self._running, *self._waiting, *self._held]
+        for sequence in lost:
+            if sequence.state == DECODING:
+                sequence.made += self._iteration - sequence.decodes_from
+                self.output_tokens += self._iteration - sequence.decodes_from
             sequence.state = GONE
-            return
-        self._aborted = True
-        sequence.output = 0
-        if self._run > 1:
-            self._cut(now_ns)
+        self.evicted_before += self._kv.evicted
+        self.kv_blocks_max = max(self.kv_blocks_max, self._kv_blocks_max())
+        self._empty()
+        return lost
 
-    def step(self) -> None:
-        """End what was due, and begin what comes next."""
-        self.started, self.finished = [], []
-        run, decoding, due_fs = self._run, self._decoding, self._due_fs
-        spent_fs = due_fs - self._from_fs
-        self._busy_fs += spent_fs
-        self._from_fs = due_fs
-        self._iteration = iteration = self._iteration + run
-        if decoding:
-            self._context += run * decoding
-            self._output_tokens += run * decoding
-            if run > 1:
-                # The last iteration of a run is its longest: its context is.
-                spent_fs = (
-                    self._launch_fs
-                    + decoding * self._sequence_fs
-                    + (self._context - decoding) * self._token_fs
-                )
-            long_at, long_fs = self._long_at, self._long_fs
-            while long_fs and long_fs[-1] <= spent_fs:
-                long_at.pop()
-                long_fs.pop()
-            long_at.append(iteration)
-            long_fs.append(spent_fs)
-            finishes = self._finishes
-            while finishes and finishes[0][0] <= iteration:
-                at, _, sequence = heappop(finishes)
-                if sequence.state == DECODING and sequence.finish_at == at:
-                    sequence.made += at - sequence.joined_at
-                    self._leave(sequence)
-                    self.finished.append(sequence)
-        if self._chunks:
-            self._end_chunks()
-        if self._aborted:
-            self._drop_aborted()
-        self._plan()
+    def check(self) -> None:
+        """Assert that what is counted and what is there agree."""
+        self._kv.check()
+        decoding = [each for each in self._running if each.state == DECODING]
+        assert len(decoding) == self._decoding == len(self._phases), self._decoding
+        contexts = [each.prompt + self._iteration - each.decodes_from for each in decoding]
+        assert sum(contexts) == self._context, (contexts, self._context)
+        assert sorted(each.phase for each in decoding) == self._phases, self._phases
+        assert len(self._running) <= self._slots, len(self._running)
+        assert (
+            sum(
+                each.prompt - each.computed
+                for each in [*self._waiting, *self._prefilling]
+                if not each.arrives
+            )
+            == self.backlog_tokens
+        ), self.backlog_tokens
 
-    def use(self, now_ns: int) -> WorkerUse:
-        """What it did until now."""
+    def is_empty(self) -> bool:
+        """Whether it has no sequence and all its blocks can be had."""
+        return not self._running and not self._waiting and self._kv.available == self._kv.blocks_max
+
+    def use(self) -> WorkerUse:
+        """What it did until now; ``up_ns`` is the driver's to count."""
         return WorkerUse(
             worker=self.spec.worker,
-            up_ns=now_ns - self._up_ns,
-            busy_ns=self._busy_fs // FS_PER_NS,
+            up_ns=self.up_ns,
+            busy_ns=(self._busy_fs + self._start_fs - self._busy_from_fs) // FS_PER_NS,
             iterations=self._iteration,
-            prefill_tokens=self._prefill_tokens,
-            output_tokens=self._output_tokens,
-            hit_tokens=self._hit_tokens,
-            evicted_blocks=self.cache.evicted,
-            preemptions=self._preemptions,
-            kv_blocks_max=self._kv_blocks_max,
+            prefill_tokens=self.prefill_tokens,
+            output_tokens=self.output_tokens,
+            hit_tokens=self.hit_tokens,
+            evicted_blocks=self.evicted_before + self._kv.evicted,
+            preemptions=self.preemptions,
+            kv_blocks_max=max(self.kv_blocks_max, self._kv_blocks_max()),
         )
 
-    # The end of a step.
+    def _kv_blocks_max(self) -> int:
+        return self._kv.blocks_max - self._kv.available_min
 
-    def _end_chunks(self) -> None:
-        """Prompts have been computed for one more chunk; whose is whole has its first token."""
-        size, left = self.spec.block_tokens, []
-        for sequence, chunk in zip(self._prefilling, self._chunks, strict=False):
-            sequence.computed += chunk
-            self._prefill_tokens += chunk
-            whole = min(len(sequence.chain), sequence.computed // size)
-            if whole > sequence.named:
-                self.cache.name(sequence.chain, sequence.named, whole)
-                sequence.nameless -= whole - sequence.named
-                sequence.named = whole
-            # One that was aborted stays until it is dropped, a moment later.
-            if sequence.computed < sequence.prompt + sequence.made or not sequence.output:
-                left.append(sequence)
+    # The end of iterations.
+
+    def _finish(self, brought: list[tuple[int, Sequence]]) -> None:
+        """End all sequences that have made their last token by now."""
+        ends, iteration = self._ends, self._iteration
+        while ends and ends[0][0] <= iteration:
+            at, _, sequence = heappop(ends)
+            if sequence.ends_at != at:
+                continue  # preempted or aborted since
+            self._leave(sequence)
+            del self._running[sequence]
+            sequence.state = GONE
+            brought.append((FINISHED, sequence))
+        while ends and ends[0][2].ends_at != ends[0][0]:
+            heappop(ends)
+
+    def _next_end(self) -> None:
+        ends = self._ends
+        while ends and ends[0][2].ends_at != ends[0][0]:
+            heappop(ends)
+
+    def _leave(self, sequence: Sequence) -> None:
+        """Take a decoding sequence out of the batch and let go of its blocks."""
+        done = self._iteration - sequence.decodes_from
+        context = sequence.prompt + done
+        sequence.made += done
+        self.output_tokens += done
+        sequence.ends_at = IDLE
+        self._decoding -= 1
+        self._context -= context
+        phases = self._phases
+        del phases[bisect_left(phases, sequence.phase)]
+        place = bisect_right(self._gaps_at, sequence.decodes_from)
+        if place < len(self._gaps_fs) and self._gaps_fs[place] > sequence.itl_max_fs:
+            sequence.itl_max_fs = self._gaps_fs[place]
+        counted = -(-context // self._block_tokens) - sequence.shared
+        self._kv.release(sequence.last, counted)
+        sequence.last = None
+
+    def _prefilled(self, brought: list[tuple[int, Sequence]]) -> None:
+        """Note the chunks that were computed; a prompt's last one has made a token."""
+        block_tokens, total, whole = self._block_tokens, 0, 0
+        for sequence, tokens in self._chunks:
+            total += tokens
+            computed = sequence.computed = sequence.computed + tokens
+            full = min(computed // block_tokens, len(sequence.blocks))
+            if full > sequence.shared:
+                sequence.last = self._kv.commit(
+                    sequence.last, sequence.blocks, sequence.shared, full
+                )
+                sequence.shared = full
+            if computed < sequence.prompt:
+                continue
+            whole += 1
+            sequence.made += 1
+            if sequence.made == 1:
+                brought.append((STARTED, sequence))
+            else:  # it was preempted
+                gap_fs = self._start_fs - sequence.token_fs
+                sequence.itl_max_fs = max(sequence.itl_max_fs, gap_fs)
+            if sequence.made < sequence.output_tokens and not sequence.hands_over:
+                self._decode(sequence)
+                continue
+            del self._running[sequence]
+            if sequence.made == sequence.output_tokens:
+                self._drop_blocks(sequence)
+                sequence.state = GONE
+                brought.append((FINISHED, sequence))
             else:
-                self._join(sequence)
-        done = len(self._chunks)
-        self._prefilling[:done] = left
-        self._chunks.clear()
+                sequence.state = HELD
+                sequence.token_fs = self._start_fs
+                self._held[sequence] = None
+                brought.append((HANDED, sequence))
+        # Only the last chunk can be a part, so whole prompts are the first ones.
+        del self._prefilling[:whole]
+        self.output_tokens += whole
+        self.prefill_tokens += total
+        self.backlog_tokens -= total
 
-    def _join(self, sequence: Served) -> None:
-        """A prompt is whole: it has its first token, or after a preemption its next one."""
-        iteration = self._iteration
-        if not sequence.made:
-            self.started.append(sequence)
-        sequence.made += 1
-        self._output_tokens += 1
-        sequence.joined_at = iteration
-        sequence.context = sequence.computed
+    def _decode(self, sequence: Sequence) -> None:
+        """Begin to decode a sequence whose prompt is in the KV cache."""
+        iteration, context = self._iteration, sequence.prompt
         sequence.state = DECODING
+        sequence.decodes_from = iteration
+        sequence.ends_at = iteration + sequence.output_tokens - sequence.made
+        sequence.phase = (iteration + 1 - context) % self._block_tokens
+        insort(self._phases, sequence.phase)
         self._decoding += 1
-        self._context += sequence.context
-        left = sequence.output - sequence.made
-        if not left:
-            self._leave(sequence)
-            self.finished.append(sequence)
+        self._context += context
+        heappush(self._ends, (sequence.ends_at, sequence.number, sequence))
+
+    def _drop_blocks(self, sequence: Sequence) -> None:
+        """Let go of the blocks that were set aside for a prompt."""
+        counted = -(-sequence.prompt // self._block_tokens) - sequence.shared
+        self._kv.release(sequence.last, counted)
+        sequence.last = None
+        sequence.shared = 0
+
+    # The beginning of iterations.
+
+    def _attend(self, seen_fs: int) -> None:
+        """Take up what a worker was told before a time."""
+        inbox = self._inbox
+        while inbox and inbox[0][0] < seen_fs:
+            _, kind, sequence = inbox.pop(0)
+            state = sequence.state
+            if kind == _RELEASE:
+                if state == HELD:
+                    self._drop(sequence)
+                    sequence.state = GONE
+            elif kind == _JOIN:
+                if state == ARRIVING:
+                    self._begin_arrived(sequence)
+            elif state != GONE:
+                self._drop(sequence)
+                sequence.state = GONE
+        self._next_end()
+
+    def _begin_arrived(self, sequence: Sequence) -> None:
+        self._joined.append(sequence)
+        self._decode(sequence)
+        full = min(sequence.prompt // self._block_tokens, len(sequence.blocks))
+        if full > sequence.shared:
+            sequence.last = self._kv.commit(sequence.last, sequence.blocks, sequence.shared, full)
+            sequence.shared = full
+
+    def _drop(self, sequence: Sequence) -> None:
+        """Take out a sequence, wherever it is."""
+        state = sequence.state
+        if state == WAITING:
+            self._waiting.remove(sequence)
+            if not sequence.arrives:
+                self.backlog_tokens -= sequence.prompt
             return
-        sequence.finish_at = iteration + left
-        heappush(self._finishes, (sequence.finish_at, sequence.number, sequence))
-        self._watch_growth(sequence)
-
-    def _watch_growth(self, sequence: Served) -> None:
-        """Note when a sequence will need its next block, if it lives so long."""
-        room = sequence.blocks * self.spec.block_tokens - sequence.context
-        at = sequence.joined_at + room
-        if at < sequence.finish_at:
-            heappush(self._grows, (at, sequence.number, sequence))
-
-    def _leave(self, sequence: Served) -> None:
-        """Take a sequence out of the batch and give its blocks back."""
-        if sequence.state == DECODING:
-            joined = sequence.joined_at
-            self._decoding -= 1
-            self._context -= sequence.context + self._iteration - joined
-            at = bisect_right(self._long_at, joined)
-            if at < len(self._long_fs) and self._long_fs[at] > sequence.itl_max_fs:
-                sequence.itl_max_fs = self._long_fs[at]
-        self.cache.release(sequence.chain, sequence.named, sequence.nameless)
-        sequence.named = sequence.nameless = sequence.blocks = 0
-        sequence.state = GONE
-        self._running -= 1
-        del self._by_number[sequence.number]
-        if not self._decoding:
-            # Nobody is left who could ask for a gap before now.
-            self._long_at.clear()
-            self._long_fs.clear()
-
-    def _drop_aborted(self) -> None:
-        self._aborted = False
-        for sequence in [each for each in self._by_number.values() if not each.output]:
-            if sequence.state == PREFILLING:
-                self._prefilling.remove(sequence)
-            else:
-                sequence.made += self._iteration - sequence.joined_at
+        if state == DECODING:
             self._leave(sequence)
-
-    # The beginning of a step.
-
-    def _plan(self) -> None:
-        """Grow, admit, and begin an iteration or a run of them."""
-        if self._grows and self._grows[0][0] <= self._iteration:
-            self._grow()
-        if self._waiting:
-            self._admit()
-        self.epoch += 1
-        decoding = self._decoding
-        fs = self._launch_fs + decoding * self._sequence_fs + self._context * self._token_fs
-        if self._prefilling:
-            self._run = 1
-            fs += self._prefill_fs()
-        elif decoding:
-            self._run = run = self._run_length()
-            # As Timing.run_fs has it.
-            fs = run * fs + self._token_fs * decoding * (run * (run - 1) // 2)
+            self._next_end()
         else:
-            self._run = 0
-            self.due_ns = None
-            return
-        self._due_fs = due_fs = self._from_fs + fs
-        self.due_ns = -(-due_fs // FS_PER_NS)
+            if state == PREFILLING:
+                self._prefilling.remove(sequence)
+                self.backlog_tokens -= sequence.prompt - sequence.computed
+            self._drop_blocks(sequence)
+        del (self._held if state == HELD else self._running)[sequence]
 
-    def _run_length(self) -> int:
-        """How many iterations until somebody ends or grows."""
-        finishes, grows = self._finishes, self._grows
-        while finishes[0][2].state != DECODING or finishes[0][2].finish_at != finishes[0][0]:
-            heappop(finishes)
-        if self._exact:
-            return 1
-        until = finishes[0][0]
-        if grows and grows[0][0] < until:
-            until = grows[0][0]
-        return until - self._iteration
+    def _make_room(self) -> None:
+        """Preempt the youngest until the next iteration has the blocks that it needs."""
+        self._preempted = True
+        while self._growing_next() > self._kv.available:
+            sequence = next(reversed(self._running))
+            if sequence.state == DECODING:
+                sequence.token_fs = self._start_fs
+            self._drop(sequence)
+            self.preemptions += 1
+            sequence.preemptions += 1
+            sequence.arrives = False
+            sequence.prompt = sequence.input_tokens + sequence.made
+            sequence.computed = sequence.shared = 0
+            sequence.state = WAITING
+            self._waiting.appendleft(sequence)
+            self.backlog_tokens += sequence.prompt
 
-    def _prefill_fs(self) -> int:
-        """Choose chunks of prompts for an iteration; what they add to it."""
-        budget = self.spec.batch_tokens_max - self._decoding
-        fs, chunks, timing = 0, self._chunks, self._timing
+    def _schedule(self, seen_fs: int) -> int:
+        """Choose chunks of prompts for the next iteration, and admit who can be.
+
+        Returns:
+            What they add to it, in femtoseconds.
+        """
+        budget = self._batch_tokens_max - self._decoding
+        chunks = self._chunks = []
+        # Chunks cost what Timing.prefill_fs says; here they are summed up before they are priced.
+        pairs = 0
         for sequence in self._prefilling:
-            if budget <= 0:
+            tokens = min(sequence.prompt - sequence.computed, budget)
+            chunks.append((sequence, tokens))
+            pairs += tokens * sequence.computed + tokens * (tokens - 1) // 2
+            budget -= tokens
+            if not budget:
                 break
-            left = sequence.prompt + sequence.made - sequence.computed
-            chunk = min(budget, left)
-            chunks.append(chunk)
-            fs += timing.prefill_fs(chunk, sequence.computed)
-            budget -= chunk
-        return fs
+        waiting, slots, running = self._waiting, self._slots, self._running
+        while waiting and budget and len(running) < slots and not self._preempted:
+            sequence = waiting[0]
+            if sequence.after_fs >= seen_fs or not self._admit(sequence):
+                break
+            waiting.popleft()
+            running[sequence] = None
+            if sequence.arrives:
+                continue
+            tokens = min(sequence.prompt - sequence.computed, budget)
+            chunks.append((sequence, tokens))
+            pairs += tokens * sequence.computed + tokens * (tokens - 1) // 2
+            budget -= tokens
+        if not chunks:
+            return 0
+        tokens = self._batch_tokens_max - self._decoding - budget
+        return tokens * self._prefill_token_fs + pairs * self._prefill_context_fs
+
+    def _admit(self, sequence: Sequence) -> bool:
+        """Give a sequence the blocks of its whole prompt, if there are enough."""
+        block_tokens, kv, blocks = self._block_tokens, self._kv, sequence.blocks
+        prompt = sequence.prompt
+        # At least the last token is computed, because it makes the next one.
+        most = prompt // block_tokens if sequence.arrives else (prompt - 1) // block_tokens
+        match = kv.match(blocks, min(len(blocks), most)) if blocks else NO_MATCH
+        hits = match[0]
+        needed = -(-prompt // block_tokens)
+        spare = self._watermark if self._running else 0
+        if needed - match[1] + self._growing + spare > kv.available:
+            return False
+        if hits:
+            sequence.last = kv.pin(match)
+        kv.take(needed - hits)
+        sequence.shared = hits
+        tokens = hits * block_tokens
+        if sequence.arrives:
+            sequence.state = ARRIVING
+            self.arrivals.append((sequence, (prompt - tokens) * self.spec.kv_bytes_per_token))
+            return True
+        self.hit_tokens += tokens
+        self.backlog_tokens -= tokens
+        sequence.computed = tokens
+        if not sequence.made and not sequence.preemptions:
+            sequence.cached_tokens = tokens
+        sequence.state = PREFILLING
+        self._prefilling.append(sequence)
+        return True
+
+    def _run(self, start_fs: int) -> None:
+        """Begin a run of decode, as long as it can be."""
+        n, context, iteration = self._decoding, self._context, self._iteration
+        count = self._ends[0][0] - iteration
+        if self._exact or (self._preempted and self._waiting):
+            count = 1
+        elif count > 1:
+            available = self._kv.available
+            if available < n * (count // self._block_tokens + 1):
+                count = min(count, self._crossings_within(available))
+            after_fs = IDLE
+            if self._inbox:
+                after_fs = self._inbox[0][0]
+            elif self._waiting and self._waiting[0].after_fs >= start_fs:
+                after_fs = self._waiting[0].after_fs
+            if after_fs >= start_fs:
+                within = self._timing.iterations_within(n, context, after_fs - start_fs)
+                count = min(count, within + 1)
+        first_fs = self._launch_fs + n * self._sequence_fs + context * self._context_token_fs
+        grown_fs = self._context_token_fs * n * (count * (count - 1) // 2)
+        self._begin(count, count * first_fs + grown_fs, first_fs)
+
+    def _begin(self, count: int, elapsed_fs: int, first_fs: int) -> None:
+        if self._joined:
+            for sequence in self._joined:
+                gap_fs = self._start_fs + first_fs - sequence.token_fs
+                sequence.itl_max_fs = max(sequence.itl_max_fs, gap_fs)
+            self._joined.clear()
+        self._iterations = count
+        end_fs = self._end_fs = self._start_fs + elapsed_fs
+        self.key = (-(-end_fs // FS_PER_NS) << KEY_SHIFT) | self.index
+        heappush(self._heap, self.key)
 
     def _cut(self, now_ns: int) -> None:
-        """End a run with the iteration that is under way."""
-        elapsed_fs = now_ns * FS_PER_NS - self._from_fs
-        done = self._timing.iterations_within(self._decoding, self._context, max(0, elapsed_fs))
-        if done + 1 >= self._run:
-            return
-        self._run = done + 1
-        self._due_fs = self._from_fs + self._timing.run_fs(self._decoding, self._context, self._run)
-        self.due_ns = -(-self._due_fs // FS_PER_NS)
-        self.epoch += 1
+        """End a run at its first boundary after now."""
+        n, context = self._decoding, self._context
+        elapsed_fs = now_ns * FS_PER_NS - self._start_fs
+        count = self._timing.iterations_within(n, context, elapsed_fs) + 1
+        if count < self._iterations:
+            self._begin(count, self._timing.run_fs(n, context, count), 0)
 
-    def _grow(self) -> None:
-        """Take blocks for sequences that need one before the next iteration."""
-        grows = self._grows
-        while grows and grows[0][0] <= self._iteration:
-            at, _, sequence = heappop(grows)
-            room = sequence.blocks * self.spec.block_tokens - sequence.context
-            if sequence.state != DECODING or at != sequence.joined_at + room:
-                continue
-            left = sequence.finish_at - self._iteration
-            count = min(self._growth, -(-left // self.spec.block_tokens))
-            while not self.cache.take(count):
-                if count > 1:
-                    count = 1
-                    continue
-                youngest = self._by_number[max(self._by_number)]
-                self._preempt(youngest)
-                if youngest is sequence:
-                    break
-            else:
-                sequence.blocks += count
-                sequence.nameless += count
-                cache = self.cache
-                self._kv_blocks_max = max(
-                    self._kv_blocks_max, cache.blocks - cache.free - cache.idle
-                )
-                self._watch_growth(sequence)
+    def _post(self, kind: int, sequence: Sequence, now_ns: int) -> None:
+        self._inbox.append((now_ns * FS_PER_NS, kind, sequence))
+        if self._iterations == 0:
+            self.plan(now_ns)
+        elif self._iterations > 1:
+            self._cut(now_ns)
 
-    def _preempt(self, sequence: Served) -> None:
-        """Stop a sequence for want of blocks; it will be computed anew, what it made included."""
-        if sequence.state == DECODING:
-            sequence.made += self._iteration - sequence.joined_at
+    # KV blocks that decode needs.
+
+    def _growing_next(self) -> int:
+        """New blocks that the sequences need in the next iteration."""
+        phases, phase = self._phases, (self._iteration + 1) % self._block_tokens
+        return bisect_right(phases, phase) - bisect_left(phases, phase)
+
+    def _crossings(self, iteration: int, count: int) -> int:
+        """New blocks that the sequences need in so many iterations after one."""
+        phases, block_tokens = self._phases, self._block_tokens
+        full, rest = divmod(count, block_tokens)
+        low = (iteration + 1) % block_tokens
+        high = low + rest
+        n = len(phases)
+        if high <= block_tokens:
+            some = bisect_left(phases, high) - bisect_left(phases, low)
         else:
-            self._prefilling.remove(sequence)
-        self._leave(sequence)
-        sequence.state = WAITING
-        sequence.computed = 0
-        sequence.preemptions += 1
-        self._preemptions += 1
-        self._waiting.appendleft(sequence)
+            some = n - bisect_left(phases, low) + bisect_left(phases, high - block_tokens)
+        return full * n + some
 
-    def _admit(self) -> None:
-        """Take in who waits, in order, as long as slots and blocks are there."""
-        cache, size, waiting = self.cache, self.spec.block_tokens, self._waiting
-        while waiting and self._running < self.spec.slots:
-            sequence = waiting[0]
-            tokens = sequence.prompt + sequence.made
-            # The last token is always computed: the next one comes of it.
-            usable = min(len(sequence.chain), (tokens - 1) // size)
-            hit = min(usable, cache.match(sequence.chain))
-            blocks = -(-tokens // size)
-            lack = blocks - hit
-            needed = lack + (self._watermark if self._running else 0)
-            if needed > cache.free + cache.idle - hit and needed > cache.available_beside(
-                sequence.chain, hit
-            ):
-                return
-            waiting.popleft()
-            cache.use(sequence.chain, hit)
-            taken = cache.take(lack)
-            assert taken, (lack, cache.free)
-            used = cache.blocks - cache.free - cache.idle
-            if used > self._kv_blocks_max:
-                self._kv_blocks_max = used
-            self._number += 1
-            sequence.number = self._number
-            sequence.state = PREFILLING
-            sequence.named, sequence.nameless, sequence.blocks = hit, lack, blocks
-            sequence.computed = hit * size
-            if not sequence.made:
-                sequence.cached_tokens = sequence.computed
-                self._hit_tokens += sequence.computed
-            self._by_number[sequence.number] = sequence
-            self._prefilling.append(sequence)
-            self._running += 1
+    def _crossings_within(self, available: int) -> int:
+        """The most iterations for which so many blocks are enough; at least 1."""
+        phases, block_tokens = self._phases, self._block_tokens
+        full, rest = divmod(available, len(phases))
+        low = (self._iteration + 1) % block_tokens
+        place = bisect_left(phases, low) + rest
+        n = len(phases)
+        offset = phases[place] - low if place < n else phases[place - n] + block_tokens - low
+        return full * block_tokens + offset
