@@ -257,7 +257,7 @@ class SQLStoreCases:
         self, store: SQLStore, open_store: OpenSQLStore
     ) -> None:
         store.alive(NOW)
-        done, rolled_open, late_open = (reserved(name) for name in ("done", "open", "late"))
+        done, rolled_open, late_open = (reserved(name) for name in ("done", "early", "late"))
         store.append_now([done, rolled_open])
         store._roll_if_any()
         store.append_now([posted(done), late_open])
