@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import Any
 
+import msgspec
 import pytest
 
 from tests.cli.command_line import data, done, fill, invoke
 from tokenworks.catalogue.packages import EXAMPLE
 from tokenworks.core.errors import ConfigInvalid, InvalidRequest, LedgerUnavailable
+from tokenworks.ledger.quotas import window_start
 from tokenworks.live.clock import SystemClock
 from tokenworks.live.home import Home
+from tokenworks.live.store import sqlite_store
 
 ADA = "engineer:tenant/ada"
 
@@ -84,6 +88,23 @@ def test_only_months_carry_over(home: Home) -> None:
     assert isinstance(invoke(home, "quota", "set", *words).exception, InvalidRequest)
     (row,) = data(home, "quota", "set", "tenant:a", "--usd", "1", "--carry-over", "0.5")["limits"]
     assert row["carry_over_max"] == 5 * 10**8
+
+
+def test_a_limit_that_is_changed_keeps_what_its_month_was_given(home: Home) -> None:
+    last_month = window_start("month", window_start("month", SystemClock().unix_ns()) - 1)
+    fill(home, last_month + 5)  # by which 30 tokens of high are used
+    words = ("quota", "set", ADA, "--tier", "high", "--carry-over", "95")
+    done(home, *words, "--tokens", "100")
+    name = f"{ADA}#tokens-month-high"
+    with closing(sqlite_store(home.ledger, "me")) as store:
+        (limit,) = store.load_limits()
+        store.put_limit(msgspec.structs.replace(limit, created_unix_ns=last_month))
+    assert limits(home)[name]["allowed"] == 170
+    for tokens in (1_000, 1_000, 10):
+        (row,) = data(home, *words, "--tokens", str(tokens))["limits"]
+        assert row["allowed"] == tokens + 70
+    done(home, "quota", "set", ADA, "--tier", "high", "--tokens", "10", "--carry-over", "50")
+    assert limits(home)[name]["allowed"] == 60
 
 
 def test_the_list_of_a_tenant_has_everything_in_it(home: Home) -> None:
