@@ -1,3 +1,3 @@
 """The modelled world: the same dispatcher, a clock that jumps, engines that only compute."""
 
-__all__: list[str] = []
+__all__ = ["bound", "records"]
