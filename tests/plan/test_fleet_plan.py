@@ -75,6 +75,11 @@ def test_the_greedy_plan_leaves_out_what_cannot_be() -> None:
     assert greedy_plan([slow], [asks(Tier.MEDIUM, 100)], BOOK).revenue_nanodollars == 0
     assert greedy_plan([small], [big], BOOK).tiers == ()
     assert greedy_plan([worker(decodes=False)], [asks(Tier.HIGH, 9)], BOOK).tiers == ()
+    # Sequences that cost nothing beside a launch are still too slow at a launch of ten seconds.
+    light = msgspec.structs.replace(PLAIN, launch_fs=10_000 * MS, sequence_fs=0)
+    assert (
+        greedy_plan([worker(timing=light)], [asks(Tier.MEDIUM, 9)], BOOK).revenue_nanodollars == 0
+    )
     # A prompt that is answered by its first token, from a cache that has it all.
     first = asks(Tier.HIGH, 1, decode_tokens=0)
     assert greedy_plan([worker()], [first], BOOK).revenue_nanodollars == 6_000
