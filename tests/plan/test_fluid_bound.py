@@ -61,6 +61,14 @@ def test_what_misses_its_tier_is_sold_below_it() -> None:
     assert near(bound.bound_dollars, 0.8 * 1_000 * 45 / 1e6)
 
 
+def test_a_tier_without_a_promise_of_speed_has_none_to_keep() -> None:
+    slack = msgspec.structs.replace(BOOK.promises[Tier.HIGH], interactivity_tokens_per_s=0)
+    book = msgspec.structs.replace(BOOK, promises={**BOOK.promises, Tier.HIGH: slack})
+    slow = msgspec.structs.replace(PLAIN, launch_fs=10_000 * MS)
+    bound = fluid_bound([worker(timing=slow)], [asks(Tier.HIGH, 50)], book)
+    assert near(bound.bound_dollars, 50 * 6 / 1e6)
+
+
 def test_grace_is_counted_in_full() -> None:
     # 10 requests of 10 tokens with 100 ms of grace: 20 + 10 ms a token, so a batch of 20.
     demand = asks(Tier.ULTRA, 100_000, requests=10_000)

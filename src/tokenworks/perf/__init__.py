@@ -1,3 +1,3 @@
 """How long engines take: physics as integers of femtoseconds. Pure."""
 
-__all__ = ["timing"]
+__all__ = ["calibrated", "fleet_plan", "timing"]

@@ -84,13 +84,10 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
         step = self.context_token_fs * sequences
         if step == 0:
             return elapsed_fs // first
-        # step/2 n^2 + (first - step/2) n <= elapsed, solved for n and rounded down.
+        # step/2 n^2 + (first - step/2) n <= elapsed, solved for n and rounded down. The root may be
+        # rounded down first: a whole number is at most a root if it is at most its whole part.
         linear = 2 * first - step
-        count = (isqrt(linear * linear + 8 * step * elapsed_fs) - linear) // (2 * step)
-        # The root is rounded down, so the count is right or one too small.
-        if self.run_fs(sequences, context_tokens, count + 1) <= elapsed_fs:
-            count += 1
-        return count
+        return (isqrt(linear * linear + 8 * step * elapsed_fs) - linear) // (2 * step)
 
     def speed_tokens_per_s(self, sequences: int, context_tokens: int) -> int:
         """What one user sees while so many decode, rounded down.

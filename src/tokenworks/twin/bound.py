@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
+from itertools import pairwise
 
 import msgspec
 
@@ -26,7 +26,7 @@ from tokenworks.twin.records import Scenario, TwinRequest, WorkerSpec
 
 CELLS = 4
 """Groups that a model's and tier's requests of a window are split into, by what they earn of a
-second. The bound holds for any number; more make it tighter and slower."""
+second. The bound holds for any number; more make it tighter and slower to find."""
 
 
 class BoundInputs(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,14 +46,19 @@ class BoundInputs(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def run_bound(
-    scenario: Scenario, requests: Sequence[TwinRequest], horizon_ns: int, *, windows: int = 1
+    scenario: Scenario,
+    requests: Sequence[TwinRequest],
+    horizon_ns: int,
+    *,
+    windows: int = 1,
+    cells: int = CELLS,
 ) -> FluidBound:
     """A bound on the revenue of all answers that end within the horizon.
 
     One window for the whole run is a bound, though a loose one if the mix of tiers changes within
     it: capacity of a quiet hour then serves the next one. With more windows, an answer that is to
     keep a promise is made before the promise is lost. That is a bound too, because no such answer
-    can be in work later, and it is never above the first by more than rounding.
+    can be in work later.
 
     Needs scipy, the ``plan`` extra.
 
@@ -61,9 +66,11 @@ def run_bound(
         scenario: the factory.
         requests: the workload.
         horizon_ns: when the run is cut off; let it last until the last answer has ended.
-        windows: of equal length.
+        windows: of equal length. One takes a second for ten thousand requests; twelve take ten to
+            twenty seconds with one cell, and minutes with four.
+        cells: groups per model, tier and window.
     """
-    given = bound_inputs(scenario, requests, horizon_ns, windows=windows)
+    given = bound_inputs(scenario, requests, horizon_ns, windows=windows, cells=cells)
     return fluid_bound(given.fleet, given.groups, given.book, given.members)
 
 
@@ -82,14 +89,19 @@ def run_capacity(scenario: Scenario, requests: Sequence[TwinRequest], horizon_ns
 
 
 def bound_inputs(
-    scenario: Scenario, requests: Sequence[TwinRequest], horizon_ns: int, *, windows: int = 1
+    scenario: Scenario,
+    requests: Sequence[TwinRequest],
+    horizon_ns: int,
+    *,
+    windows: int = 1,
+    cells: int = CELLS,
 ) -> BoundInputs:
     """What the programme is told; requests of models that no worker serves earn nothing."""
     fleet = fleet_of(scenario.workers, horizon_ns, windows)
     served = {worker.model: worker.timing for worker in reversed(fleet)}
     earliest = earliest_ns(requests)
     hits = hit_tokens(scenario, requests, earliest)
-    cells: dict[tuple[ModelName, Tier, int, bool], list[Demand]] = {}
+    kinds: dict[tuple[ModelName, Tier, int, bool], list[Demand]] = {}
     width_ns = -(-horizon_ns // windows)
     for request, at_ns, hit in zip(requests, earliest, hits, strict=True):
         if request.model not in served or at_ns >= horizon_ns:
@@ -105,11 +117,11 @@ def bound_inputs(
         lasts = () if request.wait_for else _lasts(scenario.book, demand, at_ns, width_ns, windows)
         placed = msgspec.structs.replace(demand, window_first=first, windows_last=lasts)
         key = (request.model, request.tier, first, bool(request.wait_for))
-        cells.setdefault(key, []).append(placed)
+        kinds.setdefault(key, []).append(placed)
     members = [
         cell
-        for (model, *_), alike in sorted(cells.items())
-        for cell in _split(alike, served[model], scenario.book)
+        for (model, *_), alike in sorted(kinds.items())
+        for cell in _split(alike, served[model], scenario.book, cells)
     ]
     groups = tuple(merged(list(cell)) for cell in members)
     return BoundInputs(fleet=fleet, groups=groups, members=tuple(members), book=scenario.book)
@@ -154,6 +166,7 @@ def _parents_first(requests: Sequence[TwinRequest], place: dict[RequestID, int])
     """Places such that a request comes after all that it waits for."""
     order: list[int] = []
     done: set[int] = set()
+    stack_len_max = 1 + sum(len(request.wait_for) for request in requests)
     for start in range(len(requests)):
         stack = [start]
         while stack:
@@ -162,6 +175,7 @@ def _parents_first(requests: Sequence[TwinRequest], place: dict[RequestID, int])
             missing = [j for j in needs if j not in done]
             if i not in done and missing:
                 stack += missing
+                assert len(stack) <= stack_len_max, "requests wait for each other in a circle"
                 continue
             stack.pop()
             if i not in done:
@@ -233,7 +247,9 @@ def _lasts(
     return tuple(lasts)
 
 
-def _split(alike: list[Demand], timing: Timing, book: PriceBook) -> list[tuple[Demand, ...]]:
+def _split(
+    alike: list[Demand], timing: Timing, book: PriceBook, cells: int
+) -> list[tuple[Demand, ...]]:
     """Cells of requests that earn about as much of a worker's second."""
 
     def worth(demand: Demand) -> float:
@@ -241,6 +257,6 @@ def _split(alike: list[Demand], timing: Timing, book: PriceBook) -> list[tuple[D
         return (revenue_dollars(demand, demand.tier, book, hit=True) + 1e-12) / (seconds + 1e-12)
 
     ranked = sorted(alike, key=worth)
-    edges = [len(ranked) * i // CELLS for i in range(CELLS + 1)]
-    cells = (tuple(ranked[a:b]) for a, b in itertools.pairwise(edges))
-    return [cell for cell in cells if cell]
+    edges = [len(ranked) * i // cells for i in range(cells + 1)]
+    split = (tuple(ranked[a:b]) for a, b in pairwise(edges))
+    return [cell for cell in split if cell]
