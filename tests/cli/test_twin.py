@@ -6,7 +6,6 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
@@ -20,7 +19,6 @@ from tokenworks.core.errors import ConfigInvalid, InvalidRequest
 from tokenworks.core.slo import Tier
 from tokenworks.live.home import Home
 from tokenworks.plan import fluid_bound
-from tokenworks.plan.fluid_inputs import Demand, WorkerClass
 from tokenworks.twin.records import Scenario, TwinRequest
 from tokenworks.twin.scenarios import build
 from tokenworks.twin.traces import read_mooncake
@@ -225,23 +223,25 @@ def workload() -> list[TwinRequest]:
 
 
 class Told:
-    """Takes what the bound is told, and answers what it is made to."""
+    """Takes when a run was over, and answers what it is made to."""
 
-    def __init__(self) -> None:
-        self.fleet: list[WorkerClass] = []
-        self.members: list[list[Demand]] = []
+    ended_ns = 0
 
-    def fluid_bound(
-        self, fleet: list[WorkerClass], groups: list[Demand], book: Any, members: Any
+    def run_bound(
+        self, scenario: Scenario, requests: list[TwinRequest], ended_ns: int
     ) -> fluid_bound.FluidBound:
-        assert len(groups) == len(members)
-        self.fleet, self.members = fleet, members
+        assert scenario.workers
+        assert requests
+        self.ended_ns = ended_ns
         return fluid_bound.FluidBound(
             bound_dollars=2.5, programme_dollars=2.0, served=(), uses=(), bids=()
         )
 
-    def capacity_load(self, fleet: list[WorkerClass], groups: list[Demand], book: Any) -> float:
-        self.fleet, self.members = fleet, [groups]
+    def run_capacity(
+        self, scenario: Scenario, requests: list[TwinRequest], horizon_ns: int
+    ) -> float:
+        assert scenario.workers
+        assert horizon_ns == 1 + requests[-1].at_ns
         return 4.0
 
 
@@ -249,30 +249,14 @@ class Told:
 def told(monkeypatch: pytest.MonkeyPatch) -> Told:
     fake = Told()
     monkeypatch.setattr(twin_bound, "_has_scipy", lambda: True)
-    monkeypatch.setattr(fluid_bound, "fluid_bound", fake.fluid_bound)
-    monkeypatch.setattr(fluid_bound, "capacity_load", fake.capacity_load)
+    monkeypatch.setattr(twin_bound, "run_bound", fake.run_bound)
+    monkeypatch.setattr(twin_bound, "run_capacity", fake.run_capacity)
     return fake
 
 
-def test_the_bound_is_told_of_fleet_and_demand(told: Told) -> None:
-    scenario, requests = build("mixed").scenario, workload()
-    late = msgspec.structs.replace(scenario.workers[0], start_ns=400)
-    scenario = msgspec.structs.replace(scenario, workers=(late, *scenario.workers[1:]))
-    assert bound_nanodollars(scenario, requests, 1_000) == 2_500_000_000
-    assert [each.up_ns for each in told.fleet] == [(5_600,), (2_000,)]
-    large = told.fleet[0]
-    assert (large.slots, large.kv_tokens, large.prefills, large.decodes) == (
-        *(256, 3_000 * 512),
-        *(True, True),
-    )
-    every = [one for group in told.members for one in group]
-    assert len(every) == 60
-    assert sum(one.output_tokens for one in every) == sum(each.output_tokens for each in requests)
-    prompts = sum(one.uncached_input_tokens + one.cached_input_tokens for one in every)
-    assert prompts == sum(request.input_tokens for request in requests)
-    assert sum(one.cached_input_tokens for one in every) > 0
-    for group in told.members:
-        assert len({(one.model, one.tier) for one in group}) == 1
+def test_the_bound_is_of_the_time_until_the_run_was_over(told: Told) -> None:
+    assert bound_nanodollars(build("mixed").scenario, workload(), 1_000) == 2_500_000_000
+    assert told.ended_ns == 1_000
 
 
 def test_load_is_demand_by_capacity(home: Home, told: Told) -> None:
