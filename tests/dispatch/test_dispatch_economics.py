@@ -109,6 +109,7 @@ def kind(workers: int, busy_s: int, cap: int = 4) -> Kind:
         token_fs=[1] * 5,
         busy_fs=[busy_s * FS_PER_S] * 5,
         slack_fs=[1] * 5,
+        allowed_fs=[1] * 5,
     )
 
 
@@ -135,7 +136,7 @@ def test_a_tier_buys_first_where_it_earns_most_per_second() -> None:
 
 def test_who_pays_most_has_most_room_at_home() -> None:
     assert homes_for([0, 0, 0, 0, PPM], 4) == [0, 0, 0, 0, 4]
-    assert homes_for([PPM, 0, 0, 0, PPM], 5) == [1, 0, 0, 0, 4]
+    assert homes_for([PPM, 0, 0, 0, PPM], 5) == [2, 0, 0, 0, 3]
     assert homes_for([0] * 5, 2) == [2, 0, 0, 0, 0]
 
 
@@ -241,7 +242,7 @@ def test_who_has_the_prefix_is_preferred_when_time_has_a_price() -> None:
 def test_who_pays_more_makes_lower_tiers_make_room() -> None:
     dispatcher, now_ns = rush(Tier.FREE)
     assert homes(dispatcher) == [0, 0]
-    (send,) = dispatcher.handle(now_ns, arrived("u", Tier.ULTRA, at=now_ns))
+    (send,) = dispatcher.handle(now_ns, arrived("p", Tier.PREMIUM, at=now_ns))
     assert isinstance(send, Send)
-    alone = economics.revenue_nanodollars(PRICES[Tier.ULTRA], 0, 0, 64)
+    alone = economics.revenue_nanodollars(PRICES[Tier.PREMIUM], 0, 0, 64)
     assert 0 < send.value_nanodollars < alone

@@ -588,18 +588,11 @@ class _Offer:
         One of the dearest tier there can bear as much prefill in its life as its promise leaves
         beside its iterations. What was sent before is forgotten at the rate at which that comes.
         """
-        dearest = self._rank
-        counts = worker.counts
-        for rank in range(len(counts) - 1, dearest, -1):
-            if counts[rank]:
-                dearest = rank
-                break
+        dearest = next((rank for rank in reversed(RANKS) if worker.counts[rank]), 0)
         if not dearest:
             return False
         allowed = kind.allowed_fs[dearest]
-        spare = allowed - decode_fs
-        if spare <= 0:
-            return True
+        spare = max(1, allowed - decode_fs)
         level = self._level(worker.index, spare, allowed)
         made = self._book.means[dearest].output_tokens
         return level + own_fs > made * spare
