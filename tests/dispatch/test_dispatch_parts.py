@@ -15,7 +15,7 @@ from tokenworks.dispatch import fleet, policy, snapshot, states
 from tokenworks.dispatch.dispatcher import Dispatcher
 from tokenworks.dispatch.prefix_index import RETIRED_MAX, PrefixIndex
 from tokenworks.dispatch.states import TRANSITIONS, State, Step, after
-from tokenworks.dispatch.waiting import Line
+from tokenworks.dispatch.waiting import Line, Request
 
 
 @pytest.mark.parametrize("module", [fleet, policy, states])
@@ -313,6 +313,35 @@ def test_the_index_is_restored_with_more_workers_than_a_word_has_bits() -> None:
     again = PrefixIndex.restore(msgspec.msgpack.decode(data, type=type(index.record())))
     assert again.record() == index.record()
     assert again.match((2**64 - 1, 5), 1 << last) == (2, 1 << last)
+
+
+# Lines.
+
+
+def test_a_line_is_restored_with_who_was_set_late() -> None:
+    line, tenants = Line(), ("x", "y", "x")
+    for number, tenant in enumerate(tenants):
+        line.append(
+            Request(
+                request=f"r{number}",  # type: ignore[arg-type]
+                tenant=tenant,  # type: ignore[arg-type]
+                model="m",  # type: ignore[arg-type]
+                rank=4,
+                output_tokens_max=1,
+                input_tokens_max=1,
+                prefix=(),
+                arrived_ns=0,
+                late_ns=1,
+            )
+        )
+    line.set_late(line.requests()[0])
+    again = Line.restore(line.requests(), line.rotation(), line.late())
+    assert (again.requests(), again.rotation(), again.late()) == (
+        *(line.requests(), line.rotation()),
+        ["r0"],
+    )
+    assert again.late_head() is line.requests()[0]
+    assert [head.request for head in again.heads()][:1] == [line.head().request]
 
 
 # Snapshots.

@@ -42,6 +42,8 @@ from tokenworks.perf.timing import FS_PER_NS, FS_PER_S, Timing
 
 PLAN_NS: Final = 10 * NS_PER_S
 """Prices and homes are found anew this often."""
+FIRST_PLAN_NS: Final = NS_PER_S // 2
+"""At first sooner: after twice this, and each time after twice as long; nothing is known yet."""
 MEAN_SHIFT: Final = 5
 """A finished answer moves the means by 1/32 of the difference."""
 RESERVE_PERCENT: Final = (80, 100, 130, 170, 300)
@@ -115,6 +117,7 @@ class Book(msgspec.Struct, kw_only=True):
 
     Attributes:
         planned_ns: when it last planned; None before the first time.
+        plans: how often it has measured rates.
         means: of each tier's requests.
         revenue_nanodollars: of one of each tier's requests, when it last planned.
         order: tier ranks, those that earn most per worker's second first.
@@ -127,6 +130,7 @@ class Book(msgspec.Struct, kw_only=True):
     """
 
     planned_ns: int | None = None
+    plans: int = 0
     means: list[TierMeans] = msgspec.field(default_factory=lambda: [TierMeans() for _ in RANKS])
     revenue_nanodollars: list[int] = []
     order: list[int] = []
@@ -322,7 +326,8 @@ class Economics:
         mean = book.means[request.rank]
         mean.arrived += 1
         mean.context_tokens += (request.input_tokens_max - mean.context_tokens) >> MEAN_SHIFT
-        due = book.planned_ns is not None and now_ns - book.planned_ns >= PLAN_NS
+        wait_ns = min(PLAN_NS, FIRST_PLAN_NS << min(book.plans, 60))
+        due = book.planned_ns is not None and now_ns - book.planned_ns >= wait_ns
         self._know(fleet, book, request.model, now_ns, due=due)
 
     def finished(self, fleet: Fleet, worker: Worker, request: Request, event: Finished) -> None:  # noqa: ARG002
@@ -350,6 +355,7 @@ class Economics:
             mean.rate_per_ks += (rate - mean.rate_per_ks) >> (0 if first else RATE_SHIFT)
             mean.arrived = 0
         book.planned_ns = now_ns
+        book.plans += 1
 
     def _plan(self, fleet: Fleet, book: Book, model: ModelName) -> None:
         """Find needs, prices and homes anew."""
