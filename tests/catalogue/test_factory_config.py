@@ -175,3 +175,8 @@ def test_a_wrong_ledger_is_refused_without_its_password(text: str, said: str) ->
         parse_factory_config(f"{LEDGER}{text}\n")
     assert said in str(caught.value)
     assert "secret" not in str(caught.value)
+
+
+def test_settings_that_nest_too_deeply_are_refused_as_others_are() -> None:
+    with pytest.raises(ConfigInvalid, match="settings cannot be read"):
+        parse_factory_config("x = " + "[" * 20_000)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping
 from typing import Final, Literal
 
 import msgspec
 
+from tokenworks.catalogue.toml_text import read_toml
 from tokenworks.core.errors import ConfigInvalid
 from tokenworks.core.units import NS_PER_HOUR, divide_half_even
 
@@ -136,13 +136,12 @@ def parse_factory_config(text: str) -> FactoryConfig:
     Raises:
         ConfigInvalid: with the setting at fault.
     """
-    try:
-        config = msgspec.convert(tomllib.loads(text), FactoryConfig)
-    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
-        raise ConfigInvalid(
-            f"The factory's settings cannot be read: {error}.",
-            hint="`tokenworks doctor --settings` prints settings that work.",
-        ) from error
+    config = read_toml(
+        text,
+        FactoryConfig,
+        what="The factory's settings",
+        hint="`tokenworks doctor --settings` prints settings that work.",
+    )
     if not config.pool:
         raise ConfigInvalid("There is no pool.", hint="Add a [pool.NAME] table.")
     if not 0 <= config.gateway.port <= 65_535:

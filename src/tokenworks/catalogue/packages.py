@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import tomllib
 from typing import Final, Literal
 
 import msgspec
 
+from tokenworks.catalogue.toml_text import read_toml
 from tokenworks.core.errors import ConfigInvalid
 from tokenworks.core.slo import Tier
 from tokenworks.core.units import nanodollars_of
@@ -102,13 +102,12 @@ def parse_packages(text: str) -> dict[str, Package]:
         raise ConfigInvalid(
             f"packages.toml has {len(text)} characters, more than {PACKAGES_BYTES_MAX}."
         )
-    try:
-        found = msgspec.convert(tomllib.loads(text), _Packages)
-    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
-        raise ConfigInvalid(
-            f"packages.toml cannot be read: {error}.",
-            hint="Compare it with the output of `tokenworks quota packages --example`.",
-        ) from error
+    found = read_toml(
+        text,
+        _Packages,
+        what="packages.toml",
+        hint="Compare it with the output of `tokenworks quota packages --example`.",
+    )
     return {name: _package(name, rows) for name, rows in found.package.items()}
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import datetime
 import hashlib
-import tomllib
 from typing import Final, Literal
 
 import msgspec
 
+from tokenworks.catalogue.toml_text import read_toml
 from tokenworks.core.errors import ConfigInvalid
 from tokenworks.core.ids import ModelName, PriceID, TenantID
 from tokenworks.core.slo import Promise, Tier
@@ -230,13 +230,12 @@ def parse_price_book(text: str) -> PriceBook:
         raise ConfigInvalid(
             f"The price book has {len(text)} characters, more than {BOOK_BYTES_MAX}."
         )
-    try:
-        book = msgspec.convert(tomllib.loads(text), _Book)
-    except (tomllib.TOMLDecodeError, msgspec.ValidationError, RecursionError) as error:
-        raise ConfigInvalid(
-            f"The price book cannot be read: {error}.",
-            hint="Compare it with the output of `tokenworks tiers --book`.",
-        ) from error
+    book = read_toml(
+        text,
+        _Book,
+        what="The price book",
+        hint="Compare it with the output of `tokenworks tiers --book`.",
+    )
     _check(book)
     _check_rates(book)
     digest = hashlib.sha256(text.encode()).hexdigest()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import datetime
-import tomllib
 from typing import Final
 
 import msgspec
 
+from tokenworks.catalogue.toml_text import read_toml
 from tokenworks.core.errors import ConfigInvalid
 
 TIMINGS_BYTES_MAX: Final = 1_000_000
@@ -115,13 +115,7 @@ def parse_timings(text: str) -> Timings:
     """
     if len(text) > TIMINGS_BYTES_MAX:
         raise ConfigInvalid(f"Timings of {len(text)} characters; at most {TIMINGS_BYTES_MAX}.")
-    try:
-        timings = msgspec.convert(tomllib.loads(text), Timings)
-    except (tomllib.TOMLDecodeError, msgspec.ValidationError, RecursionError) as error:
-        raise ConfigInvalid(
-            f"The timings cannot be read: {error}.",
-            hint="bench/fit_timings.py writes them.",
-        ) from error
+    timings = read_toml(text, Timings, what="The timings", hint="bench/fit_timings.py writes them.")
     for name, engine in timings.engine.items():
         for field, value in msgspec.structs.asdict(engine).items():
             least = 1 if field in {"gpus", "launch_fs", "kv_tokens_assumed", "rows"} else 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Final
@@ -10,6 +9,7 @@ from typing import Annotated, Final
 import msgspec
 
 from tokenworks.catalogue.price_book import PriceBook, parse_price_book
+from tokenworks.catalogue.toml_text import read_toml
 from tokenworks.core.errors import ConfigInvalid
 from tokenworks.core.ids import ModelName, PoolID, WorkerID
 from tokenworks.core.slo import Tier
@@ -280,13 +280,9 @@ def parse_scenario(text: str, read_book: Callable[[str], str]) -> Setting:
     """
     if len(text) > FILE_BYTES_MAX:
         raise ConfigInvalid(f"The scenario has {len(text)} characters, more than {FILE_BYTES_MAX}.")
-    try:
-        file = msgspec.convert(tomllib.loads(text), _File)
-    except (tomllib.TOMLDecodeError, msgspec.ValidationError, RecursionError) as error:
-        raise ConfigInvalid(
-            f"The scenario cannot be read: {error}.",
-            hint="Compare it with the example in docs/twin.md.",
-        ) from error
+    file = read_toml(
+        text, _File, what="The scenario", hint="Compare it with the example in docs/twin.md."
+    )
     book = twin_book() if file.price_book is None else parse_price_book(read_book(file.price_book))
     specs = [spec for name, group in file.worker.items() for spec in _group(name, group)]
     if not 1 <= len(specs) <= WORKERS_MAX:
