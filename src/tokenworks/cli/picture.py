@@ -1,4 +1,4 @@
-"""The report as a picture; needs the extra ``tokenworks[pictures]``."""
+"""The report as a picture, and what all pictures share; needs ``tokenworks[pictures]``."""
 
 from __future__ import annotations
 
@@ -24,18 +24,9 @@ def draw_report(rows: list[dict[str, Any]], by: Sequence[str], path: Path) -> No
     Raises:
         ConfigInvalid: matplotlib is missing, or the file cannot be written.
     """
-    try:
-        import matplotlib as mpl
-
-        mpl.use("Agg")
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigInvalid(
-            "Pictures need matplotlib.", hint="pip install 'tokenworks[pictures]'"
-        ) from error
     total = rows[-1]
     shown = rows[:-1][:ROWS_MAX]
-    figure = Figure(figsize=(10, 1.9 + 0.5 * len(shown)), layout="constrained")
+    figure = new_figure(10, 1.9 + 0.5 * len(shown))
     money, tokens = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
     places = range(len(shown))
     _draw_money(money, shown)
@@ -53,6 +44,33 @@ def draw_report(rows: list[dict[str, Any]], by: Sequence[str], path: Path) -> No
         axes.tick_params(left=False, bottom=False, labelbottom=False)
     figure.suptitle(_headline(total, left_out=len(rows) - 1 - len(shown)), x=0.01, ha="left")
     figure.legend(loc="outside lower left", ncols=3, frameon=False)
+    save_figure(figure, path)
+
+
+def new_figure(width_inches: float, height_inches: float) -> Any:
+    """A matplotlib figure that needs no screen.
+
+    Raises:
+        ConfigInvalid: matplotlib is missing.
+    """
+    try:
+        import matplotlib as mpl
+
+        mpl.use("Agg")
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ConfigInvalid(
+            "Pictures need matplotlib.", hint="pip install 'tokenworks[pictures]'"
+        ) from error
+    return Figure(figsize=(width_inches, height_inches), layout="constrained")
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a figure to a .png or .svg file.
+
+    Raises:
+        ConfigInvalid: it cannot be written.
+    """
     try:
         figure.savefig(path, dpi=150)
     except (OSError, ValueError) as error:

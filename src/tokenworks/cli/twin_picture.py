@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from tokenworks.core.errors import ConfigInvalid
+from tokenworks.cli.picture import new_figure, save_figure
 from tokenworks.core.slo import Tier
 from tokenworks.core.units import NANODOLLARS_PER_DOLLAR, NS_PER_MS
 from tokenworks.twin.records import RunResult, Scenario, TwinRequest
@@ -45,16 +45,7 @@ def draw_run(
     Raises:
         ConfigInvalid: matplotlib is missing, or the file cannot be written.
     """
-    try:
-        import matplotlib as mpl
-
-        mpl.use("Agg")
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigInvalid(
-            "Pictures need matplotlib.", hint="pip install 'tokenworks[pictures]'"
-        ) from error
-    figure = Figure(figsize=(14, 4.6), layout="constrained")
+    figure = new_figure(14, 4.6)
     first, second, third = figure.subplots(1, 3)
     _draw_ttft(first, scenario, ttft_ms_by_tier(requests, result.outcomes))
     _draw_delivered(second, found)
@@ -67,12 +58,7 @@ def draw_run(
         x=0.01,
         ha="left",
     )
-    try:
-        figure.savefig(path, dpi=150)
-    except (OSError, ValueError) as error:
-        raise ConfigInvalid(
-            f"The picture {str(path)!r} cannot be written: {error}.", hint="End it in .png or .svg."
-        ) from error
+    save_figure(figure, path)
 
 
 def _draw_ttft(
