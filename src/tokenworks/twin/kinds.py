@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+import msgspec
+
 from tokenworks.catalogue.price_book import PriceBook, parse_price_book
 from tokenworks.core.ids import ModelName, PoolID, WorkerID
 from tokenworks.core.slo import Tier
@@ -38,10 +40,10 @@ _EVEN: Final = WorkerSpec(
     idle_power_w=4_080,
     capital_udollars_per_hour=24_000_000,
 )
-_LARGE: Final = WorkerSpec(
+_LARGE: Final = msgspec.structs.replace(
+    _EVEN,
     worker=WorkerID("large"),
     pool=PoolID("large"),
-    model=MODEL,
     timing=Timing(
         launch_fs=6_500 * _FS_PER_US,
         sequence_fs=25 * _FS_PER_US,
@@ -49,21 +51,14 @@ _LARGE: Final = WorkerSpec(
         prefill_token_fs=12 * _FS_PER_US,
         prefill_context_fs=120_000,
     ),
-    slots=256,
-    kv_blocks=3_000,
-    block_tokens=512,
-    batch_tokens_max=8_192,
-    context_tokens_typical=12_000,
-    kv_bytes_per_token=163_840,
-    link_bytes_per_s=50_000_000_000,
     power_w=6_500,
     idle_power_w=2_600,
     capital_udollars_per_hour=12_000_000,
 )
-_FAST: Final = WorkerSpec(
+_FAST: Final = msgspec.structs.replace(
+    _EVEN,
     worker=WorkerID("fast"),
     pool=PoolID("fast"),
-    model=MODEL,
     timing=Timing(
         launch_fs=1_000 * _FS_PER_US,
         sequence_fs=30 * _FS_PER_US,
@@ -73,13 +68,6 @@ _FAST: Final = WorkerSpec(
     ),
     slots=64,
     kv_blocks=1_000,
-    block_tokens=512,
-    batch_tokens_max=8_192,
-    context_tokens_typical=12_000,
-    kv_bytes_per_token=163_840,
-    link_bytes_per_s=50_000_000_000,
-    power_w=10_200,
-    idle_power_w=4_080,
     capital_udollars_per_hour=40_000_000,
 )
 KINDS: Final = {"even": _EVEN, "large": _LARGE, "fast": _FAST}
