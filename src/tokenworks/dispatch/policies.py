@@ -7,6 +7,7 @@ them knows promises or money; ``PolicySettings.batch_cap`` bounds what they send
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -275,18 +276,17 @@ def kv_cost(
     ``cost = max(raw_prefill_blocks - overlap, 0) + decode_blocks`` with its default weights of one,
     no temperature; ties go to the lowest index.
     """
-    best: tuple[int, int] | None = None
-    chosen, hit = fleet.first(candidates), 0
-    hits = _hits(routing.index, request, candidates)
-    for worker in fleet.each(candidates):
+    hits = _hits(routing, fleet, request, candidates)
+
+    def cost(worker: Worker) -> int:
         size = worker.block_tokens
-        overlap = hits.get(worker.index, 0)
         prefill = -(-(worker.prefill_tokens + request.input_tokens_max) // size)
         decode = -(-(worker.context_tokens + request.input_tokens_max) // size)
-        cost = (max(prefill - overlap, 0) + decode, worker.index)
-        if best is None or cost < best:
-            best, chosen, hit = cost, worker, overlap
-    return chosen, "least_cost", hit
+        return max(prefill - hits.get(worker.index, 0), 0) + decode
+
+    # Workers come by their index, and of equals the first is taken.
+    chosen = min(fleet.each(candidates), key=cost)
+    return chosen, "least_cost", hits.get(chosen.index, 0)
 
 
 def scorer_sum(
@@ -298,22 +298,20 @@ def scorer_sum(
     ``queue-scorer`` 2 and ``kv-cache-utilization-scorer`` 2, each in [0, 1], and the
     ``max-score-picker``.
     """
-    best: tuple[int, int] | None = None
-    chosen, hit = fleet.first(candidates), 0
-    hits = _hits(routing.index, request, candidates)
+    hits = _hits(routing, fleet, request, candidates)
     blocks = max(1, len(request.prefix))
-    for worker in fleet.each(candidates):
-        depth = hits.get(worker.index, 0)
-        spread = max(1, fleet.load_max - fleet.load_min)
-        score = 3 * (_SCORE * depth // blocks)
-        score += 2 * (_SCORE * (fleet.load_max - worker.load) // spread)
+    spread = max(1, fleet.load_max - fleet.load_min)
+
+    def score(worker: Worker) -> int:
+        found = 3 * (_SCORE * hits.get(worker.index, 0) // blocks)
+        found += 2 * (_SCORE * (fleet.load_max - worker.load) // spread)
         if worker.kv_blocks:
             used = min(worker.kv_blocks, worker.context_tokens // worker.block_tokens)
-            score += 2 * (_SCORE * (worker.kv_blocks - used) // worker.kv_blocks)
-        rank = (score, -worker.index)
-        if best is None or rank > best:
-            best, chosen, hit = rank, worker, depth
-    return chosen, "best_score", hit
+            found += 2 * (_SCORE * (worker.kv_blocks - used) // worker.kv_blocks)
+        return found
+
+    chosen = max(fleet.each(candidates), key=score)
+    return chosen, "best_score", hits.get(chosen.index, 0)
 
 
 def _drawn(routing: Routing, fleet: Fleet, candidates: int) -> Worker:
@@ -325,33 +323,34 @@ def _drawn(routing: Routing, fleet: Fleet, candidates: int) -> Worker:
     return fleet.first(candidates)
 
 
-def _hits(index: PrefixIndex, request: Request, candidates: int) -> dict[int, int]:
+def _hits(routing: Routing, fleet: Fleet, request: Request, candidates: int) -> dict[int, int]:
     """By index of the workers that have some of a prefix, how many blocks of it."""
     hits: dict[int, int] = {}
     while candidates:
-        depth, holders = index.match(request.prefix, candidates)
+        depth, holders = routing.index.match(request.prefix, candidates)
         if not depth:
             break
         candidates &= ~holders
-        while holders:
-            bit = holders & -holders
-            hits[bit.bit_length() - 1] = depth
-            holders ^= bit
+        hits |= {worker.index: depth for worker in fleet.each(holders)}
     return hits
 
 
-_ROUTING: Final[dict[str, tuple[Order, Pick]]] = {
-    "round-robin": (first_come, in_turn),
-    "random": (first_come, at_random),
-    "power-of-two": (first_come, power_of_two),
-    "least-loaded": (first_come, least_loaded),
-    "prefix-aware": (first_come, prefix_aware),
-    "kv-cost": (first_come, kv_cost),
-    "scorer-sum": (first_come, scorer_sum),
-    "strict-priority": (strict_priority, prefix_aware),
-    "edf": (earliest_deadline, prefix_aware),
+_MAKERS: Final[dict[str, MakePolicy]] = {
+    "promises": Promises,
+    "economic": Economics,
+    "static-split": StaticSplit,
+    "vtc": VTC,
+    "round-robin": partial(Routing, first_come, in_turn),
+    "random": partial(Routing, first_come, at_random),
+    "power-of-two": partial(Routing, first_come, power_of_two),
+    "least-loaded": partial(Routing, first_come, least_loaded),
+    "prefix-aware": partial(Routing, first_come, prefix_aware),
+    "kv-cost": partial(Routing, first_come, kv_cost),
+    "scorer-sum": partial(Routing, first_come, scorer_sum),
+    "strict-priority": partial(Routing, strict_priority, prefix_aware),
+    "edf": partial(Routing, earliest_deadline, prefix_aware),
 }
-NAMES: Final = ("promises", "economic", "static-split", "vtc", *_ROUTING)
+NAMES: Final = tuple(_MAKERS)
 """The policies that come with the package."""
 
 
@@ -361,18 +360,9 @@ def make(name: str, own: Mapping[str, MakePolicy]) -> Policy:
     Raises:
         ConfigInvalid: there is none of that name.
     """
-    if name in own:
-        return own[name]()
-    if name == "promises":
-        return Promises()
-    if name == "economic":
-        return Economics()
-    if name == "static-split":
-        return StaticSplit()
-    if name == "vtc":
-        return VTC()
-    if name in _ROUTING:
-        return Routing(*_ROUTING[name])
-    raise ConfigInvalid(
-        f"There is no policy {name!r}.", hint=f"Take one of {', '.join([*NAMES, *own])}."
-    )
+    maker = own.get(name) or _MAKERS.get(name)
+    if maker is None:
+        raise ConfigInvalid(
+            f"There is no policy {name!r}.", hint=f"Take one of {', '.join([*NAMES, *own])}."
+        )
+    return maker()
