@@ -536,11 +536,7 @@ class Driver:
         outcomes = self.outcomes
         if outcomes.first_token_ns[place] == NEVER:  # that message was lost
             outcomes.first_token_ns[place] = self._now_ns
-        outcomes.output_tokens[place] = sequence.made
-        outcomes.cached_tokens[place] = sequence.cached_tokens
-        outcomes.itl_max_ns[place] = -(-sequence.itl_max_fs // FS_PER_NS)
-        if sequence.preemptions:
-            outcomes.preemptions[place] += sequence.preemptions
+        self._note(sequence)
         self._close(place, End.DONE)
         self._tell(
             Finished(
