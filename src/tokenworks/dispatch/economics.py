@@ -32,7 +32,7 @@ import msgspec
 
 from tokenworks.core.ids import ModelName
 from tokenworks.core.slo import Promise, Tier
-from tokenworks.core.units import NS_PER_S
+from tokenworks.core.units import NS_PER_S, PPM
 from tokenworks.dispatch.events import Configured, Finished, TokenPrice
 from tokenworks.dispatch.fleet import RANKS, Fleet, Worker
 from tokenworks.dispatch.policy import Choice, others_first
@@ -57,9 +57,6 @@ with twice as many: a burst of prefills is a stall for all that decode there."""
 HEADROOM_PERCENT: Final = 85
 """Up to this part of its cap a worker takes requests of tiers below its home."""
 FOREVER_FS: Final = 1 << 80
-PPM: Final = 1_000_000
-
-
 _MASK_64: Final = 2**64 - 1
 # Knuth's MMIX constants for a linear congruential generator, TAOCP vol. 2, 3.3.4, table 1.
 _LCG_A: Final = 6364136223846793005
@@ -245,17 +242,18 @@ def market(kinds: list[Kind], rates_per_ks: list[int], revenue: list[int]) -> li
     left = [kind.workers * PPM for kind in kinds]
     offers = sorted(
         (
-            (-(revenue[rank] * FS_PER_S // kind.busy_fs[rank]), -rank, at)
+            (revenue[rank] * FS_PER_S // kind.busy_fs[rank], rank, -at)
             for at, kind in enumerate(kinds)
             for rank in RANKS
             if kind.caps[rank]
         ),
+        reverse=True,
     )
     for kind in kinds:
         kind.price_nanodollars = 0
-    for density, minus_rank, at in offers:
-        rank, busy_fs = -minus_rank, kinds[at].busy_fs[-minus_rank]
-        need = wanted[rank] * busy_fs // (FS_PER_S // PPM * 1_000)
+    for density, rank, minus_at in offers:
+        at = -minus_at
+        need = wanted[rank] * kinds[at].busy_fs[rank] // (FS_PER_S // PPM * 1_000)
         share = min(need, left[at])
         if not share:
             continue
@@ -263,7 +261,7 @@ def market(kinds: list[Kind], rates_per_ks: list[int], revenue: list[int]) -> li
         left[at] -= share
         wanted[rank] -= wanted[rank] * share // need
         if not left[at]:
-            kinds[at].price_nanodollars = -density
+            kinds[at].price_nanodollars = density
     return taken
 
 
@@ -322,7 +320,7 @@ class Economics:
 
     def arrived(self, fleet: Fleet, request: Request, now_ns: int) -> None:
         """See ``Policy``."""
-        book = self._books.setdefault(request.model, Book())
+        book = self._book(request.model)
         mean = book.means[request.rank]
         mean.arrived += 1
         mean.context_tokens += (request.input_tokens_max - mean.context_tokens) >> MEAN_SHIFT
@@ -332,10 +330,16 @@ class Economics:
 
     def finished(self, fleet: Fleet, worker: Worker, request: Request, event: Finished) -> None:  # noqa: ARG002
         """See ``Policy``."""
-        mean = self._books.setdefault(request.model, Book()).means[request.rank]
+        mean = self._book(request.model).means[request.rank]
         mean.output_tokens += (event.output_tokens - mean.output_tokens) >> MEAN_SHIFT
         computed = max(1, request.input_tokens_max - event.cached_input_tokens)
         mean.prefill_tokens += (computed - mean.prefill_tokens) >> MEAN_SHIFT
+
+    def _book(self, model: ModelName) -> Book:
+        book = self._books.get(model)
+        if book is None:
+            book = self._books[model] = Book()
+        return book
 
     def _know(
         self, fleet: Fleet, book: Book, model: ModelName, now_ns: int, *, due: bool = False
@@ -413,17 +417,16 @@ class Economics:
         """See ``Policy``."""
         book = self._books[request.model]
         rank = request.rank
-        if not self._is_late(book, request, now_ns):
-            if not fleet.admitting[rank]:
-                return None
-            choice = self._best(fleet, book, request, rank, now_ns)
-            return choice if choice is not None and choice.rank == rank else None
-        return self._degraded(fleet, book, request, now_ns)
+        if self._is_late(book, request, now_ns):
+            return self._degraded(fleet, book, request, now_ns)
+        if not fleet.admitting[rank]:
+            return None
+        return self._best(fleet, book, request, rank, now_ns)
 
     def drain(self, fleet: Fleet, now_ns: int) -> Iterator[tuple[Request, Choice]]:
         """See ``Policy``."""
         model = fleet.workers[0].model
-        book = self._books.setdefault(model, Book())
+        book = self._book(model)
         self._know(fleet, book, model, now_ns)
         for rank in book.order:
             line = fleet.lines[rank]
@@ -435,7 +438,7 @@ class Economics:
                 if not fleet.admitting[rank]:
                     break
                 choice = self._best(fleet, book, request, rank, now_ns)
-                if choice is None or choice.rank != rank:
+                if choice is None:
                     break
                 yield request, choice
         for rank in book.order:
@@ -456,17 +459,14 @@ class Economics:
         return left_ns * FS_PER_NS < own_fs
 
     def _degraded(self, fleet: Fleet, book: Book, request: Request, now_ns: int) -> Choice | None:
-        """The best place at a lower tier for a request that is late for its own."""
-        for rank in range(request.rank - 1, -1, -1):
-            ttft_ns = self._promises[rank].ttft_ns
-            if rank and now_ns - request.arrived_ns >= ttft_ns:
+        """The best place for a request that is late for its own tier: at a lower one, or free."""
+        for rank in range(max(request.rank - 1, 0), -1, -1):
+            if rank and now_ns - request.arrived_ns >= self._promises[rank].ttft_ns:
                 continue
             if fleet.admitting[rank]:
                 choice = self._best(fleet, book, request, rank, now_ns)
                 if choice is not None:
                     return choice
-        if request.rank == 0 and fleet.admitting[0]:
-            return self._best(fleet, book, request, 0, now_ns)
         return None
 
     def _best(
