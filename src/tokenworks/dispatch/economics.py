@@ -31,6 +31,7 @@ from typing import Final
 import msgspec
 
 from tokenworks.core.ids import ModelName
+from tokenworks.core.rng import WORD
 from tokenworks.core.slo import Promise, Tier
 from tokenworks.core.units import NS_PER_S, PPM
 from tokenworks.dispatch.events import Configured, Finished, TokenPrice
@@ -57,7 +58,6 @@ with twice as many: a burst of prefills is a stall for all that decode there."""
 HEADROOM_PERCENT: Final = 85
 """Up to this part of its cap a worker takes requests of tiers below its home."""
 FOREVER_FS: Final = 1 << 80
-_MASK_64: Final = 2**64 - 1
 # Knuth's MMIX constants for a linear congruential generator, TAOCP vol. 2, 3.3.4, table 1.
 _LCG_A: Final = 6364136223846793005
 _LCG_C: Final = 1442695040888963407
@@ -489,7 +489,7 @@ class Economics:
         if own:
             some |= _lowest(fleet.least_loaded(own))
             if own & (own - 1):
-                book.dice = dice = (book.dice * _LCG_A + _LCG_C) & _MASK_64
+                book.dice = dice = (book.dice * _LCG_A + _LCG_C) & WORD
                 some |= _somewhere(own, dice >> 32) | _somewhere(own, dice & 0xFFFFFFFF)
         seen, stages = 0, [above, below]
         offer = _Offer(self, book, request, rank, now_ns)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Final, NamedTuple, Protocol
 
+from tokenworks.core.rng import GOLDEN_GAMMA, WORD, mix64
 from tokenworks.core.units import NS_PER_S
 from tokenworks.dispatch.commands import SendReason
 from tokenworks.dispatch.events import Configured, Finished
@@ -21,7 +22,6 @@ from tokenworks.dispatch.waiting import Request
 RETRY_AFTER_NS_MIN: Final = NS_PER_S
 RETRY_AFTER_NS_MAX: Final = 120 * NS_PER_S
 _RATE_SCALE: Final = 10**18
-_MASK_64: Final = 2**64 - 1
 
 
 class Choice(NamedTuple):
@@ -115,15 +115,12 @@ class Dice:
     __slots__ = ("state",)
 
     def __init__(self, seed: int) -> None:
-        self.state = seed & _MASK_64
+        self.state = seed & WORD
 
     def below(self, bound: int) -> int:
         """A number from 0 to ``bound`` - 1."""
-        self.state = (self.state + 0x9E3779B97F4A7C15) & _MASK_64
-        mixed = self.state
-        mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & _MASK_64
-        mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & _MASK_64
-        return ((mixed ^ (mixed >> 31)) * bound) >> 64
+        self.state = (self.state + GOLDEN_GAMMA) & WORD
+        return (mix64(self.state) * bound) >> 64
 
 
 def others_first(fleet: Fleet, request: Request, candidates: int) -> int:

@@ -14,6 +14,7 @@ import msgspec
 
 from tokenworks.core.errors import ConfigInvalid
 from tokenworks.core.ids import ModelName, RequestID, TenantID
+from tokenworks.core.rng import GOLDEN_GAMMA, WORD, mix64
 from tokenworks.core.slo import Tier
 from tokenworks.core.units import PPM
 from tokenworks.twin.arrivals import Arrivals, arrival_times
@@ -23,7 +24,6 @@ from tokenworks.twin.traces import MOONCAKE_BLOCK_TOKENS, Row, Trace
 OUTPUT_TOKENS_MAX_DEFAULT: Final = 2_048
 TENANTS_MAX: Final = 100_000
 LENGTH_SIGMA: Final = 1.0
-_WORD: Final = 2**64 - 1
 _TENANT_WEIGHT: Final = 10**12
 
 
@@ -127,20 +127,6 @@ class Demand(msgspec.Struct, frozen=True, kw_only=True):
     limit: int | None = None
 
 
-def mix64(word: int) -> int:
-    """Scatter 64 bits; different words stay different.
-
-    Source:
-        The finaliser of SplitMix64: Steele, Lea and Flood, OOPSLA 2014, figure 17.
-
-    >>> hex(mix64(0x9E3779B97F4A7C15))
-    '0xe220a8397b1dcdaf'
-    """
-    word = ((word ^ (word >> 30)) * 0xBF58476D1CE4E5B9) & _WORD
-    word = ((word ^ (word >> 27)) * 0x94D049BB133111EB) & _WORD
-    return word ^ (word >> 31)
-
-
 def salt_of(text: str) -> int:
     """64 bits of a name, the same on every machine."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
@@ -155,11 +141,7 @@ def salted(salt: int, block_id: int) -> int:
         salt: the tenant's, see ``salt_of``.
         block_id: in [0, 2**64).
     """
-    # mix64 with the first step of SplitMix64, written out: a trace has many blocks.
-    word = salt ^ (block_id * 0x9E3779B97F4A7C15 & _WORD)
-    word = ((word ^ (word >> 30)) * 0xBF58476D1CE4E5B9) & _WORD
-    word = ((word ^ (word >> 27)) * 0x94D049BB133111EB) & _WORD
-    return word ^ (word >> 31)
+    return mix64(salt ^ (block_id * GOLDEN_GAMMA & WORD))
 
 
 def requests_of(trace: Trace, demand: Demand, seed: int) -> list[TwinRequest]:
@@ -278,7 +260,7 @@ def _common_blocks(rows: Sequence[Row]) -> int:
 def _root(row: Row, index: int, common: int) -> int:
     """What says whose a row is: its first block beyond the common ones, else itself."""
     if len(row.block_ids) > common:
-        return mix64(row.block_ids[common] & _WORD)
+        return mix64(row.block_ids[common] & WORD)
     return salt_of(f"row {index}")
 
 
