@@ -276,7 +276,6 @@ class Dispatcher:
             self._counts.ignored += 1
             return
         request.step(Step.START)
-        request.started_ns = self._now_ns
         self._worker_of(request).prefill_tokens -= request.prefill_tokens
         request.prefill_tokens = 0
 

@@ -34,7 +34,6 @@ class Request(msgspec.Struct, kw_only=True):
         worker: who has it, or broke it off last.
         sent_ns: when it was last sent.
         prefill_tokens: of its prompt, expected to be computed where it was sent.
-        started_ns: when its answer began.
         session: the conversation that it belongs to.
         queued_ns: when it was last queued; patience counts from here.
     """
@@ -53,7 +52,6 @@ class Request(msgspec.Struct, kw_only=True):
     worker: WorkerID | None = None
     sent_ns: int = 0
     prefill_tokens: int = 0
-    started_ns: int = 0
     session: str | None = None
     queued_ns: int = 0
 
