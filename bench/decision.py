@@ -19,7 +19,7 @@ import time
 from tokenworks.core.ids import ModelName, PoolID, RequestID, TenantID, WorkerID
 from tokenworks.core.slo import Promise, Tier
 from tokenworks.core.units import NS_PER_S
-from tokenworks.dispatch.commands import Send
+from tokenworks.dispatch.commands import Command, Send
 from tokenworks.dispatch.dispatcher import Dispatcher
 from tokenworks.dispatch.events import (
     Arrived,
@@ -78,8 +78,10 @@ def settings(policy: str) -> Configured:
     )
 
 
-def factory(policy: str, workers: int, families: list[tuple[int, ...]]) -> Dispatcher:
-    """A dispatcher whose workers are up and whose index knows every family's blocks."""
+def factory(
+    policy: str, workers: int, families: list[tuple[int, ...]], dice: random.Random
+) -> tuple[Dispatcher, int]:
+    """A dispatcher whose workers are up and whose index knows every family's blocks, and when."""
     dispatcher = Dispatcher()
     dispatcher.handle(0, settings(policy))
     for i in range(workers):
@@ -96,11 +98,15 @@ def factory(policy: str, workers: int, families: list[tuple[int, ...]]) -> Dispa
                 block_tokens=512,
             ),
         )
+    # As many per second, at the same tiers and as long as later: what a policy learns is right.
     for number, prefix in enumerate(families):
+        now_ns = number * NS_PER_S // (RATE_PER_S * workers)
         name = RequestID(f"warm{number}")
-        dispatcher.handle(0, arrival(name, number, Tier.FREE, prefix, 0))
-        dispatcher.handle(0, Finished(request=name, output_tokens=1, cached_input_tokens=0))
-    return dispatcher
+        tier = dice.choices(list(MIX), list(MIX.values()))[0]
+        dispatcher.handle(now_ns, arrival(name, number, tier, prefix, now_ns))
+        over = Finished(request=name, output_tokens=300, cached_input_tokens=0)
+        dispatcher.handle(now_ns, over)
+    return dispatcher, now_ns
 
 
 def arrival(
@@ -119,6 +125,14 @@ def arrival(
     )
 
 
+def sent(dispatcher: Dispatcher, now_ns: int, commands: list[Command]) -> list[RequestID]:
+    """The requests that commands send, each of which begins to answer at once."""
+    found = [command.request for command in commands if isinstance(command, Send)]
+    for request in found:
+        dispatcher.handle(now_ns, Started(request=request))
+    return found
+
+
 def case(policy: str, workers: int, blocks: int, decisions: int) -> dict[str, float | int | str]:
     """Run one case; times are by the wall clock, and of what is booked at once only."""
     dice = random.Random(SEED)
@@ -126,11 +140,10 @@ def case(policy: str, workers: int, blocks: int, decisions: int) -> dict[str, fl
         tuple((family << 40) | block for block in range(FAMILY_BLOCKS))
         for family in range(blocks // FAMILY_BLOCKS)
     ]
-    dispatcher = factory(policy, workers, families)
+    dispatcher, now_ns = factory(policy, workers, families, dice)
     tiers = dice.choices(list(MIX), list(MIX.values()), k=decisions)
     running: list[RequestID] = []
     arrived_ns: list[int] = []
-    now_ns = 0
     gc.collect()
     gc.freeze()
     gc.disable()
@@ -144,13 +157,13 @@ def case(policy: str, workers: int, blocks: int, decisions: int) -> dict[str, fl
         spent = time.perf_counter_ns() - began
         if commands and isinstance(commands[0], Send):
             arrived_ns.append(spent)
-            running.append(event.request)
-            dispatcher.handle(now_ns, Started(request=event.request))
-        if len(running) > RUNNING * workers:
+        # Those that had to wait are sent when others end; they run and end as all do.
+        running += sent(dispatcher, now_ns, commands)
+        while len(running) > RUNNING * workers:
             place = dice.randrange(len(running))
             running[place], running[-1] = running[-1], running[place]
             over = Finished(request=running.pop(), output_tokens=300, cached_input_tokens=0)
-            dispatcher.handle(now_ns, over)
+            running += sent(dispatcher, now_ns, dispatcher.handle(now_ns, over))
     gc.enable()
     gc.unfreeze()
     settled = arrived_ns[len(arrived_ns) // 4 :]
