@@ -108,6 +108,31 @@ def test_prefill_takes_time_and_the_cache_saves_it_or_its_price() -> None:
     assert bound.uses[0].prefill_share == pytest.approx(1.0)
 
 
+def test_what_others_compute_is_free_at_the_cached_price() -> None:
+    # 10 of 20 tokens are booked on each, though another request may compute them: 10 ms, or none.
+    demand = request_demand(
+        MODEL, Tier.MEDIUM, input_tokens=20, hit_tokens=10, reach_tokens=20, output_tokens=1
+    )
+    prompts = merged([demand] * 10_000)
+    cheap = sample_book(input_share=1.0)
+    prices = {
+        tier: msgspec.structs.replace(
+            each, cached_input_udollars_per_mtok=each.input_udollars_per_mtok
+        )
+        for tier, each in cheap.prices[MODEL].items()
+    }
+    alike = msgspec.structs.replace(cheap, prices={MODEL: prices})
+    short = worker(up_ns=(50 * NS_PER_S,))
+    # At one price all must compute their own: 50 s are enough for half of them.
+    assert fluid_bound([short], [prompts], alike).bound_dollars == pytest.approx(
+        5_000 * 21 * 3e-6, rel=1e-4
+    )
+    # Where cached tokens cost a tenth, the other half may have come to leave them to others.
+    assert fluid_bound([short], [prompts], cheap).bound_dollars == pytest.approx(
+        (5_000 * (10 + 1 + 1) + 5_000 * (2 + 1)) * 3e-6, rel=1e-4
+    )
+
+
 def test_kv_moves_only_where_a_class_has_one_part() -> None:
     demand = asks(Tier.MEDIUM, 1_000, uncached_input_tokens=50_000)
     reads = worker(name="reads", decodes=False)
@@ -273,7 +298,7 @@ def test_no_feasible_assignment_beats_it(data: st.DataObject) -> None:
 
 def _batch_run(batch: list[Demand], timing: Timing) -> tuple[float, float]:
     """Prefill all, then decode until the last has ended: time and revenue."""
-    total = sum(prefill_s(each, timing, hit=True) for each in batch)
+    total = sum(prefill_s(each, timing) for each in batch)
     inputs = [each.uncached_input_tokens + each.cached_input_tokens for each in batch]
     decode_s = [0.0] * len(batch)
     for step in range(max(each.decode_tokens for each in batch)):
@@ -292,7 +317,7 @@ def _batch_run(batch: list[Demand], timing: Timing) -> tuple[float, float]:
             and took <= each.decode_tokens / PRICED.promises[tier].interactivity_tokens_per_s + 0.2
         ]
         tier = kept[-1] if kept else Tier.FREE
-        dollars += fluid_program.revenue_dollars(each, tier, PRICED, hit=True)
+        dollars += fluid_program.revenue_dollars(each, tier, PRICED)
     return total, dollars
 
 

@@ -14,7 +14,7 @@ from tokenworks.twin.bound import (
     bound_inputs,
     earliest_ns,
     fleet_of,
-    hit_tokens,
+    found_tokens,
     run_bound,
     run_capacity,
 )
@@ -63,8 +63,8 @@ def asked(name: str, at_s: float = 0, **changes: object) -> TwinRequest:
     return msgspec.structs.replace(plain, **changes)
 
 
-def hits(*requests: TwinRequest) -> list[int]:
-    return hit_tokens(scenario(), requests, earliest_ns(requests))
+def found(*requests: TwinRequest, firsts: tuple[int, ...] = ()) -> list[tuple[int, int]]:
+    return found_tokens(requests, firsts or (0,) * len(requests), 16)
 
 
 def test_workers_that_are_alike_are_one_class() -> None:
@@ -79,25 +79,39 @@ def test_workers_that_are_alike_are_one_class() -> None:
     assert fleet[0].kv_tokens == 16_000
 
 
-def test_a_prefix_hits_what_may_be_there_before() -> None:
-    # Patience is 1 s. Whoever comes later than that can't be there before.
-    assert hits(asked("a", blocks=(1, 2)), asked("b", 5, blocks=(1, 3))) == [0, 16]
-    # Within its patience, either may come first.
-    assert hits(asked("a", blocks=(1, 2)), asked("b", 0.5, blocks=(1, 2))) == [32, 32]
-    assert hits(asked("a", blocks=(1, 2)), asked("b", 9, blocks=(1, 2), input_tokens=20)) == [0, 20]
-    other = ModelName("other")
-    assert hits(asked("a", blocks=(1,)), asked("b", 5, blocks=(1,), model=other)) == [0, 0]
+def test_each_block_is_booked_on_one_of_those_that_have_it() -> None:
+    # 40 tokens of prompt: what is booked on others, and what others have too.
+    assert found(asked("a", blocks=(1, 2)), asked("b", 5, blocks=(1, 3))) == [(0, 16), (16, 16)]
+    assert found(asked("a", 5, blocks=(1, 2)), asked("b", blocks=(1, 2))) == [(32, 32), (0, 32)]
+    assert found(asked("a", blocks=(1, 2)), asked("b", 9, blocks=(1, 2), input_tokens=20)) == [
+        (0, 32),
+        (20, 20),
+    ]
+    # Of one window the highest tier bears it; an earlier window comes before that.
+    free, ultra = asked("a", blocks=(1,), tier=Tier.FREE), asked("b", 5, blocks=(1,))
+    assert found(free, ultra) == [(16, 16), (0, 16)]
+    assert found(free, ultra, firsts=(0, 1)) == [(0, 16), (16, 16)]
 
 
-def test_a_turn_hits_the_turns_before_it_and_not_those_after() -> None:
-    first = asked("a", blocks=(1,))
-    second = asked("b", blocks=(1, 2), wait_for=(RequestID("a"),), delay_ns=NS_PER_S // 2)
-    third = asked("c", blocks=(1, 2, 3), wait_for=(RequestID("b"),))
+def test_models_share_no_blocks_and_who_comes_too_late_bears_none() -> None:
+    other = msgspec.structs.replace(spec("o"), model=ModelName("other"))
+    book = msgspec.structs.replace(BOOK, prices=BOOK.prices | {other.model: BOOK.prices[MODEL]})
+    factory = msgspec.structs.replace(scenario(spec("a"), other), book=book)
+    requests = [
+        asked("a", blocks=(1, 2)),
+        asked("b", 5, blocks=(1,), model=other.model),
+        asked("c", 100, blocks=(1, 2), tier=Tier.ULTRA),
+    ]
+    given = bound_inputs(factory, requests, H)
+    assert [each.uncached_input_tokens for each in given.groups] == [40, 40]
+    assert [each.shared_input_tokens for each in given.groups] == [0, 0]
+
+
+def test_turns_come_in_an_order_at_the_earliest() -> None:
+    first = asked("a")
+    second = asked("b", wait_for=(RequestID("a"),), delay_ns=NS_PER_S // 2)
+    third = asked("c", wait_for=(RequestID("b"),))
     assert earliest_ns([third, first, second]) == [NS_PER_S // 2, 0, NS_PER_S // 2]
-    assert hits(third, first, second) == [32, 0, 16]
-    # Two that wait for nobody in common may come in any order.
-    apart = asked("d", blocks=(1, 2, 3), wait_for=(RequestID("a"),))
-    assert hits(first, second, apart) == [0, 32, 32]
 
 
 def test_requests_in_a_circle_are_a_mistake() -> None:

@@ -15,7 +15,14 @@ import msgspec
 
 from tokenworks.core.units import NS_PER_S
 from tokenworks.perf.timing import FS_PER_S
-from tokenworks.plan.fluid_inputs import Demand, allowance_s, prefill_s, revenue_dollars
+from tokenworks.plan.fluid_inputs import (
+    Demand,
+    Found,
+    allowance_s,
+    findings,
+    prefill_s,
+    revenue_dollars,
+)
 from tokenworks.plan.fluid_program import (
     PACE_RATIO,
     ROWS_PER_PACE,
@@ -95,10 +102,10 @@ def _surplus(
     best = np.zeros(len(members))
     for option in options:
         made = np.array(_decode_dollars(fluid, solved, prices, option, members))
-        for hit in (True, False):
-            earned = [revenue_dollars(m, option.tier, fluid.book, hit=hit) for m in members]
+        for found in findings(fluid.groups[option.group], fluid.book):
+            earned = [revenue_dollars(m, option.tier, fluid.book, found) for m in members]
             read = [
-                _prefill_dollars(fluid, prices, place, members, hit=hit)
+                _prefill_dollars(fluid, prices, place, members, found)
                 for place in fluid.prefill_places(option)
             ]
             best = np.maximum(best, np.array(earned) - np.min(np.array(read), axis=0) - made)
@@ -106,10 +113,10 @@ def _surplus(
 
 
 def _prefill_dollars(
-    fluid: Fluid, prices: Prices, place: tuple[int, int], members: Sequence[Demand], *, hit: bool
+    fluid: Fluid, prices: Prices, place: tuple[int, int], members: Sequence[Demand], found: Found
 ) -> list[float]:
     timing = fluid.fleet[place[0]].timing
-    return [prices.second[place] * prefill_s(each, timing, hit=hit) for each in members]
+    return [prices.second[place] * prefill_s(each, timing, found) for each in members]
 
 
 def _decode_dollars(

@@ -120,8 +120,8 @@ def _offer(
 
     None if the class cannot keep the tier's promise or has no room for one sequence.
     """
-    dollars = revenue_dollars(group, tier, book, hit=True)
-    seconds = prefill_s(group, worker.timing, hit=True)
+    dollars = revenue_dollars(group, tier, book)
+    seconds = prefill_s(group, worker.timing)
     sequence_s = 0.0
     if group.decode_tokens:
         launch_s = worker.timing.launch_fs / FS_PER_S

@@ -8,9 +8,12 @@ It is an upper bound on revenue. Every approximation is in the bound's favour:
   slows nobody down. The first token of an answer comes with its prefill.
 - A promise of speed bounds the mean length of a request's iterations, grace included in full.
 - Free is delivered at any speed.
-- The prefix cache never evicts. A request may find its prefix there and pay the cached price, or
-  not and pay the full one, whichever earns more.
-- Blocks that requests could share take no room in the KV cache, nor does a prompt in prefill.
+- The prefix cache never evicts, and is one for all workers: each block that requests share is
+  computed once, and held once. It is charged to one of them, whichever that is, so that what those
+  are charged which a policy serves is at most what it must compute for them: each of their blocks
+  once. Where cached tokens cost less, a request may also find all its shared blocks there and pay
+  the cached price, or none and pay the full one, whichever earns more.
+- A prompt in prefill takes no room in the KV cache.
 - Where a class of a model only prefills or only decodes, KV moves everywhere at no cost.
 - Prices are list prices; windows and discounts only lower them. Energy and capital are not taken
   off: they follow from the time that the fleet is up.
@@ -32,7 +35,13 @@ from tokenworks.core.slo import Tier
 from tokenworks.core.units import NS_PER_S
 from tokenworks.perf.timing import FS_PER_S
 from tokenworks.plan.certificate import certified_dollars
-from tokenworks.plan.fluid_inputs import Demand, WorkerClass, load_s, revenue_dollars
+from tokenworks.plan.fluid_inputs import (
+    Demand,
+    WorkerClass,
+    findings,
+    load_s,
+    revenue_dollars,
+)
 from tokenworks.plan.fluid_program import (
     Fluid,
     Option,
@@ -181,16 +190,16 @@ def capacity_load(fleet: Sequence[WorkerClass], groups: Sequence[Demand], book: 
 def served_in(fluid: Fluid, solved: Solved) -> tuple[Served, ...]:
     """What a solution delivers."""
     iterations = iterations_in(fluid, solved)
-    found: dict[tuple[ModelName, Tier, Tier, str], list[float]] = {}
+    table: dict[tuple[ModelName, Tier, Tier, str], list[float]] = {}
     for option in fluid.options:
         group, worker = fluid.groups[option.group], fluid.fleet[option.place]
-        sums = found.setdefault((group.model, group.tier, option.tier, worker.name), [0.0] * 4)
-        for hit in (True, False):
-            key = ("served", option.group, option.tier, option.place, hit)
+        sums = table.setdefault((group.model, group.tier, option.tier, worker.name), [0.0] * 4)
+        for found in findings(group, fluid.book):
+            key = ("served", option.group, option.tier, option.place, found)
             share = solved.columns.get(key, 0.0)
             sums[0] += share * group.requests
             sums[1] += share * group.output_tokens
-            sums[2] += share * revenue_dollars(group, option.tier, fluid.book, hit=hit)
+            sums[2] += share * revenue_dollars(group, option.tier, fluid.book, found)
         up_s = sum(worker.up_ns) / NS_PER_S
         for c, w, m, share in decoded_in(fluid, solved, option):
             count, seconds = iterations[c, w, m]
@@ -207,7 +216,7 @@ def served_in(fluid: Fluid, solved: Solved) -> tuple[Served, ...]:
             revenue_dollars=dollars,
             running=running,
         )
-        for (model, asked, delivered, name), (requests, tokens, dollars, running) in found.items()
+        for (model, asked, delivered, name), (requests, tokens, dollars, running) in table.items()
         if requests > 0
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from tokenworks.catalogue.price_book import PriceBook
@@ -12,6 +14,11 @@ from tokenworks.perf.timing import FS_PER_S, Timing
 
 DOLLARS_PER_PRICE_TOKEN = 1e-12
 """One micro-dollar per 1M tokens, for one token, in dollars."""
+
+
+Found = Literal["theirs", "all", "none"]
+"""What the prefix cache has of a prompt: the blocks that other requests are charged for, all that
+any other request has, or nothing."""
 
 
 class WorkerClass(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,17 +53,20 @@ class Demand(msgspec.Struct, frozen=True, kw_only=True):
         model: asked for.
         tier: asked for.
         requests: how many.
-        uncached_input_tokens: of their prompts, with the best prefix cache there could be.
+        uncached_input_tokens: of their prompts, those that no other request is charged for.
         cached_input_tokens: the rest of their prompts.
         output_tokens: that they are billed for.
         decode_tokens: of these, made by iterations of decode: all but the first of each request.
         context_tokens: read from the KV cache to make them, summed over ``decode_tokens``.
-        held_tokens: of these, in blocks that are shared with no other request.
-        hit_pairs: pairs of tokens that prefill attends to with that cache.
-        miss_pairs: and with none.
+        held_tokens: of these, in blocks that no other request is charged for.
+        hit_pairs: pairs of tokens that prefill of the uncached ones attends to.
+        miss_pairs: and of all.
         window_first: the window in which they arrive.
         windows_last: by the rank of a delivered tier, the last window in which such an answer may
             still be in work; empty if it is the last of all.
+        shared_input_tokens: uncached ones that another request has too, so that it may be that one
+            which computes them.
+        shared_pairs: that prefill of these attends to.
     """
 
     model: ModelName
@@ -72,10 +82,18 @@ class Demand(msgspec.Struct, frozen=True, kw_only=True):
     miss_pairs: int
     window_first: int = 0
     windows_last: tuple[int, ...] = ()
+    shared_input_tokens: int = 0
+    shared_pairs: int = 0
 
 
 def request_demand(
-    model: ModelName, tier: Tier, *, input_tokens: int, hit_tokens: int, output_tokens: int
+    model: ModelName,
+    tier: Tier,
+    *,
+    input_tokens: int,
+    hit_tokens: int,
+    output_tokens: int,
+    reach_tokens: int = 0,
 ) -> Demand:
     """What one request demands, from its lengths.
 
@@ -83,8 +101,10 @@ def request_demand(
         model: asked for.
         tier: asked for.
         input_tokens: of its prompt.
-        hit_tokens: of these, found in the best prefix cache there could be.
+        hit_tokens: of these, those that other requests are charged for.
         output_tokens: at least 1.
+        reach_tokens: of its prompt, those that any other request has; not fewer than ``hit_tokens``
+            count.
 
     >>> demand = request_demand(ModelName("m"), Tier.HIGH, input_tokens=4, hit_tokens=2,
     ...                         output_tokens=3)
@@ -95,6 +115,7 @@ def request_demand(
     """
     decoded = output_tokens - 1
     context = decoded * input_tokens + decoded * (decoded - 1) // 2
+    reach_tokens = max(hit_tokens, reach_tokens)
     return Demand(
         model=model,
         tier=tier,
@@ -107,6 +128,8 @@ def request_demand(
         held_tokens=context - decoded * hit_tokens,
         hit_pairs=(input_tokens * (input_tokens - 1) - hit_tokens * (hit_tokens - 1)) // 2,
         miss_pairs=input_tokens * (input_tokens - 1) // 2,
+        shared_input_tokens=reach_tokens - hit_tokens,
+        shared_pairs=(reach_tokens * (reach_tokens - 1) - hit_tokens * (hit_tokens - 1)) // 2,
     )
 
 
@@ -120,6 +143,8 @@ _SUMMED = (
     "held_tokens",
     "hit_pairs",
     "miss_pairs",
+    "shared_input_tokens",
+    "shared_pairs",
 )
 
 
@@ -136,18 +161,39 @@ def merged(members: list[Demand]) -> Demand:
     )
 
 
-def prefill_s(demand: Demand, timing: Timing, *, hit: bool) -> float:
+def findings(demand: Demand, book: PriceBook) -> tuple[Found, ...]:
+    """What the cache may have of a prompt that is worth a column of its own.
+
+    Where cached tokens cost as much as others, who computes a block makes no difference to revenue,
+    so each is charged to the one request that it is booked on. Otherwise a request may also leave
+    its blocks to others and pay less, or compute theirs and pay more.
+    """
+    prices = book.prices[demand.model].values()
+    if all(each.cached_input_udollars_per_mtok == each.input_udollars_per_mtok for each in prices):
+        return ("theirs",)
+    every: tuple[tuple[Found, int], ...] = (
+        ("theirs", 1),
+        ("all", demand.shared_input_tokens),
+        ("none", demand.cached_input_tokens),
+    )
+    return tuple(found for found, differs in every if differs)
+
+
+def prefill_s(demand: Demand, timing: Timing, found: Found = "theirs") -> float:
     """Time that a worker spends on the prompts; no launch is charged, since chunks can ride along.
 
     >>> timing = Timing(launch_fs=9, sequence_fs=9, context_token_fs=9,
     ...                 prefill_token_fs=10**15, prefill_context_fs=10**14)
     >>> demand = request_demand(ModelName("m"), Tier.HIGH, input_tokens=4, hit_tokens=2,
     ...                         output_tokens=1)
-    >>> prefill_s(demand, timing, hit=True), prefill_s(demand, timing, hit=False)
+    >>> prefill_s(demand, timing), prefill_s(demand, timing, "none")
     (2.5, 4.6)
     """
-    tokens = demand.uncached_input_tokens + (0 if hit else demand.cached_input_tokens)
-    pairs = demand.hit_pairs if hit else demand.miss_pairs
+    tokens, pairs = demand.uncached_input_tokens, demand.hit_pairs
+    if found == "none":
+        tokens, pairs = tokens + demand.cached_input_tokens, demand.miss_pairs
+    elif found == "all":
+        tokens, pairs = tokens - demand.shared_input_tokens, pairs - demand.shared_pairs
     return (tokens * timing.prefill_token_fs + pairs * timing.prefill_context_fs) / FS_PER_S
 
 
@@ -188,17 +234,19 @@ def allowance_s(
     )
 
 
-def revenue_dollars(demand: Demand, tier: Tier, book: PriceBook, *, hit: bool) -> float:
+def revenue_dollars(demand: Demand, tier: Tier, book: PriceBook, found: Found = "theirs") -> float:
     """What all of it brings if it is delivered at a tier, at list prices, less credits.
 
     Args:
         demand: the requests.
         tier: delivered, not above the asked one.
         book: its prices.
-        hit: whether the prefix cache has served its cached tokens; they cost less then.
+        found: what the prefix cache has served; these tokens cost less, if the book says so.
     """
     price = book.prices[demand.model][tier]
-    cached = demand.cached_input_tokens if hit else 0
+    cached = 0 if found == "none" else demand.cached_input_tokens
+    if found == "all":
+        cached += demand.shared_input_tokens
     fresh = demand.uncached_input_tokens + demand.cached_input_tokens - cached
     units = (
         fresh * price.input_udollars_per_mtok

@@ -2,8 +2,8 @@
 
 Columns (all >= 0):
 
-- ``served[g, d, c, h]``: share of group g that is delivered at tier d, decoded on class c, with
-  its prefix found in the cache (h) or not. Its sum over d, c and h is at most 1.
+- ``served[g, d, c, f]``: share of group g that is delivered at tier d, decoded on class c, with so
+  much of its prefix found in the cache (f). Its sum over d, c and f is at most 1.
 - ``prefilled[g, d, c', w]``: the same share, by the class and window that prefill it; left out
   where there is only one such place.
 - ``decoded[g, d, c, w, m]``: share of group g's decode tokens made in window w at pace m.
@@ -27,8 +27,10 @@ from tokenworks.core.slo import Tier
 from tokenworks.perf.timing import FS_PER_S
 from tokenworks.plan.fluid_inputs import (
     Demand,
+    Found,
     WorkerClass,
     allowance_s,
+    findings,
     load_s,
     prefill_s,
     revenue_dollars,
@@ -251,24 +253,24 @@ def _launches(program: Program, fluid: Fluid, c: int, w: int) -> None:
                 program.add(rows[name], y, -limit / unit)
 
 
-def _served(program: Program, fluid: Fluid, option: Option) -> dict[bool, int]:
+def _served(program: Program, fluid: Fluid, option: Option) -> dict[Found, int]:
     group = fluid.groups[option.group]
     served = {}
-    for hit in (True, False) if group.cached_input_tokens else (True,):
-        gain = revenue_dollars(group, option.tier, fluid.book, hit=hit)
-        z = program.column("served", option.group, option.tier, option.place, hit, gain=gain)
+    for found in findings(group, fluid.book):
+        gain = revenue_dollars(group, option.tier, fluid.book, found)
+        z = program.column("served", option.group, option.tier, option.place, found, gain=gain)
         program.add(("demand", option.group), z, 1.0)
-        served[hit] = z
+        served[found] = z
     return served
 
 
-def _prefilled(program: Program, fluid: Fluid, option: Option, served: dict[bool, int]) -> None:
+def _prefilled(program: Program, fluid: Fluid, option: Option, served: dict[Found, int]) -> None:
     group = fluid.groups[option.group]
     places = fluid.prefill_places(option)
-    for hit, z in served.items():
-        key = (option.group, option.tier, option.place, hit)
+    for found, z in served.items():
+        key = (option.group, option.tier, option.place, found)
         for c, w in places:
-            seconds = prefill_s(group, fluid.fleet[c].timing, hit=hit)
+            seconds = prefill_s(group, fluid.fleet[c].timing, found)
             column = z
             if len(places) > 1:
                 column = program.column("prefilled", *key, c, w)

@@ -99,18 +99,25 @@ def bound_inputs(
     """What the programme is told; requests of models that no worker serves earn nothing."""
     fleet = fleet_of(scenario.workers, horizon_ns, windows)
     served = {worker.model: worker.timing for worker in reversed(fleet)}
-    earliest = earliest_ns(requests)
-    hits = hit_tokens(scenario, requests, earliest)
-    kinds: dict[tuple[ModelName, Tier, int, bool], list[Demand]] = {}
+    block_tokens = {spec.model: spec.block_tokens for spec in scenario.workers}
     width_ns = -(-horizon_ns // windows)
-    for request, at_ns, hit in zip(requests, earliest, hits, strict=True):
-        if request.model not in served or at_ns >= horizon_ns:
-            continue
+    coming: dict[ModelName, list[tuple[TwinRequest, int]]] = {model: [] for model in served}
+    for request, at_ns in zip(requests, earliest_ns(requests), strict=True):
+        if request.model in served and at_ns < horizon_ns:
+            coming[request.model].append((request, at_ns))
+    found: list[tuple[TwinRequest, int, tuple[int, int]]] = []
+    for model, some in coming.items():
+        firsts = [at_ns // width_ns for _, at_ns in some]
+        prefixes = found_tokens([request for request, _ in some], firsts, block_tokens[model])
+        found += [(*each, prefix) for each, prefix in zip(some, prefixes, strict=True)]
+    kinds: dict[tuple[ModelName, Tier, int, bool], list[Demand]] = {}
+    for request, at_ns, (hit, reach) in found:
         demand = request_demand(
             request.model,
             request.tier,
             input_tokens=request.input_tokens,
             hit_tokens=hit,
+            reach_tokens=reach,
             output_tokens=max(1, min(request.output_tokens, request.output_tokens_max)),
         )
         first = at_ns // width_ns
@@ -184,51 +191,38 @@ def _parents_first(requests: Sequence[TwinRequest], place: dict[RequestID, int])
     return order
 
 
-def hit_tokens(
-    scenario: Scenario, requests: Sequence[TwinRequest], earliest: Sequence[int]
-) -> list[int]:
-    """Prompt tokens of each request that an endless prefix cache could have.
+def found_tokens(
+    requests: Sequence[TwinRequest], first: Sequence[int], block_tokens: int
+) -> list[tuple[int, int]]:
+    """How many tokens of each prompt are in blocks booked on others, and in blocks others have.
 
-    A block may be there if another request has it that can be prefilled before: one that comes
-    before this one's patience ends, and doesn't wait for it. A request that waits for others has
-    no known time, so any request that doesn't wait for it counts.
+    Each block is booked on one of the requests that have it, of which a policy must compute it for
+    one at least, on each worker that serves some of them. Who comes in an earlier window bears it,
+    so that it is charged no later than it is computed; of these, who asks for the highest tier:
+    it is the last to be turned away.
+
+    Args:
+        requests: of one model.
+        first: the window in which each arrives.
+        block_tokens: of that model's workers.
     """
-    place = {request.request: i for i, request in enumerate(requests)}
-    ancestors: dict[int, frozenset[int]] = {}
-    for i in _parents_first(requests, place):
-        parents = [place[name] for name in requests[i].wait_for if name in place]
-        ancestors[i] = frozenset(parents).union(*(ancestors[j] for j in parents))
-    holders: dict[tuple[ModelName, int], list[int]] = {}
-    for i in sorted(range(len(requests)), key=earliest.__getitem__):
+    order = sorted(
+        range(len(requests)), key=lambda i: (first[i], -requests[i].tier.rank, requests[i].at_ns, i)
+    )
+    bearer: dict[int, int] = {}
+    count: dict[int, int] = {}
+    for i in order:
         for block in requests[i].blocks:
-            holders.setdefault((requests[i].model, block), []).append(i)
-    block_tokens = {spec.model: spec.block_tokens for spec in scenario.workers}
-
-    def may_hit(i: int, block: int, latest_ns: int | None) -> bool:
-        for j in holders[requests[i].model, block]:
-            if latest_ns is not None and earliest[j] > latest_ns:
-                return False
-            if j != i and i not in ancestors[j]:
-                return True
-        return False
-
-    hits = []
+            bearer.setdefault(block, i)
+            count[block] = count.get(block, 0) + 1
+    found = []
     for i, request in enumerate(requests):
-        patience_ns = max(
-            scenario.book.promises[request.tier].patience_ns,
-            scenario.configured.promises[request.tier].patience_ns,
-        )
-        latest_ns = None if request.wait_for else request.at_ns + patience_ns
-        # Who has a block has all before it, so the depth can be bisected.
-        low, high = 0, len(request.blocks)
-        while low < high:
-            middle = (low + high + 1) // 2
-            if may_hit(i, request.blocks[middle - 1], latest_ns):
-                low = middle
-            else:
-                high = middle - 1
-        hits.append(min(request.input_tokens, low * block_tokens.get(request.model, 0)))
-    return hits
+        # Who has a block has all before it, so both kinds come first in the prompt.
+        theirs = sum(bearer[block] != i for block in request.blocks)
+        shared = sum(count[block] > 1 for block in request.blocks)
+        tokens = (min(request.input_tokens, n * block_tokens) for n in (theirs, shared))
+        found.append((next(tokens), next(tokens)))
+    return found
 
 
 def _lasts(
@@ -253,8 +247,8 @@ def _split(
     """Cells of requests that earn about as much of a worker's second."""
 
     def worth(demand: Demand) -> float:
-        seconds = prefill_s(demand, timing, hit=True) + load_s(demand, timing)
-        return (revenue_dollars(demand, demand.tier, book, hit=True) + 1e-12) / (seconds + 1e-12)
+        seconds = prefill_s(demand, timing) + load_s(demand, timing)
+        return (revenue_dollars(demand, demand.tier, book) + 1e-12) / (seconds + 1e-12)
 
     ranked = sorted(alike, key=worth)
     edges = [len(ranked) * i // cells for i in range(cells + 1)]
