@@ -111,6 +111,7 @@ def up(
     timing: Timing | None = None,
     kv_blocks: int | None = None,
     block_tokens: int = 64,
+    hands_over: bool = False,
 ) -> WorkerUp:
     return WorkerUp(
         worker=WorkerID(name),
@@ -121,6 +122,7 @@ def up(
         timing=timing,
         kv_blocks=kv_blocks,
         block_tokens=block_tokens,
+        hands_over=hands_over,
     )
 
 
@@ -241,6 +243,8 @@ class World:
         self.on_time: set[str] = set()
         self.state: dict[str, str] = {}
         self.holder: dict[str, str] = {}
+        self.prefiller: dict[str, str] = {}
+        self.hands_over = self.random.random() < 0.5
         self.ends: dict[str, int] = {}
         self.log: list[tuple[int, Event, list[Command]]] = []
         self.tell(self.settings)
@@ -282,6 +286,13 @@ class World:
             self._check_promises(command, worker, slots, others)
         self.state[command.request] = "sent"
         self.holder[command.request] = command.worker
+        if command.prefill_worker is not None:
+            site = self.workers[command.prefill_worker]
+            assert site.model == worker.model
+            assert site is not worker
+            assert site.hands_over
+            assert worker.hands_over
+            self.prefiller[command.request] = command.prefill_worker
 
     def _slots_of(self, worker: WorkerUp) -> int:
         most = min(12, self.settings.policy.batch_cap or 12)
@@ -313,10 +324,17 @@ class World:
         waiting = sum(state == "queued" for state in self.state.values())
         assert sum(self.dispatcher.queue_lens().values()) == waiting
         assert self.faults_allowed or self.dispatcher.counts()["policy_faults"] == 0
+        for name, worker in self.dispatcher._workers.items():
+            assert sorted(worker.prefilling) == sorted(
+                request for request, site in self.prefiller.items() if site == name
+            )
+            assert worker.prefill_tokens >= len(worker.prefilling)
+            assert worker.running or worker.prefilling or worker.prefill_tokens == 0
 
     def _end(self, name: str) -> None:
         self.state[name] = "ended"
         self.holder.pop(name, None)
+        self.prefiller.pop(name, None)
         self.ends[name] = self.ends.get(name, 0) + 1
 
     def _named(self, *states: str) -> str | None:
@@ -360,6 +378,7 @@ class World:
         name = self._named("sent")
         if name is not None:
             self.state[name] = "answering"
+            self.prefiller.pop(name, None)
             self.tell(started(name))
 
     def _finish(self) -> None:
@@ -377,6 +396,7 @@ class World:
 
     def _break(self, name: str) -> None:
         self._broken_worker = self.holder[name]
+        self.prefiller.pop(name, None)
         if self.state[name] == "answering":
             self._end(name)
         else:
@@ -414,6 +434,7 @@ class World:
             curve=curve,
             timing=self.random.choice((None, TIMING)),
             kv_blocks=self.random.choice((None, 40, 1_000)),
+            hands_over=self.hands_over,
         )
         if len(self.workers) < 5:
             self.workers[name] = event
@@ -423,8 +444,13 @@ class World:
         if not self.workers or self.random.random() < 0.5:
             return
         name = self.random.choice(list(self.workers))
+        self._gone(name)
+
+    def _gone(self, name: str) -> None:
+        """A worker is lost, with what it runs and what it prefills for others."""
         del self.workers[name]
-        for request in [r for r, holder in self.holder.items() if holder == name]:
+        prefilled = [r for r, site in self.prefiller.items() if site == name]
+        for request in [r for r, holder in self.holder.items() if holder == name] + prefilled:
             self._break(request)
             self.holder.pop(request, None)
         self.tell(down(name))
@@ -470,11 +496,7 @@ class World:
         self.tick_if_due()
         for name in "ab":
             if name in self.workers:
-                del self.workers[name]
-                for request in [r for r, holder in self.holder.items() if holder == name]:
-                    self._break(request)
-                    self.holder.pop(request, None)
-                self.tell(down(name))
+                self._gone(name)
         for name, model in (("a", "small"), ("b", "large")):
             if len(self.workers) < 5:
                 self.workers[name] = up(name, model=model)

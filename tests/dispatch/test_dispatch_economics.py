@@ -20,12 +20,20 @@ from tests.dispatch.dispatch_world import (
     up,
 )
 from tokenworks.core.slo import Tier
-from tokenworks.core.units import NS_PER_S
-from tokenworks.dispatch import economics
+from tokenworks.core.units import NS_PER_S, PPM
+from tokenworks.dispatch import market as market_module
 from tokenworks.dispatch.commands import Command, Send
 from tokenworks.dispatch.dispatcher import Dispatcher
-from tokenworks.dispatch.economics import PLAN_NS, PPM, Book, Kind, homes_for, market
+from tokenworks.dispatch.economics import PACE_PERCENT, PLAN_NS, PREFILL_BATCHES_MAX, Book
 from tokenworks.dispatch.events import Event
+from tokenworks.dispatch.market import (
+    Kind,
+    Prefill,
+    best_split,
+    homes_for,
+    market,
+    revenue_nanodollars,
+)
 from tokenworks.perf.timing import FS_PER_S
 
 S = NS_PER_S
@@ -55,7 +63,7 @@ def faults(dispatcher: Dispatcher) -> int:
 
 
 def test_examples_in_the_text_hold() -> None:
-    failed, tried = doctest.testmod(economics)
+    failed, tried = doctest.testmod(market_module)
     assert (failed, tried > 0) == (0, True)
 
 
@@ -108,6 +116,7 @@ def kind(workers: int, busy_s: int, cap: int = 4) -> Kind:
         caps=[cap] * 5,
         token_fs=[1] * 5,
         busy_fs=[busy_s * FS_PER_S] * 5,
+        prefill_fs=[FS_PER_S] * 5,
         slack_fs=[1] * 5,
         allowed_fs=[1] * 5,
     )
@@ -116,22 +125,55 @@ def kind(workers: int, busy_s: int, cap: int = 4) -> Kind:
 def test_a_class_that_is_sold_out_costs_what_its_last_buyer_earns() -> None:
     only = kind(workers=2, busy_s=1)
     # One ultra and two medium requests per second, each a second of work.
-    taken = market([only], [0, 2_000, 0, 0, 1_000], [0, 30, 0, 0, 900])
-    assert taken == [[0, PPM, 0, 0, PPM]]
-    assert only.price_nanodollars == 30
+    sale = market([only], [0, 2_000, 0, 0, 1_000], [0, 30, 0, 0, 900])
+    assert sale.taken == [[0, PPM, 0, 0, PPM]]
+    assert (sale.prices, sale.earned, sale.busiest_ppm) == ([30], 1_000 * 930, PPM)
 
 
 def test_a_class_with_time_left_costs_nothing() -> None:
     only = kind(workers=3, busy_s=1)
-    market([only], [0, 0, 0, 0, 2_000], [0, 0, 0, 0, 900])
-    assert only.price_nanodollars == 0
+    sale = market([only], [0, 0, 0, 0, 2_000], [0, 0, 0, 0, 900])
+    assert (sale.prices, sale.busiest_ppm) == ([0], PPM * 2 // 3 + 1)
 
 
 def test_a_tier_buys_first_where_it_earns_most_per_second() -> None:
     slow, fast, never = kind(1, busy_s=2), kind(1, busy_s=1), kind(1, busy_s=1, cap=0)
-    taken = market([slow, fast, never], [0, 0, 0, 0, 1_500], [0, 0, 0, 0, 900])
-    assert [each[4] for each in taken] == [PPM, PPM, 0]
-    assert fast.price_nanodollars == 900
+    sale = market([slow, fast, never], [0, 0, 0, 0, 1_500], [0, 0, 0, 0, 900])
+    assert [each[4] for each in sale.taken] == [PPM, PPM, 0]
+    assert sale.prices == [450, 900, 0]
+
+
+def test_what_prefills_is_sold_out_before_what_decodes() -> None:
+    # A second of one prefills one request; a second of two decodes two.
+    sale = market([kind(2, busy_s=1)], [0, 0, 0, 0, 5_000], [0, 0, 0, 0, 900], _prefill(1))
+    assert sale.taken == [[0, 0, 0, 0, PPM]]
+    assert (sale.earned, sale.prices, sale.prefill_price) == (1_000 * 900, [0], 450)
+    assert sale.busiest_ppm == PPM
+
+
+def _prefill(workers: int) -> Prefill:
+    return Prefill(at=0, workers=workers, cost_fs=[FS_PER_S] * 5)
+
+
+def test_a_split_sells_the_most_and_leaves_the_busiest_most_time() -> None:
+    rates, revenue = [0, 0, 0, 0, 9_000], [0, 0, 0, 0, 900]
+    # Prefill takes a second and decode two: three of eight prefill.
+    prefill, sale = best_split([kind(8, busy_s=2)], rates, revenue) or (None, None)
+    assert prefill is not None
+    assert sale is not None
+    assert (prefill.workers, sale.earned) == (3, 2_500 * 900)
+    # With little to do, what leaves both kinds most of their time.
+    prefill, sale = best_split([kind(8, busy_s=2)], [0, 0, 0, 0, 100], revenue) or (None, None)
+    assert prefill is not None
+    assert prefill.workers == 3
+    assert best_split([kind(1, busy_s=1)], rates, revenue) is None
+
+
+def test_the_class_that_decodes_worst_prefills() -> None:
+    slow, fast = kind(2, busy_s=9), kind(2, busy_s=1)
+    prefill, _ = best_split([slow, fast], [0, 0, 0, 0, 9_000], [0, 0, 0, 0, 900]) or (None, None)
+    assert prefill is not None
+    assert (prefill.at, prefill.workers) == (0, 2)
 
 
 def test_who_pays_most_has_most_room_at_home() -> None:
@@ -239,10 +281,110 @@ def test_who_has_the_prefix_is_preferred_when_time_has_a_price() -> None:
         assert sends(dispatcher.handle(now_ns, request)) == [("r", holder)]
 
 
+# Prefill apart.
+
+
+def apart(*names: str) -> Dispatcher:
+    """Workers that hand KV caches over, of which some only prefill."""
+    dispatcher = money(*(up(name, timing=TIMING, hands_over=True) for name in names))
+    dispatcher.handle(0, arrived("plans"))
+    dispatcher.handle(0, finished("plans"))
+    return dispatcher
+
+
+def sites(commands: list[Command]) -> list[tuple[str, str | None, str]]:
+    return [(c.request, c.prefill_worker, c.worker) for c in commands if isinstance(c, Send)]
+
+
+def prefillers(dispatcher: Dispatcher) -> list[str]:
+    indices = book_of(dispatcher).prefillers
+    return [name for name, each in dispatcher._workers.items() if each.index in indices]
+
+
+def test_who_hands_over_prefills_for_those_who_decode() -> None:
+    dispatcher = apart("a", "b", "c")
+    (site, *others) = prefillers(dispatcher)
+    assert not others
+    ((_, at, worker),) = sites(dispatcher.handle(0, arrived("r")))
+    assert at == site != worker
+    # One that can't leaves all as they were.
+    dispatcher.handle(0, up("d", timing=TIMING))
+    ((_, at, _),) = sites(dispatcher.handle(0, arrived("s")))
+    assert at is None
+    assert prefillers(dispatcher) == []
+
+
+def test_a_prompt_is_prefilled_where_its_prefix_is() -> None:
+    dispatcher = apart(*"abcdefgh")
+    for holder in prefillers(dispatcher):
+        prefix = tuple(range(hash_of(holder), hash_of(holder) + 20))
+        dispatcher.handle(0, stored(*prefix, worker=holder))
+        request = arrived(f"r{holder}", prefix=prefix, prompt=20 * 64)
+        ((_, at, _),) = sites(dispatcher.handle(0, request))
+        assert at == holder
+
+
+def hash_of(name: str) -> int:
+    return 1_000 * ord(name)
+
+
+def test_who_prefills_is_sent_little_at_a_time_and_the_next_when_that_is_done() -> None:
+    dispatcher = apart("a", "b")
+    batch = dispatcher._workers["a"].batch_tokens_max  # type: ignore[index]
+    sent = 0
+    while sites(dispatcher.handle(0, arrived(f"r{sent}", Tier.FREE, prompt=batch // 2))):
+        sent += 1
+    assert sent == 2 * PREFILL_BATCHES_MAX + 1
+    ((name, _, _),) = sites(dispatcher.handle(1, started("r0")))
+    assert name == f"r{sent}"
+
+
+def test_who_decodes_is_filled_up_to_the_pace_of_the_dearest_there() -> None:
+    dispatcher = apart("a", "b")
+    (decoder,) = {"a", "b"} - set(prefillers(dispatcher))
+    for i in range(16):
+        dispatcher.handle(0, arrived(f"u{i}", Tier.ULTRA, prompt=10))
+        dispatcher.handle(0, started(f"u{i}"))
+    running = dispatcher.loads()[decoder].running  # type: ignore[index]
+    allowed_fs = book_of(dispatcher).kinds[0].allowed_fs[Tier.ULTRA.rank] * PACE_PERCENT // 100
+    assert TIMING.decode_fs(running, running * 42) <= allowed_fs
+    assert TIMING.decode_fs(running + 1, (running + 1) * 42) > allowed_fs
+    assert sites(dispatcher.handle(0, arrived("free", Tier.FREE, prompt=10))) == []
+
+
+def test_of_many_who_prefill_a_few_are_looked_at() -> None:
+    dispatcher = apart(*(f"w{i}" for i in range(24)))
+    assert len(prefillers(dispatcher)) > 4
+    used = {sites(dispatcher.handle(0, arrived(f"r{i}", Tier.FREE)))[0][1] for i in range(40)}
+    assert len(used) > 2
+
+
+def test_a_crowd_has_a_price_apart_too() -> None:
+    settings = configured(policy="economic", prices=PRICES, queue_len_max=500)
+    dispatcher = factory(
+        *(up(name, timing=TIMING, hands_over=True) for name in "abc"), settings=settings
+    )
+    for i in range(500):
+        dispatcher.handle(0, arrived(f"m{i}", Tier.MEDIUM, prompt=10, output=1_000))
+    dispatcher.handle(PLAN_NS, arrived("plans", Tier.MEDIUM, at=PLAN_NS, prompt=10))
+    book = book_of(dispatcher)
+    assert book.prefill_price_nanodollars or book.kinds[0].price_nanodollars
+    # Ultra costs those of medium their larger batch.
+    dispatcher.handle(PLAN_NS, arrived("u", Tier.ULTRA, at=PLAN_NS, prompt=10))
+    assert faults(dispatcher) == 0
+
+
+def test_a_restored_book_knows_who_prefills() -> None:
+    dispatcher = apart("a", "b", "c")
+    restored = Dispatcher.restore(dispatcher.snapshot())
+    request = arrived("r")
+    assert restored.handle(0, request) == dispatcher.handle(0, request)
+
+
 def test_who_pays_more_makes_lower_tiers_make_room() -> None:
     dispatcher, now_ns = rush(Tier.FREE)
     assert homes(dispatcher) == [0, 0]
     (send,) = dispatcher.handle(now_ns, arrived("p", Tier.PREMIUM, at=now_ns))
     assert isinstance(send, Send)
-    alone = economics.revenue_nanodollars(PRICES[Tier.PREMIUM], 0, 0, 64)
+    alone = revenue_nanodollars(PRICES[Tier.PREMIUM], 0, 0, 64)
     assert 0 < send.value_nanodollars < alone

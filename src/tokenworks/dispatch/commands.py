@@ -44,6 +44,8 @@ class Send(msgspec.Struct, frozen=True, kw_only=True, tag=True):
         hit_blocks: blocks of its prefix that the worker is believed to have.
         waited_ns: since the request arrived.
         value_nanodollars: what it is expected to add there, where the policy counts in money.
+        prefill_worker: who computes its prompt and then hands its KV cache to ``worker``; None if
+            that does it itself. ``hit_blocks`` are this one's.
     """
 
     request: RequestID
@@ -56,6 +58,7 @@ class Send(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     hit_blocks: int
     waited_ns: int
     value_nanodollars: int = 0
+    prefill_worker: WorkerID | None = None
 
 
 class Queue(msgspec.Struct, frozen=True, kw_only=True, tag=True):

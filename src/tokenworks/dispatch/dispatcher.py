@@ -270,14 +270,20 @@ class Dispatcher:
         if request.state is State.QUEUED:
             self._keep_waiting(fleet, request, commands)
 
-    def _started(self, event: Started, _: list[Command]) -> None:
+    def _started(self, event: Started, commands: list[Command]) -> None:
         request = self._requests.get(event.request)
         if request is None or request.state is not State.SENT:
             self._counts.ignored += 1
             return
         request.step(Step.START)
-        self._worker_of(request).prefill_tokens -= request.prefill_tokens
-        request.prefill_tokens = 0
+        if request.prefiller is None:
+            self._worker_of(request).prefill_tokens -= request.prefill_tokens
+            request.prefill_tokens = 0
+            return
+        self._leave_prefill(request)
+        fleet = self._fleets[request.model]
+        if fleet.queued:
+            self._drain(fleet, commands)
 
     def _finished(self, event: Finished, commands: list[Command]) -> None:
         request = self._requests.get(event.request)
@@ -362,6 +368,7 @@ class Dispatcher:
             kv_blocks=event.kv_blocks,
             block_tokens=event.block_tokens,
             batch_tokens_max=event.batch_tokens_max,
+            hands_over=event.hands_over,
             index=self._prefixes.add_worker(),
         )
         worker.measure(dict(zip(TIERS, self._promises, strict=True)))
@@ -371,8 +378,13 @@ class Dispatcher:
         self._drain(fleet, commands)
 
     def _worker_measured(self, worker: Worker, event: WorkerUp, commands: list[Command]) -> None:
-        sizes = (event.kv_blocks, event.block_tokens, event.batch_tokens_max)
-        known = (worker.kv_blocks, worker.block_tokens, worker.batch_tokens_max)
+        sizes = (event.kv_blocks, event.block_tokens, event.batch_tokens_max, event.hands_over)
+        known = (
+            worker.kv_blocks,
+            worker.block_tokens,
+            worker.batch_tokens_max,
+            worker.hands_over,
+        )
         if (event.slots, event.curve, event.timing, sizes) == (
             worker.engine_slots,
             worker.curve,
@@ -384,7 +396,7 @@ class Dispatcher:
         worker.engine_slots = event.slots
         worker.slots, worker.curve = self._slots_of(event.slots), event.curve
         worker.timing = event.timing
-        worker.kv_blocks, worker.block_tokens, worker.batch_tokens_max = sizes
+        worker.kv_blocks, worker.block_tokens, worker.batch_tokens_max, worker.hands_over = sizes
         worker.measure(dict(zip(TIERS, self._promises, strict=True)))
         fleet = self._fleets[worker.model]
         fleet.recount()
@@ -404,6 +416,14 @@ class Dispatcher:
         del self._workers[worker.worker]
         self._prefixes.remove_worker(worker.index)
         lost = [self._requests[name] for name in reversed(worker.running)]
+        for request in lost:
+            self._leave_prefill(request)
+        for name in reversed(worker.prefilling):
+            request = self._requests[name]
+            request.prefiller = None
+            request.prefill_tokens = 0
+            self._release(fleet, request)
+            lost.append(request)
         for request in lost:
             self._broken_off(fleet, request, commands, started=False)
         self._drain(fleet, commands)
@@ -516,7 +536,13 @@ class Dispatcher:
     @staticmethod
     def _may(fleet: Fleet, request: Request, choice: Choice) -> bool:
         """Whether a choice names a worker of the fleet that has a slot free, and a prefix hit."""
-        worker = choice.worker
+        worker, prefiller = choice.worker, choice.prefiller
+        if prefiller is not None and not (
+            fleet.by_index.get(prefiller.index) is prefiller is not worker
+            and prefiller.hands_over
+            and worker.hands_over
+        ):
+            return False
         return (
             fleet.by_index.get(worker.index) is worker
             and len(worker.running) < worker.slots
@@ -544,7 +570,7 @@ class Dispatcher:
         self, fleet: Fleet, request: Request, choice: Choice, commands: list[Command]
     ) -> None:
         """Give a request that is in no line to the worker that was chosen."""
-        worker, reason, hit_blocks, rank, candidates, value_nanodollars = choice
+        worker, reason, hit_blocks, rank, candidates, value_nanodollars, prefiller = choice
         now_ns = self._now_ns
         request.step(Step.SEND)
         request.attempt += 1
@@ -554,12 +580,18 @@ class Dispatcher:
         if left < 1:
             left = 1
         request.prefill_tokens = left
-        worker.prefill_tokens += left
+        if prefiller is None:
+            worker.prefill_tokens += left
+        else:
+            request.prefiller = prefiller.worker
+            prefiller.prefill_tokens += left
+            prefiller.prefilling[request.request] = None
         worker.context_tokens += request.input_tokens_max
         fleet.take(worker, request.request, rank)
         fleet.sent_ranks.append(rank)
         if request.prefix:
-            self._prefixes.insert(request.prefix, worker.index, now_ns, hit_blocks)
+            at = worker if prefiller is None else prefiller
+            self._prefixes.insert(request.prefix, at.index, now_ns, hit_blocks)
         self._counts.sent += 1
         commands.append(
             Send(
@@ -573,6 +605,7 @@ class Dispatcher:
                 hit_blocks=hit_blocks,
                 waited_ns=now_ns - request.arrived_ns,
                 value_nanodollars=value_nanodollars,
+                prefill_worker=request.prefiller,
             )
         )
 
@@ -580,10 +613,22 @@ class Dispatcher:
         """Take a request off the worker that has it."""
         worker = self._worker_of(request)
         fleet.release(worker, request.request)
-        worker.prefill_tokens -= request.prefill_tokens
+        if request.prefiller is None:
+            worker.prefill_tokens -= request.prefill_tokens
+            request.prefill_tokens = 0
+        else:
+            self._leave_prefill(request)
         worker.context_tokens -= request.input_tokens_max
-        request.prefill_tokens = 0
         return worker
+
+    def _leave_prefill(self, request: Request) -> None:
+        """Count off a prompt that another worker had to compute, if one had."""
+        if request.prefiller is not None:
+            prefiller = self._workers[request.prefiller]
+            prefiller.prefill_tokens -= request.prefill_tokens
+            del prefiller.prefilling[request.request]
+            request.prefiller = None
+            request.prefill_tokens = 0
 
     def _broken_off(
         self, fleet: Fleet, request: Request, commands: list[Command], *, started: bool

@@ -104,6 +104,8 @@ class WorkerUp(msgspec.Struct, frozen=True, kw_only=True, tag=True):
         kv_blocks: its KV cache, where that is known.
         block_tokens: tokens in one block of it, and in one block of ``Arrived.prefix``.
         batch_tokens_max: tokens that one iteration computes at most.
+        hands_over: whether its engine can give a KV cache to the others of its model that say so,
+            and take one from them.
     """
 
     worker: WorkerID
@@ -115,6 +117,7 @@ class WorkerUp(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     kv_blocks: int | None = None
     block_tokens: int = 64
     batch_tokens_max: int = 8_192
+    hands_over: bool = False
 
 
 class WorkerDown(msgspec.Struct, frozen=True, kw_only=True, tag=True):

@@ -57,6 +57,8 @@ class Worker(msgspec.Struct, kw_only=True):
         admitted: the same now, with ``limit``; kept by ``Fleet``.
         load: its place among the fleet's loads; kept by ``Fleet``.
         prefill_tokens: of what was sent and has not begun to answer, left to prefill.
+        prefilling: requests that it prefills for other workers.
+        hands_over: see ``WorkerUp``.
         context_tokens: of all that it runs, as far as known: prompts.
         service_ns_mean: how long a request holds a slot; None before the first has ended.
     """
@@ -81,6 +83,8 @@ class Worker(msgspec.Struct, kw_only=True):
     admitted: int = 0
     load: int = 0
     prefill_tokens: int = 0
+    prefilling: dict[RequestID, None] = {}
+    hands_over: bool = False
     context_tokens: int = 0
     service_ns_mean: int | None = None
 
@@ -93,11 +97,9 @@ class Worker(msgspec.Struct, kw_only=True):
 
     def recap(self, caps: list[int]) -> None:
         """Take other caps, by tier rank, each at least 1; the fleet's sets must be made again."""
-        self.caps = caps
-        self.admits = [
-            sum(1 << rank for rank in RANKS if running < self.caps[rank])
-            for running in range(self.slots + 1)
-        ]
+        if caps != self.caps or len(self.admits) != self.slots + 1:
+            self.caps = caps
+            self.admits = _admits_of(caps, self.slots)
         self._relimit()
 
     def take(self, request: RequestID, rank: int) -> None:
@@ -281,6 +283,16 @@ class Fleet:
     def _admitted_by(worker: Worker) -> int:
         running = len(worker.running)
         return worker.admits[running] if running < worker.limit else 0
+
+
+def _admits_of(caps: list[int], slots: int) -> list[int]:
+    """By running requests from 0 to ``slots``, the ranks whose caps allow one more, as bits."""
+    admits: list[int] = []
+    bits = (1 << len(caps)) - 1
+    for cap, rank in sorted(zip(caps, RANKS, strict=True)):
+        admits += [bits] * (min(cap, slots + 1) - len(admits))
+        bits ^= 1 << rank
+    return admits + [0] * (slots + 1 - len(admits))
 
 
 def speeds_of(curve: tuple[tuple[int, int], ...], slots: int) -> list[int]:

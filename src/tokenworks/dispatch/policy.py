@@ -34,6 +34,8 @@ class Choice(NamedTuple):
         rank: the tier under which it counts there.
         candidates: workers that could have taken it.
         value_nanodollars: what it is expected to add, where a policy counts in money.
+        prefiller: another worker that is to compute its prompt, and has the hit; None if ``worker``
+            does that itself.
     """
 
     worker: Worker
@@ -42,6 +44,7 @@ class Choice(NamedTuple):
     rank: int
     candidates: int
     value_nanodollars: int = 0
+    prefiller: Worker | None = None
 
 
 class Policy(Protocol):

@@ -34,6 +34,7 @@ class Request(msgspec.Struct, kw_only=True):
         worker: who has it, or broke it off last.
         sent_ns: when it was last sent.
         prefill_tokens: of its prompt, expected to be computed where it was sent.
+        prefiller: who computes its prompt for the worker that has it, until it begins to answer.
         session: the conversation that it belongs to.
         queued_ns: when it was last queued; patience counts from here.
     """
@@ -52,6 +53,7 @@ class Request(msgspec.Struct, kw_only=True):
     worker: WorkerID | None = None
     sent_ns: int = 0
     prefill_tokens: int = 0
+    prefiller: WorkerID | None = None
     session: str | None = None
     queued_ns: int = 0
 

@@ -14,7 +14,8 @@ It is an upper bound on revenue. Every approximation is in the bound's favour:
   once. Where cached tokens cost less, a request may also find all its shared blocks there and pay
   the cached price, or none and pay the full one, whichever earns more.
 - A prompt in prefill takes no room in the KV cache.
-- Where a class of a model only prefills or only decodes, KV moves everywhere at no cost.
+- Where a class of a model only prefills or only decodes, KV moves everywhere at no cost, and so it
+  does between classes whose engines hand it over.
 - Prices are list prices; windows and discounts only lower them. Energy and capital are not taken
   off: they follow from the time that the fleet is up.
 - Only answers that end within the windows count, so these must go on until the last one has ended.

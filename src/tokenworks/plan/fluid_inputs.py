@@ -34,6 +34,7 @@ class WorkerClass(msgspec.Struct, frozen=True, kw_only=True):
         prefills: whether they may prefill.
         decodes: whether they may decode. If any class of a model lacks one of the two, KV moves:
             a request may be prefilled on one class and decoded on another.
+        hands_over: whether KV may move from and to them though they do both.
     """
 
     name: str
@@ -44,6 +45,7 @@ class WorkerClass(msgspec.Struct, frozen=True, kw_only=True):
     up_ns: tuple[int, ...]
     prefills: bool = True
     decodes: bool = True
+    hands_over: bool = False
 
 
 class Demand(msgspec.Struct, frozen=True, kw_only=True):

@@ -142,8 +142,15 @@ class Fluid(msgspec.Struct, frozen=True):
         """(class, window) pairs that may prefill what the option decodes."""
         own = self.fleet[option.place]
         kin = [k for k, c in enumerate(self.fleet) if c.model == own.model]
-        moves = any(not (self.fleet[k].prefills and self.fleet[k].decodes) for k in kin)
-        classes = [k for k in kin if self.fleet[k].prefills] if moves else [option.place]
+        split = any(not (self.fleet[k].prefills and self.fleet[k].decodes) for k in kin)
+        classes = [option.place]
+        if split or own.hands_over:
+            classes = [
+                k
+                for k in kin
+                if self.fleet[k].prefills
+                and (split or k == option.place or self.fleet[k].hands_over)
+            ]
         return [(k, w) for k in classes for w in self.windows(option)]
 
 

@@ -150,6 +150,7 @@ def fleet_of(
             up_ns=(),
             prefills=spec.role != "decode",
             decodes=spec.role != "prefill",
+            hands_over=spec.link_bytes_per_s > 0,
         )
         up_ns = alike.setdefault(kind, [0] * windows)
         for window in range(windows):

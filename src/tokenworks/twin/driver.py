@@ -282,6 +282,7 @@ class Driver:
                 kv_blocks=spec.kv_blocks,
                 block_tokens=spec.block_tokens,
                 batch_tokens_max=spec.batch_tokens_max,
+                hands_over=self._one_stage[index] and spec.link_bytes_per_s > 0,
             )
         )
 
@@ -435,7 +436,10 @@ class Driver:
         outcomes.worker[place] = index
         if command.attempt > 1:
             outcomes.preemptions[place] += 1
-        target = index if self._one_stage[index] else self._prefiller(index)
+        if command.prefill_worker is not None:
+            target = self._indices[command.prefill_worker]
+        else:
+            target = index if self._one_stage[index] else self._prefiller(index)
         self._sequences += 1
         sequence = self._attempts[place] = Sequence(
             self._sequences,
@@ -596,7 +600,10 @@ class Driver:
                 self._failed(sequence)
             return
         for sequence in lost:
-            self._give_up(sequence.place)
+            if self.outcomes.worker[sequence.place] == index or not self._answering[sequence.place]:
+                self._give_up(sequence.place)
+            else:  # it was on its way to another worker, which has not failed
+                self._failed(sequence)
         self._told_up[index] = False
         self._tell(WorkerDown(worker=self.scenario.workers[index].worker, why=why))
 

@@ -1,0 +1,371 @@
+"""What the economic policy knows of demand, and what it makes of it: prices, homes, a split.
+
+**What a request needs.** In a worker whose batch is as large as tier t's promise allows, one
+request takes ``output x iteration / batch`` of the worker's time to decode and its prefill on top.
+The batch that a promise allows counts the prefills that will run between its iterations: with a
+prefill of P for each answer of L tokens, a batch of b gives each user one token per
+``iteration(b) + b P / L``.
+
+**A split.** Where engines hand KV caches over, some workers may only prefill and the others only
+decode. Nobody's prefill then stalls an answer, the batches that promises allow are larger, and each
+request takes time of two workers. How many prefill is what sells most; if fewer would do as well,
+what leaves the busiest most time.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+import msgspec
+
+from tokenworks.core.slo import Promise
+from tokenworks.core.units import PPM
+from tokenworks.dispatch.events import TokenPrice
+from tokenworks.dispatch.fleet import RANKS, Worker
+from tokenworks.perf.timing import FS_PER_NS, FS_PER_S, Timing
+
+RESERVE_PERCENT: Final = (80, 100, 130, 170, 300)
+"""Workers that are at home in a tier, in per cent of its need, from free to ultra."""
+CAP_PERCENT: Final = (100, 90, 85, 75, 70)
+"""Part of the time per token that a promise allows which its cap is made for: what is dear has
+more to lose by a stall above the mean."""
+SPLIT_CAP_PERCENT: Final = (100, 97, 95, 93, 90)
+"""The same where no prefill stalls an answer."""
+MEAN_OF_MIN: Final = 8
+MEAN_OF_MAX: Final = 64
+"""A new figure moves a mean by 1/9 of the difference at first, and later on by 1/64."""
+SPLIT_TRIES_MAX: Final = 24
+"""Numbers of workers that prefill which a plan tries, for each class."""
+_FS_PER_PPM_KS: Final = FS_PER_S // PPM * 1_000
+SPLIT_WORSE_PPM: Final = 5_000
+"""A split may sell so much less than the best one if it leaves more time."""
+
+
+class TierMeans(msgspec.Struct, kw_only=True):
+    """What is known of a tier's requests.
+
+    Attributes:
+        arrived: since the last plan.
+        rate_per_ks: requests per 1,000 s, smoothed.
+        seen: requests that came, as far as it matters for the means.
+        ended: answers that ended, likewise.
+        context_tokens: prompt of one that came.
+        prompt_tokens: of one whose answer has ended: what is turned away may be longer.
+        computed_tokens: of these.
+        output_tokens: of one.
+    """
+
+    arrived: int = 0
+    rate_per_ks: int = 0
+    seen: int = MEAN_OF_MIN
+    ended: int = MEAN_OF_MIN
+    context_tokens: int = 8_000
+    prompt_tokens: int = 8_000
+    computed_tokens: int = 4_000
+    output_tokens: int = 300
+
+    @property
+    def prefill_tokens(self) -> int:
+        """Of one that came, expected to be computed."""
+        return max(1, self.context_tokens * self.computed_tokens // max(1, self.prompt_tokens))
+
+    def come(self, prompt_tokens: int) -> None:
+        """Learn from a request that came."""
+        self.arrived += 1
+        self.seen = min(self.seen + 1, MEAN_OF_MAX)
+        self.context_tokens += (prompt_tokens - self.context_tokens) // self.seen
+
+    def end(self, prompt_tokens: int, computed_tokens: int, output_tokens: int) -> None:
+        """Learn from an answer that has ended."""
+        self.ended = count = min(self.ended + 1, MEAN_OF_MAX)
+        self.prompt_tokens += (prompt_tokens - self.prompt_tokens) // count
+        self.computed_tokens += (computed_tokens - self.computed_tokens) // count
+        self.output_tokens += (output_tokens - self.output_tokens) // count
+
+
+class Kind(msgspec.Struct, kw_only=True):
+    """A class of workers, those of one timing, and what each tier takes of them; lists by rank.
+
+    Attributes:
+        timing: of its iterations.
+        workers: how many there are.
+        price_nanodollars: what a second of one is worth.
+        caps: the batch that each promise allows, with prefills between; 0 where none does.
+        token_fs: worker time per token at that batch.
+        busy_fs: worker time of one request; its prefill included, unless others do that.
+        prefill_fs: worker time of its prefill.
+        slack_fs: how much longer one answer may take than it does at the cap.
+        allowed_fs: time per token that each promise allows.
+    """
+
+    timing: Timing
+    workers: int
+    price_nanodollars: int
+    caps: list[int]
+    token_fs: list[int]
+    busy_fs: list[int]
+    prefill_fs: list[int]
+    slack_fs: list[int]
+    allowed_fs: list[int]
+
+
+def kind_of(
+    sample: Worker,
+    workers: int,
+    means: list[TierMeans],
+    promises: list[Promise],
+    *,
+    split: bool = False,
+) -> Kind:
+    """What tiers take of a class of workers.
+
+    Args:
+        sample: one of them.
+        workers: how many there are.
+        means: of each tier's requests.
+        promises: of each tier.
+        split: others prefill.
+    """
+    timing = timing_of(sample)
+    total = sum(each.rate_per_ks for each in means) or 1
+    prefill, output, context = (
+        sum(each.rate_per_ks * amount for each, amount in zip(means, amounts, strict=True)) // total
+        for amounts in (
+            [each.prefill_tokens for each in means],
+            [each.output_tokens for each in means],
+            [each.context_tokens + each.output_tokens // 2 for each in means],
+        )
+    )
+    stall_fs = 0 if split else timing.prefill_fs(prefill, 0) // max(1, output)
+    percents = SPLIT_CAP_PERCENT if split else CAP_PERCENT
+    batch_max = sample.slots
+    if sample.kv_blocks is not None and context:
+        batch_max = max(1, min(batch_max, sample.kv_blocks * sample.block_tokens // context))
+    kind = Kind(
+        timing=timing,
+        workers=workers,
+        price_nanodollars=0,
+        caps=[],
+        token_fs=[],
+        busy_fs=[],
+        prefill_fs=[],
+        slack_fs=[],
+        allowed_fs=[],
+    )
+    for rank, (each, promise) in enumerate(zip(means, promises, strict=True)):
+        allowed = FS_PER_S // max(1, promise.interactivity_tokens_per_s)
+        allowed += promise.grace_ns * FS_PER_NS // max(1, each.output_tokens)
+        cap = batch_within(timing, stall_fs, context, batch_max, allowed * percents[rank] // 100)
+        batch = max(1, cap)
+        iteration = timing.decode_fs(batch, batch * context)
+        kind.caps.append(cap)
+        kind.token_fs.append(iteration // batch)
+        own_fs = timing.prefill_fs(each.prefill_tokens, 0)
+        kind.prefill_fs.append(own_fs)
+        kind.busy_fs.append(each.output_tokens * iteration // batch + (0 if split else own_fs))
+        kind.allowed_fs.append(allowed)
+        kind.slack_fs.append(max(1, each.output_tokens * max(0, allowed - iteration)))
+    return kind
+
+
+def timing_of(worker: Worker) -> Timing:
+    """How long a worker's iterations take; made of its speed curve where it says no more."""
+    if worker.timing is not None:
+        return worker.timing
+    alone, full = worker.speeds[1], worker.speeds[worker.slots]
+    launch = FS_PER_S // max(1, alone)
+    step = (FS_PER_S // max(1, full) - launch) // max(1, worker.slots - 1)
+    return Timing(
+        launch_fs=launch,
+        sequence_fs=max(0, step),
+        context_token_fs=0,
+        # Prefill is compute-bound: taken as twenty times faster than a lone user's decode.
+        prefill_token_fs=launch // 20,
+        prefill_context_fs=0,
+    )
+
+
+def batch_within(
+    timing: Timing, stall_fs: int, context_tokens: int, batch_max: int, allowed_fs: int
+) -> int:
+    """The largest batch in which every user has a token per ``allowed_fs``; 0 if none has.
+
+    Args:
+        timing: of the worker.
+        stall_fs: what the prefills of one more user add to everybody's time per token.
+        context_tokens: of one user.
+        batch_max: at most this.
+        allowed_fs: time per token that the promise allows.
+    """
+    per_user = timing.sequence_fs + context_tokens * timing.context_token_fs + stall_fs
+    left = allowed_fs - timing.launch_fs
+    if left < per_user:
+        return 0
+    return min(batch_max, left // per_user) if per_user else batch_max
+
+
+class Prefill(NamedTuple):
+    """Workers that only prefill.
+
+    Attributes:
+        at: the place of their class among the classes.
+        workers: how many of it.
+        cost_fs: time of one of them for one request, by tier rank.
+    """
+
+    at: int
+    workers: int
+    cost_fs: list[int]
+
+
+class Sale(NamedTuple):
+    """Time of workers, as it is best sold.
+
+    Attributes:
+        taken: by class and tier rank, how much of its time, in millionths of a worker.
+        earned: in 1,000 s, in nano-dollars.
+        prices: of a second of each class, in nano-dollars.
+        prefill_price: the same of those that only prefill.
+        busiest_ppm: how much of its time that class sells which sells most of it.
+    """
+
+    taken: list[list[int]]
+    earned: int
+    prices: list[int]
+    prefill_price: int
+    busiest_ppm: int
+
+
+def market(
+    kinds: list[Kind], rates_per_ks: list[int], revenue: list[int], prefill: Prefill | None = None
+) -> Sale:
+    """Sell the classes' time to the tiers, what earns most per second first, and find its price.
+
+    The price of a class that is sold out is what its last buyer earns per second: whoever takes a
+    second more displaces that one. A class with time left costs nothing.
+
+    Args:
+        kinds: the classes.
+        rates_per_ks: requests per 1,000 s, by tier rank.
+        revenue: of one request, by tier rank, in nano-dollars.
+        prefill: who prefills, if others than those that decode; not counted in ``kinds``.
+    """
+    taken = [[0] * len(RANKS) for _ in kinds]
+    wanted = list(rates_per_ks)
+    left = [kind.workers * PPM for kind in kinds]
+    costs = prefill.cost_fs if prefill is not None else [0] * len(RANKS)
+    prefill_whole = prefill_left = prefill.workers * PPM if prefill is not None else 0
+    offers = sorted(
+        (
+            (revenue[rank] * FS_PER_S // (kind.busy_fs[rank] + costs[rank]), rank, -at)
+            for at, kind in enumerate(kinds)
+            for rank in RANKS
+            if kind.caps[rank] and kind.workers
+        ),
+        reverse=True,
+    )
+    prices, prefill_price, earned = [0] * len(kinds), 0, 0
+    for density, rank, minus_at in offers:
+        at = -minus_at
+        need = wanted[rank] * kinds[at].busy_fs[rank] // _FS_PER_PPM_KS
+        share = min(need, left[at])
+        if not share:
+            continue
+        sold = wanted[rank] * share // need
+        if prefill is not None:
+            work = sold * costs[rank] // _FS_PER_PPM_KS
+            if work > prefill_left:
+                sold = sold * prefill_left // work
+                share, work = share * prefill_left // work, prefill_left
+            if work and work == prefill_left and not prefill_price:
+                prefill_price = density
+            prefill_left -= work
+        taken[at][rank] += share
+        left[at] -= share
+        wanted[rank] -= sold
+        earned += sold * revenue[rank]
+        if not left[at] and not prices[at]:
+            prices[at] = density
+    busiest = max(
+        (
+            PPM - part // kind.workers
+            for part, kind in zip(left, kinds, strict=True)
+            if kind.workers
+        ),
+        default=0,
+    )
+    if prefill is not None:
+        busiest = max(busiest, PPM - prefill_left * PPM // prefill_whole)
+    return Sale(taken, earned, prices, prefill_price, busiest)
+
+
+def best_split(
+    kinds: list[Kind], rates_per_ks: list[int], revenue: list[int]
+) -> tuple[Prefill, Sale] | None:
+    """The best number of workers that only prefill, of one class, and what the others then sell.
+
+    Args:
+        kinds: the classes, all workers counted, as for those that leave prefill to others.
+        rates_per_ks: as for ``market``.
+        revenue: as for ``market``.
+
+    Returns:
+        None if there are not two workers.
+    """
+    tried: list[tuple[Prefill, Sale]] = []
+    others = sum(kind.workers for kind in kinds) - 1
+    for at, kind in enumerate(kinds):
+        most = min(kind.workers, others)
+        for count in range(1, most + 1, max(1, -(-most // SPLIT_TRIES_MAX))):
+            rest = list(kinds)
+            rest[at] = msgspec.structs.replace(kind, workers=kind.workers - count)
+            prefill = Prefill(at, count, kind.prefill_fs)
+            tried.append((prefill, market(rest, rates_per_ks, revenue, prefill)))
+    if not tried:
+        return None
+    floor = max(sale.earned for _, sale in tried) * (PPM - SPLIT_WORSE_PPM) // PPM
+    return min(
+        (each for each in tried if each[1].earned >= floor), key=lambda each: each[1].busiest_ppm
+    )
+
+
+def homes_for(taken: list[int], workers: int) -> list[int]:
+    """How many workers of a class are at home in each tier: from the top down, with reserve.
+
+    Args:
+        taken: what each tier takes, in millionths of a worker.
+        workers: of the class.
+
+    >>> homes_for([4_000_000, 1_000_000, 1_000_000, 700_000, 100_000], 8)
+    [3, 1, 2, 1, 1]
+    """
+    homes, left = [0] * len(RANKS), workers
+    for rank in reversed(RANKS):
+        target = taken[rank] * RESERVE_PERCENT[rank] // 100
+        count = min(left, (target + PPM * 3 // 4) // PPM)
+        if target >= PPM // 10:
+            count = max(count, min(1, left))
+        homes[rank], left = count, left - count
+    wanting = [rank for rank in RANKS if taken[rank]]
+    homes[wanting[0] if wanting else 0] += left
+    return homes
+
+
+def revenue_nanodollars(price: TokenPrice, computed: int, prompt: int, output: int) -> int:
+    """What an answer earns, in nano-dollars.
+
+    Args:
+        price: at the tier that is delivered.
+        computed: prompt tokens that are computed.
+        prompt: the whole prompt.
+        output: tokens made.
+
+    >>> revenue_nanodollars(TokenPrice(input_udollars_per_mtok=1_000_000,
+    ...     cached_udollars_per_mtok=100_000, output_udollars_per_mtok=3_000_000), 100, 300, 50)
+    270000
+    """
+    return (
+        computed * price.input_udollars_per_mtok
+        + max(0, prompt - computed) * price.cached_udollars_per_mtok
+        + output * price.output_udollars_per_mtok
+    ) // 1_000
