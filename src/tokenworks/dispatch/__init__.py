@@ -6,6 +6,7 @@ __all__ = [
     "economics",
     "events",
     "fleet",
+    "market",
     "policies",
     "policy",
     "prefix_index",

@@ -255,17 +255,8 @@ def market(
     left = [kind.workers * PPM for kind in kinds]
     costs = prefill.cost_fs if prefill is not None else [0] * len(RANKS)
     prefill_whole = prefill_left = prefill.workers * PPM if prefill is not None else 0
-    offers = sorted(
-        (
-            (revenue[rank] * FS_PER_S // (kind.busy_fs[rank] + costs[rank]), rank, -at)
-            for at, kind in enumerate(kinds)
-            for rank in RANKS
-            if kind.caps[rank] and kind.workers
-        ),
-        reverse=True,
-    )
     prices, prefill_price, earned = [0] * len(kinds), 0, 0
-    for density, rank, minus_at in offers:
+    for density, rank, minus_at in _offers(kinds, revenue, costs):
         at = -minus_at
         need = wanted[rank] * kinds[at].busy_fs[rank] // _FS_PER_PPM_KS
         share = min(need, left[at])
@@ -297,6 +288,19 @@ def market(
     if prefill is not None:
         busiest = max(busiest, PPM - prefill_left * PPM // prefill_whole)
     return Sale(taken, earned, prices, prefill_price, busiest)
+
+
+def _offers(kinds: list[Kind], revenue: list[int], costs: list[int]) -> list[tuple[int, int, int]]:
+    """What a second earns, by tier rank and class (negative), the most first."""
+    return sorted(
+        (
+            (revenue[rank] * FS_PER_S // (kind.busy_fs[rank] + costs[rank]), rank, -at)
+            for at, kind in enumerate(kinds)
+            for rank in RANKS
+            if kind.caps[rank] and kind.workers
+        ),
+        reverse=True,
+    )
 
 
 def best_split(
