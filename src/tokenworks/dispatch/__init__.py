@@ -6,6 +6,7 @@ __all__ = [
     "economics",
     "events",
     "fleet",
+    "journal_format",
     "policies",
     "policy",
     "prefix_index",
