@@ -2,14 +2,15 @@
 
 A policy decides; the dispatcher checks and does. A choice that names a worker which is not up, has
 no slot or serves another model is dropped and counted as a fault, and so is a policy that raises:
-the request is then placed by load. So a wrong policy can cost money, but no request is lost, sent
-twice or sent to nobody.
+the request is then placed by load. One that cannot take its settings is replaced by the plain one
+until they change, and one that cannot write its memory down begins anew where that is read. So a
+wrong policy can cost money, but no request is lost, sent twice or sent to nobody.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol, get_args
 
 from tokenworks.core.rng import GOLDEN_GAMMA, WORD, mix64
 from tokenworks.core.units import NS_PER_S
@@ -42,6 +43,21 @@ class Choice(NamedTuple):
     rank: int
     candidates: int
     value_nanodollars: int = 0
+
+
+REASONS: Final = frozenset(get_args(SendReason))
+_INT_MAX: Final = 1 << 62
+
+
+def is_well_formed(choice: Choice) -> bool:
+    """Whether the parts of a choice are of their types, which nobody has checked in an own policy.
+
+    What is not a choice at all may raise.
+    """
+    numbers = (choice.hit_blocks, choice.rank, choice.candidates, choice.value_nanodollars)
+    return choice.reason in REASONS and all(
+        type(each) is int and -_INT_MAX < each < _INT_MAX for each in numbers
+    )
 
 
 class Policy(Protocol):
