@@ -17,6 +17,7 @@ from tokenworks.catalogue.price_book import PriceBooks
 from tokenworks.cli.keys import create_key
 from tokenworks.core.errors import ConfigInvalid
 from tokenworks.core.ids import ModelName, PoolID, TenantID, WorkerID
+from tokenworks.core.ports import WorkerPort
 from tokenworks.core.slo import Tier
 from tokenworks.dispatch.dispatcher import Dispatcher
 from tokenworks.gateway.app import Gateway
@@ -26,7 +27,6 @@ from tokenworks.live.clock import SystemClock
 from tokenworks.live.driver import Driver, Seat
 from tokenworks.live.home import Curves, Home, foreman_facts, model_path
 from tokenworks.live.journal import JournalWriter
-from tokenworks.live.network import WorkerClient
 from tokenworks.live.quota_leases import QuotaLeases
 from tokenworks.live.workers import (
     AttachedSpec,
@@ -132,7 +132,7 @@ class Factory:
                 embedded = embedded_spec(worker, pool, config)
                 self.workers.append(EmbeddedWorker(embedded, self.clock, up, down))
 
-    def _up(self, worker: WorkerID, client: WorkerClient) -> None:
+    def _up(self, worker: WorkerID, client: WorkerPort) -> None:
         self.driver.worker_up(worker, client)
         self.first_up.set()
 

@@ -11,6 +11,7 @@ __all__ = [
     "policy",
     "prefix_index",
     "promises",
+    "settings",
     "snapshot",
     "states",
     "waiting",

@@ -156,18 +156,20 @@ class Started(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     request: RequestID
 
 
-class Finished(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+class Finished(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
     """An answer is whole.
 
     Attributes:
         request: which one.
         output_tokens: tokens made.
         cached_input_tokens: prompt tokens that the worker took from its prefix cache.
+        input_tokens: of the whole prompt, where somebody has counted them.
     """
 
     request: RequestID
     output_tokens: int
     cached_input_tokens: int
+    input_tokens: int | None = None
 
 
 class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
