@@ -13,6 +13,7 @@ __all__ = [
     "report",
     "scenarios",
     "servegen",
+    "serving",
     "sessions",
     "trace_files",
     "traces",

@@ -9,6 +9,7 @@ from typing import Annotated, Final
 import msgspec
 
 from tokenworks.catalogue.price_book import PriceBook, parse_price_book
+from tokenworks.catalogue.timings import EngineTiming
 from tokenworks.catalogue.toml_text import read_toml
 from tokenworks.core.errors import ConfigInvalid
 from tokenworks.core.ids import ModelName, PoolID, WorkerID
@@ -17,7 +18,7 @@ from tokenworks.core.units import NS_PER_S, PPM
 from tokenworks.dispatch.events import Configured, Limits
 from tokenworks.dispatch.settings import parse_policy, settings_for
 from tokenworks.perf.timing import Timing
-from tokenworks.twin.kinds import KINDS, MODEL, twin_book
+from tokenworks.twin.kinds import KINDS, MODEL, measured_kind, twin_book
 from tokenworks.twin.records import Role, Scenario, WorkerSpec
 from tokenworks.twin.workload import MIX_DEFAULT, TierMix, checked_mix
 
@@ -94,6 +95,29 @@ def build(name: str, workers: int | None = None, policy: str | None = None) -> S
         energy_udollars_per_kwh=ENERGY_UDOLLARS_PER_KWH,
     )
     return Setting(scenario=scenario, mix=mix)
+
+
+def engine_setting(name: str, engine: EngineTiming, workers: int) -> Setting:
+    """A fleet of one measured engine. Its cost of capital holds its electricity.
+
+    Args:
+        name: of the engine in the catalogue.
+        engine: what was measured.
+        workers: how many.
+
+    Raises:
+        ConfigInvalid: there cannot be so many.
+    """
+    (count,) = _scaled([1], workers)
+    spec = measured_kind(name, engine)
+    book = twin_book(spec.model)
+    scenario = Scenario(
+        name=name,
+        workers=tuple(_copies(spec, name, count)),
+        configured=configured_for(book),
+        book=book,
+    )
+    return Setting(scenario=scenario)
 
 
 def configured_for(
