@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -133,23 +133,19 @@ def configured_for(
         prefix_blocks_max=PREFIX_BLOCKS_MAX,
         prefix_ttl_ns=PREFIX_TTL_NS,
     )
-    plain = settings_for(book, limits)
-    return plain if policy is None else _with_policy(plain, policy)
+    return settings_for(book, limits, None if policy is None else parse_policy(policy))
 
 
-def with_policy(scenario: Scenario, policy: str) -> Scenario:
+def with_policy(scenario: Scenario, policy: str, own: Collection[str] = ()) -> Scenario:
     """The same factory under another policy; see ``parse_policy``."""
-    configured = _with_policy(scenario.configured, policy)
+    told = parse_policy(policy, own)
+    configured = msgspec.structs.replace(scenario.configured, policy=told)
     return msgspec.structs.replace(scenario, configured=configured)
 
 
 def policy_name(scenario: Scenario) -> str:
     """Who dispatches."""
     return scenario.configured.policy.name
-
-
-def _with_policy(configured: Configured, policy: str) -> Configured:
-    return msgspec.structs.replace(configured, policy=parse_policy(policy))
 
 
 def _scaled(counts: list[int], workers: int | None) -> list[int]:
