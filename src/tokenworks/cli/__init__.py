@@ -25,6 +25,7 @@ __all__ = [
     "twin_bound",
     "twin_factory",
     "twin_picture",
+    "twin_replay",
     "twin_workload",
     "up",
     "wiring",

@@ -21,6 +21,7 @@ from tokenworks.cli.policy_file import (
 )
 from tokenworks.cli.table import show
 from tokenworks.cli.twin_bound import bound_nanodollars
+from tokenworks.cli.twin_replay import replay
 from tokenworks.cli.twin_workload import Asked, Prepared, asked_of, prepare, workload_options
 from tokenworks.core.errors import InvalidRequest
 from tokenworks.core.slo import Tier
@@ -38,6 +39,9 @@ POLICY_DEFAULT: Final = "economic"
 @click.group()
 def command() -> None:
     """Run a modelled factory: real dispatcher, simulated engines, promises and revenue."""
+
+
+command.add_command(replay)
 
 
 @command.command()

@@ -9,6 +9,7 @@ __all__ = [
     "kinds",
     "kv_cache",
     "network",
+    "recorded",
     "records",
     "report",
     "scenarios",
