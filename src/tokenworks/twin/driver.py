@@ -119,8 +119,11 @@ def run(
 def speed_curve(spec: WorkerSpec) -> tuple[tuple[int, int], ...]:
     """Pairs (batch, tokens per second per user) at the typical context, up to all slots.
 
-    Batches are spread evenly in proportion; a point with its predecessor's speed is left out.
+    One that was measured is taken as it is. Else batches are spread evenly in proportion; a point
+    with its predecessor's speed is left out.
     """
+    if spec.curve:
+        return spec.curve
     curve: list[tuple[int, int]] = []
     batches = {1, spec.slots}
     for step in range(1, CURVE_POINTS_MAX - 1):

@@ -123,6 +123,7 @@ class Reader:
         self._ups: dict[WorkerID, tuple[int, WorkerUp]] = {}
         self._is_up: set[WorkerID] = set()
         self._moves: list[Move] = []
+        self._downs_ns: list[int] = []
 
     def take(self, records: Iterable[JournalStart | JournalEntry]) -> None:
         """Read on.
@@ -177,6 +178,7 @@ class Reader:
         elif isinstance(event, WorkerDown):
             if event.worker in self._is_up:
                 self._is_up.remove(event.worker)
+                self._downs_ns.append(now_ns)
                 self._moves.append(
                     Move(at_ns=self._since(now_ns), worker=event.worker, why=event.why)
                 )
@@ -258,11 +260,17 @@ class Reader:
         )
 
     def _counts(self, life: _Life, configured: Configured) -> bool:
-        """Whether a request is run again; says of one that was turned away that it was."""
+        """Whether a request is run again; says of one without an end how it must have ended."""
         if life.end == End.OPEN and life.started_ns is None:
             patience_ns = configured.promises[life.arrived.tier].patience_ns
             if self._now_ns > life.arrived.arrived_ns + patience_ns:
                 life.end, life.ended_ns = End.REJECTED, life.arrived.arrived_ns
+        elif life.end == End.OPEN and life.started_ns is not None:
+            # Answers that went with their worker have no event of their own.
+            for down_ns in self._downs_ns:
+                if down_ns >= life.started_ns:
+                    life.end, life.ended_ns = End.FAILED, down_ns
+                    break
         return life.end in {End.DONE, End.FAILED, End.REJECTED}
 
     def _request(self, life: _Life, sizes: _Sizes, block_tokens: int) -> TwinRequest:
@@ -373,7 +381,8 @@ def _spec(up: WorkerUp, start_ns: int, prefill_token_fs: int | None, longest: in
         kv_blocks=kv_blocks,
         block_tokens=up.block_tokens,
         batch_tokens_max=max(up.batch_tokens_max, up.slots),
-        context_tokens_typical=_typical_context(timing, up.curve),
+        context_tokens_typical=0,
+        curve=up.curve,
         start_ns=start_ns,
     )
 
@@ -402,13 +411,6 @@ def timing_from(curve: Sequence[tuple[int, int]], prefill_token_fs: int | None) 
         else prefill_token_fs,
         prefill_context_fs=0,
     )
-
-
-def _typical_context(timing: Timing, curve: Sequence[tuple[int, int]]) -> int:
-    """The context of one sequence at which a timing gives a curve's last speed."""
-    batch, speed = curve[-1]
-    left_fs = FS_PER_S // max(1, speed) - timing.decode_fs(batch, 0)
-    return max(0, left_fs) // max(1, batch * timing.context_token_fs)
 
 
 def _unused(spec: WorkerSpec) -> WorkerUse:
