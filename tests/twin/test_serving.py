@@ -25,6 +25,7 @@ from tokenworks.twin.clock import FastClock
 from tokenworks.twin.serving import (
     BLOCK_TOKENS,
     CHAT_PATH,
+    CHUNKS_PER_S_MAX,
     Engines,
     ModelledClient,
     ModelledWorker,
@@ -194,7 +195,7 @@ def test_a_thousand_streams_have_one_timer_and_larger_chunks(run: Run) -> None:
         await bench.hand.turn_until(lambda: all(each.task.done() for each in readings))
         took_s = (bench.hand.ns - began_ns) / NS_PER_S
         chunks = sum(len(each.came) for each in readings)
-        assert chunks <= 8_000 * took_s * 1.1 + 2_000
+        assert chunks <= CHUNKS_PER_S_MAX * took_s * 1.1 + 2_000
         assert bench.hand.calls - calls < 1_000 * took_s + 50
         assert all(each.events()[-1]["usage"]["completion_tokens"] == 500 for each in readings)
 

@@ -39,7 +39,7 @@ OUTPUT_SIGMA: Final = 0.8
 """Of the logarithm of an answer's length."""
 WAKE_S_MIN: Final = 0.001
 FLUSH_S_MIN: Final = 0.005
-CHUNKS_PER_S_MAX: Final = 8_000
+CHUNKS_PER_S_MAX: Final = 4_000
 UNREAD_BYTES_MAX: Final = 64 * 1024
 """What is made for a caller who reads nothing waits in the count, not as bytes."""
 RESTART_S: Final = 1.0
