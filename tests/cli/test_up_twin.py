@@ -56,6 +56,7 @@ def test_a_modelled_factory_serves_bills_and_says_what_it_is(
     assert "THIS IS A MODEL" in result.stdout
     assert "2 modelled workers of 'homogeneous', 50 times as fast as the clock." in result.stdout
     assert f"tokenworks --home {home.path} report" in result.stdout
+    assert "chat --model twin," in result.stdout
     assert "curl -sN" in result.stdout
     (answers,) = results
     assert all(

@@ -25,7 +25,7 @@ from tokenworks.cli.twin_factory import (
     refuse_twins_home,
 )
 from tokenworks.core.errors import InvalidRequest
-from tokenworks.live.home import Home
+from tokenworks.live.home import FOREMAN, Home
 from tokenworks.twin.scenarios import NAMES
 from tokenworks.twin.serving import OUTPUT_TOKENS_DEFAULT
 
@@ -213,6 +213,7 @@ def _beside(home: Home, policy_file: str) -> str:
 def _welcome(url: str, secret: str, model: str, home: Home) -> str:
     usual = home.path == Home().path
     program = "tokenworks" if usual else f"tokenworks --home {shlex.quote(str(home.path))}"
+    chat = "chat" if model in {"", FOREMAN} else f"chat --model {shlex.quote(model)}"
     body = json.dumps(
         {
             "model": model,
@@ -232,7 +233,7 @@ Try it:
   curl -sN {url}/v1/chat/completions -H "Authorization: Bearer {secret}" \\
     -H "Content-Type: application/json" -d '{body}'
 
-Then, in another terminal: {program} chat, {program} report, {url}/metrics
+Then, in another terminal: {program} {chat}, {program} report, {url}/metrics
 Ctrl-C stops it.
 """
 
