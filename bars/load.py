@@ -1,6 +1,7 @@
 """Many streams at once for a while: no error but honest 429s, and every token accounted for.
 
 python -m bars.load --streams 64 --seconds 60
+python -m bars.load --streams 256 --seconds 60 --twin 10    # modelled workers, 10 times as fast
 """
 
 from __future__ import annotations
@@ -46,10 +47,10 @@ class Load:
         return [r for r in self.received if r.done]
 
 
-def body_for(rng: random.Random, output_tokens_max: int) -> dict[str, Any]:
+def body_for(rng: random.Random, output_tokens_max: int, model: str) -> dict[str, Any]:
     """A request; half of them run to their limit, so that lengths differ."""
     body: dict[str, Any] = {
-        "model": "foreman",
+        "model": model,
         "stream": True,
         "stream_options": {"include_usage": True},
         "max_tokens": output_tokens_max,
@@ -62,13 +63,13 @@ def body_for(rng: random.Random, output_tokens_max: int) -> dict[str, Any]:
 
 
 async def stream_until(
-    factory: Running, load: Load, until: float, seed: int, output_tokens_max: int
+    factory: Running, load: Load, until: float, seed: int, output_tokens_max: int, model: str
 ) -> None:
     """One client: ask, read, ask again; after a 429 wait as long as it says."""
     rng = random.Random(seed)
     while time.monotonic() < until and factory.process.poll() is None:
         try:
-            body = body_for(rng, output_tokens_max)
+            body = body_for(rng, output_tokens_max, model)
             received = await chat(factory.port, factory.key, body)
         except OSError as error:
             received = Received(error=repr(error))
@@ -79,7 +80,13 @@ async def stream_until(
 
 
 async def run_load(
-    factory: Running, *, streams: int, seconds: float, seed: int, output_tokens_max: int = 128
+    factory: Running,
+    *,
+    streams: int,
+    seconds: float,
+    seed: int,
+    output_tokens_max: int = 128,
+    model: str = "foreman",
 ) -> Load:
     """So many clients for so long."""
     load = Load()
@@ -91,15 +98,21 @@ async def run_load(
             await asyncio.sleep(min(1.0, seconds / 20))
 
     clients = (
-        stream_until(factory, load, until, seed * 1000 + i, output_tokens_max)
+        stream_until(factory, load, until, seed * 1000 + i, output_tokens_max, model)
         for i in range(streams)
     )
     await asyncio.gather(watch(), *clients)
     return load
 
 
-def check_load(load: Load, home: Path) -> dict[str, Any]:
-    """Compare the clients' count with the ledger's; raises AssertionError where they differ."""
+def check_load(load: Load, home: Path, *, by_chunk: bool = True) -> dict[str, Any]:
+    """Compare the clients' count with the ledger's; raises AssertionError where they differ.
+
+    Args:
+        load: what the clients saw.
+        home: of the factory, which has stopped.
+        by_chunk: whether each chunk holds one token; a modelled worker's hold several.
+    """
     statuses = collections.Counter(r.status for r in load.received)
     assert set(statuses) <= {200, 429}, (statuses, [r.error for r in load.received if r.error][:3])
     broken = [r for r in load.received if r.status == 200 and not (r.done and not r.error)]
@@ -109,7 +122,7 @@ def check_load(load: Load, home: Path) -> dict[str, Any]:
     for r in load.done():
         # The closing token of an answer that ended by itself has no text.
         closing = 1 if r.finish_reason == "stop" else 0
-        assert r.output_tokens == r.text_chunks + closing, r
+        assert not by_chunk or r.output_tokens == r.text_chunks + closing, r
     posted = posted_of(home)
     done = load.done()
     assert len(posted) == len(done), (len(posted), len(done))
@@ -148,14 +161,24 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--twin", metavar="SPEEDUP", help="modelled workers, so much faster")
+    parser.add_argument("--output-tokens", type=int, default=128, help="of an answer at most")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, running(Path(folder)) as factory:
+    words = ("--twin", "--speedup", args.twin) if args.twin else ()
+    with tempfile.TemporaryDirectory() as folder, running(Path(folder), *words) as factory:
         load = asyncio.run(
-            run_load(factory, streams=args.streams, seconds=args.seconds, seed=args.seed)
+            run_load(
+                factory,
+                streams=args.streams,
+                seconds=args.seconds,
+                seed=args.seed,
+                output_tokens_max=args.output_tokens,
+                model="twin" if args.twin else "foreman",
+            )
         )
         cpu_s = factory.cpu_s()
         status = factory.stop()
-        figures = check_load(load, Path(folder))
+        figures = check_load(load, Path(folder), by_chunk=not args.twin)
         figures |= {"exit_status": status, "factory_cpu_s": round(cpu_s, 2)}
         assert status == 0, status
         assert figures["rss_mb_late"] < figures["rss_mb_early"] * 1.05 + 5, figures

@@ -180,3 +180,16 @@ def test_a_wrong_ledger_is_refused_without_its_password(text: str, said: str) ->
 def test_settings_that_nest_too_deeply_are_refused_as_others_are() -> None:
     with pytest.raises(ConfigInvalid, match="settings cannot be read"):
         parse_factory_config("x = " + "[" * 20_000)
+
+
+def test_who_decides_is_said_once() -> None:
+    assert parse_factory_config(POOL).dispatch.policy == ""
+    config = parse_factory_config(f"{POOL}[dispatch]\npolicy = 'economic'\n")
+    assert config.dispatch.policy == "economic"
+    with pytest.raises(ConfigInvalid, match="both"):
+        parse_factory_config(f"{POOL}[dispatch]\npolicy = 'edf'\npolicy_file = 'x.py'\n")
+
+
+def test_modelled_workers_stand_in_no_file() -> None:
+    with pytest.raises(ConfigInvalid, match="is modelled"):
+        parse_factory_config("[pool.x]\nengine = 'modelled'\nmodel = 'm'\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 from typing import Any
 
@@ -18,6 +19,7 @@ from tokenworks.live.home import Home
 from tokenworks.live.store import sqlite_store
 
 HOUR_NS = 3_600_000_000_000
+READY_S_MAX = 20
 
 
 def invoke(home: Home, *arguments: str, text: str | None = None) -> Result:
@@ -80,3 +82,16 @@ WORK = Work(
     energy_nanodollars=2_000,
     capital_nanodollars=1_000,
 )
+
+
+def ask(home: Home, **more: object) -> dict[str, Any]:
+    """One question to the factory that runs from a home."""
+    host = (home.read_url() or "").removeprefix("http://")
+    connection = http.client.HTTPConnection(host, timeout=READY_S_MAX)
+    headers = {"Authorization": f"Bearer {home.read_key()}", "Content-Type": "application/json"}
+    asked = {"model": "foreman", "messages": [{"role": "user", "content": "hi"}], **more}
+    connection.request("POST", "/v1/chat/completions", json.dumps(asked), headers)
+    with connection.getresponse() as response:
+        said: dict[str, Any] = json.loads(response.read())
+    connection.close()
+    return said

@@ -172,7 +172,7 @@ def test_without_matplotlib_a_picture_says_what_to_install(
 def two_policies(monkeypatch: pytest.MonkeyPatch) -> None:
     """A policy ``poor`` that has one worker, beside all others."""
 
-    def told(scenario: Scenario, policy: str) -> Scenario:
+    def told(scenario: Scenario, policy: str, *_: object) -> Scenario:
         workers = scenario.workers[:1] if policy == "poor" else scenario.workers
         return msgspec.structs.replace(scenario, workers=workers)
 
@@ -200,11 +200,6 @@ def test_policies_are_compared_by_what_they_earn(
     shares = [row["fluid_bound_share"] for row in data(home, "twin", "compare", *words)["policies"]]
     assert shares == pytest.approx([rich["revenue_usd"] / 10, poor["revenue_usd"] / 10])
     assert "of what any policy could earn" in done(home, "twin", "run", *SMALL)
-
-
-@pytest.mark.usefixtures("two_policies")
-def test_a_policy_may_be_named_for_a_run(home: Home) -> None:
-    assert len(data(home, "twin", "run", *SMALL, "--policy", "poor")["workers"]) == 1
 
 
 @pytest.mark.parametrize("names", ["", "a,a", ",".join(f"p{i}" for i in range(33))])

@@ -2,110 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
-import http.client
 import json
-import os
-import pathlib
-import signal
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from tests.cli.command_line import data, done, invoke
-from tests.live.fake_worker import FakeWorker, Script
+from tests.cli.command_line import ask, data, done, invoke
+from tests.cli.conftest import Elsewhere
 from tokenworks.cli import wiring
 from tokenworks.core.errors import ConfigInvalid, LedgerCorrupt, LedgerUnavailable
 from tokenworks.live.home import Home, packaged
 from tokenworks.live.store import sqlite_store
-
-READY_S_MAX = 20
-
-
-class Elsewhere:
-    """An event loop in a thread of its own, with a fake worker in it."""
-
-    def __init__(self) -> None:
-        self.loop = asyncio.new_event_loop()
-        self.thread = threading.Thread(target=self.loop.run_forever)
-        self.thread.start()
-        self.worker = FakeWorker(Script(tokens=["Hel", "lo."]))
-        self.call(self.worker.start())
-
-    def call(self, work: Any) -> None:
-        asyncio.run_coroutine_threadsafe(work, self.loop).result(READY_S_MAX)
-
-    def stop(self) -> None:
-        self.call(self.worker.stop())
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self.thread.join()
-        self.loop.close()
-
-
-@pytest.fixture
-def elsewhere() -> Iterator[Elsewhere]:
-    made = Elsewhere()
-    yield made
-    made.stop()
-
-
-@pytest.fixture
-def attached(home: Home, elsewhere: Elsewhere) -> Home:
-    home.make()
-    home.settings.write_text(
-        "[gateway]\nport = 0\n[pool.far]\nengine = 'attached'\nmodel = 'foreman'\n"
-        f"urls = ['{elsewhere.worker.url}']\ncurve = [[1, 900]]\n"
-    )
-    return home
-
-
-@pytest.fixture
-def when_ready(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[Any]]]:
-    """``when_ready(home, act)``: ``act()`` runs in a thread once ``up`` is ready; then SIGTERM."""
-    threads = []
-
-    def arrange(home: Home, act: Callable[[], Any]) -> list[Any]:
-        ready, results = threading.Event(), []
-        write = Home.write_private
-
-        def noting(self: Home, path: pathlib.Path, text: str) -> None:
-            write(self, path, text)
-            if path == home.url:
-                ready.set()
-
-        def then() -> None:
-            if not ready.wait(READY_S_MAX):
-                results.append(TimeoutError("not ready"))
-            else:
-                try:
-                    results.append(act())
-                except Exception as error:  # noqa: BLE001 - the test looks at it
-                    results.append(error)
-            os.kill(os.getpid(), signal.SIGTERM)
-
-        monkeypatch.setattr(Home, "write_private", noting)
-        thread = threading.Thread(target=then)
-        thread.start()
-        threads.append(thread)
-        return results
-
-    yield arrange
-    for thread in threads:
-        thread.join()
-
-
-def ask(home: Home) -> dict[str, Any]:
-    host = (home.read_url() or "").removeprefix("http://")
-    connection = http.client.HTTPConnection(host, timeout=READY_S_MAX)
-    headers = {"Authorization": f"Bearer {home.read_key()}", "Content-Type": "application/json"}
-    asked = {"model": "foreman", "messages": [{"role": "user", "content": "hi"}]}
-    connection.request("POST", "/v1/chat/completions", json.dumps(asked), headers)
-    with connection.getresponse() as response:
-        said: dict[str, Any] = json.loads(response.read())
-    connection.close()
-    return said
 
 
 def test_a_factory_starts_serves_and_stops(

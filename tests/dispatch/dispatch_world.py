@@ -122,7 +122,7 @@ def up(
         timing=timing,
         kv_blocks=kv_blocks,
         block_tokens=block_tokens,
-        hands_over=hands_over,
+        link_bytes_per_s=10**9 if hands_over else 0,
     )
 
 
@@ -290,8 +290,8 @@ class World:
             site = self.workers[command.prefill_worker]
             assert site.model == worker.model
             assert site is not worker
-            assert site.hands_over
-            assert worker.hands_over
+            assert site.link_bytes_per_s > 0
+            assert worker.link_bytes_per_s > 0
             self.prefiller[command.request] = command.prefill_worker
 
     def _slots_of(self, worker: WorkerUp) -> int:

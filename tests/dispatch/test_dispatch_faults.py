@@ -27,6 +27,7 @@ from tokenworks.dispatch.events import Configured, Event, Finished
 from tokenworks.dispatch.fleet import Fleet, Worker
 from tokenworks.dispatch.policy import Choice, Forgetful
 from tokenworks.dispatch.prefix_index import PrefixIndex
+from tokenworks.dispatch.promises import Promises
 from tokenworks.dispatch.waiting import Request
 
 S = NS_PER_S
@@ -141,6 +142,46 @@ class NamesMoreBlocksThanThePromptHas(Last):
         return to(fleet.first(fleet.open), hit_blocks=len(request.prefix) + 1)
 
 
+class NamesHalfATier(Last):
+    def place(self, fleet: Fleet, request: Request, now_ns: int) -> Choice | None:
+        return to(fleet.first(fleet.open), rank=0.5)  # type: ignore[arg-type]
+
+
+class GivesNoReason(Last):
+    def place(self, fleet: Fleet, request: Request, now_ns: int) -> Choice | None:
+        return to(fleet.first(fleet.open), reason=object())  # type: ignore[arg-type]
+
+
+class CountsBeyondAllMoney(Last):
+    def place(self, fleet: Fleet, request: Request, now_ns: int) -> Choice | None:
+        return to(fleet.first(fleet.open), value_nanodollars=1 << 70)
+
+
+class TakesNoSettings(Last):
+    def configure(self, configured: Configured, index: PrefixIndex) -> None:
+        raise RuntimeError
+
+
+class CannotBeMade(Last):
+    def __init__(self) -> None:
+        raise RuntimeError
+
+
+class WritesNothingDown(Last):
+    def record(self) -> bytes:
+        raise RuntimeError
+
+
+class WritesNoBytes(Last):
+    def record(self) -> bytes:
+        return {"seen": self.seen}  # type: ignore[return-value]
+
+
+class ReadsNothing(Last):
+    def restore(self, data: bytes) -> None:
+        raise RuntimeError
+
+
 class SetsEverybodyLate(Last):
     def drain(self, fleet: Fleet, now_ns: int) -> Iterator[tuple[Request, Choice]]:
         for line in fleet.lines:
@@ -161,6 +202,14 @@ WRONG = (
     SaysNothing,
     NamesNoTier,
     NamesMoreBlocksThanThePromptHas,
+    NamesHalfATier,
+    GivesNoReason,
+    CountsBeyondAllMoney,
+    TakesNoSettings,
+    CannotBeMade,
+    WritesNothingDown,
+    WritesNoBytes,
+    ReadsNothing,
     SetsEverybodyLate,
 )
 each_wrong = pytest.mark.parametrize("wrong", WRONG)
@@ -214,7 +263,10 @@ def test_no_request_is_lost_by_a_wrong_policy(wrong: type[Last], seed: int) -> N
 
 @pytest.mark.parametrize(
     "wrong",
-    [RaisesEverywhere, NamesNobody, NamesNoTier, NamesMoreBlocksThanThePromptHas],
+    [
+        *(RaisesEverywhere, NamesNobody, NamesNoTier, NamesMoreBlocksThanThePromptHas),
+        *(NamesHalfATier, GivesNoReason, CountsBeyondAllMoney),
+    ],
 )
 def test_a_newcomer_that_is_placed_wrongly_goes_by_load(wrong: type[Last]) -> None:
     dispatcher = own(wrong, up("a"), up("b"))
@@ -274,3 +326,34 @@ def test_who_was_set_late_by_one_policy_is_served_by_the_next(name: str) -> None
     assert sends(dispatcher.handle(0, finished("s"))) == [("t", "a")]
     assert sends(dispatcher.handle(0, finished("t"))) == [("u", "a")]
     assert dispatcher.counts()["policy_faults"] == 1
+
+
+@pytest.mark.parametrize("wrong", [TakesNoSettings, CannotBeMade])
+def test_a_policy_that_takes_no_settings_is_stood_in_for(wrong: type[Last]) -> None:
+    dispatcher = own(wrong, up("a"), up("b"))
+    assert dispatcher.counts()["policy_faults"] == 1
+    assert sends(dispatcher.handle(0, arrived("r"))) == [("r", "a")]
+    again = Dispatcher.restore(dispatcher.snapshot(), {"own": wrong})
+    assert again.snapshot() == dispatcher.snapshot()
+    assert sends(again.handle(0, arrived("s"))) == sends(dispatcher.handle(0, arrived("s")))
+    dispatcher.handle(0, configured(policy="own", patience_ns=S))
+    assert dispatcher.counts()["policy_faults"] == 2  # it was asked again
+
+
+@pytest.mark.parametrize("wrong", [WritesNothingDown, WritesNoBytes, ReadsNothing])
+def test_a_policy_without_a_memory_begins_anew(wrong: type[Last]) -> None:
+    dispatcher = own(wrong, up("a"), up("b"), arrived("r"))
+    again = Dispatcher.restore(dispatcher.snapshot(), {"own": wrong})
+    assert again.snapshot() == dispatcher.snapshot()
+    assert sends(again.handle(0, arrived("s"))) == [("s", "b")]
+
+
+def test_a_policy_of_ours_that_raises_is_our_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    dispatcher = factory(up(), settings=configured())
+    data = dispatcher.snapshot()
+    monkeypatch.setattr(Forgetful, "restore", WritesNothingDown.record)
+    with pytest.raises((RuntimeError, TypeError)):
+        Dispatcher.restore(data)
+    monkeypatch.setattr(Promises, "configure", TakesNoSettings.configure)
+    with pytest.raises(RuntimeError):
+        factory(settings=configured())

@@ -14,15 +14,13 @@ from tests.dispatch.dispatch_world import World, arrived, configured, factory, f
 from tokenworks.core.errors import ConfigInvalid, JournalInvalid
 from tokenworks.dispatch.dispatcher import Dispatcher
 from tokenworks.dispatch.events import Ticked
-from tokenworks.live import journal
-from tokenworks.live.journal import (
+from tokenworks.dispatch.journal_format import (
+    JOURNAL_FORMAT,
     JournalEntry,
     JournalStart,
-    JournalWriter,
-    journal_files,
-    read_journal,
-    replay,
+    commands_digest,
 )
+from tokenworks.live.journal import JournalWriter, journal_files, read_journal, replay
 
 
 def frame(payload: bytes) -> bytes:
@@ -57,7 +55,7 @@ def test_what_was_written_is_read_and_replayed(tmp_path: pathlib.Path) -> None:
     (path,) = journal_files(tmp_path / "journal")
     start, *entries = read_journal(path)
     assert isinstance(start, JournalStart)
-    assert (start.header.format, start.header.sequence) == (journal.JOURNAL_FORMAT, 1)
+    assert (start.header.format, start.header.sequence) == (JOURNAL_FORMAT, 1)
     assert start.snapshot == Dispatcher().snapshot()
     assert [(e.now_ns, e.event) for e in entries if isinstance(e, JournalEntry)] == [
         (now_ns, event) for now_ns, event, _ in world.log
@@ -176,7 +174,7 @@ def test_a_changed_byte_in_the_middle_is_found(tmp_path: pathlib.Path) -> None:
 HEADER = b"H" + msgspec.msgpack.encode({"format": 1, "package_version": "x", "sequence": 1})
 SNAPSHOT = b"S" + Dispatcher().snapshot()
 EVENT = b"E" + msgspec.msgpack.encode((0, configured()))
-DIGEST = b"C" + journal.commands_digest([])
+DIGEST = b"C" + commands_digest([])
 
 
 @pytest.mark.parametrize(
@@ -220,7 +218,7 @@ def test_the_first_difference_is_shown(tmp_path: pathlib.Path) -> None:
     assert difference is not None
     assert (difference.index, difference.event, difference.commands) == (0, configured(), [])
     assert difference.digest_recorded == b"another!"
-    assert difference.digest_replayed == journal.commands_digest([])
+    assert difference.digest_replayed == commands_digest([])
 
 
 @pytest.mark.parametrize("sizes", [{"bytes_max": 0}, {"files_max": 0}])

@@ -18,6 +18,7 @@ from tests.live.fake_worker import FakeWorker
 from tests.live.processes import ended
 from tokenworks.core.errors import ConfigInvalid, WorkerFailed, WorkerUnavailable
 from tokenworks.core.ids import ModelName, PoolID, WorkerID
+from tokenworks.core.ports import WorkerPort
 from tokenworks.live.clock import SystemClock
 from tokenworks.live.network import WorkerClient
 from tokenworks.live.workers import (
@@ -51,11 +52,11 @@ class Desk:
     """Notes what supervision says."""
 
     def __init__(self) -> None:
-        self.events: asyncio.Queue[WorkerClient | str] = asyncio.Queue()
+        self.events: asyncio.Queue[WorkerPort | str] = asyncio.Queue()
 
-    async def up(self) -> WorkerClient:
+    async def up(self) -> WorkerPort:
         event = await self.events.get()
-        assert isinstance(event, WorkerClient), event
+        assert not isinstance(event, str), event
         return event
 
     async def down(self) -> str:
@@ -100,7 +101,7 @@ async def alternates(
     desk: Desk,
     fell: Callable[[], Awaitable[None]],
     healed: Callable[[], None] = lambda: None,
-    clients: list[WorkerClient] | None = None,
+    clients: list[WorkerPort] | None = None,
 ) -> None:
     """The promises of ``Worker``: up, down with a broken client, up again, down when stopped."""
     worker.start()
@@ -128,7 +129,7 @@ def test_a_worker_whose_engine_is_stuck_is_started_again(model_path: pathlib.Pat
         desk = Desk()
         limits = msgspec.structs.replace(QUICK, stuck_ns_max=1_000 * MS)
         worker = embedded(desk, str(model_path), limits)
-        clients: list[WorkerClient] = []
+        clients: list[WorkerPort] = []
 
         async def fell() -> None:
             (client,) = clients
@@ -174,7 +175,7 @@ def test_embedded_worker_comes_back_after_kill_9(
     async def main() -> None:
         desk = Desk()
         worker = embedded(desk, str(model_path))
-        clients: list[WorkerClient] = []
+        clients: list[WorkerPort] = []
 
         async def fell() -> None:
             (client,) = clients

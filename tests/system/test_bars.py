@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,31 @@ def test_tokens_at_the_clients_are_tokens_in_the_ledger(
     figures = check_load(load, tmp_path)
     assert figures["answers"] > 0
     assert figures["output_tokens_clients"] == figures["output_tokens_ledger"]
+
+
+def test_modelled_tokens_are_in_the_ledger_and_in_the_replay(
+    tmp_path: Path, run: Callable[[Any], Any]
+) -> None:
+    with running(tmp_path, "--quiet", "--twin", "--speedup", "10") as factory:
+        load = run(
+            run_load(factory, streams=64, seconds=3, seed=5, output_tokens_max=1_000, model="twin")
+        )
+        assert factory.workers() == []  # no engine runs
+        assert factory.stop() == 0
+    figures = check_load(load, tmp_path, by_chunk=False)
+    assert figures["answers"] > 0
+    assert figures["output_tokens_clients"] == figures["output_tokens_ledger"]
+    command = [sys.executable, "-m", "tokenworks.cli.main", "--home", str(tmp_path)]
+    found = json.loads(subprocess.check_output([*command, "twin", "replay", "--json"]))
+    assert found["decisions"]["identical"]
+    assert found["recorded"]["all"]["done"] == figures["answers"]
+    assert found["recorded"]["all"]["output_tokens"] == figures["output_tokens_ledger"]
+    rows = json.loads(subprocess.check_output([*command, "report", "--json"]))["rows"]
+    assert found["recorded"]["revenue_nanodollars"] == sum(
+        row["revenue_nanodollars"] + row["ads_nanodollars"]
+        for row in rows
+        if row["tier"] != "total"
+    )
 
 
 def test_nothing_settled_is_lost_when_the_factory_is_killed(

@@ -60,11 +60,25 @@ class LedgerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         return found
 
 
+class DispatchConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Who decides where requests go.
+
+    Attributes:
+        policy: one that comes with the package, as ``tokenworks up --policy`` takes it; nothing
+            means the dispatcher's own.
+        policy_file: the operator's own, as ``tokenworks up --policy-file`` takes it.
+    """
+
+    policy: str = ""
+    policy_file: str = ""
+
+
 class PoolConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A pool of interchangeable workers.
 
     Attributes:
-        engine: ``embedded`` starts our own workers; ``attached`` uses a server that runs already.
+        engine: ``embedded`` starts our own workers; ``attached`` uses a server that runs already;
+            ``modelled`` ones are computed, and stand in no file: ``tokenworks up --twin`` has them.
         model: the model it serves, as callers name it.
         path: a GGUF file for embedded workers; nothing means the model that ships with us.
         workers: how many embedded workers.
@@ -79,7 +93,7 @@ class PoolConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         curve: measured speed, batch rising; nothing means the measured or shipped one.
     """
 
-    engine: Literal["embedded", "attached"]
+    engine: Literal["embedded", "attached", "modelled"]
     model: str
     path: str = ""
     workers: int = 1
@@ -128,6 +142,7 @@ class FactoryConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     pool: dict[str, PoolConfig]
     gateway: GatewayConfig = GatewayConfig()
     ledger: LedgerConfig = LedgerConfig()
+    dispatch: DispatchConfig = DispatchConfig()
 
 
 def parse_factory_config(text: str) -> FactoryConfig:
@@ -147,6 +162,8 @@ def parse_factory_config(text: str) -> FactoryConfig:
     if not 0 <= config.gateway.port <= 65_535:
         raise ConfigInvalid(f"[gateway] port is {config.gateway.port!r}; it must be 0 to 65535.")
     _check_ledger(config.ledger)
+    if config.dispatch.policy and config.dispatch.policy_file:
+        raise ConfigInvalid("[dispatch] has both policy and policy_file.", hint="Keep one.")
     for name, pool in config.pool.items():
         _check_pool(name, pool)
     return config
@@ -190,6 +207,10 @@ def _check_pool(name: str, pool: PoolConfig) -> None:
     for field, (value, low, high) in bounds.items():
         if not low <= value <= high:
             raise ConfigInvalid(f"[pool.{name}] {field} is {value!r}; it must be {low} to {high}.")
+    if pool.engine == "modelled":
+        raise ConfigInvalid(
+            f"[pool.{name}] is modelled.", hint="`tokenworks up --twin` runs modelled workers."
+        )
     if not pool.model:
         raise ConfigInvalid(f"[pool.{name}] model is empty.", hint="Name what callers ask for.")
     if pool.engine == "embedded" and pool.urls:

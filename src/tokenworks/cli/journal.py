@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from pathlib import Path
 
 import click
 
+from tokenworks.cli.policy_file import load_policy, policy_file_option
 from tokenworks.cli.table import show
 from tokenworks.core.errors import JournalInvalid
+from tokenworks.dispatch.dispatcher import Dispatcher
 from tokenworks.live.home import Home
 
 
@@ -23,9 +26,10 @@ def command() -> None:
 
 @command.command()
 @click.argument("file", required=False, type=click.Path(dir_okay=False, path_type=Path))
+@policy_file_option
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @click.pass_obj
-def replay(home: Home, file: Path | None, *, as_json: bool) -> None:
+def replay(home: Home, file: Path | None, *, policy_file: str | None, as_json: bool) -> None:
     """Replay FILE, or every journal file in the factory's folder.
 
     Exits with 1 if any decision differs.
@@ -33,6 +37,8 @@ def replay(home: Home, file: Path | None, *, as_json: bool) -> None:
     from tokenworks.live.journal import journal_files
     from tokenworks.live.journal import replay as replay_file
 
+    own = load_policy(policy_file)[1] if policy_file else {}
+    restore = functools.partial(Dispatcher.restore, own_policies=own)
     files = [file] if file else journal_files(home.journal)
     if not files:
         raise JournalInvalid(
@@ -41,7 +47,7 @@ def replay(home: Home, file: Path | None, *, as_json: bool) -> None:
     rows = []
     for path in files:
         try:
-            result = replay_file(path)
+            result = replay_file(path, restore=restore)
         except OSError as error:
             raise JournalInvalid(f"{path} cannot be read: {error.strerror}.") from error
         difference = result.first_difference

@@ -108,14 +108,14 @@ def measure(home: Home, pool: str | None, *, write: bool, as_json: bool) -> None
 async def _measure(home: Home, name: str, progress: Callable[[], None]) -> list[Point]:
     from tokenworks.cli.wiring import embedded_spec
     from tokenworks.core.ids import PoolID, WorkerID
+    from tokenworks.core.ports import WorkerPort
     from tokenworks.live.clock import SystemClock
     from tokenworks.live.measure import measure as measure_pool
-    from tokenworks.live.network import WorkerClient
     from tokenworks.live.workers import EmbeddedWorker
 
     config = home.load_settings().pool[name]
     clock = SystemClock()
-    up: asyncio.Queue[WorkerClient] = asyncio.Queue(maxsize=config.workers)
+    up: asyncio.Queue[WorkerPort] = asyncio.Queue(maxsize=config.workers)
     workers = [
         EmbeddedWorker(
             embedded_spec(WorkerID(f"{name}-{i}"), PoolID(name), config),

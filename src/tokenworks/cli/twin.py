@@ -11,23 +11,29 @@ from typing import Any, Final
 import click
 import msgspec
 
+from tokenworks.cli.policy_file import (
+    Chosen,
+    OwnPolicies,
+    chosen,
+    load_policy,
+    policy_file_option,
+    policy_option,
+)
 from tokenworks.cli.table import show
 from tokenworks.cli.twin_bound import bound_nanodollars
+from tokenworks.cli.twin_replay import replay
 from tokenworks.cli.twin_workload import Asked, Prepared, asked_of, prepare, workload_options
 from tokenworks.core.errors import InvalidRequest
 from tokenworks.core.slo import Tier
 from tokenworks.core.units import NANODOLLARS_PER_DOLLAR
-from tokenworks.dispatch.policies import NAMES
+from tokenworks.dispatch.dispatcher import Dispatcher
 from tokenworks.twin.driver import run as run_twin
 from tokenworks.twin.records import RunResult, Scenario
 from tokenworks.twin.report import Report, bounded, report
 from tokenworks.twin.scenarios import policy_name, with_policy
 
 POLICIES_MAX: Final = 32
-POLICY_HELP: Final = (
-    f"One of {', '.join(NAMES)}; NAME:24 caps the requests on one worker, and "
-    "static-split:3/2/1/1/1 says how many workers each tier has."
-)
+POLICY_DEFAULT: Final = "economic"
 
 
 @click.group()
@@ -35,9 +41,13 @@ def command() -> None:
     """Run a modelled factory: real dispatcher, simulated engines, promises and revenue."""
 
 
+command.add_command(replay)
+
+
 @command.command()
 @workload_options
-@click.option("--policy", default="economic", show_default=True, help=POLICY_HELP)
+@policy_option
+@policy_file_option
 @click.option("--exact", is_flag=True, help="Step engines iteration by iteration; slow.")
 @click.option("--progress/--no-progress", default=None, help="Show progress.  [default: on a TTY]")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
@@ -48,21 +58,23 @@ def command() -> None:
 )
 def run(
     *,
-    policy: str,
+    policy: str | None,
+    policy_file: str | None,
     exact: bool,
     progress: bool | None,
     as_json: bool,
     picture: Path | None,
     **given: Any,
 ) -> None:
-    """Run one workload through one factory.
+    """Run one workload through one factory, under the policy `economic` unless one is named.
 
     A run follows from its options alone: the same seed gives the same journal, on any machine.
     """
     asked = asked_of(given)
+    who = chosen(policy, policy_file)
     prepared = prepare(asked)
-    scenario = with_policy(prepared.setting.scenario, policy)
-    result = _run(scenario, prepared, exact=exact, progress=progress, label="Running")
+    scenario = _decided(prepared.setting.scenario, who)
+    result = _run(scenario, prepared, who.own, exact=exact, progress=progress, label="Running")
     # The report comes first: the bound's solver takes more memory than the run.
     found = report(scenario, prepared.requests, result)
     found = bounded(found, bound_nanodollars(scenario, prepared.requests, result.ended_ns))
@@ -86,19 +98,28 @@ def run(
     show_default=True,
     help="Comma-separated, each as for run.",
 )
+@policy_file_option
 @click.option("--exact", is_flag=True, help="Step engines iteration by iteration; slow.")
 @click.option("--progress/--no-progress", default=None, help="Show progress.  [default: on a TTY]")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def compare(
-    *, policies: str, exact: bool, progress: bool | None, as_json: bool, **given: Any
+    *,
+    policies: str,
+    policy_file: str | None,
+    exact: bool,
+    progress: bool | None,
+    as_json: bool,
+    **given: Any,
 ) -> None:
-    """Run one workload under several policies.
+    """Run one workload under several policies, and under one of your own.
 
     The best revenue comes first. The share of the fluid bound is of the most that any policy could
     have earned in the time of the longest run.
     """
     asked = asked_of(given)
+    own = load_policy(policy_file)[1] if policy_file else {}
     names = [name.strip() for name in policies.split(",") if name.strip()]
+    names += [name for name in own if name not in names]
     if not 1 <= len(set(names)) == len(names) <= POLICIES_MAX:
         raise InvalidRequest(
             f"--policies is {policies!r}.", hint=f"Name 1 to {POLICIES_MAX}, each once."
@@ -107,8 +128,8 @@ def compare(
     runs: list[tuple[str, Report]] = []
     ended_ns = 0
     for name in names:
-        scenario = with_policy(prepared.setting.scenario, name)
-        result = _run(scenario, prepared, exact=exact, progress=progress, label=name)
+        scenario = with_policy(prepared.setting.scenario, name, own)
+        result = _run(scenario, prepared, own, exact=exact, progress=progress, label=name)
         ended_ns = max(ended_ns, result.ended_ns)
         runs.append((name, report(scenario, prepared.requests, result)))
     bound = bound_nanodollars(prepared.setting.scenario, prepared.requests, ended_ns)
@@ -132,12 +153,32 @@ def compare(
         click.echo(f"\nNo policy could earn more than ${bound / NANODOLLARS_PER_DOLLAR:,.2f}.")
 
 
+def _decided(scenario: Scenario, who: Chosen) -> Scenario:
+    """A scenario under the policy that was chosen."""
+    if who.settings is None:
+        return with_policy(scenario, POLICY_DEFAULT)
+    configured = msgspec.structs.replace(scenario.configured, policy=who.settings)
+    return msgspec.structs.replace(scenario, configured=configured)
+
+
 def _run(
-    scenario: Scenario, prepared: Prepared, *, exact: bool, progress: bool | None, label: str
+    scenario: Scenario,
+    prepared: Prepared,
+    own: OwnPolicies,
+    *,
+    exact: bool,
+    progress: bool | None,
+    label: str,
 ) -> RunResult:
     shown = sys.stderr.isatty() if progress is None else progress
     with _bar(len(prepared.requests), label, shown=shown) as told:
-        return run_twin(scenario, prepared.requests, exact=exact, progress=told)
+        return run_twin(
+            scenario,
+            prepared.requests,
+            exact=exact,
+            progress=told,
+            dispatcher=Dispatcher(own),
+        )
 
 
 @contextmanager

@@ -1,67 +1,219 @@
-"""``tokenworks up``: start the factory."""
+"""``tokenworks up``: start the factory, with real workers or with modelled ones."""
 
 from __future__ import annotations
 
 import json
 import logging
+import shlex
+from pathlib import Path
+from typing import Any, Literal
 
 import click
 import uvloop
 
-from tokenworks.live.home import Home
+from tokenworks.catalogue.factory_config import FactoryConfig
+from tokenworks.catalogue.price_book import PriceBooks
+from tokenworks.cli.policy_file import Chosen, chosen, policy_file_option, policy_option
+from tokenworks.cli.twin_factory import (
+    SPEEDUP_MAX,
+    SPEEDUP_MIN,
+    TWIN_HOME,
+    WORKERS_DEFAULT,
+    Modelled,
+    claim,
+    modelled,
+    refuse_twins_home,
+)
+from tokenworks.core.errors import InvalidRequest
+from tokenworks.live.home import FOREMAN, Home
+from tokenworks.twin.scenarios import NAMES
+from tokenworks.twin.serving import OUTPUT_TOKENS_DEFAULT
 
 
 @click.command()
 @click.option("--host", help="Where to listen.  [default: 127.0.0.1]")
 @click.option("--port", type=click.IntRange(0, 65535), help="0 takes any.  [default: 8000]")
+@policy_option
+@policy_file_option
+@click.option("--twin", is_flag=True, help="Serve with modelled workers: no engine, no weights.")
+@click.option(
+    "--scenario",
+    help=f"The modelled fleet: {', '.join(NAMES)}, or a TOML file.  [default: {NAMES[0]}]",
+)
+@click.option(
+    "--engine", help="Or workers of one measured engine, such as h200-70b-fp8-trtllm-tp4."
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    help=f"So many.  [default: the scenario's; {WORKERS_DEFAULT} of an --engine]",
+)
+@click.option(
+    "--speedup",
+    type=click.FloatRange(SPEEDUP_MIN, SPEEDUP_MAX),
+    help="The modelled factory lives so many times as fast as the clock.  [default: 1]",
+)
+@click.option(
+    "--output-tokens",
+    type=click.IntRange(1),
+    help=f"Mean length of modelled answers.  [default: {OUTPUT_TOKENS_DEFAULT}]",
+)
 @click.option("--json", "as_json", is_flag=True, help="Say that it is ready as one JSON line.")
 @click.option("--quiet", is_flag=True, help="Say only errors.")
 @click.pass_obj
-def command(home: Home, host: str | None, port: int | None, *, as_json: bool, quiet: bool) -> None:
+def command(
+    home: Home,
+    /,
+    *,
+    host: str | None,
+    port: int | None,
+    policy: str | None,
+    policy_file: str | None,
+    twin: bool,
+    as_json: bool,
+    quiet: bool,
+    **given: Any,
+) -> None:
     """Start the factory: engine, ledger and gateway on one port.
 
     Runs until Ctrl-C, then finishes what is open; a second Ctrl-C cuts that off. Settings come
     from `factory.toml` and `price_book.toml` in the factory's folder where they exist; more price
     books lie in `prices/`, each with the day it holds from.
-    """
-    from tokenworks.cli.wiring import Factory
 
+    With --twin all is real but the workers: the gateway, keys, quotas, the dispatcher and the
+    ledger serve modelled engines, for demonstrations and load tests. Answers are filler text that
+    comes when the model says so. Its folder is ~/.tokenworks-twin, so that modelled revenue stays
+    out of real books.
+
+    \b
+    tokenworks up --twin --scenario mixed --policy economic
+    tokenworks up --twin --engine h200-70b-fp8-trtllm-tp4 --workers 8 --speedup 10
+    """  # noqa: D301 - the backslash tells click to leave these lines as they are
     logging.basicConfig(
         level=logging.ERROR if quiet else logging.WARNING, format="%(levelname)s %(message)s"
     )
-    settings, books = home.load_settings(), home.load_price_books()
-    host = host or settings.gateway.host
-    port = settings.gateway.port if port is None else port
-
-    async def run() -> None:
-        factory = Factory(home, settings, books, host=host, port=port)
-        # From here on the folder is ours; the address of a factory that was killed is void.
-        home.forget_url()
-        if not (as_json or quiet):
-            click.echo("Starting the workers ...", err=True)
-        try:
-            await factory.run(lambda ready: _say_ready(ready, as_json=as_json, quiet=quiet))
-        finally:
-            home.forget_url()
-
-    def _say_ready(factory: Factory, *, as_json: bool, quiet: bool) -> None:
-        address, bound = factory.server.address
-        shown = f"[{address}]" if ":" in address else address
-        url = f"http://{shown}:{bound}"
-        home.write_private(home.url, url + "\n")
-        models = list(factory.driver.models())
-        if as_json:
-            facts = {"ready": True, "url": url, "key": factory.secret, "models": models}
-            click.echo(json.dumps(facts))
-        elif not quiet:
-            click.echo(_welcome(url, factory.secret, models[0] if models else "", home))
-
-    uvloop.run(run())
-    if not (as_json or quiet):
+    factory: Modelled | None = None
+    if twin:
+        factory, home = _modelled(given), _twins_home(home)
+        books = claim(home, factory)
+        settings = factory.settings(home)
+    else:
+        _refuse_twin_options(given)
+        refuse_twins_home(home)
+        settings, books = home.load_settings(), home.load_price_books()
+    dispatch = settings.dispatch
+    if policy is None and policy_file is None:
+        policy, policy_file = dispatch.policy, _beside(home, dispatch.policy_file)
+    start = _Start(
+        home=home,
+        settings=settings,
+        books=books,
+        host=host or settings.gateway.host,
+        port=settings.gateway.port if port is None else port,
+        chosen=chosen(policy, policy_file),
+        modelled=factory,
+        speaks="json" if as_json else "nothing" if quiet else "words",
+    )
+    uvloop.run(start.run())
+    if start.speaks == "words":
         click.echo("The factory has stopped; every settled answer is in the ledger.", err=True)
 
 
+class _Start:
+    """One start of a factory, and what is said of it."""
+
+    def __init__(
+        self,
+        *,
+        home: Home,
+        settings: FactoryConfig,
+        books: PriceBooks,
+        host: str,
+        port: int,
+        chosen: Chosen,
+        modelled: Modelled | None,
+        speaks: Literal["words", "json", "nothing"],
+    ) -> None:
+        self.speaks = speaks
+        self._home, self._settings, self._books = home, settings, books
+        self._host, self._port = host, port
+        self._chosen, self._modelled = chosen, modelled
+
+    async def run(self) -> None:
+        """Until it is told to stop."""
+        from tokenworks.cli.wiring import Factory
+
+        factory = Factory(
+            self._home,
+            self._settings,
+            self._books,
+            host=self._host,
+            port=self._port,
+            chosen=self._chosen,
+            modelled=self._modelled,
+        )
+        # From here on the folder is ours; the address of a factory that was killed is void.
+        self._home.forget_url()
+        if self.speaks == "words":
+            click.echo("Starting the workers ...", err=True)
+        try:
+            await factory.run(
+                lambda up: self._ready(up.server.address, up.secret, list(up.driver.models()))
+            )
+        finally:
+            self._home.forget_url()
+
+    def _ready(self, address: tuple[str, int], secret: str, models: list[str]) -> None:
+        host, bound = address
+        shown = f"[{host}]" if ":" in host else host
+        url = f"http://{shown}:{bound}"
+        self._home.write_private(self._home.url, url + "\n")
+        if self.speaks == "json":
+            facts = {"ready": True, "url": url, "key": secret, "models": models}
+            if self._modelled is not None:
+                name = self._modelled.setting.scenario.name
+                facts |= {"modelled": name, "speedup": self._modelled.speedup}
+            click.echo(json.dumps(facts))
+        elif self.speaks == "words":
+            welcome = _welcome(url, secret, models[0] if models else "", self._home)
+            click.echo(welcome if self._modelled is None else _warned(welcome, self._modelled))
+
+
+def _modelled(given: dict[str, Any]) -> Modelled:
+    return modelled(
+        scenario=given["scenario"],
+        engine=given["engine"],
+        workers=given["workers"],
+        speedup=1.0 if given["speedup"] is None else given["speedup"],
+        output_tokens=given["output_tokens"] or OUTPUT_TOKENS_DEFAULT,
+    )
+
+
+def _refuse_twin_options(given: dict[str, Any]) -> None:
+    for name, value in given.items():
+        if value is not None:
+            option = "--" + name.replace("_", "-")
+            raise InvalidRequest(
+                f"{option} is for modelled workers.", hint="Say --twin, too, or leave it out."
+            )
+
+
+def _twins_home(home: Home) -> Home:
+    """The folder that was named, else one beside that of a real factory."""
+    named = click.get_current_context().find_root().params.get("home")
+    return Home(Path.home() / TWIN_HOME) if named is None else home
+
+
+def _beside(home: Home, policy_file: str) -> str:
+    """A policy file of the settings, relative to their folder."""
+    path = policy_file.partition(":")[0]
+    return str(home.path / policy_file) if path.endswith(".py") else policy_file
+
+
 def _welcome(url: str, secret: str, model: str, home: Home) -> str:
+    usual = home.path == Home().path
+    program = "tokenworks" if usual else f"tokenworks --home {shlex.quote(str(home.path))}"
+    chat = "chat" if model in {"", FOREMAN} else f"chat --model {shlex.quote(model)}"
     body = json.dumps(
         {
             "model": model,
@@ -81,6 +233,16 @@ Try it:
   curl -sN {url}/v1/chat/completions -H "Authorization: Bearer {secret}" \\
     -H "Content-Type: application/json" -d '{body}'
 
-Then, in another terminal: tokenworks chat, tokenworks report, {url}/metrics
+Then, in another terminal: {program} {chat}, {program} report, {url}/metrics
 Ctrl-C stops it.
 """
+
+
+def _warned(welcome: str, factory: Modelled) -> str:
+    """The welcome of a modelled factory, which says in front that it is one."""
+    scenario = factory.setting.scenario
+    fast = "" if factory.speedup == 1 else f", {factory.speedup:g} times as fast as the clock"
+    return f"""
+THIS IS A MODEL. No engine runs: answers are filler text, and revenue in its ledger is modelled.
+{len(scenario.workers)} modelled workers of {scenario.name!r}{fast}.
+{welcome}"""

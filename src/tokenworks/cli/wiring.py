@@ -15,18 +15,20 @@ from typing import Final
 from tokenworks.catalogue.factory_config import CurvePoint, FactoryConfig, PoolConfig
 from tokenworks.catalogue.price_book import PriceBooks
 from tokenworks.cli.keys import create_key
+from tokenworks.cli.policy_file import Chosen
+from tokenworks.cli.twin_factory import Modelled
 from tokenworks.core.errors import ConfigInvalid
 from tokenworks.core.ids import ModelName, PoolID, TenantID, WorkerID
+from tokenworks.core.ports import Clock, WorkerPort
 from tokenworks.core.slo import Tier
 from tokenworks.dispatch.dispatcher import Dispatcher
 from tokenworks.gateway.app import Gateway
 from tokenworks.gateway.server import GatewayServer
 from tokenworks.ledger.store_port import LedgerStore, join, recover
 from tokenworks.live.clock import SystemClock
-from tokenworks.live.driver import Driver, Seat
+from tokenworks.live.driver import LIMITS, Driver, Seat
 from tokenworks.live.home import Curves, Home, foreman_facts, model_path
 from tokenworks.live.journal import JournalWriter
-from tokenworks.live.network import WorkerClient
 from tokenworks.live.quota_leases import QuotaLeases
 from tokenworks.live.workers import (
     AttachedSpec,
@@ -35,11 +37,14 @@ from tokenworks.live.workers import (
     Worker,
     WorkerSpec,
 )
+from tokenworks.twin.clock import FastClock
+from tokenworks.twin.driver import speed_curve
+from tokenworks.twin.serving import Engines, ModelledWorker
 
 LOCAL_TENANT: Final = TenantID("local")
 
 
-def operator_key(home: Home, store: LedgerStore, clock: SystemClock) -> str:
+def operator_key(home: Home, store: LedgerStore, clock: Clock) -> str:
     """The secret of the key that the command line uses here; made at the first start."""
     secret = home.read_key()
     if secret is not None:
@@ -67,15 +72,27 @@ class Factory:
         settings: pools and gateway.
         books: prices and promises, by the day they hold from.
         host, port: where to listen; port 0 takes any.
+        chosen: who decides.
+        modelled: the workers, if they are only modelled.
     """
 
     def __init__(
-        self, home: Home, settings: FactoryConfig, books: PriceBooks, *, host: str, port: int
+        self,
+        home: Home,
+        settings: FactoryConfig,
+        books: PriceBooks,
+        *,
+        host: str,
+        port: int,
+        chosen: Chosen,
+        modelled: Modelled | None = None,
     ) -> None:
         home.make()
         self._check_models(settings, books)
         curves = home.load_curves()
-        self.clock = SystemClock()
+        dates = SystemClock()
+        fast = None if modelled is None else FastClock(dates, modelled.speedup)
+        self.clock: Clock = fast or dates
         owner = f"factory-{os.getpid()}-{secrets.token_hex(4)}"
         self.workers: list[Worker] = []
         self.first_up = asyncio.Event()
@@ -87,18 +104,31 @@ class Factory:
             stack.callback(self.store.close)
             self.secret = operator_key(home, self.store, self.clock)
             ledger = (join if shared else recover)(self.store, self.clock.unix_ns())
+            pools = {PoolID(name): pool for name, pool in settings.pool.items()}
+            policy, limits = chosen.settings, LIMITS
+            if modelled is not None:
+                told = modelled.setting.scenario.configured
+                policy, limits = policy or told.policy, told.limits
+                pools = modelled.pools(by_date=True)
             self.driver = Driver(
                 clock=self.clock,
-                dispatcher=Dispatcher(),
+                dispatcher=Dispatcher(chosen.own),
                 ledger=ledger,
                 store=self.store,
                 books=books,
-                pools={PoolID(name): pool for name, pool in settings.pool.items()},
+                pools=pools,
                 journal=JournalWriter(home.journal),
-                leases=QuotaLeases(ledger, self.store, self.clock) if shared else None,
+                leases=QuotaLeases(ledger, self.store, dates) if shared else None,
+                policy=policy,
+                limits=limits,
+                ledger_clock=dates,
+                speedup=1.0 if fast is None else fast.speedup,
             )
-            for name, pool in settings.pool.items():
-                self._seat_pool(PoolID(name), pool, curve_of(name, pool, curves))
+            if modelled is not None and fast is not None:
+                self._seat_modelled(modelled, fast)
+            else:
+                for name, pool in settings.pool.items():
+                    self._seat_pool(PoolID(name), pool, curve_of(name, pool, curves))
             stack.pop_all()
 
     @staticmethod
@@ -132,7 +162,26 @@ class Factory:
                 embedded = embedded_spec(worker, pool, config)
                 self.workers.append(EmbeddedWorker(embedded, self.clock, up, down))
 
-    def _up(self, worker: WorkerID, client: WorkerClient) -> None:
+    def _seat_modelled(self, modelled: Modelled, clock: FastClock) -> None:
+        specs, pools = modelled.specs(), modelled.pools(by_date=False)
+        engines = Engines(specs, clock, output_tokens=modelled.output_tokens)
+        for index, spec in enumerate(specs):
+            self.driver.seat(
+                Seat(
+                    worker=spec.worker,
+                    pool=spec.pool,
+                    config=pools[spec.pool],
+                    curve=speed_curve(spec),
+                    timing=spec.timing,
+                    kv_blocks=spec.kv_blocks,
+                    batch_tokens_max=spec.batch_tokens_max,
+                )
+            )
+            up = functools.partial(self._up, spec.worker)
+            down = functools.partial(self.driver.worker_down, spec.worker)
+            self.workers.append(ModelledWorker(engines, index, up, down))
+
+    def _up(self, worker: WorkerID, client: WorkerPort) -> None:
         self.driver.worker_up(worker, client)
         self.first_up.set()
 

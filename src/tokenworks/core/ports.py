@@ -21,6 +21,58 @@ class Clock(Protocol):
         ...
 
 
+class AnswerStream(Protocol):
+    """One answer of a worker while it arrives; not for two tasks at once.
+
+    Attributes:
+        status: as in HTTP: 200, or the worker's refusal.
+    """
+
+    status: int
+
+    async def read(self) -> bytes:
+        """What has come since the last read; ``b""`` at the end.
+
+        Raises:
+            WorkerFailed: the worker broke off, or ``abort`` was called; every byte that came
+                before was handed out first.
+        """
+        ...
+
+    async def read_all(self) -> bytes:
+        """The rest of a small body, such as an error's."""
+        ...
+
+    def abort(self) -> None:
+        """Let the worker stop; harmless after the end."""
+        ...
+
+
+class WorkerPort(Protocol):
+    """The way to one worker that is up, real or modelled; safe for many tasks of one loop."""
+
+    async def post_stream(self, path: str, body: bytes) -> AnswerStream:
+        """Send a request; returns once its answer begins. Cancelling stops the worker's work on it.
+
+        Raises:
+            WorkerFailed: it broke off before it answered.
+            WorkerUnavailable: it takes no more, or is closed.
+        """
+        ...
+
+    async def get(self, path: str) -> tuple[int, bytes]:
+        """Status and body of a small resource.
+
+        Raises:
+            WorkerFailed, WorkerUnavailable: as above.
+        """
+        ...
+
+    def close(self, why: str) -> None:
+        """End everything; what is being read raises WorkerFailed with the first reason given."""
+        ...
+
+
 class Delivery(Protocol):
     """One answer while it is being made. Exactly one ``settle`` ends it."""
 

@@ -15,7 +15,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from heapq import heapify, heappop, heappush
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -54,6 +54,15 @@ from tokenworks.dispatch.states import State, Step
 from tokenworks.dispatch.waiting import Line, Request
 
 TIERS = tuple(Tier)
+_SIZES: Final = (
+    "timing",
+    "kv_blocks",
+    "block_tokens",
+    "batch_tokens_max",
+    "link_bytes_per_s",
+    "kv_bytes_per_token",
+)
+"""What a worker that is measured again may change, beside its slots and its curve."""
 
 
 class WorkerLoad(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,6 +84,7 @@ class Dispatcher:
     def __init__(self, own_policies: Mapping[str, MakePolicy] | None = None) -> None:
         self._own_policies = dict(own_policies or {})
         self._policy: Policy = policies.make("promises", {})
+        self._policy_name = ""  # that of the settings; empty while another stands in for it
         self._handlers: dict[type[Any], Callable[[Any, list[Command]], None]] = {
             Arrived: self._arrived,
             Started: self._started,
@@ -188,7 +198,7 @@ class Dispatcher:
                     for name, fleet in self._fleets.items()
                 ],
                 prefixes=self._prefixes.record(),
-                policy=self._policy.record(),
+                policy=self._policy_memory(),
             )
         )
 
@@ -207,7 +217,7 @@ class Dispatcher:
         dispatcher._prefixes = PrefixIndex.restore(memory.prefixes)
         if memory.configured is not None:
             dispatcher._adopt(memory.configured)
-            dispatcher._policy.restore(memory.policy)
+            dispatcher._recall(memory.configured, memory.policy)
         dispatcher._timer_ns = memory.timer_ns
         dispatcher._counts = memory.counts
         dispatcher._requests = {each.request: each for each in memory.requests}
@@ -368,7 +378,8 @@ class Dispatcher:
             kv_blocks=event.kv_blocks,
             block_tokens=event.block_tokens,
             batch_tokens_max=event.batch_tokens_max,
-            hands_over=event.hands_over,
+            link_bytes_per_s=event.link_bytes_per_s,
+            kv_bytes_per_token=event.kv_bytes_per_token,
             index=self._prefixes.add_worker(),
         )
         worker.measure(dict(zip(TIERS, self._promises, strict=True)))
@@ -378,25 +389,15 @@ class Dispatcher:
         self._drain(fleet, commands)
 
     def _worker_measured(self, worker: Worker, event: WorkerUp, commands: list[Command]) -> None:
-        sizes = (event.kv_blocks, event.block_tokens, event.batch_tokens_max, event.hands_over)
-        known = (
-            worker.kv_blocks,
-            worker.block_tokens,
-            worker.batch_tokens_max,
-            worker.hands_over,
-        )
-        if (event.slots, event.curve, event.timing, sizes) == (
-            worker.engine_slots,
-            worker.curve,
-            worker.timing,
-            known,
-        ):
+        given = (event.slots, event.curve, *(getattr(event, name) for name in _SIZES))
+        known = (worker.engine_slots, worker.curve, *(getattr(worker, name) for name in _SIZES))
+        if given == known:
             self._counts.ignored += 1
             return
         worker.engine_slots = event.slots
         worker.slots, worker.curve = self._slots_of(event.slots), event.curve
-        worker.timing = event.timing
-        worker.kv_blocks, worker.block_tokens, worker.batch_tokens_max, worker.hands_over = sizes
+        for name in _SIZES:
+            setattr(worker, name, getattr(event, name))
         worker.measure(dict(zip(TIERS, self._promises, strict=True)))
         fleet = self._fleets[worker.model]
         fleet.recount()
@@ -465,9 +466,7 @@ class Dispatcher:
     def _adopt(self, configured: Configured) -> None:
         assert len(configured.promises) == len(TIERS), "every tier needs a promise"
         assert len(configured.limits.queue_len_max) == len(TIERS), "every tier needs a bound"
-        settings, before = configured.policy, self._configured
-        if before is None or before.policy.name != settings.name:
-            self._policy = policies.make(settings.name, self._own_policies)
+        settings = configured.policy
         self._configured = configured
         self._promises = [configured.promises[tier] for tier in TIERS]
         self._late_after_ns = [each.ttft_ns // 2 + 1 for each in self._promises]
@@ -475,7 +474,42 @@ class Dispatcher:
         self._batch_cap = min(limits.slots_max, settings.batch_cap or limits.slots_max)
         self._queue_at_worker = settings.queue_at_worker
         self._prefixes.resize(limits.prefix_blocks_max, limits.prefix_ttl_ns)
-        self._policy.configure(configured, self._prefixes)
+        self._take_policy(configured)
+
+    def _take_policy(self, configured: Configured) -> None:
+        """Put the policy of the settings in charge; the plain one if an own one raises."""
+        name = configured.policy.name
+        try:
+            if self._policy_name != name:
+                self._policy = policies.make(name, self._own_policies)
+                self._policy_name = name
+            self._policy.configure(configured, self._prefixes)
+        except Exception:
+            if name not in self._own_policies:
+                raise
+            self._counts.policy_faults += 1
+            self._policy, self._policy_name = policies.make("promises", {}), ""
+            self._policy.configure(configured, self._prefixes)
+
+    def _policy_memory(self) -> bytes:
+        """What the policy remembers; an own one that cannot say so remembers nothing."""
+        if self._policy_name not in self._own_policies:
+            return self._policy.record()
+        try:
+            data: object = self._policy.record()
+        except Exception:  # noqa: BLE001 - an operator's own policy may do anything
+            return b""
+        return data if isinstance(data, bytes) else b""
+
+    def _recall(self, configured: Configured, data: bytes) -> None:
+        """Give the policy its memory back; an own one that cannot take it begins anew."""
+        try:
+            self._policy.restore(data)
+        except Exception:
+            if self._policy_name not in self._own_policies:
+                raise
+            self._policy_name = ""
+            self._take_policy(configured)
 
     def _slots_of(self, engine_slots: int) -> int:
         """Requests that are sent to a worker at once."""
@@ -533,22 +567,11 @@ class Dispatcher:
         worker = fleet.first(fleet.least_loaded(fleet.open))
         return Choice(worker, "least_loaded", 0, request.rank, fleet.open.bit_count())
 
-    @staticmethod
-    def _may(fleet: Fleet, request: Request, choice: Choice) -> bool:
-        """Whether a choice names a worker of the fleet that has a slot free, and a prefix hit."""
-        worker, prefiller = choice.worker, choice.prefiller
-        if prefiller is not None and not (
-            fleet.by_index.get(prefiller.index) is prefiller is not worker
-            and prefiller.hands_over
-            and worker.hands_over
-        ):
+    def _may(self, fleet: Fleet, request: Request, choice: Choice) -> bool:
+        """Whether a choice can be followed."""
+        if self._policy_name in self._own_policies and not policy.is_well_formed(choice):
             return False
-        return (
-            fleet.by_index.get(worker.index) is worker
-            and len(worker.running) < worker.slots
-            and 0 <= choice.rank < len(TIERS)
-            and 0 <= choice.hit_blocks <= len(request.prefix)
-        )
+        return policy.is_possible(fleet, request, choice)
 
     def _waits(self, fleet: Fleet, request: Request) -> bool:
         return (

@@ -66,6 +66,7 @@ class PolicySettings(msgspec.Struct, frozen=True, kw_only=True):
         seed: for policies that throw dice.
         split: for ``static-split``: by tier rank, how many workers serve it, in the order in which
             they came up.
+        full_percent: for ``static-split``: how much of the batch that a promise allows is used.
     """
 
     name: str = "promises"
@@ -73,6 +74,7 @@ class PolicySettings(msgspec.Struct, frozen=True, kw_only=True):
     queue_at_worker: bool = False
     seed: int = 1
     split: tuple[int, ...] = ()
+    full_percent: int = 100
 
 
 class Configured(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -104,8 +106,9 @@ class WorkerUp(msgspec.Struct, frozen=True, kw_only=True, tag=True):
         kv_blocks: its KV cache, where that is known.
         block_tokens: tokens in one block of it, and in one block of ``Arrived.prefix``.
         batch_tokens_max: tokens that one iteration computes at most.
-        hands_over: whether its engine can give a KV cache to the others of its model that say so,
-            and take one from them.
+        link_bytes_per_s: how fast its engine gives a KV cache to the others of its model that have
+            such a link, and takes one from them; 0 if it does neither.
+        kv_bytes_per_token: of that cache.
     """
 
     worker: WorkerID
@@ -117,7 +120,8 @@ class WorkerUp(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     kv_blocks: int | None = None
     block_tokens: int = 64
     batch_tokens_max: int = 8_192
-    hands_over: bool = False
+    link_bytes_per_s: int = 0
+    kv_bytes_per_token: int = 0
 
 
 class WorkerDown(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -159,18 +163,20 @@ class Started(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     request: RequestID
 
 
-class Finished(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+class Finished(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
     """An answer is whole.
 
     Attributes:
         request: which one.
         output_tokens: tokens made.
         cached_input_tokens: prompt tokens that the worker took from its prefix cache.
+        input_tokens: of the whole prompt, where somebody has counted them.
     """
 
     request: RequestID
     output_tokens: int
     cached_input_tokens: int
+    input_tokens: int | None = None
 
 
 class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):

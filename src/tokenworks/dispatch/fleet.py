@@ -58,7 +58,8 @@ class Worker(msgspec.Struct, kw_only=True):
         load: its place among the fleet's loads; kept by ``Fleet``.
         prefill_tokens: of what was sent and has not begun to answer, left to prefill.
         prefilling: requests that it prefills for other workers.
-        hands_over: see ``WorkerUp``.
+        link_bytes_per_s: see ``WorkerUp``.
+        kv_bytes_per_token: see ``WorkerUp``.
         context_tokens: of all that it runs, as far as known: prompts.
         service_ns_mean: how long a request holds a slot; None before the first has ended.
     """
@@ -84,9 +85,15 @@ class Worker(msgspec.Struct, kw_only=True):
     load: int = 0
     prefill_tokens: int = 0
     prefilling: dict[RequestID, None] = {}
-    hands_over: bool = False
+    link_bytes_per_s: int = 0
+    kv_bytes_per_token: int = 0
     context_tokens: int = 0
     service_ns_mean: int | None = None
+
+    @property
+    def hands_over(self) -> bool:
+        """Whether it can give its KV cache to others, and take theirs."""
+        return self.link_bytes_per_s > 0
 
     def measure(self, promises: Mapping[Tier, Promise]) -> None:
         """Derive speeds, caps and limit again from slots, curve and promises."""

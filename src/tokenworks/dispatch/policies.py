@@ -150,18 +150,23 @@ class StaticSplit(Routing):
     def __init__(self) -> None:
         super().__init__(strict_priority, prefix_aware)
         self._split: tuple[int, ...] = ()
+        self._full_percent = 100
 
     def configure(self, configured: Configured, index: PrefixIndex) -> None:
         """See ``Policy``."""
         super().configure(configured, index)
         self._split = configured.policy.split or (1,) * len(Tier)
+        self._full_percent = configured.policy.full_percent
 
     def place(self, fleet: Fleet, request: Request, now_ns: int) -> Choice | None:  # noqa: ARG002
         """See ``Policy``."""
         start = sum(self._split[: request.rank])
         own = 0
         for worker in fleet.workers[start : start + self._split[request.rank]]:
-            own |= 1 << worker.index
+            # A promise that is made to anybody allows one request.
+            cap = max(1, worker.caps[request.rank] * self._full_percent // 100)
+            if len(worker.running) < cap:
+                own |= 1 << worker.index
         candidates = fleet.admitting[request.rank] & own
         if not candidates:
             return None

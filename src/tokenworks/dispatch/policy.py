@@ -2,16 +2,18 @@
 
 A policy decides; the dispatcher checks and does. A choice that names a worker which is not up, has
 no slot or serves another model is dropped and counted as a fault, and so is a policy that raises:
-the request is then placed by load. So a wrong policy can cost money, but no request is lost, sent
-twice or sent to nobody.
+the request is then placed by load. One that cannot take its settings is replaced by the plain one
+until they change, and one that cannot write its memory down begins anew where that is read. So a
+wrong policy can cost money, but no request is lost, sent twice or sent to nobody.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol, get_args
 
 from tokenworks.core.rng import GOLDEN_GAMMA, WORD, mix64
+from tokenworks.core.slo import Tier
 from tokenworks.core.units import NS_PER_S
 from tokenworks.dispatch.commands import SendReason
 from tokenworks.dispatch.events import Configured, Finished
@@ -45,6 +47,41 @@ class Choice(NamedTuple):
     candidates: int
     value_nanodollars: int = 0
     prefiller: Worker | None = None
+
+
+REASONS: Final = frozenset(get_args(SendReason))
+_INT_MAX: Final = 1 << 62
+
+
+def is_well_formed(choice: Choice) -> bool:
+    """Whether the parts of a choice are of their types, which nobody has checked in an own policy.
+
+    What is not a choice at all may raise.
+    """
+    numbers = (choice.hit_blocks, choice.rank, choice.candidates, choice.value_nanodollars)
+    return choice.reason in REASONS and all(
+        type(each) is int and -_INT_MAX < each < _INT_MAX for each in numbers
+    )
+
+
+def is_possible(fleet: Fleet, request: Request, choice: Choice) -> bool:
+    """Whether a choice names workers of the fleet, one with a slot free, and a prefix hit.
+
+    Who is to prefill for another must be able to hand its KV cache over, and that one to take it.
+    """
+    worker, prefiller = choice.worker, choice.prefiller
+    if prefiller is not None and not (
+        fleet.by_index.get(prefiller.index) is prefiller is not worker
+        and prefiller.hands_over
+        and worker.hands_over
+    ):
+        return False
+    return (
+        fleet.by_index.get(worker.index) is worker
+        and len(worker.running) < worker.slots
+        and 0 <= choice.rank < len(Tier)
+        and 0 <= choice.hit_blocks <= len(request.prefix)
+    )
 
 
 class Policy(Protocol):

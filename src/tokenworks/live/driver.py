@@ -11,6 +11,7 @@ import contextlib
 import functools
 import hashlib
 import logging
+import math
 from collections.abc import Awaitable, Callable
 from typing import Final, NamedTuple, assert_never
 
@@ -29,32 +30,33 @@ from tokenworks.core.errors import (
 )
 from tokenworks.core.ids import ModelName, PoolID, RequestID, WorkerID
 from tokenworks.core.orders import KeyView, Order, Outcome, Receipt
-from tokenworks.core.ports import Clock
+from tokenworks.core.ports import AnswerStream, Clock, WorkerPort
 from tokenworks.core.slo import Tier
 from tokenworks.core.units import NS_PER_MS, NS_PER_S
 from tokenworks.dispatch.commands import Abort, Command, Queue, Reject, Send, SetTimer
 from tokenworks.dispatch.dispatcher import Dispatcher
 from tokenworks.dispatch.events import (
     Arrived,
-    Configured,
     Event,
     Failed,
     Finished,
     Limits,
+    PolicySettings,
     Started,
     Ticked,
     Withdrawn,
     WorkerDown,
     WorkerUp,
 )
+from tokenworks.dispatch.settings import settings_for
 from tokenworks.ledger.entries import VoidReason
 from tokenworks.ledger.ledger import Ledger, Work
 from tokenworks.ledger.quotas import KeyRecord, LimitState, window_end
 from tokenworks.ledger.store_port import LedgerStore
 from tokenworks.live.bookkeeper import Bookkeeper
 from tokenworks.live.journal import JournalWriter
-from tokenworks.live.network import WorkerClient, WorkerStream
 from tokenworks.live.quota_leases import QuotaLeases
+from tokenworks.perf.timing import Timing
 
 ANSWER_NS_MAX: Final = 3_000 * NS_PER_S
 """From the reservation to the end of the answer, queueing included; less than
@@ -69,6 +71,7 @@ CLOSE_NS_MAX: Final = 5 * NS_PER_S
 FLIGHTS_MAX: Final = 16_384
 HOUSEKEEPING_NS: Final = 200 * NS_PER_MS
 QUEUE_LEN_MAX: Final = 512
+LIMITS: Final = Limits(queue_len_max=dict.fromkeys(Tier, QUEUE_LEN_MAX))
 CHAT_PATH: Final = "/v1/chat/completions"
 CALLER_AT_FAULT: Final = frozenset({400, 413, 422})
 """A worker's statuses that blame the request. Others, such as 401, blame how we reach it."""
@@ -79,13 +82,19 @@ _log: Final = logging.getLogger("tokenworks.driver")
 
 
 class Seat(msgspec.Struct, kw_only=True):
-    """A worker's place in the factory: what it is, and its client while it is up."""
+    """A worker's place in the factory: what it is, and its client while it is up.
+
+    What is not known of its engine is None; see ``WorkerUp``.
+    """
 
     worker: WorkerID
     pool: PoolID
     config: PoolConfig
     curve: tuple[CurvePoint, ...]
-    client: WorkerClient | None = None
+    timing: Timing | None = None
+    kv_blocks: int | None = None
+    batch_tokens_max: int | None = None
+    client: WorkerPort | None = None
 
 
 class _Flight:
@@ -122,11 +131,11 @@ class LiveDelivery:
 
     __slots__ = ("_cut_off", "_driver", "_flight", "_stream")
 
-    def __init__(self, driver: Driver, flight: _Flight, stream: WorkerStream) -> None:
+    def __init__(self, driver: Driver, flight: _Flight, stream: AnswerStream) -> None:
         self._driver, self._flight, self._stream = driver, flight, stream
         loop = asyncio.get_running_loop()
         left_ns = max(0, flight.cut_off_ns - driver.now_ns())
-        self._cut_off = loop.call_later(left_ns / NS_PER_S, stream.abort)
+        self._cut_off = loop.call_later(driver.loop_s(left_ns), stream.abort)
 
     async def read(self) -> bytes:
         """See ``Delivery``."""
@@ -157,6 +166,10 @@ class Driver:
         pools: the factory's pools by name.
         journal: where events are written.
         leases: how this process shares the ledger's limits with others; none if it is the only one.
+        policy: who decides; None for the dispatcher's own.
+        limits: what the dispatcher may keep.
+        ledger_clock: of dates, costs and reservations; ``clock`` if it is None.
+        speedup: how many times faster than the event loop's clock ``clock`` runs.
     """
 
     def __init__(
@@ -170,12 +183,17 @@ class Driver:
         pools: dict[PoolID, PoolConfig],
         journal: JournalWriter,
         leases: QuotaLeases | None = None,
+        policy: PolicySettings | None = None,
+        limits: Limits = LIMITS,
+        ledger_clock: Clock | None = None,
+        speedup: float = 1.0,
     ) -> None:
         self._clock, self._dispatcher = clock, dispatcher
+        self._policy, self._limits, self._speedup = policy, limits, speedup
         self._journal: JournalWriter | None = journal
         self._ledger, self._store, self._pools = ledger, store, pools
         self._bookkeeper = Bookkeeper(
-            clock=clock, ledger=ledger, store=store, pools=pools, leases=leases
+            clock=ledger_clock or clock, ledger=ledger, store=store, pools=pools, leases=leases
         )
         self._books, self._book = books, books.at(clock.unix_ns())
         self._seats: dict[WorkerID, Seat] = {}
@@ -355,21 +373,24 @@ class Driver:
         """Make a place for a worker that will come up."""
         self._seats[seat.worker] = seat
 
-    def worker_up(self, worker: WorkerID, client: WorkerClient) -> None:
+    def worker_up(self, worker: WorkerID, client: WorkerPort) -> None:
         """A worker can take requests."""
         if self._closed:
             return
         seat = self._seats[worker]
         seat.client = client
-        self.tell(
-            WorkerUp(
-                worker=worker,
-                pool=seat.pool,
-                model=ModelName(seat.config.model),
-                slots=seat.config.slots,
-                curve=seat.curve,
-            )
+        up = WorkerUp(
+            worker=worker,
+            pool=seat.pool,
+            model=ModelName(seat.config.model),
+            slots=seat.config.slots,
+            curve=seat.curve,
+            timing=seat.timing,
+            kv_blocks=seat.kv_blocks,
         )
+        if seat.batch_tokens_max is not None:
+            up = msgspec.structs.replace(up, batch_tokens_max=seat.batch_tokens_max)
+        self.tell(up)
 
     def worker_down(self, worker: WorkerID, why: str) -> None:
         """A worker is gone, and what it was doing with it."""
@@ -401,6 +422,10 @@ class Driver:
         """The driver's clock."""
         return self._clock.now_ns()
 
+    def loop_s(self, duration_ns: int) -> float:
+        """How long so much time on the driver's clock is for the event loop, in seconds."""
+        return duration_ns / (NS_PER_S * self._speedup)
+
     def _write_journal(self, write: Callable[[JournalWriter], None]) -> None:
         """The journal is for replays; a factory whose disk refuses it goes on without one."""
         if self._journal is None:
@@ -429,7 +454,7 @@ class Driver:
             self._timer.cancel()
         if self._closed:
             return
-        delay_s = max(0, at_ns - self._clock.now_ns()) / NS_PER_S
+        delay_s = self.loop_s(max(0, at_ns - self._clock.now_ns()))
         self._timer = asyncio.get_running_loop().call_later(delay_s, self.tell, Ticked())
 
     def _send(self, command: Send) -> None:
@@ -455,7 +480,7 @@ class Driver:
 
     async def _start(self, flight: _Flight, seat: Seat, attempt: int) -> None:
         """Send the request; open its delivery, or tell what went wrong."""
-        stream: WorkerStream | None = None
+        stream: AnswerStream | None = None
         try:
             stream = await self._post(flight.order, seat)
             said = b"" if stream.status == 200 else await stream.read_all()
@@ -477,7 +502,7 @@ class Driver:
             why = f"status {stream.status}: {said[:200]!r}"
             await self._broke_off(flight, seat, attempt, why)
 
-    async def _post(self, order: Order, seat: Seat) -> WorkerStream:
+    async def _post(self, order: Order, seat: Seat) -> AnswerStream:
         if seat.client is None:
             raise WorkerUnavailable(f"Worker {seat.worker} is down.")
         body = order.body
@@ -512,7 +537,28 @@ class Driver:
         failed = command.code == "worker_failed"
         self._bookkeeper.void(command.request, "failed" if failed else "rejected")
         if not flight.opened.done():
-            flight.opened.set_exception(_rejection(command, flight.order))
+            flight.opened.set_exception(self._rejection(command, flight.order))
+
+    def _rejection(self, command: Reject, order: Order) -> TokenworksError:
+        wait_ns = command.retry_after_ns
+        wait_s = None if wait_ns is None else max(1, math.ceil(self.loop_s(wait_ns)))
+        waited_ms = command.waited_ns // NS_PER_MS
+        if command.code == "capacity_exceeded":
+            return CapacityExceeded(
+                f"The {order.tier} tier is full: {command.ahead} requests are ahead, and this one "
+                f"waited {waited_ms} ms.",
+                hint=f"Try again in {wait_s} s.",
+                retry_after_s=wait_s or 1,
+            )
+        if command.code == "worker_unavailable":
+            return WorkerUnavailable(
+                f"No worker for {order.model!r} is up ({command.reason}).",
+                hint="Try again; `tokenworks doctor` tells the operator why.",
+                retry_after_s=wait_s,
+            )
+        return WorkerFailed(
+            f"Workers broke off this request {command.attempts} times.", hint="Try again."
+        )
 
     def _withdraw(self, flight: _Flight) -> None:
         """Its ``open`` was cancelled, which may have crossed with its beginning or its end."""
@@ -597,8 +643,7 @@ class Driver:
     def _open_book(self, book: PriceBook) -> None:
         """Put a price book into force."""
         self._book = book
-        queues = dict.fromkeys(Tier, QUEUE_LEN_MAX)
-        self.tell(Configured(promises=book.promises, limits=Limits(queue_len_max=queues)))
+        self.tell(settings_for(book, self._limits, self._policy))
 
 
 class _Settings(NamedTuple):
@@ -642,28 +687,7 @@ def _ending(flight: _Flight, seat: Seat, outcome: Outcome) -> Event:
         request=request,
         output_tokens=outcome.usage.completion_tokens,
         cached_input_tokens=outcome.usage.cached_input_tokens,
-    )
-
-
-def _rejection(command: Reject, order: Order) -> TokenworksError:
-    wait_ns = command.retry_after_ns
-    wait_s = None if wait_ns is None else max(1, -(-wait_ns // NS_PER_S))
-    waited_ms = command.waited_ns // NS_PER_MS
-    if command.code == "capacity_exceeded":
-        return CapacityExceeded(
-            f"The {order.tier} tier is full: {command.ahead} requests are ahead, and this one "
-            f"waited {waited_ms} ms.",
-            hint=f"Try again in {wait_s} s.",
-            retry_after_s=wait_s or 1,
-        )
-    if command.code == "worker_unavailable":
-        return WorkerUnavailable(
-            f"No worker for {order.model!r} is up ({command.reason}).",
-            hint="Try again; `tokenworks doctor` tells the operator why.",
-            retry_after_s=wait_s,
-        )
-    return WorkerFailed(
-        f"Workers broke off this request {command.attempts} times.", hint="Try again."
+        input_tokens=outcome.usage.prompt_tokens,
     )
 
 

@@ -87,6 +87,11 @@ class Home:
         """What ``tokenworks tiers measure --write`` measured."""
         return self.path / "curves.json"
 
+    @property
+    def twin_mark(self) -> Path:
+        """Is there if the folder is that of a modelled factory."""
+        return self.path / "twin.json"
+
     def make(self) -> None:
         """Make the folder.
 

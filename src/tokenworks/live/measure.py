@@ -11,10 +11,9 @@ import msgspec
 
 from tokenworks.catalogue.factory_config import CurvePoint
 from tokenworks.core.errors import WorkerFailed
-from tokenworks.core.ports import Clock
+from tokenworks.core.ports import Clock, WorkerPort
 from tokenworks.core.slo import Tier
 from tokenworks.core.units import NS_PER_MS, NS_PER_S
-from tokenworks.live.network import WorkerClient
 
 OUTPUT_TOKENS: Final = 96
 ROUNDS: Final = 3
@@ -77,7 +76,7 @@ def batches_up_to(slots: int) -> tuple[int, ...]:
 
 
 async def measure(
-    clients: Sequence[WorkerClient],
+    clients: Sequence[WorkerPort],
     model: str,
     slots: int,
     clock: Clock,
@@ -127,7 +126,7 @@ async def measure(
     return points
 
 
-async def _stream(client: WorkerClient, model: str, salt: int, clock: Clock) -> _Timed:
+async def _stream(client: WorkerPort, model: str, salt: int, clock: Clock) -> _Timed:
     """One answer of OUTPUT_TOKENS tokens, timed as they come."""
     body = msgspec.json.encode(
         {

@@ -20,7 +20,7 @@ import msgspec
 
 from tokenworks.core.errors import ConfigInvalid, FactoryError, WorkerFailed
 from tokenworks.core.ids import ModelName, PoolID, WorkerID
-from tokenworks.core.ports import Clock
+from tokenworks.core.ports import Clock, WorkerPort
 from tokenworks.core.units import NS_PER_MS, NS_PER_S
 from tokenworks.live.network import WorkerClient
 
@@ -44,7 +44,7 @@ STOPPED: Final = "it was stopped"
 _log = logging.getLogger(__name__)
 
 Pause = Callable[[int], Awaitable[None]]
-OnUp = Callable[[WorkerClient], None]
+OnUp = Callable[[WorkerPort], None]
 OnDown = Callable[[str], None]
 
 

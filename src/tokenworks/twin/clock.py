@@ -1,6 +1,9 @@
-"""The twin's clock: it stands still while things are worked out, then jumps."""
+"""The twin's clocks: one stands still while things are worked out, then jumps; one runs fast."""
 
 from __future__ import annotations
+
+from tokenworks.core.ports import Clock
+from tokenworks.core.units import PPM
 
 
 class JumpingClock:
@@ -26,3 +29,33 @@ class JumpingClock:
     def unix_ns(self) -> int:
         """Nanoseconds since 1970, UTC, as far as the run is concerned."""
         return self._unix_ns + self.at_ns
+
+
+class FastClock:
+    """Implements ``core.ports.Clock``: another clock's time, so many times as fast; dates are its.
+
+    Args:
+        clock: the other one.
+        speedup: a millionth at least; more decimals than six are dropped.
+    """
+
+    __slots__ = ("_began_ns", "_clock", "_speedup_ppm")
+
+    def __init__(self, clock: Clock, speedup: float) -> None:
+        self._clock = clock
+        self._speedup_ppm = round(speedup * PPM)
+        assert self._speedup_ppm >= 1, speedup
+        self._began_ns = clock.now_ns()
+
+    @property
+    def speedup(self) -> float:
+        """How many times as fast it is."""
+        return self._speedup_ppm / PPM
+
+    def now_ns(self) -> int:
+        """Nanoseconds on the fast clock."""
+        return (self._clock.now_ns() - self._began_ns) * self._speedup_ppm // PPM
+
+    def unix_ns(self) -> int:
+        """The other clock's date: records carry the real one."""
+        return self._clock.unix_ns()

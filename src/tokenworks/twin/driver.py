@@ -119,8 +119,11 @@ def run(
 def speed_curve(spec: WorkerSpec) -> tuple[tuple[int, int], ...]:
     """Pairs (batch, tokens per second per user) at the typical context, up to all slots.
 
-    Batches are spread evenly in proportion; a point with its predecessor's speed is left out.
+    One that was measured is taken as it is. Else batches are spread evenly in proportion; a point
+    with its predecessor's speed is left out.
     """
+    if spec.curve:
+        return spec.curve
     curve: list[tuple[int, int]] = []
     batches = {1, spec.slots}
     for step in range(1, CURVE_POINTS_MAX - 1):
@@ -282,7 +285,8 @@ class Driver:
                 kv_blocks=spec.kv_blocks,
                 block_tokens=spec.block_tokens,
                 batch_tokens_max=spec.batch_tokens_max,
-                hands_over=self._one_stage[index] and spec.link_bytes_per_s > 0,
+                link_bytes_per_s=spec.link_bytes_per_s if self._one_stage[index] else 0,
+                kv_bytes_per_token=spec.kv_bytes_per_token,
             )
         )
 

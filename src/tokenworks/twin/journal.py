@@ -8,28 +8,21 @@ its reader and its replay therefore understand.
 from __future__ import annotations
 
 import hashlib
-import struct
-import zlib
 from pathlib import Path
 from typing import IO, Final
 
 import msgspec
 
-import tokenworks
 from tokenworks.dispatch.commands import Command
 from tokenworks.dispatch.dispatcher import Dispatcher
 from tokenworks.dispatch.events import Event
+from tokenworks.dispatch.journal_format import event_records, start_records
 
-JOURNAL_FORMAT: Final = 1
-"""That of ``live.journal``; a test reads the twin's files with its reader."""
-
-_FRAME: Final = struct.Struct("<II")
 _FILE_BUFFER_BYTES: Final = 1 << 16
 _PENDING_MAX: Final = 256
 _SHORT_ARRAY_LEN: Final = 16
 """MessagePack's arrays below this length have a head of one byte; those up to 65,535, of three."""
 _DIGEST_BYTES: Final = 16
-_COMMANDS_DIGEST_BYTES: Final = 8
 _ENCODER: Final = msgspec.msgpack.Encoder()
 
 
@@ -84,26 +77,13 @@ class FileJournal(Journal):
     def __init__(self, path: Path, dispatcher: Dispatcher) -> None:
         super().__init__()
         self._file: IO[bytes] = path.open("xb", buffering=_FILE_BUFFER_BYTES)
-        header = {
-            "format": JOURNAL_FORMAT,
-            "package_version": tokenworks.__version__,
-            "sequence": 1,
-        }
-        self._frame(b"H" + _ENCODER.encode(header))
-        self._frame(b"S" + dispatcher.snapshot())
+        self._file.write(start_records(dispatcher, 1))
 
     def write(self, now_ns: int, event: Event, commands: list[Command]) -> None:
         """Take an event and what the dispatcher answered, before any command is carried out."""
         super().write(now_ns, event, commands)
-        encoded = _ENCODER.encode(commands)
-        digest = hashlib.blake2b(encoded, digest_size=_COMMANDS_DIGEST_BYTES).digest()
-        self._frame(b"E" + _ENCODER.encode((now_ns, event)))
-        self._frame(b"C" + digest)
+        self._file.write(event_records(now_ns, event, commands))
 
     def close(self) -> None:
         """Nothing more will come; the file is whole."""
         self._file.close()
-
-    def _frame(self, payload: bytes) -> None:
-        length = len(payload)
-        self._file.write(_FRAME.pack(length, zlib.crc32(payload, length)) + payload)

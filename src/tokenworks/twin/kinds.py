@@ -7,8 +7,10 @@ from typing import Final
 import msgspec
 
 from tokenworks.catalogue.price_book import PriceBook, parse_price_book
+from tokenworks.catalogue.timings import EngineTiming
 from tokenworks.core.ids import ModelName, PoolID, WorkerID
 from tokenworks.core.slo import Tier
+from tokenworks.perf.calibrated import timing_of
 from tokenworks.perf.timing import Timing
 from tokenworks.twin.records import WorkerSpec
 
@@ -89,7 +91,7 @@ _SOURCE: Final = (
 )
 
 
-def twin_book() -> PriceBook:
+def twin_book(model: ModelName = MODEL) -> PriceBook:
     """The chart's five prices, with promises that the kinds of worker here can keep."""
     lines = [
         'name = "twin"',
@@ -108,9 +110,33 @@ def twin_book() -> PriceBook:
         ]
     for tier, (*_, dollars) in _TIERS.items():
         lines += [
-            f"[price.{MODEL}.{tier}]",
+            f"[price.{_quoted(model)}.{tier}]",
             f"input_udollars_per_mtok = {dollars * 200_000}",
             f"cached_input_udollars_per_mtok = {dollars * 200_000}",
             f"output_udollars_per_mtok = {dollars * 1_000_000}",
         ]
     return parse_price_book("\n".join(lines) + "\n")
+
+
+def _quoted(name: str) -> str:
+    """A name as a key of TOML; as it is if it may be."""
+    return name if name.isidentifier() and name.isascii() else f'"{name}"'
+
+
+def measured_kind(name: str, engine: EngineTiming) -> WorkerSpec:
+    """An engine of the catalogue as a kind of worker; its power at idle is assumed to be 2/5."""
+    return WorkerSpec(
+        worker=WorkerID(name),
+        pool=PoolID(name),
+        model=ModelName(engine.model),
+        timing=timing_of(engine),
+        slots=engine.batch_max,
+        kv_blocks=engine.kv_tokens_assumed // _EVEN.block_tokens,
+        block_tokens=_EVEN.block_tokens,
+        batch_tokens_max=_EVEN.batch_tokens_max,
+        context_tokens_typical=min(_EVEN.context_tokens_typical, engine.input_tokens_max),
+        kv_bytes_per_token=engine.kv_bytes_per_token_assumed,
+        power_w=engine.power_w,
+        idle_power_w=2 * engine.power_w // 5,
+        capital_udollars_per_hour=engine.capital_udollars_per_hour,
+    )

@@ -64,6 +64,7 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
         batch_tokens_max: tokens that one iteration computes at most, decode and prefill together;
             longer prompts are prefilled in chunks.
         context_tokens_typical: of one sequence, for the speed curve that the dispatcher is told.
+        curve: that curve, where it was measured.
         role: whether it prefills, decodes, or both.
         start_ns: how long it takes to come up.
         kv_bytes_per_token: what a KV transfer moves.
@@ -82,6 +83,7 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     block_tokens: int
     batch_tokens_max: int
     context_tokens_typical: int
+    curve: tuple[tuple[int, int], ...] = ()
     role: Role = "both"
     start_ns: int = 0
     kv_bytes_per_token: int = 0

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Annotated, Final
 
 import msgspec
 
 from tokenworks.catalogue.price_book import PriceBook, parse_price_book
+from tokenworks.catalogue.timings import EngineTiming
 from tokenworks.catalogue.toml_text import read_toml
 from tokenworks.core.errors import ConfigInvalid
 from tokenworks.core.ids import ModelName, PoolID, WorkerID
 from tokenworks.core.slo import Tier
 from tokenworks.core.units import NS_PER_S, PPM
-from tokenworks.dispatch.events import Configured, Limits, PolicySettings, TokenPrice
-from tokenworks.dispatch.policies import make
+from tokenworks.dispatch.events import Configured, Limits
+from tokenworks.dispatch.settings import parse_policy, settings_for
 from tokenworks.perf.timing import Timing
-from tokenworks.twin.kinds import KINDS, MODEL, twin_book
+from tokenworks.twin.kinds import KINDS, MODEL, measured_kind, twin_book
 from tokenworks.twin.records import Role, Scenario, WorkerSpec
 from tokenworks.twin.workload import MIX_DEFAULT, TierMix, checked_mix
 
@@ -96,6 +97,29 @@ def build(name: str, workers: int | None = None, policy: str | None = None) -> S
     return Setting(scenario=scenario, mix=mix)
 
 
+def engine_setting(name: str, engine: EngineTiming, workers: int) -> Setting:
+    """A fleet of one measured engine. Its cost of capital holds its electricity.
+
+    Args:
+        name: of the engine in the catalogue.
+        engine: what was measured.
+        workers: how many.
+
+    Raises:
+        ConfigInvalid: there cannot be so many.
+    """
+    (count,) = _scaled([1], workers)
+    spec = measured_kind(name, engine)
+    book = twin_book(spec.model)
+    scenario = Scenario(
+        name=name,
+        workers=tuple(_copies(spec, name, count)),
+        configured=configured_for(book),
+        book=book,
+    )
+    return Setting(scenario=scenario)
+
+
 def configured_for(
     book: PriceBook, policy: str | None = None, limits: Limits | None = None
 ) -> Configured:
@@ -109,67 +133,19 @@ def configured_for(
         prefix_blocks_max=PREFIX_BLOCKS_MAX,
         prefix_ttl_ns=PREFIX_TTL_NS,
     )
-    plain = Configured(promises=book.promises, limits=limits, prices=token_prices(book))
-    return plain if policy is None else _with_policy(plain, policy)
+    return settings_for(book, limits, None if policy is None else parse_policy(policy))
 
 
-def with_policy(scenario: Scenario, policy: str) -> Scenario:
+def with_policy(scenario: Scenario, policy: str, own: Collection[str] = ()) -> Scenario:
     """The same factory under another policy; see ``parse_policy``."""
-    configured = _with_policy(scenario.configured, policy)
+    told = parse_policy(policy, own)
+    configured = msgspec.structs.replace(scenario.configured, policy=told)
     return msgspec.structs.replace(scenario, configured=configured)
 
 
 def policy_name(scenario: Scenario) -> str:
     """Who dispatches."""
     return scenario.configured.policy.name
-
-
-def parse_policy(text: str) -> PolicySettings:
-    """A policy as it is written on a command line: its name, or with a batch cap or a split.
-
-    Raises:
-        ConfigInvalid: there is no such policy, or what follows its name is neither.
-
-    >>> parse_policy("strict-priority:24").batch_cap
-    24
-    >>> parse_policy("static-split:3/2/1/1/1").split
-    (3, 2, 1, 1, 1)
-    """
-    name, colon, rest = text.strip().partition(":")
-    make(name, {})
-    if not colon:
-        return PolicySettings(name=name)
-    numbers = rest.split("/")
-    if not all(each.isascii() and each.isdigit() for each in numbers):
-        raise ConfigInvalid(
-            f"{text!r} has neither a batch cap nor a split.",
-            hint="Write strict-priority:24, or static-split:3/2/1/1/1 from free to ultra.",
-        )
-    if len(numbers) == len(Tier):
-        return PolicySettings(name=name, split=tuple(int(each) for each in numbers))
-    if len(numbers) != 1 or not int(rest):
-        raise ConfigInvalid(f"{text!r} is not for five tiers.", hint="Name five numbers, or one.")
-    return PolicySettings(name=name, batch_cap=int(rest))
-
-
-def token_prices(book: PriceBook) -> dict[ModelName, dict[Tier, TokenPrice]]:
-    """What the dispatcher is told of a price book: list prices, and ads where the tier is free."""
-    return {
-        model: {
-            tier: TokenPrice(
-                input_udollars_per_mtok=price.input_udollars_per_mtok,
-                cached_udollars_per_mtok=price.cached_input_udollars_per_mtok,
-                output_udollars_per_mtok=price.output_udollars_per_mtok
-                + (book.ad_income_udollars_per_mtok if tier is Tier.FREE else 0),
-            )
-            for tier, price in prices.items()
-        }
-        for model, prices in book.prices.items()
-    }
-
-
-def _with_policy(configured: Configured, policy: str) -> Configured:
-    return msgspec.structs.replace(configured, policy=parse_policy(policy))
 
 
 def _scaled(counts: list[int], workers: int | None) -> list[int]:

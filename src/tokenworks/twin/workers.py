@@ -348,6 +348,14 @@ class Worker:
             self._gaps_at.clear()
             self._gaps_fs.clear()
 
+    def iterations_by(self, now_ns: int) -> int:
+        """How many iterations have ended by a time before the boundary that ``key`` names."""
+        if self._iterations < 2:
+            return self._iteration
+        elapsed_fs = now_ns * FS_PER_NS - self._start_fs
+        within = self._timing.iterations_within(self._decoding, self._context, elapsed_fs)
+        return self._iteration + min(within, self._iterations - 1)
+
     def crash(self, now_ns: int) -> list[Sequence]:
         """Lose everything.
 
