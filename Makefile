@@ -63,6 +63,7 @@ soak: $(SETUP) ## Load a real factory for an hour (SOAK_S), and a million random
 
 bars: $(SETUP) ## What a release must clear: a loaded factory, and one that is killed again and again
 	$(BIN)/python -m bars.load
+	$(BIN)/python -m bars.load --streams 256 --twin 10 --output-tokens 2000
 	$(BIN)/python -m bars.kill
 	$(BIN)/python -m bars.ledger_kill
 	$(BIN)/python -m bars.ledger_quota

@@ -102,6 +102,15 @@ def test_tiers_and_tenants_can_be_named(home: Home) -> None:
     assert parse_mix("free=1").points == steady({Tier.FREE: 1}).points
 
 
+def test_a_measured_engine_is_run(home: Home) -> None:
+    words = ("twin", "run", "--rate", "2", "--duration", "5", "--engine")
+    found = data(home, *words, "h200-70b-fp8-trtllm-tp4")
+    assert found["scenario"] == "h200-70b-fp8-trtllm-tp4"
+    assert len(found["workers"]) == 4
+    assert found["cost_nanodollars"] > 0
+    assert len(data(home, *words, "b200-70b-fp4-trtllm-tp1", "--workers", "2")["workers"]) == 2
+
+
 def test_an_operators_factory_is_run(home: Home, tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text('name = "mine"\ntenants = 1\n[worker.a]\nkind = "fast"\ncount = 3\n')
@@ -122,6 +131,8 @@ def test_an_operators_factory_is_run(home: Home, tmp_path: Path) -> None:
         (["--mix", "free=1,free=2"], InvalidRequest, "--mix has 'free=2'"),
         (["--mix", "free=0"], ConfigInvalid, "above 0"),
         (["--scenario", "huge"], ConfigInvalid, "no scenario 'huge'"),
+        (["--engine", "huge"], ConfigInvalid, "No engine is named 'huge'"),
+        (["--engine", "x", "--scenario", "mixed"], InvalidRequest, "Give one"),
         (["--trace", MOONCAKE, "--format", "azure"], ConfigInvalid, "Line 1"),
         (["--load", "1"], InvalidRequest, "needs scipy"),
         (["--load", "1", "--speedup", "2"], InvalidRequest, "both"),

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Final
 
 import msgspec
 
 from tokenworks.catalogue.factory_config import FactoryConfig, PoolConfig
 from tokenworks.catalogue.price_book import PriceBook, PriceBooks, parse_price_book
-from tokenworks.catalogue.timings import parse_timings
-from tokenworks.core.errors import ConfigInvalid, InvalidRequest
+from tokenworks.cli.twin_workload import setting_of
+from tokenworks.core.errors import ConfigInvalid
 from tokenworks.core.ids import PoolID
-from tokenworks.live.home import Home, packaged
+from tokenworks.live.home import Home
 from tokenworks.twin.records import WorkerSpec
-from tokenworks.twin.scenarios import Setting, build, engine_setting, load_scenario
+from tokenworks.twin.scenarios import Setting
 from tokenworks.twin.serving import served_spec
 
 SPEEDUP_MIN, SPEEDUP_MAX = 0.001, 10_000.0
-WORKERS_DEFAULT: Final = 4
 TWIN_HOME: Final = ".tokenworks-twin"
 
 
@@ -83,19 +81,7 @@ def modelled(
         ConfigInvalid: there is no such scenario or engine, or it cannot be served.
         InvalidRequest: options that do not go together.
     """
-    if engine is not None:
-        if scenario is not None:
-            raise InvalidRequest("--engine and --scenario both name the workers.", hint="Give one.")
-        timings = parse_timings(packaged("timings.toml").read_text(encoding="utf-8"))
-        found = engine_setting(engine, timings.named(engine), workers or WORKERS_DEFAULT)
-    elif scenario is not None and scenario.endswith(".toml"):
-        if workers is not None:
-            raise InvalidRequest(
-                "--workers is for named scenarios.", hint="The file says how many there are."
-            )
-        found = load_scenario(Path(scenario))
-    else:
-        found = build(scenario or "homogeneous", workers)
+    found = setting_of(scenario, engine, workers)
     apart = [spec.worker for spec in found.scenario.workers if spec.role != "both"]
     if apart:
         raise ConfigInvalid(

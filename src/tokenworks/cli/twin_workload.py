@@ -9,17 +9,20 @@ from typing import Any, Final
 import click
 import msgspec
 
+from tokenworks.catalogue.timings import parse_timings
 from tokenworks.cli.twin_bound import capacity
 from tokenworks.core.errors import InvalidRequest
 from tokenworks.core.slo import Tier
+from tokenworks.live.home import packaged
 from tokenworks.twin.arrivals import ARRIVALS, Arrivals
 from tokenworks.twin.records import TwinRequest
-from tokenworks.twin.scenarios import NAMES, Setting, build, load_scenario
+from tokenworks.twin.scenarios import NAMES, Setting, build, engine_setting, load_scenario
 from tokenworks.twin.servegen import read_servegen, servegen_trace
 from tokenworks.twin.sessions import Agents, agent_trace
 from tokenworks.twin.traces import FORMATS, Format, Trace, detected, read_lengths, read_trace
 from tokenworks.twin.workload import Demand, TierMix, generated_trace, requests_of, steady
 
+WORKERS_DEFAULT: Final = 4
 RATE_DEFAULT: Final = 5.0
 DURATION_S_DEFAULT: Final = 300.0
 
@@ -27,7 +30,8 @@ DURATION_S_DEFAULT: Final = 300.0
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
     """What the options say; see their help."""
 
-    scenario: str
+    scenario: str | None
+    engine: str | None
     workers: int | None
     trace: Path | None
     form: str
@@ -67,12 +71,15 @@ class Prepared(msgspec.Struct, frozen=True, kw_only=True):
 _OPTIONS: Final = (
     click.option(
         "--scenario",
-        default="homogeneous",
-        show_default=True,
-        help=f"The factory: {', '.join(NAMES)}, or a TOML file.",
+        help=f"The factory: {', '.join(NAMES)}, or a TOML file.  [default: {NAMES[0]}]",
     ),
     click.option(
-        "--workers", type=click.IntRange(1), help="So many workers.  [default: the scenario's]"
+        "--engine", help="Or workers of one measured engine, such as h200-70b-fp8-trtllm-tp4."
+    ),
+    click.option(
+        "--workers",
+        type=click.IntRange(1),
+        help=f"So many.  [default: the scenario's; {WORKERS_DEFAULT} of an --engine]",
     ),
     click.option(
         "--trace",
@@ -166,7 +173,7 @@ def prepare(asked: Asked) -> Prepared:
         ConfigInvalid: a file or figure is wrong.
         InvalidRequest: options that do not go together.
     """
-    setting = _setting(asked)
+    setting = setting_of(asked.scenario, asked.engine, asked.workers)
     trace = _trace(asked)
     spec = setting.scenario.workers[0]
     demand = Demand(
@@ -215,14 +222,25 @@ def parse_mix(text: str) -> TierMix:
     return steady(weights)
 
 
-def _setting(asked: Asked) -> Setting:
-    if not asked.scenario.endswith(".toml"):
-        return build(asked.scenario, asked.workers)
-    if asked.workers is not None:
+def setting_of(scenario: str | None, engine: str | None, workers: int | None) -> Setting:
+    """The factory that three options name.
+
+    Raises:
+        ConfigInvalid: there is no such scenario or engine, or not of so many workers.
+        InvalidRequest: options that do not go together.
+    """
+    if engine is not None:
+        if scenario is not None:
+            raise InvalidRequest("--engine and --scenario both name the workers.", hint="Give one.")
+        timings = parse_timings(packaged("timings.toml").read_text(encoding="utf-8"))
+        return engine_setting(engine, timings.named(engine), workers or WORKERS_DEFAULT)
+    if scenario is None or not scenario.endswith(".toml"):
+        return build(scenario or NAMES[0], workers)
+    if workers is not None:
         raise InvalidRequest(
             "--workers is for named scenarios.", hint="The file says how many there are."
         )
-    return load_scenario(Path(asked.scenario))
+    return load_scenario(Path(scenario))
 
 
 def _form(asked: Asked) -> Format | None:

@@ -18,12 +18,12 @@ from tokenworks.cli.twin_factory import (
     SPEEDUP_MAX,
     SPEEDUP_MIN,
     TWIN_HOME,
-    WORKERS_DEFAULT,
     Modelled,
     claim,
     modelled,
     refuse_twins_home,
 )
+from tokenworks.cli.twin_workload import WORKERS_DEFAULT
 from tokenworks.core.errors import InvalidRequest
 from tokenworks.live.home import FOREMAN, Home
 from tokenworks.twin.scenarios import NAMES
