@@ -23,6 +23,7 @@ __all__ = [
     "twin",
     "twin_bound",
     "twin_picture",
+    "twin_swarm",
     "twin_workload",
     "up",
     "wiring",

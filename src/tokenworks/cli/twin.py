@@ -13,6 +13,7 @@ import msgspec
 
 from tokenworks.cli.table import show
 from tokenworks.cli.twin_bound import bound_nanodollars
+from tokenworks.cli.twin_swarm import swarm
 from tokenworks.cli.twin_workload import Asked, Prepared, asked_of, prepare, workload_options
 from tokenworks.core.errors import InvalidRequest
 from tokenworks.core.slo import Tier
@@ -33,6 +34,9 @@ POLICY_HELP: Final = (
 @click.group()
 def command() -> None:
     """Run a modelled factory: real dispatcher, simulated engines, promises and revenue."""
+
+
+command.add_command(swarm)
 
 
 @command.command()
@@ -76,6 +80,8 @@ def run(
 
         draw_run(scenario, prepared.requests, result, found, picture)
         click.echo(f"Drawn to {picture}.", err=True)
+    if found.violations:
+        raise SystemExit(1)
 
 
 @command.command()
@@ -125,11 +131,16 @@ def compare(
             for name, each in found
         ]
         _echo_json(head | {"policies": rows})
-        return
-    _say_head(head)
-    show([_compared(name, each) for name, each in found], as_json=False, empty="")
-    if bound is not None:
-        click.echo(f"\nNo policy could earn more than ${bound / NANODOLLARS_PER_DOLLAR:,.2f}.")
+    else:
+        _say_head(head)
+        show([_compared(name, each) for name, each in found], as_json=False, empty="")
+        if bound is not None:
+            click.echo(f"\nNo policy could earn more than ${bound / NANODOLLARS_PER_DOLLAR:,.2f}.")
+        for name, each in found:
+            if each.violations:
+                click.echo(f"{name}: {_checked(each)}")
+    if any(each.violations for _, each in found):
+        raise SystemExit(1)
 
 
 def _run(
@@ -227,7 +238,19 @@ def _lines(found: Report) -> list[str]:
     )
     speed = f"Simulated in {found.cpu_s:,.2f} CPU-s, {found.requests_per_cpu_s or 0:,.0f} requests "
     speed += f"per CPU-s, {found.peak_rss_bytes / 2**20:,.0f} MiB"
-    return [f"{line}." for line in (revenue, cost, busy, journal, speed)]
+    return [f"{line}." for line in (revenue, cost, busy, _checked(found), journal, speed)]
+
+
+def _checked(found: Report) -> str:
+    """Whether what must hold in every run has held."""
+    if not found.violations:
+        return "Every request ended once, and none was queued for longer than its tier's patience"
+    first = found.violations[0]
+    numbers = ", ".join(f"{name} {value}" for name, value in first.numbers.items())
+    return (
+        f"BROKEN: {len(found.violations)} violations, the first of {first.invariant} by "
+        f"{first.what} at {first.at_ns:,} ns ({numbers})"
+    )
 
 
 def _kept(found: Report) -> dict[str, float | None]:
