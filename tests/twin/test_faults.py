@@ -117,7 +117,7 @@ def test_a_worker_that_is_taken_for_dead_drops_what_it_has() -> None:
     )
     assert [now_ns for now_ns, _ in hooks.of(WorkerDown)] == [200 * MS]
     assert [now_ns for now_ns, _ in hooks.of(WorkerUp)] == [0, 0, 900 * MS]
-    assert sorted(ends(result)) == [End.DONE, End.DONE, End.DONE, End.FAILED]
+    assert set(ends(result)) == {End.DONE}
     assert max(result.outcomes.sent_ns) == 200 * MS
 
 

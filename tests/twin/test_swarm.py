@@ -6,18 +6,17 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
-import msgspec
 import pytest
 
-from tests.twin.planted_bugs import BUGS
+from tests.twin.planted_bugs import BUGS, PLANTED
 from tokenworks.core.errors import ConfigInvalid
 from tokenworks.dispatch.policies import NAMES
 from tokenworks.twin import faults
-from tokenworks.twin.records import Violation
 from tokenworks.twin.swarm import load, run_case, run_seed, run_seeds, save, shrunk
-from tokenworks.twin.swarm_draw import Case, draw
+from tokenworks.twin.swarm_draw import draw
 
 SCENARIOS = Path(__file__).parent.parent / "scenarios"
 SEEDS = 200
@@ -39,10 +38,10 @@ def test_nothing_breaks_in_200_seeds() -> None:
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.__name__)
 def test_a_planted_bug_is_found_within_200_seeds(
-    bug: object, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    bug: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     with monkeypatch.context() as patch:
-        bug(patch)  # type: ignore[operator]
+        bug(patch)
         found = next(each for each in run_seeds(0, SEEDS) if each.violations)
         case = draw(found.seed)
         smaller, found = shrunk(case, found, runs_max=60)
@@ -102,7 +101,14 @@ def test_every_kind_of_fault_is_drawn() -> None:
     assert drawn == set(faults.Fault.__args__)  # type: ignore[attr-defined]
 
 
-def test_every_checker_can_find_something(monkeypatch: pytest.MonkeyPatch) -> None:
-    case: Case = msgspec.structs.replace(draw(0), seed=1)
-    assert not run_case(case).violations
-    assert isinstance(Violation.of("x", 1, "y", n=1).numbers["n"], int)
+@pytest.mark.parametrize("bug", PLANTED, ids=lambda bug: bug.__name__)
+def test_every_invariant_is_seen_to_break(
+    bug: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bug(monkeypatch)
+    wanted, broken = PLANTED[bug], set()
+    for found in run_seeds(0, SEEDS):
+        broken |= {each.invariant for each in found.violations}
+        if wanted in broken:
+            return
+    pytest.fail(f"only {sorted(broken)} were broken")

@@ -19,10 +19,13 @@ from tokenworks.core.errors import InvalidRequest
 from tokenworks.core.slo import Tier
 from tokenworks.core.units import NANODOLLARS_PER_DOLLAR
 from tokenworks.dispatch.policies import NAMES
+from tokenworks.twin.bookkeeper import Bookkeeper
 from tokenworks.twin.driver import run as run_twin
+from tokenworks.twin.money_checks import check_money
 from tokenworks.twin.records import RunResult, Scenario
 from tokenworks.twin.report import Report, bounded, report
 from tokenworks.twin.scenarios import policy_name, with_policy
+from tokenworks.twin.store import Store
 
 POLICIES_MAX: Final = 32
 POLICY_HELP: Final = (
@@ -43,6 +46,9 @@ command.add_command(swarm)
 @workload_options
 @click.option("--policy", default="economic", show_default=True, help=POLICY_HELP)
 @click.option("--exact", is_flag=True, help="Step engines iteration by iteration; slow.")
+@click.option(
+    "--ledger", is_flag=True, help="Reserve and bill each request in a ledger, and check its sums."
+)
 @click.option("--progress/--no-progress", default=None, help="Show progress.  [default: on a TTY]")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @click.option(
@@ -54,6 +60,7 @@ def run(
     *,
     policy: str,
     exact: bool,
+    ledger: bool,
     progress: bool | None,
     as_json: bool,
     picture: Path | None,
@@ -66,9 +73,14 @@ def run(
     asked = asked_of(given)
     prepared = prepare(asked)
     scenario = with_policy(prepared.setting.scenario, policy)
-    result = _run(scenario, prepared, exact=exact, progress=progress, label="Running")
+    books = Bookkeeper(Store()) if ledger else None
+    result = _run(scenario, prepared, exact=exact, progress=progress, label="Running", books=books)
     # The report comes first: the bound's solver takes more memory than the run.
     found = report(scenario, prepared.requests, result)
+    if books is not None:
+        money = check_money(books, scenario, prepared.requests, result.outcomes, result.ended_ns)
+        violations = (*found.violations, *money)
+        found = msgspec.structs.replace(found, violations=violations)
     found = bounded(found, bound_nanodollars(scenario, prepared.requests, result.ended_ns))
     head = _head(asked, prepared) | {"policy": policy_name(scenario), "exact": exact}
     if as_json:
@@ -144,11 +156,17 @@ def compare(
 
 
 def _run(
-    scenario: Scenario, prepared: Prepared, *, exact: bool, progress: bool | None, label: str
+    scenario: Scenario,
+    prepared: Prepared,
+    *,
+    exact: bool,
+    progress: bool | None,
+    label: str,
+    books: Bookkeeper | None = None,
 ) -> RunResult:
     shown = sys.stderr.isatty() if progress is None else progress
     with _bar(len(prepared.requests), label, shown=shown) as told:
-        return run_twin(scenario, prepared.requests, exact=exact, progress=told)
+        return run_twin(scenario, prepared.requests, exact=exact, progress=told, bookkeeper=books)
 
 
 @contextmanager

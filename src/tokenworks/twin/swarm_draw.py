@@ -11,6 +11,7 @@ from typing import Final, TypeVar
 
 import msgspec
 
+from tokenworks.catalogue.price_book import PriceBook, parse_price_book
 from tokenworks.core.ids import LimitID, PoolID, RequestID, TenantID, WorkerID
 from tokenworks.core.rng import mix64
 from tokenworks.core.slo import Promise, Tier
@@ -35,7 +36,7 @@ from tokenworks.twin.faults import (
     Stall,
     chance,
 )
-from tokenworks.twin.kinds import MODEL, twin_book
+from tokenworks.twin.kinds import MODEL
 from tokenworks.twin.network import KINDS
 from tokenworks.twin.records import Role, TwinRequest, WorkerSpec
 from tokenworks.twin.scenarios import token_prices
@@ -87,7 +88,7 @@ def draw(seed: int, policies: Sequence[str] = NAMES) -> Case:
         policies: one of these dispatches.
     """
     dice = Dice(mix64(seed + 1))
-    book = twin_book()
+    book = _book(dice)
     workers = _workers(dice)
     settings = PolicySettings(
         name=_pick(dice, policies),
@@ -96,9 +97,12 @@ def draw(seed: int, policies: Sequence[str] = NAMES) -> Case:
         seed=1 + dice.below(1_000),
         split=tuple(dice.below(3) for _ in Tier) if chance(dice, PPM // 2) else (),
     )
+    echoes = chance(dice, PPM * 2 // 5)
+    # What is told once more is only known as old while its name is kept.
+    ended_max = 1_024 if echoes else _pick(dice, (4, 60, 1_024))
     configured = Configured(
-        promises=_promises(dice),
-        limits=_limits(dice),
+        promises=book.promises,
+        limits=_limits(dice, ended_max),
         policy=settings,
         prices=token_prices(book),
     )
@@ -110,7 +114,7 @@ def draw(seed: int, policies: Sequence[str] = NAMES) -> Case:
         price_book=book.text,
         requests=requests,
         quotas=_quotas(dice, requests),
-        plan=_plan(dice, workers, requests, configured),
+        plan=_plan(dice, workers, requests, configured, echoes=echoes),
         exact=chance(dice, PPM // 10),
         shadow_from=1 + dice.below(2 * len(requests)),
     )
@@ -169,26 +173,55 @@ def _worker(dice: Dice) -> WorkerSpec:
 
 
 def _promises(dice: Dice) -> dict[Tier, Promise]:
+    ttfts_ms = sorted((_pick(dice, (50, 500, 5_000)) for _ in Tier), reverse=True)
+    speeds = sorted(_pick(dice, (1, 20, 100)) for _ in Tier)
     return {
         tier: Promise(
-            ttft_ns=_pick(dice, (50, 500, 5_000)) * _MS,
-            interactivity_tokens_per_s=_pick(dice, (1, 20, 100)),
+            ttft_ns=ttft_ms * _MS,
+            interactivity_tokens_per_s=speed,
             grace_ns=_pick(dice, (0, 300)) * _MS,
             patience_ns=_pick(dice, (100, 1_000, 5_000)) * _MS,
             output_tokens_default=64,
         )
-        for tier in Tier
+        for tier, ttft_ms, speed in zip(Tier, ttfts_ms, speeds, strict=True)
     }
 
 
-def _limits(dice: Dice) -> Limits:
+def _book(dice: Dice) -> PriceBook:
+    """Drawn promises and prices, with credits, a night rate and a discount here and there."""
+    lines = ['name = "swarm"', "effective = 2026-11-24", 'source = "drawn"']
+    lines.append(f"ad_income_udollars_per_mtok = {_pick(dice, (0, 499_999))}")
+    for tier, promise in _promises(dice).items():
+        lines += [
+            f"[tier.{tier}]",
+            f"ttft_ms = {promise.ttft_ns // _MS}",
+            f"interactivity_tokens_per_s = {promise.interactivity_tokens_per_s}",
+            f"grace_ms = {promise.grace_ns // _MS}",
+            f"patience_ms = {promise.patience_ns // _MS}",
+            f"output_tokens_default = {promise.output_tokens_default}",
+            f"credit_ppm = {_pick(dice, (0, 100_000, PPM))}",
+            f"[price.{MODEL}.{tier}]",
+            f"input_udollars_per_mtok = {dice.below(10**7)}",
+            f"cached_input_udollars_per_mtok = {dice.below(10**6)}",
+            f"output_udollars_per_mtok = {dice.below(10**9)}",
+        ]
+    if chance(dice, PPM // 2):
+        lines += ["[[off_peak]]", 'name = "night"', "hours_utc = [22, 6]"]
+        lines.append(f"rate_ppm = {dice.below(PPM)}")
+    if chance(dice, PPM // 2):
+        lines += ["[discount.t0]", f"rate_ppm = {dice.below(PPM)}"]
+    return parse_price_book("\n".join(lines) + "\n")
+
+
+def _limits(dice: Dice, ended_max: int) -> Limits:
     return Limits(
-        queue_len_max={tier: _pick(dice, (0, 2, 10, 100)) for tier in Tier},
+        queue_len_max={tier: _pick(dice, (0, 2, 10, 100, 100)) for tier in Tier},
         retries_max=_between(dice, 0, 3),
         prefix_blocks_max=_pick(dice, (0, 40, 1_000, 10_000)),
         prefix_len_max=_pick(dice, (1, 8, 512)),
         prefix_ttl_ns=_pick(dice, (0, NS_PER_S)),
         imbalance_requests_max=_between(dice, 0, 8),
+        ended_max=ended_max,
     )
 
 
@@ -197,7 +230,7 @@ def _limits(dice: Dice) -> Limits:
 
 def _requests(dice: Dice, workers: Sequence[WorkerSpec]) -> tuple[TwinRequest, ...]:
     count = _between(dice, 50, _pick(dice, (80, 150, 300)))
-    gap_ns = _pick(dice, (0, 5, 20, 60)) * _MS
+    gap_ns = _pick(dice, (1, 10, 40, 150)) * _MS
     longest = _pick(dice, (60, 200, min(spec.kv_blocks for spec in workers) * BLOCK_TOKENS))
     answer = _pick(dice, (3, 30, 120))
     tenants, families = _between(dice, 1, 5), _between(dice, 1, 20)
@@ -244,7 +277,7 @@ def _quotas(dice: Dice, requests: Sequence[TwinRequest]) -> tuple[Limit, ...]:
                 node=NodeID(f"tenant:{tenant}"),
                 unit="tokens",
                 period=_pick(dice, ("hour", "lifetime")),
-                amount=tokens * _pick(dice, (1, 3, 40)) // 10,
+                amount=tokens * _pick(dice, (2, 8, 40)) // 10,
                 tier=_pick(dice, (None, None, own[0].tier)),
             )
         )
@@ -268,13 +301,17 @@ def _plan(
     workers: Sequence[WorkerSpec],
     requests: Sequence[TwinRequest],
     configured: Configured,
+    *,
+    echoes: bool,
 ) -> FaultPlan:
     until_ns = max(request.at_ns for request in requests) + _pick(dice, (100, 1_000, 4_000)) * _MS
     faults: list[Fault] = []
-    makers = (_crashes, _hangs, _slows, _noises, _jumps, _stalls, _echoes)
+    makers = (_crashes, _hangs, _slows, _noises, _jumps, _stalls)
     for make in makers:
         if chance(dice, PPM * 2 // 5):
             faults += make(dice, workers, until_ns)
+    if echoes:
+        faults.append(_echo(dice, until_ns))
     if chance(dice, PPM // 2):
         leaving = _pick(dice, (3, 10, 50))
         for request in requests:
@@ -375,23 +412,22 @@ def _stalls(dice: Dice, workers: Sequence[WorkerSpec], until_ns: int) -> list[Fa
     ]
 
 
-def _echoes(dice: Dice, workers: Sequence[WorkerSpec], until_ns: int) -> list[Fault]:  # noqa: ARG001
-    return [
-        Echo(
-            at_ns=0,
-            until_ns=until_ns,
-            told_ppm=_pick(dice, (20_000, 300_000)),
-            late_ns_max=_pick(dice, (1, 500)) * _MS,
-            seed=dice.below(2**32),
-        )
-    ]
+def _echo(dice: Dice, until_ns: int) -> Fault:
+    return Echo(
+        at_ns=0,
+        until_ns=until_ns,
+        told_ppm=_pick(dice, (20_000, 300_000)),
+        late_ns_max=_pick(dice, (1, 500)) * _MS,
+        seed=dice.below(2**32),
+    )
 
 
 def _changes(dice: Dice, configured: Configured, until_ns: int) -> list[Fault]:
     """Other promises and limits; sometimes another policy, or more or fewer slots."""
     faults: list[Fault] = []
     for _ in range(_between(dice, 1, 3)):
-        limits = msgspec.structs.replace(_limits(dice), slots_max=_pick(dice, (1, 4, 4_096)))
+        limits = _limits(dice, configured.limits.ended_max)
+        limits = msgspec.structs.replace(limits, slots_max=_pick(dice, (1, 4, 4_096)))
         policy = configured.policy
         if chance(dice, PPM // 2):
             policy = msgspec.structs.replace(policy, name=_pick(dice, NAMES))
