@@ -576,8 +576,7 @@ class Driver:
     def _abort(self, command: Abort) -> None:
         place = self._places[command.request]
         sequence = self._attempts[place]
-        if sequence is None:
-            return
+        assert sequence is not None, command
         self._attempts[place] = None
         self._broken.append(sequence)
         if self._direct:
