@@ -352,6 +352,9 @@ def test_a_seed_that_breaks_something_becomes_a_file(
         [failure] = json.loads(again.stdout)["failures"]
         assert failure["violations"][0]["invariant"] == "memory_drained"
         assert failure["file"] is None
+        result = invoke(home, "twin", "swarm", "--file", str(path))
+        assert result.exit_code == 1
+        assert "memory_drained" in result.stdout
     assert "Running the case of" in done(home, "twin", "swarm", "--file", str(path))
 
 

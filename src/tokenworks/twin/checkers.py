@@ -44,7 +44,7 @@ Found = Callable[..., None]
 """Takes an invariant that is broken, what it is about, and the numbers by name."""
 VIOLATIONS_MAX: Final = 20
 """Violations of one run that are kept; the first ones tell most."""
-DEEP_EVENTS: Final = 64
+DEEP_EVENTS: Final = 16
 """Events between two looks into workers, ledger and dispatcher."""
 SHADOW_EVENTS_MAX: Final = 256
 """Events that a restored dispatcher is told beside the one that gave its snapshot."""

@@ -104,7 +104,8 @@ def run(
         hooks: faults and checkers.
         network: between dispatcher and workers; a direct one if it is None.
         bookkeeper: reserves and bills; nobody does if it is None.
-        publishes: engines publish what becomes of their prefix caches.
+        publishes: engines publish what becomes of their prefix caches, at their boundaries; as
+            there are more of these with ``exact``, such runs differ from those without.
         probe_ns: how often workers are asked about what they were sent, which a network that
             loses messages needs; None for never.
     """

@@ -54,6 +54,20 @@ class Hang(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     until_ns: int
 
 
+class CutOff(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """A worker is taken for dead though it works, and found again.
+
+    Attributes:
+        worker: which.
+        at_ns: from when.
+        until_ns: until when.
+    """
+
+    worker: WorkerID
+    at_ns: int
+    until_ns: int
+
+
 class Slow(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """A worker's iterations take longer for a while.
 
@@ -165,7 +179,7 @@ class Change(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     configured: Configured
 
 
-Fault = Crash | Hang | Slow | Noise | Jump | Stall | Leave | BreakOff | Echo | Change
+Fault = Crash | Hang | CutOff | Slow | Noise | Jump | Stall | Leave | BreakOff | Echo | Change
 
 
 class FaultPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -294,6 +308,9 @@ class Faults(Hooks):
                 if fault.dead_ns is not None:
                     at(fault.dead_ns, act(driver.lose, fault.worker, "it does not answer"))
                     at(fault.until_ns, act(driver.find, fault.worker))
+            case CutOff():
+                at(fault.at_ns, act(driver.lose, fault.worker, "it cannot be reached"))
+                at(fault.until_ns, act(driver.find, fault.worker))
             case Slow():
                 engine = driver.engine(fault.worker)
                 slower = _slower(engine.spec.timing, fault.times_ppm)

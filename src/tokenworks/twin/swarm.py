@@ -234,7 +234,7 @@ def shrunk(
 ) -> tuple[Case, Finding]:
     """A smaller case that breaks the same invariant: without faults, requests and quotas.
 
-    What can be left out is tried in halves, then quarters, and so on.
+    What can be left out is tried all at once, then in halves, quarters, and so on.
 
     Args:
         case: one that breaks something.
@@ -246,19 +246,16 @@ def shrunk(
     for parts, put in _PARTS:
         size = len(parts(case))
         while size and left:
-            size = -(-size // 2)
             start = 0
             while start < len(parts(case)) and left:
-                kept = parts(case)[:start] + parts(case)[start + size :]
-                smaller = put(case, kept)
                 left -= 1
-                found = run_case(smaller) if smaller.requests else finding
-                if smaller.requests and broken & {each.invariant for each in found.violations}:
+                smaller = put(case, parts(case)[:start] + parts(case)[start + size :])
+                found = run_case(smaller) if smaller.requests else None
+                if found and broken & {each.invariant for each in found.violations}:
                     case, finding = smaller, found
                 else:
                     start += size
-            if size == 1:
-                break
+            size //= 2
     return case, finding
 
 

@@ -12,7 +12,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from tokenworks.catalogue.price_book import PriceBook, parse_price_book
-from tokenworks.core.ids import LimitID, PoolID, RequestID, TenantID, WorkerID
+from tokenworks.core.ids import LimitID, ModelName, PoolID, RequestID, TenantID, WorkerID
 from tokenworks.core.rng import mix64
 from tokenworks.core.slo import Promise, Tier
 from tokenworks.core.units import NS_PER_MS, NS_PER_S, PPM
@@ -25,6 +25,7 @@ from tokenworks.twin.faults import (
     BreakOff,
     Change,
     Crash,
+    CutOff,
     Echo,
     Fault,
     FaultPlan,
@@ -43,6 +44,7 @@ from tokenworks.twin.scenarios import token_prices
 
 BLOCK_TOKENS: Final = 16
 WORKERS_MAX: Final = 6
+_MODELS: Final = (MODEL, ModelName("other"))
 _FS_PER_US: Final = 1_000 * FS_PER_NS
 _MS: Final = NS_PER_MS
 _ROLES: Final[tuple[tuple[Role, ...], ...]] = (
@@ -135,14 +137,22 @@ def _workers(dice: Dice) -> tuple[WorkerSpec, ...]:
     count = _between(dice, 1, WORKERS_MAX)
     split = count > 1 and chance(dice, PPM // 3)
     like = chance(dice, PPM // 2)
+    models = _MODELS if not split and chance(dice, PPM // 5) else (MODEL,)
     specs: list[WorkerSpec] = []
     for number in range(count):
         role: Role = "both"
         if split:
             role = _pick(dice, _ROLES[min(number, 2)])
         spec = specs[0] if like and specs else _worker(dice)
-        names = {"worker": WorkerID(f"w{number}"), "pool": PoolID(f"p{number % 2}")}
-        specs.append(msgspec.structs.replace(spec, role=role, **names))
+        specs.append(
+            msgspec.structs.replace(
+                spec,
+                worker=WorkerID(f"w{number}"),
+                pool=PoolID(f"p{number % 2}"),
+                model=_pick(dice, models),
+                role=role,
+            )
+        )
     return tuple(specs)
 
 
@@ -200,11 +210,14 @@ def _book(dice: Dice) -> PriceBook:
             f"patience_ms = {promise.patience_ns // _MS}",
             f"output_tokens_default = {promise.output_tokens_default}",
             f"credit_ppm = {_pick(dice, (0, 100_000, PPM))}",
-            f"[price.{MODEL}.{tier}]",
-            f"input_udollars_per_mtok = {dice.below(10**7)}",
-            f"cached_input_udollars_per_mtok = {dice.below(10**6)}",
-            f"output_udollars_per_mtok = {dice.below(10**9)}",
         ]
+        for model in _MODELS:
+            lines += [
+                f"[price.{model}.{tier}]",
+                f"input_udollars_per_mtok = {dice.below(10**7)}",
+                f"cached_input_udollars_per_mtok = {dice.below(10**6)}",
+                f"output_udollars_per_mtok = {dice.below(10**9)}",
+            ]
     if chance(dice, PPM // 2):
         lines += ["[[off_peak]]", 'name = "night"', "hours_utc = [22, 6]"]
         lines.append(f"rate_ppm = {dice.below(PPM)}")
@@ -236,6 +249,8 @@ def _requests(dice: Dice, workers: Sequence[WorkerSpec]) -> tuple[TwinRequest, .
     tenants, families = _between(dice, 1, 5), _between(dice, 1, 20)
     tiers = tuple(Tier) if chance(dice, PPM // 2) else (_pick(dice, tuple(Tier)),)
     in_sessions = chance(dice, PPM // 3)
+    # Of a model that nobody serves are a few, too.
+    models = [*(spec.model for spec in workers), *(_MODELS if chance(dice, PPM // 10) else ())]
     requests: list[TwinRequest] = []
     at_ns = 0
     for number in range(count):
@@ -249,7 +264,7 @@ def _requests(dice: Dice, workers: Sequence[WorkerSpec]) -> tuple[TwinRequest, .
             TwinRequest(
                 request=RequestID(f"r{number}"),
                 tenant=TenantID(f"t{tenant}"),
-                model=MODEL,
+                model=_pick(dice, models),
                 tier=_pick(dice, tiers),
                 at_ns=at_ns,
                 input_tokens=tokens,
@@ -306,7 +321,7 @@ def _plan(
 ) -> FaultPlan:
     until_ns = max(request.at_ns for request in requests) + _pick(dice, (100, 1_000, 4_000)) * _MS
     faults: list[Fault] = []
-    makers = (_crashes, _hangs, _slows, _noises, _jumps, _stalls)
+    makers = (_crashes, _hangs, _cuts, _slows, _noises, _jumps, _stalls)
     for make in makers:
         if chance(dice, PPM * 2 // 5):
             faults += make(dice, workers, until_ns)
@@ -359,6 +374,15 @@ def _hangs(dice: Dice, workers: Sequence[WorkerSpec], until_ns: int) -> list[Fau
         dead_ns = at_ns + dice.below(on_ns - at_ns) if chance(dice, PPM // 2) else None
         name = _pick(dice, workers).worker
         faults.append(Hang(worker=name, at_ns=at_ns, dead_ns=dead_ns, until_ns=on_ns))
+    return faults
+
+
+def _cuts(dice: Dice, workers: Sequence[WorkerSpec], until_ns: int) -> list[Fault]:
+    faults: list[Fault] = []
+    for _ in range(_between(dice, 1, 3)):
+        at_ns, back_ns = _window(dice, until_ns)
+        name = _pick(dice, workers).worker
+        faults.append(CutOff(worker=name, at_ns=at_ns, until_ns=back_ns))
     return faults
 
 
