@@ -107,7 +107,8 @@ def run(
         publishes: engines publish what becomes of their prefix caches, at their boundaries; as
             there are more of these with ``exact``, such runs differ from those without.
         probe_ns: how often workers are asked about what they were sent, which a network that
-            loses messages needs; None for never.
+            loses messages needs, as the live one has a deadline for an answer's head; None for
+            never.
     """
     driver = Driver(
         scenario,
