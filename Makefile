@@ -15,6 +15,7 @@ FOREMAN_START_SHA256 := b91171b925b0a6f0a5277b3b528e93aa93ba50e5343e92933ca4841d
 SOAK_S := 3600
 SOAK_STREAMS := 64
 SOAK_LEDGER_STEPS := 1000000
+SWARM_SEEDS := 10000
 
 # The first Python on the PATH that is new enough; make PYTHON=/path/to/python overrules it.
 PYTHON := $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
@@ -26,7 +27,7 @@ export PYTHONPATH := $(CURDIR)/src:$(CURDIR)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help up test check bench bench-ledger soak bars foreman foreman-more ship lock clean
+.PHONY: help up test check swarm bench bench-ledger soak bars foreman foreman-more ship lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +47,9 @@ check: $(SETUP) ## Check house rules, imports between rooms, lint, format and ty
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+swarm: $(SETUP) ## Run 10,000 small factories (SWARM_SEEDS) in which everything goes wrong
+	$(BIN)/python -m tokenworks.cli.main twin swarm --seeds $(SWARM_SEEDS)
 
 bench: $(SETUP) ## Measure a decision, a chunk at the gateway, a ledger event, a twin run; JSON last
 	$(BIN)/python bench/decision.py

@@ -44,8 +44,8 @@ SPLITS = (
     "2/1/1/1/3",
 )
 FULL_PERCENT = (60,)
-"""Of the batch that a promise allows by the speed curve: 100 leaves no room for prefills, and earned
-less at each split that was tried."""
+"""Of the batch that a promise allows by the speed curve; 100 leaves no room for prefills, and earns
+less at nearly every split."""
 BASELINES = {
     "strict-priority": tuple(f"strict-priority:{cap}" for cap in CAPS),
     "static-split": tuple(
@@ -181,10 +181,10 @@ def show(points: list[dict[str, Any]], picture: Path | None) -> None:
         settings: dict[str, list[str]] = {"strict-priority": [], "static-split": []}
         for point in group:
             by["economic"].append(point["policies"]["economic"]["revenue_usd"])
-            for name in settings:
+            for name, found in settings.items():
                 setting, earned = best_of(point, name)
                 by[name].append(earned)
-                settings[name].append(setting.partition(":")[2])
+                found.append(setting.partition(":")[2])
         bounds = [point["fluid_bound_usd"] for point in group]
         part = {
             name: [100 * each / bound for each, bound in zip(earned, bounds, strict=True)]
@@ -201,8 +201,7 @@ def show(points: list[dict[str, Any]], picture: Path | None) -> None:
             key[1],
             str(key[2]),
             str(len(group)),
-            f"**{statistics.mean(part['economic']):.1f}** "
-            f"({min(part['economic']):.1f} to {max(part['economic']):.1f})",
+            _spread(part["economic"]),
             *(
                 f"{statistics.mean(part[name]):.1f} ({statistics.mode(settings[name])})"
                 for name in settings
@@ -213,6 +212,10 @@ def show(points: list[dict[str, Any]], picture: Path | None) -> None:
         print("| " + " | ".join(cells) + " |")
     if picture is not None:
         draw(shares, picture)
+
+
+def _spread(found: list[float]) -> str:
+    return f"**{statistics.mean(found):.1f}** ({min(found):.1f} to {max(found):.1f})"
 
 
 def draw(shares: dict[tuple[str, str, float], dict[str, list[float]]], path: Path) -> None:

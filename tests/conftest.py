@@ -10,6 +10,11 @@ from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+# A machine may be busy with other work: no example is wrong because it took long.
+settings.register_profile("tokenworks", deadline=None)
+settings.load_profile("tokenworks")
 
 # Tests of one room use fakes of another as ``tests.<room>.<fake>``, however pytest is started.
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))

@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from tests.cli.command_line import data, done, invoke
+from tests.twin.planted_bugs import kept_context, late_deadline
 from tokenworks.cli import twin, twin_bound
 from tokenworks.cli.twin_bound import bound_nanodollars, capacity
 from tokenworks.cli.twin_workload import parse_mix
@@ -19,6 +20,7 @@ from tokenworks.core.errors import ConfigInvalid, InvalidRequest
 from tokenworks.core.slo import Tier
 from tokenworks.live.home import Home
 from tokenworks.plan import fluid_bound
+from tokenworks.twin.bookkeeper import Bookkeeper
 from tokenworks.twin.records import Scenario, TwinRequest
 from tokenworks.twin.scenarios import build
 from tokenworks.twin.traces import read_mooncake
@@ -286,6 +288,86 @@ def test_no_run_earns_more_than_its_bound(home: Home, monkeypatch: pytest.Monkey
     found = data(home, *words)
     assert 0 < found["fluid_bound_share"] <= 1
     assert found["speedup"] > 1
+
+
+# Checkers.
+
+
+def test_a_run_may_keep_a_ledger(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [data(home, "twin", "run", *SMALL, *words) for words in ((), ("--ledger",))]
+    assert found[0]["violations"] == found[1]["violations"] == []
+    assert found[0]["journal_digest"] == found[1]["journal_digest"]
+    monkeypatch.setattr(Bookkeeper, "_void", lambda *_: None)
+    monkeypatch.setattr(Bookkeeper, "_bill", lambda *_: None)
+    result = invoke(home, "twin", "run", *SMALL, "--ledger")
+    assert result.exit_code == 1
+    assert "BROKEN: " in result.stdout
+    assert "reservation_closed by r" in result.stdout
+
+
+def test_whoever_waits_for_too_long_is_told(
+    home: Home, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert "none was queued for longer" in done(home, "twin", "run", *SMALL)
+    late_deadline(monkeypatch)
+    factory = tmp_path / "one.toml"
+    factory.write_text('name = "one"\n[worker.w]\nkind = "fast"\ncount = 1\nslots = 1\n')
+    crowd = ("--scenario", str(factory), "--rate", "30", "--duration", "10", "--mix", "ultra=1")
+    result = invoke(home, "twin", "run", *crowd, "--policy", "edf")
+    assert result.exit_code == 1
+    assert "of wait_bounded by r" in result.stdout
+    result = invoke(home, "twin", "compare", *crowd, "--policies", "edf,random")
+    assert result.exit_code == 1
+    assert "edf: BROKEN: " in result.stdout
+    result = invoke(home, "twin", "compare", *crowd, "--policies", "edf", "--json")
+    assert result.exit_code == 1
+    [row] = json.loads(result.stdout)["policies"]
+    assert row["violations"][0]["invariant"] == "wait_bounded"
+
+
+# Swarm.
+
+
+def test_a_swarm_in_which_nothing_breaks(home: Home, tmp_path: Path) -> None:
+    words = ("twin", "swarm", "--seeds", "4", "--first", "30", "--out", str(tmp_path / "out"))
+    text = done(home, *words, "--processes", "1")
+    assert text.startswith("Running seeds 30 to 33.\n4 runs, ")
+    assert "No invariant was broken." in text
+    found = data(home, *words, "--policy", "edf, vtc")
+    assert (found["first"], found["runs"], found["failures"]) == (30, 4, [])
+    assert found["policies"] == ["edf", "vtc"]
+    assert found["done"] > 0
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("shrink", ["--shrink", "--no-shrink"])
+def test_a_seed_that_breaks_something_becomes_a_file(
+    home: Home, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, shrink: str
+) -> None:
+    out = tmp_path / "out"
+    words = ("twin", "swarm", "--seeds", "3", "--processes", "1", "--out", str(out), shrink)
+    with monkeypatch.context() as patch:
+        kept_context(patch)
+        result = invoke(home, *words, "--progress")
+        assert result.exit_code == 1
+        assert "memory_drained by w" in result.stdout
+        path = min(out.iterdir())
+        assert f"twin swarm --file {path}" in result.stdout
+        again = invoke(home, "twin", "swarm", "--file", str(path), "--json")
+        assert again.exit_code == 1
+        [failure] = json.loads(again.stdout)["failures"]
+        assert failure["violations"][0]["invariant"] == "memory_drained"
+        assert failure["file"] is None
+        result = invoke(home, "twin", "swarm", "--file", str(path))
+        assert result.exit_code == 1
+        assert "memory_drained" in result.stdout
+    assert "Running the case of" in done(home, "twin", "swarm", "--file", str(path))
+
+
+@pytest.mark.parametrize("names", ["", "nobody", "edf,nobody"])
+def test_a_policy_that_is_not_there_is_refused(home: Home, names: str) -> None:
+    result = invoke(home, "twin", "swarm", "--policy", names)
+    assert isinstance(result.exception, InvalidRequest)
 
 
 def test_help_says_which_options_there_are() -> None:

@@ -241,11 +241,23 @@ def test_the_generation_that_was_not_used_goes() -> None:
     assert index.match((1, 2, 3), 1) == (3, 1)
     index.insert(tuple(range(30, 40)), at, 0)
     assert index.match(tuple(range(30, 40)), 1) == (4, 1)
-    index.resize(5)
-    assert index.match((1, 2, 3), 1) == (0, 0)
+    index.resize(9)
     assert index.match((30,), 1) == (1, 1)
+    index.resize(7)
+    assert index.match((30,), 1) == (0, 0)
+    assert index.match((20,), 1) == (1, 1)
     index.resize(3)
     assert len(index) == 0
+
+
+def test_a_bound_that_became_smaller_holds_for_what_comes() -> None:
+    index = PrefixIndex(100)
+    at = index.add_worker()
+    index.insert(range(30), at, 0)
+    index.resize(40)
+    for start in range(100, 200, 15):
+        index.insert(range(start, start + 15), at, 0)
+        assert len(index) <= 40
 
 
 def test_engines_that_say_what_they_have_are_believed() -> None:

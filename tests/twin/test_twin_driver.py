@@ -37,10 +37,10 @@ from tokenworks.dispatch.events import Event, Failed, Finished, Started, WorkerD
 from tokenworks.live.journal import read_journal, replay
 from tokenworks.perf.timing import FS_PER_NS
 from tokenworks.twin.clock import JumpingClock
-from tokenworks.twin.driver import Driver, run, speed_curve
+from tokenworks.twin.driver import Driver, run
 from tokenworks.twin.journal import FileJournal, Journal
 from tokenworks.twin.network import Kind, Network
-from tokenworks.twin.records import NEVER, End, RunResult, Scenario, TwinRequest
+from tokenworks.twin.records import NEVER, End, RunResult, Scenario, TwinRequest, speed_curve
 
 R0 = RequestID("r0")
 W = WorkerID("w")

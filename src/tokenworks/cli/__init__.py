@@ -26,6 +26,7 @@ __all__ = [
     "twin_factory",
     "twin_picture",
     "twin_replay",
+    "twin_swarm",
     "twin_workload",
     "up",
     "wiring",

@@ -22,15 +22,19 @@ from tokenworks.cli.policy_file import (
 from tokenworks.cli.table import show
 from tokenworks.cli.twin_bound import bound_nanodollars
 from tokenworks.cli.twin_replay import replay
+from tokenworks.cli.twin_swarm import swarm
 from tokenworks.cli.twin_workload import Asked, Prepared, asked_of, prepare, workload_options
 from tokenworks.core.errors import InvalidRequest
 from tokenworks.core.slo import Tier
 from tokenworks.core.units import NANODOLLARS_PER_DOLLAR
 from tokenworks.dispatch.dispatcher import Dispatcher
+from tokenworks.twin.bookkeeper import Bookkeeper
 from tokenworks.twin.driver import run as run_twin
+from tokenworks.twin.money_checks import check_money
 from tokenworks.twin.records import RunResult, Scenario
 from tokenworks.twin.report import Report, bounded, report
 from tokenworks.twin.scenarios import policy_name, with_policy
+from tokenworks.twin.store import Store
 
 POLICIES_MAX: Final = 32
 POLICY_DEFAULT: Final = "economic"
@@ -42,6 +46,7 @@ def command() -> None:
 
 
 command.add_command(replay)
+command.add_command(swarm)
 
 
 @command.command()
@@ -49,6 +54,9 @@ command.add_command(replay)
 @policy_option
 @policy_file_option
 @click.option("--exact", is_flag=True, help="Step engines iteration by iteration; slow.")
+@click.option(
+    "--ledger", is_flag=True, help="Reserve and bill each request in a ledger, and check its sums."
+)
 @click.option("--progress/--no-progress", default=None, help="Show progress.  [default: on a TTY]")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @click.option(
@@ -61,6 +69,7 @@ def run(
     policy: str | None,
     policy_file: str | None,
     exact: bool,
+    ledger: bool,
     progress: bool | None,
     as_json: bool,
     picture: Path | None,
@@ -74,9 +83,16 @@ def run(
     who = chosen(policy, policy_file)
     prepared = prepare(asked)
     scenario = _decided(prepared.setting.scenario, who)
-    result = _run(scenario, prepared, who.own, exact=exact, progress=progress, label="Running")
+    books = Bookkeeper(Store()) if ledger else None
+    result = _run(
+        scenario, prepared, who.own, exact=exact, progress=progress, label="Running", books=books
+    )
     # The report comes first: the bound's solver takes more memory than the run.
     found = report(scenario, prepared.requests, result)
+    if books is not None:
+        money = check_money(books, scenario, prepared.requests, result.outcomes, result.ended_ns)
+        violations = (*found.violations, *money)
+        found = msgspec.structs.replace(found, violations=violations)
     found = bounded(found, bound_nanodollars(scenario, prepared.requests, result.ended_ns))
     head = _head(asked, prepared) | {"policy": policy_name(scenario), "exact": exact}
     if as_json:
@@ -88,6 +104,8 @@ def run(
 
         draw_run(scenario, prepared.requests, result, found, picture)
         click.echo(f"Drawn to {picture}.", err=True)
+    if found.violations:
+        raise SystemExit(1)
 
 
 @command.command()
@@ -146,11 +164,16 @@ def compare(
             for name, each in found
         ]
         _echo_json(head | {"policies": rows})
-        return
-    _say_head(head)
-    show([_compared(name, each) for name, each in found], as_json=False, empty="")
-    if bound is not None:
-        click.echo(f"\nNo policy could earn more than ${bound / NANODOLLARS_PER_DOLLAR:,.2f}.")
+    else:
+        _say_head(head)
+        show([_compared(name, each) for name, each in found], as_json=False, empty="")
+        if bound is not None:
+            click.echo(f"\nNo policy could earn more than ${bound / NANODOLLARS_PER_DOLLAR:,.2f}.")
+        for name, each in found:
+            if each.violations:
+                click.echo(f"{name}: {_checked(each)}")
+    if any(each.violations for _, each in found):
+        raise SystemExit(1)
 
 
 def _decided(scenario: Scenario, who: Chosen) -> Scenario:
@@ -169,6 +192,7 @@ def _run(
     exact: bool,
     progress: bool | None,
     label: str,
+    books: Bookkeeper | None = None,
 ) -> RunResult:
     shown = sys.stderr.isatty() if progress is None else progress
     with _bar(len(prepared.requests), label, shown=shown) as told:
@@ -178,6 +202,7 @@ def _run(
             exact=exact,
             progress=told,
             dispatcher=Dispatcher(own),
+            bookkeeper=books,
         )
 
 
@@ -268,7 +293,19 @@ def _lines(found: Report) -> list[str]:
     )
     speed = f"Simulated in {found.cpu_s:,.2f} CPU-s, {found.requests_per_cpu_s or 0:,.0f} requests "
     speed += f"per CPU-s, {found.peak_rss_bytes / 2**20:,.0f} MiB"
-    return [f"{line}." for line in (revenue, cost, busy, journal, speed)]
+    return [f"{line}." for line in (revenue, cost, busy, _checked(found), journal, speed)]
+
+
+def _checked(found: Report) -> str:
+    """Whether what must hold in every run has held."""
+    if not found.violations:
+        return "Every request ended once, and none was queued for longer than its tier's patience"
+    first = found.violations[0]
+    numbers = ", ".join(f"{name} {value}" for name, value in first.numbers.items())
+    return (
+        f"BROKEN: {len(found.violations)} violations, the first of {first.invariant} by "
+        f"{first.what} at {first.at_ns:,} ns ({numbers})"
+    )
 
 
 def _kept(found: Report) -> dict[str, float | None]:

@@ -38,7 +38,7 @@ from tokenworks.live.workers import (
     WorkerSpec,
 )
 from tokenworks.twin.clock import FastClock
-from tokenworks.twin.driver import speed_curve
+from tokenworks.twin.records import speed_curve
 from tokenworks.twin.serving import Engines, ModelledWorker
 
 LOCAL_TENANT: Final = TenantID("local")

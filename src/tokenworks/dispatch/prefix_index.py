@@ -85,9 +85,10 @@ class PrefixIndex:
         assert blocks_max >= 0, blocks_max
         assert ttl_ns >= 0, ttl_ns
         self._blocks_max, self._ttl_ns = blocks_max, ttl_ns
-        if len(self._young) + len(self._old) > blocks_max:
+        half = blocks_max // 2
+        if len(self._old) > half:
             self._old = {}
-        if len(self._young) > blocks_max:
+        if len(self._young) > half:
             self._young = {}
         if len(self._exact) > blocks_max:
             self._exact = {}

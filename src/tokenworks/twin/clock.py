@@ -14,21 +14,23 @@ class JumpingClock:
 
     Attributes:
         at_ns: nanoseconds since the run began; only the driver sets it, and never back.
+        skew_ns: how far it reads wrong; faults set it.
     """
 
-    __slots__ = ("_unix_ns", "at_ns")
+    __slots__ = ("_unix_ns", "at_ns", "skew_ns")
 
     def __init__(self, unix_ns: int = 0) -> None:
         self.at_ns = 0
+        self.skew_ns = 0
         self._unix_ns = unix_ns
 
     def now_ns(self) -> int:
-        """Nanoseconds since the run began."""
-        return self.at_ns
+        """Nanoseconds since the run began, as far as it knows; after a fault, less than before."""
+        return self.at_ns + self.skew_ns
 
     def unix_ns(self) -> int:
         """Nanoseconds since 1970, UTC, as far as the run is concerned."""
-        return self._unix_ns + self.at_ns
+        return self._unix_ns + self.at_ns + self.skew_ns
 
 
 class FastClock:

@@ -30,9 +30,13 @@ from tokenworks.dispatch.events import (
     WorkerDown,
     WorkerUp,
 )
-from tokenworks.perf.timing import FS_PER_NS
+from tokenworks.perf.timing import FS_PER_NS, Timing
+from tokenworks.twin.bookkeeper import Bookkeeper
 from tokenworks.twin.clock import JumpingClock
+from tokenworks.twin.followers import Followers
 from tokenworks.twin.journal import Journal
+from tokenworks.twin.kv_cache import Change
+from tokenworks.twin.kv_feed import Feed
 from tokenworks.twin.network import Kind, Network
 from tokenworks.twin.records import (
     NEVER,
@@ -41,9 +45,10 @@ from tokenworks.twin.records import (
     RunResult,
     Scenario,
     TwinRequest,
-    WorkerSpec,
+    speed_curve,
 )
 from tokenworks.twin.workers import (
+    GONE,
     HANDED,
     IDLE,
     KEY_SHIFT,
@@ -53,7 +58,6 @@ from tokenworks.twin.workers import (
     Worker,
 )
 
-CURVE_POINTS_MAX: Final = 12
 PROGRESS_REQUESTS: Final = 1_000
 """Requests that end between two reports of progress."""
 
@@ -84,6 +88,9 @@ def run(
     journal: Journal | None = None,
     hooks: Hooks | None = None,
     network: Network | None = None,
+    bookkeeper: Bookkeeper | None = None,
+    publishes: bool = False,
+    probe_ns: int | None = None,
 ) -> RunResult:
     """Run a workload through a factory until nothing is left to happen.
 
@@ -96,6 +103,12 @@ def run(
         journal: takes all events and commands; if it is None, only their digest is kept.
         hooks: faults and checkers.
         network: between dispatcher and workers; a direct one if it is None.
+        bookkeeper: reserves and bills; nobody does if it is None.
+        publishes: engines publish what becomes of their prefix caches, at their boundaries; as
+            there are more of these with ``exact``, such runs differ from those without.
+        probe_ns: how often workers are asked about what they were sent, which a network that
+            loses messages needs, as the live one has a deadline for an answer's head; None for
+            never.
     """
     driver = Driver(
         scenario,
@@ -106,6 +119,9 @@ def run(
         journal=Journal() if journal is None else journal,
         hooks=hooks,
         network=Network() if network is None else network,
+        bookkeeper=bookkeeper,
+        publishes=publishes,
+        probe_ns=probe_ns,
     )
     collects = gc.isenabled()
     gc.disable()  # nothing here makes cycles, and looking for them takes a third of the time
@@ -116,31 +132,14 @@ def run(
             gc.enable()
 
 
-def speed_curve(spec: WorkerSpec) -> tuple[tuple[int, int], ...]:
-    """Pairs (batch, tokens per second per user) at the typical context, up to all slots.
-
-    One that was measured is taken as it is. Else batches are spread evenly in proportion; a point
-    with its predecessor's speed is left out.
-    """
-    if spec.curve:
-        return spec.curve
-    curve: list[tuple[int, int]] = []
-    batches = {1, spec.slots}
-    for step in range(1, CURVE_POINTS_MAX - 1):
-        batches.add(round(spec.slots ** (step / (CURVE_POINTS_MAX - 1))))
-    for batch in sorted(batches):
-        speed = spec.timing.speed_tokens_per_s(batch, batch * spec.context_tokens_typical)
-        if not curve or curve[-1][1] != speed:
-            curve.append((batch, speed))
-    return tuple(curve)
-
-
 class Driver:
     """One run. Hooks may use its public methods.
 
     Attributes:
         clock: the run's time.
+        feeds: by worker, what is published of its prefix cache; empty if nothing is.
         outcomes: what became of each request until now.
+        requests: the workload.
         scenario: what is run.
         workers: in the scenario's order.
     """
@@ -156,16 +155,21 @@ class Driver:
         journal: Journal,
         hooks: Hooks | None,
         network: Network,
+        bookkeeper: Bookkeeper | None,
+        publishes: bool,
+        probe_ns: int | None,
     ) -> None:
         self.clock = JumpingClock()
         self.outcomes = Outcomes(len(requests))
-        self.scenario = scenario
+        self.requests, self.scenario = requests, scenario
         self._heap: list[int] = []
         self.workers = [
-            Worker(index, spec, self._heap, exact=exact)
+            Worker(index, spec, self._heap, exact=exact, publishes=publishes)
             for index, spec in enumerate(scenario.workers)
         ]
-        self._requests = requests
+        self.feeds = [Feed(spec.worker) for spec in scenario.workers] if publishes else []
+        self._bookkeeper, self._probe_ns = bookkeeper, probe_ns
+        self._read_ns: int | None = None  # the clock's latest reading, once it is wrong
         self._handle = dispatcher.handle
         self._progress = progress
         self._journal = journal
@@ -192,11 +196,9 @@ class Driver:
         self._broken: list[Sequence] = []
         self._one_stage = [spec.role != "decode" for spec in scenario.workers]
         self._prefills = [spec.role == "prefill" for spec in scenario.workers]
-        self._prefillers: dict[ModelName, list[int]] = {}
         self._pair()
-        self._waits: dict[int, int] = {}
-        self._followers: dict[int, list[int]] = {}
-        self._arrivals = self._order_arrivals()
+        self._followers = Followers(requests, self._places)
+        self._arrivals = self._followers.leaders
         self._arrivals_ns = [requests[place].at_ns for place in self._arrivals]
         self._arrivals_ns.append(_FAR)
         self._arrived = 0
@@ -205,6 +207,7 @@ class Driver:
 
     def _pair(self) -> None:
         """Find who prefills for those that only decode."""
+        self._prefillers: dict[ModelName, list[int]] = {}
         for index, spec in enumerate(self.scenario.workers):
             if spec.role == "prefill":
                 self._prefillers.setdefault(spec.model, []).append(index)
@@ -212,20 +215,6 @@ class Driver:
             if spec.role == "decode":
                 assert spec.model in self._prefillers, f"nobody prefills for {spec.worker}"
                 assert spec.link_bytes_per_s > 0, f"{spec.worker} has no link"
-
-    def _order_arrivals(self) -> list[int]:
-        requests = self._requests
-        arrivals = []
-        for place, request in enumerate(requests):
-            if request.wait_for:
-                self._waits[place] = len(request.wait_for)
-                for name in request.wait_for:
-                    self._followers.setdefault(self._places[name], []).append(place)
-            else:
-                arrivals.append(place)
-        assert all(request.at_ns >= 0 for request in requests), "a request comes before the run"
-        arrivals.sort(key=lambda place: requests[place].at_ns)
-        return arrivals
 
     # For hooks.
 
@@ -240,15 +229,56 @@ class Driver:
         place = self._places[request]
         if self.outcomes.arrived_ns[place] == NEVER or self.outcomes.end[place] != End.OPEN:
             return
-        self._close(place, End.WITHDRAWN)
-        self._tell(Withdrawn(request=request))
+        let_in = self._bookkeeper is None or self._bookkeeper.has_let_in(place)
+        self._close(place, End.WITHDRAWN, self._attempts[place])
+        if let_in:
+            self._tell(Withdrawn(request=request))
 
     def fail(self, request: RequestID) -> None:
         """The worker that has a request breaks it off."""
         sequence = self._attempts[self._places[request]]
-        if sequence is not None:
-            self._stop(sequence)
+        if sequence is None or sequence.after_fs == IDLE:
+            return  # nobody has it, or it is on its way
+        self._stop(sequence)
+        if self._direct:
             self._failed(sequence)
+        else:
+            self._message("failed", sequence.worker, functools.partial(self._failed, sequence))
+
+    def tell(self, event: Event) -> None:
+        """Tell the dispatcher something that is true, perhaps once more."""
+        self._tell(event)
+
+    def jump(self, by_ns: int) -> None:
+        """The clock jumps; what the dispatcher is told stands still rather than going back."""
+        if self._read_ns is None:
+            self._read_ns = self._now_ns
+        self.clock.skew_ns += by_ns
+
+    def lose(self, worker: WorkerID, why: str) -> None:
+        """A worker that goes on is taken for dead, and what it was sent is aborted."""
+        index = self._indices[worker]
+        if self._up_since_ns[index] is not None and self._told_up[index]:
+            self._lost[index] = True
+            self._noticed(index, why)
+
+    def find(self, worker: WorkerID) -> None:
+        """A worker that was taken for dead can be reached again."""
+        index = self._indices[worker]
+        if self._up_since_ns[index] is not None and not self._told_up[index]:
+            self._tell_up(index)
+
+    def engine(self, worker: WorkerID) -> Worker:
+        """A worker by its name."""
+        return self.workers[self._indices[worker]]
+
+    def pace(self, worker: WorkerID, timing: Timing) -> None:
+        """A worker's iterations take another time from now on; nobody is told."""
+        self.engine(worker).pace(timing, self._now_ns)
+
+    def live_attempt(self, place: int) -> Sequence | None:
+        """The attempt of a request that is under way, as far as the driver knows."""
+        return self._attempts[place]
 
     def crash(self, worker: WorkerID, why: str, notice_ns: int = 0) -> None:
         """A worker is gone with all that it had; the dispatcher notices after a time."""
@@ -270,6 +300,9 @@ class Driver:
             return
         self._noticed(index, "it came up again")
         self._up_since_ns[index] = self._now_ns
+        self._tell_up(index)
+
+    def _tell_up(self, index: int) -> None:
         spec = self.workers[index].spec
         if spec.role == "prefill":
             return  # whoever decodes is told to the dispatcher, and asks the others to prefill
@@ -295,6 +328,8 @@ class Driver:
     def run(self) -> RunResult:
         """From the first event to the last."""
         begun_ns = time.thread_time_ns()
+        if self._bookkeeper is not None:
+            self._bookkeeper.begin(self, self.requests, self.scenario, self.outcomes)
         if self._hooks is not None:
             self._hooks.begin(self)
         self._tell(self.scenario.configured)
@@ -326,6 +361,7 @@ class Driver:
     def _loop(self) -> None:
         heap, engines, clock = self._heap, self.workers, self.clock
         started, finished, direct = self._started, self._finished, self._direct
+        publishes = bool(self.feeds)
         while True:
             if heap and heap[0] < self._bound:
                 key = heappop(heap)
@@ -343,6 +379,8 @@ class Driver:
                 engine.plan(now_ns)
                 if engine.arrivals:
                     self._transfer(engine)
+                if publishes:
+                    self._publish(engine)
             elif self._bound == _FAR:
                 return
             else:
@@ -370,8 +408,15 @@ class Driver:
 
     # The dispatcher's events and commands.
 
+    def reading(self) -> int:
+        """What the clock says, or said before it went back."""
+        if self._read_ns is None:
+            return self._now_ns
+        self._read_ns = max(self._read_ns, self.clock.now_ns())
+        return self._read_ns
+
     def _tell(self, event: Event) -> None:
-        now_ns = self._now_ns
+        now_ns = self._now_ns if self._read_ns is None else self.reading()
         commands = self._handle(now_ns, event)
         self._record(now_ns, event, commands)
         self._events += 1
@@ -383,21 +428,45 @@ class Driver:
                 if isinstance(command, Send):
                     self._send(command)
                 elif isinstance(command, SetTimer):
-                    self._timer_ns = max(command.at_ns, self._now_ns)
+                    self._timer_ns = max(command.at_ns - self.clock.skew_ns, self._now_ns)
                     self._set_bound()
                 elif isinstance(command, Reject):
-                    failed = command.code == "worker_failed"
-                    place = self._places[command.request]
-                    self._close(place, End.FAILED if failed else End.REJECTED)
+                    self._reject(command)
                 elif isinstance(command, Abort):
                     self._abort(command)
                 elif not isinstance(command, Queue):
                     assert_never(command)
 
+    def _reject(self, command: Reject) -> None:
+        place = self._places[command.request]
+        if self.outcomes.end[place] == End.OPEN:  # else its client left in this moment
+            failed = command.code == "worker_failed"
+            self._close(place, End.FAILED if failed else End.REJECTED, None)
+
     def _arrive(self, place: int) -> None:
         now_ns = self._now_ns
         self.outcomes.arrived_ns[place] = now_ns
-        request = self._requests[place]
+        if self._bookkeeper is None:
+            self._admit(place, self.reading())
+        else:
+            self._bookkeeper.reserve(place)
+
+    def admit(self, place: int, arrived_ns: int) -> None:
+        """For the bookkeeper: what a request may use is held; it came at this reading."""
+        if self._now_ns != self.outcomes.arrived_ns[place]:
+            self.outcomes.queued_ns[place] = self._now_ns
+        self._admit(place, arrived_ns)
+
+    def refuse(self, place: int) -> None:
+        """For the bookkeeper: nothing can be held for a request, which ends with that."""
+        self._close(place, End.REJECTED, None)
+
+    def made(self, sequence: Sequence) -> int:
+        """Tokens that an attempt has made until now."""
+        return self.workers[sequence.worker].made_by(sequence, self._now_ns)
+
+    def _admit(self, place: int, arrived_ns: int) -> None:
+        request = self.requests[place]
         self._tell(
             Arrived(
                 request=request.request,
@@ -407,23 +476,23 @@ class Driver:
                 input_tokens_max=request.input_tokens,
                 output_tokens_max=request.output_tokens_max,
                 prefix=request.blocks,
-                arrived_ns=now_ns,
+                arrived_ns=arrived_ns,
             )
         )
 
-    def _close(self, place: int, end: End) -> None:
+    def _close(self, place: int, end: End, sequence: Sequence | None) -> None:
         """A request has ended; those that waited for it may come."""
+        assert self.outcomes.end[place] == End.OPEN, "it ends twice"
         self.outcomes.end[place] = end
         self.outcomes.finished_ns[place] = self._now_ns
+        if self._bookkeeper is not None:
+            self._bookkeeper.settle(place, end, sequence)
         self._ended += 1
         if self._progress is not None and self._ended % PROGRESS_REQUESTS == 0:
-            self._progress(self._ended, len(self._requests))
-        if place not in self._followers:
-            return
-        for follower in self._followers[place]:
-            self._waits[follower] -= 1
-            if self._waits[follower] == 0:
-                request = self._requests[follower]
+            self._progress(self._ended, len(self.requests))
+        if place in self._followers.of:
+            for follower in self._followers.freed_by(place):
+                request = self.requests[follower]
                 at_ns = max(request.at_ns, self._now_ns + request.delay_ns)
                 self.at(at_ns, functools.partial(self._arrive, follower))
 
@@ -432,7 +501,7 @@ class Driver:
     def _send(self, command: Send) -> None:
         place = self._places[command.request]
         index = self._indices[command.worker]
-        outcomes, request = self.outcomes, self._requests[place]
+        outcomes, request = self.outcomes, self.requests[place]
         assert self._told_up[index], f"sent to a lost worker: {command!r}"
         assert outcomes.end[place] == End.OPEN, f"sent after its end: {command!r}"
         assert self._attempts[place] is None, f"sent twice at a time: {command!r}"
@@ -455,6 +524,9 @@ class Driver:
             request.blocks,
         )
         sequence.hands_over = target != index
+        if self._probe_ns is not None:
+            probe = functools.partial(self._probe, sequence, suspect=False)
+            self.at(self._now_ns + self._probe_ns, probe)
         if self._direct:
             self._deliver(sequence)
         else:
@@ -476,27 +548,56 @@ class Driver:
         engine = self.workers[target]
         if self._up_since_ns[target] is None:
             if sequence.hands_over and not self._lost[target]:
-                self.at(self._now_ns, functools.partial(self._failed, sequence))
+                self._break_off(sequence)
             return  # else the dispatcher will be told, and has it back
         prompt = sequence.input_tokens
         whole = prompt + sequence.output_tokens - 1
         decoder = self.workers[self.outcomes.worker[place]] if sequence.hands_over else engine
         if whole > decoder.tokens_max or prompt > engine.tokens_max:
-            self.at(self._now_ns, functools.partial(self._failed, sequence))
+            self._break_off(sequence)
             return
         engine.submit(sequence, self._now_ns)
+
+    def _break_off(self, sequence: Sequence) -> None:
+        """A worker refuses what it was sent; even if that is heard at once, not within the send."""
+        failed = functools.partial(self._failed, sequence)
+        if self._direct:
+            self.at(self._now_ns, failed)
+        else:
+            self._message("failed", sequence.worker, failed)
+
+    def _probe(self, sequence: Sequence, *, suspect: bool) -> None:
+        """Ask a worker about an attempt; one that it twice does not have is broken off."""
+        if self._is_late(sequence) or self._probe_ns is None:
+            return
+        latest = self._attempts[sequence.place]
+        assert latest is not None, sequence.place
+        gone = latest.after_fs == IDLE or latest.state == GONE
+        if gone and suspect:
+            self._stop(latest)
+            self._failed(latest)
+        else:
+            probe = functools.partial(self._probe, sequence, suspect=gone)
+            self.at(self._now_ns + self._probe_ns, probe)
 
     def _abort(self, command: Abort) -> None:
         place = self._places[command.request]
         sequence = self._attempts[place]
-        if sequence is None:
-            return
+        assert sequence is not None, command
         self._attempts[place] = None
         self._broken.append(sequence)
         if self._direct:
             self._stop(sequence)
         else:
-            self._message("abort", sequence.worker, functools.partial(self._stop, sequence))
+            self._abort_at(sequence)
+
+    def _abort_at(self, sequence: Sequence) -> None:
+        """Tell a worker to drop an attempt, again and again where messages may be lost."""
+        self._message("abort", sequence.worker, functools.partial(self._stop, sequence))
+        there = sequence.after_fs != IDLE and sequence.state != GONE
+        if there and self._probe_ns is not None:
+            again = functools.partial(self._abort_at, sequence)
+            self.at(self._now_ns + self._probe_ns, again)
 
     def _stop(self, sequence: Sequence) -> None:
         """End the work on an attempt, and free what was prefilled for it elsewhere."""
@@ -534,7 +635,7 @@ class Driver:
         if not self._answering[place]:
             self._answering[place] = 1
             self.outcomes.first_token_ns[place] = self._now_ns
-        self._tell(Started(request=self._requests[place].request))
+        self._tell(Started(request=self.requests[place].request))
 
     def _finished(self, sequence: Sequence) -> None:
         place = sequence.place
@@ -545,10 +646,10 @@ class Driver:
         if outcomes.first_token_ns[place] == NEVER:  # that message was lost
             outcomes.first_token_ns[place] = self._now_ns
         self._note(sequence)
-        self._close(place, End.DONE)
+        self._close(place, End.DONE, sequence)
         self._tell(
             Finished(
-                request=self._requests[place].request,
+                request=self.requests[place].request,
                 output_tokens=sequence.made,
                 cached_input_tokens=sequence.cached_tokens,
             )
@@ -567,10 +668,12 @@ class Driver:
         place = sequence.place
         if self._is_late(sequence):
             return
+        if not self._direct:
+            self._stop(self._attempts[place] or sequence)  # it may have been handed over since
         started = self._give_up(place)
         self._tell(
             Failed(
-                request=self._requests[place].request,
+                request=self.requests[place].request,
                 worker=self.scenario.workers[self.outcomes.worker[place]].worker,
                 started=started,
             )
@@ -581,10 +684,14 @@ class Driver:
         sequence = self._attempts[place]
         assert sequence is not None, place
         self._attempts[place] = None
+        outcomes = self.outcomes
         if not self._answering[place]:
+            waited_ns = outcomes.sent_ns[place] - outcomes.queued_since_ns(place)
+            outcomes.waited_ns[place] = max(outcomes.waited_ns[place], waited_ns)
+            outcomes.queued_ns[place] = self._now_ns
             return False
         self._broken.append(sequence)
-        self._close(place, End.FAILED)
+        self._close(place, End.FAILED, sequence)
         return True
 
     def _noticed(self, index: int, why: str) -> None:
@@ -609,6 +716,8 @@ class Driver:
             else:  # it was on its way to another worker, which has not failed
                 self._failed(sequence)
         self._told_up[index] = False
+        if self.feeds:
+            self.feeds[index].end_life()
         self._tell(WorkerDown(worker=self.scenario.workers[index].worker, why=why))
 
     def _workers_of(self, sequence: Sequence) -> tuple[int, ...]:
@@ -616,6 +725,30 @@ class Driver:
         told = self.outcomes.worker[sequence.place]
         source = sequence.source
         return (told, sequence.worker) if source is None else (told, source.worker)
+
+    def _publish(self, engine: Worker) -> None:
+        """An engine says what has become of its prefix cache, if the dispatcher knows of it."""
+        index = engine.index
+        changes = engine.take_changes()
+        if not changes or not self._told_up[index]:
+            return
+        life, number = self.feeds[index].publish()
+        heard = functools.partial(self._heard, index, life, number, changes)
+        if self._direct:
+            heard()
+        else:
+            self._message("blocks", index, heard)
+
+    def _heard(self, index: int, life: int, number: int, changes: list[Change]) -> None:
+        for event in self.feeds[index].hear(life, number, changes):
+            self._tell(event)
+
+    def catch_up(self) -> None:
+        """Ask each engine for the number of what it published last; that shows a gap."""
+        for index, feed in enumerate(self.feeds):
+            if self._told_up[index]:
+                for event in feed.catch_up():
+                    self._tell(event)
 
     # From worker to worker.
 
@@ -651,6 +784,8 @@ class Driver:
             arrived = functools.partial(self._kv_arrived, sequence)
             self.at(self._now_ns + delay_ns, arrived)
         engine.arrivals.clear()
+        if self.feeds:  # who waits for a KV cache may have made room without an iteration
+            self.at(self._now_ns, functools.partial(self._publish, engine))
 
     def _kv_arrived(self, sequence: Sequence) -> None:
         source, sequence.source = sequence.source, None

@@ -42,6 +42,9 @@ many blocks of that; only valid until the cache is changed."""
 
 NO_MATCH: Match = (0, 0, None, 0)
 
+Change = tuple[bool, tuple[int, ...]]
+"""Blocks that became cached ones (true), or are no longer."""
+
 
 class KVCache:
     """Blocks of one worker.
@@ -50,6 +53,7 @@ class KVCache:
         blocks_max: all that there are.
         available: blocks that can be had, those of cached prefixes without a reference included.
         available_min: the fewest that ever were.
+        changes: what became of cached blocks, for whoever empties it; None keeps nothing.
         evicted: cached blocks that made room, since the beginning.
     """
 
@@ -62,6 +66,7 @@ class KVCache:
         "available",
         "available_min",
         "blocks_max",
+        "changes",
         "evicted",
     )
 
@@ -69,6 +74,7 @@ class KVCache:
         assert blocks_max >= 1, blocks_max
         self.blocks_max = self.available = self.available_min = blocks_max
         self.evicted = 0
+        self.changes: list[Change] | None = None
         self._stretches: dict[int, Stretch] = {}  # by the hash of their first block
         self._cached = 0  # blocks of these
         self._counted = 0
@@ -161,6 +167,8 @@ class KVCache:
             if start == stop:
                 return last
         self._cached += stop - start
+        if self.changes is not None:
+            self.changes.append((True, blocks[start:stop]))
         if last is not None:
             if last.references == 1 and not last.after:
                 last.blocks += blocks[start:stop]
@@ -188,6 +196,10 @@ class KVCache:
         self.available = available
         if len(self._releases) > 2 * self.blocks_max:
             self._releases = deque(each for each in self._releases if each[0] == each[1].released)
+
+    def cached(self) -> set[int]:
+        """Hashes of all cached blocks."""
+        return {block for each in self._stretches.values() for block in each.blocks}
 
     def check(self) -> None:
         """Assert that the counts agree with each other and with the blocks."""
@@ -232,6 +244,8 @@ class KVCache:
                 continue
             blocks = stretch.blocks
             kept = len(blocks) - count
+            if self.changes is not None:
+                self.changes.append((False, blocks[max(0, kept) :]))
             if kept > 0:
                 stretch.blocks = blocks[:kept]
                 return

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Final, Literal
 
-Kind = Literal["send", "abort", "started", "finished", "failed"]
+Kind = Literal["send", "abort", "started", "finished", "failed", "blocks"]
 """What a message is: the first two go to a worker, the others come from one."""
+KINDS: Final[tuple[Kind, ...]] = ("send", "abort", "started", "finished", "failed", "blocks")
 
 Meddle = Callable[[int, Kind, int, int], tuple[int, ...]]
 """What a fault makes of one message.

@@ -93,6 +93,28 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     capital_udollars_per_hour: int = 0
 
 
+CURVE_POINTS_MAX: Final = 12
+
+
+def speed_curve(spec: WorkerSpec) -> tuple[tuple[int, int], ...]:
+    """Pairs (batch, tokens per second per user) at the typical context, up to all slots.
+
+    One that was measured is taken as it is. Else batches are spread evenly in proportion; a point
+    with its predecessor's speed is left out.
+    """
+    if spec.curve:
+        return spec.curve
+    curve: list[tuple[int, int]] = []
+    batches = {1, spec.slots}
+    for step in range(1, CURVE_POINTS_MAX - 1):
+        batches.add(round(spec.slots ** (step / (CURVE_POINTS_MAX - 1))))
+    for batch in sorted(batches):
+        speed = spec.timing.speed_tokens_per_s(batch, batch * spec.context_tokens_typical)
+        if not curve or curve[-1][1] != speed:
+            curve.append((batch, speed))
+    return tuple(curve)
+
+
 class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     """A factory to be run.
 
@@ -139,6 +161,8 @@ class Outcomes:
         preemptions: times that an engine or the dispatcher stopped it to begin it anew.
         worker: index of the worker that had it last; ``NEVER`` if none had.
         itl_max_ns: the longest gap between two of its tokens.
+        queued_ns: when it was last queued, if that was not when it came; else ``NEVER``.
+        waited_ns: the longest that it was queued before that.
     """
 
     __slots__ = (
@@ -150,7 +174,9 @@ class Outcomes:
         "itl_max_ns",
         "output_tokens",
         "preemptions",
+        "queued_ns",
         "sent_ns",
+        "waited_ns",
         "worker",
     )
 
@@ -165,6 +191,20 @@ class Outcomes:
         self.preemptions = array("q", [0]) * requests
         self.worker = array("q", [NEVER]) * requests
         self.itl_max_ns = array("q", [0]) * requests
+        self.queued_ns = array("q", [NEVER]) * requests
+        self.waited_ns = array("q", [0]) * requests
+
+    def queued_since_ns(self, place: int) -> int:
+        """When a request was last queued."""
+        queued_ns = self.queued_ns[place]
+        return self.arrived_ns[place] if queued_ns == NEVER else queued_ns
+
+    def wait_ns_max(self, place: int) -> int:
+        """The longest that a request was queued without a break; 0 for one that never came."""
+        since_ns, until_ns = self.queued_since_ns(place), self.sent_ns[place]
+        if until_ns == NEVER or until_ns < since_ns:
+            until_ns = self.finished_ns[place]
+        return max(self.waited_ns[place], until_ns - since_ns)
 
 
 class WorkerUse(msgspec.Struct, frozen=True, kw_only=True):
@@ -193,6 +233,27 @@ class WorkerUse(msgspec.Struct, frozen=True, kw_only=True):
     evicted_blocks: int
     preemptions: int
     kv_blocks_max: int
+
+
+class Violation(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that must hold in every run, and did not.
+
+    Attributes:
+        invariant: what must hold.
+        at_ns: when that was seen, on the twin's clock.
+        what: the request, worker, limit or part that it is about.
+        numbers: what there was and what there should have been.
+    """
+
+    invariant: str
+    at_ns: int
+    what: str
+    numbers: dict[str, int | str] = {}
+
+    @classmethod
+    def of(cls, invariant: str, at_ns: int, what: str, **numbers: int | str) -> Violation:
+        """One with its numbers by name."""
+        return cls(invariant=invariant, at_ns=at_ns, what=what, numbers=numbers)
 
 
 class RunResult(msgspec.Struct, frozen=True, kw_only=True):

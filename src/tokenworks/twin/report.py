@@ -25,7 +25,16 @@ from tokenworks.ledger.metering import (
     charge_nanodollars,
     credit_nanodollars,
 )
-from tokenworks.twin.records import NEVER, End, Outcomes, RunResult, Scenario, TwinRequest
+from tokenworks.twin.outcome_checks import check_outcomes
+from tokenworks.twin.records import (
+    NEVER,
+    End,
+    Outcomes,
+    RunResult,
+    Scenario,
+    TwinRequest,
+    Violation,
+)
 
 TIME_POINTS: Final = 60
 """Points of the revenue's course."""
@@ -141,6 +150,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         workers: each.
         revenue_course: (seconds, nano-dollars earned up to then).
         fluid_bound_share: revenue by the most that any policy could earn; None if not known.
+        violations: what must hold in every run and did not: each request ends, with all its tokens,
+            none is queued for longer than its tier's patience, and KV blocks are bounded.
         events: told to the dispatcher.
         commands: it answered.
         journal_digest: of all of them.
@@ -168,6 +179,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     workers: tuple[WorkerReport, ...]
     revenue_course: tuple[tuple[float, int], ...]
     fluid_bound_share: float | None
+    violations: tuple[Violation, ...]
     events: int
     commands: int
     journal_digest: str
@@ -293,6 +305,7 @@ def report(scenario: Scenario, requests: Sequence[TwinRequest], result: RunResul
         workers=_workers(result, energy_w_ns),
         revenue_course=_course(outcomes, answers, result.ended_ns),
         fluid_bound_share=None,
+        violations=tuple(check_outcomes(scenario, requests, outcomes, result.workers)),
         events=result.events,
         commands=result.commands,
         journal_digest=result.journal_digest,

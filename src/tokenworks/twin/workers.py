@@ -18,8 +18,8 @@ from collections import deque
 from heapq import heappop, heappush
 from typing import Final
 
-from tokenworks.perf.timing import FS_PER_NS
-from tokenworks.twin.kv_cache import NO_MATCH, KVCache, Stretch
+from tokenworks.perf.timing import FS_PER_NS, Timing
+from tokenworks.twin.kv_cache import NO_MATCH, Change, KVCache, Stretch
 from tokenworks.twin.records import WorkerSpec, WorkerUse
 
 KEY_SHIFT: Final = 12
@@ -46,6 +46,7 @@ HANDED: Final = 2
 _ABORT: Final = 0
 _RELEASE: Final = 1
 _JOIN: Final = 2
+_PACE: Final = 3
 
 
 class Sequence:
@@ -140,6 +141,7 @@ class Worker:
         spec: what it is.
         heap: where it puts ``key`` whenever that changes; entries that differ from it are stale.
         exact: work out each iteration by itself.
+        publishes: keep what becomes of its prefix cache, for ``take_changes``.
 
     Attributes:
         key: the next boundary in nanoseconds, rounded up and shifted, and the index; ``IDLE``.
@@ -165,6 +167,7 @@ class Worker:
         "_growing",
         "_heap",
         "_held",
+        "_hung_until_fs",
         "_inbox",
         "_iteration",
         "_iterations",
@@ -176,11 +179,13 @@ class Worker:
         "_prefill_context_fs",
         "_prefill_token_fs",
         "_prefilling",
+        "_publishes",
         "_running",
         "_sequence_fs",
         "_slots",
         "_start_fs",
         "_timing",
+        "_timings",
         "_waiting",
         "_watermark",
         "arrivals",
@@ -198,7 +203,15 @@ class Worker:
         "up_ns",
     )  # fmt: skip
 
-    def __init__(self, index: int, spec: WorkerSpec, heap: list[int], *, exact: bool) -> None:
+    def __init__(
+        self,
+        index: int,
+        spec: WorkerSpec,
+        heap: list[int],
+        *,
+        exact: bool,
+        publishes: bool = False,
+    ) -> None:
         assert 0 <= index < WORKERS_MAX, index
         assert 1 <= spec.slots <= spec.batch_tokens_max, spec
         assert spec.timing.launch_fs >= FS_PER_NS, "an iteration takes a nanosecond at least"
@@ -206,33 +219,43 @@ class Worker:
         self.spec = spec
         self._heap = heap
         self._exact = exact
-        self._timing = spec.timing
+        self._publishes = publishes
+        self._timings: deque[Timing] = deque()
         self._block_tokens = spec.block_tokens
         self._slots = spec.slots
         self.tokens_max = spec.kv_blocks * spec.block_tokens
         self._batch_tokens_max = spec.batch_tokens_max
-        self._launch_fs = spec.timing.launch_fs
-        self._sequence_fs = spec.timing.sequence_fs
-        self._context_token_fs = spec.timing.context_token_fs
-        self._prefill_token_fs = spec.timing.prefill_token_fs
-        self._prefill_context_fs = spec.timing.prefill_context_fs
+        self._keep_pace(spec.timing)
         self._watermark = spec.kv_blocks // WATERMARK_SHARE
         self._busy_fs = self._iteration = self.prefill_tokens = self.output_tokens = 0
         self.hit_tokens = self.preemptions = self.kv_blocks_max = self.up_ns = 0
         self.evicted_before = 0
         self._empty()
 
+    def _keep_pace(self, timing: Timing) -> None:
+        self._timing = timing
+        self._launch_fs = timing.launch_fs
+        self._sequence_fs = timing.sequence_fs
+        self._context_token_fs = timing.context_token_fs
+        self._prefill_token_fs = timing.prefill_token_fs
+        self._prefill_context_fs = timing.prefill_context_fs
+
     def _empty(self) -> None:
         self.key = IDLE
         self.arrivals: list[tuple[Sequence, int]] = []
         self.backlog_tokens = 0
         self._kv = KVCache(self.spec.kv_blocks)
+        if self._publishes:
+            self._kv.changes = []
         self._waiting: deque[Sequence] = deque()
         self._running: dict[Sequence, None] = {}  # in the order of admission
         self._held: dict[Sequence, None] = {}
         self._joined: list[Sequence] = []  # their next token ends the wait for their KV cache
         self._prefilling: list[Sequence] = []
-        self._inbox: list[tuple[int, int, Sequence]] = []
+        self._inbox: list[tuple[int, int, Sequence | None]] = []
+        while self._timings:
+            self._keep_pace(self._timings.popleft())
+        self._hung_until_fs = 0
         # The iterations in progress: when they began and end, and how many there are. None are
         # when it is idle; from the end of the last one until the next plan it counts as one.
         self._start_fs = self._end_fs = self._iterations = self._busy_from_fs = 0
@@ -273,6 +296,24 @@ class Worker:
     def join(self, sequence: Sequence, now_ns: int) -> None:
         """Begin to decode a sequence whose KV cache has arrived."""
         self._post(_JOIN, sequence, now_ns)
+
+    def pace(self, timing: Timing, now_ns: int) -> None:
+        """Take another time for iterations, from the next boundary on."""
+        self._timings.append(timing)
+        self._post(_PACE, None, now_ns)
+
+    def hang(self, until_ns: int, now_ns: int) -> None:
+        """Stand still until a time; the iteration under way is still ended."""
+        if self._iterations > 1:
+            self._cut(now_ns)
+        self._hung_until_fs = max(self._hung_until_fs, until_ns * FS_PER_NS)
+
+    def take_changes(self) -> list[Change]:
+        """What became of its prefix cache since the last time it was asked."""
+        changes = self._kv.changes
+        if changes:
+            self._kv.changes = []
+        return changes or []
 
     def complete(self) -> list[tuple[int, Sequence]]:
         """End the iterations in progress, at the boundary that ``key`` names.
@@ -363,11 +404,8 @@ class Worker:
             The sequences that it had, with the tokens that each had made.
         """
         if self._iterations:
-            elapsed_fs = now_ns * FS_PER_NS - self._start_fs
-            self._busy_fs += self._start_fs + elapsed_fs - self._busy_from_fs
-            done = 0
-            if not self._chunks and self._decoding:
-                done = self._timing.iterations_within(self._decoding, self._context, elapsed_fs)
+            self._busy_fs += now_ns * FS_PER_NS - self._busy_from_fs
+            done = self._ended_by(now_ns)
             self._kv.take(self._crossings(self._iteration, done))
             self._iteration += done
         lost = [*self._running, *self._waiting, *self._held]
@@ -380,6 +418,22 @@ class Worker:
         self.kv_blocks_max = max(self.kv_blocks_max, self._kv_blocks_max())
         self._empty()
         return lost
+
+    def made_by(self, sequence: Sequence, now_ns: int) -> int:
+        """Tokens that one of its sequences has made until now."""
+        if sequence.state != DECODING:
+            return sequence.made
+        return sequence.made + self._iteration + self._ended_by(now_ns) - sequence.decodes_from
+
+    def live(self) -> list[Sequence]:
+        """What it has and was not told to drop."""
+        dropped = {sequence for _, kind, sequence in self._inbox if kind in {_ABORT, _RELEASE}}
+        every = (*self._running, *self._waiting, *self._held)
+        return [sequence for sequence in every if sequence not in dropped]
+
+    def cached(self) -> set[int]:
+        """Hashes of the blocks in its prefix cache."""
+        return self._kv.cached()
 
     def check(self) -> None:
         """Assert that what is counted and what is there agree."""
@@ -417,6 +471,14 @@ class Worker:
             preemptions=self.preemptions,
             kv_blocks_max=max(self.kv_blocks_max, self._kv_blocks_max()),
         )
+
+    def _ended_by(self, now_ns: int) -> int:
+        """Iterations of the run in progress that have ended by now, before its last boundary."""
+        if not self._iterations or self._chunks or not self._decoding:
+            return 0
+        elapsed_fs = now_ns * FS_PER_NS - self._start_fs
+        ended = self._timing.iterations_within(self._decoding, self._context, elapsed_fs)
+        return min(ended, self._iterations - 1)  # the last one may hang
 
     def _kv_blocks_max(self) -> int:
         return self._kv.blocks_max - self._kv.available_min
@@ -526,6 +588,9 @@ class Worker:
         inbox = self._inbox
         while inbox and inbox[0][0] < seen_fs:
             _, kind, sequence = inbox.pop(0)
+            if sequence is None:
+                self._keep_pace(self._timings.popleft())
+                continue
             state = sequence.state
             if kind == _RELEASE:
                 if state == HELD:
@@ -670,11 +735,17 @@ class Worker:
         self._begin(count, count * first_fs + grown_fs, first_fs)
 
     def _begin(self, count: int, elapsed_fs: int, first_fs: int) -> None:
+        if self._hung_until_fs > self._start_fs:
+            first_fs += self._hung_until_fs - self._start_fs
+            count, elapsed_fs = 1, first_fs
         if self._joined:
             for sequence in self._joined:
                 gap_fs = self._start_fs + first_fs - sequence.token_fs
                 sequence.itl_max_fs = max(sequence.itl_max_fs, gap_fs)
             self._joined.clear()
+        self._end_after(count, elapsed_fs)
+
+    def _end_after(self, count: int, elapsed_fs: int) -> None:
         self._iterations = count
         end_fs = self._end_fs = self._start_fs + elapsed_fs
         self.key = (-(-end_fs // FS_PER_NS) << KEY_SHIFT) | self.index
@@ -686,9 +757,9 @@ class Worker:
         elapsed_fs = now_ns * FS_PER_NS - self._start_fs
         count = self._timing.iterations_within(n, context, elapsed_fs) + 1
         if count < self._iterations:
-            self._begin(count, self._timing.run_fs(n, context, count), 0)
+            self._end_after(count, self._timing.run_fs(n, context, count))
 
-    def _post(self, kind: int, sequence: Sequence, now_ns: int) -> None:
+    def _post(self, kind: int, sequence: Sequence | None, now_ns: int) -> None:
         self._inbox.append((now_ns * FS_PER_NS, kind, sequence))
         if self._iterations == 0:
             self.plan(now_ns)
