@@ -450,10 +450,18 @@ class World:
         """A worker is lost, with what it runs and what it prefills for others."""
         del self.workers[name]
         prefilled = [r for r, site in self.prefiller.items() if site == name]
-        for request in [r for r, holder in self.holder.items() if holder == name] + prefilled:
+        for request in [r for r, holder in self.holder.items() if holder == name]:
             self._break(request)
             self.holder.pop(request, None)
+        for request in prefilled:
+            self.prefiller.pop(request, None)
         self.tell(down(name))
+        for request in prefilled:
+            if self.state[request] == "sent" and self.random.random() < 0.7:
+                worker = self.holder[request]
+                self._break(request)
+                self.holder.pop(request, None)
+                self.tell(failed(request, worker))
 
     def _blocks(self) -> None:
         if not self.workers:

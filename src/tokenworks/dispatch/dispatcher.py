@@ -419,12 +419,11 @@ class Dispatcher:
         lost = [self._requests[name] for name in reversed(worker.running)]
         for request in lost:
             self._leave_prefill(request)
-        for name in reversed(worker.prefilling):
+        # What it prefilled for others may be theirs by now: a driver tells of each that is lost.
+        for name in worker.prefilling:
             request = self._requests[name]
             request.prefiller = None
             request.prefill_tokens = 0
-            self._release(fleet, request)
-            lost.append(request)
         for request in lost:
             self._broken_off(fleet, request, commands, started=False)
         self._drain(fleet, commands)

@@ -125,7 +125,10 @@ class WorkerUp(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class WorkerDown(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """A worker takes nothing any more and what it was doing is lost."""
+    """A worker takes nothing any more and what it was doing is lost.
+
+    Requests that it only prefilled for others are not taken for lost: ``Failed`` says which are.
+    """
 
     worker: WorkerID
     why: str

@@ -706,19 +706,17 @@ class Driver:
         ]
         for sequence in lost:
             self._stop(sequence)
-        if self._prefills[index]:
-            for sequence in lost:
-                self._failed(sequence)
-            return
+        own = [each for each in lost if self.outcomes.worker[each.place] == index]
+        for sequence in own:
+            self._give_up(sequence.place)
+        if not self._prefills[index]:
+            self._told_up[index] = False
+            if self.feeds:
+                self.feeds[index].end_life()
+            self._tell(WorkerDown(worker=self.scenario.workers[index].worker, why=why))
         for sequence in lost:
-            if self.outcomes.worker[sequence.place] == index or not self._answering[sequence.place]:
-                self._give_up(sequence.place)
-            else:  # it was on its way to another worker, which has not failed
+            if sequence not in own:  # it was only prefilled there
                 self._failed(sequence)
-        self._told_up[index] = False
-        if self.feeds:
-            self.feeds[index].end_life()
-        self._tell(WorkerDown(worker=self.scenario.workers[index].worker, why=why))
 
     def _workers_of(self, sequence: Sequence) -> tuple[int, ...]:
         """Those without which an attempt is lost."""
