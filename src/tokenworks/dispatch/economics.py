@@ -517,9 +517,11 @@ class _Offer:
             return -1
         dearest = next((each for each in _DEAREST_FIRST if worker.counts[each]), 0)
         dearest = max(dearest, rank)
+        batch = running + 1
+        context = worker.context_tokens + self._prompt + batch * (self._made >> 1)
+        if worker.kv_blocks is not None and context > worker.kv_blocks * worker.block_tokens:
+            return -1
         if dearest:
-            batch = running + 1
-            context = worker.context_tokens + self._prompt + batch * (self._made >> 1)
             pace_fs = kind.timing.decode_fs(batch, context)
             if pace_fs * 100 > kind.allowed_fs[dearest] * PACE_PERCENT:
                 return -1

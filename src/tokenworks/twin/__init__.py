@@ -9,6 +9,7 @@ __all__ = [
     "driver",
     "faults",
     "followers",
+    "handovers",
     "journal",
     "kinds",
     "kv_cache",

@@ -28,12 +28,12 @@ from tokenworks.dispatch.events import (
     Ticked,
     Withdrawn,
     WorkerDown,
-    WorkerUp,
 )
 from tokenworks.perf.timing import FS_PER_NS, Timing
 from tokenworks.twin.bookkeeper import Bookkeeper
 from tokenworks.twin.clock import JumpingClock
 from tokenworks.twin.followers import Followers
+from tokenworks.twin.handovers import Handovers
 from tokenworks.twin.journal import Journal
 from tokenworks.twin.kv_cache import Change
 from tokenworks.twin.kv_feed import Feed
@@ -45,7 +45,7 @@ from tokenworks.twin.records import (
     RunResult,
     Scenario,
     TwinRequest,
-    speed_curve,
+    worker_up,
 )
 from tokenworks.twin.workers import (
     GONE,
@@ -171,14 +171,14 @@ class Driver:
         self._bookkeeper, self._probe_ns = bookkeeper, probe_ns
         self._read_ns: int | None = None  # the clock's latest reading, once it is wrong
         self._handle = dispatcher.handle
-        self._progress = progress
         self._journal = journal
         self._record = journal.write
-        self._hooks = hooks
+        self._hooks, self._progress = hooks, progress
         self._network = network
         self._direct = network.is_direct()
         self._now_ns = 0
         self._events = self._commands = self._ended = self._sequences = 0
+        self._handovers = Handovers()
         self._agenda: list[tuple[int, int, Callable[[], None]]] = []
         self._agenda_len = 0
         self._timer_ns = _FAR
@@ -307,21 +307,7 @@ class Driver:
         if spec.role == "prefill":
             return  # whoever decodes is told to the dispatcher, and asks the others to prefill
         self._told_up[index] = True
-        self._tell(
-            WorkerUp(
-                worker=spec.worker,
-                pool=spec.pool,
-                model=spec.model,
-                slots=spec.slots,
-                curve=speed_curve(spec),
-                timing=spec.timing,
-                kv_blocks=spec.kv_blocks,
-                block_tokens=spec.block_tokens,
-                batch_tokens_max=spec.batch_tokens_max,
-                link_bytes_per_s=spec.link_bytes_per_s if self._one_stage[index] else 0,
-                kv_bytes_per_token=spec.kv_bytes_per_token,
-            )
-        )
+        self._tell(worker_up(spec))
 
     # The loop.
 
@@ -383,7 +369,7 @@ class Driver:
                     self._publish(engine)
             elif self._bound == _FAR:
                 return
-            else:
+            elif not (self._handovers.waiting and self._end_handover()):
                 self._now_ns = clock.at_ns = now_ns = (self._bound >> KEY_SHIFT) - 1
                 if self._timer_ns <= now_ns:
                     self._timer_ns = _FAR
@@ -404,6 +390,8 @@ class Driver:
         if self._agenda and self._agenda[0][0] < next_ns:
             next_ns = self._agenda[0][0]
         next_ns = min(next_ns, self._arrivals_ns[self._arrived])
+        if self._handovers.waiting:
+            next_ns = min(next_ns, self._handovers.next_ns())
         self._bound = _FAR if next_ns == _FAR else (next_ns + 1) << KEY_SHIFT
 
     # The dispatcher's events and commands.
@@ -774,6 +762,22 @@ class Driver:
         if self._up_since_ns[index] is not None:
             self.workers[index].submit(following, self._now_ns)
             self._transfer(self.workers[index])
+            self._handovers.add(following, self._now_ns)
+            self._set_bound()
+
+    def _end_handover(self) -> bool:
+        """Fail the hand-over that has waited too long, if it is next; forget what is over."""
+        bound, due_ns = self._bound, self._handovers.next_ns()
+        self._set_bound()
+        at_ns = (bound >> KEY_SHIFT) - 1
+        if self._bound == bound and due_ns == at_ns:
+            self._now_ns = self.clock.at_ns = at_ns
+            _, sequence = self._handovers.waiting.popleft()
+            self._set_bound()
+            self._stop(sequence)
+            self._failed(sequence)
+            return True
+        return self._bound != bound
 
     def _transfer(self, engine: Worker) -> None:
         """Send the KV caches for which a worker has made room."""

@@ -11,7 +11,7 @@ import msgspec
 from tokenworks.catalogue.price_book import PriceBook
 from tokenworks.core.ids import ModelName, PoolID, RequestID, TenantID, WorkerID
 from tokenworks.core.slo import Tier
-from tokenworks.dispatch.events import Configured
+from tokenworks.dispatch.events import Configured, WorkerUp
 from tokenworks.perf.timing import Timing
 
 Role = Literal["both", "prefill", "decode"]
@@ -113,6 +113,26 @@ def speed_curve(spec: WorkerSpec) -> tuple[tuple[int, int], ...]:
         if not curve or curve[-1][1] != speed:
             curve.append((batch, speed))
     return tuple(curve)
+
+
+def worker_up(spec: WorkerSpec) -> WorkerUp:
+    """What the dispatcher is told of a worker that comes up.
+
+    One that only decodes has a link of its own: its driver chooses who prefills for it.
+    """
+    return WorkerUp(
+        worker=spec.worker,
+        pool=spec.pool,
+        model=spec.model,
+        slots=spec.slots,
+        curve=speed_curve(spec),
+        timing=spec.timing,
+        kv_blocks=spec.kv_blocks,
+        block_tokens=spec.block_tokens,
+        batch_tokens_max=spec.batch_tokens_max,
+        link_bytes_per_s=spec.link_bytes_per_s if spec.role == "both" else 0,
+        kv_bytes_per_token=spec.kv_bytes_per_token,
+    )
 
 
 class Scenario(msgspec.Struct, frozen=True, kw_only=True):

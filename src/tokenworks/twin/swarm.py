@@ -30,6 +30,7 @@ from tokenworks.twin.bookkeeper import Bookkeeper
 from tokenworks.twin.checkers import Checker, Endless
 from tokenworks.twin.driver import Driver, Hooks, run
 from tokenworks.twin.faults import BreakOff, Fault, Faults, Leave
+from tokenworks.twin.handovers import HANDOVER_NS_MAX
 from tokenworks.twin.records import End, Outcomes, Scenario, TwinRequest, Violation
 from tokenworks.twin.swarm_draw import Case, draw
 
@@ -148,7 +149,8 @@ def deadline_ns(case: Case) -> int:
     """When everything has ended by any account.
 
     From the last arrival or the end of the faults on, each request is queued and then computed by
-    the slowest worker, one after the other, as often as it may be sent.
+    the slowest worker, one after the other, as often as it may be sent, after a hand-over that had
+    no room.
     """
     settings = [case.configured, *case.plan.changes()]
     attempts = 1 + max(each.limits.retries_max for each in settings)
@@ -165,7 +167,8 @@ def deadline_ns(case: Case) -> int:
             * spec.timing.decode_fs(spec.slots, spec.kv_blocks * spec.block_tokens)
             for spec in case.workers
         )
-        at_ns += attempts * (slowest_fs // FS_PER_NS + patience_ns) + request.delay_ns
+        each_ns = slowest_fs // FS_PER_NS + patience_ns + HANDOVER_NS_MAX
+        at_ns += attempts * each_ns + request.delay_ns
     return at_ns
 
 
