@@ -545,6 +545,8 @@ class Driver:
             self._break_off(sequence)
             return
         engine.submit(sequence, self._now_ns)
+        if engine.arrivals:
+            self._transfer(engine)
 
     def _break_off(self, sequence: Sequence) -> None:
         """A worker refuses what it was sent; even if that is heard at once, not within the send."""
@@ -769,15 +771,14 @@ class Driver:
         """Fail the hand-over that has waited too long, if it is next; forget what is over."""
         bound, due_ns = self._bound, self._handovers.next_ns()
         self._set_bound()
-        at_ns = (bound >> KEY_SHIFT) - 1
-        if self._bound == bound and due_ns == at_ns:
-            self._now_ns = self.clock.at_ns = at_ns
-            _, sequence = self._handovers.waiting.popleft()
-            self._set_bound()
-            self._stop(sequence)
-            self._failed(sequence)
-            return True
-        return self._bound != bound
+        if self._bound != bound or (due_ns + 1) << KEY_SHIFT != bound:
+            return self._bound != bound
+        self._now_ns = self.clock.at_ns = due_ns
+        _, sequence = self._handovers.waiting.popleft()
+        self._set_bound()
+        self._stop(sequence)
+        self._failed(sequence)
+        return True
 
     def _transfer(self, engine: Worker) -> None:
         """Send the KV caches for which a worker has made room."""
@@ -794,5 +795,6 @@ class Driver:
         if source is None:
             return  # aborted, or a worker was lost
         self.workers[source.worker].release(source, self._now_ns)
+        self._transfer(self.workers[source.worker])
         self.workers[sequence.worker].join(sequence, self._now_ns)
         self._transfer(self.workers[sequence.worker])
