@@ -291,7 +291,7 @@ def test_limits_that_cannot_be_read_are_not_followed(
         raise LedgerUnavailable("The disk is gone.")
 
     store.put_limit(limit())
-    monkeypatch.setattr(store, "_rollups", broken)
+    monkeypatch.setattr(store._sums, "read", broken)
     with pytest.raises(LedgerUnavailable, match="gone"):
         store.read_limits(NOW)
     assert store._group._followers == []

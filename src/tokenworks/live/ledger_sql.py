@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
+from tokenworks.core.errors import LedgerCorrupt
+from tokenworks.ledger.blocks import Block
 from tokenworks.ledger.rollup import MEASURES
 from tokenworks.live.database import Dialect
 
@@ -149,6 +151,8 @@ UNROLLED_OF: Final = (
 )
 """Asked for one owner at a time: a join with all owners would read all blocks there are."""
 
+FORGET_SUMS: Final = ("DELETE FROM hours", "DELETE FROM factory_hours", "DELETE FROM months")
+
 _PLACES: Final = ", ".join("?" * (3 + len(MEASURES)))
 
 
@@ -173,4 +177,24 @@ def read_sums(table: str, *, by_start: bool, by_payer: bool = True) -> str:
     return (
         f"SELECT {columns}, {sums} FROM {table} "
         f"WHERE start_unix_ns >= ? AND start_unix_ns < ? GROUP BY {group}"
+    )
+
+
+def block_from(row: tuple[Any, ...]) -> Block:
+    """A block from its row.
+
+    Raises:
+        LedgerCorrupt: its columns hold something else.
+    """
+    seq, owner, number, at_unix_ns, count, payload, digest = row
+    if not isinstance(payload, bytes) or not isinstance(digest, bytes):
+        raise LedgerCorrupt(f"Block {seq} was changed: it does not hold bytes.")
+    return Block(
+        seq=seq,
+        owner=owner,
+        number=number,
+        at_unix_ns=at_unix_ns,
+        count=count,
+        payload=payload,
+        hash=digest,
     )

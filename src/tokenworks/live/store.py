@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
 from tokenworks.core.errors import LedgerCorrupt, LedgerUnavailable, TokenworksError
 from tokenworks.core.ids import LimitID, PoolID
-from tokenworks.core.orders import Payer
 from tokenworks.core.units import NS_PER_HOUR
 from tokenworks.ledger.blocks import (
     GENESIS,
@@ -28,13 +26,8 @@ from tokenworks.ledger.blocks import (
 from tokenworks.ledger.entries import Entry, Reserved
 from tokenworks.ledger.extras import limit_states
 from tokenworks.ledger.leases import Shortage, WindowUse, spent, with_spent
-from tokenworks.ledger.quotas import (
-    UNIX_NS_MAX,
-    LimitState,
-    window_end,
-    window_start,
-)
-from tokenworks.ledger.rollup import MEASURES, NOBODY, Kind, Rollup, RollupRow, Sums, merged
+from tokenworks.ledger.quotas import UNIX_NS_MAX, LimitState
+from tokenworks.ledger.rollup import Rollup, RollupRow
 from tokenworks.ledger.store_port import InDoubt
 from tokenworks.ledger.stored import Stored
 from tokenworks.live import cost_claims, lease_tables
@@ -47,10 +40,8 @@ from tokenworks.live.ledger_sql import (
     LAGGING,
     LAST_BLOCK,
     UNROLLED_OF,
-    add_sums,
-    read_sums,
+    block_from,
 )
-from tokenworks.live.numbered_names import NumberedNames
 from tokenworks.live.postgres import PostgresDatabase
 from tokenworks.live.settings_store import (
     SettingsStore,
@@ -60,14 +51,13 @@ from tokenworks.live.settings_store import (
     prepare,
 )
 from tokenworks.live.sqlite import SQLiteDatabase, SQLiteLock
+from tokenworks.live.sum_tables import NewNames, SumTables
 
 ROLL_ENTRIES: Final = 16_384
 """Entries whose sums are in memory only before they are added to the tables; a start reads as many
 again, and so does a report."""
 ROLL_S: Final = 60
 """They are added after so many seconds at the latest, if any more come."""
-REBUILD_BLOCKS: Final = 1_024
-"""Blocks whose sums are made at once when the tables are made again."""
 DOUBT_S_MAX: Final = 30
 """How long to ask whether a commit that could not be heard was kept."""
 DOUBT_STEP_S: Final = 0.2
@@ -77,12 +67,8 @@ RESTORE: Final = "Restore it from a copy."
 CANNOT_TELL: Final = "The ledger cannot tell what it has stored."
 RESTART: Final = "Start the factory again: it finds out what is stored."
 
-_NewNames = tuple[dict[Payer, int], dict[Kind, int]]
-
 _ENCODER: Final = msgspec.json.Encoder()
 _HOLDS: Final = msgspec.json.Decoder(list[Reserved])
-_PAYER: Final = msgspec.json.Decoder(Payer)
-_KIND: Final = msgspec.json.Decoder(Kind)
 
 
 class SQLStore(SettingsStore):
@@ -119,8 +105,7 @@ class SQLStore(SettingsStore):
         self._leasing = lease_tables.Leasing()
         self._prune_at_unix_ns = 0
         self._costs: dict[PoolID, str] = {}
-        self._payers = NumberedNames("payers", _PAYER)
-        self._kinds = NumberedNames("kinds", _KIND)
+        self._sums = SumTables()
         with ExitStack() as stack:
             self._writer = stack.enter_context(closing(connect()))
             prepare(self._writer)
@@ -142,7 +127,7 @@ class SQLStore(SettingsStore):
 
     def blocks(self, after_seq: int = 0) -> Iterator[Block]:
         """See ``LedgerStore``."""
-        return map(_block, self._other.stream(BLOCKS, (after_seq,)))
+        return map(block_from, self._other.stream(BLOCKS, (after_seq,)))
 
     def load_entries(self) -> Iterator[Entry]:
         """All entries, oldest first.
@@ -170,24 +155,10 @@ class SQLStore(SettingsStore):
             LedgerCorrupt: the sums by hour are not those by month.
         """
         with self._other_lock, self._other.reading():
-            blocks = [_block(row) for row in self._other.query(BLOCKS, (after_seq,))]
-            self._compare_tables()
-            sums = self._rollups(self._other, 0, UNIX_NS_MAX)
+            blocks = [block_from(row) for row in self._other.query(BLOCKS, (after_seq,))]
+            self._sums.compare(self._other)
+            sums = self._sums.read(self._other, 0, UNIX_NS_MAX)
             return blocks, sums, _block_numbers(self._other)
-
-    def _compare_tables(self) -> None:
-        """Compare the tables of sums with each other, over all time."""
-
-        def of(table: str, *, by_payer: bool) -> list[tuple[Any, ...]]:
-            sql = read_sums(table, by_start=False, by_payer=by_payer)
-            return sorted(self._other.query(sql, (0, UNIX_NS_MAX)))
-
-        for table, by_payer in (("hours", True), ("factory_hours", False)):
-            if of(table, by_payer=by_payer) != of("months", by_payer=by_payer):
-                raise LedgerCorrupt(
-                    f"The sums of the table {table!r} are not those of the table 'months'.",
-                    hint="`tokenworks ledger rebuild` makes them again from the entries.",
-                )
 
     # Other processes.
 
@@ -228,13 +199,11 @@ class SQLStore(SettingsStore):
                 if not kept:
                     raise
                 names = ({}, {})
-            self._keep_names(names)
+            self._sums.keep(names)
             self._stored.adopt(found)
         return found
 
-    def _end_the_dead(
-        self, seen_before_unix_ns: int
-    ) -> tuple[list[Reserved], tuple[dict[Payer, int], dict[Kind, int]]]:
+    def _end_the_dead(self, seen_before_unix_ns: int) -> tuple[list[Reserved], NewNames]:
         """Inside a transaction: what dead processes hold, and new names; their sums are added."""
         rollup, adopted = Rollup(), Stored()
         self._join(seen_before_unix_ns)
@@ -249,14 +218,14 @@ class SQLStore(SettingsStore):
         for owner, number, rolled, holds in dead:
             adopted.adopt(_HOLDS.decode(bytes(holds)))
             for row in self._writer.query(UNROLLED_OF, (owner, rolled)):
-                for entry in adopted.admit(decode_entries(_block(row))):
+                for entry in adopted.admit(decode_entries(block_from(row))):
                     rollup.add(entry)
             self._writer.change(
                 "UPDATE owners SET ended = 1, rolled = ?, holds = ? WHERE owner = ?",
                 (number, b"[]", owner),
             )
             lease_tables.end(self._writer, owner)
-        return adopted.open_holds(), self._write_sums([rollup])
+        return adopted.open_holds(), self._sums.write(self._writer, [rollup])
 
     def _rolled_holds(self) -> list[Reserved]:
         rows = self._writer.query("SELECT holds FROM owners WHERE owner = ?", (self.owner,))
@@ -284,7 +253,7 @@ class SQLStore(SettingsStore):
             raise LedgerCorrupt(f"Block {seq - 1} is missing.", hint=RESTORE)
         digest = bytes(before[0][0]) if before else GENESIS
         for row in self._writer.query(BLOCKS, (seq - 1,)):
-            block = _block(row)
+            block = block_from(row)
             check_block(block, seq, digest)
             seq, digest = seq + 1, block.hash
         written = int(self._writer.query("SELECT SUM(number) FROM owners")[0][0] or 0)
@@ -325,7 +294,7 @@ class SQLStore(SettingsStore):
         held = lease_tables.held(self._writer, UNIX_NS_MAX)
 
         def used(since_unix_ns: int, until_unix_ns: int) -> list[RollupRow]:
-            return self._rollups(self._writer, since_unix_ns, until_unix_ns, by_hour=False)
+            return self._sums.read(self._writer, since_unix_ns, until_unix_ns, by_hour=False)
 
         states = limit_states(limits, extras, used, unix_ns, held)
         lease_tables.reconcile(self._writer, states)
@@ -405,14 +374,14 @@ class SQLStore(SettingsStore):
         """See ``LedgerStore``."""
         since, until = since_unix_ns or 0, until_unix_ns or UNIX_NS_MAX
         with self._other_lock, self._other.reading():
-            return self._rollups(self._other, since, until, by_hour=by_hour, by_payer=by_payer)
+            return self._sums.read(self._other, since, until, by_hour=by_hour, by_payer=by_payer)
 
     def rollups_and_last(
         self, since_unix_ns: int, until_unix_ns: int
     ) -> tuple[list[RollupRow], int]:
         """Sums over a time as ``rollups`` has them, and the last block that they count."""
         with self._other_lock, self._other.reading():
-            rows = self._rollups(self._other, since_unix_ns, until_unix_ns)
+            rows = self._sums.read(self._other, since_unix_ns, until_unix_ns)
             last = self._other.query(LAST_BLOCK)
             return rows, int(last[0][0]) if last else 0
 
@@ -438,7 +407,7 @@ class SQLStore(SettingsStore):
                 waiting.add(entry)
 
             def used(since_unix_ns: int, until_unix_ns: int) -> list[RollupRow]:
-                stored = self._rollups(self._other, since_unix_ns, until_unix_ns, by_hour=False)
+                stored = self._sums.read(self._other, since_unix_ns, until_unix_ns, by_hour=False)
                 queued = (
                     row
                     for row in waiting.rows()
@@ -450,56 +419,6 @@ class SQLStore(SettingsStore):
                 return []
             held = lease_tables.held(self._other, UNIX_NS_MAX)
             return limit_states(limits, extras, used, unix_ns, held)
-
-    def _rollups(
-        self,
-        database: Database,
-        since: int,
-        until: int,
-        *,
-        by_hour: bool = False,
-        by_payer: bool = True,
-    ) -> list[RollupRow]:
-        hours = "hours" if by_payer else "factory_hours"
-        read = functools.partial(read_sums, by_payer=by_payer)
-        rows: list[tuple[Any, ...]] = []
-        tables = 1
-        if by_hour:
-            rows += database.query(read(hours, by_start=True), (since, until))
-        else:
-            # Whole months from the one table, the hours before and after them from the other.
-            first = since if since == window_start("month", since) else _next_month(since)
-            last = until if until == UNIX_NS_MAX else window_start("month", until)
-            if first < last:
-                rows += database.query(read("months", by_start=False), (first, last))
-                parts = (
-                    [(since, first), (last, until)] if until != UNIX_NS_MAX else [(since, first)]
-                )
-            else:
-                parts = [(since, until)]
-            parts = [(start, stop) for start, stop in parts if start < stop]
-            tables = len(parts) + (first < last)
-            for start, stop in parts:
-                rows += database.query(read(hours, by_start=False), (start, stop))
-        found = [
-            RollupRow(
-                start,
-                self._payers.read(database, payer) if payer else NOBODY,
-                self._kinds.read(database, kind),
-                [int(amount) for amount in sums],
-            )
-            for start, payer, kind, *sums in rows
-        ]
-        tail = Rollup()
-        for lagging in database.query(LAGGING):
-            for row in database.query(UNROLLED_OF, lagging):
-                for entry in decode_entries(_block(row)):
-                    tail.add(entry)
-        lately = [each for each in tail.rows() if since <= each.start_unix_ns < until]
-        if not lately and tables == 1:
-            return found
-        found += lately
-        return merged(each.coarse(by_hour=by_hour, by_payer=by_payer) for each in found)
 
     def close(self) -> None:
         """See ``LedgerStore``."""
@@ -642,8 +561,9 @@ class SQLStore(SettingsStore):
         try:
             with self._writer.writing():
                 rolled = self._written("rolled")
-                names = self._write_sums(
-                    rollup for number, rollup in self._unrolled if number > rolled
+                names = self._sums.write(
+                    self._writer,
+                    (rollup for number, rollup in self._unrolled if number > rolled),
                 )
                 holds = _ENCODER.encode(self._stored.open_holds())
                 _still_ours(
@@ -655,7 +575,7 @@ class SQLStore(SettingsStore):
                 )
         except LedgerUnavailable:
             return
-        self._keep_names(names)
+        self._sums.keep(names)
         self._unrolled.clear()
 
     def rebuild_sums(self) -> int:
@@ -667,49 +587,7 @@ class SQLStore(SettingsStore):
             LedgerCorrupt: an entry cannot be read.
         """
         with self._group.still, self._writer.writing():
-            rows = self._writer.query("SELECT owner, rolled FROM owners")
-            rolled = {str(owner): int(number) for owner, number in rows}
-            self._writer.change("DELETE FROM hours")
-            self._writer.change("DELETE FROM months")
-            self._writer.change("DELETE FROM factory_hours")
-            entries, after = 0, 0
-            while page := self._writer.query(f"{BLOCKS} LIMIT {REBUILD_BLOCKS}", (after,)):
-                rollup = Rollup()
-                for block in map(_block, page):
-                    after = block.seq
-                    if block.number <= rolled.get(block.owner, 0):
-                        for entry in decode_entries(block):
-                            rollup.add(entry)
-                self._write_sums([rollup])
-                entries += rollup.entries
-        return entries
-
-    def _write_sums(self, rollups: Iterable[Rollup]) -> tuple[dict[Payer, int], dict[Kind, int]]:
-        """Add sums to both tables inside a transaction; the new names hold once it is kept."""
-        payers: dict[Payer, int] = {}
-        kinds: dict[Kind, int] = {}
-        hours: list[list[int]] = []
-        coarse: dict[str, dict[tuple[int, int, int], Sums]] = {"months": {}, "factory_hours": {}}
-        for row in (row for rollup in rollups for row in rollup.rows()):
-            payer = self._payers.write(self._writer, row.payer, payers)
-            kind = self._kinds.write(self._writer, row.kind, kinds)
-            hours.append([row.start_unix_ns, payer, kind, *row.sums])
-            month = window_start("month", row.start_unix_ns)
-            for table, at in (
-                ("months", (month, payer, kind)),
-                ("factory_hours", (row.start_unix_ns, 0, kind)),
-            ):
-                sums = coarse[table].setdefault(at, [0] * len(MEASURES))
-                for i, amount in enumerate(row.sums):
-                    sums[i] += amount
-        self._writer.change_many(add_sums("hours"), hours)
-        for table, rows in coarse.items():
-            self._writer.change_many(add_sums(table), [[*at, *sums] for at, sums in rows.items()])
-        return payers, kinds
-
-    def _keep_names(self, names: _NewNames) -> None:
-        self._payers.keep(names[0])
-        self._kinds.keep(names[1])
+            return self._sums.rebuild(self._writer)
 
 
 def sqlite_store(
@@ -768,28 +646,9 @@ def _block_numbers(database: Database) -> dict[str, int]:
     return {str(owner): int(number) for owner, number in rows}
 
 
-def _block(row: tuple[Any, ...]) -> Block:
-    seq, owner, number, at_unix_ns, count, payload, digest = row
-    if not isinstance(payload, bytes) or not isinstance(digest, bytes):
-        raise LedgerCorrupt(f"Block {seq} was changed: it does not hold bytes.")
-    return Block(
-        seq=seq,
-        owner=owner,
-        number=number,
-        at_unix_ns=at_unix_ns,
-        count=count,
-        payload=payload,
-        hash=digest,
-    )
-
-
 def _still_ours(changed: int, owner: str) -> None:
     if changed != 1:
         raise LedgerUnavailable(
             f"Another process has taken over from {owner!r}, which it held for dead.",
             hint="Restart this one.",
         )
-
-
-def _next_month(unix_ns: int) -> int:
-    return window_end("month", window_start("month", unix_ns))
