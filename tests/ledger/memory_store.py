@@ -83,7 +83,7 @@ class MemoryStore:
                         memory.costs[place] = (holder, entry.until_unix_ns)
             for place, amount in spent(fresh, by_node(memory.limits.values())).items():
                 if self._leases:
-                    self._lease_of(*place, amount)[1] += amount
+                    self._lease_of(*place)[1] += amount
             memory.blocks.append(self._block(fresh))
 
     def _block(self, entries: list[Entry]) -> Block:
@@ -187,9 +187,9 @@ class MemoryStore:
             self._lease_of(*short[:2])[0] += amount
         return amounts
 
-    def _lease_of(self, limit: LimitID, start_unix_ns: int, granted: int = 0) -> list[int]:
+    def _lease_of(self, limit: LimitID, start_unix_ns: int) -> list[int]:
         owners = self._memory.leases.setdefault((limit, start_unix_ns), {})
-        return owners.setdefault(self.owner, [granted, 0])
+        return owners.setdefault(self.owner, [0, 0])
 
     def _use(self, state: LimitState | None) -> WindowUse:
         leases = self._memory.leases
@@ -205,6 +205,11 @@ class MemoryStore:
             granted=without_lease + sum(max(granted, used) for granted, used in owners),
             used=state.used,
         )
+
+    def cover(self, lacking: Sequence[Shortage]) -> None:
+        self._still_ours()
+        for part in lacking:
+            self._lease_of(*part[:2])[0] += part.missing
 
     def give_back(self, rest: Sequence[Shortage]) -> None:
         self._still_ours()

@@ -431,6 +431,48 @@ class StoreConformance:
         assert two.lease([gone], NOW) == (gone, WindowUse(0, 0, 0))
         assert one.limit_states(NOW)[1].allowed == 100
 
+    def test_a_limit_that_is_set_later_counts_what_any_sharing_process_uses(
+        self, open_store: OpenStore
+    ) -> None:
+        one, two = open_store("one"), open_store("two")
+        for each in (one, two):
+            assert each.lease((), NOW) == []
+        made = ledger(owner="one")
+        one.append_now([reserve(made)])
+        two.put_limit(limit())
+        assert two.lease([lack(10)], NOW) == [12]
+        one.append_now([post(made)])
+        refused = lack(59)
+        assert two.lease([refused], NOW) == (refused, WindowUse(100, 42, 30))
+        assert two.lease([lack(50)], NOW) == [50]
+
+    def test_what_a_process_holds_already_is_granted_whatever_is_left(
+        self, open_store: OpenStore
+    ) -> None:
+        one, two = open_store("one"), open_store("two")
+        one.put_limit(limit())
+        one.lease((), NOW)
+        one.cover([lack(80)])
+        refused = lack(21)
+        assert two.lease([refused], NOW) == (refused, WindowUse(100, 80, 0))
+        one.cover([lack(40)])
+        assert two.lease([lack(1)], NOW) == (lack(1), WindowUse(100, 120, 0))
+        one.give_back([lack(100)])
+        assert two.lease([lack(80)], NOW) == [80]
+
+    def test_what_was_used_before_counts_also_where_a_process_held_something_first(
+        self, open_store: OpenStore
+    ) -> None:
+        one, two = open_store("one"), open_store("two")
+        one.append_now(answers_at(NOW))
+        for each in (limit(), LIFE):
+            one.put_limit(each)
+        one.lease((), NOW)
+        assert two.lease([lack(10)], NOW) == [10]  # and knows how all limits stand
+        one.cover([lack(1_000, LIFE, 0)])
+        refused = lack(10**8 - 128_680 + 1, LIFE, 0)
+        assert two.lease([refused], NOW) == (refused, WindowUse(10**8, 128_680, 127_680))
+
     def test_a_leased_month_carries_over_what_nobody_uses_nor_holds(
         self, open_store: OpenStore
     ) -> None:

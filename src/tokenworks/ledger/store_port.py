@@ -125,7 +125,8 @@ class LedgerStore(Protocol):
     ) -> list[int] | tuple[Shortage, WindowUse]:
         """Grant this process more of some limits, all or none.
 
-        From the first call on, what this process appends counts against its leases.
+        From the first call on, be it for nothing, what this process appends counts against its
+        leases, by the limits that are set when it is stored.
 
         Returns:
             What was granted of each, at least what was missing; or the first that has not so much
@@ -133,6 +134,14 @@ class LedgerStore(Protocol):
 
         Raises:
             LedgerUnavailable: the store cannot be asked, or this process was taken over.
+        """
+        ...
+
+    def cover(self, lacking: Sequence[Shortage]) -> None:
+        """Grant this process what it uses and holds already, also where so much is not left.
+
+        Raises:
+            LedgerUnavailable: the store cannot be told; nothing was granted.
         """
         ...
 
@@ -266,6 +275,7 @@ def join(store: LedgerStore, unix_ns: int) -> Ledger:
     unix_ns = max(unix_ns, store.latest_unix_ns())
     ledger = Ledger(store.owner, leased=True, unix_ns=unix_ns)
     store.alive(unix_ns)
+    store.lease((), unix_ns)
     for record in store.load_keys():
         ledger.set_key(record)
     ledger.set_limits(store.limit_states(unix_ns))

@@ -274,8 +274,13 @@ class SQLStore(SettingsStore):
             self._check_alive()
             version = meta_number(self._writer, "settings_version")
             leasing = self._leasing
-            known = all((each.limit, each.start_unix_ns) in leasing.states for each in shortages)
-            if leasing.version != version or not known:
+            places = [(each.limit, each.start_unix_ns) for each in shortages]
+            known = all(place in leasing.states for place in places)
+            if (
+                leasing.version != version
+                or not known
+                or lease_tables.unknown(self._writer, places)
+            ):
                 leasing = self._read_leasing(version, unix_ns)
             result = lease_tables.lease(
                 self._writer, self.owner, shortages, leasing.states, unix_ns
@@ -311,6 +316,12 @@ class SQLStore(SettingsStore):
             if limit == short.limit and start < short.start_unix_ns
         }
         return before != lease_tables.held(self._writer, short.start_unix_ns, short.limit)
+
+    def cover(self, lacking: Sequence[Shortage]) -> None:
+        """See ``LedgerStore``."""
+        with self._group.still, self._changing_leases(lacking):
+            self._check_alive()
+            lease_tables.cover(self._writer, self.owner, lacking)
 
     def give_back(self, rest: Sequence[Shortage]) -> None:
         """See ``LedgerStore``."""
@@ -517,13 +528,23 @@ class SQLStore(SettingsStore):
             ),
             self.owner,
         )
-        if self._leasing.by_node:
-            spent_now = spent(entries, self._leasing.by_node)
-            lease_tables.spend(self._writer, self.owner, spent_now)
+        self._spend(entries)
         cost_claims.advance(self._writer, self.owner, self._costs, entries)
         self._writer.change(
             INSERT_BLOCK, (seq, self.owner, number, at_unix_ns, len(entries), payload, digest)
         )
+
+    def _spend(self, entries: Sequence[Entry]) -> None:
+        """Count what entries use against this process's leases, if it has ever asked for one."""
+        leasing = self._leasing
+        if leasing.version < 0:
+            return
+        # A limit may have been set since this process last asked for a lease: another one that
+        # has asked since must not be given what is used here.
+        version = meta_number(self._writer, "settings_version")
+        if version != leasing.limits_version:
+            leasing.limits_are(version, load_limits(self._writer))
+        lease_tables.spend(self._writer, self.owner, spent(entries, leasing.by_node))
 
     def _ask_until_known(self, question: Callable[[], bool]) -> bool | None:
         """The answer to a question about what a broken commit has left; None if nobody answers.
