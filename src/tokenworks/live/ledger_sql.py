@@ -15,7 +15,8 @@ SCHEMA_VERSION: Final = 3
 
 _META_SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
-INSERT INTO meta VALUES ('schema_version', 3), ('settings_version', 0) ON CONFLICT DO NOTHING;
+INSERT INTO meta VALUES ('schema_version', 3), ('settings_version', 0), ('questions', 0)
+    ON CONFLICT DO NOTHING;
 """
 
 _SUMS: Final = ", ".join(f"{name} INTEGER NOT NULL" for name in MEASURES)
@@ -137,6 +138,8 @@ INSERT INTO extras VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (extra) DO UPD
     amount = excluded.amount, reason = excluded.reason, asked_by = excluded.asked_by,
     state = excluded.state, decided_by = excluded.decided_by, at_unix_ns = excluded.at_unix_ns
 """
+COUNT_QUESTION: Final = "UPDATE meta SET value = value + 1 WHERE name = 'questions'"
+"""A change that is always one: SQLite writes nothing for a row that stays as it is."""
 INSERT_BLOCK: Final = "INSERT INTO blocks VALUES (?, ?, ?, ?, ?, ?, ?)"
 LAST_BLOCK: Final = "SELECT seq, hash FROM blocks ORDER BY seq DESC LIMIT 1"
 BLOCKS: Final = (

@@ -36,6 +36,7 @@ from tokenworks.live.group_commit import QUEUE_LEN_MAX, Batch, GroupCommit
 from tokenworks.live.ledger_sql import (
     BLOCK_OF,
     BLOCKS,
+    COUNT_QUESTION,
     INSERT_BLOCK,
     LAGGING,
     LAST_BLOCK,
@@ -550,12 +551,14 @@ class SQLStore(SettingsStore):
         """The answer to a question about what a broken commit has left; None if nobody answers.
 
         It is asked inside a transaction that writes: while the commit is still under way on the
-        other side, that has to wait.
+        other side, that has to wait; and what a commit without a sync has left in SQLite's log is
+        written over, so that what is not there now never will be.
         """
         until = time.monotonic() + DOUBT_S_MAX
         while time.monotonic() < until:
             try:
                 with self._writer.writing():
+                    self._writer.change(COUNT_QUESTION)
                     answer = question()
             except LedgerUnavailable:
                 time.sleep(DOUBT_STEP_S)
