@@ -159,8 +159,8 @@ def measure(path: Path, prices: PriceBook, *, verify: bool) -> dict[str, Any]:
             audit = Audit({prices.price_id: prices})
             for _ in audit.read(store.blocks()):
                 pass
-            _, sums, numbers = store.since(audit.progress.blocks)
-            findings = audit.finish(sums, numbers)
+            since = store.since(audit.progress.blocks)
+            findings = audit.finish(since.sums, since.numbers, since.holds)
             store.close()
             assert not findings, findings[:3]
             return audit.progress.entries

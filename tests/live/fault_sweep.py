@@ -102,8 +102,8 @@ def prove(path: Path, acknowledged: list[Entry], refused: list[Entry]) -> None:
         store.take_over(10**18)
         audit = Audit(BOOKS)
         list(audit.read(store.blocks()))
-        _, sums, numbers = store.since(audit.progress.blocks)
-        findings = audit.finish(sums, numbers)
+        since = store.since(audit.progress.blocks)
+        findings = audit.finish(since.sums, since.numbers, since.holds)
         assert not findings, findings
     finally:
         store.close()

@@ -41,7 +41,7 @@ from tests.ledger.store_conformance import (
 )
 from tokenworks.core.errors import ConfigInvalid, LedgerCorrupt, LedgerUnavailable
 from tokenworks.core.ids import KeyID
-from tokenworks.ledger.blocks import GENESIS, check_block
+from tokenworks.ledger.blocks import GENESIS, Block, ChainHead, check_block
 from tokenworks.ledger.entries import Entry, Reserved
 from tokenworks.ledger.store_port import InDoubt, recover
 from tokenworks.live import group_commit
@@ -690,6 +690,31 @@ def test_a_number_beyond_64_bits_is_refused_alone(store: SQLStore, run: Callable
 
 
 # Damage.
+
+
+def test_the_end_of_the_chain_is_logged_once_an_hour_and_at_the_end(
+    store: SQLStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "tokenworks.ledger")
+    made = ledger()
+    monkeypatch.setattr(store_module, "ROLL_ENTRIES", 1)
+    for i in range(3):
+        store.append_now([reserve(made, str(i))])
+        if i == 1:
+            store._head_s -= store_module.HEAD_S
+    store.close()
+    heads = [str(ChainHead(block.seq, block.hash)) for block in store_blocks(store)]
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [f"the ledger's chain ends with {head}" for head in (heads[1], heads[2])]
+
+
+def store_blocks(closed: SQLStore) -> list[Block]:
+    assert isinstance(closed._writer, SQLiteDatabase)
+    again = sqlite_store(closed._writer.path)
+    try:
+        return list(again.blocks())
+    finally:
+        again.close()
 
 
 def spoil(path: Path, sql: str) -> None:

@@ -29,6 +29,8 @@ def command(home: Home, host: str | None, port: int | None, *, as_json: bool, qu
     logging.basicConfig(
         level=logging.ERROR if quiet else logging.WARNING, format="%(levelname)s %(message)s"
     )
+    # The end of the ledger's chain, once an hour: `ledger verify --expect` asks for it.
+    logging.getLogger("tokenworks.ledger").setLevel(logging.ERROR if quiet else logging.INFO)
     settings, books = home.load_settings(), home.load_price_books()
     host = host or settings.gateway.host
     port = settings.gateway.port if port is None else port

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -18,6 +19,7 @@ from tokenworks.core.units import NS_PER_HOUR
 from tokenworks.ledger.blocks import (
     GENESIS,
     Block,
+    ChainHead,
     check_block,
     decode_entries,
     encode_entries,
@@ -64,12 +66,32 @@ DOUBT_S_MAX: Final = 30
 DOUBT_STEP_S: Final = 0.2
 PRUNE_NS: Final = NS_PER_HOUR
 """Between two looks for leases that nobody needs any more."""
+HEAD_S: Final = 3_600
+"""The chain's end is logged so often, and at the end: what somebody may change later is noted where
+they cannot."""
 RESTORE: Final = "Restore it from a copy."
 CANNOT_TELL: Final = "The ledger cannot tell what it has stored."
 RESTART: Final = "Start the factory again: it finds out what is stored."
 
+_log: Final = logging.getLogger("tokenworks.ledger")
 _ENCODER: Final = msgspec.json.Encoder()
 _HOLDS: Final = msgspec.json.Decoder(list[Reserved])
+
+
+class Since(NamedTuple):
+    """What a store has derived from its blocks.
+
+    Attributes:
+        blocks: those after one.
+        sums: over all time.
+        numbers: by process, the number of the last block that it has written.
+        holds: reservations that a start would find open.
+    """
+
+    blocks: list[Block]
+    sums: list[RollupRow]
+    numbers: dict[str, int]
+    holds: list[Reserved]
 
 
 class SQLStore(SettingsStore):
@@ -101,6 +123,8 @@ class SQLStore(SettingsStore):
         self._tail_proved = False
         self._rolled_s = time.monotonic()
         self._number = 0
+        self._head: ChainHead | None = None
+        self._head_s = time.monotonic()
         self._known = False
         self._closed = False
         self._leasing = lease_tables.Leasing()
@@ -149,17 +173,18 @@ class SQLStore(SettingsStore):
         with self._other_lock:
             return _block_numbers(self._other)
 
-    def since(self, after_seq: int) -> tuple[list[Block], list[RollupRow], dict[str, int]]:
-        """Blocks after one, all sums, and ``block_numbers``, all of one moment.
+    def since(self, after_seq: int) -> Since:
+        """Blocks after one, and all that is derived from blocks, of one moment.
 
         Raises:
-            LedgerCorrupt: the sums by hour are not those by month.
+            LedgerCorrupt: the sums by hour are not those by month, or what is written down of
+                open reservations is not what a process can have left.
         """
         with self._other_lock, self._other.reading():
             blocks = [block_from(row) for row in self._other.query(BLOCKS, (after_seq,))]
             self._sums.compare(self._other)
             sums = self._sums.read(self._other, 0, UNIX_NS_MAX)
-            return blocks, sums, _block_numbers(self._other)
+            return Since(blocks, sums, _block_numbers(self._other), _open_holds(self._other))
 
     # Other processes.
 
@@ -217,7 +242,7 @@ class SQLStore(SettingsStore):
             self._check_tail()
             self._tail_proved = True
         for owner, number, rolled, holds in dead:
-            adopted.adopt(_HOLDS.decode(bytes(holds)))
+            adopted.adopt(_holds_from(holds))
             for row in self._writer.query(UNROLLED_OF, (owner, rolled)):
                 for entry in adopted.admit(decode_entries(block_from(row))):
                     rollup.add(entry)
@@ -230,7 +255,7 @@ class SQLStore(SettingsStore):
 
     def _rolled_holds(self) -> list[Reserved]:
         rows = self._writer.query("SELECT holds FROM owners WHERE owner = ?", (self.owner,))
-        return _HOLDS.decode(bytes(rows[0][0])) if rows else []
+        return _holds_from(rows[0][0]) if rows else []
 
     def _join(self, unix_ns: int) -> None:
         """Enter this process into the list of owners, inside a transaction."""
@@ -439,6 +464,7 @@ class SQLStore(SettingsStore):
             self._closed = True
             with self._group.still:  # a call on another thread may be under way
                 try:
+                    self._log_head()
                     self._roll_if_any()
                     self._leave()
                 finally:
@@ -489,9 +515,10 @@ class SQLStore(SettingsStore):
 
     def _store(self, entries: list[Entry]) -> TokenworksError | None:
         number = self._number + 1
+        head = self._head
         try:
             with self._writer.writing():
-                self._write_block(entries, number)
+                head = self._write_block(entries, number)
         except CommitUnknown as error:
             kept = self._ask_until_known(lambda: self._written("number") >= number)
             if kept is None:
@@ -501,10 +528,10 @@ class SQLStore(SettingsStore):
                 return error
         except (LedgerUnavailable, LedgerCorrupt) as error:
             return error
-        self._number, self._known = number, True
+        self._number, self._known, self._head = number, True, head
         return None
 
-    def _write_block(self, entries: list[Entry], number: int) -> None:
+    def _write_block(self, entries: list[Entry], number: int) -> ChainHead:
         at_unix_ns = entries[-1].at_unix_ns
         self._join(at_unix_ns)
         last = self._writer.query(LAST_BLOCK)
@@ -534,6 +561,7 @@ class SQLStore(SettingsStore):
         self._writer.change(
             INSERT_BLOCK, (seq, self.owner, number, at_unix_ns, len(entries), payload, digest)
         )
+        return ChainHead(seq, digest)
 
     def _spend(self, entries: Sequence[Entry]) -> None:
         """Count what entries use against this process's leases, if it has ever asked for one."""
@@ -577,6 +605,8 @@ class SQLStore(SettingsStore):
         be heard is found out the next time.
         """
         self._rolled_s = time.monotonic()
+        if self._rolled_s - self._head_s >= HEAD_S:
+            self._log_head()
         if self._rollup.entries:
             self._unrolled.append((self._number, self._rollup))
             self._rollup = Rollup()
@@ -601,6 +631,12 @@ class SQLStore(SettingsStore):
             return
         self._sums.keep(names)
         self._unrolled.clear()
+
+    def _log_head(self) -> None:
+        self._head_s = time.monotonic()
+        if self._head is not None:
+            _log.info("the ledger's chain ends with %s", self._head)
+            self._head = None
 
     def rebuild_sums(self) -> int:
         """Make the tables of sums again from the blocks; how many entries that took.
@@ -668,6 +704,29 @@ def postgres_store(url: str, owner: str = "tool", *, sole: bool = False) -> SQLS
 def _block_numbers(database: Database) -> dict[str, int]:
     rows = database.query("SELECT owner, number FROM owners WHERE number > 0")
     return {str(owner): int(number) for owner, number in rows}
+
+
+def _holds_from(column: bytes) -> list[Reserved]:
+    try:
+        return _HOLDS.decode(bytes(column))
+    except (msgspec.DecodeError, TypeError) as error:
+        raise LedgerCorrupt(
+            f"A list of open reservations cannot be read: {error}.", hint=RESTORE
+        ) from error
+
+
+def _open_holds(database: Database) -> list[Reserved]:
+    """What a start would find open: what processes wrote down, and the blocks after that."""
+    found: list[Reserved] = []
+    for owner, rolled, holds in database.query(
+        "SELECT owner, rolled, holds FROM owners WHERE ended = 0 ORDER BY owner"
+    ):
+        left = Stored()
+        left.adopt(_holds_from(holds))
+        for row in database.query(UNROLLED_OF, (owner, rolled)):
+            left.admit(decode_entries(block_from(row)))
+        found += left.open_holds()
+    return found
 
 
 def _still_ours(changed: int, owner: str) -> None:
