@@ -31,7 +31,8 @@ from tokenworks.ledger.entries import CostAccrued, Posted, Reserved, Voided
 from tokenworks.ledger.extras import Extra
 from tokenworks.ledger.leases import Shortage, WindowUse
 from tokenworks.ledger.quotas import KeyRecord, Limit, NodeID, window_start
-from tokenworks.live import lease_tables
+from tokenworks.ledger.store_port import recover
+from tokenworks.live import lease_tables, sum_tables
 from tokenworks.live.ledger_sql import BLOCK_OF, BLOCKS, INSERT_BLOCK, LAST_BLOCK, UNROLLED_OF
 from tokenworks.live.store import SQLStore
 
@@ -221,6 +222,52 @@ class SQLStoreCases:
         store.append_now([posted(h, nanodollars=n) for h, n in zip(holds, amounts, strict=True)])
         store._roll_if_any()
         assert charged(store) == sum(amounts)
+
+    def test_sums_have_no_end(self, store: SQLStore, open_store: OpenSQLStore) -> None:
+        amount = 2**63 - 1
+        life = limit("life", period="lifetime", unit="nanodollars", amount=10)
+        for name, at in (("a", NOW), ("b", NOW + 40 * 24 * HOUR)):
+            hold = reserved(name, at=at)
+            answer = msgspec.structs.replace(
+                posted(hold, nanodollars=amount),
+                **dict.fromkeys(("energy_nanodollars", "capital_nanodollars"), amount),
+                worker_ns=amount,
+            )
+            store.append_now([hold, answer])
+        store.put_limit(life)
+        store._roll_if_any()
+        assert charged(store) == charged(store, by_hour=True) == 2 * amount
+        assert sum(row.energy_nanodollars for row in store.rollups(by_payer=False)) == 2 * amount
+        (state,) = store.limit_states(NOW)
+        assert state.used == 2 * amount
+        store.close()
+        (window,) = recover(open_store("next"), NOW).windows()
+        assert window.used == 2 * amount
+
+    def test_a_ledger_of_the_release_before_is_taken_over(
+        self, store: SQLStore, open_store: OpenSQLStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sum_tables, "REBUILD_ENTRIES", 2)
+        for i in range(5):
+            hold = reserved(str(i), at=NOW + i * HOUR * 300)
+            store.append_now([hold, posted(hold), accrued(hold.at_unix_ns)])
+        store._roll_if_any()
+        last = reserved("late")
+        store.append_now([last, posted(last)])
+        wanted = sorted(store.rollups(by_hour=True), key=repr)
+        with store._other.writing():
+            for table in ("hours", "factory_hours", "months"):
+                column = f"ALTER TABLE {table} ADD COLUMN worker_ns BIGINT NOT NULL DEFAULT 7"
+                store._other.change(column)
+            store._other.change("UPDATE meta SET value = 3 WHERE name = 'schema_version'")
+        after = open_store("next")
+        assert after._other.query("SELECT value FROM meta WHERE name = 'schema_version'") == [(4,)]
+        assert sorted(after.rollups(by_hour=True), key=repr) == wanted
+        assert charged(after) == 5_400
+        after.take_over(NOW + 9)
+        assert sorted(open_store("last").since(0).sums, key=repr) == sorted(
+            after.rollups(), key=repr
+        )
 
     # Keys, limits and price books.
 

@@ -66,7 +66,6 @@ MEASURES: Final = (
     "ad_income_nanodollars",
     "energy_nanodollars",
     "capital_nanodollars",
-    "worker_ns",
 )
 """What is summed. ``energy`` and ``capital`` of an answer are its share; of ``accrued``, all."""
 
@@ -172,7 +171,6 @@ class Rollup:
         sums[12] += entry.ad_income_nanodollars
         sums[13] += entry.energy_nanodollars
         sums[14] += entry.capital_nanodollars
-        sums[15] += entry.worker_ns
 
     def _sums(self, unix_ns: int, payer: Payer, kind: Kind) -> Sums:
         row = (unix_ns - unix_ns % NS_PER_HOUR if self._by_hour else 0, payer, kind)

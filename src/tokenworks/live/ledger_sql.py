@@ -3,25 +3,46 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from tokenworks.core.errors import LedgerCorrupt
+from tokenworks.core.units import NANODOLLARS_PER_DOLLAR
 from tokenworks.ledger.blocks import Block
 from tokenworks.ledger.rollup import MEASURES
 from tokenworks.live.database import Dialect
 
-SCHEMA_VERSION: Final = 3
+SCHEMA_VERSION: Final = 4
+MIGRATED_FROM: Final = frozenset({3})
+"""Schemas whose tables of sums are made anew from the entries; nothing else is other there."""
 
-_META_SCHEMA: Final = """
+_META_SCHEMA: Final = f"""
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
-INSERT INTO meta VALUES ('schema_version', 3), ('settings_version', 0), ('questions', 0)
+INSERT INTO meta VALUES
+    ('schema_version', {SCHEMA_VERSION}), ('settings_version', 0), ('questions', 0)
     ON CONFLICT DO NOTHING;
 """
 
 _SUMS: Final = ", ".join(f"{name} INTEGER NOT NULL" for name in MEASURES)
 
-_SCHEMA: Final = f"""
+_SUM_SCHEMA: Final = f"""
+CREATE TABLE IF NOT EXISTS payers (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE);
+CREATE TABLE IF NOT EXISTS kinds (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE);
+CREATE TABLE IF NOT EXISTS hours (
+    start_unix_ns INTEGER NOT NULL, payer INTEGER NOT NULL, kind INTEGER NOT NULL, {_SUMS},
+    PRIMARY KEY (start_unix_ns, payer, kind)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS factory_hours (
+    start_unix_ns INTEGER NOT NULL, payer INTEGER NOT NULL, kind INTEGER NOT NULL, {_SUMS},
+    PRIMARY KEY (start_unix_ns, payer, kind)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS months (
+    start_unix_ns INTEGER NOT NULL, payer INTEGER NOT NULL, kind INTEGER NOT NULL, {_SUMS},
+    PRIMARY KEY (start_unix_ns, payer, kind)) WITHOUT ROWID;
+"""
+"""What is derived from the entries."""
+
+_SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS keys (
     key TEXT PRIMARY KEY, tenant TEXT NOT NULL, team TEXT, engineer TEXT, name TEXT NOT NULL,
     secret_sha256 TEXT NOT NULL UNIQUE, tier_default TEXT NOT NULL,
@@ -43,19 +64,6 @@ CREATE TABLE IF NOT EXISTS blocks (
 CREATE TABLE IF NOT EXISTS owners (
     owner TEXT PRIMARY KEY, number INTEGER NOT NULL, rolled INTEGER NOT NULL,
     holds BLOB NOT NULL, seen_unix_ns INTEGER NOT NULL, ended INTEGER NOT NULL);
-CREATE TABLE IF NOT EXISTS payers (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE);
-CREATE TABLE IF NOT EXISTS kinds (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE);
-CREATE TABLE IF NOT EXISTS hours (
-    start_unix_ns INTEGER NOT NULL, payer INTEGER NOT NULL, kind INTEGER NOT NULL, {_SUMS},
-    PRIMARY KEY (start_unix_ns, payer, kind)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS factory_hours (
-    start_unix_ns INTEGER NOT NULL, payer INTEGER NOT NULL, kind INTEGER NOT NULL, {_SUMS},
-    PRIMARY KEY (start_unix_ns, payer, kind)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS months (
-    start_unix_ns INTEGER NOT NULL, payer INTEGER NOT NULL, kind INTEGER NOT NULL, {_SUMS},
-    PRIMARY KEY (start_unix_ns, payer, kind)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS leases (
     owner TEXT NOT NULL, limit_id TEXT NOT NULL, start_unix_ns INTEGER NOT NULL,
     granted INTEGER NOT NULL, used INTEGER NOT NULL,
@@ -108,7 +116,13 @@ def meta_schema(dialect: Dialect) -> str:
 
 def schema(dialect: Dialect) -> str:
     """All other tables, and what keeps blocks as they are."""
-    return _in_words_of(dialect, _SCHEMA) + _NEVER_EDITED[dialect]
+    return _in_words_of(dialect, _SCHEMA + _SUM_SCHEMA) + _NEVER_EDITED[dialect]
+
+
+def new_sum_tables(dialect: Dialect) -> list[str]:
+    """The statements that put empty tables of sums in the place of those that are there."""
+    drop = [f"DROP TABLE {table}" for table in ("hours", "factory_hours", "months")]
+    return [*drop, *_in_words_of(dialect, _SUM_SCHEMA).split(";")[:-1]]
 
 
 def _in_words_of(dialect: Dialect, sql: str) -> str:
@@ -171,16 +185,35 @@ def add_sums(table: str) -> str:
 def read_sums(table: str, *, by_start: bool, by_payer: bool = True) -> str:
     """The statement that sums a table's rows from one start up to another.
 
-    Its columns are start, payer and kind, 0 where it does not group by them, then the sums.
+    Its columns are start, payer and kind, 0 where it does not group by them, then what
+    ``sums_from`` reads.
     """
     names = {"start_unix_ns": by_start, "payer": by_payer, "kind": True}
     columns = ", ".join(name if grouped else "0" for name, grouped in names.items())
     group = ", ".join(name for name, grouped in names.items() if grouped)
-    sums = ", ".join(f"SUM({name})" for name in MEASURES)
     return (
-        f"SELECT {columns}, {sums} FROM {table} "
+        f"SELECT {columns}, {_SUMMED} FROM {table} "
         f"WHERE start_unix_ns >= ? AND start_unix_ns < ? GROUP BY {group}"
     )
+
+
+_MONEY: Final = tuple(i for i, name in enumerate(MEASURES) if name.endswith("_nanodollars"))
+_SUMMED: Final = ", ".join(
+    # SQLite gives up where a sum has more than 64 bits, which is nine billion dollars.
+    [
+        f"SUM({name} / {NANODOLLARS_PER_DOLLAR})" if i in _MONEY else f"SUM({name})"
+        for i, name in enumerate(MEASURES)
+    ]
+    + [f"SUM({MEASURES[i]} % {NANODOLLARS_PER_DOLLAR})" for i in _MONEY]
+)
+
+
+def sums_from(columns: Sequence[Any]) -> list[int]:
+    """A number for each of ``MEASURES`` from the columns of ``read_sums`` that have them."""
+    sums = [int(amount) for amount in columns[: len(MEASURES)]]
+    for i, rest in zip(_MONEY, columns[len(MEASURES) :], strict=True):
+        sums[i] = sums[i] * NANODOLLARS_PER_DOLLAR + int(rest)
+    return sums
 
 
 def block_from(row: tuple[Any, ...]) -> Block:

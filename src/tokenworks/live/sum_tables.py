@@ -21,12 +21,16 @@ from tokenworks.live.ledger_sql import (
     UNROLLED_OF,
     add_sums,
     block_from,
+    new_sum_tables,
     read_sums,
+    sums_from,
 )
 from tokenworks.live.numbered_names import NumberedNames
 
-REBUILD_BLOCKS: Final = 1_024
-"""Blocks whose sums are made at once when the tables are made again."""
+REBUILD_BLOCKS: Final = 16
+"""Blocks that are in memory at once when the tables are made again; one may have megabytes."""
+REBUILD_ENTRIES: Final = 65_536
+"""Entries whose sums are in memory then before they are written."""
 
 NewNames = tuple[dict[Payer, int], dict[Kind, int]]
 """Payers and kinds that got their numbers in a transaction that is not kept yet."""
@@ -78,7 +82,7 @@ class SumTables:
                 start,
                 self._payers.read(database, payer) if payer else NOBODY,
                 self._kinds.read(database, kind),
-                [int(amount) for amount in sums],
+                sums_from(sums),
             )
             for start, payer, kind, *sums in rows
         ]
@@ -124,8 +128,11 @@ class SumTables:
         """
 
         def of(table: str, *, by_payer: bool) -> list[tuple[Any, ...]]:
-            sql = read_sums(table, by_start=False, by_payer=by_payer)
-            return sorted(database.query(sql, (0, UNIX_NS_MAX)))
+            rows = database.query(
+                read_sums(table, by_start=False, by_payer=by_payer), (0, UNIX_NS_MAX)
+            )
+            # Hours, summed apart, may have more dollars in their parts of one than a month has.
+            return sorted((payer, kind, *sums_from(sums)) for _, payer, kind, *sums in rows)
 
         for table, by_payer in (("hours", True), ("factory_hours", False)):
             if of(table, by_payer=by_payer) != of("months", by_payer=by_payer):
@@ -142,17 +149,24 @@ class SumTables:
         }
         for statement in FORGET_SUMS:
             database.change(statement)
-        entries, after = 0, 0
+        entries, after, rollup = 0, 0, Rollup()
         while page := database.query(f"{BLOCKS} LIMIT {REBUILD_BLOCKS}", (after,)):
-            rollup = Rollup()
             for block in map(block_from, page):
                 after = block.seq
                 if block.number <= rolled.get(block.owner, 0):
                     for entry in decode_entries(block):
                         rollup.add(entry)
-            self.write(database, [rollup])
-            entries += rollup.entries
-        return entries
+            if rollup.entries >= REBUILD_ENTRIES:
+                self.write(database, [rollup])
+                entries, rollup = entries + rollup.entries, Rollup()
+        self.write(database, [rollup])
+        return entries + rollup.entries
+
+    def migrate(self, database: Database) -> int:
+        """Make tables of this release, and what is in them, inside a transaction."""
+        for statement in new_sum_tables(database.dialect):
+            database.change(statement)
+        return self.rebuild(database)
 
 
 def _tail(database: Database) -> Rollup:
