@@ -11,7 +11,7 @@ import pytest
 
 from tests.cli.command_line import data, done, fill, invoke
 from tests.ledger.ledger_samples import book, key_record, ledger, post, reserve
-from tokenworks.core.errors import ConfigInvalid, InvalidRequest
+from tokenworks.core.errors import ConfigInvalid, InvalidRequest, LedgerUnavailable
 from tokenworks.live.home import Home, packaged
 from tokenworks.live.store import SQLStore
 
@@ -115,6 +115,15 @@ def test_sums_can_be_made_again(home: Home) -> None:
     assert row["entries"] >= 8
     assert data(home, "report") == report
     assert data(home, "ledger", "verify")["findings"] == []
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_sums_are_not_made_again_beside_a_factory(home: Home, *, shared: bool) -> None:
+    with closing(home.open_ledger("factory", sole=not shared, shared=shared)):
+        refused = invoke(home, "ledger", "rebuild").exception
+    assert isinstance(refused, LedgerUnavailable)
+    assert "locked" in str(refused)
+    assert "Stop the other factory" in refused.hint
 
 
 def test_a_copy_is_whole_and_private(home: Home, tmp_path: Path) -> None:

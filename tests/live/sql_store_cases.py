@@ -34,6 +34,7 @@ from tokenworks.ledger.quotas import KeyRecord, Limit, NodeID, window_start
 from tokenworks.ledger.store_port import recover
 from tokenworks.live import lease_tables, sum_tables
 from tokenworks.live.ledger_sql import BLOCK_OF, BLOCKS, INSERT_BLOCK, LAST_BLOCK, UNROLLED_OF
+from tokenworks.live.quota_leases import DEAD_AFTER_NS
 from tokenworks.live.store import SQLStore
 
 NOW = 1_790_000_000_000_000_000
@@ -222,6 +223,29 @@ class SQLStoreCases:
         store.append_now([posted(h, nanodollars=n) for h, n in zip(holds, amounts, strict=True)])
         store._roll_if_any()
         assert charged(store) == sum(amounts)
+
+    def test_sums_are_made_again_where_nobody_else_is(
+        self, store: SQLStore, open_store: OpenSQLStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sum_tables, "REBUILD_BLOCKS", 2)
+        monkeypatch.setattr(sum_tables, "REBUILD_ENTRIES", 3)
+        for i in range(7):
+            hold = reserved(str(i), at=NOW + i * HOUR)
+            store.append_now([hold, posted(hold)])
+        store._roll_if_any()
+        wanted = sorted(store.rollups(by_hour=True), key=repr)
+        tool = open_store("tool")
+        for table in ("hours", "months", "factory_hours"):
+            with tool._other.writing():
+                tool._other.change(f"UPDATE {table} SET requests = requests + 5")
+        seen = NOW + 7 * HOUR
+        store.alive(seen)
+        with pytest.raises(LedgerUnavailable, match="'me' has used the ledger") as caught:
+            tool.rebuild_sums(seen + DEAD_AFTER_NS)
+        assert "Stop every factory" in caught.value.hint
+        assert tool.rebuild_sums(seen + DEAD_AFTER_NS + 1) == 14
+        assert sorted(open_store("last").rollups(by_hour=True), key=repr) == wanted
+        assert charged(tool) == charged(tool, by_hour=True) == 6_300
 
     def test_sums_have_no_end(self, store: SQLStore, open_store: OpenSQLStore) -> None:
         amount = 2**63 - 1

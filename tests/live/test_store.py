@@ -45,6 +45,7 @@ from tokenworks.ledger.blocks import GENESIS, Block, ChainHead, check_block
 from tokenworks.ledger.entries import Entry, Reserved
 from tokenworks.ledger.store_port import InDoubt, recover
 from tokenworks.live import group_commit
+from tokenworks.live import sqlite as sqlite_module
 from tokenworks.live import store as store_module
 from tokenworks.live.database import CommitUnknown, Dialect
 from tokenworks.live.sqlite import SQLiteDatabase
@@ -802,6 +803,19 @@ def test_only_one_factory_may_open_it(path: Path) -> None:
     tool.close()
     first.close()
     sqlite_store(path, "two", sole=True).close()
+
+
+def test_who_waits_too_long_for_another_writer_is_told_so(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_module, "BUSY_S_MAX", 0)
+    store = sqlite_store(path, "me")
+    other = SQLiteDatabase(path)
+    with other.writing(), pytest.raises(LedgerUnavailable, match="locked") as caught:
+        store.append_now([reserve(ledger())])
+    assert "Another process has been writing" in caught.value.hint
+    other.close()
+    store.close()
 
 
 def test_a_file_that_is_no_ledger_is_left_alone(tmp_path: Path, path: Path) -> None:

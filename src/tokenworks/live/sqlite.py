@@ -18,6 +18,7 @@ BUSY_S_MAX: Final = 10
 
 PRIVATE: Final = 0o600
 _DAMAGED: Final = frozenset({sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT})
+_LOCKED: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 _PRIMARY: Final = 0xFF
 """The bits of an error's code that say what it is; those above say more of it."""
 
@@ -200,7 +201,7 @@ def _ours(path: Path, error: sqlite3.Error) -> TokenworksError:
         return LedgerCorrupt(
             f"{str(path)!r} is not a readable ledger: {error}.", hint="Restore it from a copy."
         )
-    return LedgerUnavailable(
-        f"{str(path)!r} could not be read or written: {error}.",
-        hint="Look at the disk's free space and at the file's permissions.",
-    )
+    hint = "Look at the disk's free space and at the file's permissions."
+    if getattr(error, "sqlite_errorcode", 0) & _PRIMARY in _LOCKED:
+        hint = f"Another process has been writing for {BUSY_S_MAX} s: wait for it, or stop it."
+    return LedgerUnavailable(f"{str(path)!r} could not be read or written: {error}.", hint=hint)

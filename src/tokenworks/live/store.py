@@ -15,7 +15,7 @@ import msgspec
 
 from tokenworks.core.errors import LedgerCorrupt, LedgerUnavailable, TokenworksError
 from tokenworks.core.ids import LimitID, PoolID
-from tokenworks.core.units import NS_PER_HOUR
+from tokenworks.core.units import NS_PER_HOUR, NS_PER_S
 from tokenworks.ledger.blocks import (
     GENESIS,
     Block,
@@ -46,6 +46,7 @@ from tokenworks.live.ledger_sql import (
     block_from,
 )
 from tokenworks.live.postgres import PostgresDatabase
+from tokenworks.live.quota_leases import DEAD_AFTER_NS
 from tokenworks.live.settings_store import (
     SettingsStore,
     load_extras,
@@ -638,15 +639,31 @@ class SQLStore(SettingsStore):
             _log.info("the ledger's chain ends with %s", self._head)
             self._head = None
 
-    def rebuild_sums(self) -> int:
+    def rebuild_sums(self, unix_ns: int) -> int:
         """Make the tables of sums again from the blocks; how many entries that took.
 
-        Processes that append meanwhile wait.
+        A process that appended meanwhile would wait for longer than it does, and give its answers
+        away: so nobody else may be here.
+
+        Args:
+            unix_ns: now.
 
         Raises:
+            LedgerUnavailable: another process was here a moment ago.
             LedgerCorrupt: an entry cannot be read.
         """
         with self._group.still, self._writer.writing():
+            others = self._writer.query(
+                "SELECT owner, seen_unix_ns FROM owners "
+                "WHERE ended = 0 AND owner <> ? AND seen_unix_ns >= ?",
+                (self.owner, unix_ns - DEAD_AFTER_NS),
+            )
+            if others:
+                raise LedgerUnavailable(
+                    f"{others[0][0]!r} has used the ledger in the last "
+                    f"{DEAD_AFTER_NS // NS_PER_S} s.",
+                    hint="Stop every factory that uses it; one that was killed is gone by then.",
+                )
             return self._sums.rebuild(self._writer)
 
 
