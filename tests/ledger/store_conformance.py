@@ -30,6 +30,7 @@ from tests.ledger.ledger_samples import (
     void,
     whole,
 )
+from tests.ledger.memory_store import MemoryStore
 from tokenworks.core.errors import ConfigInvalid, LedgerCorrupt, LedgerUnavailable
 from tokenworks.core.ids import KeyID, LimitID, PoolID, PriceID
 from tokenworks.core.slo import Tier
@@ -123,6 +124,20 @@ class StoreConformance:
         assert entries_of(store) == entries
         store.append_now(another)
         assert entries_of(store) == entries + another
+
+    def test_a_settlement_of_a_process_before_cannot_be_repeated(
+        self, open_store: OpenStore
+    ) -> None:
+        made = ledger(owner="1")
+        entries = [reserve(made), post(made)]
+        open_store("1").append_now(entries)
+        recover(store := open_store("2"), LATER)
+        if isinstance(store, MemoryStore):
+            store.append_now([entries[1]])  # it knows all names
+        else:
+            with pytest.raises(LedgerCorrupt, match="not reserved"):
+                store.append_now([entries[1]])
+        assert entries_of(store) == entries
 
     def test_a_settlement_needs_its_reservation(self, store: LedgerStore) -> None:
         made = ledger()

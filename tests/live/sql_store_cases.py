@@ -26,6 +26,7 @@ from tokenworks.core.ids import (
 from tokenworks.core.orders import Payer, Usage
 from tokenworks.core.slo import Tier
 from tokenworks.core.units import NS_PER_S
+from tokenworks.ledger.audit import Audit
 from tokenworks.ledger.blocks import GENESIS, check_block
 from tokenworks.ledger.entries import CostAccrued, Posted, Reserved, Voided
 from tokenworks.ledger.extras import Extra
@@ -194,6 +195,24 @@ class SQLStoreCases:
         store.append_now(entries)
         assert list(store.load_entries()) == entries
         assert check_chain(store) == 1
+
+    def test_a_name_that_comes_back_after_a_restart_is_found_by_an_audit(
+        self, store: SQLStore, open_store: OpenSQLStore
+    ) -> None:
+        hold = reserved("a")
+        store.append_now([hold, voided(hold)])
+        store.append_now([hold, voided(hold)])  # a repeat: this process remembers
+        heir = open_store("heir")
+        heir.take_over(NOW + 9)
+        again = msgspec.structs.replace(hold, owner="heir")
+        heir.append_now([again, voided(again)])
+        assert [block.count for block in heir.blocks()] == [2, 2]
+        audit = Audit({})
+        list(audit.read(heir.blocks()))
+        since = heir.since(audit.progress.blocks)
+        findings = audit.finish(since.sums, since.numbers, since.holds)
+        said = [each.what for each in findings]
+        assert said == ["1 reservations have the name of an earlier one"]
 
     # Sums.
 

@@ -30,6 +30,11 @@ class LedgerStore(Protocol):
     One entry exists per (request, attempt, phase): appending an identical one again changes
     nothing, and one with other content is refused. A settlement is refused until its reservation
     is stored, so what is stored always rebuilds.
+
+    That holds for what this process has open, for what it took over, and for its latest
+    ``stored.RECENT_MAX`` settlements. A settlement that is older, or another process's, is refused
+    as one without a reservation. A reservation of that name is new, and bills once more; so a
+    request's id is made once, by the process that reserves it, and an audit finds one that was not.
     """
 
     owner: str
