@@ -252,6 +252,15 @@ class MemoryStore:
         self._memory.extras[extra.extra] = extra
         self._memory.version += 1
 
+    def decide_extra(
+        self, extra: str, decide: Callable[[Extra, Sequence[Limit]], Extra]
+    ) -> Extra | None:
+        found = self._memory.extras.get(extra)
+        if found is None:
+            return None
+        self.put_extra(decided := decide(found, self.load_limits()))
+        return decided
+
     def load_keys(self) -> list[KeyRecord]:
         return [record for _, record in sorted(self._memory.keys.items())]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -31,11 +32,12 @@ from tests.ledger.ledger_samples import (
     whole,
 )
 from tests.ledger.memory_store import MemoryStore
-from tokenworks.core.errors import ConfigInvalid, LedgerCorrupt, LedgerUnavailable
+from tokenworks.core.errors import ConfigInvalid, InvalidRequest, LedgerCorrupt, LedgerUnavailable
 from tokenworks.core.ids import KeyID, LimitID, PoolID, PriceID
 from tokenworks.core.slo import Tier
 from tokenworks.ledger.blocks import GENESIS, check_block, decode_entries
 from tokenworks.ledger.entries import Entry
+from tokenworks.ledger.grants import decide
 from tokenworks.ledger.leases import Shortage, WindowUse
 from tokenworks.ledger.quotas import UNIX_NS_MAX, Limit, Window, next_window, window_start
 from tokenworks.ledger.rollup import RollupRow, balances, merged
@@ -427,6 +429,21 @@ class StoreConformance:
         store.put_extra(approved)
         assert store.load_extras() == [extra("b", at_unix_ns=1), approved]
         assert store.settings_version() > before
+
+    def test_extra_budget_is_decided_once(self, open_store: OpenStore) -> None:
+        one, two = open_store("one"), open_store("two")
+        one.put_limit(limit())
+        one.put_extra(extra("a", state="asked", decided_by=None, at_unix_ns=2))
+        before = one.settings_version()
+        deny = functools.partial(decide, approve=False, by="cfo", unix_ns=NOW)
+        approve = functools.partial(decide, approve=True, by="eve", unix_ns=NOW)
+        assert one.decide_extra("b", deny) is None
+        denied = one.decide_extra("a", deny)
+        assert denied == extra("a", state="denied", decided_by="cfo", at_unix_ns=NOW)
+        with pytest.raises(InvalidRequest, match="was denied by 'cfo'"):
+            two.decide_extra("a", approve)
+        assert two.load_extras() == [denied]
+        assert two.settings_version() > before
 
     # Leases.
 

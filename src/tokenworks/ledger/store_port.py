@@ -125,6 +125,21 @@ class LedgerStore(Protocol):
         """Add extra budget, or replace the one of that id."""
         ...
 
+    def decide_extra(
+        self, extra: str, decide: Callable[[Extra, Sequence[Limit]], Extra]
+    ) -> Extra | None:
+        """Decide on extra budget; nobody else decides meanwhile.
+
+        Args:
+            extra: its id.
+            decide: given it and all limits as they are, makes what takes its place. It may raise:
+                then nothing changes.
+
+        Returns:
+            What was made; None where there is none of that id.
+        """
+        ...
+
     def lease(
         self, shortages: Sequence[Shortage], unix_ns: int
     ) -> list[int] | tuple[Shortage, WindowUse]:

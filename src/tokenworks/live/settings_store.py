@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -94,6 +94,19 @@ class SettingsStore:
         """See ``LedgerStore``."""
         with self._changing_settings():
             self._other.change(PUT_EXTRA, _values(extra))
+
+    def decide_extra(
+        self, extra: str, decide: Callable[[Extra, Sequence[Limit]], Extra]
+    ) -> Extra | None:
+        """See ``LedgerStore``."""
+        with self._changing_settings():
+            extras = load_extras(self._other)
+            found = next((each for each in extras if each.extra == extra), None)
+            if found is None:
+                return None
+            decided = decide(found, load_limits(self._other))
+            self._other.change(PUT_EXTRA, _values(decided))
+            return decided
 
     def settings_version(self) -> int:
         """See ``LedgerStore``."""
