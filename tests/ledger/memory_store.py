@@ -6,7 +6,7 @@ Several stores may share one ``Memory``, as several processes share one database
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import msgspec
 
@@ -14,10 +14,10 @@ from tokenworks.core.errors import ConfigInvalid, LedgerCorrupt, LedgerUnavailab
 from tokenworks.core.ids import KeyID, LimitID, PoolID, PriceID
 from tokenworks.ledger.blocks import GENESIS, Block, decode_entries, encode_entries, hash_of
 from tokenworks.ledger.entries import CostAccrued, Entry, Reserved
-from tokenworks.ledger.extras import Extra, limit_states
+from tokenworks.ledger.extras import Extra, Use, limit_states, uses
 from tokenworks.ledger.leases import Shortage, WindowUse, by_node, grant, spent
-from tokenworks.ledger.quotas import UNIX_NS_MAX, KeyRecord, Limit, LimitState
-from tokenworks.ledger.rollup import Rollup, RollupRow, merged
+from tokenworks.ledger.quotas import UNIX_NS_MAX, KeyRecord, Limit, LimitState, NodeID
+from tokenworks.ledger.rollup import PayerNames, Rollup, RollupRow, is_of, merged
 
 
 class Memory:
@@ -147,6 +147,8 @@ class MemoryStore:
         *,
         by_hour: bool = False,
         by_payer: bool = True,
+        by_run: bool = False,
+        of: PayerNames | None = None,
     ) -> list[RollupRow]:
         since, until = since_unix_ns or 0, until_unix_ns or UNIX_NS_MAX
         made = Rollup()
@@ -154,17 +156,20 @@ class MemoryStore:
             for entry in decode_entries(block):
                 made.add(entry)
         return merged(
-            row.coarse(by_hour=by_hour, by_payer=by_payer)
+            row.coarse(by_hour=by_hour, by_payer=by_payer, by_run=by_run)
             for row in made.rows()
-            if since <= row.start_unix_ns < until
+            if since <= row.start_unix_ns < until and (of is None or is_of(row.payer, of))
         )
+
+    def _used(self, since: int, until: int, runs: Collection[NodeID]) -> list[Use]:
+        return list(uses(self.rollups(since, until, by_run=True), runs))
 
     def limit_states(self, unix_ns: int) -> list[LimitState]:
         held = {
             place: sum(max(0, granted - used) for granted, used in owners.values())
             for place, owners in self._memory.leases.items()
         }
-        return limit_states(self.load_limits(), self.load_extras(), self.rollups, unix_ns, held)
+        return limit_states(self.load_limits(), self.load_extras(), self._used, unix_ns, held)
 
     def lease(
         self, shortages: Sequence[Shortage], unix_ns: int

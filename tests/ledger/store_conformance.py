@@ -40,7 +40,7 @@ from tokenworks.ledger.entries import Entry
 from tokenworks.ledger.grants import decide
 from tokenworks.ledger.leases import Shortage, WindowUse
 from tokenworks.ledger.quotas import UNIX_NS_MAX, Limit, Window, next_window, window_start
-from tokenworks.ledger.rollup import RollupRow, balances, merged
+from tokenworks.ledger.rollup import RollupRow, balances, is_of, merged
 from tokenworks.ledger.store_port import LedgerStore, recover
 
 OpenStore = Callable[[str], LedgerStore]
@@ -313,6 +313,36 @@ class StoreConformance:
                     found = store.rollups(since, until, by_hour=by_hour, by_payer=False)
                     wanted = (row.coarse(by_hour=by_hour, by_payer=False) for row in rolled(inside))
                     assert in_order(found) == in_order(merged(wanted)), (since, until)
+
+    @pytest.mark.parametrize("rolled_up", [True, False])
+    def test_runs_are_told_apart_only_where_that_is_asked_for(
+        self, open_store: OpenStore, *, rolled_up: bool
+    ) -> None:
+        store, made = open_store("me"), ledger(key_record(), key_record("other", tenant="else"))
+        for i, (run, key) in enumerate([("1", "key"), ("2", "key"), (None, "key"), ("1", "other")]):
+            held = reserve(made, f"{i}", run=run, key=key, unix_ns=NOW + i * HOUR_NS)
+            store.append_now([held, post(made, f"{i}", output=i, unix_ns=NOW + i * HOUR_NS)])
+        entries = entries_of(store)
+        if rolled_up:
+            store.close()
+            store = open_store("next")
+            store.take_over(LATER)
+        for by_hour, all_rows in ((True, rolled(entries)), (False, whole(entries))):
+            found = store.rollups(by_hour=by_hour, by_run=True)
+            assert in_order(found) == all_rows
+            coarse = merged(row.coarse(by_hour=by_hour, by_payer=True) for row in all_rows)
+            assert in_order(store.rollups(by_hour=by_hour)) == in_order(coarse)
+            for of in ({"tenant": "tenant"}, {"tenant": "else", "key": "other"}, {"team": "none"}):
+                found = store.rollups(NOW - DAY_NS, LATER, by_hour=by_hour, of=of)
+                assert in_order(found) == in_order(row for row in coarse if is_of(row.payer, of))
+                by_run = store.rollups(by_hour=by_hour, by_run=True, of=of | {"run": "1"})
+                wanted = [row for row in all_rows if is_of(row.payer, of | {"run": "1"})]
+                assert in_order(by_run) == wanted
+        store.put_limit(limit("one", "run:tenant/1", period="lifetime"))
+        store.put_limit(limit("two", "run:tenant/2", period="hour"))
+        store.put_limit(limit("every", "tenant:tenant", period="lifetime"))
+        used = {each.limit.limit: each.used for each in store.limit_states(NOW + HOUR_NS)}
+        assert used == {"every": 33, "one": 10, "two": 11}
 
     # Limits.
 

@@ -32,9 +32,18 @@ from tokenworks.ledger.entries import CostAccrued, Posted, Reserved, Voided
 from tokenworks.ledger.extras import Extra
 from tokenworks.ledger.leases import Shortage, WindowUse
 from tokenworks.ledger.quotas import KeyRecord, Limit, NodeID, window_start
+from tokenworks.ledger.rollup import MEASURES
 from tokenworks.ledger.store_port import recover
 from tokenworks.live import lease_tables, sum_tables
-from tokenworks.live.ledger_sql import BLOCK_OF, BLOCKS, INSERT_BLOCK, LAST_BLOCK, UNROLLED_OF
+from tokenworks.live.ledger_sql import (
+    BLOCK_OF,
+    BLOCKS,
+    INSERT_BLOCK,
+    LAST_BLOCK,
+    UNROLLED_OF,
+    add_sums,
+    read_sums,
+)
 from tokenworks.live.quota_leases import DEAD_AFTER_NS
 from tokenworks.live.store import SQLStore
 
@@ -398,6 +407,24 @@ class SQLStoreCases:
         plan = str(store._other.query(explain + sql, values))
         assert "Seq Scan" not in plan
         assert "SCAN blocks" not in plan or sql == LAST_BLOCK, plan  # backwards, and only one
+
+    def test_hours_of_one_payer_are_looked_up_among_all_others(self, store: SQLStore) -> None:
+        rows = [
+            [NOW // HOUR * HOUR + hour * HOUR, payer, 1, *[1] * len(MEASURES)]
+            for hour in range(20)
+            for payer in range(1_000)
+        ]
+        with store._other.writing():
+            store._other.change_many(add_sums("hours"), rows)
+            store._other.change_many(add_sums("factory_hours"), rows[::1_000])
+        store._other.script("ANALYZE")
+        explain = "EXPLAIN " if store._other.dialect == "postgres" else "EXPLAIN QUERY PLAN "
+        sql = read_sums("hours", by_start=True, payers=[7, 8, 9])
+        plan = str(store._other.query(explain + sql, (NOW - HOUR, NOW + 19 * HOUR)))
+        assert "Seq Scan on hours" not in plan
+        assert "SCAN hours" not in plan, plan
+        found = store._other.query(sql, (NOW - HOUR, NOW + 19 * HOUR))
+        assert len(found) == 20 * 3
 
     def damage(self, store: SQLStore) -> None:
         """Change a stored block behind the trigger's back."""

@@ -285,6 +285,28 @@ def test_limits_that_are_read_while_entries_are_appended_count_each_once(
     run(main())
 
 
+def test_appends_do_not_wait_while_limits_are_read(
+    store: SQLStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.put_limit(limit())
+    made, read = ledger(), store._sums.used
+    store.append_now([reserve(made, "before"), post(made, "before")])
+    appended: list[bool] = []
+
+    def slow(*arguments: Any) -> Any:
+        entries = [reserve(made, "meanwhile"), post(made, "meanwhile")]
+        thread = threading.Thread(target=store.append_now, args=(entries,))
+        thread.start()
+        thread.join(WAIT_S_MAX)
+        appended.append(not thread.is_alive())
+        return read(*arguments)
+
+    monkeypatch.setattr(store._sums, "used", slow)
+    (found,) = store.read_limits(NOW)()
+    assert appended == [True]
+    assert found.used == 60
+
+
 def test_limits_that_cannot_be_read_are_not_followed(
     store: SQLStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -292,7 +314,7 @@ def test_limits_that_cannot_be_read_are_not_followed(
         raise LedgerUnavailable("The disk is gone.")
 
     store.put_limit(limit())
-    monkeypatch.setattr(store._sums, "read", broken)
+    monkeypatch.setattr(store._sums, "used", broken)
     with pytest.raises(LedgerUnavailable, match="gone"):
         store.read_limits(NOW)
     assert store._group._followers == []

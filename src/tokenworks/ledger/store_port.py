@@ -13,7 +13,7 @@ from tokenworks.ledger.extras import Extra
 from tokenworks.ledger.leases import Shortage, WindowUse
 from tokenworks.ledger.ledger import Ledger
 from tokenworks.ledger.quotas import UNIX_NS_MAX, KeyRecord, Limit, LimitState
-from tokenworks.ledger.rollup import RollupRow
+from tokenworks.ledger.rollup import PayerNames, RollupRow
 
 
 class InDoubt(LedgerUnavailable):
@@ -93,6 +93,8 @@ class LedgerStore(Protocol):
         *,
         by_hour: bool = False,
         by_payer: bool = True,
+        by_run: bool = False,
+        of: PayerNames | None = None,
     ) -> list[RollupRow]:
         """Sums of all that is stored, by hour or over the whole time.
 
@@ -102,6 +104,8 @@ class LedgerStore(Protocol):
             by_hour: a row for each hour, payer and kind; else one for each payer and kind, whose
                 start is 0, which are far fewer and quickly found.
             by_payer: tell payers apart; else every row's payer is ``rollup.NOBODY``.
+            by_run: tell their runs apart, too, of which there may be very many.
+            of: only payers with these names, which are quickly found; with ``by_payer`` only.
         """
         ...
 

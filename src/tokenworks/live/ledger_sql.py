@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from tokenworks.core.errors import LedgerCorrupt
+from tokenworks.core.orders import TOKEN_CLASSES
 from tokenworks.core.units import NANODOLLARS_PER_DOLLAR
 from tokenworks.ledger.blocks import Block
 from tokenworks.ledger.rollup import MEASURES
@@ -30,6 +31,13 @@ CREATE TABLE IF NOT EXISTS payers (
     id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE);
 CREATE TABLE IF NOT EXISTS kinds (
     id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE);
+CREATE TABLE IF NOT EXISTS run_payers (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, tenant TEXT NOT NULL,
+    run TEXT NOT NULL);
+CREATE INDEX IF NOT EXISTS run_payers_by_run ON run_payers (tenant, run);
+CREATE TABLE IF NOT EXISTS run_hours (
+    payer INTEGER NOT NULL, start_unix_ns INTEGER NOT NULL, kind INTEGER NOT NULL, {_SUMS},
+    PRIMARY KEY (payer, start_unix_ns, kind)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS hours (
     start_unix_ns INTEGER NOT NULL, payer INTEGER NOT NULL, kind INTEGER NOT NULL, {_SUMS},
     PRIMARY KEY (start_unix_ns, payer, kind)) WITHOUT ROWID;
@@ -121,7 +129,7 @@ def schema(dialect: Dialect) -> str:
 
 def new_sum_tables(dialect: Dialect) -> list[str]:
     """The statements that put empty tables of sums in the place of those that are there."""
-    drop = [f"DROP TABLE {table}" for table in ("hours", "factory_hours", "months")]
+    drop = [f"DROP TABLE {table}" for table in ("payers", "hours", "factory_hours", "months")]
     return [*drop, *_in_words_of(dialect, _SUM_SCHEMA).split(";")[:-1]]
 
 
@@ -168,7 +176,10 @@ UNROLLED_OF: Final = (
 )
 """Asked for one owner at a time: a join with all owners would read all blocks there are."""
 
-FORGET_SUMS: Final = ("DELETE FROM hours", "DELETE FROM factory_hours", "DELETE FROM months")
+FORGET_SUMS: Final = (
+    *("DELETE FROM hours", "DELETE FROM factory_hours", "DELETE FROM months"),
+    "DELETE FROM run_hours",
+)
 
 _PLACES: Final = ", ".join("?" * (3 + len(MEASURES)))
 
@@ -176,14 +187,48 @@ _PLACES: Final = ", ".join("?" * (3 + len(MEASURES)))
 def add_sums(table: str) -> str:
     """The statement that adds a row's sums to those that a table has."""
     added = ", ".join(f"{name} = {table}.{name} + excluded.{name}" for name in MEASURES)
+    names = ", ".join(("start_unix_ns", "payer", "kind", *MEASURES))
     return (  # the names are ours
-        f"INSERT INTO {table} VALUES ({_PLACES}) "
+        f"INSERT INTO {table} ({names}) VALUES ({_PLACES}) "
         f"ON CONFLICT (start_unix_ns, payer, kind) DO UPDATE SET {added}"
     )
 
 
-def read_sums(table: str, *, by_start: bool, by_payer: bool = True) -> str:
+_USED: Final = ", ".join(
+    [f"SUM({' + '.join(TOKEN_CLASSES)})"]
+    + [
+        f"SUM((charged_nanodollars - credited_nanodollars) {sign} {NANODOLLARS_PER_DOLLAR})"
+        for sign in "/%"
+    ]
+)
+
+
+def read_uses(table: str) -> str:
+    """The statement that says what payers have used, by kind: tokens, dollars, nano-dollars."""
+    return (
+        f"SELECT payer, kind, {_USED} FROM {table} "
+        "WHERE start_unix_ns >= ? AND start_unix_ns < ? GROUP BY payer, kind"
+    )
+
+
+READ_USES_OF_RUN: Final = (
+    f"SELECT name, kind, {_USED} FROM run_payers JOIN run_hours ON payer = id "
+    "WHERE tenant = ? AND run = ? AND start_unix_ns >= ? AND start_unix_ns < ? "
+    "GROUP BY id, name, kind"
+)
+
+
+def read_sums(
+    table: str, *, by_start: bool, by_payer: bool = True, payers: Sequence[int] | None = None
+) -> str:
     """The statement that sums a table's rows from one start up to another.
+
+    Args:
+        table: its name.
+        by_start: tell starts apart.
+        by_payer: tell payers apart.
+        payers: only these. In the table ``hours`` each of them is looked up for each hour, for
+            there may be thousands of others.
 
     Its columns are start, payer and kind, 0 where it does not group by them, then what
     ``sums_from`` reads.
@@ -191,9 +236,28 @@ def read_sums(table: str, *, by_start: bool, by_payer: bool = True) -> str:
     names = {"start_unix_ns": by_start, "payer": by_payer, "kind": True}
     columns = ", ".join(name if grouped else "0" for name, grouped in names.items())
     group = ", ".join(name for name, grouped in names.items() if grouped)
+    where = "start_unix_ns >= ? AND start_unix_ns < ?"
+    if payers is not None:
+        if table == "hours":
+            starts = f"SELECT DISTINCT start_unix_ns FROM factory_hours WHERE {where}"
+            where = f"start_unix_ns IN ({starts})"
+        where = f"{where} AND payer IN ({', '.join(map(str, payers))})"
+    return f"SELECT {columns}, {_SUMMED} FROM {table} WHERE {where} GROUP BY {group}"
+
+
+def read_runs(names: Iterable[str], *, by_start: bool) -> str:
+    """The same over the sums of runs, with the payer's own name in the place of its number.
+
+    Args:
+        names: of ``tenant`` and ``run``, those whose value is given, before the times.
+        by_start: tell starts apart.
+    """
+    start = "start_unix_ns" if by_start else "0"
+    where = "".join(f"{name} = ? AND " for name in names)
     return (
-        f"SELECT {columns}, {_SUMMED} FROM {table} "
-        f"WHERE start_unix_ns >= ? AND start_unix_ns < ? GROUP BY {group}"
+        f"SELECT {start}, name, kind, {_SUMMED} FROM run_payers JOIN run_hours ON payer = id "
+        f"WHERE {where}start_unix_ns >= ? AND start_unix_ns < ? "
+        f"GROUP BY {'start_unix_ns, ' if by_start else ''}id, name, kind"
     )
 
 

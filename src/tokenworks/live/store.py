@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -26,10 +27,10 @@ from tokenworks.ledger.blocks import (
     hash_of,
 )
 from tokenworks.ledger.entries import Entry, Reserved
-from tokenworks.ledger.extras import limit_states
+from tokenworks.ledger.extras import Use, limit_states, uses
 from tokenworks.ledger.leases import Shortage, WindowUse, spent, with_spent
-from tokenworks.ledger.quotas import UNIX_NS_MAX, LimitState
-from tokenworks.ledger.rollup import Rollup, RollupRow
+from tokenworks.ledger.quotas import UNIX_NS_MAX, LimitState, NodeID
+from tokenworks.ledger.rollup import PayerNames, Rollup, RollupRow
 from tokenworks.ledger.store_port import InDoubt
 from tokenworks.ledger.stored import Stored
 from tokenworks.live import cost_claims, lease_tables
@@ -184,7 +185,7 @@ class SQLStore(SettingsStore):
         with self._other_lock, self._other.reading():
             blocks = [block_from(row) for row in self._other.query(BLOCKS, (after_seq,))]
             self._sums.compare(self._other)
-            sums = self._sums.read(self._other, 0, UNIX_NS_MAX)
+            sums = self._sums.read(self._other, 0, UNIX_NS_MAX, by_run=True)
             return Since(blocks, sums, _block_numbers(self._other), _open_holds(self._other))
 
     # Other processes.
@@ -225,7 +226,7 @@ class SQLStore(SettingsStore):
                 self._broken = self._broken or kept is None
                 if not kept:
                     raise
-                names = ({}, {})
+                names = NewNames({}, {}, {})
             self._sums.keep(names)
             self._stored.adopt(found)
         return found
@@ -325,9 +326,7 @@ class SQLStore(SettingsStore):
         limits, extras = load_limits(self._writer), load_extras(self._writer)
         held = lease_tables.held(self._writer, UNIX_NS_MAX)
 
-        def used(since_unix_ns: int, until_unix_ns: int) -> list[RollupRow]:
-            return self._sums.read(self._writer, since_unix_ns, until_unix_ns, by_hour=False)
-
+        used = functools.partial(self._sums.used, self._writer)
         states = limit_states(limits, extras, used, unix_ns, held)
         lease_tables.reconcile(self._writer, states)
         return lease_tables.Leasing(version, limits, states, held)
@@ -408,11 +407,14 @@ class SQLStore(SettingsStore):
         *,
         by_hour: bool = False,
         by_payer: bool = True,
+        by_run: bool = False,
+        of: PayerNames | None = None,
     ) -> list[RollupRow]:
         """See ``LedgerStore``."""
         since, until = since_unix_ns or 0, until_unix_ns or UNIX_NS_MAX
+        by = {"by_hour": by_hour, "by_payer": by_payer, "by_run": by_run}
         with self._other_lock, self._other.reading():
-            return self._sums.read(self._other, since, until, by_hour=by_hour, by_payer=by_payer)
+            return self._sums.read(self._other, since, until, **by, of=of)
 
     def rollups_and_last(
         self, since_unix_ns: int, until_unix_ns: int
@@ -438,23 +440,23 @@ class SQLStore(SettingsStore):
 
         What is queued after that goes into ``later``, until nobody follows it any more.
         """
-        with self._group.still, self._other_lock, self._other.reading():
-            limits, extras = load_limits(self._other), load_extras(self._other)
-            waiting = Rollup()
-            for entry in self._group.waiting(later):
-                waiting.add(entry)
-
-            def used(since_unix_ns: int, until_unix_ns: int) -> list[RollupRow]:
-                stored = self._sums.read(self._other, since_unix_ns, until_unix_ns, by_hour=False)
-                queued = (
-                    row
-                    for row in waiting.rows()
-                    if since_unix_ns <= row.start_unix_ns < until_unix_ns
-                )
-                return [*stored, *(row._replace(start_unix_ns=0) for row in queued)]
-
+        with self._other_lock, self._other.reading():
+            with self._group.still:
+                # What is read first is when all the rest is read, too; from here on the writer
+                # may go on.
+                limits = load_limits(self._other)
+                queued = self._group.waiting(later)
             if not limits:
                 return []
+            extras, waiting = load_extras(self._other), Rollup()
+            for entry in queued:
+                waiting.add(entry)
+
+            def used(since: int, until: int, runs: Collection[NodeID]) -> list[Use]:
+                stored = self._sums.used(self._other, since, until, runs)
+                rows = (row for row in waiting.rows() if since <= row.start_unix_ns < until)
+                return [*stored, *uses(rows, runs)]
+
             held = lease_tables.held(self._other, UNIX_NS_MAX)
             return limit_states(limits, extras, used, unix_ns, held)
 

@@ -3,46 +3,72 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
-from typing import Any, Final
+from collections.abc import Collection, Iterable
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from tokenworks.core.errors import LedgerCorrupt
 from tokenworks.core.orders import Payer
+from tokenworks.core.units import NANODOLLARS_PER_DOLLAR
 from tokenworks.ledger.blocks import decode_entries
-from tokenworks.ledger.quotas import UNIX_NS_MAX, window_end, window_start
-from tokenworks.ledger.rollup import MEASURES, NOBODY, Kind, Rollup, RollupRow, Sums, merged
+from tokenworks.ledger.extras import RUN, Use, uses
+from tokenworks.ledger.quotas import UNIX_NS_MAX, NodeID, window_end, window_start
+from tokenworks.ledger.rollup import (
+    NOBODY,
+    Kind,
+    PayerNames,
+    Rollup,
+    RollupRow,
+    Sums,
+    is_of,
+    merged,
+    with_runs,
+    without_run,
+)
 from tokenworks.live.database import Database
 from tokenworks.live.ledger_sql import (
     BLOCKS,
     FORGET_SUMS,
     LAGGING,
+    READ_USES_OF_RUN,
     UNROLLED_OF,
     add_sums,
     block_from,
     new_sum_tables,
+    read_runs,
     read_sums,
+    read_uses,
     sums_from,
 )
-from tokenworks.live.numbered_names import NumberedNames
+from tokenworks.live.numbered_names import NumberedNames, NumberedRuns
 
 REBUILD_BLOCKS: Final = 16
 """Blocks that are in memory at once when the tables are made again; one may have megabytes."""
 REBUILD_ENTRIES: Final = 65_536
 """Entries whose sums are in memory then before they are written."""
 
-NewNames = tuple[dict[Payer, int], dict[Kind, int]]
-"""Payers and kinds that got their numbers in a transaction that is not kept yet."""
-
 _PAYER: Final = msgspec.json.Decoder(Payer)
 _KIND: Final = msgspec.json.Decoder(Kind)
 
 
+class NewNames(NamedTuple):
+    """What got a number in a transaction that is not kept yet."""
+
+    payers: dict[Payer, int]
+    kinds: dict[Kind, int]
+    runs: dict[Payer, int]
+
+
 class SumTables:
-    """Sums by hour and by month, for each payer and for all; every call says in which database."""
+    """Sums by hour and by month, for each payer and for all; every call says in which database.
+
+    A payer there is all its runs together: callers name runs as they like, and a start reads all
+    payers. What belongs to a run is summed once more, by itself.
+    """
 
     def __init__(self) -> None:
+        self._run_payers = NumberedRuns(_PAYER)
         self._payers = NumberedNames("payers", _PAYER)
         self._kinds = NumberedNames("kinds", _KIND)
 
@@ -54,29 +80,89 @@ class SumTables:
         *,
         by_hour: bool = False,
         by_payer: bool = True,
+        by_run: bool = False,
+        of: PayerNames | None = None,
     ) -> list[RollupRow]:
         """See ``LedgerStore.rollups``; the tables and the blocks after them, of one moment."""
+        tail = [
+            row
+            for row in _tail(database).rows()
+            if since <= row.start_unix_ns < until and (of is None or is_of(row.payer, of))
+        ]
+        # Of all runs together there are names, too, which one has none of its own.
+        every = None if of is None else {field: of[field] for field in of if field != "run"}
+        found = self._found(database, since, until, by_hour=by_hour, by_payer=by_payer, of=every)
+        if by_run:
+            runs = self._runs(database, since, until, by_hour=by_hour, of=of)
+            found = runs if of is not None and "run" in of else with_runs(found, runs)
+        if not tail:
+            return found
+        found += tail
+        return merged(
+            each.coarse(by_hour=by_hour, by_payer=by_payer, by_run=by_run) for each in found
+        )
+
+    def used(
+        self, database: Database, since: int, until: int, runs: Collection[NodeID]
+    ) -> list[Use]:
+        """See ``extras.UsedRows``."""
+
+        def use(payer: Payer, kind: int, tokens: int, dollars: int, rest: int) -> Use:
+            paid = int(dollars) * NANODOLLARS_PER_DOLLAR + int(rest)
+            return Use(payer, self._kinds.read(database, kind), int(tokens), paid)
+
+        found = [
+            use(self._payers.read(database, payer) if payer else NOBODY, *amounts)
+            for months, start, stop in _parts(since, until)
+            for payer, *amounts in database.query(
+                read_uses("months" if months else "hours"), (start, stop)
+            )
+        ]
+        for node in sorted(runs):
+            tenant, _, run = node.removeprefix(RUN).partition("/")
+            rows = database.query(READ_USES_OF_RUN, (tenant, run, since, until))
+            found += [use(_PAYER.decode(name), *amounts) for name, *amounts in rows]
+        tail = (row for row in _tail(database).rows() if since <= row.start_unix_ns < until)
+        return [*found, *uses(tail, runs)]
+
+    def _runs(
+        self, database: Database, since: int, until: int, *, by_hour: bool, of: PayerNames | None
+    ) -> list[RollupRow]:
+        known = {name: of[name] for name in ("tenant", "run") if of is not None and name in of}
+        rows = database.query(read_runs(known, by_start=by_hour), (*known.values(), since, until))
+        found = (
+            RollupRow(start, _PAYER.decode(name), self._kinds.read(database, kind), sums_from(sums))
+            for start, name, kind, *sums in rows
+        )
+        return [row for row in found if of is None or is_of(row.payer, of)]
+
+    def _found(
+        self,
+        database: Database,
+        since: int,
+        until: int,
+        *,
+        by_hour: bool,
+        by_payer: bool,
+        of: PayerNames | None,
+    ) -> list[RollupRow]:
+        """What the tables have over all runs, each row once."""
         hours = "hours" if by_payer else "factory_hours"
-        read = functools.partial(read_sums, by_payer=by_payer)
-        rows: list[tuple[Any, ...]] = []
-        tables = 1
-        if by_hour:
-            rows += database.query(read(hours, by_start=True), (since, until))
-        else:
-            # Whole months from the one table, the hours before and after them from the other.
-            first = since if since == window_start("month", since) else _next_month(since)
-            last = until if until == UNIX_NS_MAX else window_start("month", until)
-            if first < last:
-                rows += database.query(read("months", by_start=False), (first, last))
-                parts = (
-                    [(since, first), (last, until)] if until != UNIX_NS_MAX else [(since, first)]
-                )
-            else:
-                parts = [(since, until)]
-            parts = [(start, stop) for start, stop in parts if start < stop]
-            tables = len(parts) + (first < last)
-            for start, stop in parts:
-                rows += database.query(read(hours, by_start=False), (start, stop))
+        payers = None
+        if of is not None:
+            every = self._payers.all(database)
+            payers = [number for number, payer in every.items() if is_of(payer, of)]
+            if not payers:
+                return []
+        read = functools.partial(read_sums, by_payer=by_payer, payers=payers)
+        parts = [(False, since, until)] if by_hour else _parts(since, until)
+        rows = [
+            row
+            for months, start, stop in parts
+            for row in database.query(
+                read("months" if months else hours, by_start=by_hour), (start, stop)
+            )
+        ]
         found = [
             RollupRow(
                 start,
@@ -86,39 +172,44 @@ class SumTables:
             )
             for start, payer, kind, *sums in rows
         ]
-        lately = [each for each in _tail(database).rows() if since <= each.start_unix_ns < until]
-        if not lately and tables == 1:
-            return found
-        found += lately
-        return merged(each.coarse(by_hour=by_hour, by_payer=by_payer) for each in found)
+        return found if len(parts) == 1 else merged(found)
 
     def write(self, database: Database, rollups: Iterable[Rollup]) -> NewNames:
         """Add sums to all tables inside a transaction; the new names hold once it is kept."""
-        payers: dict[Payer, int] = {}
-        kinds: dict[Kind, int] = {}
-        hours: list[list[int]] = []
-        coarse: dict[str, dict[tuple[int, int, int], Sums]] = {"months": {}, "factory_hours": {}}
+        new = NewNames({}, {}, {})
+        tables: dict[str, dict[tuple[int, int, int], Sums]] = {
+            name: {} for name in ("hours", "run_hours", "months", "factory_hours")
+        }
         for row in (row for rollup in rollups for row in rollup.rows()):
-            payer = self._payers.write(database, row.payer, payers)
-            kind = self._kinds.write(database, row.kind, kinds)
-            hours.append([row.start_unix_ns, payer, kind, *row.sums])
-            month = window_start("month", row.start_unix_ns)
-            for table, at in (
-                ("months", (month, payer, kind)),
-                ("factory_hours", (row.start_unix_ns, 0, kind)),
-            ):
-                sums = coarse[table].setdefault(at, [0] * len(MEASURES))
+            start, of = row.start_unix_ns, row.payer
+            every = of if of.run is None else without_run(of)
+            payer = self._payers.write(database, every, new.payers)
+            kind = self._kinds.write(database, row.kind, new.kinds)
+            places = [
+                ("hours", (start, payer, kind)),
+                ("months", (window_start("month", start), payer, kind)),
+                ("factory_hours", (start, 0, kind)),
+            ]
+            if of.run is not None:
+                run = self._run_payers.write(database, of, new.runs)
+                places.append(("run_hours", (start, run, kind)))
+            for table, at in places:
+                sums = tables[table].get(at)
+                if sums is None:
+                    tables[table][at] = list(row.sums)
+                    continue
                 for i, amount in enumerate(row.sums):
                     sums[i] += amount
-        database.change_many(add_sums("hours"), hours)
-        for table, rows in coarse.items():
-            database.change_many(add_sums(table), [[*at, *sums] for at, sums in rows.items()])
-        return payers, kinds
+        for table, rows in tables.items():
+            if rows:
+                database.change_many(add_sums(table), [[*at, *sums] for at, sums in rows.items()])
+        return new
 
     def keep(self, names: NewNames) -> None:
         """Remember names whose transaction is kept."""
-        self._payers.keep(names[0])
-        self._kinds.keep(names[1])
+        self._payers.keep(names.payers)
+        self._kinds.keep(names.kinds)
+        self._run_payers.keep(names.runs)
 
     def compare(self, database: Database) -> None:
         """Compare the tables with each other, over all time.
@@ -179,5 +270,12 @@ def _tail(database: Database) -> Rollup:
     return tail
 
 
-def _next_month(unix_ns: int) -> int:
-    return window_end("month", window_start("month", unix_ns))
+def _parts(since: int, until: int) -> list[tuple[bool, int, int]]:
+    """A time as whole months, and the hours before and after them: whether months, from, until."""
+    start = window_start("month", since)
+    first = since if since == start else window_end("month", start)
+    last = until if until == UNIX_NS_MAX else window_start("month", until)
+    if first >= last:
+        return [(False, since, until)]
+    parts = [(True, first, last), (False, since, first), (False, last, until)]
+    return [part for part in parts if part[1] < part[2]]
