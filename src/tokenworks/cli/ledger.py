@@ -150,7 +150,7 @@ def rebuild(home: Home, *, as_json: bool) -> None:
     """Make the sums behind reports and invoices again from the entries.
 
     Needed only if `verify` finds that they differ. Stop every factory that uses the ledger before:
-    it takes half a minute for a million entries, and nobody else can write meanwhile.
+    it takes about a minute for a million entries, and nobody else can write meanwhile.
     """
     from tokenworks.live.clock import SystemClock
 
