@@ -29,8 +29,8 @@ def proved(store: SQLStore, *, open_holds_max: int = 0) -> dict[str, Posted]:
         books[price_id] = parse_price_book(text)
     audit = Audit(books)
     list(audit.read(store.blocks()))
-    _, sums, numbers = store.since(audit.progress.blocks)
-    findings = audit.finish(sums, numbers)
+    since = store.since(audit.progress.blocks)
+    findings = audit.finish(since.sums, since.numbers, since.holds)
     assert not findings, findings[:3]
     assert len(audit.open_holds()) <= open_holds_max, audit.open_holds()[:3]
     return posted

@@ -9,6 +9,7 @@ import shutil
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
@@ -16,7 +17,9 @@ import pytest
 
 from tests.cli.command_line import done, fill, invoke
 from tokenworks.cli import doctor
+from tokenworks.core.units import NS_PER_S
 from tokenworks.live import home as home_module
+from tokenworks.live.clock import SystemClock
 from tokenworks.live.home import Home, packaged
 
 SETTINGS = packaged("factory.toml").read_text()
@@ -135,6 +138,17 @@ def test_a_folder_that_others_can_read(home: Home) -> None:
 def test_a_corrupt_ledger(home: Home) -> None:
     home.ledger.write_bytes(b"no database at all" * 100)
     assert "not a readable ledger" in fault(home, "ledger")["found"]
+
+
+def test_a_ledger_that_was_written_by_a_clock_ahead(home: Home) -> None:
+    with closing(home.open_ledger()) as store:
+        store.alive(SystemClock().unix_ns())
+    assert findings(home)["ledger"]["ok"]
+    with closing(home.open_ledger()) as store:
+        store.alive(SystemClock().unix_ns() + 400 * NS_PER_S)
+    row = fault(home, "ledger")
+    assert "after this machine's clock" in row["found"]
+    assert "no quota's hour" in row["mend"]
 
 
 def test_a_ledger_whose_sums_are_wrong(home: Home) -> None:

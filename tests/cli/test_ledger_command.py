@@ -11,7 +11,7 @@ import pytest
 
 from tests.cli.command_line import data, done, fill, invoke
 from tests.ledger.ledger_samples import book, key_record, ledger, post, reserve
-from tokenworks.core.errors import ConfigInvalid, InvalidRequest
+from tokenworks.core.errors import ConfigInvalid, InvalidRequest, LedgerUnavailable
 from tokenworks.live.home import Home, packaged
 from tokenworks.live.store import SQLStore
 
@@ -23,11 +23,12 @@ def home(tmp_path: Path) -> Home:
     return made
 
 
-def spoil(home: Home, sql: str) -> None:
+def spoil(home: Home, *statements: str) -> None:
     with closing(sqlite3.connect(home.ledger)) as connection, connection:
         connection.execute("DROP TRIGGER blocks_are_never_edited")
         connection.execute("DROP TRIGGER blocks_are_never_removed")
-        connection.execute(sql)
+        for sql in statements:
+            assert connection.execute(sql).rowcount, sql
 
 
 def test_right_books_are_said_to_be_right(home: Home) -> None:
@@ -50,6 +51,43 @@ def test_damage_is_named_and_the_command_fails(home: Home, sql: str, said: str) 
     result = invoke(home, "ledger", "verify")
     assert result.exit_code == 1
     assert said in result.stdout + str(result.exception)
+
+
+def leave_open(home: Home) -> None:
+    """A process that is killed with a reservation open, which is in its list by then."""
+    made = ledger(key_record(), owner="killed")
+    with closing(home.open_ledger("killed")) as killed:
+        killed.append_now([reserve(made, "open")])
+
+
+def test_a_list_of_open_reservations_that_was_changed_is_found(home: Home) -> None:
+    leave_open(home)
+    assert data(home, "ledger", "verify")["findings"] == []
+    spoil(home, "UPDATE owners SET holds = CAST('[]' AS BLOB)")
+    assert "the list of open reservations has None" in invoke(home, "ledger", "verify").stdout
+    spoil(home, "UPDATE owners SET holds = CAST('{' AS BLOB)")
+    assert "cannot be read" in str(invoke(home, "ledger", "verify").exception)
+
+
+def test_a_price_book_whose_text_was_changed_is_found(home: Home) -> None:
+    spoil(home, "UPDATE price_books SET text = replace(text, 'effective = ', 'effective =  ')")
+    assert "was changed" in str(invoke(home, "ledger", "verify").exception.hint)
+
+
+def test_an_end_that_was_cut_off_or_made_anew_is_found_by_what_was_noted(home: Home) -> None:
+    leave_open(home)
+    head = data(home, "ledger", "verify")["head"]
+    assert data(home, "ledger", "verify", "--expect", head)["findings"] == []
+    spoil(
+        home,
+        "DELETE FROM blocks WHERE seq = (SELECT MAX(seq) FROM blocks)",
+        "DELETE FROM owners WHERE owner = 'killed'",
+    )
+    assert "all is well" in done(home, "ledger", "verify")
+    result = invoke(home, "ledger", "verify", "--expect", head)
+    assert result.exit_code == 1
+    assert f"it has had {head}" in result.stdout
+    assert isinstance(invoke(home, "ledger", "verify", "--expect", "x").exception, InvalidRequest)
 
 
 @pytest.mark.parametrize("before", ["blocks", "since"])
@@ -77,6 +115,15 @@ def test_sums_can_be_made_again(home: Home) -> None:
     assert row["entries"] >= 8
     assert data(home, "report") == report
     assert data(home, "ledger", "verify")["findings"] == []
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_sums_are_not_made_again_beside_a_factory(home: Home, *, shared: bool) -> None:
+    with closing(home.open_ledger("factory", sole=not shared, shared=shared)):
+        refused = invoke(home, "ledger", "rebuild").exception
+    assert isinstance(refused, LedgerUnavailable)
+    assert "locked" in str(refused)
+    assert "Stop the other factory" in refused.hint
 
 
 def test_a_copy_is_whole_and_private(home: Home, tmp_path: Path) -> None:

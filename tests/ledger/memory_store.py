@@ -6,7 +6,7 @@ Several stores may share one ``Memory``, as several processes share one database
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import msgspec
 
@@ -14,10 +14,10 @@ from tokenworks.core.errors import ConfigInvalid, LedgerCorrupt, LedgerUnavailab
 from tokenworks.core.ids import KeyID, LimitID, PoolID, PriceID
 from tokenworks.ledger.blocks import GENESIS, Block, decode_entries, encode_entries, hash_of
 from tokenworks.ledger.entries import CostAccrued, Entry, Reserved
-from tokenworks.ledger.extras import Extra, limit_states
+from tokenworks.ledger.extras import Extra, Use, limit_states, uses
 from tokenworks.ledger.leases import Shortage, WindowUse, by_node, grant, spent
-from tokenworks.ledger.quotas import UNIX_NS_MAX, KeyRecord, Limit, LimitState
-from tokenworks.ledger.rollup import Rollup, RollupRow, merged
+from tokenworks.ledger.quotas import UNIX_NS_MAX, KeyRecord, Limit, LimitState, NodeID
+from tokenworks.ledger.rollup import PayerNames, Rollup, RollupRow, is_of, merged
 
 
 class Memory:
@@ -83,7 +83,7 @@ class MemoryStore:
                         memory.costs[place] = (holder, entry.until_unix_ns)
             for place, amount in spent(fresh, by_node(memory.limits.values())).items():
                 if self._leases:
-                    self._lease_of(*place, amount)[1] += amount
+                    self._lease_of(*place)[1] += amount
             memory.blocks.append(self._block(fresh))
 
     def _block(self, entries: list[Entry]) -> Block:
@@ -147,6 +147,8 @@ class MemoryStore:
         *,
         by_hour: bool = False,
         by_payer: bool = True,
+        by_run: bool = False,
+        of: PayerNames | None = None,
     ) -> list[RollupRow]:
         since, until = since_unix_ns or 0, until_unix_ns or UNIX_NS_MAX
         made = Rollup()
@@ -154,17 +156,20 @@ class MemoryStore:
             for entry in decode_entries(block):
                 made.add(entry)
         return merged(
-            row.coarse(by_hour=by_hour, by_payer=by_payer)
+            row.coarse(by_hour=by_hour, by_payer=by_payer, by_run=by_run)
             for row in made.rows()
-            if since <= row.start_unix_ns < until
+            if since <= row.start_unix_ns < until and (of is None or is_of(row.payer, of))
         )
+
+    def _used(self, since: int, until: int, runs: Collection[NodeID]) -> list[Use]:
+        return list(uses(self.rollups(since, until, by_run=True), runs))
 
     def limit_states(self, unix_ns: int) -> list[LimitState]:
         held = {
             place: sum(max(0, granted - used) for granted, used in owners.values())
             for place, owners in self._memory.leases.items()
         }
-        return limit_states(self.load_limits(), self.load_extras(), self.rollups, unix_ns, held)
+        return limit_states(self.load_limits(), self.load_extras(), self._used, unix_ns, held)
 
     def lease(
         self, shortages: Sequence[Shortage], unix_ns: int
@@ -187,9 +192,9 @@ class MemoryStore:
             self._lease_of(*short[:2])[0] += amount
         return amounts
 
-    def _lease_of(self, limit: LimitID, start_unix_ns: int, granted: int = 0) -> list[int]:
+    def _lease_of(self, limit: LimitID, start_unix_ns: int) -> list[int]:
         owners = self._memory.leases.setdefault((limit, start_unix_ns), {})
-        return owners.setdefault(self.owner, [granted, 0])
+        return owners.setdefault(self.owner, [0, 0])
 
     def _use(self, state: LimitState | None) -> WindowUse:
         leases = self._memory.leases
@@ -205,6 +210,11 @@ class MemoryStore:
             granted=without_lease + sum(max(granted, used) for granted, used in owners),
             used=state.used,
         )
+
+    def cover(self, lacking: Sequence[Shortage]) -> None:
+        self._still_ours()
+        for part in lacking:
+            self._lease_of(*part[:2])[0] += part.missing
 
     def give_back(self, rest: Sequence[Shortage]) -> None:
         self._still_ours()
@@ -246,6 +256,15 @@ class MemoryStore:
     def put_extra(self, extra: Extra) -> None:
         self._memory.extras[extra.extra] = extra
         self._memory.version += 1
+
+    def decide_extra(
+        self, extra: str, decide: Callable[[Extra, Sequence[Limit]], Extra]
+    ) -> Extra | None:
+        found = self._memory.extras.get(extra)
+        if found is None:
+            return None
+        self.put_extra(decided := decide(found, self.load_limits()))
+        return decided
 
     def load_keys(self) -> list[KeyRecord]:
         return [record for _, record in sorted(self._memory.keys.items())]

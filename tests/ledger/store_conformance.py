@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -30,14 +31,16 @@ from tests.ledger.ledger_samples import (
     void,
     whole,
 )
-from tokenworks.core.errors import ConfigInvalid, LedgerCorrupt, LedgerUnavailable
+from tests.ledger.memory_store import MemoryStore
+from tokenworks.core.errors import ConfigInvalid, InvalidRequest, LedgerCorrupt, LedgerUnavailable
 from tokenworks.core.ids import KeyID, LimitID, PoolID, PriceID
 from tokenworks.core.slo import Tier
 from tokenworks.ledger.blocks import GENESIS, check_block, decode_entries
 from tokenworks.ledger.entries import Entry
+from tokenworks.ledger.grants import decide
 from tokenworks.ledger.leases import Shortage, WindowUse
 from tokenworks.ledger.quotas import UNIX_NS_MAX, Limit, Window, next_window, window_start
-from tokenworks.ledger.rollup import RollupRow, balances, merged
+from tokenworks.ledger.rollup import RollupRow, balances, is_of, merged
 from tokenworks.ledger.store_port import LedgerStore, recover
 
 OpenStore = Callable[[str], LedgerStore]
@@ -123,6 +126,20 @@ class StoreConformance:
         assert entries_of(store) == entries
         store.append_now(another)
         assert entries_of(store) == entries + another
+
+    def test_a_settlement_of_a_process_before_cannot_be_repeated(
+        self, open_store: OpenStore
+    ) -> None:
+        made = ledger(owner="1")
+        entries = [reserve(made), post(made)]
+        open_store("1").append_now(entries)
+        recover(store := open_store("2"), LATER)
+        if isinstance(store, MemoryStore):
+            store.append_now([entries[1]])  # it knows all names
+        else:
+            with pytest.raises(LedgerCorrupt, match="not reserved"):
+                store.append_now([entries[1]])
+        assert entries_of(store) == entries
 
     def test_a_settlement_needs_its_reservation(self, store: LedgerStore) -> None:
         made = ledger()
@@ -297,6 +314,36 @@ class StoreConformance:
                     wanted = (row.coarse(by_hour=by_hour, by_payer=False) for row in rolled(inside))
                     assert in_order(found) == in_order(merged(wanted)), (since, until)
 
+    @pytest.mark.parametrize("rolled_up", [True, False])
+    def test_runs_are_told_apart_only_where_that_is_asked_for(
+        self, open_store: OpenStore, *, rolled_up: bool
+    ) -> None:
+        store, made = open_store("me"), ledger(key_record(), key_record("other", tenant="else"))
+        for i, (run, key) in enumerate([("1", "key"), ("2", "key"), (None, "key"), ("1", "other")]):
+            held = reserve(made, f"{i}", run=run, key=key, unix_ns=NOW + i * HOUR_NS)
+            store.append_now([held, post(made, f"{i}", output=i, unix_ns=NOW + i * HOUR_NS)])
+        entries = entries_of(store)
+        if rolled_up:
+            store.close()
+            store = open_store("next")
+            store.take_over(LATER)
+        for by_hour, all_rows in ((True, rolled(entries)), (False, whole(entries))):
+            found = store.rollups(by_hour=by_hour, by_run=True)
+            assert in_order(found) == all_rows
+            coarse = merged(row.coarse(by_hour=by_hour, by_payer=True) for row in all_rows)
+            assert in_order(store.rollups(by_hour=by_hour)) == in_order(coarse)
+            for of in ({"tenant": "tenant"}, {"tenant": "else", "key": "other"}, {"team": "none"}):
+                found = store.rollups(NOW - DAY_NS, LATER, by_hour=by_hour, of=of)
+                assert in_order(found) == in_order(row for row in coarse if is_of(row.payer, of))
+                by_run = store.rollups(by_hour=by_hour, by_run=True, of=of | {"run": "1"})
+                wanted = [row for row in all_rows if is_of(row.payer, of | {"run": "1"})]
+                assert in_order(by_run) == wanted
+        store.put_limit(limit("one", "run:tenant/1", period="lifetime"))
+        store.put_limit(limit("two", "run:tenant/2", period="hour"))
+        store.put_limit(limit("every", "tenant:tenant", period="lifetime"))
+        used = {each.limit.limit: each.used for each in store.limit_states(NOW + HOUR_NS)}
+        assert used == {"every": 33, "one": 10, "two": 11}
+
     # Limits.
 
     def test_every_limit_says_what_is_used_of_its_window(self, store: LedgerStore) -> None:
@@ -413,6 +460,21 @@ class StoreConformance:
         assert store.load_extras() == [extra("b", at_unix_ns=1), approved]
         assert store.settings_version() > before
 
+    def test_extra_budget_is_decided_once(self, open_store: OpenStore) -> None:
+        one, two = open_store("one"), open_store("two")
+        one.put_limit(limit())
+        one.put_extra(extra("a", state="asked", decided_by=None, at_unix_ns=2))
+        before = one.settings_version()
+        deny = functools.partial(decide, approve=False, by="cfo", unix_ns=NOW)
+        approve = functools.partial(decide, approve=True, by="eve", unix_ns=NOW)
+        assert one.decide_extra("b", deny) is None
+        denied = one.decide_extra("a", deny)
+        assert denied == extra("a", state="denied", decided_by="cfo", at_unix_ns=NOW)
+        with pytest.raises(InvalidRequest, match="was denied by 'cfo'"):
+            two.decide_extra("a", approve)
+        assert two.load_extras() == [denied]
+        assert two.settings_version() > before
+
     # Leases.
 
     def test_processes_lease_no_more_of_a_limit_than_there_is(self, open_store: OpenStore) -> None:
@@ -430,6 +492,48 @@ class StoreConformance:
         gone = lack(1, limit("gone"))
         assert two.lease([gone], NOW) == (gone, WindowUse(0, 0, 0))
         assert one.limit_states(NOW)[1].allowed == 100
+
+    def test_a_limit_that_is_set_later_counts_what_any_sharing_process_uses(
+        self, open_store: OpenStore
+    ) -> None:
+        one, two = open_store("one"), open_store("two")
+        for each in (one, two):
+            assert each.lease((), NOW) == []
+        made = ledger(owner="one")
+        one.append_now([reserve(made)])
+        two.put_limit(limit())
+        assert two.lease([lack(10)], NOW) == [12]
+        one.append_now([post(made)])
+        refused = lack(59)
+        assert two.lease([refused], NOW) == (refused, WindowUse(100, 42, 30))
+        assert two.lease([lack(50)], NOW) == [50]
+
+    def test_what_a_process_holds_already_is_granted_whatever_is_left(
+        self, open_store: OpenStore
+    ) -> None:
+        one, two = open_store("one"), open_store("two")
+        one.put_limit(limit())
+        one.lease((), NOW)
+        one.cover([lack(80)])
+        refused = lack(21)
+        assert two.lease([refused], NOW) == (refused, WindowUse(100, 80, 0))
+        one.cover([lack(40)])
+        assert two.lease([lack(1)], NOW) == (lack(1), WindowUse(100, 120, 0))
+        one.give_back([lack(100)])
+        assert two.lease([lack(80)], NOW) == [80]
+
+    def test_what_was_used_before_counts_also_where_a_process_held_something_first(
+        self, open_store: OpenStore
+    ) -> None:
+        one, two = open_store("one"), open_store("two")
+        one.append_now(answers_at(NOW))
+        for each in (limit(), LIFE):
+            one.put_limit(each)
+        one.lease((), NOW)
+        assert two.lease([lack(10)], NOW) == [10]  # and knows how all limits stand
+        one.cover([lack(1_000, LIFE, 0)])
+        refused = lack(10**8 - 128_680 + 1, LIFE, 0)
+        assert two.lease([refused], NOW) == (refused, WindowUse(10**8, 128_680, 127_680))
 
     def test_a_leased_month_carries_over_what_nobody_uses_nor_holds(
         self, open_store: OpenStore

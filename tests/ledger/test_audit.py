@@ -9,9 +9,22 @@ import msgspec
 import pytest
 
 from tests.ledger.ledger_samples import BOOK, ledger, post, reserve, story, whole
-from tokenworks.ledger.audit import FINDINGS_MAX, Audit, Finding
-from tokenworks.ledger.blocks import GENESIS, Block, encode_entries, hash_of
-from tokenworks.ledger.entries import CostAccrued, Entry, Posted
+from tokenworks.core.errors import InvalidRequest, LedgerCorrupt
+from tokenworks.ledger.audit import (
+    FINDINGS_MAX,
+    Audit,
+    Finding,
+    kept_book,
+)
+from tokenworks.ledger.blocks import (
+    GENESIS,
+    Block,
+    ChainHead,
+    encode_entries,
+    hash_of,
+    parse_head,
+)
+from tokenworks.ledger.entries import CostAccrued, Entry, Posted, Reserved
 from tokenworks.ledger.rollup import RollupRow
 
 BOOKS = {BOOK.price_id: BOOK}
@@ -43,11 +56,14 @@ def findings(
     stored: Sequence[RollupRow] | None = None,
     owners: dict[str, int] | None = None,
     books: dict[object, object] | None = None,
+    holds: Sequence[Reserved] | None = None,
+    expected: Sequence[ChainHead] = (),
 ) -> list[Finding]:
-    audit = Audit(BOOKS if books is None else books)  # type: ignore[arg-type]
+    audit = Audit(BOOKS if books is None else books, expected)  # type: ignore[arg-type]
     list(audit.read(blocks))
     rows = audit.rows() if stored is None else stored
-    return audit.finish(rows, {"me": len(blocks)} if owners is None else owners)
+    found = {"me": len(blocks)} if owners is None else owners
+    return audit.finish(rows, found, audit.open_holds() if holds is None else holds)
 
 
 def said(*args: object, **more: object) -> str:
@@ -60,7 +76,9 @@ def test_a_right_ledger_has_no_findings() -> None:
     progress = list(audit.read(chain(batches())))
     assert progress[-1] == (len(batches()), len(entries)) == audit.progress
     assert audit.open_holds() == list(made.open_holds())
-    assert audit.finish(sums(batches()), {"me": len(batches())}) == []
+    assert audit.finish(sums(batches()), {"me": len(batches())}, made.open_holds()) == []
+    last = chain(batches())[-1]
+    assert audit.head == (last.seq, last.hash) == parse_head(str(audit.head))
 
 
 @pytest.mark.parametrize("seed", range(200))
@@ -195,6 +213,40 @@ def test_sums_that_are_not_those_of_the_entries_are_found() -> None:
     rows[0].sums[3] += 1
     assert "entries say" in said(chain(batches()), stored=rows)
     assert "entries say" in said(chain(batches()), stored=rows[1:])
+
+
+def test_open_reservations_that_are_not_those_of_the_entries_are_found() -> None:
+    made, _ = story()
+    (hold,) = made.open_holds()
+    assert "has None; entries say Reserved" in said(chain(batches()), holds=[])
+    other = msgspec.structs.replace(hold, hold_nanodollars=1)
+    assert "the list of open reservations" in said(chain(batches()), holds=[other])
+    late = msgspec.structs.replace(hold, request="late")
+    assert "entries say None" in said(chain(batches()), holds=[hold, late])
+
+
+def test_a_chain_that_was_made_anew_is_found_by_what_was_noted_of_it() -> None:
+    noted = [ChainHead(block.seq, block.hash) for block in chain(batches())]
+    assert findings(chain(batches()), expected=noted) == []
+    assert "the chain ends with block 4; it has had 5:" in said(
+        chain(batches()[:4]), expected=[noted[4]]
+    )
+    cheaper = [*batches()[:4], [msgspec.structs.replace(batches()[4][0], hold_nanodollars=1)]]
+    assert "not the one that was noted" in said(chain(cheaper), expected=[noted[4]])
+    assert "not the one that was noted" not in said(chain(cheaper), expected=[noted[3]])
+
+
+@pytest.mark.parametrize("text", ["", "7", "x:00", f"1:{'g' * 64}", f"-1:{'0' * 64}"])
+def test_what_is_no_head_is_refused(text: str) -> None:
+    with pytest.raises(InvalidRequest, match="no head"):
+        parse_head(text)
+
+
+def test_a_kept_price_book_must_be_the_one_of_its_id() -> None:
+    assert kept_book(BOOK.price_id, BOOK.text) == BOOK
+    changed = BOOK.text.replace("2026-01-01", "2026-01-02")
+    with pytest.raises(LedgerCorrupt, match="is that of"):
+        kept_book(BOOK.price_id, changed)
 
 
 def test_findings_have_an_end() -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import msgspec
 import pytest
 
@@ -19,9 +21,8 @@ from tests.ledger.ledger_samples import (
 from tokenworks.core.ids import LimitID
 from tokenworks.core.slo import Measured, Tier
 from tokenworks.ledger.entries import Entry
-from tokenworks.ledger.extras import Extra, limit_states
-from tokenworks.ledger.quotas import Limit, Window, next_window, window_end, window_start
-from tokenworks.ledger.rollup import RollupRow
+from tokenworks.ledger.extras import Extra, Use, limit_states, uses
+from tokenworks.ledger.quotas import Limit, NodeID, Window, next_window, window_end, window_start
 
 SLOW = Measured(ttft_ns=3 * 10**9, decode_ns=0, output_tokens=1)
 
@@ -33,13 +34,14 @@ class Sums:
         self.entries = entries
         self.asked: list[tuple[int, int]] = []
 
-    def __call__(self, since: int, until: int) -> list[RollupRow]:
+    def __call__(self, since: int, until: int, runs: Collection[NodeID]) -> list[Use]:
         self.asked.append((since, until))
-        return whole(
+        rows = whole(
             entry
             for entry in self.entries
             if since <= getattr(entry, "reserved_unix_ns", entry.at_unix_ns) < until
         )
+        return list(uses(rows, runs))
 
 
 def answers(*dates: int) -> Sums:

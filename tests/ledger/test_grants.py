@@ -154,6 +154,9 @@ def test_extra_budget_is_approved_or_denied_once() -> None:
     ]
     yes = decide(asked(), limits, approve=True, by="eve", unix_ns=NOW + 1)
     assert yes == asked(state="approved", decided_by="eve", at_unix_ns=NOW + 1)
+    with pytest.raises(InvalidRequest, match="cannot approve it"):
+        decide(asked(), limits, approve=True, by="ada", unix_ns=NOW + 1)
+    assert decide(asked(), limits, approve=False, by="ada", unix_ns=NOW).state == "denied"
     no = decide(asked(), [], approve=False, by="eve", unix_ns=NOW + 1)
     assert no.state == "denied"
     for decided in (yes, no):

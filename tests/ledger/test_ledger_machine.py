@@ -40,7 +40,7 @@ from tests.ledger.model_ledger import CREDIT_PPM, RULES, ModelLedger, Quota, win
 from tokenworks.core.ids import LimitID
 from tokenworks.core.slo import Measured, Tier
 from tokenworks.ledger.accounts import Accounts
-from tokenworks.ledger.entries import Entry, Posted, Voided
+from tokenworks.ledger.entries import Entry, Posted, Reserved, Voided
 from tokenworks.ledger.extras import Extra
 from tokenworks.ledger.grants import new_limit
 from tokenworks.ledger.ledger import Ledger
@@ -95,6 +95,11 @@ def limit_of(quota: Quota, unix_ns: int, before: Iterable[LimitState] = ()) -> L
     )
 
 
+def named(hold: Reserved | Voided) -> str:
+    """What the naive one calls a hold: the second try of a request is another one."""
+    return hold.request if hold.attempt == 0 else f"{hold.request}/{hold.attempt}"
+
+
 class LedgerMachine(RuleBasedStateMachine):
     """The real ledger with its store, the naive one, and what is not stored yet."""
 
@@ -119,7 +124,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.waiting: list[Entry] = []
         self.stored_model = copy.deepcopy(self.model)
         """What the naive ledger would say if all that is waiting were lost."""
-        self.count = self.restarts = self.seen = 0
+        self.count = self.attempt = self.restarts = self.seen = 0
         LedgerMachine.steps -= 1  # what is compared before the first step is no step
 
     # Requests.
@@ -131,18 +136,31 @@ class LedgerMachine(RuleBasedStateMachine):
         made=st.integers(0, 99),
         run=st.sampled_from([None, "1", "2"]),
         batch=st.booleans(),
+        again=st.booleans(),
     )
     def reserve(
-        self, key: str, tier: Tier, read: int, made: int, run: str | None, *, batch: bool
+        self,
+        key: str,
+        tier: Tier,
+        read: int,
+        made: int,
+        run: str | None,
+        *,
+        batch: bool,
+        again: bool = False,
     ) -> None:
-        self.count += 1
-        name = str(self.count)
+        """A request's first try, or one more of the request before, which may still run."""
+        self.attempt = self.attempt + 1 if again and self.count else 0
+        self.count += not self.attempt
+        request, attempt = f"r{self.count}", self.attempt
+        name = request if attempt == 0 else f"{request}/{attempt}"
         path = PATHS[key] | {"run": run}
         wanted = self.model.wanted(self.unix_ns, path, tier.value, read, made, batch=batch)
         asked = order(
-            name, key=key, tier=tier, input_max=read, output_max=made, run=run, batch=batch
+            request, key=key, tier=tier, input_max=read, output_max=made, run=run, batch=batch
         )
-        result = self.ledger.reserve(self.now_ns, self.unix_ns, asked, BOOK, TTL_NS)
+        times = (self.now_ns, self.unix_ns)
+        result = self.ledger.reserve(*times, asked, BOOK, TTL_NS, attempt)
         short = self.model.short(wanted, self.unix_ns)
         if isinstance(result, Refused):
             said = result.quota
@@ -153,7 +171,7 @@ class LedgerMachine(RuleBasedStateMachine):
         assert (result.hold_tokens, result.hold_nanodollars) == (wanted.tokens, wanted.money)
         self.model.holds[name] = wanted
         self.waiting.append(result)
-        assert self.ledger.reserve(self.now_ns, self.unix_ns, asked, BOOK, TTL_NS) is result
+        assert self.ledger.reserve(*times, asked, BOOK, TTL_NS, attempt) is result
 
     @precondition(lambda self: self.ledger.open_holds())
     @rule(
@@ -172,7 +190,9 @@ class LedgerMachine(RuleBasedStateMachine):
         answer = outcome(read - cached, cached, made, ending=ending, measured=speed)
 
         def again(answer: Any) -> Posted | Refused:
-            return self.ledger.post(self.unix_ns, hold.request, outcome=answer, work=WORK)
+            return self.ledger.post(
+                self.unix_ns, hold.request, hold.attempt, outcome=answer, work=WORK
+            )
 
         result = again(answer)
         if hold.owner != self.ledger.owner:
@@ -181,7 +201,7 @@ class LedgerMachine(RuleBasedStateMachine):
             return
         assert isinstance(result, Posted), result
         billed = self.model.settle(
-            hold.request, ending, (read - cached, cached, made), (ttft_ns, decode_ns, 50)
+            named(hold), ending, (read - cached, cached, made), (ttft_ns, decode_ns, 50)
         )
         assert billed == {
             "tier": result.tier_delivered.value,
@@ -194,19 +214,20 @@ class LedgerMachine(RuleBasedStateMachine):
         self.waiting.append(result)
         assert again(answer) is result
         assert isinstance(again(outcome(read - cached, cached, made + 1, ending=ending)), Refused)
-        assert isinstance(self.ledger.void(0, hold.request, reason="failed"), Refused)
+        late = self.ledger.void(0, hold.request, hold.attempt, reason="failed")
+        assert isinstance(late, Refused)
 
     @precondition(lambda self: self.ledger.open_holds())
     @rule(data=st.data())
     def void(self, data: st.DataObject) -> None:
         hold = data.draw(st.sampled_from(self.ledger.open_holds()))
-        result = self.ledger.void(self.unix_ns, hold.request, reason="withdrawn")
+        result = self.ledger.void(self.unix_ns, hold.request, hold.attempt, reason="withdrawn")
         assert isinstance(result, Voided)
         self.voided([result])
 
     def voided(self, entries: list[Voided]) -> None:
         for entry in entries:
-            self.model.settle(entry.request, None)
+            self.model.settle(named(entry), None)
         self.waiting += entries
 
     # Time.
@@ -274,6 +295,21 @@ class LedgerMachine(RuleBasedStateMachine):
         for name in self.model.quotas:
             self.compare(name)
         assert not self.ledger.open_holds()
+
+    @precondition(lambda self: self.memory.entries)
+    @rule(data=st.data())
+    def repeat_what_is_stored(self, data: st.DataObject) -> None:
+        """Also after a restart: nothing is stored twice, and the ledger settles it no more."""
+        _, entry = data.draw(st.sampled_from(list(self.memory.entries.values())))
+        before = len(self.memory.blocks)
+        self.store.append_now([entry])
+        assert len(self.memory.blocks) == before
+        if isinstance(entry, Posted):
+            answer = outcome(1, 0, 0)
+            again = self.ledger.post(
+                self.unix_ns, entry.request, entry.attempt, outcome=answer, work=WORK
+            )
+            assert isinstance(again, Refused) or again == entry
 
     # Cost.
 

@@ -1,5 +1,8 @@
 """A short history of a ledger in which the n-th write or sync fails, for every n.
 
+Whenever an append is refused, the files are copied as a process that is killed just then would
+leave them, and what was refused is not in the copy, now or ever.
+
 ``python -m tests.live.fault_sweep FOLDER ERRNO MODE`` runs under ``fault_shim``; MODE is ``once``,
 ``for_good`` or ``short``. It prints how many calls a history without a fault makes, and how many
 entries were refused in all histories.
@@ -11,6 +14,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -20,6 +24,7 @@ from tokenworks.core.errors import LedgerCorrupt, LedgerUnavailable
 from tokenworks.ledger.audit import Audit
 from tokenworks.ledger.blocks import decode_entries
 from tokenworks.ledger.entries import Entry
+from tokenworks.ledger.store_port import InDoubt
 from tokenworks.live import store as store_module
 from tokenworks.live.store import SQLStore, sqlite_store
 
@@ -55,13 +60,32 @@ def history(path: Path) -> tuple[list[Entry], list[Entry]]:
     for batch in batches():
         try:
             store.append_now(batch)
+        except InDoubt:
+            refused += batch
         except (LedgerUnavailable, LedgerCorrupt):
             refused += batch
+            prove_killed(path, acknowledged, batch)
         else:
             acknowledged += batch
     with contextlib.suppress(LedgerUnavailable, LedgerCorrupt):
         store.close()
     return acknowledged, refused
+
+
+def prove_killed(path: Path, acknowledged: list[Entry], refused: list[Entry]) -> None:
+    """What the next process finds if this one is killed now, with all that it has written."""
+    copy = path.with_name("killed.db")  # which no fault is for
+    for end in ("", "-wal"):
+        with contextlib.suppress(FileNotFoundError):
+            shutil.copyfile(f"{path}{end}", f"{copy}{end}")
+    with contextlib.closing(sqlite_store(copy, "look")) as store:
+        stored = list(store.load_entries())
+    for each in copy.parent.glob(f"{copy.name}*"):
+        each.unlink()
+    for entry in acknowledged:
+        assert stored.count(entry) == 1, (entry, "acknowledged and lost")
+    for entry in refused:
+        assert entry not in stored, (entry, "refused and stored")
 
 
 def prove(path: Path, acknowledged: list[Entry], refused: list[Entry]) -> None:
@@ -78,8 +102,8 @@ def prove(path: Path, acknowledged: list[Entry], refused: list[Entry]) -> None:
         store.take_over(10**18)
         audit = Audit(BOOKS)
         list(audit.read(store.blocks()))
-        _, sums, numbers = store.since(audit.progress.blocks)
-        findings = audit.finish(sums, numbers)
+        since = store.since(audit.progress.blocks)
+        findings = audit.finish(since.sums, since.numbers, since.holds)
         assert not findings, findings
     finally:
         store.close()
@@ -89,6 +113,7 @@ def main(folder: Path, error: int, mode: str) -> None:
     """Every n, until a history makes fewer calls."""
     shim = ctypes.CDLL(None)
     store_module.ROLL_ENTRIES = 3  # so that sums are rolled up within the history
+    store_module.DOUBT_S_MAX, store_module.DOUBT_STEP_S = 0.05, 0
     refusals = 0
     for n in range(1, ATTEMPTS_MAX):
         path = folder / f"{n}.sqlite"

@@ -26,13 +26,25 @@ from tokenworks.core.ids import (
 from tokenworks.core.orders import Payer, Usage
 from tokenworks.core.slo import Tier
 from tokenworks.core.units import NS_PER_S
+from tokenworks.ledger.audit import Audit
 from tokenworks.ledger.blocks import GENESIS, check_block
 from tokenworks.ledger.entries import CostAccrued, Posted, Reserved, Voided
 from tokenworks.ledger.extras import Extra
 from tokenworks.ledger.leases import Shortage, WindowUse
 from tokenworks.ledger.quotas import KeyRecord, Limit, NodeID, window_start
-from tokenworks.live import lease_tables
-from tokenworks.live.ledger_sql import BLOCK_OF, BLOCKS, INSERT_BLOCK, LAST_BLOCK, UNROLLED_OF
+from tokenworks.ledger.rollup import MEASURES
+from tokenworks.ledger.store_port import recover
+from tokenworks.live import lease_tables, sum_tables
+from tokenworks.live.ledger_sql import (
+    BLOCK_OF,
+    BLOCKS,
+    INSERT_BLOCK,
+    LAST_BLOCK,
+    UNROLLED_OF,
+    add_sums,
+    read_sums,
+)
+from tokenworks.live.quota_leases import DEAD_AFTER_NS
 from tokenworks.live.store import SQLStore
 
 NOW = 1_790_000_000_000_000_000
@@ -193,6 +205,24 @@ class SQLStoreCases:
         assert list(store.load_entries()) == entries
         assert check_chain(store) == 1
 
+    def test_a_name_that_comes_back_after_a_restart_is_found_by_an_audit(
+        self, store: SQLStore, open_store: OpenSQLStore
+    ) -> None:
+        hold = reserved("a")
+        store.append_now([hold, voided(hold)])
+        store.append_now([hold, voided(hold)])  # a repeat: this process remembers
+        heir = open_store("heir")
+        heir.take_over(NOW + 9)
+        again = msgspec.structs.replace(hold, owner="heir")
+        heir.append_now([again, voided(again)])
+        assert [block.count for block in heir.blocks()] == [2, 2]
+        audit = Audit({})
+        list(audit.read(heir.blocks()))
+        since = heir.since(audit.progress.blocks)
+        findings = audit.finish(since.sums, since.numbers, since.holds)
+        said = [each.what for each in findings]
+        assert said == ["1 reservations have the name of an earlier one"]
+
     # Sums.
 
     def test_sums_are_the_same_before_and_after_they_are_rolled_up(
@@ -221,6 +251,75 @@ class SQLStoreCases:
         store.append_now([posted(h, nanodollars=n) for h, n in zip(holds, amounts, strict=True)])
         store._roll_if_any()
         assert charged(store) == sum(amounts)
+
+    def test_sums_are_made_again_where_nobody_else_is(
+        self, store: SQLStore, open_store: OpenSQLStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sum_tables, "REBUILD_BLOCKS", 2)
+        monkeypatch.setattr(sum_tables, "REBUILD_ENTRIES", 3)
+        for i in range(7):
+            hold = reserved(str(i), at=NOW + i * HOUR)
+            store.append_now([hold, posted(hold)])
+        store._roll_if_any()
+        wanted = sorted(store.rollups(by_hour=True), key=repr)
+        tool = open_store("tool")
+        for table in ("hours", "months", "factory_hours"):
+            with tool._other.writing():
+                tool._other.change(f"UPDATE {table} SET requests = requests + 5")
+        seen = NOW + 7 * HOUR
+        store.alive(seen)
+        with pytest.raises(LedgerUnavailable, match="'me' has used the ledger") as caught:
+            tool.rebuild_sums(seen + DEAD_AFTER_NS)
+        assert "Stop every factory" in caught.value.hint
+        assert tool.rebuild_sums(seen + DEAD_AFTER_NS + 1) == 14
+        assert sorted(open_store("last").rollups(by_hour=True), key=repr) == wanted
+        assert charged(tool) == charged(tool, by_hour=True) == 6_300
+
+    def test_sums_have_no_end(self, store: SQLStore, open_store: OpenSQLStore) -> None:
+        amount = 2**63 - 1
+        life = limit("life", period="lifetime", unit="nanodollars", amount=10)
+        for name, at in (("a", NOW), ("b", NOW + 40 * 24 * HOUR)):
+            hold = reserved(name, at=at)
+            answer = msgspec.structs.replace(
+                posted(hold, nanodollars=amount),
+                **dict.fromkeys(("energy_nanodollars", "capital_nanodollars"), amount),
+                worker_ns=amount,
+            )
+            store.append_now([hold, answer])
+        store.put_limit(life)
+        store._roll_if_any()
+        assert charged(store) == charged(store, by_hour=True) == 2 * amount
+        assert sum(row.energy_nanodollars for row in store.rollups(by_payer=False)) == 2 * amount
+        (state,) = store.limit_states(NOW)
+        assert state.used == 2 * amount
+        store.close()
+        (window,) = recover(open_store("next"), NOW).windows()
+        assert window.used == 2 * amount
+
+    def test_a_ledger_of_the_release_before_is_taken_over(
+        self, store: SQLStore, open_store: OpenSQLStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sum_tables, "REBUILD_ENTRIES", 2)
+        for i in range(5):
+            hold = reserved(str(i), at=NOW + i * HOUR * 300)
+            store.append_now([hold, posted(hold), accrued(hold.at_unix_ns)])
+        store._roll_if_any()
+        last = reserved("late")
+        store.append_now([last, posted(last)])
+        wanted = sorted(store.rollups(by_hour=True), key=repr)
+        with store._other.writing():
+            for table in ("hours", "factory_hours", "months"):
+                column = f"ALTER TABLE {table} ADD COLUMN worker_ns BIGINT NOT NULL DEFAULT 7"
+                store._other.change(column)
+            store._other.change("UPDATE meta SET value = 3 WHERE name = 'schema_version'")
+        after = open_store("next")
+        assert after._other.query("SELECT value FROM meta WHERE name = 'schema_version'") == [(4,)]
+        assert sorted(after.rollups(by_hour=True), key=repr) == wanted
+        assert charged(after) == 5_400
+        after.take_over(NOW + 9)
+        assert sorted(open_store("last").since(0).sums, key=repr) == sorted(
+            after.rollups(), key=repr
+        )
 
     # Keys, limits and price books.
 
@@ -308,6 +407,24 @@ class SQLStoreCases:
         plan = str(store._other.query(explain + sql, values))
         assert "Seq Scan" not in plan
         assert "SCAN blocks" not in plan or sql == LAST_BLOCK, plan  # backwards, and only one
+
+    def test_hours_of_one_payer_are_looked_up_among_all_others(self, store: SQLStore) -> None:
+        rows = [
+            [NOW // HOUR * HOUR + hour * HOUR, payer, 1, *[1] * len(MEASURES)]
+            for hour in range(20)
+            for payer in range(1_000)
+        ]
+        with store._other.writing():
+            store._other.change_many(add_sums("hours"), rows)
+            store._other.change_many(add_sums("factory_hours"), rows[::1_000])
+        store._other.script("ANALYZE")
+        explain = "EXPLAIN " if store._other.dialect == "postgres" else "EXPLAIN QUERY PLAN "
+        sql = read_sums("hours", by_start=True, payers=[7, 8, 9])
+        plan = str(store._other.query(explain + sql, (NOW - HOUR, NOW + 19 * HOUR)))
+        assert "Seq Scan on hours" not in plan
+        assert "SCAN hours" not in plan, plan
+        found = store._other.query(sql, (NOW - HOUR, NOW + 19 * HOUR))
+        assert len(found) == 20 * 3
 
     def damage(self, store: SQLStore) -> None:
         """Change a stored block behind the trigger's back."""

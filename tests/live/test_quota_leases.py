@@ -226,6 +226,114 @@ def test_a_lowered_limit_binds_who_has_leased(run: Run, shared: Shared) -> None:
     run(main())
 
 
+def lower(shared: Shared, tokens: int, *processes: Process) -> None:
+    """Set the limit, and let processes take it up as their driver does."""
+    shared.keeper.put_limit(limit_of(0, tokens))
+    for each in processes:
+        each.ledger.set_limits(each.store.limit_states(shared.clock.unix_ns()))
+
+
+async def use_up(process: Process, tokens: int = 10) -> None:
+    """Ask and use until the process is refused."""
+    while isinstance(held := await process.reserve(tokens), Reserved):
+        await process.use(held, tokens)
+
+
+@pytest.mark.parametrize("call", ["settings_version", "wanted", "give_back"])
+def test_a_lowered_limit_binds_though_the_first_round_fails(
+    run: Run, shared: Shared, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    async def main() -> None:
+        one = shared.process("a")
+        held = await one.reserve(10)
+        assert isinstance(held, Reserved)
+        await one.use(held, 10)
+        lower(shared, 50, one)
+
+        def broken(*_: object) -> None:
+            raise LedgerUnavailable("a blip of the database")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(one.store, call, broken)
+            with pytest.raises(LedgerUnavailable):
+                await one.leases.tend()
+        for _ in range(5):
+            await one.leases.tend()
+        await use_up(one)
+        assert used_tokens(shared.keeper, 0) == 50
+
+    run(main())
+
+
+def test_what_was_held_under_a_higher_limit_is_not_kept_when_it_comes_free(
+    run: Run, shared: Shared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        one = shared.process("a")
+        held = [await one.reserve(100) for _ in range(5)]
+        lower(shared, 250, one)
+        await one.leases.tend()
+        for each in held:
+            assert isinstance(each, Reserved)
+            await one.use(each, 20)
+        assert isinstance(await one.reserve(400), Refused)
+
+        def broken(*_: object) -> None:
+            raise LedgerUnavailable("a blip of the database")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(one.store, "give_back", broken)
+            with pytest.raises(LedgerUnavailable):
+                await one.leases.tend()
+        assert isinstance(await one.reserve(400), Refused)
+        await one.leases.tend()
+        await use_up(one)
+        assert used_tokens(shared.keeper, 0) == 250
+        one.ledger.check()
+
+    run(main())
+
+
+@pytest.mark.parametrize("first", ["nothing", "a round that fails", "a round"])
+def test_a_limit_that_is_set_while_requests_run_counts_what_they_hold(
+    run: Run, shared: Shared, monkeypatch: pytest.MonkeyPatch, first: str
+) -> None:
+    async def main() -> None:
+        shared.keeper.remove_limit(limit_of(0, 0).limit)
+        one, other = shared.process("a"), shared.process("b")
+        held = await other.reserve(80)
+        assert isinstance(held, Reserved)
+        lower(shared, 100, one, other)
+
+        def broken(*_: object) -> None:
+            raise LedgerUnavailable("a blip of the database")
+
+        if first == "a round that fails":
+            with monkeypatch.context() as patch:
+                patch.setattr(other.store, "cover", broken)
+                with pytest.raises(LedgerUnavailable):
+                    await other.leases.tend()
+        if first != "nothing":
+            await one.leases.tend()
+            await other.leases.tend()
+        more = await one.reserve(10)
+        assert isinstance(more, Reserved)
+        await one.use(more, 10)
+        await other.use(held, 80)
+        for _ in range(3):
+            await one.leases.tend()
+            await other.leases.tend()
+        await use_up(one)
+        await use_up(other)
+        assert used_tokens(shared.keeper, 0) == 100
+        (state,) = shared.keeper.limit_states(shared.clock.unix_ns())
+        assert state.used == 100
+        one.ledger.check()
+        other.ledger.check()
+
+    run(main())
+
+
 def test_a_limit_that_is_lifted_and_set_again_has_forgotten_nothing(
     run: Run, shared: Shared
 ) -> None:

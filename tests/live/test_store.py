@@ -41,10 +41,11 @@ from tests.ledger.store_conformance import (
 )
 from tokenworks.core.errors import ConfigInvalid, LedgerCorrupt, LedgerUnavailable
 from tokenworks.core.ids import KeyID
-from tokenworks.ledger.blocks import GENESIS, check_block
+from tokenworks.ledger.blocks import GENESIS, Block, ChainHead, check_block
 from tokenworks.ledger.entries import Entry, Reserved
 from tokenworks.ledger.store_port import InDoubt, recover
 from tokenworks.live import group_commit
+from tokenworks.live import sqlite as sqlite_module
 from tokenworks.live import store as store_module
 from tokenworks.live.database import CommitUnknown, Dialect
 from tokenworks.live.sqlite import SQLiteDatabase
@@ -284,6 +285,28 @@ def test_limits_that_are_read_while_entries_are_appended_count_each_once(
     run(main())
 
 
+def test_appends_do_not_wait_while_limits_are_read(
+    store: SQLStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.put_limit(limit())
+    made, read = ledger(), store._sums.used
+    store.append_now([reserve(made, "before"), post(made, "before")])
+    appended: list[bool] = []
+
+    def slow(*arguments: Any) -> Any:
+        entries = [reserve(made, "meanwhile"), post(made, "meanwhile")]
+        thread = threading.Thread(target=store.append_now, args=(entries,))
+        thread.start()
+        thread.join(WAIT_S_MAX)
+        appended.append(not thread.is_alive())
+        return read(*arguments)
+
+    monkeypatch.setattr(store._sums, "used", slow)
+    (found,) = store.read_limits(NOW)()
+    assert appended == [True]
+    assert found.used == 60
+
+
 def test_limits_that_cannot_be_read_are_not_followed(
     store: SQLStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -291,7 +314,7 @@ def test_limits_that_cannot_be_read_are_not_followed(
         raise LedgerUnavailable("The disk is gone.")
 
     store.put_limit(limit())
-    monkeypatch.setattr(store, "_rollups", broken)
+    monkeypatch.setattr(store._sums, "used", broken)
     with pytest.raises(LedgerUnavailable, match="gone"):
         store.read_limits(NOW)
     assert store._group._followers == []
@@ -692,6 +715,31 @@ def test_a_number_beyond_64_bits_is_refused_alone(store: SQLStore, run: Callable
 # Damage.
 
 
+def test_the_end_of_the_chain_is_logged_once_an_hour_and_at_the_end(
+    store: SQLStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "tokenworks.ledger")
+    made = ledger()
+    monkeypatch.setattr(store_module, "ROLL_ENTRIES", 1)
+    for i in range(3):
+        store.append_now([reserve(made, str(i))])
+        if i == 1:
+            store._head_s -= store_module.HEAD_S
+    store.close()
+    heads = [str(ChainHead(block.seq, block.hash)) for block in store_blocks(store)]
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [f"the ledger's chain ends with {head}" for head in (heads[1], heads[2])]
+
+
+def store_blocks(closed: SQLStore) -> list[Block]:
+    assert isinstance(closed._writer, SQLiteDatabase)
+    again = sqlite_store(closed._writer.path)
+    try:
+        return list(again.blocks())
+    finally:
+        again.close()
+
+
 def spoil(path: Path, sql: str) -> None:
     """Change the file behind the store's back."""
     connection = sqlite3.connect(path)
@@ -777,6 +825,19 @@ def test_only_one_factory_may_open_it(path: Path) -> None:
     tool.close()
     first.close()
     sqlite_store(path, "two", sole=True).close()
+
+
+def test_who_waits_too_long_for_another_writer_is_told_so(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_module, "BUSY_S_MAX", 0)
+    store = sqlite_store(path, "me")
+    other = SQLiteDatabase(path)
+    with other.writing(), pytest.raises(LedgerUnavailable, match="locked") as caught:
+        store.append_now([reserve(ledger())])
+    assert "Another process has been writing" in caught.value.hint
+    other.close()
+    store.close()
 
 
 def test_a_file_that_is_no_ledger_is_left_alone(tmp_path: Path, path: Path) -> None:

@@ -202,12 +202,15 @@ def _answer_of(url: str) -> str | None:
 
 def _ledger(home: Home) -> str:
     from tokenworks.cli.ledger import audited
+    from tokenworks.cli.ledger_at import check_clock
     from tokenworks.ledger.rollup import balances
+    from tokenworks.live.clock import SystemClock
 
     if not home.has_ledger():
         return "none yet"
     store = home.open_ledger()
     try:
+        check_clock(store, SystemClock().unix_ns())
         accounts = len(balances(store.rollups()))
         blocks = sum(store.block_numbers().values())
         if blocks > AUDIT_BLOCKS_MAX:

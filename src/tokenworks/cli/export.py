@@ -51,7 +51,8 @@ def focus(
     payer = None if tenant is None else TenantID(tenant)
     store = open_ledger(home)
     try:
-        sums = store.rollups(since, until, by_hour=True)
+        of = None if tenant is None else {"tenant": tenant}
+        sums = store.rollups(since, until, by_hour=True, of=of)
         books = kept_books(store, price_ids(sums, payer))
     finally:
         store.close()

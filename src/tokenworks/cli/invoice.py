@@ -10,11 +10,12 @@ from pathlib import Path
 import click
 import msgspec
 
-from tokenworks.catalogue.price_book import PriceBook, parse_price_book
+from tokenworks.catalogue.price_book import PriceBook
 from tokenworks.cli.table import show
 from tokenworks.core.errors import InvalidRequest, LedgerCorrupt
 from tokenworks.core.ids import PriceID, TenantID
 from tokenworks.core.units import NS_PER_S, dollars_text
+from tokenworks.ledger.audit import kept_book
 from tokenworks.ledger.invoices import (
     Invoice,
     check_ended,
@@ -112,9 +113,13 @@ def open_ledger(home: Home) -> SQLStore:
 
 
 def kept_books(store: SQLStore, ids: Iterable[PriceID]) -> dict[PriceID, PriceBook]:
-    """The price books that the ledger keeps under some ids; those it lacks are left out."""
+    """The price books that the ledger keeps under some ids; those it lacks are left out.
+
+    Raises:
+        LedgerCorrupt: one was changed since.
+    """
     texts = {each: store.load_price_book(each) for each in ids}
-    return {each: parse_price_book(text) for each, text in texts.items() if text is not None}
+    return {each: kept_book(each, text) for each, text in texts.items() if text is not None}
 
 
 def _show(made: Invoice) -> None:

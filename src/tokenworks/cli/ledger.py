@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 import msgspec
 
-from tokenworks.catalogue.price_book import PriceBook, parse_price_book
+from tokenworks.catalogue.price_book import PriceBook
 from tokenworks.cli.table import show
 from tokenworks.core.errors import ConfigInvalid, InvalidRequest
 from tokenworks.core.ids import PriceID
 from tokenworks.core.units import dollars_text
-from tokenworks.ledger.audit import Audit, Finding
+from tokenworks.ledger.audit import Audit, Finding, kept_book
+from tokenworks.ledger.blocks import ChainHead, parse_head
 from tokenworks.live.home import Home
 from tokenworks.live.store import SQLStore
 
@@ -38,20 +39,32 @@ def _there(home: Home) -> None:
 
 
 @command.command()
+@click.option(
+    "--expect",
+    multiple=True,
+    metavar="SEQ:HASH",
+    help="What verify printed, or the factory logged, as the chain's end at some time.",
+)
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @click.pass_obj
-def verify(home: Home, *, as_json: bool) -> None:
+def verify(home: Home, expect: tuple[str, ...], *, as_json: bool) -> None:
     """Read every entry, redo every sum, and compare.
 
     Finds a changed byte in any old entry, a block that was removed or moved, an answer that was
-    billed twice or without a reservation, a price that is not the book's, and sums that are not
-    those of the entries. It may run beside a factory. Ends with 1 if it finds something.
+    billed twice or without a reservation, a price that is not the book's, and sums and lists of
+    open reservations that are not those of the entries. It may run beside a factory. Ends with 1
+    if it finds something.
+
+    Who can write to the database can also make a whole chain anew, or cut its end off, and nothing
+    in the database shows that. So keep what is printed as the chain's end somewhere else, and give
+    it back by --expect: all up to there must be as it was then.
     """
     _there(home)
+    expected = [parse_head(text) for text in expect]
     store = home.open_ledger()
     try:
         with _bar(sum(store.block_numbers().values()), quiet=as_json) as bar:
-            audit, findings = audited(store, bar.update)
+            audit, findings = audited(store, bar.update, expected)
     finally:
         store.close()
     found = [msgspec.to_builtins(each) for each in findings]
@@ -59,6 +72,7 @@ def verify(home: Home, *, as_json: bool) -> None:
         "blocks": audit.progress.blocks,
         "entries": audit.progress.entries,
         "open_holds": len(audit.open_holds()),
+        "head": str(audit.head),
         "findings": found,
     }
     if as_json:
@@ -71,6 +85,7 @@ def verify(home: Home, *, as_json: bool) -> None:
             f"{seen['entries']:,} entries in {seen['blocks']:,} blocks, {seen['open_holds']} "
             f"reservations open: {'all is well' if not found else f'{len(found)} findings'}."
         )
+        click.echo(f"The chain ends with {audit.head}")
     if found:
         sys.exit(1)
 
@@ -134,29 +149,35 @@ def show_request(home: Home, request: str, *, as_json: bool) -> None:
 def rebuild(home: Home, *, as_json: bool) -> None:
     """Make the sums behind reports and invoices again from the entries.
 
-    Needed only if `verify` finds that they differ. Stop the factory, or let it wait meanwhile.
+    Needed only if `verify` finds that they differ. Stop every factory that uses the ledger before:
+    it takes about a minute for a million entries, and nobody else can write meanwhile.
     """
+    from tokenworks.live.clock import SystemClock
+
     _there(home)
-    store = home.open_ledger()
+    store = home.open_ledger(sole=True)
     try:
-        entries = store.rebuild_sums()
+        entries = store.rebuild_sums(SystemClock().unix_ns())
     finally:
         store.close()
     show([{"entries": entries}], as_json=as_json, empty="")
 
 
-def audited(store: SQLStore, step: Callable[[int], object]) -> tuple[Audit, list[Finding]]:
+def audited(
+    store: SQLStore, step: Callable[[int], object], expected: Sequence[ChainHead] = ()
+) -> tuple[Audit, list[Finding]]:
     """An audit of everything that a store has, and what it has found.
 
     Args:
         store: a factory may be writing to it.
         step: called with a number of blocks whenever so many more are read.
+        expected: see ``Audit``.
 
     Raises:
-        ConfigInvalid: a price book that is kept cannot be read.
+        ConfigInvalid, LedgerCorrupt: a price book that is kept cannot be read, or was changed.
     """
     books: dict[PriceID, PriceBook] = {}
-    audit = Audit(books)
+    audit = Audit(books, expected)
     blocks = store.blocks()
     # A book is kept before anything is billed by it, so the books are read after the blocks.
     begun = list(itertools.islice(blocks, 1))
@@ -165,10 +186,10 @@ def audited(store: SQLStore, step: Callable[[int], object]) -> tuple[Audit, list
         if progress.blocks % PROGRESS_BLOCKS == 0:
             step(PROGRESS_BLOCKS)
     # A factory has gone on meanwhile; its sums are of the moment in which they are read.
-    rest, sums, numbers = store.since(audit.progress.blocks)
+    since = store.since(audit.progress.blocks)
     _learn_books(store, books)
-    list(audit.read(rest))
-    return audit, audit.finish(sums, numbers)
+    list(audit.read(since.blocks))
+    return audit, audit.finish(since.sums, since.numbers, since.holds)
 
 
 def _learn_books(store: SQLStore, books: dict[PriceID, PriceBook]) -> None:
@@ -177,7 +198,7 @@ def _learn_books(store: SQLStore, books: dict[PriceID, PriceBook]) -> None:
         if price_id not in books:
             text = store.load_price_book(price_id)
             assert text is not None, price_id
-            books[price_id] = parse_price_book(text)
+            books[price_id] = kept_book(price_id, text)
 
 
 def _entries_of(home: Home, request: str) -> list[Any]:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from typing import Final
 
-from tokenworks.core.errors import LedgerUnavailable
+from tokenworks.cli.period import time_text
+from tokenworks.core.errors import ConfigInvalid, LedgerUnavailable
+from tokenworks.core.units import NS_PER_S
 from tokenworks.ledger.store_port import LedgerStore
 from tokenworks.live.home import Home
 
@@ -30,3 +33,26 @@ def ledger_at(home: Home, *, create: bool = False) -> Iterator[LedgerStore]:
         )
     with closing(home.open_ledger()) as store:
         yield store
+
+
+AHEAD_S_MAX: Final = 300
+"""How far a ledger's latest date may be after this machine's clock."""
+
+
+def check_clock(store: LedgerStore, unix_ns: int) -> None:
+    """See whether the ledger was written by a clock that was far ahead of this machine's.
+
+    Dates in a ledger never go back, so a factory goes on with the later one.
+
+    Raises:
+        ConfigInvalid: it was.
+    """
+    latest_unix_ns = store.latest_unix_ns()
+    ahead_s = (latest_unix_ns - unix_ns) // NS_PER_S
+    if ahead_s > AHEAD_S_MAX:
+        until = time_text(latest_unix_ns)
+        raise ConfigInvalid(
+            f"the ledger was written until {until}, {ahead_s} s after this machine's clock",
+            hint="Set the clock. If it is right, another one was wrong: until then all is dated "
+            f"{until}, and no quota's hour, day or month ends. Restore a copy from before.",
+        )

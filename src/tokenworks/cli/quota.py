@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import secrets
 from collections.abc import Iterable
 from typing import Any
@@ -244,16 +245,16 @@ def _decision(name: str, words: str, *, approve: bool) -> click.Command:
     def decided(home: Home, /, extra: str, by: str, *, as_json: bool) -> None:
         from tokenworks.live.clock import SystemClock
 
+        now_unix_ns = SystemClock().unix_ns()
         with ledger_at(home) as store:
+            new = store.decide_extra(
+                extra, functools.partial(decide, approve=approve, by=by, unix_ns=now_unix_ns)
+            )
             limits = store.load_limits()
-            asked = next((each for each in store.load_extras() if each.extra == extra), None)
-            if asked is None:
-                raise InvalidRequest(
-                    f"Nobody asked for {extra!r}.", hint="`tokenworks quota list` shows who did."
-                )
-            now_unix_ns = SystemClock().unix_ns()
-            new = decide(asked, limits, approve=approve, by=by, unix_ns=now_unix_ns)
-            store.put_extra(new)
+        if new is None:
+            raise InvalidRequest(
+                f"Nobody asked for {extra!r}.", hint="`tokenworks quota list` shows who did."
+            )
         limit = next((each for each in limits if each.limit == new.limit), None)
         _say_extra(new, limit, as_json=as_json)
 
@@ -261,7 +262,9 @@ def _decision(name: str, words: str, *, approve: bool) -> click.Command:
 
 
 approve = _decision(
-    "approve", "Approve EXTRA, as `quota list` names it: it counts at once.", approve=True
+    "approve",
+    "Approve EXTRA, as `quota list` names it and somebody else asked for: it counts at once.",
+    approve=True,
 )
 deny = _decision("deny", "Deny EXTRA, as `quota list` names it.", approve=False)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+import functools
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -85,7 +86,7 @@ def command(
     period = parse_period(now_unix_ns, **times)
     where = {cast(Dimension, name): value for name, value in given.items() if value is not None}
     by = tuple(dict.fromkeys(by)) or ("tier",)
-    rows = _read(home, {*by, *where}, period, now_unix_ns)
+    rows = _read(home, {*by, *where}, where, period, now_unix_ns)
     lines = report_lines(rows, by, where)
     if lines:
         names = ("total", *(None,) * (len(by) - 1))
@@ -113,21 +114,28 @@ def command(
 
 
 def _read(
-    home: Home, by: Collection[Dimension], period: Period, now_unix_ns: int
+    home: Home,
+    by: Collection[Dimension],
+    where: Mapping[Dimension, str],
+    period: Period,
+    now_unix_ns: int,
 ) -> list[RollupRow]:
     """The ledger's sums over a period, split as finely as the grouping needs."""
     if not home.has_ledger():
         return []
-    by_payer = not OF_PAYER.isdisjoint(by)
+    of = {str(name): value for name, value in where.items() if name in OF_PAYER} or None
     with ledger_at(home) as store:
+        read = functools.partial(
+            store.rollups, by_payer=not OF_PAYER.isdisjoint(by), by_run="run" in by, of=of
+        )
         if "hour" in by or "day" in by:
-            return store.rollups(*period, by_hour=True, by_payer=by_payer)
+            return read(*period, by_hour=True)
         if "month" not in by:
-            return store.rollups(*period, by_payer=by_payer)
+            return read(*period)
         return [
             row._replace(start_unix_ns=month)
             for month, since, until in _months(store, period, now_unix_ns)
-            for row in store.rollups(since, until, by_payer=by_payer)
+            for row in read(since, until)
         ]
 
 

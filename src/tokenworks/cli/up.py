@@ -92,6 +92,8 @@ def command(
     logging.basicConfig(
         level=logging.ERROR if quiet else logging.WARNING, format="%(levelname)s %(message)s"
     )
+    # The end of the ledger's chain, once an hour: `ledger verify --expect` asks for it.
+    logging.getLogger("tokenworks.ledger").setLevel(logging.ERROR if quiet else logging.INFO)
     factory: Modelled | None = None
     if twin:
         factory, home = _modelled(given), _twins_home(home)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import functools
 import hashlib
+import logging
 import os
 import secrets
 import signal
@@ -15,6 +16,7 @@ from typing import Final
 from tokenworks.catalogue.factory_config import CurvePoint, FactoryConfig, PoolConfig
 from tokenworks.catalogue.price_book import PriceBooks
 from tokenworks.cli.keys import create_key
+from tokenworks.cli.ledger_at import check_clock
 from tokenworks.cli.policy_file import Chosen
 from tokenworks.cli.twin_factory import Modelled
 from tokenworks.core.errors import ConfigInvalid
@@ -42,6 +44,8 @@ from tokenworks.twin.records import speed_curve
 from tokenworks.twin.serving import Engines, ModelledWorker
 
 LOCAL_TENANT: Final = TenantID("local")
+
+_log: Final = logging.getLogger("tokenworks.ledger")
 
 
 def operator_key(home: Home, store: LedgerStore, clock: Clock) -> str:
@@ -102,6 +106,10 @@ class Factory:
             shared = home.shares_ledger()
             self.store = home.open_ledger(owner, sole=not shared, shared=shared)
             stack.callback(self.store.close)
+            try:
+                check_clock(self.store, self.clock.unix_ns())
+            except ConfigInvalid as error:
+                _log.warning("%s. %s", error.message, error.hint)
             self.secret = operator_key(home, self.store, self.clock)
             ledger = (join if shared else recover)(self.store, self.clock.unix_ns())
             pools = {PoolID(name): pool for name, pool in settings.pool.items()}

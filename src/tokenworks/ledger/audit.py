@@ -5,17 +5,17 @@ from __future__ import annotations
 import hashlib
 import itertools
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 import msgspec
 
-from tokenworks.catalogue.price_book import PriceBook
+from tokenworks.catalogue.price_book import PriceBook, parse_price_book
 from tokenworks.core.errors import LedgerCorrupt
 from tokenworks.core.ids import PriceID, RequestID
 from tokenworks.core.slo import Tier
 from tokenworks.ledger.accounts import Accounts
-from tokenworks.ledger.blocks import GENESIS, Block, check_block, decode_entries
+from tokenworks.ledger.blocks import GENESIS, Block, ChainHead, check_block, decode_entries
 from tokenworks.ledger.entries import CostAccrued, Entry, Posted, Reserved, Voided
 from tokenworks.ledger.ledger import check_settlement
 from tokenworks.ledger.rollup import Rollup, RollupRow, Sums, balances, merged
@@ -38,6 +38,21 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     what: str
 
 
+def kept_book(price_id: PriceID, text: str) -> PriceBook:
+    """A price book that the store has kept.
+
+    Raises:
+        LedgerCorrupt: it is not the text that was kept under that id.
+    """
+    book = parse_price_book(text)
+    if book.price_id != price_id:
+        raise LedgerCorrupt(
+            f"The text kept as price book {price_id!r} is that of {book.price_id!r}.",
+            hint="It was changed: restore the ledger from a copy.",
+        )
+    return book
+
+
 class Progress(NamedTuple):
     """How far an audit has come."""
 
@@ -56,10 +71,14 @@ class Audit:
 
     Args:
         books: the price books that the store has kept, to compare the prices in entries with.
+        expected: what the chain's last block was at some time, as it was noted outside.
     """
 
-    def __init__(self, books: Mapping[PriceID, PriceBook]) -> None:
+    def __init__(
+        self, books: Mapping[PriceID, PriceBook], expected: Sequence[ChainHead] = ()
+    ) -> None:
         self._books = books
+        self._expected = {head.seq: head for head in expected}
         self._hash = GENESIS
         self._seq = 0
         self._numbers: dict[str, int] = {}
@@ -82,6 +101,11 @@ class Audit:
         """How far it has come."""
         return Progress(self._seq, self._entries)
 
+    @property
+    def head(self) -> ChainHead:
+        """The last block that it has read."""
+        return ChainHead(self._seq, self._hash)
+
     def open_holds(self) -> list[Reserved]:
         """Reservations that nothing has ended."""
         return list(self._open.values())
@@ -90,17 +114,24 @@ class Audit:
         """Sums over all time, as the store should have them."""
         return list(self._rollup.rows())
 
-    def finish(self, stored: Iterable[RollupRow], owners: Mapping[str, int]) -> list[Finding]:
+    def finish(
+        self, stored: Iterable[RollupRow], owners: Mapping[str, int], holds: Iterable[Reserved]
+    ) -> list[Finding]:
         """Compare what was read with what a store has derived from it.
 
         Args:
             stored: the store's sums over all time.
             owners: by process, the number of the last block that the store knows of it.
+            holds: the reservations that a start would find open.
 
         Returns:
             All findings.
         """
         self._find_doubles()
+        self._compare_holds(holds)
+        for seq, head in self._expected.items():
+            if seq > self._seq:
+                self._found(None, f"the chain ends with block {self._seq}; it has had {head}")
         if owners != self._numbers:
             for owner in sorted(owners.keys() | self._numbers.keys()):
                 here, there = self._numbers.get(owner, 0), owners.get(owner, 0)
@@ -122,6 +153,9 @@ class Audit:
         except LedgerCorrupt as error:
             self._found(block, error.message)
             entries = []
+        expected = self._expected.get(block.seq)
+        if expected is not None and expected.hash != block.hash:
+            self._found(block, f"it is not the one that was noted, {expected}")
         # Go on from what is there, so that one change is one finding.
         self._seq, self._hash = block.seq, block.hash
         self._numbers[block.owner] = block.number
@@ -194,6 +228,17 @@ class Audit:
         doubles = sum(one == other for one, other in itertools.pairwise(names))
         if doubles:
             self._found(None, f"{doubles} reservations have the name of an earlier one")
+
+    def _compare_holds(self, holds: Iterable[Reserved]) -> None:
+        """Compare what a start would find open with what the entries leave open."""
+        left = {(hold.request, hold.attempt): hold for hold in holds}
+        for place in sorted(left.keys() | self._open.keys()):
+            if left.get(place) != self._open.get(place):
+                self._found(
+                    None,
+                    f"the list of open reservations has {left.get(place)!r}; "
+                    f"entries say {self._open.get(place)!r}",
+                )
 
     def _compare(self, stored: list[RollupRow], made: list[RollupRow]) -> None:
         left = {row[:3]: row.sums for row in stored}

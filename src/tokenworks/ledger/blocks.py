@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
-from tokenworks.core.errors import LedgerCorrupt
+from tokenworks.core.errors import InvalidRequest, LedgerCorrupt
 from tokenworks.ledger.entries import CostAccrued, Entry, Posted, Reserved, Voided
 
 GENESIS: Final = bytes(32)
@@ -39,6 +40,33 @@ class Block(msgspec.Struct, frozen=True, kw_only=True):
     count: int
     payload: bytes
     hash: bytes
+
+
+class ChainHead(NamedTuple):
+    """The last block of a chain: with its hash, all blocks up to it are the same or are not."""
+
+    seq: int
+    hash: bytes
+
+    def __str__(self) -> str:
+        return f"{self.seq}:{self.hash.hex()}"
+
+
+def parse_head(text: str) -> ChainHead:
+    """A head as ``str`` writes it.
+
+    Raises:
+        InvalidRequest: it is none.
+
+    >>> str(parse_head("7:" + 32 * "0f"))[:8]
+    '7:0f0f0f'
+    """
+    found = re.fullmatch(r"([0-9]{1,18}):([0-9a-f]{64})", text)
+    if found is None:
+        raise InvalidRequest(
+            f"{text!r} is no head of a chain.", hint="`ledger verify` prints it: SEQ:HASH."
+        )
+    return ChainHead(int(found[1]), bytes.fromhex(found[2]))
 
 
 _ENCODER: Final = msgspec.json.Encoder()

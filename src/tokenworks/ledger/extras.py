@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from types import MappingProxyType
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 import msgspec
 
@@ -15,11 +15,12 @@ from tokenworks.ledger.quotas import (
     LimitState,
     NodeID,
     Period,
+    node_id,
     nodes_of,
     window_end,
     window_start,
 )
-from tokenworks.ledger.rollup import RollupRow
+from tokenworks.ledger.rollup import Kind, RollupRow
 
 BILLED = frozenset({"done", "disconnected"})
 """What counts against a limit: answers that were billed."""
@@ -51,8 +52,17 @@ class Extra(msgspec.Struct, frozen=True, kw_only=True):
     at_unix_ns: int
 
 
-UsedRows = Callable[[int, int], list[RollupRow]]
-"""Sums of all answers that were asked for from one time up to another."""
+class Use(NamedTuple):
+    """What a payer's answers of one kind have used; with a run, it counts for nothing but that."""
+
+    payer: Payer
+    kind: Kind
+    tokens: int
+    paid_nanodollars: int
+
+
+UsedRows = Callable[[int, int, Collection[NodeID]], list[Use]]
+"""What was used from one time up to another: all runs together, and some runs once more."""
 
 
 AmountOf = Mapping[tuple[LimitID, int], int]
@@ -101,8 +111,9 @@ def limit_states(
 class _Uses:
     """What was used of limits in windows, each window's sums read once."""
 
-    def __init__(self, used: UsedRows, nodes: Container[NodeID]) -> None:
+    def __init__(self, used: UsedRows, nodes: Collection[NodeID]) -> None:
         self._used, self._nodes = used, nodes
+        self._runs = frozenset(node for node in nodes if node.startswith(RUN))
         self._found: dict[tuple[Period, int], dict[tuple[NodeID, str, str | None], int]] = {}
 
     def of(self, limit: Limit, start_unix_ns: int) -> int:
@@ -110,12 +121,27 @@ class _Uses:
         found = self._found.get(window)
         if found is None:
             stop = window_end(limit.period, start_unix_ns)
-            found = self._found[window] = _by_node(self._used(start_unix_ns, stop), self._nodes)
+            rows = self._used(start_unix_ns, stop, self._runs)
+            found = self._found[window] = _by_node(rows, self._nodes)
         return found.get((limit.node, limit.unit, limit.tier), 0)
 
 
+def run_node(payer: Payer) -> NodeID | None:
+    """The node of a payer's run, if it has one."""
+    return None if payer.run is None else node_id("run", payer.tenant, payer.run)
+
+
+def uses(rows: Iterable[RollupRow], runs: Collection[NodeID]) -> Iterator[Use]:
+    """Rows as ``UsedRows`` has them."""
+    for row in rows:
+        every = row.coarse(by_hour=False, by_payer=True).payer
+        yield Use(every, row.kind, row.tokens, row.paid_nanodollars)
+        if run_node(row.payer) in runs:
+            yield Use(row.payer, row.kind, row.tokens, row.paid_nanodollars)
+
+
 def _by_node(
-    rows: Iterable[RollupRow], nodes: Container[NodeID]
+    rows: Iterable[Use], nodes: Collection[NodeID]
 ) -> dict[tuple[NodeID, str, str | None], int]:
     """Use by node, unit, and the tier that was asked for and delivered; None for all tiers."""
     payers: dict[Payer, dict[tuple[str, str | None], int]] = {}
@@ -130,7 +156,8 @@ def _by_node(
             sums["nanodollars", tier] = sums.get(("nanodollars", tier), 0) + paid
     found: dict[tuple[NodeID, str, str | None], int] = {}
     for payer, sums in payers.items():
-        for node in nodes_of(payer):
+        run = run_node(payer)
+        for node in nodes_of(payer) if run is None else (run,):
             if node in nodes:
                 for (unit, of_tier), amount in sums.items():
                     place = (node, unit, of_tier)
@@ -139,6 +166,8 @@ def _by_node(
 
 
 _ALL: Final = (None,)
+RUN: Final = "run:"
+"""How the node of a run begins."""
 
 
 def _carried(

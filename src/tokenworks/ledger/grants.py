@@ -180,13 +180,19 @@ def decide(extra: Extra, limits: Iterable[Limit], *, approve: bool, by: str, uni
         unix_ns: now.
 
     Raises:
-        InvalidRequest: it was decided before, its limit is gone, or its window has ended.
+        InvalidRequest: it was decided before, its limit is gone, its window has ended, or who asked
+            for it would approve it.
     """
     if extra.state != "asked":
         raise InvalidRequest(
             f"{extra.extra!r} was {extra.state} by {extra.decided_by!r}.", hint="Ask again."
         )
     if approve:
+        if by == extra.asked_by:
+            raise InvalidRequest(
+                f"{by!r} has asked for {extra.extra!r} and cannot approve it.",
+                hint="Let somebody else decide.",
+            )
         limit = next((each for each in limits if each.limit == extra.limit), None)
         if limit is None:
             raise InvalidRequest(f"The limit {extra.limit!r} is gone.", hint="Deny it.")

@@ -77,6 +77,20 @@ class Held(NamedTuple):
     windows: tuple[Window, ...]
 
 
+class Idle(NamedTuple):
+    """What a leased window neither uses nor holds: what is free, and what is not its own any more.
+
+    Attributes:
+        window: the window.
+        free: what could still be held.
+        returned: see ``Window.returned``.
+    """
+
+    window: Window
+    free: int
+    returned: int
+
+
 class Work(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Who made an answer, and what that cost.
 
@@ -188,6 +202,23 @@ class Ledger:
         assert window.free + min(amount, 0) >= 0 or amount >= 0, (limit, amount, window.free)
         window.allowed += amount
         return True
+
+    def tie(self) -> None:
+        """Keep nothing of what is held now, once it comes free; see ``Window.tied``."""
+        for window in (*self._tree.windows(), *self._tree.ended(self._unix_ns)):
+            window.tied = window.held
+
+    def take_idle(self, window: Window) -> Idle:
+        """Take from a leased window what it neither uses nor holds, to be given back."""
+        idle = Idle(window, max(0, window.free), window.returned)
+        window.allowed -= idle.free
+        window.returned = 0
+        return idle
+
+    def keep_idle(self, idle: Idle) -> None:
+        """Take it up again: the store could not be told."""
+        idle.window.allowed += idle.free
+        idle.window.returned += idle.returned
 
     def window(self, limit: LimitID) -> Window | None:
         """The present window of a limit, to be read only."""

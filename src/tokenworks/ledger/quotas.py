@@ -128,11 +128,14 @@ class Window:
     Attributes:
         carried: what it has got of the months before; part of ``allowed``.
         following: the window that got what this one has left, if one did.
+        tied: how much of what is held was leased under a limit that may be lower by now; as it
+            comes free it is not this process's any more.
+        returned: what came free of that, and the store has not been told yet.
     """
 
     __slots__ = (
-        *("allowed", "carried", "end_unix_ns", "following", "held", "limit"),
-        *("start_unix_ns", "used"),
+        *("allowed", "carried", "end_unix_ns", "following", "held", "limit", "returned"),
+        *("start_unix_ns", "tied", "used"),
     )
 
     def __init__(
@@ -145,12 +148,23 @@ class Window:
         self.end_unix_ns = window_end(limit.period, start_unix_ns)
         self.allowed = allowed
         self.used = used
-        self.held = 0
+        self.held = self.tied = self.returned = 0
 
     @property
     def free(self) -> int:
         """What may still be held."""
         return self.allowed - self.used - self.held
+
+    def release(self, hold: int, used: int) -> None:
+        """Give a hold back, and count what was used of it; with amounts below zero, take it up."""
+        self.held -= hold
+        self.used += used
+        if self.tied > 0 and hold > 0:
+            tied = min(self.tied, hold)
+            rest = max(0, tied - used)
+            self.tied -= tied
+            self.allowed -= rest
+            self.returned += rest
 
 
 class QuotaNumbers(msgspec.Struct, frozen=True, kw_only=True):
@@ -436,11 +450,9 @@ def release(
         limit = window.limit
         counts = limit.tier is None or limit.tier is tier
         if limit.unit == "tokens":
-            window.held -= hold_tokens
-            window.used += tokens if counts else 0
+            window.release(hold_tokens, tokens if counts else 0)
         else:
-            window.held -= hold_nanodollars
-            window.used += nanodollars if counts else 0
+            window.release(hold_nanodollars, nanodollars if counts else 0)
         if window.following is not None:
             _carry_on(window)
 

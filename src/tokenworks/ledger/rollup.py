@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final, NamedTuple
 
+import msgspec
+
 from tokenworks.core.ids import KeyID, ModelName, PoolID, PriceID, TenantID
 from tokenworks.core.orders import TOKEN_CLASSES, Payer
 from tokenworks.core.slo import Tier
@@ -58,6 +60,20 @@ class Kind(NamedTuple):
     batch: bool
 
 
+PayerNames = Mapping[str, str]
+"""Names that payers must have, by the field of ``Payer``; those of the factory itself have none."""
+
+
+def without_run(payer: Payer) -> Payer:
+    """The payer of all runs: there are as many of them as callers like."""
+    return msgspec.structs.replace(payer, run=None)
+
+
+def is_of(payer: Payer, names: PayerNames) -> bool:
+    """Whether a payer has these names."""
+    return all(getattr(payer, field) == name for field, name in names.items())
+
+
 MEASURES: Final = (
     "requests",
     *TOKEN_CLASSES,
@@ -66,7 +82,6 @@ MEASURES: Final = (
     "ad_income_nanodollars",
     "energy_nanodollars",
     "capital_nanodollars",
-    "worker_ns",
 )
 """What is summed. ``energy`` and ``capital`` of an answer are its share; of ``accrued``, all."""
 
@@ -92,12 +107,15 @@ class RollupRow(NamedTuple):
         except KeyError:
             raise AttributeError(name) from None
 
-    def coarse(self, *, by_hour: bool, by_payer: bool) -> RollupRow:
-        """The row to which this one's sums belong when hours or payers are not told apart."""
-        if by_hour and by_payer:
-            return self
+    def coarse(self, *, by_hour: bool, by_payer: bool, by_run: bool = False) -> RollupRow:
+        """The row to which this one's sums belong when hours, payers or runs are not told apart."""
+        payer = self.payer
+        if not by_payer:
+            payer = NOBODY
+        elif payer.run is not None and not by_run:
+            payer = without_run(payer)
         start = self.start_unix_ns if by_hour else 0
-        return RollupRow(start, self.payer if by_payer else NOBODY, self.kind, self.sums)
+        return RollupRow(start, payer, self.kind, self.sums)
 
     @property
     def tokens(self) -> int:
@@ -172,7 +190,6 @@ class Rollup:
         sums[12] += entry.ad_income_nanodollars
         sums[13] += entry.energy_nanodollars
         sums[14] += entry.capital_nanodollars
-        sums[15] += entry.worker_ns
 
     def _sums(self, unix_ns: int, payer: Payer, kind: Kind) -> Sums:
         row = (unix_ns - unix_ns % NS_PER_HOUR if self._by_hour else 0, payer, kind)
@@ -205,6 +222,19 @@ def merged(rows: Iterable[RollupRow]) -> list[RollupRow]:
             for i, amount in enumerate(row.sums):
                 found[i] += amount
     return [RollupRow(*row, found) for row, found in sums.items()]
+
+
+def with_runs(rows: Iterable[RollupRow], runs: Iterable[RollupRow]) -> list[RollupRow]:
+    """Rows with the part of each run told apart.
+
+    Args:
+        rows: sums over all runs, each row once.
+        runs: the sums of answers that belong to a run.
+    """
+    runs = list(runs)
+    less = ((*run.coarse(by_hour=True, by_payer=True)[:3], [-n for n in run.sums]) for run in runs)
+    rest = merged([*rows, *(RollupRow(*row) for row in less)])
+    return [*(row for row in rest if any(row.sums)), *runs]
 
 
 def balances(rows: Iterable[RollupRow]) -> dict[AccountID, Balance]:

@@ -13,7 +13,7 @@ from tokenworks.ledger.extras import Extra
 from tokenworks.ledger.leases import Shortage, WindowUse
 from tokenworks.ledger.ledger import Ledger
 from tokenworks.ledger.quotas import UNIX_NS_MAX, KeyRecord, Limit, LimitState
-from tokenworks.ledger.rollup import RollupRow
+from tokenworks.ledger.rollup import PayerNames, RollupRow
 
 
 class InDoubt(LedgerUnavailable):
@@ -30,6 +30,11 @@ class LedgerStore(Protocol):
     One entry exists per (request, attempt, phase): appending an identical one again changes
     nothing, and one with other content is refused. A settlement is refused until its reservation
     is stored, so what is stored always rebuilds.
+
+    That holds for what this process has open, for what it took over, and for its latest
+    ``stored.RECENT_MAX`` settlements. A settlement that is older, or another process's, is refused
+    as one without a reservation. A reservation of that name is new, and bills once more; so a
+    request's id is made once, by the process that reserves it, and an audit finds one that was not.
     """
 
     owner: str
@@ -88,6 +93,8 @@ class LedgerStore(Protocol):
         *,
         by_hour: bool = False,
         by_payer: bool = True,
+        by_run: bool = False,
+        of: PayerNames | None = None,
     ) -> list[RollupRow]:
         """Sums of all that is stored, by hour or over the whole time.
 
@@ -97,6 +104,8 @@ class LedgerStore(Protocol):
             by_hour: a row for each hour, payer and kind; else one for each payer and kind, whose
                 start is 0, which are far fewer and quickly found.
             by_payer: tell payers apart; else every row's payer is ``rollup.NOBODY``.
+            by_run: tell their runs apart, too, of which there may be very many.
+            of: only payers with these names, which are quickly found; with ``by_payer`` only.
         """
         ...
 
@@ -120,12 +129,28 @@ class LedgerStore(Protocol):
         """Add extra budget, or replace the one of that id."""
         ...
 
+    def decide_extra(
+        self, extra: str, decide: Callable[[Extra, Sequence[Limit]], Extra]
+    ) -> Extra | None:
+        """Decide on extra budget; nobody else decides meanwhile.
+
+        Args:
+            extra: its id.
+            decide: given it and all limits as they are, makes what takes its place. It may raise:
+                then nothing changes.
+
+        Returns:
+            What was made; None where there is none of that id.
+        """
+        ...
+
     def lease(
         self, shortages: Sequence[Shortage], unix_ns: int
     ) -> list[int] | tuple[Shortage, WindowUse]:
         """Grant this process more of some limits, all or none.
 
-        From the first call on, what this process appends counts against its leases.
+        From the first call on, be it for nothing, what this process appends counts against its
+        leases, by the limits that are set when it is stored.
 
         Returns:
             What was granted of each, at least what was missing; or the first that has not so much
@@ -133,6 +158,14 @@ class LedgerStore(Protocol):
 
         Raises:
             LedgerUnavailable: the store cannot be asked, or this process was taken over.
+        """
+        ...
+
+    def cover(self, lacking: Sequence[Shortage]) -> None:
+        """Grant this process what it uses and holds already, also where so much is not left.
+
+        Raises:
+            LedgerUnavailable: the store cannot be told; nothing was granted.
         """
         ...
 
@@ -266,6 +299,7 @@ def join(store: LedgerStore, unix_ns: int) -> Ledger:
     unix_ns = max(unix_ns, store.latest_unix_ns())
     ledger = Ledger(store.owner, leased=True, unix_ns=unix_ns)
     store.alive(unix_ns)
+    store.lease((), unix_ns)
     for record in store.load_keys():
         ledger.set_key(record)
     ledger.set_limits(store.limit_states(unix_ns))

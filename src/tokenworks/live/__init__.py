@@ -20,5 +20,6 @@ __all__ = [
     "settings_store",
     "sqlite",
     "store",
+    "sum_tables",
     "workers",
 ]

@@ -13,7 +13,10 @@ Dialect = Literal["sqlite", "postgres"]
 
 
 class CommitUnknown(LedgerUnavailable):
-    """The connection broke while a transaction was being committed: it may be stored or not."""
+    """The connection, or the disk, broke while a transaction was being committed.
+
+    It may be stored or not, and so it may look later, until something is committed after it.
+    """
 
 
 class Database(Protocol):

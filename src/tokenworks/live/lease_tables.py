@@ -48,8 +48,14 @@ WHERE limits.carry_over_max > 0 AND leases.granted > leases.used AND leases.star
 """
 
 
+_LEASED: Final = """
+SELECT COUNT(*), SUM(used), SUM(CASE owner WHEN '' THEN 1 ELSE 0 END) FROM leases
+WHERE limit_id = ? AND start_unix_ns = ?
+"""
+
+
 class Leasing:
-    """What the writer must know to lease: the limits as they were last read."""
+    """What the writer must know to lease: the limits as they were last read, and how they stood."""
 
     def __init__(
         self,
@@ -60,8 +66,13 @@ class Leasing:
     ) -> None:
         self.version = version
         self.held = held
+        self.limits_version = version
         self.by_node = by_node(limits)
         self.states = {(state.limit.limit, state.start_unix_ns): state for state in states}
+
+    def limits_are(self, version: int, limits: Iterable[Limit]) -> None:
+        """Know limits that were set since, but not yet how they stand."""
+        self.limits_version, self.by_node = version, by_node(limits)
 
 
 def lease(
@@ -118,6 +129,15 @@ def _use(database: Database, state: LimitState) -> WindowUse:
     )
 
 
+def unknown(database: Database, places: Iterable[tuple[LimitID, int]]) -> bool:
+    """Whether some window has leases, and what was used before them was never noted.
+
+    So it is where a process had requests open under a limit before anybody leased of it.
+    """
+    found = (database.query(_LEASED, place)[0] for place in places)
+    return any(known and not begun for known, _, begun in found)
+
+
 def reconcile(database: Database, states: Iterable[LimitState]) -> None:
     """Note what was used of windows and is in no lease, inside a transaction.
 
@@ -126,11 +146,9 @@ def reconcile(database: Database, states: Iterable[LimitState]) -> None:
     """
     for state in states:
         place = (state.limit.limit, state.start_unix_ns)
-        known, leased = database.query(
-            "SELECT COUNT(*), SUM(used) FROM leases WHERE limit_id = ? AND start_unix_ns = ?", place
-        )[0]
-        missed = state.used - int(leased or 0)
-        if known and missed > 0:
+        known, leased, begun = database.query(_LEASED, place)[0]
+        missed = max(0, state.used - int(leased or 0))
+        if known and (missed or not begun):
             database.change(_GRANT, (BEFORE, *place, missed, missed))
 
 
@@ -151,6 +169,12 @@ def held(
         else database.query(f"{sql} AND limits.limit_id = ? GROUP BY 1, 2", [*values, limit])
     )
     return {(LimitID(name), int(start)): int(amount) for name, start, amount in rows}
+
+
+def cover(database: Database, owner: str, lacking: Sequence[Shortage]) -> None:
+    """Grant a process what it uses and holds already, inside a transaction."""
+    for part in lacking:
+        database.change(_GRANT, (owner, part.limit, part.start_unix_ns, part.missing, 0))
 
 
 def give_back(database: Database, owner: str, rest: Sequence[Shortage]) -> None:
@@ -178,11 +202,11 @@ def granted(database: Database, owner: str, places: Sequence[Shortage]) -> list[
 def spend(database: Database, owner: str, spent: dict[tuple[LimitID, int], int]) -> None:
     """Count what a process has used, in the transaction that stores the entries.
 
-    A limit that was set after the request was reserved has no lease here yet: what the request
-    used of it counts as granted, since it is used.
+    A limit that was set after the request was reserved may have no lease here yet; what is used
+    of it is used all the same, and counts as granted where the whole is summed.
     """
     for (limit, start_unix_ns), amount in spent.items():
-        database.change(_SPEND, (owner, limit, start_unix_ns, amount, amount))
+        database.change(_SPEND, (owner, limit, start_unix_ns, 0, amount))
 
 
 def end(database: Database, owner: str) -> None:

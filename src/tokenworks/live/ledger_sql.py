@@ -3,22 +3,54 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
 
+from tokenworks.core.errors import LedgerCorrupt
+from tokenworks.core.orders import TOKEN_CLASSES
+from tokenworks.core.units import NANODOLLARS_PER_DOLLAR
+from tokenworks.ledger.blocks import Block
 from tokenworks.ledger.rollup import MEASURES
 from tokenworks.live.database import Dialect
 
-SCHEMA_VERSION: Final = 3
+SCHEMA_VERSION: Final = 4
+MIGRATED_FROM: Final = frozenset({3})
+"""Schemas whose tables of sums are made anew from the entries; nothing else is other there."""
 
-_META_SCHEMA: Final = """
+_META_SCHEMA: Final = f"""
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
-INSERT INTO meta VALUES ('schema_version', 3), ('settings_version', 0) ON CONFLICT DO NOTHING;
+INSERT INTO meta VALUES
+    ('schema_version', {SCHEMA_VERSION}), ('settings_version', 0), ('questions', 0)
+    ON CONFLICT DO NOTHING;
 """
 
 _SUMS: Final = ", ".join(f"{name} INTEGER NOT NULL" for name in MEASURES)
 
-_SCHEMA: Final = f"""
+_SUM_SCHEMA: Final = f"""
+CREATE TABLE IF NOT EXISTS payers (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE);
+CREATE TABLE IF NOT EXISTS kinds (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE);
+CREATE TABLE IF NOT EXISTS run_payers (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, tenant TEXT NOT NULL,
+    run TEXT NOT NULL);
+CREATE INDEX IF NOT EXISTS run_payers_by_run ON run_payers (tenant, run);
+CREATE TABLE IF NOT EXISTS run_hours (
+    payer INTEGER NOT NULL, start_unix_ns INTEGER NOT NULL, kind INTEGER NOT NULL, {_SUMS},
+    PRIMARY KEY (payer, start_unix_ns, kind)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS hours (
+    start_unix_ns INTEGER NOT NULL, payer INTEGER NOT NULL, kind INTEGER NOT NULL, {_SUMS},
+    PRIMARY KEY (start_unix_ns, payer, kind)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS factory_hours (
+    start_unix_ns INTEGER NOT NULL, payer INTEGER NOT NULL, kind INTEGER NOT NULL, {_SUMS},
+    PRIMARY KEY (start_unix_ns, payer, kind)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS months (
+    start_unix_ns INTEGER NOT NULL, payer INTEGER NOT NULL, kind INTEGER NOT NULL, {_SUMS},
+    PRIMARY KEY (start_unix_ns, payer, kind)) WITHOUT ROWID;
+"""
+"""What is derived from the entries."""
+
+_SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS keys (
     key TEXT PRIMARY KEY, tenant TEXT NOT NULL, team TEXT, engineer TEXT, name TEXT NOT NULL,
     secret_sha256 TEXT NOT NULL UNIQUE, tier_default TEXT NOT NULL,
@@ -40,19 +72,6 @@ CREATE TABLE IF NOT EXISTS blocks (
 CREATE TABLE IF NOT EXISTS owners (
     owner TEXT PRIMARY KEY, number INTEGER NOT NULL, rolled INTEGER NOT NULL,
     holds BLOB NOT NULL, seen_unix_ns INTEGER NOT NULL, ended INTEGER NOT NULL);
-CREATE TABLE IF NOT EXISTS payers (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE);
-CREATE TABLE IF NOT EXISTS kinds (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE);
-CREATE TABLE IF NOT EXISTS hours (
-    start_unix_ns INTEGER NOT NULL, payer INTEGER NOT NULL, kind INTEGER NOT NULL, {_SUMS},
-    PRIMARY KEY (start_unix_ns, payer, kind)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS factory_hours (
-    start_unix_ns INTEGER NOT NULL, payer INTEGER NOT NULL, kind INTEGER NOT NULL, {_SUMS},
-    PRIMARY KEY (start_unix_ns, payer, kind)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS months (
-    start_unix_ns INTEGER NOT NULL, payer INTEGER NOT NULL, kind INTEGER NOT NULL, {_SUMS},
-    PRIMARY KEY (start_unix_ns, payer, kind)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS leases (
     owner TEXT NOT NULL, limit_id TEXT NOT NULL, start_unix_ns INTEGER NOT NULL,
     granted INTEGER NOT NULL, used INTEGER NOT NULL,
@@ -105,7 +124,13 @@ def meta_schema(dialect: Dialect) -> str:
 
 def schema(dialect: Dialect) -> str:
     """All other tables, and what keeps blocks as they are."""
-    return _in_words_of(dialect, _SCHEMA) + _NEVER_EDITED[dialect]
+    return _in_words_of(dialect, _SCHEMA + _SUM_SCHEMA) + _NEVER_EDITED[dialect]
+
+
+def new_sum_tables(dialect: Dialect) -> list[str]:
+    """The statements that put empty tables of sums in the place of those that are there."""
+    drop = [f"DROP TABLE {table}" for table in ("payers", "hours", "factory_hours", "months")]
+    return [*drop, *_in_words_of(dialect, _SUM_SCHEMA).split(";")[:-1]]
 
 
 def _in_words_of(dialect: Dialect, sql: str) -> str:
@@ -135,6 +160,8 @@ INSERT INTO extras VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (extra) DO UPD
     amount = excluded.amount, reason = excluded.reason, asked_by = excluded.asked_by,
     state = excluded.state, decided_by = excluded.decided_by, at_unix_ns = excluded.at_unix_ns
 """
+COUNT_QUESTION: Final = "UPDATE meta SET value = value + 1 WHERE name = 'questions'"
+"""A change that is always one: SQLite writes nothing for a row that stays as it is."""
 INSERT_BLOCK: Final = "INSERT INTO blocks VALUES (?, ?, ?, ?, ?, ?, ?)"
 LAST_BLOCK: Final = "SELECT seq, hash FROM blocks ORDER BY seq DESC LIMIT 1"
 BLOCKS: Final = (
@@ -149,28 +176,125 @@ UNROLLED_OF: Final = (
 )
 """Asked for one owner at a time: a join with all owners would read all blocks there are."""
 
+FORGET_SUMS: Final = (
+    *("DELETE FROM hours", "DELETE FROM factory_hours", "DELETE FROM months"),
+    "DELETE FROM run_hours",
+)
+
 _PLACES: Final = ", ".join("?" * (3 + len(MEASURES)))
 
 
 def add_sums(table: str) -> str:
     """The statement that adds a row's sums to those that a table has."""
     added = ", ".join(f"{name} = {table}.{name} + excluded.{name}" for name in MEASURES)
+    names = ", ".join(("start_unix_ns", "payer", "kind", *MEASURES))
     return (  # the names are ours
-        f"INSERT INTO {table} VALUES ({_PLACES}) "
+        f"INSERT INTO {table} ({names}) VALUES ({_PLACES}) "
         f"ON CONFLICT (start_unix_ns, payer, kind) DO UPDATE SET {added}"
     )
 
 
-def read_sums(table: str, *, by_start: bool, by_payer: bool = True) -> str:
+_USED: Final = ", ".join(
+    [f"SUM({' + '.join(TOKEN_CLASSES)})"]
+    + [
+        f"SUM((charged_nanodollars - credited_nanodollars) {sign} {NANODOLLARS_PER_DOLLAR})"
+        for sign in "/%"
+    ]
+)
+
+
+def read_uses(table: str) -> str:
+    """The statement that says what payers have used, by kind: tokens, dollars, nano-dollars."""
+    return (
+        f"SELECT payer, kind, {_USED} FROM {table} "
+        "WHERE start_unix_ns >= ? AND start_unix_ns < ? GROUP BY payer, kind"
+    )
+
+
+READ_USES_OF_RUN: Final = (
+    f"SELECT name, kind, {_USED} FROM run_payers JOIN run_hours ON payer = id "
+    "WHERE tenant = ? AND run = ? AND start_unix_ns >= ? AND start_unix_ns < ? "
+    "GROUP BY id, name, kind"
+)
+
+
+def read_sums(
+    table: str, *, by_start: bool, by_payer: bool = True, payers: Sequence[int] | None = None
+) -> str:
     """The statement that sums a table's rows from one start up to another.
 
-    Its columns are start, payer and kind, 0 where it does not group by them, then the sums.
+    Args:
+        table: its name.
+        by_start: tell starts apart.
+        by_payer: tell payers apart.
+        payers: only these. In the table ``hours`` each of them is looked up for each hour, for
+            there may be thousands of others.
+
+    Its columns are start, payer and kind, 0 where it does not group by them, then what
+    ``sums_from`` reads.
     """
     names = {"start_unix_ns": by_start, "payer": by_payer, "kind": True}
     columns = ", ".join(name if grouped else "0" for name, grouped in names.items())
     group = ", ".join(name for name, grouped in names.items() if grouped)
-    sums = ", ".join(f"SUM({name})" for name in MEASURES)
+    where = "start_unix_ns >= ? AND start_unix_ns < ?"
+    if payers is not None:
+        if table == "hours":
+            starts = f"SELECT DISTINCT start_unix_ns FROM factory_hours WHERE {where}"
+            where = f"start_unix_ns IN ({starts})"
+        where = f"{where} AND payer IN ({', '.join(map(str, payers))})"
+    return f"SELECT {columns}, {_SUMMED} FROM {table} WHERE {where} GROUP BY {group}"
+
+
+def read_runs(names: Iterable[str], *, by_start: bool) -> str:
+    """The same over the sums of runs, with the payer's own name in the place of its number.
+
+    Args:
+        names: of ``tenant`` and ``run``, those whose value is given, before the times.
+        by_start: tell starts apart.
+    """
+    start = "start_unix_ns" if by_start else "0"
+    where = "".join(f"{name} = ? AND " for name in names)
     return (
-        f"SELECT {columns}, {sums} FROM {table} "
-        f"WHERE start_unix_ns >= ? AND start_unix_ns < ? GROUP BY {group}"
+        f"SELECT {start}, name, kind, {_SUMMED} FROM run_payers JOIN run_hours ON payer = id "
+        f"WHERE {where}start_unix_ns >= ? AND start_unix_ns < ? "
+        f"GROUP BY {'start_unix_ns, ' if by_start else ''}id, name, kind"
+    )
+
+
+_MONEY: Final = tuple(i for i, name in enumerate(MEASURES) if name.endswith("_nanodollars"))
+_SUMMED: Final = ", ".join(
+    # SQLite gives up where a sum has more than 64 bits, which is nine billion dollars.
+    [
+        f"SUM({name} / {NANODOLLARS_PER_DOLLAR})" if i in _MONEY else f"SUM({name})"
+        for i, name in enumerate(MEASURES)
+    ]
+    + [f"SUM({MEASURES[i]} % {NANODOLLARS_PER_DOLLAR})" for i in _MONEY]
+)
+
+
+def sums_from(columns: Sequence[Any]) -> list[int]:
+    """A number for each of ``MEASURES`` from the columns of ``read_sums`` that have them."""
+    sums = [int(amount) for amount in columns[: len(MEASURES)]]
+    for i, rest in zip(_MONEY, columns[len(MEASURES) :], strict=True):
+        sums[i] = sums[i] * NANODOLLARS_PER_DOLLAR + int(rest)
+    return sums
+
+
+def block_from(row: tuple[Any, ...]) -> Block:
+    """A block from its row.
+
+    Raises:
+        LedgerCorrupt: its columns hold something else.
+    """
+    seq, owner, number, at_unix_ns, count, payload, digest = row
+    if not isinstance(payload, bytes) or not isinstance(digest, bytes):
+        raise LedgerCorrupt(f"Block {seq} was changed: it does not hold bytes.")
+    return Block(
+        seq=seq,
+        owner=owner,
+        number=number,
+        at_unix_ns=at_unix_ns,
+        count=count,
+        payload=payload,
+        hash=digest,
     )

@@ -1,12 +1,16 @@
-"""Payers and kinds by number: the tables of sums hold the numbers, and two tables the names."""
+"""Payers and kinds by number: the tables of sums hold the numbers, and others the names."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
 
 from tokenworks.live.database import Database
+
+NAMES_MAX: Final = 200_000
+"""Names whose numbers are remembered, to write them again without a look."""
 
 _ENCODER: Final = msgspec.json.Encoder()
 
@@ -16,6 +20,7 @@ class NumberedNames:
 
     def __init__(self, table: str, decoder: msgspec.json.Decoder[Any]) -> None:
         self._table, self._decoder = table, decoder
+        self._insert = f"INSERT INTO {table} (name) VALUES (?) ON CONFLICT DO NOTHING"
         self._numbers: dict[Any, int] = {}
         self._names: dict[int, Any] = {}
 
@@ -24,24 +29,45 @@ class NumberedNames:
         number = self._numbers.get(name) or new.get(name)
         if number is None:
             text = _ENCODER.encode(name).decode()
-            database.change(
-                f"INSERT INTO {self._table} (name) VALUES (?) ON CONFLICT DO NOTHING", (text,)
-            )
+            database.change(self._insert, (text, *self._more(name)))
             rows = database.query(f"SELECT id FROM {self._table} WHERE name = ?", (text,))
             number = new[name] = int(rows[0][0])
         return number
 
     def keep(self, new: dict[Any, int]) -> None:
         """Remember numbers that are stored by now."""
+        if len(self._numbers) + len(new) > NAMES_MAX:
+            self._numbers.clear()
         self._numbers |= new
+
+    def _more(self, _name: Any) -> tuple[str, ...]:
+        """What other columns hold of a name."""
+        return ()
+
+    def all(self, database: Database) -> Mapping[int, Any]:
+        """All names by number, as of now."""
+        rows = database.query(f"SELECT id, name FROM {self._table}")
+        for each, text in rows:
+            if each not in self._names:
+                self._names[each] = self._decoder.decode(text)
+        return self._names
 
     def read(self, database: Database, number: int) -> Any:
         """The name that a number stands for."""
         name = self._names.get(number)
         if name is None:
-            rows = database.query(f"SELECT id, name FROM {self._table}")
-            for each, text in rows:
-                if each not in self._names:
-                    self._names[each] = self._decoder.decode(text)
-            name = self._names[number]
+            name = self.all(database)[number]
         return name
+
+
+class NumberedRuns(NumberedNames):
+    """Payers with their runs. There may be millions: who reads them joins their table."""
+
+    def __init__(self, decoder: msgspec.json.Decoder[Any]) -> None:
+        super().__init__("run_payers", decoder)
+        self._insert = (
+            "INSERT INTO run_payers (name, tenant, run) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
+        )
+
+    def _more(self, name: Any) -> tuple[str, ...]:
+        return (name.tenant, name.run)

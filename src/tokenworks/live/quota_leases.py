@@ -47,6 +47,7 @@ class QuotaLeases:
         self._alive_at_ns = clock.now_ns()
         self._sweep_at_ns = clock.now_ns() + DEAD_AFTER_NS
         self._version = store.settings_version()
+        """Of the settings under which all that is leased was leased."""
 
     async def reserve(self, order: Order, book: PriceBook, ttl_ns: int) -> Reserved | Refused:
         """Hold the most that a request can use, leasing more of the limits above it if need be.
@@ -154,26 +155,43 @@ class QuotaLeases:
             since = unix_ns - LOOK_BACK_NS
             places = await asyncio.to_thread(self._store.wanted, since)
             version = await asyncio.to_thread(self._store.settings_version)
+            present = self._ledger.windows()
             if version != self._version:
                 # A limit may be lower now: nothing is kept of what was leased under the old one.
-                self._version = version
-                windows = self._ledger.windows()
-                places = [(each.limit.limit, each.start_unix_ns) for each in windows]
+                self._ledger.tie()
+                places = [(each.limit.limit, each.start_unix_ns) for each in present]
+            await self._cover_held()
             found = [self._ledger.window_at(limit, start) for limit, start in dict.fromkeys(places)]
-            idle = dict.fromkeys((*found, *self._ledger.ended(unix_ns)))
-            rest: list[Shortage] = []
-            for window in idle:
-                if window is None or window.free <= 0:
-                    continue
-                part = Shortage(window.limit.limit, window.start_unix_ns, window.free)
-                # Taken from our own before the store is told: nobody may hold against it now.
-                self._ledger.grant(part.limit, part.start_unix_ns, -part.missing)
-                rest.append(part)
-            if not rest:
-                return
+            untied = [each for each in present if each.returned]
+            windows = dict.fromkeys((*found, *untied, *self._ledger.ended(unix_ns)))
+            # Taken from our own before the store is told: nobody may hold against it now.
+            idle = [self._ledger.take_idle(each) for each in windows if each is not None]
+            rest = [
+                Shortage(each.window.limit.limit, each.window.start_unix_ns, amount)
+                for each in idle
+                if (amount := each.free + each.returned)
+            ]
             try:
-                await asyncio.to_thread(self._store.give_back, rest)
+                if rest:
+                    await asyncio.to_thread(self._store.give_back, rest)
             except (LedgerUnavailable, LedgerCorrupt):
-                for part in rest:
-                    self._ledger.grant(part.limit, part.start_unix_ns, part.missing)
+                for each in idle:
+                    self._ledger.keep_idle(each)
                 raise
+            self._version = version
+
+    async def _cover_held(self) -> None:
+        """Lease what this process uses and holds beyond its leases, however much others have.
+
+        Requests that were reserved before a limit was set are under it from then on, and nobody
+        else may be given what they will use.
+        """
+        lacking = [
+            Shortage(window.limit.limit, window.start_unix_ns, -window.free)
+            for window in self._ledger.windows()
+            if window.free < 0
+        ]
+        if lacking:
+            await asyncio.to_thread(self._store.cover, lacking)
+            for part in lacking:
+                self._ledger.grant(part.limit, part.start_unix_ns, part.missing)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -15,6 +16,7 @@ from tokenworks.ledger.extras import Extra
 from tokenworks.ledger.quotas import KeyRecord, Limit
 from tokenworks.live.database import Database
 from tokenworks.live.ledger_sql import (
+    MIGRATED_FROM,
     PUT_EXTRA,
     PUT_KEY,
     PUT_LIMIT,
@@ -22,6 +24,9 @@ from tokenworks.live.ledger_sql import (
     meta_schema,
     schema,
 )
+from tokenworks.live.sum_tables import SumTables
+
+_log: Final = logging.getLogger("tokenworks.ledger")
 
 
 class SettingsStore:
@@ -90,6 +95,19 @@ class SettingsStore:
         with self._changing_settings():
             self._other.change(PUT_EXTRA, _values(extra))
 
+    def decide_extra(
+        self, extra: str, decide: Callable[[Extra, Sequence[Limit]], Extra]
+    ) -> Extra | None:
+        """See ``LedgerStore``."""
+        with self._changing_settings():
+            extras = load_extras(self._other)
+            found = next((each for each in extras if each.extra == extra), None)
+            if found is None:
+                return None
+            decided = decide(found, load_limits(self._other))
+            self._other.change(PUT_EXTRA, _values(decided))
+            return decided
+
     def settings_version(self) -> int:
         """See ``LedgerStore``."""
         with self._other_lock:
@@ -130,12 +148,26 @@ def prepare(database: Database) -> None:
     """
     database.script(meta_schema(database.dialect))
     version = meta_number(database, "schema_version")
+    if version in MIGRATED_FROM:
+        version = _migrate(database)
     if version != SCHEMA_VERSION:
         raise ConfigInvalid(
             f"{database.where!r} has schema {version}; this release reads {SCHEMA_VERSION}.",
             hint="Run the release that wrote it.",
         )
     database.script(schema(database.dialect))
+
+
+def _migrate(database: Database) -> int:
+    """Bring a database of an earlier release to this one's schema, whole or not at all."""
+    with database.writing():
+        if meta_number(database, "schema_version") in MIGRATED_FROM:  # nobody else was faster
+            _log.warning("the sums of %r are made anew for this release", database.where)
+            SumTables().migrate(database)
+            database.change(
+                "UPDATE meta SET value = ? WHERE name = 'schema_version'", (SCHEMA_VERSION,)
+            )
+        return meta_number(database, "schema_version")
 
 
 def meta_number(database: Database, name: str) -> int:

@@ -5,19 +5,22 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 from tokenworks.core.errors import LedgerCorrupt, LedgerUnavailable, TokenworksError
-from tokenworks.live.database import Dialect, Value
+from tokenworks.live.database import CommitUnknown, Dialect, Value
 
 BUSY_S_MAX: Final = 10
 """How long to wait for another process's write to end."""
 
 PRIVATE: Final = 0o600
 _DAMAGED: Final = frozenset({sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT})
+_LOCKED: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
+_PRIMARY: Final = 0xFF
+"""The bits of an error's code that say what it is; those above say more of it."""
 
 
 class SQLiteDatabase:
@@ -68,28 +71,45 @@ class SQLiteDatabase:
     @contextmanager
     def writing(self) -> Iterator[None]:
         """See ``Database``. Taking the lock first lets SQLite wait for another writer."""
-        yield from self._transaction("BEGIN IMMEDIATE")
+        yield from self._transaction("BEGIN IMMEDIATE", self._commit)
 
     @contextmanager
     def reading(self) -> Iterator[None]:
         """See ``Database``."""
-        yield from self._transaction("BEGIN")
+        yield from self._transaction("BEGIN", lambda: self._connection.execute("COMMIT"))
 
     def close(self) -> None:
         """See ``Database``."""
         self._connection.close()
 
-    def _transaction(self, begin: str) -> Iterator[None]:
+    def _transaction(self, begin: str, commit: Callable[[], object]) -> Iterator[None]:
         with self._edge():
             self._connection.execute(begin)
             try:
                 yield
-                self._connection.execute("COMMIT")
+                commit()
             except BaseException:
                 # Some errors, such as a full disk, have rolled back already.
                 if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
+                    with contextlib.suppress(sqlite3.Error):
+                        self._connection.execute("ROLLBACK")
                 raise
+
+    def _commit(self) -> None:
+        """End a transaction that writes.
+
+        A sync that fails comes after the write: the end of the transaction is in the log then, and
+        whoever opens the file after a crash finds it there, unless something is written over it.
+        """
+        try:
+            self._connection.execute("COMMIT")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & _PRIMARY != sqlite3.SQLITE_IOERR:
+                raise
+            raise CommitUnknown(
+                f"{str(self.path)!r} could not be written or synced: {error}.",
+                hint="Look at the disk.",
+            ) from error
 
     @contextmanager
     def _edge(self) -> Iterator[None]:
@@ -181,7 +201,7 @@ def _ours(path: Path, error: sqlite3.Error) -> TokenworksError:
         return LedgerCorrupt(
             f"{str(path)!r} is not a readable ledger: {error}.", hint="Restore it from a copy."
         )
-    return LedgerUnavailable(
-        f"{str(path)!r} could not be read or written: {error}.",
-        hint="Look at the disk's free space and at the file's permissions.",
-    )
+    hint = "Look at the disk's free space and at the file's permissions."
+    if getattr(error, "sqlite_errorcode", 0) & _PRIMARY in _LOCKED:
+        hint = f"Another process has been writing for {BUSY_S_MAX} s: wait for it, or stop it."
+    return LedgerUnavailable(f"{str(path)!r} could not be read or written: {error}.", hint=hint)

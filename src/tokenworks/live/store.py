@@ -5,36 +5,32 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, NamedTuple
 
 import msgspec
 
 from tokenworks.core.errors import LedgerCorrupt, LedgerUnavailable, TokenworksError
 from tokenworks.core.ids import LimitID, PoolID
-from tokenworks.core.orders import Payer
-from tokenworks.core.units import NS_PER_HOUR
+from tokenworks.core.units import NS_PER_HOUR, NS_PER_S
 from tokenworks.ledger.blocks import (
     GENESIS,
     Block,
+    ChainHead,
     check_block,
     decode_entries,
     encode_entries,
     hash_of,
 )
 from tokenworks.ledger.entries import Entry, Reserved
-from tokenworks.ledger.extras import limit_states
+from tokenworks.ledger.extras import Use, limit_states, uses
 from tokenworks.ledger.leases import Shortage, WindowUse, spent, with_spent
-from tokenworks.ledger.quotas import (
-    UNIX_NS_MAX,
-    LimitState,
-    window_end,
-    window_start,
-)
-from tokenworks.ledger.rollup import MEASURES, NOBODY, Kind, Rollup, RollupRow, Sums, merged
+from tokenworks.ledger.quotas import UNIX_NS_MAX, LimitState, NodeID
+from tokenworks.ledger.rollup import PayerNames, Rollup, RollupRow
 from tokenworks.ledger.store_port import InDoubt
 from tokenworks.ledger.stored import Stored
 from tokenworks.live import cost_claims, lease_tables
@@ -43,15 +39,15 @@ from tokenworks.live.group_commit import QUEUE_LEN_MAX, Batch, GroupCommit
 from tokenworks.live.ledger_sql import (
     BLOCK_OF,
     BLOCKS,
+    COUNT_QUESTION,
     INSERT_BLOCK,
     LAGGING,
     LAST_BLOCK,
     UNROLLED_OF,
-    add_sums,
-    read_sums,
+    block_from,
 )
-from tokenworks.live.numbered_names import NumberedNames
 from tokenworks.live.postgres import PostgresDatabase
+from tokenworks.live.quota_leases import DEAD_AFTER_NS
 from tokenworks.live.settings_store import (
     SettingsStore,
     load_extras,
@@ -60,29 +56,44 @@ from tokenworks.live.settings_store import (
     prepare,
 )
 from tokenworks.live.sqlite import SQLiteDatabase, SQLiteLock
+from tokenworks.live.sum_tables import NewNames, SumTables
 
 ROLL_ENTRIES: Final = 16_384
 """Entries whose sums are in memory only before they are added to the tables; a start reads as many
 again, and so does a report."""
 ROLL_S: Final = 60
 """They are added after so many seconds at the latest, if any more come."""
-REBUILD_BLOCKS: Final = 1_024
-"""Blocks whose sums are made at once when the tables are made again."""
 DOUBT_S_MAX: Final = 30
 """How long to ask whether a commit that could not be heard was kept."""
 DOUBT_STEP_S: Final = 0.2
 PRUNE_NS: Final = NS_PER_HOUR
 """Between two looks for leases that nobody needs any more."""
+HEAD_S: Final = 3_600
+"""The chain's end is logged so often, and at the end: what somebody may change later is noted where
+they cannot."""
 RESTORE: Final = "Restore it from a copy."
 CANNOT_TELL: Final = "The ledger cannot tell what it has stored."
 RESTART: Final = "Start the factory again: it finds out what is stored."
 
-_NewNames = tuple[dict[Payer, int], dict[Kind, int]]
-
+_log: Final = logging.getLogger("tokenworks.ledger")
 _ENCODER: Final = msgspec.json.Encoder()
 _HOLDS: Final = msgspec.json.Decoder(list[Reserved])
-_PAYER: Final = msgspec.json.Decoder(Payer)
-_KIND: Final = msgspec.json.Decoder(Kind)
+
+
+class Since(NamedTuple):
+    """What a store has derived from its blocks.
+
+    Attributes:
+        blocks: those after one.
+        sums: over all time.
+        numbers: by process, the number of the last block that it has written.
+        holds: reservations that a start would find open.
+    """
+
+    blocks: list[Block]
+    sums: list[RollupRow]
+    numbers: dict[str, int]
+    holds: list[Reserved]
 
 
 class SQLStore(SettingsStore):
@@ -114,13 +125,14 @@ class SQLStore(SettingsStore):
         self._tail_proved = False
         self._rolled_s = time.monotonic()
         self._number = 0
+        self._head: ChainHead | None = None
+        self._head_s = time.monotonic()
         self._known = False
         self._closed = False
         self._leasing = lease_tables.Leasing()
         self._prune_at_unix_ns = 0
         self._costs: dict[PoolID, str] = {}
-        self._payers = NumberedNames("payers", _PAYER)
-        self._kinds = NumberedNames("kinds", _KIND)
+        self._sums = SumTables()
         with ExitStack() as stack:
             self._writer = stack.enter_context(closing(connect()))
             prepare(self._writer)
@@ -142,7 +154,7 @@ class SQLStore(SettingsStore):
 
     def blocks(self, after_seq: int = 0) -> Iterator[Block]:
         """See ``LedgerStore``."""
-        return map(_block, self._other.stream(BLOCKS, (after_seq,)))
+        return map(block_from, self._other.stream(BLOCKS, (after_seq,)))
 
     def load_entries(self) -> Iterator[Entry]:
         """All entries, oldest first.
@@ -163,31 +175,18 @@ class SQLStore(SettingsStore):
         with self._other_lock:
             return _block_numbers(self._other)
 
-    def since(self, after_seq: int) -> tuple[list[Block], list[RollupRow], dict[str, int]]:
-        """Blocks after one, all sums, and ``block_numbers``, all of one moment.
+    def since(self, after_seq: int) -> Since:
+        """Blocks after one, and all that is derived from blocks, of one moment.
 
         Raises:
-            LedgerCorrupt: the sums by hour are not those by month.
+            LedgerCorrupt: the sums by hour are not those by month, or what is written down of
+                open reservations is not what a process can have left.
         """
         with self._other_lock, self._other.reading():
-            blocks = [_block(row) for row in self._other.query(BLOCKS, (after_seq,))]
-            self._compare_tables()
-            sums = self._rollups(self._other, 0, UNIX_NS_MAX)
-            return blocks, sums, _block_numbers(self._other)
-
-    def _compare_tables(self) -> None:
-        """Compare the tables of sums with each other, over all time."""
-
-        def of(table: str, *, by_payer: bool) -> list[tuple[Any, ...]]:
-            sql = read_sums(table, by_start=False, by_payer=by_payer)
-            return sorted(self._other.query(sql, (0, UNIX_NS_MAX)))
-
-        for table, by_payer in (("hours", True), ("factory_hours", False)):
-            if of(table, by_payer=by_payer) != of("months", by_payer=by_payer):
-                raise LedgerCorrupt(
-                    f"The sums of the table {table!r} are not those of the table 'months'.",
-                    hint="`tokenworks ledger rebuild` makes them again from the entries.",
-                )
+            blocks = [block_from(row) for row in self._other.query(BLOCKS, (after_seq,))]
+            self._sums.compare(self._other)
+            sums = self._sums.read(self._other, 0, UNIX_NS_MAX, by_run=True)
+            return Since(blocks, sums, _block_numbers(self._other), _open_holds(self._other))
 
     # Other processes.
 
@@ -227,14 +226,12 @@ class SQLStore(SettingsStore):
                 self._broken = self._broken or kept is None
                 if not kept:
                     raise
-                names = ({}, {})
-            self._keep_names(names)
+                names = NewNames({}, {}, {})
+            self._sums.keep(names)
             self._stored.adopt(found)
         return found
 
-    def _end_the_dead(
-        self, seen_before_unix_ns: int
-    ) -> tuple[list[Reserved], tuple[dict[Payer, int], dict[Kind, int]]]:
+    def _end_the_dead(self, seen_before_unix_ns: int) -> tuple[list[Reserved], NewNames]:
         """Inside a transaction: what dead processes hold, and new names; their sums are added."""
         rollup, adopted = Rollup(), Stored()
         self._join(seen_before_unix_ns)
@@ -247,20 +244,20 @@ class SQLStore(SettingsStore):
             self._check_tail()
             self._tail_proved = True
         for owner, number, rolled, holds in dead:
-            adopted.adopt(_HOLDS.decode(bytes(holds)))
+            adopted.adopt(_holds_from(holds))
             for row in self._writer.query(UNROLLED_OF, (owner, rolled)):
-                for entry in adopted.admit(decode_entries(_block(row))):
+                for entry in adopted.admit(decode_entries(block_from(row))):
                     rollup.add(entry)
             self._writer.change(
                 "UPDATE owners SET ended = 1, rolled = ?, holds = ? WHERE owner = ?",
                 (number, b"[]", owner),
             )
             lease_tables.end(self._writer, owner)
-        return adopted.open_holds(), self._write_sums([rollup])
+        return adopted.open_holds(), self._sums.write(self._writer, [rollup])
 
     def _rolled_holds(self) -> list[Reserved]:
         rows = self._writer.query("SELECT holds FROM owners WHERE owner = ?", (self.owner,))
-        return _HOLDS.decode(bytes(rows[0][0])) if rows else []
+        return _holds_from(rows[0][0]) if rows else []
 
     def _join(self, unix_ns: int) -> None:
         """Enter this process into the list of owners, inside a transaction."""
@@ -284,7 +281,7 @@ class SQLStore(SettingsStore):
             raise LedgerCorrupt(f"Block {seq - 1} is missing.", hint=RESTORE)
         digest = bytes(before[0][0]) if before else GENESIS
         for row in self._writer.query(BLOCKS, (seq - 1,)):
-            block = _block(row)
+            block = block_from(row)
             check_block(block, seq, digest)
             seq, digest = seq + 1, block.hash
         written = int(self._writer.query("SELECT SUM(number) FROM owners")[0][0] or 0)
@@ -305,8 +302,13 @@ class SQLStore(SettingsStore):
             self._check_alive()
             version = meta_number(self._writer, "settings_version")
             leasing = self._leasing
-            known = all((each.limit, each.start_unix_ns) in leasing.states for each in shortages)
-            if leasing.version != version or not known:
+            places = [(each.limit, each.start_unix_ns) for each in shortages]
+            known = all(place in leasing.states for place in places)
+            if (
+                leasing.version != version
+                or not known
+                or lease_tables.unknown(self._writer, places)
+            ):
                 leasing = self._read_leasing(version, unix_ns)
             result = lease_tables.lease(
                 self._writer, self.owner, shortages, leasing.states, unix_ns
@@ -324,9 +326,7 @@ class SQLStore(SettingsStore):
         limits, extras = load_limits(self._writer), load_extras(self._writer)
         held = lease_tables.held(self._writer, UNIX_NS_MAX)
 
-        def used(since_unix_ns: int, until_unix_ns: int) -> list[RollupRow]:
-            return self._rollups(self._writer, since_unix_ns, until_unix_ns, by_hour=False)
-
+        used = functools.partial(self._sums.used, self._writer)
         states = limit_states(limits, extras, used, unix_ns, held)
         lease_tables.reconcile(self._writer, states)
         return lease_tables.Leasing(version, limits, states, held)
@@ -342,6 +342,12 @@ class SQLStore(SettingsStore):
             if limit == short.limit and start < short.start_unix_ns
         }
         return before != lease_tables.held(self._writer, short.start_unix_ns, short.limit)
+
+    def cover(self, lacking: Sequence[Shortage]) -> None:
+        """See ``LedgerStore``."""
+        with self._group.still, self._changing_leases(lacking):
+            self._check_alive()
+            lease_tables.cover(self._writer, self.owner, lacking)
 
     def give_back(self, rest: Sequence[Shortage]) -> None:
         """See ``LedgerStore``."""
@@ -401,18 +407,21 @@ class SQLStore(SettingsStore):
         *,
         by_hour: bool = False,
         by_payer: bool = True,
+        by_run: bool = False,
+        of: PayerNames | None = None,
     ) -> list[RollupRow]:
         """See ``LedgerStore``."""
         since, until = since_unix_ns or 0, until_unix_ns or UNIX_NS_MAX
+        by = {"by_hour": by_hour, "by_payer": by_payer, "by_run": by_run}
         with self._other_lock, self._other.reading():
-            return self._rollups(self._other, since, until, by_hour=by_hour, by_payer=by_payer)
+            return self._sums.read(self._other, since, until, **by, of=of)
 
     def rollups_and_last(
         self, since_unix_ns: int, until_unix_ns: int
     ) -> tuple[list[RollupRow], int]:
         """Sums over a time as ``rollups`` has them, and the last block that they count."""
         with self._other_lock, self._other.reading():
-            rows = self._rollups(self._other, since_unix_ns, until_unix_ns)
+            rows = self._sums.read(self._other, since_unix_ns, until_unix_ns)
             last = self._other.query(LAST_BLOCK)
             return rows, int(last[0][0]) if last else 0
 
@@ -431,75 +440,25 @@ class SQLStore(SettingsStore):
 
         What is queued after that goes into ``later``, until nobody follows it any more.
         """
-        with self._group.still, self._other_lock, self._other.reading():
-            limits, extras = load_limits(self._other), load_extras(self._other)
-            waiting = Rollup()
-            for entry in self._group.waiting(later):
-                waiting.add(entry)
-
-            def used(since_unix_ns: int, until_unix_ns: int) -> list[RollupRow]:
-                stored = self._rollups(self._other, since_unix_ns, until_unix_ns, by_hour=False)
-                queued = (
-                    row
-                    for row in waiting.rows()
-                    if since_unix_ns <= row.start_unix_ns < until_unix_ns
-                )
-                return [*stored, *(row._replace(start_unix_ns=0) for row in queued)]
-
+        with self._other_lock, self._other.reading():
+            with self._group.still:
+                # What is read first is when all the rest is read, too; from here on the writer
+                # may go on.
+                limits = load_limits(self._other)
+                queued = self._group.waiting(later)
             if not limits:
                 return []
+            extras, waiting = load_extras(self._other), Rollup()
+            for entry in queued:
+                waiting.add(entry)
+
+            def used(since: int, until: int, runs: Collection[NodeID]) -> list[Use]:
+                stored = self._sums.used(self._other, since, until, runs)
+                rows = (row for row in waiting.rows() if since <= row.start_unix_ns < until)
+                return [*stored, *uses(rows, runs)]
+
             held = lease_tables.held(self._other, UNIX_NS_MAX)
             return limit_states(limits, extras, used, unix_ns, held)
-
-    def _rollups(
-        self,
-        database: Database,
-        since: int,
-        until: int,
-        *,
-        by_hour: bool = False,
-        by_payer: bool = True,
-    ) -> list[RollupRow]:
-        hours = "hours" if by_payer else "factory_hours"
-        read = functools.partial(read_sums, by_payer=by_payer)
-        rows: list[tuple[Any, ...]] = []
-        tables = 1
-        if by_hour:
-            rows += database.query(read(hours, by_start=True), (since, until))
-        else:
-            # Whole months from the one table, the hours before and after them from the other.
-            first = since if since == window_start("month", since) else _next_month(since)
-            last = until if until == UNIX_NS_MAX else window_start("month", until)
-            if first < last:
-                rows += database.query(read("months", by_start=False), (first, last))
-                parts = (
-                    [(since, first), (last, until)] if until != UNIX_NS_MAX else [(since, first)]
-                )
-            else:
-                parts = [(since, until)]
-            parts = [(start, stop) for start, stop in parts if start < stop]
-            tables = len(parts) + (first < last)
-            for start, stop in parts:
-                rows += database.query(read(hours, by_start=False), (start, stop))
-        found = [
-            RollupRow(
-                start,
-                self._payers.read(database, payer) if payer else NOBODY,
-                self._kinds.read(database, kind),
-                [int(amount) for amount in sums],
-            )
-            for start, payer, kind, *sums in rows
-        ]
-        tail = Rollup()
-        for lagging in database.query(LAGGING):
-            for row in database.query(UNROLLED_OF, lagging):
-                for entry in decode_entries(_block(row)):
-                    tail.add(entry)
-        lately = [each for each in tail.rows() if since <= each.start_unix_ns < until]
-        if not lately and tables == 1:
-            return found
-        found += lately
-        return merged(each.coarse(by_hour=by_hour, by_payer=by_payer) for each in found)
 
     def close(self) -> None:
         """See ``LedgerStore``."""
@@ -508,6 +467,7 @@ class SQLStore(SettingsStore):
             self._closed = True
             with self._group.still:  # a call on another thread may be under way
                 try:
+                    self._log_head()
                     self._roll_if_any()
                     self._leave()
                 finally:
@@ -558,9 +518,10 @@ class SQLStore(SettingsStore):
 
     def _store(self, entries: list[Entry]) -> TokenworksError | None:
         number = self._number + 1
+        head = self._head
         try:
             with self._writer.writing():
-                self._write_block(entries, number)
+                head = self._write_block(entries, number)
         except CommitUnknown as error:
             kept = self._ask_until_known(lambda: self._written("number") >= number)
             if kept is None:
@@ -570,10 +531,10 @@ class SQLStore(SettingsStore):
                 return error
         except (LedgerUnavailable, LedgerCorrupt) as error:
             return error
-        self._number, self._known = number, True
+        self._number, self._known, self._head = number, True, head
         return None
 
-    def _write_block(self, entries: list[Entry], number: int) -> None:
+    def _write_block(self, entries: list[Entry], number: int) -> ChainHead:
         at_unix_ns = entries[-1].at_unix_ns
         self._join(at_unix_ns)
         last = self._writer.query(LAST_BLOCK)
@@ -598,24 +559,37 @@ class SQLStore(SettingsStore):
             ),
             self.owner,
         )
-        if self._leasing.by_node:
-            spent_now = spent(entries, self._leasing.by_node)
-            lease_tables.spend(self._writer, self.owner, spent_now)
+        self._spend(entries)
         cost_claims.advance(self._writer, self.owner, self._costs, entries)
         self._writer.change(
             INSERT_BLOCK, (seq, self.owner, number, at_unix_ns, len(entries), payload, digest)
         )
+        return ChainHead(seq, digest)
+
+    def _spend(self, entries: Sequence[Entry]) -> None:
+        """Count what entries use against this process's leases, if it has ever asked for one."""
+        leasing = self._leasing
+        if leasing.version < 0:
+            return
+        # A limit may have been set since this process last asked for a lease: another one that
+        # has asked since must not be given what is used here.
+        version = meta_number(self._writer, "settings_version")
+        if version != leasing.limits_version:
+            leasing.limits_are(version, load_limits(self._writer))
+        lease_tables.spend(self._writer, self.owner, spent(entries, leasing.by_node))
 
     def _ask_until_known(self, question: Callable[[], bool]) -> bool | None:
         """The answer to a question about what a broken commit has left; None if nobody answers.
 
         It is asked inside a transaction that writes: while the commit is still under way on the
-        other side, that has to wait.
+        other side, that has to wait; and what a commit without a sync has left in SQLite's log is
+        written over, so that what is not there now never will be.
         """
         until = time.monotonic() + DOUBT_S_MAX
         while time.monotonic() < until:
             try:
                 with self._writer.writing():
+                    self._writer.change(COUNT_QUESTION)
                     answer = question()
             except LedgerUnavailable:
                 time.sleep(DOUBT_STEP_S)
@@ -634,6 +608,8 @@ class SQLStore(SettingsStore):
         be heard is found out the next time.
         """
         self._rolled_s = time.monotonic()
+        if self._rolled_s - self._head_s >= HEAD_S:
+            self._log_head()
         if self._rollup.entries:
             self._unrolled.append((self._number, self._rollup))
             self._rollup = Rollup()
@@ -642,8 +618,9 @@ class SQLStore(SettingsStore):
         try:
             with self._writer.writing():
                 rolled = self._written("rolled")
-                names = self._write_sums(
-                    rollup for number, rollup in self._unrolled if number > rolled
+                names = self._sums.write(
+                    self._writer,
+                    (rollup for number, rollup in self._unrolled if number > rolled),
                 )
                 holds = _ENCODER.encode(self._stored.open_holds())
                 _still_ours(
@@ -655,61 +632,41 @@ class SQLStore(SettingsStore):
                 )
         except LedgerUnavailable:
             return
-        self._keep_names(names)
+        self._sums.keep(names)
         self._unrolled.clear()
 
-    def rebuild_sums(self) -> int:
+    def _log_head(self) -> None:
+        self._head_s = time.monotonic()
+        if self._head is not None:
+            _log.info("the ledger's chain ends with %s", self._head)
+            self._head = None
+
+    def rebuild_sums(self, unix_ns: int) -> int:
         """Make the tables of sums again from the blocks; how many entries that took.
 
-        Processes that append meanwhile wait.
+        A process that appended meanwhile would wait for longer than it does, and give its answers
+        away: so nobody else may be here.
+
+        Args:
+            unix_ns: now.
 
         Raises:
+            LedgerUnavailable: another process was here a moment ago.
             LedgerCorrupt: an entry cannot be read.
         """
         with self._group.still, self._writer.writing():
-            rows = self._writer.query("SELECT owner, rolled FROM owners")
-            rolled = {str(owner): int(number) for owner, number in rows}
-            self._writer.change("DELETE FROM hours")
-            self._writer.change("DELETE FROM months")
-            self._writer.change("DELETE FROM factory_hours")
-            entries, after = 0, 0
-            while page := self._writer.query(f"{BLOCKS} LIMIT {REBUILD_BLOCKS}", (after,)):
-                rollup = Rollup()
-                for block in map(_block, page):
-                    after = block.seq
-                    if block.number <= rolled.get(block.owner, 0):
-                        for entry in decode_entries(block):
-                            rollup.add(entry)
-                self._write_sums([rollup])
-                entries += rollup.entries
-        return entries
-
-    def _write_sums(self, rollups: Iterable[Rollup]) -> tuple[dict[Payer, int], dict[Kind, int]]:
-        """Add sums to both tables inside a transaction; the new names hold once it is kept."""
-        payers: dict[Payer, int] = {}
-        kinds: dict[Kind, int] = {}
-        hours: list[list[int]] = []
-        coarse: dict[str, dict[tuple[int, int, int], Sums]] = {"months": {}, "factory_hours": {}}
-        for row in (row for rollup in rollups for row in rollup.rows()):
-            payer = self._payers.write(self._writer, row.payer, payers)
-            kind = self._kinds.write(self._writer, row.kind, kinds)
-            hours.append([row.start_unix_ns, payer, kind, *row.sums])
-            month = window_start("month", row.start_unix_ns)
-            for table, at in (
-                ("months", (month, payer, kind)),
-                ("factory_hours", (row.start_unix_ns, 0, kind)),
-            ):
-                sums = coarse[table].setdefault(at, [0] * len(MEASURES))
-                for i, amount in enumerate(row.sums):
-                    sums[i] += amount
-        self._writer.change_many(add_sums("hours"), hours)
-        for table, rows in coarse.items():
-            self._writer.change_many(add_sums(table), [[*at, *sums] for at, sums in rows.items()])
-        return payers, kinds
-
-    def _keep_names(self, names: _NewNames) -> None:
-        self._payers.keep(names[0])
-        self._kinds.keep(names[1])
+            others = self._writer.query(
+                "SELECT owner, seen_unix_ns FROM owners "
+                "WHERE ended = 0 AND owner <> ? AND seen_unix_ns >= ?",
+                (self.owner, unix_ns - DEAD_AFTER_NS),
+            )
+            if others:
+                raise LedgerUnavailable(
+                    f"{others[0][0]!r} has used the ledger in the last "
+                    f"{DEAD_AFTER_NS // NS_PER_S} s.",
+                    hint="Stop every factory that uses it; one that was killed is gone by then.",
+                )
+            return self._sums.rebuild(self._writer)
 
 
 def sqlite_store(
@@ -768,19 +725,27 @@ def _block_numbers(database: Database) -> dict[str, int]:
     return {str(owner): int(number) for owner, number in rows}
 
 
-def _block(row: tuple[Any, ...]) -> Block:
-    seq, owner, number, at_unix_ns, count, payload, digest = row
-    if not isinstance(payload, bytes) or not isinstance(digest, bytes):
-        raise LedgerCorrupt(f"Block {seq} was changed: it does not hold bytes.")
-    return Block(
-        seq=seq,
-        owner=owner,
-        number=number,
-        at_unix_ns=at_unix_ns,
-        count=count,
-        payload=payload,
-        hash=digest,
-    )
+def _holds_from(column: bytes) -> list[Reserved]:
+    try:
+        return _HOLDS.decode(bytes(column))
+    except (msgspec.DecodeError, TypeError) as error:
+        raise LedgerCorrupt(
+            f"A list of open reservations cannot be read: {error}.", hint=RESTORE
+        ) from error
+
+
+def _open_holds(database: Database) -> list[Reserved]:
+    """What a start would find open: what processes wrote down, and the blocks after that."""
+    found: list[Reserved] = []
+    for owner, rolled, holds in database.query(
+        "SELECT owner, rolled, holds FROM owners WHERE ended = 0 ORDER BY owner"
+    ):
+        left = Stored()
+        left.adopt(_holds_from(holds))
+        for row in database.query(UNROLLED_OF, (owner, rolled)):
+            left.admit(decode_entries(block_from(row)))
+        found += left.open_holds()
+    return found
 
 
 def _still_ours(changed: int, owner: str) -> None:
@@ -789,7 +754,3 @@ def _still_ours(changed: int, owner: str) -> None:
             f"Another process has taken over from {owner!r}, which it held for dead.",
             hint="Restart this one.",
         )
-
-
-def _next_month(unix_ns: int) -> int:
-    return window_end("month", window_start("month", unix_ns))
