@@ -76,10 +76,22 @@ def test_a_node_without_keys_may_be_misspelt(home: Home) -> None:
         ["tenant:acme", "--usd", "much"],
         ["tenant:acme", "--tokens", "1", "--carry-over", "many"],
         ["acme", "--tokens", "1"],
+        ["tenant:acme", "--usd", "9" * 12],
+        ["tenant:acme", "--usd", "9" * 9999],
+        ["tenant:acme", "--tokens", "1", "--carry-over", "9" * 20],
+        ["tenant:acme", "--tokens", "1", "--carry-over", "9" * 9999],
     ],
 )
 def test_a_limit_that_is_none_is_refused(home: Home, words: list[str]) -> None:
     assert isinstance(invoke(home, "quota", "set", *words).exception, InvalidRequest)
+    assert not home.path.exists()
+
+
+@pytest.mark.parametrize("words", [("quota", "set", "tenant:acme"), ("key", "create")])
+def test_more_tokens_than_can_be_counted_are_refused(home: Home, words: tuple[str, ...]) -> None:
+    result = invoke(home, *words, "--tokens", "9" * 20)
+    assert result.exit_code == 2
+    assert f"is not in the range 0<=x<={2**62}" in result.stderr
     assert not home.path.exists()
 
 

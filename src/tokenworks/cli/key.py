@@ -7,6 +7,7 @@ from typing import Any
 import click
 import msgspec
 
+from tokenworks.catalogue.packages import AMOUNT_MAX
 from tokenworks.cli.ledger_at import ledger_at
 from tokenworks.cli.table import show
 from tokenworks.core.errors import InvalidRequest
@@ -39,7 +40,9 @@ def command() -> None:
     show_default=True,
     help="The tier of requests that name none.",
 )
-@click.option("--tokens", type=click.IntRange(min=0), help="Hard limit, input and output together.")
+@click.option(
+    "--tokens", type=click.IntRange(0, AMOUNT_MAX), help="Hard limit, input and output together."
+)
 @click.option("--usd", help="Hard limit in dollars, such as 2.50.")
 @click.option(
     "--per",

@@ -9,7 +9,8 @@ from typing import Any
 import click
 import msgspec
 
-from tokenworks.cli.keys import dollars_option
+from tokenworks.catalogue.packages import AMOUNT_MAX
+from tokenworks.cli.keys import DIGITS_MAX, dollars_option
 from tokenworks.cli.ledger_at import ledger_at
 from tokenworks.cli.period import time_text
 from tokenworks.cli.table import show
@@ -63,7 +64,9 @@ def command() -> None:
 
 @command.command(name="set")
 @click.argument("node")
-@click.option("--tokens", type=click.IntRange(min=0), help="At most so many, input and output.")
+@click.option(
+    "--tokens", type=click.IntRange(0, AMOUNT_MAX), help="At most so many, input and output."
+)
 @click.option("--usd", help="At most so many dollars, such as 2.50.")
 @click.option(
     "--per", type=click.Choice(PERIODS), default="month", show_default=True, help="In each, UTC."
@@ -321,6 +324,11 @@ def _amount(option: str, text: str, unit: Unit) -> int:
     if not (text.isascii() and text.isdecimal()):
         raise InvalidRequest(
             f"{option} is {text!r}; it must be a number of tokens.", hint="Such as 1000000."
+        )
+    if len(text) > DIGITS_MAX or int(text) > AMOUNT_MAX:
+        raise InvalidRequest(
+            f"{option} is {text[:DIGITS_MAX]}; the most is {AMOUNT_MAX} tokens.",
+            hint="No limit at all is none that is set.",
         )
     return int(text)
 
