@@ -403,7 +403,8 @@ class SQLStore(SettingsStore):
         by_payer: bool = True,
     ) -> list[RollupRow]:
         """See ``LedgerStore``."""
-        since, until = since_unix_ns or 0, until_unix_ns or UNIX_NS_MAX
+        since = since_unix_ns or 0
+        until = UNIX_NS_MAX if until_unix_ns is None else until_unix_ns
         with self._other_lock, self._other.reading():
             return self._rollups(self._other, since, until, by_hour=by_hour, by_payer=by_payer)
 
