@@ -30,6 +30,7 @@ def filled(home: Home) -> Home:
     store = home.open_ledger("me")
     for price_id, book in BOOKS.items():
         store.put_price_book(price_id, book.text, 1)
+    store.put_key(key_record())
     store.append_now(ENTRIES)
     store.close()
     return home
@@ -116,6 +117,35 @@ def test_csv_and_parquet_add_up_to_the_invoice(filled: Home, tmp_path: pathlib.P
 def test_what_is_missing_is_said(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InvalidRequest, match="no ledger"):
         run(home, "invoice", "tenant", *MONTH)
+
+
+@pytest.mark.parametrize(
+    "words", [("invoice", "tenatn"), ("export", "focus", "--tenant", "tenatn")]
+)
+def test_a_tenant_that_nobody_knows_is_refused(filled: Home, words: tuple[str, ...]) -> None:
+    with pytest.raises(InvalidRequest, match="no tenant 'tenatn'") as caught:
+        run(filled, *words, *MONTH)
+    assert caught.value.hint == "Is it tenant?"
+    with pytest.raises(InvalidRequest, match="no tenant 'zzz'") as caught:
+        run(filled, *words[:-1], "zzz", *MONTH)
+    assert caught.value.hint == "Is it second or tenant?"
+
+
+def test_a_tenant_that_used_nothing_owes_nothing(home: Home) -> None:
+    home.make()
+    home.open_ledger("me").close()
+    with pytest.raises(InvalidRequest) as caught:
+        run(home, "invoice", "acme", *MONTH)
+    assert "key list" in caught.value.hint
+    run(home, "key", "create", "--tenant", "acme")
+    assert "Due      $0.00" in run(home, "invoice", "acme", *MONTH)
+
+
+@pytest.mark.parametrize("command", [("invoice", "tenant"), ("export", "focus"), ("report",)])
+def test_a_month_without_an_end_is_refused(filled: Home, command: tuple[str, ...]) -> None:
+    draft = () if command == ("report",) else ("--draft",)
+    with pytest.raises(InvalidRequest, match="1970 to 2261"):
+        run(filled, *command, "--month", "9999-12", *draft)
 
 
 @pytest.mark.parametrize(
