@@ -152,6 +152,15 @@ def test_what_is_not_priced_per_token_is_refused() -> None:
     assert notes == ["gift: its price is 0; who asks for it pays nothing."]
 
 
+def test_a_name_that_is_nearly_right_is_shown_what_there_is() -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        price_tables(MAP, same("plane"))
+    assert caught.value.hint == "Name a model as the map's keys do. It has plain."
+    with pytest.raises(InvalidRequest) as caught:
+        price_tables(MAP, same("gpt-4o"))
+    assert caught.value.hint == "Name a model as the map's keys do."
+
+
 def test_a_price_that_is_no_number_is_refused() -> None:
     for value in (-1, "much", True, Decimal("NaN"), Decimal("Infinity")):
         with pytest.raises(InvalidRequest, match="must be a number"):

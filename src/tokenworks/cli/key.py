@@ -7,7 +7,6 @@ from typing import Any
 import click
 import msgspec
 
-from tokenworks.catalogue.packages import AMOUNT_MAX
 from tokenworks.cli.ledger_at import ledger_at
 from tokenworks.cli.table import show
 from tokenworks.core.errors import InvalidRequest
@@ -40,9 +39,7 @@ def command() -> None:
     show_default=True,
     help="The tier of requests that name none.",
 )
-@click.option(
-    "--tokens", type=click.IntRange(0, AMOUNT_MAX), help="Hard limit, input and output together."
-)
+@click.option("--tokens", type=click.IntRange(min=0), help="Hard limit, input and output together.")
 @click.option("--usd", help="Hard limit in dollars, such as 2.50.")
 @click.option(
     "--per",
@@ -67,10 +64,11 @@ def create(
     **belongs: str | None,
 ) -> None:
     """Make a key and show its secret, once."""
-    from tokenworks.cli.keys import create_key, dollars_option
+    from tokenworks.cli.keys import check_tokens, create_key, dollars_option
     from tokenworks.live.clock import SystemClock
 
     nanodollars = dollars_option("--usd", usd)
+    check_tokens("--tokens", tokens)
     with ledger_at(home, create=True) as store:
         new = create_key(
             store,
@@ -146,7 +144,7 @@ def _row(
         "tenant": record.tenant,
         "team": record.team,
         "engineer": record.engineer,
-        "name": record.name,
+        "name": record.name if as_json else record.name or None,
         "tier": record.tier_default,
         "used_tokens": used[0],
         "used_nanodollars": used[1],

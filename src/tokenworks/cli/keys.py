@@ -104,6 +104,19 @@ def _limits(
     )
 
 
+def check_tokens(option: str, tokens: int | None) -> None:
+    """Refuse more tokens than a limit can hold.
+
+    Raises:
+        InvalidRequest: there are more.
+    """
+    if tokens is not None and tokens > AMOUNT_MAX:
+        raise InvalidRequest(
+            f"{option} is more than a limit can hold, {AMOUNT_MAX}.",
+            hint="Leave it out where there is to be no limit.",
+        )
+
+
 def dollars_option(option: str, text: str | None) -> int | None:
     """Nano-dollars of an option in dollars.
 
@@ -122,6 +135,6 @@ def dollars_option(option: str, text: str | None) -> int | None:
         raise InvalidRequest(
             f"{option} is {text[:DIGITS_MAX]}; the most is {AMOUNT_MAX // NANODOLLARS_PER_DOLLAR} "
             "dollars.",
-            hint="No limit at all is none that is set.",
+            hint="Leave it out where there is to be no limit.",
         )
     return amount

@@ -10,7 +10,7 @@ import click
 import msgspec
 
 from tokenworks.catalogue.packages import AMOUNT_MAX
-from tokenworks.cli.keys import DIGITS_MAX, dollars_option
+from tokenworks.cli.keys import DIGITS_MAX, check_tokens, dollars_option
 from tokenworks.cli.ledger_at import ledger_at
 from tokenworks.cli.period import time_text
 from tokenworks.cli.table import show
@@ -64,9 +64,7 @@ def command() -> None:
 
 @command.command(name="set")
 @click.argument("node")
-@click.option(
-    "--tokens", type=click.IntRange(0, AMOUNT_MAX), help="At most so many, input and output."
-)
+@click.option("--tokens", type=click.IntRange(min=0), help="At most so many, input and output.")
 @click.option("--usd", help="At most so many dollars, such as 2.50.")
 @click.option(
     "--per", type=click.Choice(PERIODS), default="month", show_default=True, help="In each, UTC."
@@ -106,6 +104,7 @@ def set_limit(
     unit: Unit = "tokens" if usd is None else "nanodollars"
     amount = tokens if usd is None else dollars_option("--usd", usd)
     assert amount is not None
+    check_tokens("--tokens", tokens)
     now_unix_ns = SystemClock().unix_ns()
     place = parse_node(node)
     carried = 0 if carry_over is None else _amount("--carry-over", carry_over, unit)
@@ -184,7 +183,9 @@ def list_limits(home: Home, /, node: str | None, *, as_json: bool) -> None:
         said = {"limits": [_state(state) for state in states], "extras": extras}
         click.echo(msgspec.json.format(msgspec.json.encode(said), indent=2))
         return
-    _show_states(states, "There is no limit; `tokenworks quota set --help` says how to set one.")
+    where = "" if node is None else f" on {node} or in it"
+    hint = "`tokenworks quota set --help` says how to set one."
+    _show_states(states, f"There is no limit{where}; {hint}")
     asked = [_asked(extra, limits[extra.limit]) for extra in extras if extra.state == "asked"]
     if asked:
         click.echo("\nExtra budget asked for; `tokenworks quota approve` or `deny` decides:")
@@ -325,12 +326,9 @@ def _amount(option: str, text: str, unit: Unit) -> int:
         raise InvalidRequest(
             f"{option} is {text!r}; it must be a number of tokens.", hint="Such as 1000000."
         )
-    if len(text) > DIGITS_MAX or int(text) > AMOUNT_MAX:
-        raise InvalidRequest(
-            f"{option} is {text[:DIGITS_MAX]}; the most is {AMOUNT_MAX} tokens.",
-            hint="No limit at all is none that is set.",
-        )
-    return int(text)
+    tokens = AMOUNT_MAX + 1 if len(text) > DIGITS_MAX else int(text)
+    check_tokens(option, tokens)
+    return tokens
 
 
 def _limit(store: LedgerStore, name: str) -> Limit:

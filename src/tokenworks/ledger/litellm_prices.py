@@ -7,6 +7,7 @@ Source:
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from decimal import ROUND_HALF_EVEN, Decimal
 from typing import Final
@@ -68,7 +69,9 @@ def price_tables(
     for model, name in wanted.items():
         why = unpriced(models, name)
         if why is not None:
-            raise InvalidRequest(why, hint="Name a model as the map's keys do: --model NAME.")
+            near = difflib.get_close_matches(name, sorted(models.keys() - {name, SAMPLE}))
+            hint = f" It has {', '.join(sorted(near))}." if near else ""
+            raise InvalidRequest(why, hint=f"Name a model as the map's keys do.{hint}")
         row, taken = models[name], set[str]()
         tables[model] = {tier: _prices(model, row, tier, taken, notes) for tier in Tier}
         high = tables[model][Tier.HIGH]
