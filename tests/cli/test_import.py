@@ -54,10 +54,13 @@ def prices(tmp_path: Path) -> str:
 
 
 def test_keys_budgets_and_prices_move_in(home: Home, keys: str, prices: str) -> None:
-    words = ("import", "litellm", "--keys", keys, "--prices", prices, "--tenant", "acme")
+    words = (
+        *("import", "litellm", "--keys", keys, "--prices", prices, "--model", "m"),
+        *("--tenant", "acme"),
+    )
     said = done(home, *words)
-    assert "1 keys and 1 limits are here." in said
-    assert "rpm_limit = 9 has no counterpart" in said
+    assert "1 keys, 0 of them revoked, and 1 limits are here." in said
+    assert "rpm_limit = 9 has no counterpart and is left out, of key:key_" in said
     (key,) = data(home, "key", "list")
     assert (key["tenant"], key["team"], key["engineer"], key["name"]) == ("acme", "t", "u", "ci")
     assert key["limits"][0]["allowed"] == 12_500_000_000
@@ -69,7 +72,7 @@ def test_keys_budgets_and_prices_move_in(home: Home, keys: str, prices: str) -> 
 
 
 def test_a_dry_run_does_nothing(home: Home, keys: str, prices: str) -> None:
-    words = ("import", "litellm", "--keys", keys, "--prices", prices, "--dry-run")
+    words = ("import", "litellm", "--keys", keys, "--prices", prices, "--model", "m=m", "--dry-run")
     found = data(home, *words)
     assert (len(found["keys"]), len(found["limits"]), found["done"]) == (1, 1, False)
     assert "would be" in done(home, *words)
@@ -92,6 +95,7 @@ def test_key_info_and_lists_are_read_too(home: Home, tmp_path: Path) -> None:
     [
         ("--keys", "no json"),
         ("--keys", '{"keys": [1]}'),
+        ("--keys", '{"key": "x", "info": null}'),
         ("--prices", "[]"),
         ("--prices", '{"m": {"mode": "chat"}}'),
     ],
@@ -109,3 +113,60 @@ def test_a_file_of_something_else_is_refused(
 
 def test_nothing_to_import_is_said(home: Home) -> None:
     assert isinstance(invoke(home, "import", "litellm").exception, InvalidRequest)
+
+
+def test_a_second_import_opens_nothing_that_was_closed(home: Home, keys: str) -> None:
+    words = ("import", "litellm", "--keys", keys)
+    done(home, *words)
+    name = data(home, "key", "list")[0]["key"]
+    done(home, "key", "revoke", name)
+    assert f"{name}: it is revoked here and stays so." in done(home, *words)
+    assert data(home, *words)["revoked"] == [name]
+    assert data(home, "key", "list")[0]["revoked"] is True
+
+
+def test_pages_are_read_together(home: Home, tmp_path: Path) -> None:
+    pages = []
+    for page in range(7):
+        digest = hashlib.sha256(bytes([page])).hexdigest()
+        path = tmp_path / f"{page}.json"
+        path.write_text(json.dumps([{"token": digest, "tpm_limit": 5}]))
+        pages += ["--keys", str(path)]
+    said = done(home, "import", "litellm", *pages)
+    assert "7 keys" in said
+    assert "tpm_limit = 5 has no counterpart and is left out, of key:" in said
+    assert "and 2 more, which --json lists." in said
+    assert len(data(home, "import", "litellm", *pages, "--dry-run")["left_out"]) == 7
+
+
+def test_the_book_has_what_the_factory_sells(home: Home, tmp_path: Path) -> None:
+    sold = home.load_settings().pool.popitem()[1].model
+    row = {"input_cost_per_token": 1e-6, "output_cost_per_token": 2e-6}
+    path = tmp_path / "map.json"
+    path.write_text(json.dumps({sold: row} | {f"other-{i}": row for i in range(2_000)}))
+    words = ("import", "litellm", "--prices", str(path))
+    assert "No budgets" not in done(home, *words)
+    assert list(parse_price_book(home.price_book.read_text()).prices) == [sold]
+    book = ("--book", str(tmp_path / "mine.toml"))
+    done(home, *words, *book, "--model", "mine=other-5", "--model", "other-6")
+    mine = parse_price_book((tmp_path / "mine.toml").read_text())
+    assert list(mine.prices) == ["mine", "other-6"]
+    path.write_text(json.dumps({"other": row}))
+    error = invoke(home, *words, "--dry-run").exception
+    assert isinstance(error, InvalidRequest)
+    assert sold in error.message
+    assert "--model OURS=THEIRS" in error.hint
+
+
+def test_a_model_of_the_factory_that_the_map_lacks_is_said(
+    home: Home, tmp_path: Path, prices: str
+) -> None:
+    home.make()
+    home.settings.write_text(
+        "".join(
+            f'[pool.{name}]\nengine = "attached"\nmodel = "{name}"\nurls = ["http://{name}:1"]\n'
+            for name in ("m", "n")
+        )
+    )
+    said = done(home, "import", "litellm", "--prices", prices, "--dry-run")
+    assert "'n' is no model of the price map. The book has no price for it." in said

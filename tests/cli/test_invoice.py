@@ -11,13 +11,16 @@ import pathlib
 import sys
 from decimal import Decimal
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 
 from tests.ledger.ledger_samples import key_record, ledger, post, reserve
 from tests.ledger.test_invoices import BOOKS, ENTRIES, INVOICE
+from tokenworks.cli.invoice_pdf import spelled, write_pdf
 from tokenworks.cli.main import cli
 from tokenworks.core.errors import ConfigInvalid, InvalidRequest
+from tokenworks.core.ids import ModelName
 from tokenworks.live.home import Home
 from tokenworks.live.store import SQLStore
 
@@ -30,6 +33,7 @@ def filled(home: Home) -> Home:
     store = home.open_ledger("me")
     for price_id, book in BOOKS.items():
         store.put_price_book(price_id, book.text, 1)
+    store.put_key(key_record())
     store.append_now(ENTRIES)
     store.close()
     return home
@@ -90,6 +94,50 @@ def test_the_pdf_is_reproducible_and_says_the_total(
     assert INVOICE.content_hash.encode() in plain.read_bytes()
 
 
+WIDE = msgspec.structs.replace(
+    INVOICE,
+    total_nanodollars=2**63,
+    lines=(
+        msgspec.structs.replace(
+            INVOICE.lines[0],
+            model=ModelName("somebody/a-model-with-quite-a-long-name-quantized-w4a16"),
+            tokens=2**63,
+            amount_attodollars=2**63 * 10**9 - 1,
+        ),
+        *INVOICE.lines,
+    ),
+)
+
+
+@pytest.mark.parametrize("tenant", ["acme", "Žluť книга", "日本"])
+def test_a_pdf_shows_every_name_and_number_in_its_column(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, tenant: str
+) -> None:
+    fpdf = pytest.importorskip("fpdf")
+    made = msgspec.structs.replace(WIDE, tenant=tenant, number=f"{tenant}-2026-09")
+    cells: list[str] = []
+    plain = fpdf.FPDF.cell
+
+    def watched(page, w=None, h=None, text="", **more):
+        assert not w or page.get_string_width(text) <= w, text
+        cells.append(text)
+        return plain(page, w, h, text, **more)
+
+    monkeypatch.setattr(fpdf.FPDF, "cell", watched)
+    files = tmp_path / "1.pdf", tmp_path / "2.pdf"
+    for path in files:
+        write_pdf(made, path)
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert (b"/FontFile2" in files[0].read_bytes()) is (tenant != "acme")
+    for text in ("9,223,372,036,854,775,808", "9,223,372,036.854775807999999999"):
+        assert text in cells
+    assert any("[U+...]" in text for text in cells) is (tenant == "日本")
+
+
+def test_a_character_that_the_font_lacks_stands_by_its_number() -> None:
+    assert spelled("a\tб日", {ord("a"), ord("б"), ord("\t")}) == "a[U+0009]б[U+65E5]"
+
+
 def test_a_month_that_is_not_over_is_refused(filled: Home) -> None:
     words = ("--month", "2199-01")
     for command in (("invoice", "tenant"), ("export", "focus")):
@@ -116,6 +164,35 @@ def test_csv_and_parquet_add_up_to_the_invoice(filled: Home, tmp_path: pathlib.P
 def test_what_is_missing_is_said(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InvalidRequest, match="no ledger"):
         run(home, "invoice", "tenant", *MONTH)
+
+
+@pytest.mark.parametrize(
+    "words", [("invoice", "tenatn"), ("export", "focus", "--tenant", "tenatn")]
+)
+def test_a_tenant_that_nobody_knows_is_refused(filled: Home, words: tuple[str, ...]) -> None:
+    with pytest.raises(InvalidRequest, match="no tenant 'tenatn'") as caught:
+        run(filled, *words, *MONTH)
+    assert caught.value.hint == "Is it tenant?"
+    with pytest.raises(InvalidRequest, match="no tenant 'zzz'") as caught:
+        run(filled, *words[:-1], "zzz", *MONTH)
+    assert caught.value.hint == "Is it second or tenant?"
+
+
+def test_a_tenant_that_used_nothing_owes_nothing(home: Home) -> None:
+    home.make()
+    home.open_ledger("me").close()
+    with pytest.raises(InvalidRequest) as caught:
+        run(home, "invoice", "acme", *MONTH)
+    assert "key list" in caught.value.hint
+    run(home, "key", "create", "--tenant", "acme")
+    assert "Due      $0.00" in run(home, "invoice", "acme", *MONTH)
+
+
+@pytest.mark.parametrize("command", [("invoice", "tenant"), ("export", "focus"), ("report",)])
+def test_a_month_without_an_end_is_refused(filled: Home, command: tuple[str, ...]) -> None:
+    draft = () if command == ("report",) else ("--draft",)
+    with pytest.raises(InvalidRequest, match="1970 to 2261"):
+        run(filled, *command, "--month", "9999-12", *draft)
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,8 @@ def test_files_that_clash_or_cannot_be_read_are_errors(home: Home, tmp_path: pat
     found = json.loads(result.stdout)["findings"]
     assert {row["level"] for row in found} == {"error"}
     assert {row["book"] for row in found} >= {"c.toml", "d", "missing.toml"}
+    said = {row["book"]: row["message"] for row in found}
+    assert said["missing.toml"] == "It cannot be read: No such file or directory."
     assert any("holds from 2026-11-24" in row["message"] for row in found)
     assert len(found) == 4
     nothing = invoke(home, "prices", "check", str(wrong))
@@ -98,6 +100,15 @@ def test_prices_are_shown_for_a_tenant_at_a_time(home: Home) -> None:
     assert "45 %" in text
     assert found["book"] in text
     assert "tenant local" in done(home, "prices", "list")
+
+
+def test_a_class_that_costs_something_else_than_its_kin_is_shown(home: Home) -> None:
+    assert "besides" not in done(home, "prices", "list")
+    home.make()
+    more = "reasoning_udollars_per_mtok = 9_000_000\ncache_write_udollars_per_mtok = 1_500_000\n"
+    high = TEXT.index(".high]\n", TEXT.index("[price."))
+    home.price_book.write_text(TEXT[: high + 7] + more + TEXT[high + 7 :])
+    assert "cache write $1.50; reasoning $9.00" in done(home, "prices", "list")
 
 
 def test_a_time_that_is_none_is_refused(home: Home) -> None:

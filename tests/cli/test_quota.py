@@ -30,6 +30,12 @@ def test_without_a_limit_the_list_says_how_to_set_one(home: Home) -> None:
     assert not home.path.exists()
 
 
+def test_a_node_without_a_limit_is_named(home: Home) -> None:
+    done(home, "quota", "set", "tenant:acme", "--tokens", "1")
+    said = done(home, "quota", "list", "--node", "tenant:other")
+    assert said.startswith("There is no limit on tenant:other or in it;")
+
+
 def test_a_limit_is_set_changed_and_lifted(home: Home) -> None:
     fill(home, SystemClock().unix_ns())
     (row,) = data(home, "quota", "set", "tenant:tenant", "--usd", "500")["limits"]
@@ -76,10 +82,22 @@ def test_a_node_without_keys_may_be_misspelt(home: Home) -> None:
         ["tenant:acme", "--usd", "much"],
         ["tenant:acme", "--tokens", "1", "--carry-over", "many"],
         ["acme", "--tokens", "1"],
+        ["tenant:acme", "--usd", "9" * 12],
+        ["tenant:acme", "--usd", "9" * 9999],
+        ["tenant:acme", "--tokens", "1", "--carry-over", "9" * 20],
+        ["tenant:acme", "--tokens", "1", "--carry-over", "9" * 9999],
     ],
 )
 def test_a_limit_that_is_none_is_refused(home: Home, words: list[str]) -> None:
     assert isinstance(invoke(home, "quota", "set", *words).exception, InvalidRequest)
+    assert not home.path.exists()
+
+
+@pytest.mark.parametrize("words", [("quota", "set", "tenant:acme"), ("key", "create")])
+def test_more_tokens_than_can_be_counted_are_refused(home: Home, words: tuple[str, ...]) -> None:
+    error = invoke(home, *words, "--tokens", "9" * 20).exception
+    assert isinstance(error, InvalidRequest)
+    assert "--tokens is more than a limit can hold" in error.message
     assert not home.path.exists()
 
 

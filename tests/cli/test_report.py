@@ -181,6 +181,12 @@ def test_a_ledger_without_entries_has_no_months(home: Home) -> None:
         ["--since", "2026-11-01T13:30"],
         ["--since", "1969-01-01"],
         ["--month", "november"],
+        ["--month", "9999-12"],
+        ["--month", "1969-12"],
+        ["--until", "9999-12-31"],
+        ["--hours", "inf"],
+        ["--hours", "nan"],
+        ["--hours", "1e30"],
         ["--hours", "1", "--month", "2026-11"],
         ["--since", "2026-11-02", "--until", "2026-11-01"],
     ],
@@ -188,6 +194,16 @@ def test_a_ledger_without_entries_has_no_months(home: Home) -> None:
 def test_a_period_that_is_none_is_refused(home: Home, words: list[str]) -> None:
     assert isinstance(invoke(home, "report", *words).exception, InvalidRequest)
     assert not home.path.exists()
+
+
+def test_a_period_up_to_1970_is_empty(home: Home) -> None:
+    fill(home, 5)
+    assert data(home, "report", "--until", "1970-01-01")["rows"] == []
+    found = data(home, "report", "--since", "1970-01-01")
+    assert (found["since"], found["until"]) == ("1970-01-01T00:00Z", None)
+    assert found["rows"]
+    words = ("report", "--since", "1970-01-01T01:00", "--until", "1970-01-01")
+    assert isinstance(invoke(home, *words).exception, InvalidRequest)
 
 
 def test_periods_are_whole_hours() -> None:

@@ -150,7 +150,8 @@ class MemoryStore:
         by_run: bool = False,
         of: PayerNames | None = None,
     ) -> list[RollupRow]:
-        since, until = since_unix_ns or 0, until_unix_ns or UNIX_NS_MAX
+        since = since_unix_ns or 0
+        until = UNIX_NS_MAX if until_unix_ns is None else until_unix_ns
         made = Rollup()
         for block in self._memory.blocks:
             for entry in decode_entries(block):

@@ -297,13 +297,13 @@ class StoreConformance:
         edges = [window_start("hour", date) for date in dates]
         edges += [start, MONTH, edges[0] + HOUR_NS, edges[2] + 2 * HOUR_NS, NOW]
         for since in (None, *edges):
-            for until in (None, *edges, UNIX_NS_MAX):
+            for until in (None, 0, *edges, UNIX_NS_MAX):
                 inside = [
                     entry
                     for entry in entries
                     if (since or 0)
                     <= window_start("hour", getattr(entry, "reserved_unix_ns", 0))
-                    < (until or UNIX_NS_MAX)
+                    < (UNIX_NS_MAX if until is None else until)
                 ]
                 found = store.rollups(since, until, by_hour=True)
                 assert in_order(found) == rolled(inside), (since, until)

@@ -48,7 +48,8 @@ def test_a_row_names_its_day_who_asked_and_both_tiers() -> None:
     assert row["BillingPeriodStart"] == "2026-09-01T00:00:00Z"
     assert row["BillingPeriodEnd"] == "2026-10-01T00:00:00Z"
     assert row["x_TierDelivered"] != "ultra"
-    assert (row["SubAccountId"], row["x_Engineer"], row["x_Key"]) == ("team", "ada", "key")
+    assert (row["SubAccountId"], row["SubAccountName"]) == ("tenant/team", "team")
+    assert (row["x_Engineer"], row["x_Key"]) == ("ada", "key")
 
 
 def test_all_tenants_are_exported_and_a_draft_names_no_invoice() -> None:

@@ -228,7 +228,8 @@ def parse_price_book(text: str) -> PriceBook:
     """
     if len(text) > BOOK_BYTES_MAX:
         raise ConfigInvalid(
-            f"The price book has {len(text)} characters, more than {BOOK_BYTES_MAX}."
+            f"The price book has {len(text)} characters, more than {BOOK_BYTES_MAX}.",
+            hint="Keep the models that the factory sells.",
         )
     book = read_toml(
         text,

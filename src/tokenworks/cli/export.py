@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from tokenworks.cli.invoice import MONTH_HELP, default_month, kept_books, open_ledger
+from tokenworks.cli.invoice import MONTH_HELP, check_tenant, default_month, kept_books, open_ledger
 from tokenworks.core.errors import ConfigInvalid
 from tokenworks.core.ids import TenantID
 from tokenworks.ledger.focus import COLUMNS, FOCUS_VERSION, SCALE, Column, FocusRow, focus_rows
@@ -53,6 +53,8 @@ def focus(
     try:
         of = None if tenant is None else {"tenant": tenant}
         sums = store.rollups(since, until, by_hour=True, of=of)
+        if tenant is not None:
+            check_tenant(store, sums, tenant)
         books = kept_books(store, price_ids(sums, payer))
     finally:
         store.close()

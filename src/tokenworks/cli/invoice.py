@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import difflib
 import itertools
 from collections.abc import Iterable
 from pathlib import Path
@@ -26,6 +27,7 @@ from tokenworks.ledger.invoices import (
     price_ids,
 )
 from tokenworks.ledger.quotas import window_start
+from tokenworks.ledger.rollup import RollupRow
 from tokenworks.live.home import Home
 from tokenworks.live.store import SQLStore
 
@@ -66,6 +68,7 @@ def command(
     try:
         # A factory may go on: what it appends from here on is in neither.
         rows, last = store.rollups_and_last(since, until)
+        check_tenant(store, rows, tenant)
         books = kept_books(store, price_ids(rows, TenantID(tenant)))
         made = make_invoice(TenantID(tenant), month, rows, books, unix_ns, draft=draft)
         counted = itertools.takewhile(lambda block: block.seq <= last, store.blocks())
@@ -110,6 +113,23 @@ def open_ledger(home: Home) -> SQLStore:
     if not home.has_ledger():
         raise InvalidRequest("There is no ledger.", hint="`tokenworks up` starts one.")
     return home.open_ledger()
+
+
+def check_tenant(store: SQLStore, rows: Iterable[RollupRow], tenant: str) -> None:
+    """A tenant is one that has a key, or that something was billed to.
+
+    Raises:
+        InvalidRequest: neither.
+    """
+    known = {str(row.payer.tenant) for row in rows} | {key.tenant for key in store.load_keys()}
+    known.discard("")  # of what no tenant caused
+    if tenant in known:
+        return
+    near = difflib.get_close_matches(tenant, sorted(known), cutoff=0.5) or sorted(known)[:3]
+    raise InvalidRequest(
+        f"There is no tenant {tenant!r}: no key names it, and nothing is billed to it.",
+        hint=f"Is it {' or '.join(near)}?" if near else "`tokenworks key list` names tenants.",
+    )
 
 
 def kept_books(store: SQLStore, ids: Iterable[PriceID]) -> dict[PriceID, PriceBook]:

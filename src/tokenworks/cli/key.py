@@ -64,10 +64,11 @@ def create(
     **belongs: str | None,
 ) -> None:
     """Make a key and show its secret, once."""
-    from tokenworks.cli.keys import create_key, dollars_option
+    from tokenworks.cli.keys import check_tokens, create_key, dollars_option
     from tokenworks.live.clock import SystemClock
 
     nanodollars = dollars_option("--usd", usd)
+    check_tokens("--tokens", tokens)
     with ledger_at(home, create=True) as store:
         new = create_key(
             store,
@@ -143,7 +144,7 @@ def _row(
         "tenant": record.tenant,
         "team": record.team,
         "engineer": record.engineer,
-        "name": record.name,
+        "name": record.name if as_json else record.name or None,
         "tier": record.tier_default,
         "used_tokens": used[0],
         "used_nanodollars": used[1],

@@ -8,15 +8,18 @@ from typing import Final
 
 import msgspec
 
+from tokenworks.catalogue.packages import AMOUNT_MAX
 from tokenworks.core.errors import InvalidRequest
 from tokenworks.core.ids import EngineerID, KeyID, TeamID, TenantID
 from tokenworks.core.slo import Tier
-from tokenworks.core.units import nanodollars_of
+from tokenworks.core.units import NANODOLLARS_PER_DOLLAR, nanodollars_of
 from tokenworks.ledger.grants import new_limit, parse_node
 from tokenworks.ledger.quotas import KeyRecord, Limit, Period, Unit
 from tokenworks.ledger.store_port import LedgerStore
 
 KEY_PREFIX: Final = "tw_"
+DIGITS_MAX: Final = 40
+"""Of an amount on the command line."""
 
 
 class NewKey(msgspec.Struct, frozen=True, kw_only=True):
@@ -101,6 +104,19 @@ def _limits(
     )
 
 
+def check_tokens(option: str, tokens: int | None) -> None:
+    """Refuse more tokens than a limit can hold.
+
+    Raises:
+        InvalidRequest: there are more.
+    """
+    if tokens is not None and tokens > AMOUNT_MAX:
+        raise InvalidRequest(
+            f"{option} is more than a limit can hold, {AMOUNT_MAX}.",
+            hint="Leave it out where there is to be no limit.",
+        )
+
+
 def dollars_option(option: str, text: str | None) -> int | None:
     """Nano-dollars of an option in dollars.
 
@@ -109,10 +125,16 @@ def dollars_option(option: str, text: str | None) -> int | None:
     """
     if text is None:
         return None
-    amount = nanodollars_of(text)
+    amount = AMOUNT_MAX + 1 if len(text) > DIGITS_MAX else nanodollars_of(text)
     if amount is None:
         raise InvalidRequest(
             f"{option} is {text!r}; it must be dollars with at most nine decimals.",
             hint=f"Such as {option} 2.50.",
+        )
+    if amount > AMOUNT_MAX:
+        raise InvalidRequest(
+            f"{option} is {text[:DIGITS_MAX]}; the most is {AMOUNT_MAX // NANODOLLARS_PER_DOLLAR} "
+            "dollars.",
+            hint="Leave it out where there is to be no limit.",
         )
     return amount

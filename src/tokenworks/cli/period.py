@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import datetime
+import math
 from typing import Final, NamedTuple
 
 from tokenworks.core.errors import InvalidRequest
 from tokenworks.core.units import NS_PER_HOUR, NS_PER_S
-from tokenworks.ledger.quotas import window_end, window_start
+from tokenworks.ledger.invoices import month_window
+from tokenworks.ledger.quotas import UNIX_NS_MAX, window_start
 
 _EPOCH: Final = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
@@ -44,15 +46,19 @@ def parse_period(
             "--hours, --month and --since with --until each name a period.", hint="Give one."
         )
     if hours is not None:
+        if not math.isfinite(hours) or hours * NS_PER_HOUR > now_unix_ns:
+            raise InvalidRequest(
+                f"--hours is {hours!r}, which begins before 1970.", hint="Such as --hours 24."
+            )
         return Period(window_start("hour", now_unix_ns - int(hours * NS_PER_HOUR)), None)
     if month is not None:
-        start = parse_time(f"{month}-01", "--month", "Such as --month 2026-11.")
-        return Period(start, window_end("month", start))
+        return Period(*month_window(month))
     found = Period(
         None if since is None else parse_time(since, "--since"),
         None if until is None else parse_time(until, "--until"),
     )
-    if found.since_unix_ns is not None and (found.until_unix_ns or now_unix_ns) < found[0]:  # type: ignore[operator]
+    end_unix_ns = now_unix_ns if found.until_unix_ns is None else found.until_unix_ns
+    if found.since_unix_ns is not None and end_unix_ns < found.since_unix_ns:
         raise InvalidRequest(f"--since {since} is after the end.", hint="Give an earlier one.")
     return found
 
@@ -76,9 +82,9 @@ def parse_time(
         raise InvalidRequest(f"{option} is {text!r}, which is no time.", hint=hint) from error
     found = found.replace(tzinfo=found.tzinfo or datetime.UTC)
     unix_ns = int((found - _EPOCH) / datetime.timedelta(seconds=1)) * NS_PER_S
-    if unix_ns < 0 or unix_ns % NS_PER_HOUR or found.microsecond:
+    if not 0 <= unix_ns <= UNIX_NS_MAX or unix_ns % NS_PER_HOUR or found.microsecond:
         raise InvalidRequest(
-            f"{option} is {text!r}; sums are kept by whole hours since 1970.", hint=hint
+            f"{option} is {text!r}; sums are kept by whole hours from 1970 to 2262.", hint=hint
         )
     return unix_ns
 

@@ -11,7 +11,7 @@ from typing import Any
 import click
 import msgspec
 
-from tokenworks.catalogue.price_book import PriceBook, parse_price_book
+from tokenworks.catalogue.price_book import Price, PriceBook, parse_price_book
 from tokenworks.catalogue.price_check import (
     Finding,
     Sold,
@@ -104,17 +104,27 @@ def list_prices(home: Home, /, tenant: str, at: str | None, *, batch: bool, as_j
         said = {"book": book.price_id, "tenant": tenant, "at": time_text(unix_ns), "rows": rows}
         click.echo(msgspec.json.format(msgspec.json.encode(said), indent=2))
         return
-    show(
-        [_priced(each.model, each.tier, each.rate_ppm, each.price) for each in found],
-        as_json=False,
-        empty="",
-    )
+    rows = [_priced(each.model, each.tier, each.rate_ppm, each.price) for each in found]
+    if not any(row["besides"] for row in rows):
+        rows = [{name: row[name] for name in row if name != "besides"} for row in rows]
+    show(rows, as_json=False, empty="")
     click.echo(
         f"\nDollars per 1M tokens for tenant {tenant} at {time_text(unix_ns)}, by {book.price_id}."
     )
 
 
-def _priced(model: ModelName, tier: Tier, rate_ppm: int, price: Any) -> dict[str, Any]:
+def _priced(model: ModelName, tier: Tier, rate_ppm: int, price: Price) -> dict[str, Any]:
+    """A row for people; besides are the classes that cost something else than their plain kin."""
+    besides = [
+        f"{name.removesuffix('_udollars_per_mtok').replace('_', ' ')} {usd(cost)}"
+        for name, cost in msgspec.structs.asdict(price).items()
+        for kin in (
+            price.input_udollars_per_mtok
+            if "input" in name or "cache" in name
+            else price.output_udollars_per_mtok,
+        )
+        if name != "cached_input_udollars_per_mtok" and cost != kin
+    ]
     return {
         "model": model,
         "tier": tier.value,
@@ -122,6 +132,7 @@ def _priced(model: ModelName, tier: Tier, rate_ppm: int, price: Any) -> dict[str
         "cached": usd(price.cached_input_udollars_per_mtok),
         "output": usd(price.output_udollars_per_mtok),
         "of list": f"{rate_ppm * 100 / PPM:g} %",
+        "besides": "; ".join(besides) or None,
     }
 
 
@@ -137,9 +148,16 @@ def _books(files: Sequence[Path]) -> tuple[list[PriceBook], list[Finding]]:
         try:
             books.append(parse_price_book(path.read_text(encoding="utf-8")))
         except (ConfigInvalid, OSError, UnicodeDecodeError) as error:
-            message = error.message if isinstance(error, ConfigInvalid) else f"{error}"
+            message = _why(error)
             found.append(Finding(level="error", book=PriceID(path.name), message=message))
     return books, found
+
+
+def _why(error: ConfigInvalid | OSError | UnicodeDecodeError) -> str:
+    if isinstance(error, ConfigInvalid):
+        return error.message
+    what = error.strerror if isinstance(error, OSError) else error
+    return f"It cannot be read: {what}."
 
 
 def _sold(home: Home) -> dict[tuple[ModelName, Tier], Sold]:

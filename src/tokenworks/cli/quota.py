@@ -10,7 +10,8 @@ from typing import Any
 import click
 import msgspec
 
-from tokenworks.cli.keys import dollars_option
+from tokenworks.catalogue.packages import AMOUNT_MAX
+from tokenworks.cli.keys import DIGITS_MAX, check_tokens, dollars_option
 from tokenworks.cli.ledger_at import ledger_at
 from tokenworks.cli.period import time_text
 from tokenworks.cli.table import show
@@ -104,6 +105,7 @@ def set_limit(
     unit: Unit = "tokens" if usd is None else "nanodollars"
     amount = tokens if usd is None else dollars_option("--usd", usd)
     assert amount is not None
+    check_tokens("--tokens", tokens)
     now_unix_ns = SystemClock().unix_ns()
     place = parse_node(node)
     carried = 0 if carry_over is None else _amount("--carry-over", carry_over, unit)
@@ -182,7 +184,9 @@ def list_limits(home: Home, /, node: str | None, *, as_json: bool) -> None:
         said = {"limits": [_state(state) for state in states], "extras": extras}
         click.echo(msgspec.json.format(msgspec.json.encode(said), indent=2))
         return
-    _show_states(states, "There is no limit; `tokenworks quota set --help` says how to set one.")
+    where = "" if node is None else f" on {node} or in it"
+    hint = "`tokenworks quota set --help` says how to set one."
+    _show_states(states, f"There is no limit{where}; {hint}")
     asked = [_asked(extra, limits[extra.limit]) for extra in extras if extra.state == "asked"]
     if asked:
         click.echo("\nExtra budget asked for; `tokenworks quota approve` or `deny` decides:")
@@ -325,7 +329,9 @@ def _amount(option: str, text: str, unit: Unit) -> int:
         raise InvalidRequest(
             f"{option} is {text!r}; it must be a number of tokens.", hint="Such as 1000000."
         )
-    return int(text)
+    tokens = AMOUNT_MAX + 1 if len(text) > DIGITS_MAX else int(text)
+    check_tokens(option, tokens)
+    return tokens
 
 
 def _limit(store: LedgerStore, name: str) -> Limit:

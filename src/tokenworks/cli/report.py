@@ -98,7 +98,10 @@ def command(
     table = [_named(by, line) | _measures(line) for line in lines]
     if as_json:
         ends = {"since": period.since_unix_ns, "until": period.until_unix_ns}
-        said = {"by": by, **{name: at and time_text(at) for name, at in ends.items()}}
+        said = {
+            "by": by,
+            **{name: None if at is None else time_text(at) for name, at in ends.items()},
+        }
         text = msgspec.json.encode(said | {"rows": table, "asked_and_delivered": moved})
         click.echo(msgspec.json.format(text, indent=2))
     else:

@@ -12,6 +12,7 @@ __all__ = [
     "leases",
     "ledger",
     "litellm",
+    "litellm_prices",
     "metering",
     "quotas",
     "reports",

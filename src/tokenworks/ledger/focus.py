@@ -200,7 +200,9 @@ def _charge(
 def _of(who: _Who, category: str, text: str, attodollars: int) -> FocusRow:
     window = (who.start_unix_ns, window_end("day", who.start_unix_ns))
     line = _charge(who.tenant, category, text, window, attodollars)
-    line["SubAccountId"] = line["SubAccountName"] = who.team or None
+    if who.team:  # two tenants may call a team the same
+        line["SubAccountId"] = f"{who.tenant}/{who.team}"
+        line["SubAccountName"] = who.team
     line["x_Engineer"], line["x_Key"], line["x_Model"] = who.engineer or None, who.key, who.model
     line["x_TierAsked"], line["x_TierDelivered"] = who.asked, who.delivered
     return line

@@ -29,6 +29,8 @@ from tokenworks.ledger.rollup import RollupRow
 
 ATTODOLLARS_PER_NANODOLLAR: Final = PRICE_UNITS_PER_NANODOLLAR * PPM
 NANODOLLARS_PER_CENT: Final = 10_000_000
+YEAR_MAX: Final = 2261
+"""The last that ends before ``UNIX_NS_MAX``."""
 GRACE_NS: Final = NS_PER_HOUR
 """How long after a month its last answers may still be settling."""
 BILLED: Final = ("done", "disconnected")
@@ -105,7 +107,8 @@ class Invoice(msgspec.Struct, frozen=True, kw_only=True):
         credits_nanodollars: what is given back for broken promises, as a negative amount.
         total_nanodollars: charges and credits.
         total_cents: the total rounded once, half to even: what is due.
-        content_hash: sha256 of all of the above as JSON; empty while it is being made.
+        content_hash: sha256 of the whole as JSON, in which it is itself the empty text, as
+            ``invoice_json`` writes it then.
     """
 
     number: str
@@ -196,8 +199,10 @@ def month_window(month: str) -> tuple[int, int]:
         InvalidRequest: it is not a year and a month.
     """
     found = _MONTH.fullmatch(month)
-    if found is None or int(found[1]) < 1970:
-        raise InvalidRequest(f"{month!r} is not a month.", hint="Write it like 2026-11.")
+    if found is None or not 1970 <= int(found[1]) <= YEAR_MAX:
+        raise InvalidRequest(
+            f"{month!r} is not a month from 1970 to {YEAR_MAX}.", hint="Write it like 2026-11."
+        )
     day = datetime.date(int(found[1]), int(found[2]), 1)
     since = (day - datetime.date(1970, 1, 1)).days * _DAY_NS
     return since, window_end("month", since)

@@ -1,55 +1,73 @@
-"""LiteLLM's keys, budgets and prices, as ours; what has no counterpart here is said, not dropped.
+"""LiteLLM's keys and budgets as ours; what has no counterpart here is said, not dropped.
 
 Source:
     BerriAI/litellm: ``hash_token`` (a key is kept as the sha256 of its text in hex, as ours are);
-    the key, team and user objects of its management API; the fields of
-    ``model_prices_and_context_window.json``, dollars per token as decimals.
+    ``litellm/models/verification_token.py``, ``team.py``, ``user.py`` and ``budget.py``, which are
+    what its management API answers; read 2026-11-24.
 """
 
 from __future__ import annotations
 
+import datetime
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from decimal import ROUND_HALF_EVEN, Decimal
 from typing import Final, NamedTuple
 
+import msgspec
+
+from tokenworks.catalogue.packages import AMOUNT_MAX
 from tokenworks.core.errors import InvalidRequest
-from tokenworks.core.ids import EngineerID, KeyID, TeamID, TenantID
+from tokenworks.core.ids import EngineerID, KeyID, LimitID, TeamID, TenantID
 from tokenworks.core.slo import Tier
-from tokenworks.core.units import NANODOLLARS_PER_DOLLAR
+from tokenworks.core.units import NANODOLLARS_PER_DOLLAR, NS_PER_S, dollars_text
 from tokenworks.ledger.grants import new_limit, parse_node
-from tokenworks.ledger.quotas import KeyRecord, Limit, NodeID, Period
-
-Record = Mapping[str, object]
-"""One of LiteLLM's objects; numbers with a point are decimals."""
-
-UDOLLARS_PER_MTOK: Final = 10**12
-"""Of a dollar per token."""
+from tokenworks.ledger.litellm_prices import Record, amount
+from tokenworks.ledger.quotas import KeyRecord, Limit, LimitState, NodeID, Period
 
 PERIODS: Final[Mapping[str, Period]] = {
     **dict.fromkeys(("1h", "60m", "3600s"), "hour"),
     **dict.fromkeys(("1d", "24h", "daily"), "day"),
     **dict.fromkeys(("1mo", "30d", "31d", "monthly"), "month"),
 }
+_CALENDAR: Final = ("1h", "60m", "3600s", "1d", "24h", "daily", "1mo", "monthly")
+"""Durations that are a calendar hour, day or month there, too."""
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _NAME: Final = re.compile(r"[^\w.@+-]+")
-_LEFT_OUT: Final = (
-    *("models", "expires", "tpm_limit", "rpm_limit", "max_parallel_requests"),
-    *("model_max_budget", "allowed_routes", "soft_budget"),
+_BUDGET: Final = ("max_budget", "budget_duration", "reset_at", "budget_reset_at", "budget_id")
+_TAKEN: Final = frozenset(
+    (
+        *_BUDGET,
+        *("token", "key", "key_alias", "key_name", "team_id", "team_alias", "team_blocked"),
+        *("user_id", "user_alias", "user_email", "blocked", "expires", "deleted_at"),
+        *("spend", "budget_limits", "litellm_budget_table"),
+    )
 )
-"""Fields of a key that nothing here takes up."""
+"""Fields that are taken up, or say when a period that is taken up ends."""
+_RECORDS: Final = frozenset(
+    (
+        *("total_spend", "model_spend", "created_at", "created_by", "updated_at", "updated_by"),
+        *("settings_updated_at", "last_active", "last_rotation_at", "rotation_count", "id"),
+        *("deleted_by", "deleted_by_api_key", "litellm_changed_by", "object_permission_id"),
+        *("keys", "key_count", "members_count", "password", "last_refreshed_at"),
+    )
+)
+"""Fields that say what has been, or what another field or file says; nothing hangs on them."""
 
-_CLASSES: Final = {
-    "input_udollars_per_mtok": "input_cost_per_token",
-    "cached_input_udollars_per_mtok": "cache_read_input_token_cost",
-    "output_udollars_per_mtok": "output_cost_per_token",
-    "cache_write_udollars_per_mtok": "cache_creation_input_token_cost",
-    "reasoning_udollars_per_mtok": "output_cost_per_reasoning_token",
-    "audio_input_udollars_per_mtok": "input_cost_per_audio_token",
-    "audio_output_udollars_per_mtok": "output_cost_per_audio_token",
-}
-_SERVICE: Final = {Tier.FREE: "_flex", Tier.MEDIUM: "_flex", Tier.PREMIUM: "_priority"}
-_SERVICE_OF_ULTRA: Final = ("_ultrafast", "_priority")
+
+class LeftOut(NamedTuple):
+    """A field that nothing here takes up.
+
+    Attributes:
+        node: whose.
+        field: its name.
+        value: what it says, short, and of an object its names alone: they may hold secrets.
+    """
+
+    node: NodeID
+    field: str
+    value: str
 
 
 class Imported(NamedTuple):
@@ -58,12 +76,159 @@ class Imported(NamedTuple):
     Attributes:
         keys: records to be stored; they open with the secrets that LiteLLM gave out.
         limits: their budgets, and those of teams and users.
-        notes: what has no counterpart, or only a nearby one, each in a sentence.
+        notes: what is not quite the same here, each in a sentence.
+        left_out: what has no counterpart.
     """
 
     keys: list[KeyRecord]
     limits: list[Limit]
     notes: list[str]
+    left_out: list[LeftOut]
+
+
+class _Maker:
+    """What is made of the objects, and what is there already."""
+
+    def __init__(
+        self, tenant: TenantID, unix_ns: int, known: Iterable[KeyRecord], before: list[LimitState]
+    ) -> None:
+        self.tenant, self.unix_ns = tenant, unix_ns
+        self.known = {record.key: record for record in known}
+        self.before = before
+        self.made = Imported([], [], [], [])
+
+    def note(self, text: str) -> None:
+        self.made.notes.append(text)
+
+    def node(self, node: NodeID, row: Record) -> None:
+        """Take up a node's budgets, and say what is left out."""
+        table = row.get("litellm_budget_table") or {}
+        windows = row.get("budget_limits") or []
+        if not isinstance(table, Mapping) or not isinstance(windows, list):
+            raise _odd(node, "litellm_budget_table" if table else "budget_limits")
+        limits: dict[LimitID, Limit] = {}
+        for part, spend in ((row, row), (table, row), *((window, {}) for window in windows)):
+            if not isinstance(part, Mapping):
+                raise _odd(node, "budget_limits")
+            limit = self.budget(node, part, spend)
+            if limit is None:
+                continue
+            other = limits.setdefault(limit.limit, limit)
+            if other.amount != limit.amount:
+                self.note(f"{limit.limit}: it has two budgets there; the smaller one holds.")
+                limits[limit.limit] = min(limit, other, key=lambda each: each.amount)
+        for limit in limits.values():
+            self.put(limit)
+        for prefix, part in (("", row), ("litellm_budget_table.", table)):
+            self.made.left_out.extend(
+                LeftOut(node, prefix + field, _shown(value))
+                for field, value in part.items()
+                if field not in _TAKEN | _RECORDS and not _is_empty(value)
+            )
+
+    def put(self, limit: Limit) -> None:
+        for state in self.before:
+            if state.limit.limit == limit.limit and state.limit.amount != limit.amount:
+                was, now = dollars_text(state.limit.amount), dollars_text(limit.amount)
+                self.note(f"{limit.limit}: the limit is {was} dollars here, and becomes {now}.")
+        self.made.limits.append(limit)
+
+    def budget(self, node: NodeID, row: Record, spent: Record) -> Limit | None:
+        """A budget as a limit in money."""
+        if row.get("max_budget") is None:
+            return None
+        dollars, said = amount(row, "max_budget", node), row.get("budget_duration")
+        spend = Decimal(0) if spent.get("spend") is None else amount(spent, "spend", node)
+        period = "lifetime" if said is None else PERIODS.get(str(said))
+        if period is None:
+            period = "lifetime"
+            self.note(f"{node}: no period here is {said!r} long; the budget holds for life.")
+        elif said is not None and said not in _CALENDAR:
+            self.note(f"{node}: the budget's {said!r} is a calendar {period} here, UTC.")
+        if period == "lifetime" and spend:
+            dollars = max(Decimal(0), dollars - spend)
+            self.note(f"{node}: of the budget {dollars} dollars are left, which is the limit.")
+        elif spend:
+            self.note(
+                f"{node}: {spend} dollars of the running period's budget are spent there; here "
+                f"all of it, {dollars} dollars, is open until the {period} ends."
+            )
+        nanodollars = (dollars * NANODOLLARS_PER_DOLLAR).to_integral_value(ROUND_HALF_EVEN)
+        if nanodollars > AMOUNT_MAX:
+            raise InvalidRequest(
+                f"{node}: max_budget is {row['max_budget']}, more dollars than a limit can hold.",
+                hint="Take the budget out of the file: none is no limit.",
+            )
+        return new_limit(
+            node,
+            "nanodollars",
+            period,
+            int(nanodollars),
+            unix_ns=self.unix_ns,
+            before=self.before,
+        )
+
+    def key(
+        self,
+        key: Record,
+        teams: Mapping[str, Record],
+        users: Mapping[str, Record],
+        names: Mapping[str, str],
+    ) -> None:
+        """Make a key's record and its limits."""
+        digest = _text(key, "token")
+        if not _SHA256.fullmatch(digest):
+            raise InvalidRequest(
+                f"A key's token is {digest[:12]!r}..., not the sha256 of its secret in hex.",
+                hint="Take the objects of /key/list?return_full_object=true as they are.",
+            )
+        team, user = key.get("team_id") or None, key.get("user_id") or None
+        record = KeyRecord(
+            key=KeyID(f"key_{digest[:12]}"),
+            tenant=self.tenant,
+            team=None if team is None else TeamID(names[f"team {team}"]),
+            engineer=None if user is None else EngineerID(names[f"user {user}"]),
+            name=str(key.get("key_alias") or key.get("key_name") or ""),
+            secret_sha256=digest,
+            tier_default=Tier.HIGH,
+            created_unix_ns=self.unix_ns,
+            revoked_unix_ns=self.revoked(
+                f"key_{digest[:12]}", key, teams.get(str(team), {}), users.get(str(user), {})
+            ),
+        )
+        known = self.known.get(record.key)
+        if known is not None:
+            if known.revoked_unix_ns is not None and record.revoked_unix_ns is None:
+                self.note(f"{record.key}: it is revoked here and stays so.")
+            record = msgspec.structs.replace(
+                record,
+                created_unix_ns=known.created_unix_ns,
+                revoked_unix_ns=known.revoked_unix_ns or record.revoked_unix_ns,
+            )
+        self.made.keys.append(record)
+        self.node(parse_node(f"key:{record.key}"), key)
+
+    def revoked(self, name: str, key: Record, team: Record, user: Record) -> int | None:
+        """When a key was closed; None while it opens the gate."""
+        expires_unix_ns = _time(key, "expires")
+        why = {
+            "it is blocked there": key.get("blocked"),
+            "it is deleted there": key.get("deleted_at"),
+            "its team is blocked there": team.get("blocked") or key.get("team_blocked"),
+            "its user is blocked there": user.get("blocked"),
+            f"it expired at {key.get('expires')}": expires_unix_ns is not None
+            and expires_unix_ns <= self.unix_ns,
+        }
+        reasons = [reason for reason, holds in why.items() if holds]
+        if reasons:
+            self.note(f"{name}: {' and '.join(reasons)}; it is revoked here, for ever.")
+            return self.unix_ns
+        if expires_unix_ns is not None:
+            self.note(
+                f"{name}: it expires at {key['expires']} there and never here; "
+                f"`tokenworks key revoke {name}` closes it."
+            )
+        return None
 
 
 def import_keys(
@@ -73,8 +238,14 @@ def import_keys(
     *,
     tenant: TenantID,
     unix_ns: int,
+    known: Iterable[KeyRecord] = (),
+    before: Iterable[LimitState] = (),
 ) -> Imported:
     """Keys with their teams, users and budgets.
+
+    A key that is closed there, expired, or in a team that is blocked comes as a revoked one; one
+    that is revoked here stays so. Teams or users whose names are the same here get their id as part
+    of their names, so give all of them at once.
 
     Args:
         keys: key objects, as ``/key/list?return_full_object=true`` gives them.
@@ -82,124 +253,78 @@ def import_keys(
         users: user objects, as ``/user/list`` gives them.
         tenant: who pays for all of them.
         unix_ns: now.
+        known: the keys that are here already.
+        before: all limits as they stand now.
 
     Raises:
-        InvalidRequest: an object is no such thing, or its budget is no amount.
+        InvalidRequest: an object is no such thing, its budget is no amount, or two teams or users
+            have the same name however they are written.
     """
-    made = Imported([], [], [])
+    parse_node(f"tenant:{tenant}")
+    maker = _Maker(tenant, unix_ns, known, list(before))
+    by_token = {_text(key, "token"): key for key in keys}
+    by_team = {_text(team, "team_id"): team for team in teams}
+    by_user = {_text(user, "user_id"): user for user in users}
     names: dict[str, str] = {}
-    for team in teams:
-        name = names[_text(team, "team_id")] = _name(team.get("team_alias") or team["team_id"])
-        _budget(made, parse_node(f"team:{tenant}/{name}"), team, unix_ns)
-    for user in users:
-        name = _name(user.get("user_alias") or user.get("user_email") or _text(user, "user_id"))
-        names[_text(user, "user_id")] = name
-        _budget(made, parse_node(f"engineer:{tenant}/{name}"), user, unix_ns)
-    for key in keys:
-        record = _key(key, names, tenant, unix_ns)
-        made.keys.append(record)
-        _budget(made, parse_node(f"key:{record.key}"), key, unix_ns)
-        made.notes.extend(
-            f"{record.key}: {field} = {key[field]!r} has no counterpart and is left out."
-            for field in _LEFT_OUT
-            if key.get(field)
-        )
-    return made
-
-
-def price_tables(
-    models: Mapping[str, Record], wanted: Sequence[str] = ()
-) -> tuple[dict[str, dict[Tier, dict[str, int]]], list[str]]:
-    """Prices per model and tier, in micro-dollars per 1M tokens, and notes.
-
-    High is LiteLLM's plain price; medium and free are its flex price, premium its priority price,
-    ultra its ultrafast price or else priority; where it has none, the plain one. A price is exact,
-    or rounded half to even to a micro-dollar per 1M tokens and noted.
-
-    Args:
-        models: LiteLLM's price map.
-        wanted: names of models; none means all that are priced per token.
-
-    Raises:
-        InvalidRequest: a model is not in the map, or has no price per token.
-    """
-    tables: dict[str, dict[Tier, dict[str, int]]] = {}
-    notes: list[str] = []
-    for model in wanted or sorted(models):
-        row = models.get(model)
-        if row is None or "input_cost_per_token" not in row or "output_cost_per_token" not in row:
-            if wanted:
-                raise InvalidRequest(
-                    f"{model!r} has no price per token in the price map.",
-                    hint="Name a model as the map's keys do.",
+    for level, kind, rows, aliases in (
+        ("team", "team", by_team, ("team_alias",)),
+        ("engineer", "user", by_user, ("user_alias", "user_email")),
+    ):
+        mentioned = {str(key[f"{kind}_id"]) for key in by_token.values() if key.get(f"{kind}_id")}
+        unlisted: dict[str, Record] = {own: {} for own in sorted(mentioned - rows.keys())}
+        for name, own in _names(maker, level, {**rows, **unlisted}, aliases).items():
+            names[f"{kind} {name}"] = own
+            node = parse_node(f"{level}:{tenant}/{own}")
+            maker.node(node, rows.get(name, {}))
+            if name in unlisted:
+                maker.note(
+                    f"{node}: no --{kind}s file has {name!r}; its budget, and whether it is "
+                    "blocked, is not known."
                 )
-            continue
-        tables[model] = {tier: _prices(model, row, tier, notes) for tier in Tier}
-    return tables, list(dict.fromkeys(notes))
+    for key in by_token.values():
+        maker.key(key, by_team, by_user, names)
+    return maker.made
 
 
-def _prices(model: str, row: Record, tier: Tier, notes: list[str]) -> dict[str, int]:
-    suffixes = _SERVICE_OF_ULTRA if tier is Tier.ULTRA else (_SERVICE.get(tier, ""),)
-    prices: dict[str, int] = {}
-    for ours, theirs in _CLASSES.items():
-        fields = (*(theirs + suffix for suffix in suffixes), theirs)
-        found = next((field for field in fields if row.get(field) is not None), None)
-        if found is not None:
-            prices[ours] = _udollars(model, row, found, notes)
-    prices.setdefault("cached_input_udollars_per_mtok", prices["input_udollars_per_mtok"])
-    return prices
-
-
-def _udollars(model: str, row: Record, field: str, notes: list[str]) -> int:
-    exact = _amount(row, field) * UDOLLARS_PER_MTOK
-    rounded = exact.to_integral_value(rounding=ROUND_HALF_EVEN)
-    if rounded != exact:
-        notes.append(f"{model}: {field} = {row[field]} is rounded to {rounded} micro-dollars.")
-    return int(rounded)
-
-
-def _key(key: Record, names: Mapping[str, str], tenant: TenantID, unix_ns: int) -> KeyRecord:
-    digest = _text(key, "token")
-    if not _SHA256.fullmatch(digest):
+def _names(
+    maker: _Maker, level: str, rows: Mapping[str, Record], aliases: tuple[str, ...]
+) -> dict[str, str]:
+    """A name for each id, no two the same."""
+    plain = {
+        own: _name(next((row[alias] for alias in aliases if row.get(alias)), own))
+        for own, row in rows.items()
+    }
+    count = Counter(plain.values())
+    names = {
+        own: name if count[name] == 1 else f"{name}-{_name(own)}" for own, name in plain.items()
+    }
+    for own, name in names.items():
+        if name != plain[own]:
+            maker.note(f"{level}:{maker.tenant}/{name}: another one is called {plain[own]!r}, too.")
+    twice = [name for name, times in Counter(names.values()).items() if times > 1]
+    if twice:
         raise InvalidRequest(
-            f"A key's token is {digest[:12]!r}..., not the sha256 of its secret in hex.",
-            hint="Take the objects of /key/list?return_full_object=true as they are.",
+            f"Several of LiteLLM's {level}s would be called {twice[0]!r}.",
+            hint="Give one of them another alias there, and ask it for the file again.",
         )
-    team, user = key.get("team_id"), key.get("user_id")
-    return KeyRecord(
-        key=KeyID(f"key_{digest[:12]}"),
-        tenant=tenant,
-        team=None if team is None else TeamID(names.get(str(team)) or _name(team)),
-        engineer=None if user is None else EngineerID(names.get(str(user)) or _name(user)),
-        name=str(key.get("key_alias") or key.get("key_name") or ""),
-        secret_sha256=digest,
-        tier_default=Tier.HIGH,
-        created_unix_ns=unix_ns,
-        revoked_unix_ns=unix_ns if key.get("blocked") else None,
+    return names
+
+
+def _time(row: Record, field: str) -> int | None:
+    """Nanoseconds since 1970 of a time, UTC unless it says otherwise."""
+    if row.get(field) is None:
+        return None
+    try:
+        found = datetime.datetime.fromisoformat(str(row[field]))
+    except ValueError as error:
+        raise InvalidRequest(
+            f"{field} is {row[field]!r}, which is no time.",
+            hint="Mend it in the file that is imported.",
+        ) from error
+    since = found.replace(tzinfo=found.tzinfo or datetime.UTC) - datetime.datetime(
+        1970, 1, 1, tzinfo=datetime.UTC
     )
-
-
-def _budget(made: Imported, node: NodeID, row: Record, unix_ns: int) -> None:
-    """A node's budget as a limit in money."""
-    if row.get("max_budget") is None:
-        return
-    dollars, said = _amount(row, "max_budget"), row.get("budget_duration")
-    period = "lifetime" if said is None else PERIODS.get(str(said))
-    if period is None:
-        period = "lifetime"
-        made.notes.append(f"{node}: no period here is {said!r} long; the budget holds for life.")
-    if period == "lifetime" and row.get("spend") is not None:
-        dollars = max(Decimal(0), dollars - _amount(row, "spend"))
-        made.notes.append(f"{node}: of the budget {dollars} dollars are left, which is the limit.")
-    amount = (dollars * NANODOLLARS_PER_DOLLAR).to_integral_value(rounding=ROUND_HALF_EVEN)
-    made.limits.append(new_limit(node, "nanodollars", period, int(amount), unix_ns=unix_ns))
-
-
-def _amount(row: Record, field: str) -> Decimal:
-    value = row[field]
-    if isinstance(value, bool) or not isinstance(value, int | Decimal) or value < 0:
-        raise InvalidRequest(f"{field} is {value!r}; it must be a number of 0 or more.")
-    return Decimal(value)
+    return since // datetime.timedelta(seconds=1) * NS_PER_S
 
 
 def _text(row: Record, field: str) -> str:
@@ -212,6 +337,26 @@ def _text(row: Record, field: str) -> str:
     return value
 
 
+def _odd(node: NodeID, field: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"{node}: {field} is no budget.", hint="Take LiteLLM's answers as they are."
+    )
+
+
 def _name(value: object) -> str:
     """A name that a node of the quota tree can have."""
     return _NAME.sub("-", str(value)).strip("-") or "unnamed"
+
+
+def _is_empty(value: object) -> bool:
+    return value is None or value is False or value in ("", [], {})
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, Mapping):
+        text = f"{{{', '.join(sorted(value))}}}"
+    elif isinstance(value, list) and any(isinstance(each, Mapping) for each in value):
+        text = f"[{len(value)} objects]"
+    else:
+        text = str(value) if isinstance(value, Decimal) else repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -31,6 +31,7 @@ from tokenworks.live.quota_leases import QuotaLeases
 
 HOLD_NS_MAX: Final = 3_600 * NS_PER_S
 """A reservation expires after this long."""
+STORE_HINT: Final = "Look at the disk that holds the ledger, or at its database server."
 ACCRUE_NS: Final = 10 * NS_PER_S
 CLAIM_NS: Final = 5 * NS_PER_S
 """Between two looks whether somebody still writes down what shared servers cost."""
@@ -113,10 +114,12 @@ class Bookkeeper:
         except asyncio.CancelledError:
             self.void(order.request, "withdrawn")
             raise
-        if stored.exception() is not None:
+        error = stored.exception()
+        if error is not None:
             self.void(order.request, "rejected")
+            hint = error.hint if isinstance(error, TokenworksError) else ""
             raise LedgerUnavailable(
-                "The ledger cannot write.", hint="Look at the disk.", retry_after_s=5
+                "The ledger cannot write.", hint=hint or STORE_HINT, retry_after_s=5
             )
 
     async def bill(self, request: RequestID, outcome: Outcome, work: Work) -> Posted:
@@ -230,7 +233,7 @@ class Bookkeeper:
             self.void(entry.request, "failed")
             raise LedgerUnavailable(
                 f"The answer could not be billed: {error.message}",
-                hint=error.hint or "Look at the disk.",
+                hint=error.hint or STORE_HINT,
             ) from error
         self._unstored = [each for each in self._unstored if each.request != entry.request]
         self._trouble = None

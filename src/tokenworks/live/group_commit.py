@@ -118,7 +118,7 @@ class GroupCommit:
                 return LedgerUnavailable(
                     f"{self._queue_len} entries wait to be written, of {self._queue_len_max} "
                     "that may.",
-                    hint="Look at the disk that holds the ledger.",
+                    hint="Look at the disk that holds the ledger, or at its database server.",
                     retry_after_s=1,
                 )
             if not self._queue:

@@ -411,7 +411,8 @@ class SQLStore(SettingsStore):
         of: PayerNames | None = None,
     ) -> list[RollupRow]:
         """See ``LedgerStore``."""
-        since, until = since_unix_ns or 0, until_unix_ns or UNIX_NS_MAX
+        since = since_unix_ns or 0
+        until = UNIX_NS_MAX if until_unix_ns is None else until_unix_ns
         by = {"by_hour": by_hour, "by_payer": by_payer, "by_run": by_run}
         with self._other_lock, self._other.reading():
             return self._sums.read(self._other, since, until, **by, of=of)
