@@ -190,7 +190,7 @@ SLOW = msgspec.structs.replace(TIMING, launch_fs=FS_PER_S // 30)
 
 
 def test_a_premium_request_is_not_sent_where_its_promise_would_break() -> None:
-    dispatcher = money(up("slow", timing=SLOW))
+    dispatcher = money(up("slow", timing=SLOW), arrived("busy", Tier.FREE))
     assert sends(dispatcher.handle(0, arrived("p", Tier.PREMIUM))) == []
     dispatcher = money(up("slow", timing=SLOW), up("fast", timing=TIMING))
     assert sends(dispatcher.handle(0, arrived("p", Tier.PREMIUM))) == [("p", "fast")]
@@ -279,6 +279,17 @@ def test_who_has_the_prefix_is_preferred_when_time_has_a_price() -> None:
         dispatcher.handle(now_ns, stored(*prefix, worker=holder))
         request = arrived("r", Tier.MEDIUM, at=now_ns, prefix=prefix, prompt=20 * 64)
         assert sends(dispatcher.handle(now_ns, request)) == [("r", holder)]
+
+
+def test_an_idle_worker_serves_what_it_can_keep_no_promise_of() -> None:
+    # Its prefill alone takes longer than the TTFT promise, and it is slower than free's promise.
+    slow = msgspec.structs.replace(TIMING, launch_fs=FS_PER_S, prefill_token_fs=FS_PER_S // 10)
+    dispatcher = money(up(timing=slow))
+    assert sends(dispatcher.handle(0, arrived("r", Tier.HIGH, prompt=1_000))) == [("r", "a")]
+    # Who waits is served when it is idle again.
+    assert sends(dispatcher.handle(0, arrived("s", Tier.HIGH, prompt=1_000))) == []
+    assert sends(dispatcher.handle(1, finished("r"))) == [("s", "a")]
+    assert faults(dispatcher) == 0
 
 
 # Prefill apart.

@@ -126,7 +126,7 @@ class Economics:
         self._index = PrefixIndex(0)
         self._promises: list[Promise] = []
         self._tables: dict[str, list[TokenPrice]] = {}
-        self.books: dict[str, Book] = {}
+        self._books: dict[str, Book] = {}
         self._at_home: dict[str, list[int]] = {}
         self._prefillers: dict[str, int] = {}
 
@@ -137,17 +137,17 @@ class Economics:
         self._tables = {
             model: [prices[tier] for tier in Tier] for model, prices in configured.prices.items()
         }
-        for book in self.books.values():
+        for book in self._books.values():
             book.planned_ns = None
 
     def record(self) -> bytes:
         """See ``Policy``."""
-        return msgspec.msgpack.encode(self.books)
+        return msgspec.msgpack.encode(self._books)
 
     def restore(self, data: bytes) -> None:
         """See ``Policy``."""
-        self.books = msgspec.msgpack.decode(data, type=dict[str, Book])
-        for model, book in self.books.items():
+        self._books = msgspec.msgpack.decode(data, type=dict[str, Book])
+        for model, book in self._books.items():
             self._remember(model, book)
 
     # Learning.
@@ -167,9 +167,9 @@ class Economics:
         self._book(request.model).means[request.rank].end(prompt, computed, event.output_tokens)
 
     def _book(self, model: ModelName) -> Book:
-        book = self.books.get(model)
+        book = self._books.get(model)
         if book is None:
-            book = self.books[model] = Book()
+            book = self._books[model] = Book()
         return book
 
     def _know(
@@ -272,13 +272,16 @@ class Economics:
 
     def place(self, fleet: Fleet, request: Request, now_ns: int) -> Choice | None:
         """See ``Policy``."""
-        book = self.books[request.model]
+        book = self._books[request.model]
         rank = request.rank
-        if self._is_late(book, request, now_ns):
-            return self._degraded(fleet, book, request, now_ns)
-        if not fleet.admitting[rank]:
-            return None
-        return self._best(fleet, book, request, rank, now_ns)
+        choice = None
+        if not self._is_late(book, request, now_ns):
+            if fleet.admitting[rank]:
+                choice = self._best(fleet, book, request, rank, now_ns)
+            if choice is not None or fleet.load_max:
+                return choice
+        # An idle fleet gains nothing by waiting: nothing will happen but other arrivals.
+        return self._degraded(fleet, book, request, now_ns)
 
     def drain(self, fleet: Fleet, now_ns: int) -> Iterator[tuple[Request, Choice]]:
         """See ``Policy``."""
@@ -292,12 +295,15 @@ class Economics:
                 if self._is_late(book, request, now_ns):
                     line.set_late(request)
                     continue
-                if not fleet.admitting[rank]:
+                choice = None
+                if fleet.admitting[rank]:
+                    choice = self._best(fleet, book, request, rank, now_ns)
+                if choice is not None:
+                    yield request, choice
+                elif fleet.load_max:
                     break
-                choice = self._best(fleet, book, request, rank, now_ns)
-                if choice is None:
-                    break
-                yield request, choice
+                else:  # as for ``place``
+                    line.set_late(request)
         for rank in book.order:
             line = fleet.lines[rank]
             while late := line.late_head():

@@ -156,6 +156,8 @@ def kind_of(
         allowed = FS_PER_S // max(1, promise.interactivity_tokens_per_s)
         allowed += promise.grace_ns * FS_PER_NS // max(1, each.output_tokens)
         cap = batch_within(timing, stall_fs, context, batch_max, allowed * percents[rank] // 100)
+        if rank == 0 and not cap:
+            cap = 1  # whatever its speed, an answer is delivered as free
         batch = max(1, cap)
         iteration = timing.decode_fs(batch, batch * context)
         kind.caps.append(cap)
