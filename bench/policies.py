@@ -5,7 +5,7 @@ every setting of a baseline is tried; at the others, those that earned most ther
 the best setting of each point counts. Strict priority is tuned by the requests that it sends to
 one worker, a static split by how many workers each tier has, and by how full these may get.
 
-Run it again to go on where it stopped. ``--tables`` prints what was found, in Markdown, and draws
+Run it again to go on where it stopped, or to add settings. ``--tables`` prints what was found, in Markdown, and draws
 it.
 """
 
@@ -28,7 +28,7 @@ from tokenworks.twin.scenarios import with_policy
 SCENARIOS = ("homogeneous", "mixed", "shifting")
 LOADS = (0.7, 1.0, 1.3, 2.5)
 SEEDS = (1, 2, 3, 4, 5)
-CAPS = (6, 8, 12, 16, 24, 32, 48, 64)
+CAPS = (2, 3, 4, 5, 6, 8, 12, 16, 24, 32)
 SPLITS = (
     "3/2/1/1/1",
     "2/2/2/1/1",
@@ -89,36 +89,40 @@ def read(path: Path) -> list[dict[str, Any]]:
 def measure(
     options: argparse.Namespace, scenario: str, load: float, seed: int, *, first: int
 ) -> None:
-    """Run one point, unless it is there, and add it to the file."""
+    """Run what is missing of one point, and write it down."""
     there = {(p["trace"], p["scenario"], p["load"], p["seed"]): p for p in read(options.found)}
-    trace = options.trace.name
-    if (trace, scenario, load, seed) in there:
-        return
+    key = (options.trace.name, scenario, load, seed)
     tried = dict(BASELINES)
     if seed != first:
-        before = there[trace, scenario, load, first]["policies"]
+        before = there[*key[:3], first]["policies"]
         for name, settings in BASELINES.items():
             best = sorted(settings, key=lambda each: -before[each]["revenue_usd"])
             tried[name] = tuple(best[:TUNED])
+    known = there[key]["policies"] if key in there else {}
+    wanted = ("economic", *(each for settings in tried.values() for each in settings))
+    missing = [policy for policy in wanted if policy not in known]
+    if not missing:
+        return
     prepared = prepare(asked(options, scenario, load, seed))
-    policies, ended_ns = {}, 0
-    for policy in ("economic", *(each for settings in tried.values() for each in settings)):
+    policies, ended_ns = dict(known), there[key]["ended_ns"] if key in there else 0
+    for policy in missing:
         policies[policy], end_ns = outcome(prepared, policy)
         ended_ns = max(ended_ns, end_ns)
         print(f"{scenario} {load} seed {seed} {policy}: {policies[policy]}", file=sys.stderr)
     bound = bound_nanodollars(prepared.setting.scenario, prepared.requests, ended_ns)
-    point = {
-        "trace": trace,
+    there[key] = {
+        "trace": key[0],
         "scenario": scenario,
         "load": load,
         "seed": seed,
         "requests": len(prepared.requests),
         "speedup": prepared.speedup,
+        "ended_ns": ended_ns,
         "fluid_bound_usd": None if bound is None else bound / 1e9,
         "policies": policies,
     }
-    with options.found.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(point) + "\n")
+    lines = "".join(json.dumps(point) + "\n" for point in there.values())
+    options.found.write_text(lines, encoding="utf-8")
 
 
 def asked(options: argparse.Namespace, scenario: str, load: float, seed: int) -> Asked:
