@@ -107,6 +107,11 @@ def load_policy(where: str) -> tuple[str, OwnPolicies]:
             hint=f"Derive it from tokenworks.dispatch.policy.Forgetful. {_PAGE}",
         )
     name = Path(path).stem if is_file else path.rpartition(".")[2]
+    if name in NAMES:
+        raise ConfigInvalid(
+            f"{path!r} has the name of a policy that comes with the package, {name!r}.",
+            hint="Rename it: what is recorded under that name would mean either.",
+        )
     return name, {name: make}
 
 

@@ -194,6 +194,7 @@ class Dispatcher:
                             for line in fleet.lines
                         ],
                         sent_ranks=list(fleet.sent_ranks),
+                        changes=fleet.changes,
                     )
                     for name, fleet in self._fleets.items()
                 ],
@@ -234,7 +235,8 @@ class Dispatcher:
                 for line in record.lines
             ]
             workers = [dispatcher._workers[each] for each in record.workers]
-            dispatcher._fleets[record.model] = Fleet(workers, lines, record.sent_ranks)
+            dispatcher._fleets[record.model] = fleet = Fleet(workers, lines, record.sent_ranks)
+            fleet.changes = record.changes
             dispatcher._queued += sum(len(line) for line in lines)
         return dispatcher
 
@@ -318,6 +320,7 @@ class Dispatcher:
             self._counts.ignored += 1
             return
         fleet = self._fleets[request.model]
+        request.avoided = request.prefiller
         self._release(fleet, request)
         self._broken_off(fleet, request, commands, started=event.started)
         self._drain(fleet, commands)
@@ -385,7 +388,7 @@ class Dispatcher:
         worker.measure(dict(zip(TIERS, self._promises, strict=True)))
         self._workers[event.worker] = worker
         fleet.workers.append(worker)
-        fleet.recount()
+        fleet.renew()
         self._drain(fleet, commands)
 
     def _worker_measured(self, worker: Worker, event: WorkerUp, commands: list[Command]) -> None:
@@ -400,7 +403,7 @@ class Dispatcher:
             setattr(worker, name, getattr(event, name))
         worker.measure(dict(zip(TIERS, self._promises, strict=True)))
         fleet = self._fleets[worker.model]
-        fleet.recount()
+        fleet.renew()
         self._drain(fleet, commands)
 
     def _worker_down(self, event: WorkerDown, commands: list[Command]) -> None:
@@ -413,7 +416,7 @@ class Dispatcher:
     def _lose(self, worker: Worker, commands: list[Command]) -> None:
         fleet = self._fleets[worker.model]
         fleet.workers.remove(worker)
-        fleet.recount()
+        fleet.renew()
         del self._workers[worker.worker]
         self._prefixes.remove_worker(worker.index)
         lost = [self._requests[name] for name in reversed(worker.running)]
@@ -458,7 +461,7 @@ class Dispatcher:
         for request in self._requests.values():
             request.late_ns = request.arrived_ns + self._late_after_ns[request.rank]
         for fleet in self._fleets.values():
-            fleet.recount()
+            fleet.renew()
             self._drain(fleet, commands)
         self._rebuild_wakes()
 
@@ -725,8 +728,9 @@ class Dispatcher:
     # Time.
 
     def _wake(self, commands: list[Command]) -> None:
-        """Reject what has waited longer than its tier's patience; send what became late."""
+        """Send what became late; reject what has waited as long as its tier's patience allows."""
         changed: dict[ModelName, None] = {}
+        due: list[Request] = []
         while self._wakes and self._wakes[0][0] <= self._now_ns:
             _, name = heappop(self._wakes)
             request = self._requests.get(name)
@@ -734,11 +738,16 @@ class Dispatcher:
                 continue
             changed[request.model] = None
             if self._deadline_ns(request) <= self._now_ns:
+                due.append(request)
+        for model in changed:
+            self._drain(self._fleets[model], commands)
+        for request in due:
+            if request.state is State.QUEUED and self._is_queued(request.request):
                 fleet = self._fleets[request.model]
                 self._unqueue(fleet, request)
                 reason: RejectReason = "patience_over" if fleet.workers else "no_worker_up"
                 self._reject(request, "capacity_exceeded", reason, commands)
-        for model in changed:
+        for model in {request.model: None for request in due}:
             self._drain(self._fleets[model], commands)
 
     def _set_timer(self, commands: list[Command]) -> None:

@@ -23,6 +23,7 @@ nothing more comes last.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Final
 
@@ -66,6 +67,8 @@ are not broken where others prefill."""
 PREFILL_BATCHES_MAX: Final = 2
 """Who only prefills has no more than so many full iterations to do when it is sent another prompt:
 enough to be busy until the next decision."""
+PASSING_MAX: Final = 3
+"""Heads of other tenants that are looked at where an unusually long prompt is first in turn."""
 PREFILLERS_MAX: Final = 4
 """Of more than so many, two at random are looked at, and two that have the prefix."""
 QUEUE_WEIGHT_SHIFT: Final = 2
@@ -80,6 +83,7 @@ _LCG_A: Final = 6364136223846793005
 _LCG_C: Final = 1442695040888963407
 LONG_PREFILL: Final = 2
 """A prefill counts as a stall from so many times the mean on; shorter ones are in the caps."""
+_RATE_FORGOTTEN: Final = 32
 RATE_SHIFT: Final = 1
 """A plan moves the rates by 1/2 of the difference."""
 
@@ -90,6 +94,7 @@ class Book(msgspec.Struct, kw_only=True):
     Attributes:
         planned_ns: when it last planned; None before the first time.
         plans: how often it has measured rates.
+        changes: of the fleet, when it last planned.
         means: of each tier's requests.
         revenue_nanodollars: of one of each tier's requests, when it last planned.
         order: tier ranks, those that earn most per worker's second first.
@@ -106,6 +111,7 @@ class Book(msgspec.Struct, kw_only=True):
 
     planned_ns: int | None = None
     plans: int = 0
+    changes: int = 0
     means: list[TierMeans] = msgspec.field(default_factory=lambda: [TierMeans() for _ in RANKS])
     revenue_nanodollars: list[int] = []
     order: list[int] = []
@@ -175,19 +181,23 @@ class Economics:
     def _know(
         self, fleet: Fleet, book: Book, model: ModelName, now_ns: int, *, due: bool = False
     ) -> None:
-        """Plan if that is due, or the first time, or if workers came or went since."""
+        """Plan if that is due, or the first time, or if workers have changed since."""
         if due or book.planned_ns is None:
             self._measure_rates(book, now_ns)
-        elif fleet.up == self._at_home[model][0] | self._prefillers[model]:
+        elif fleet.changes == book.changes:
             return
         self._plan(fleet, book, model)
 
     def _measure_rates(self, book: Book, now_ns: int) -> None:
         elapsed_ns = PLAN_NS if book.planned_ns is None else now_ns - book.planned_ns
-        first = book.planned_ns is None
+        shift = _RATE_FORGOTTEN
+        if book.planned_ns is not None:
+            shift = min(shift, RATE_SHIFT * max(1, elapsed_ns // PLAN_NS))
         for mean in book.means:
             rate = mean.arrived * 1_000 * NS_PER_S // max(1, elapsed_ns)
-            mean.rate_per_ks += (rate - mean.rate_per_ks) >> (0 if first else RATE_SHIFT)
+            # What was long ago counts for less, also where nobody came to plan for.
+            left = abs(mean.rate_per_ks - rate) >> shift
+            mean.rate_per_ks = rate + (left if mean.rate_per_ks > rate else -left)
             mean.arrived = 0
         book.planned_ns = now_ns
         book.plans += 1
@@ -229,6 +239,7 @@ class Economics:
         ]
         book.order = sorted(RANKS, key=lambda rank: (densities[rank], rank), reverse=True)
         fleet.recount()
+        book.changes = fleet.changes
         self._remember(model, book)
 
     def _settle(
@@ -300,10 +311,12 @@ class Economics:
                     choice = self._best(fleet, book, request, rank, now_ns)
                 if choice is not None:
                     yield request, choice
-                elif fleet.load_max:
-                    break
-                else:  # as for ``place``
+                elif not fleet.load_max:  # as for ``place``
                     line.set_late(request)
+                elif found := self._passing(fleet, book, request, now_ns):
+                    yield found
+                else:
+                    break
         for rank in book.order:
             line = fleet.lines[rank]
             while late := line.late_head():
@@ -312,12 +325,32 @@ class Economics:
                     break
                 yield late, choice
 
+    def _passing(
+        self, fleet: Fleet, book: Book, first: Request, now_ns: int
+    ) -> tuple[Request, Choice] | None:
+        """Who may pass one that is first in turn and has an unusually long prompt.
+
+        It may fit nowhere for long, where those of other tenants do.
+        """
+        rank = first.rank
+        if first.input_tokens_max <= LONG_PREFILL * book.means[rank].context_tokens:
+            return None
+        if not fleet.admitting[rank]:
+            return None
+        others = itertools.islice(fleet.lines[rank].heads(), 1, 1 + PASSING_MAX)
+        for request in others:
+            if self._is_late(book, request, now_ns):
+                continue
+            choice = self._best(fleet, book, request, rank, now_ns)
+            if choice is not None:
+                return request, choice
+        return None
+
     def _is_late(self, book: Book, request: Request, now_ns: int) -> bool:
         """Whether no worker, were it idle, could begin its answer within the TTFT promise."""
         left_ns = request.arrived_ns + self._promises[request.rank].ttft_ns - now_ns
-        own_fs = book.kinds[book.soonest].timing.prefill_fs(
-            min(request.input_tokens_max, book.means[request.rank].prefill_tokens), 0
-        )
+        computed = book.means[request.rank].computed_of(request.input_tokens_max)
+        own_fs = book.kinds[book.soonest].timing.prefill_fs(computed, 0)
         return left_ns * FS_PER_NS < own_fs
 
     def _degraded(self, fleet: Fleet, book: Book, request: Request, now_ns: int) -> Choice | None:
@@ -343,8 +376,14 @@ class Economics:
         if request.worker is not None:
             may = others_first(fleet, request, may)
         offer = _Offer(self, book, request, rank, now_ns)
-        if book.prefillers:
-            return self._apart(fleet, request, offer, may & ~self._prefillers[request.model])
+        if not book.prefillers:
+            return self._whole(fleet, request, offer, may)
+        may &= ~self._prefillers[request.model]
+        return self._apart(fleet, request, offer, may)
+
+    def _whole(self, fleet: Fleet, request: Request, offer: _Offer, may: int) -> Choice | None:
+        """The best of some workers, where the one that decodes it prefills it, too."""
+        book, rank = offer.book, offer.rank
         at_home = self._at_home[request.model]
         above = may & at_home[rank + 1]
         below = may & ~at_home[rank]
@@ -387,12 +426,16 @@ class Economics:
             some = self._few(book, prefillers) | (self._few(book, holders) if holders else 0)
         best_cost, prefiller, hit = FOREVER_FS, None, 0
         for each in fleet.each(some):
+            if each.worker == request.avoided and some & (some - 1):
+                continue
             found = depth if holders >> each.index & 1 else 0
             cost = offer.prefill_cost_fs(each, found)
             if cost < best_cost:
                 best_cost, prefiller, hit = cost, each, found
         if prefiller is None:
-            return None
+            if any(offer.fits(each) for each in fleet.each(prefillers)):
+                return None
+            return self._whole(fleet, request, offer, may)
         worth = offer.prefilled(prefiller, hit)
         at_home = self._at_home[request.model]
         above = may & at_home[rank + 1]
@@ -465,7 +508,7 @@ class _Offer:
         running = len(worker.running)
         if not cap or (rank < home and running * 100 >= kind.caps[home] * HEADROOM_PERCENT):
             return -1
-        if worker.prefill_tokens > self._queued_tokens_max:
+        if worker.prefill_tokens > self._queued_tokens_max or not self.fits(worker):
             return -1
         own_fs, value = self._worth_at(at, worker, hit)
         timing, queued = kind.timing, worker.prefill_tokens
@@ -491,7 +534,7 @@ class _Offer:
         Forever if its answer would begin too late, or if others must be prefilled there before.
         """
         queued = worker.prefill_tokens
-        if queued > PREFILL_BATCHES_MAX * worker.batch_tokens_max:
+        if queued > PREFILL_BATCHES_MAX * worker.batch_tokens_max or not self.fits(worker):
             return FOREVER_FS
         at = self.book.kind_of[worker.index]
         timing = self.book.kinds[at].timing
@@ -504,7 +547,9 @@ class _Offer:
     def prefilled(self, worker: Worker, hit: int) -> int:
         """What it earns less the prefill that one takes for it, in nano-dollars."""
         own_fs, earned = self._worth_at(self.book.kind_of[worker.index], worker, hit)
-        return earned - own_fs * self.book.prefill_price_nanodollars // FS_PER_S
+        full = PREFILL_BATCHES_MAX * worker.batch_tokens_max
+        busy = min(worker.prefill_tokens, full)
+        return earned - own_fs * self.book.prefill_price_nanodollars // FS_PER_S * busy // full
 
     def decode_value(self, worker: Worker, worth: int) -> int:
         """What it adds where it is only decoded, in nano-dollars; below zero: not there.
@@ -525,13 +570,19 @@ class _Offer:
         dearest = max(dearest, rank)
         batch = running + 1
         context = worker.context_tokens + self._prompt + batch * (self._made >> 1)
-        if worker.kv_blocks is not None and context > worker.kv_blocks * worker.block_tokens:
+        if not self.fits(worker, context if running else 0):
             return -1
         if dearest:
             pace_fs = kind.timing.decode_fs(batch, context)
             if pace_fs * 100 > kind.allowed_fs[dearest] * PACE_PERCENT:
                 return -1
         return worth - self._displaced(kind, running, home)
+
+    def fits(self, worker: Worker, context: int = 0) -> bool:
+        """Whether a worker's KV cache has room for its prompt, and for so many tokens in all."""
+        if worker.kv_blocks is None:
+            return True
+        return max(self._prompt + 1, context) <= worker.kv_blocks * worker.block_tokens
 
     def _displaced(self, kind: Kind, running: int, home: int, own_fs: int = 0) -> int:
         """What it takes from others at the class's price, in nano-dollars."""

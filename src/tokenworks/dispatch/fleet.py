@@ -165,6 +165,7 @@ class Fleet:
         up: all workers.
         open: those with a slot free.
         admitting: by tier rank, those where one more leaves every promise kept that runs there.
+        changes: how often workers came, went, were measured or got other settings.
         loads: by load, who has it. A load is a number of running requests; where workers differ in
             slots, as many as it would be on the largest.
         load_min, load_max: the least and the largest load of any worker.
@@ -174,6 +175,7 @@ class Fleet:
         "_scale",
         "admitting",
         "by_index",
+        "changes",
         "lines",
         "load_max",
         "load_min",
@@ -188,6 +190,7 @@ class Fleet:
     def __init__(self, workers: list[Worker], lines: list[Line], sent_ranks: Iterable[int]) -> None:
         self.workers = workers
         self.lines = lines
+        self.changes = 0
         self.queued = sum(len(line) for line in lines)
         self.sent_ranks = deque(sent_ranks, maxlen=SENT_RANKS_MAX)
         self.recount()
@@ -196,8 +199,13 @@ class Fleet:
         """Requests that wait in tiers not below this one."""
         return sum(len(line) for line in self.lines[rank:])
 
+    def renew(self) -> None:
+        """Derive all sets again, after a worker has come, gone or changed, and count that."""
+        self.changes += 1
+        self.recount()
+
     def recount(self) -> None:
-        """Derive all sets again; after a worker has come, gone or changed."""
+        """Derive all sets again."""
         self.by_index = {worker.index: worker for worker in self.workers}
         self._scale = max((worker.slots for worker in self.workers), default=1)
         self.up = self.open = 0

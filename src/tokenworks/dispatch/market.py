@@ -67,7 +67,11 @@ class TierMeans(msgspec.Struct, kw_only=True):
     @property
     def prefill_tokens(self) -> int:
         """Of one that came, expected to be computed."""
-        return max(1, self.context_tokens * self.computed_tokens // max(1, self.prompt_tokens))
+        return self.computed_of(self.context_tokens)
+
+    def computed_of(self, prompt_tokens: int) -> int:
+        """Tokens of a prompt that are expected to be computed."""
+        return max(1, prompt_tokens * self.computed_tokens // max(1, self.prompt_tokens))
 
     def come(self, prompt_tokens: int) -> None:
         """Learn from a request that came."""
@@ -156,8 +160,9 @@ def kind_of(
         allowed = FS_PER_S // max(1, promise.interactivity_tokens_per_s)
         allowed += promise.grace_ns * FS_PER_NS // max(1, each.output_tokens)
         cap = batch_within(timing, stall_fs, context, batch_max, allowed * percents[rank] // 100)
-        if rank == 0 and not cap:
-            cap = 1  # whatever its speed, an answer is delivered as free
+        # Alone, an answer has no stalls to bear; and whatever its speed, it is delivered as free.
+        if not cap and (rank == 0 or timing.decode_fs(1, context) <= allowed):
+            cap = 1
         batch = max(1, cap)
         iteration = timing.decode_fs(batch, batch * context)
         kind.caps.append(cap)

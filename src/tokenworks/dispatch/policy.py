@@ -58,6 +58,8 @@ def is_well_formed(choice: Choice) -> bool:
 
     What is not a choice at all may raise.
     """
+    if type(choice) is not Choice:
+        return False
     numbers = (choice.hit_blocks, choice.rank, choice.candidates, choice.value_nanodollars)
     return choice.reason in REASONS and all(
         type(each) is int and -_INT_MAX < each < _INT_MAX for each in numbers

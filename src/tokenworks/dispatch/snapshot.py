@@ -33,6 +33,7 @@ class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
     workers: list[WorkerID]
     lines: list[LineRecord]
     sent_ranks: list[int]
+    changes: int
 
 
 class Counts(msgspec.Struct, kw_only=True):

@@ -34,6 +34,7 @@ class Request(msgspec.Struct, kw_only=True):
         worker: who has it, or broke it off last.
         sent_ns: when it was last sent.
         prefill_tokens: of its prompt, expected to be computed where it was sent.
+        avoided: who was to compute it for the worker that broke it off last.
         prefiller: who computes its prompt for the worker that has it, until it begins to answer.
         session: the conversation that it belongs to.
         queued_ns: when it was last queued; patience counts from here.
@@ -54,6 +55,7 @@ class Request(msgspec.Struct, kw_only=True):
     sent_ns: int = 0
     prefill_tokens: int = 0
     prefiller: WorkerID | None = None
+    avoided: WorkerID | None = None
     session: str | None = None
     queued_ns: int = 0
 
@@ -82,6 +84,8 @@ class Line:
     def set_late(self, request: Request) -> None:
         """Take a request out of its tenant's turn: it waits with the others that are late."""
         self._leave_tenant(request)
+        if request.tenant in self._tenants:
+            self._tenants.move_to_end(request.tenant)
         self._late[request.request] = request
 
     def late_head(self) -> Request | None:
