@@ -13,6 +13,7 @@ from tests.dispatch.dispatch_world import (
     arrived,
     configured,
     down,
+    failed,
     factory,
     finished,
     started,
@@ -368,6 +369,72 @@ def test_of_many_who_prefill_a_few_are_looked_at() -> None:
     assert len(prefillers(dispatcher)) > 4
     used = {sites(dispatcher.handle(0, arrived(f"r{i}", Tier.FREE)))[0][1] for i in range(40)}
     assert len(used) > 2
+
+
+def test_a_retry_avoids_who_was_to_prefill_it() -> None:
+    dispatcher = apart(*"abcdef")
+    ((_, first, worker),) = sites(dispatcher.handle(0, arrived("r")))
+    ((_, second, _),) = sites(dispatcher.handle(0, failed("r", worker)))
+    assert None is not first != second is not None
+
+
+def test_a_prompt_that_fits_none_who_prefills_is_served_whole() -> None:
+    dispatcher = money(
+        up("a", timing=TIMING, kv_blocks=10, hands_over=True),
+        up("b", timing=TIMING, kv_blocks=10_000, hands_over=True),
+        arrived("plans", Tier.FREE, prompt=10),
+        finished("plans"),
+    )
+    big = Tier.FREE
+    ((_, at, worker),) = sites(dispatcher.handle(0, arrived("big", big, prompt=10 * 64)))
+    if prefillers(dispatcher) == ["a"]:
+        assert (at, worker) == (None, "b")
+    assert worker in {"a", "b"}
+
+
+def test_a_price_fades_when_its_crowd_has_gone() -> None:
+    settings = configured(policy="economic", prices=PRICES, queue_len_max=500)
+    dispatcher = factory(
+        *(up(name, timing=TIMING, hands_over=True) for name in "abc"), settings=settings
+    )
+    for i in range(500):
+        dispatcher.handle(0, arrived(f"m{i}", Tier.MEDIUM, prompt=4_000, output=1_000))
+    dispatcher.handle(PLAN_NS, arrived("plans", Tier.MEDIUM, at=PLAN_NS))
+    crowd = book_of(dispatcher).means[Tier.MEDIUM.rank].rate_per_ks
+    later = 100 * PLAN_NS
+    dispatcher.handle(later, arrived("lone", Tier.FREE, at=later))
+    assert book_of(dispatcher).means[Tier.MEDIUM.rank].rate_per_ks < crowd // 1_000
+
+
+def test_others_pass_an_unusually_long_prompt_that_fits_nowhere() -> None:
+    dispatcher = money(up(timing=TIMING))
+    for i in range(40):
+        dispatcher.handle(0, arrived(f"w{i}", Tier.HIGH, prompt=100))
+        dispatcher.handle(0, finished(f"w{i}"))
+    dispatcher.handle(0, arrived("runs", Tier.HIGH, prompt=100))
+    dispatcher.handle(0, started("runs"))
+    long = arrived("long", Tier.HIGH, prompt=15_000, tenant="one")
+    assert sends(dispatcher.handle(0, long)) == []
+    assert sends(dispatcher.handle(0, arrived("r", Tier.HIGH, prompt=100, tenant="two"))) == [
+        ("r", "a")
+    ]
+    # Nobody of its own tenant passes it.
+    assert sends(dispatcher.handle(0, arrived("s", Tier.HIGH, prompt=100, tenant="one"))) == []
+
+
+def test_what_waits_is_looked_at_once_more_before_it_is_turned_away() -> None:
+    dispatcher = money(up(slots=1, timing=TIMING), arrived("runs"), arrived("waits", Tier.ULTRA))
+    patience_ns = 10 * S
+    commands = dispatcher.handle(patience_ns, finished("runs"))
+    assert sends(commands) == [("waits", "a")] or "patience_over" in str(commands)
+
+
+def test_a_worker_that_was_measured_again_is_planned_anew() -> None:
+    dispatcher = apart("a", "b", "c")
+    assert prefillers(dispatcher)
+    dispatcher.handle(0, up("b", timing=TIMING))
+    dispatcher.handle(0, arrived("r"))
+    assert prefillers(dispatcher) == []
 
 
 def test_a_crowd_has_a_price_apart_too() -> None:

@@ -6,6 +6,9 @@ It is an upper bound on revenue. Every approximation is in the bound's favour:
 - Time is charged as iterations cost it: a launch shared by its batch, each sequence, each token of
   context, each token and pair of prefill. Prefill shares its launches with decode for nothing, and
   slows nobody down. The first token of an answer comes with its prefill.
+- No sequence is preempted. One that is makes a token with each prefill that it needs again; where
+  computing prompt and answer anew is quicker than an iteration, that could beat the bound. No
+  engine in the catalogue is like that.
 - A promise of speed bounds the mean length of a request's iterations, grace included in full.
 - Free is delivered at any speed.
 - The prefix cache never evicts, and is one for all workers: each block that requests share is

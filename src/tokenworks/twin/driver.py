@@ -508,7 +508,7 @@ class Driver:
             target,
             command.attempt,
             request.input_tokens,
-            request.output_tokens,
+            min(request.output_tokens, request.output_tokens_max),
             request.blocks,
         )
         sequence.hands_over = target != index
