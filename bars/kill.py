@@ -24,7 +24,7 @@ async def load_and_kill(factory: Running, seconds: float, seed: int, streams: in
     load = Load()
     until = time.monotonic() + seconds + 30
     clients = [
-        asyncio.create_task(stream_until(factory, load, until, seed * 1000 + i, 96))
+        asyncio.create_task(stream_until(factory, load, until, seed * 1000 + i, 96, "foreman"))
         for i in range(streams)
     ]
     await asyncio.sleep(seconds)

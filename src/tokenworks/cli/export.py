@@ -54,7 +54,7 @@ def focus(
         of = None if tenant is None else {"tenant": tenant}
         sums = store.rollups(since, until, by_hour=True, of=of)
         if tenant is not None:
-            check_tenant(store, sums, tenant)
+            check_tenant(store, sums or store.rollups(since, until), tenant)
         books = kept_books(store, price_ids(sums, payer))
     finally:
         store.close()
