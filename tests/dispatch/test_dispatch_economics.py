@@ -13,8 +13,8 @@ from tests.dispatch.dispatch_world import (
     arrived,
     configured,
     down,
-    failed,
     factory,
+    failed,
     finished,
     started,
     stored,
@@ -418,8 +418,21 @@ def test_others_pass_an_unusually_long_prompt_that_fits_nowhere() -> None:
     assert sends(dispatcher.handle(0, arrived("r", Tier.HIGH, prompt=100, tenant="two"))) == [
         ("r", "a")
     ]
-    # Nobody of its own tenant passes it.
+    # Nobody of its own tenant passes it, nor who has become late.
     assert sends(dispatcher.handle(0, arrived("s", Tier.HIGH, prompt=100, tenant="one"))) == []
+
+
+def test_who_is_late_does_not_pass() -> None:
+    dispatcher = money(up(timing=TIMING))
+    for i in range(40):
+        dispatcher.handle(0, arrived(f"w{i}", Tier.HIGH, prompt=100))
+        dispatcher.handle(0, finished(f"w{i}"))
+    dispatcher.handle(0, arrived("runs", Tier.HIGH, prompt=100))
+    dispatcher.handle(0, started("runs"))
+    dispatcher.handle(0, arrived("old", Tier.HIGH, prompt=14_000, tenant="two"))
+    long = arrived("long", Tier.HIGH, prompt=15_000, tenant="one", at=S)
+    assert ("long", "a") not in sends(dispatcher.handle(S, long))
+    assert faults(dispatcher) == 0
 
 
 def test_what_waits_is_looked_at_once_more_before_it_is_turned_away() -> None:

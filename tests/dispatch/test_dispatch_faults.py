@@ -90,6 +90,15 @@ class NamesAnyWorker(Last):
         return to(self.seen[0])
 
 
+class PrefillsWhereNothingIsHandedOver(Last):
+    """By a worker that cannot hand its KV cache over."""
+
+    def place(self, fleet: Fleet, request: Request, now_ns: int) -> Choice | None:
+        choice = super().place(fleet, request, now_ns)
+        assert choice is not None
+        return choice._replace(prefiller=fleet.workers[0])
+
+
 class NamesNobody(Last):
     def place(self, fleet: Fleet, request: Request, now_ns: int) -> Choice | None:
         return "the best one"  # type: ignore[return-value]
@@ -195,6 +204,7 @@ WRONG = (
     RaisesBeforeTheFirst,
     RaisesAfterTheFirst,
     NamesAnyWorker,
+    PrefillsWhereNothingIsHandedOver,
     NamesNobody,
     YieldsTwice,
     YieldsWhoDoesNotWait,

@@ -59,3 +59,9 @@ def test_all_tenants_are_exported_and_a_draft_names_no_invoice() -> None:
     assert {row["InvoiceId"] for row in made} == {None}
     with pytest.raises(InvalidRequest, match="not over"):
         focus_rows("2026-09", rows, BOOKS, MONTH)
+
+
+def test_who_has_no_team_has_no_sub_account() -> None:
+    rows = [row._replace(payer=row.payer._replace(team=None)) for row in rolled(in_month(ENTRIES))]
+    made = focus_rows("2026-09", rows, BOOKS, MONTH, draft=True)
+    assert {(row["SubAccountId"], row["SubAccountName"]) for row in made} == {(None, None)}

@@ -8,10 +8,11 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -33,11 +34,25 @@ from tokenworks.core.ids import RequestID, WorkerID
 from tokenworks.core.units import NS_PER_MS, NS_PER_S
 from tokenworks.dispatch.commands import Command
 from tokenworks.dispatch.dispatcher import Dispatcher
-from tokenworks.dispatch.events import Event, Failed, Finished, Started, WorkerDown, WorkerUp
+from tokenworks.dispatch.events import (
+    Configured,
+    Event,
+    Failed,
+    Finished,
+    PolicySettings,
+    Started,
+    WorkerDown,
+    WorkerUp,
+)
+from tokenworks.dispatch.fleet import Fleet
+from tokenworks.dispatch.policy import Choice, Forgetful
+from tokenworks.dispatch.prefix_index import PrefixIndex
+from tokenworks.dispatch.waiting import Request
 from tokenworks.live.journal import read_journal, replay
 from tokenworks.perf.timing import FS_PER_NS
 from tokenworks.twin.clock import JumpingClock
 from tokenworks.twin.driver import Driver, run
+from tokenworks.twin.handovers import HANDOVER_NS_MAX
 from tokenworks.twin.journal import FileJournal, Journal
 from tokenworks.twin.network import Kind, Network
 from tokenworks.twin.records import NEVER, End, RunResult, Scenario, TwinRequest, speed_curve
@@ -495,3 +510,47 @@ def test_the_clock_tells_the_run_and_a_date() -> None:
     clock = JumpingClock(unix_ns=1_000)
     clock.at_ns = 7
     assert (clock.now_ns(), clock.unix_ns()) == (7, 1_007)
+
+
+class Crossing(Forgetful):
+    """Each of two workers prefills for the other."""
+
+    def configure(self, configured: Configured, index: PrefixIndex) -> None:
+        self.turns = 0
+
+    def place(self, fleet: Fleet, request: Request, now_ns: int) -> Choice | None:
+        self.turns += 1
+        one, other = fleet.workers if self.turns % 2 else reversed(fleet.workers)
+        return Choice(one, "in_turn", 0, request.rank, 2, prefiller=other)
+
+    def drain(self, fleet: Fleet, now_ns: int) -> Iterator[tuple[Request, Choice]]:
+        while fleet.queued and fleet.open:
+            request = next(line for line in fleet.lines if len(line)).head()
+            choice = self.place(fleet, request, now_ns)
+            assert choice is not None
+            yield request, choice
+
+
+def crossing(kv_blocks: int, count: int) -> RunResult:
+    """Two workers that prefill for each other, and prompts of seven blocks."""
+    link = {"kv_bytes_per_token": 1_000, "link_bytes_per_s": 10**9}
+    specs = [worker(name, kv_blocks=kv_blocks, **link) for name in "ab"]
+    plain = configured()
+    settings = msgspec.structs.replace(plain, policy=PolicySettings(name="crossing"))
+    requests = [request(number, at_ns=0) for number in range(count)]
+    return run(
+        scenario(*specs, settings=settings),
+        requests,
+        dispatcher=Dispatcher({"crossing": Crossing}),
+        hooks=Checks(requests),
+    )
+
+
+def test_hand_overs_that_wait_for_each_other_fail_in_the_end() -> None:
+    result = crossing(kv_blocks=9, count=2)
+    assert End.FAILED in ends(result)
+    assert result.ended_ns >= HANDOVER_NS_MAX
+    # One that had to wait and got room ends as if it had been whole, and prolongs nothing.
+    result = crossing(kv_blocks=22, count=4)
+    assert ends(result) == [End.DONE] * 4
+    assert result.ended_ns < NS_PER_S
