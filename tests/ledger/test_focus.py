@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from decimal import Decimal
 
+import msgspec
 import pytest
 
 from tests.ledger.ledger_samples import MONTH, rolled
@@ -62,6 +63,9 @@ def test_all_tenants_are_exported_and_a_draft_names_no_invoice() -> None:
 
 
 def test_who_has_no_team_has_no_sub_account() -> None:
-    rows = [row._replace(payer=row.payer._replace(team=None)) for row in rolled(in_month(ENTRIES))]
+    rows = [
+        row._replace(payer=msgspec.structs.replace(row.payer, team=None))
+        for row in rolled(in_month(ENTRIES))
+    ]
     made = focus_rows("2026-09", rows, BOOKS, MONTH, draft=True)
     assert {(row["SubAccountId"], row["SubAccountName"]) for row in made} == {(None, None)}

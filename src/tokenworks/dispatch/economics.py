@@ -339,8 +339,6 @@ class Economics:
             return None
         others = itertools.islice(fleet.lines[rank].heads(), 1, 1 + PASSING_MAX)
         for request in others:
-            if self._is_late(book, request, now_ns):
-                continue
             choice = self._best(fleet, book, request, rank, now_ns)
             if choice is not None:
                 return request, choice
