@@ -181,7 +181,7 @@ def show(points: list[dict[str, Any]], picture: Path | None) -> None:
     )
     print("|---|---|---|---|---|---|---|---|---|---|")
     shares: dict[tuple[str, str, float], dict[str, list[float]]] = {}
-    for key, group in rows.items():
+    for key, group in sorted(rows.items()):
         by: dict[str, list[float]] = {"economic": [], "strict-priority": [], "static-split": []}
         settings: dict[str, list[str]] = {"strict-priority": [], "static-split": []}
         for point in group:
