@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
 from collections.abc import Callable
@@ -11,7 +12,12 @@ import pytest
 
 from tests.cli.command_line import ask, data, done, invoke
 from tokenworks.cli.twin_factory import Modelled, claim, modelled
-from tokenworks.core.errors import ConfigInvalid, InvalidRequest, JournalInvalid
+from tokenworks.core.errors import (
+    ConfigInvalid,
+    InvalidRequest,
+    JournalInvalid,
+    LedgerUnavailable,
+)
 from tokenworks.dispatch.events import Configured, WorkerUp
 from tokenworks.dispatch.journal_format import JournalEntry
 from tokenworks.live.home import Home
@@ -262,6 +268,19 @@ def test_the_scenarios_prices_hold_until_somebody_writes_others(home: Home) -> N
     result = invoke(home, *FAST)
     assert isinstance(result.exception, ConfigInvalid)
     assert "has no price in mine" in str(result.exception)
+
+
+def test_a_running_models_prices_are_not_written_over(home: Home) -> None:
+    engine = "h200-70b-fp8-trtllm-tp4"
+    claim(home, fleet())
+    with contextlib.closing(home.open_ledger("runs", sole=True)):
+        before = home.price_book.read_bytes(), home.twin_mark.read_bytes()
+        with pytest.raises(LedgerUnavailable):
+            claim(home, fleet(engine=engine))
+        assert (home.price_book.read_bytes(), home.twin_mark.read_bytes()) == before
+        claim(home, fleet())
+    claim(home, fleet(engine=engine))
+    assert home.price_book.read_bytes() != before[0]
 
 
 def test_a_mark_that_cannot_be_read_is_said(home: Home) -> None:

@@ -104,6 +104,7 @@ def claim(home: Home, factory: Modelled) -> PriceBooks:
 
     Raises:
         ConfigInvalid: a real factory lives there, or the folder's prices are not for the model.
+        LedgerUnavailable: another factory runs there, with other prices.
     """
     home.make()
     if not home.twin_mark.exists() and (home.key.exists() or home.has_ledger()):
@@ -114,6 +115,8 @@ def claim(home: Home, factory: Modelled) -> PriceBooks:
         )
     book, mark = factory.setting.scenario.book, _mark(home)
     if not home.price_book.exists() or _is_ours(home, mark):
+        if home.has_ledger() and mark.price_id != book.price_id:
+            home.open_ledger(sole=True).close()  # refuses while a factory bills by the old one
         home.write_private(home.price_book, book.text)
         mark = _Mark(book.price_id)
     home.write_private(home.twin_mark, msgspec.json.encode(mark).decode() + "\n")
