@@ -406,13 +406,19 @@ def test_a_price_fades_when_its_crowd_has_gone() -> None:
     assert book_of(dispatcher).means[Tier.MEDIUM.rank].rate_per_ks < crowd // 1_000
 
 
-def test_others_pass_an_unusually_long_prompt_that_fits_nowhere() -> None:
+def used_to_short_prompts() -> Dispatcher:
+    """One worker with a request that answers, after forty like it."""
     dispatcher = money(up(timing=TIMING))
     for i in range(40):
         dispatcher.handle(0, arrived(f"w{i}", Tier.HIGH, prompt=100))
         dispatcher.handle(0, finished(f"w{i}"))
     dispatcher.handle(0, arrived("runs", Tier.HIGH, prompt=100))
     dispatcher.handle(0, started("runs"))
+    return dispatcher
+
+
+def test_others_pass_an_unusually_long_prompt_that_fits_nowhere() -> None:
+    dispatcher = used_to_short_prompts()
     long = arrived("long", Tier.HIGH, prompt=15_000, tenant="one")
     assert sends(dispatcher.handle(0, long)) == []
     assert sends(dispatcher.handle(0, arrived("r", Tier.HIGH, prompt=100, tenant="two"))) == [
@@ -423,12 +429,7 @@ def test_others_pass_an_unusually_long_prompt_that_fits_nowhere() -> None:
 
 
 def test_who_is_late_does_not_pass() -> None:
-    dispatcher = money(up(timing=TIMING))
-    for i in range(40):
-        dispatcher.handle(0, arrived(f"w{i}", Tier.HIGH, prompt=100))
-        dispatcher.handle(0, finished(f"w{i}"))
-    dispatcher.handle(0, arrived("runs", Tier.HIGH, prompt=100))
-    dispatcher.handle(0, started("runs"))
+    dispatcher = used_to_short_prompts()
     dispatcher.handle(0, arrived("old", Tier.HIGH, prompt=14_000, tenant="two"))
     long = arrived("long", Tier.HIGH, prompt=15_000, tenant="one", at=S)
     assert ("long", "a") not in sends(dispatcher.handle(S, long))
