@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 from pathlib import Path
 
 import pytest
@@ -48,8 +49,15 @@ def test_it_is_compared_with_others(home: Home, half: str) -> None:
 def test_a_maker_may_have_another_name(half: str) -> None:
     name, own = load_policy(f"{half}:HalfForFree")
     assert (name, isinstance(own[name](), Forgetful)) == ("half", True)
-    name, own = load_policy("tokenworks.dispatch.promises:Promises")
-    assert (name, type(own[name]()).__name__) == ("promises", "Promises")
+    name, own = load_policy("tokenworks.dispatch.economics:Economics")
+    assert (name, type(own[name]()).__name__) == ("economics", "Economics")
+
+
+def test_a_file_cannot_take_the_name_of_a_policy_of_the_package(half: str) -> None:
+    taken = pathlib.Path(half).with_name("edf.py")
+    taken.write_text(pathlib.Path(half).read_text())
+    with pytest.raises(ConfigInvalid, match="has the name of a policy"):
+        load_policy(str(taken))
 
 
 def test_one_of_the_two_options_says_who_decides(half: str) -> None:
