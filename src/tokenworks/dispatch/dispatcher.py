@@ -288,13 +288,10 @@ class Dispatcher:
             self._counts.ignored += 1
             return
         request.step(Step.START)
-        if request.prefiller is None:
-            self._worker_of(request).prefill_tokens -= request.prefill_tokens
-            request.prefill_tokens = 0
-            return
+        makes_room = request.prefiller is not None  # there, while its own worker goes on with it
         self._leave_prefill(request)
         fleet = self._fleets[request.model]
-        if fleet.queued:
+        if makes_room and fleet.queued:
             self._drain(fleet, commands)
 
     def _finished(self, event: Finished, commands: list[Command]) -> None:
@@ -415,13 +412,13 @@ class Dispatcher:
 
     def _lose(self, worker: Worker, commands: list[Command]) -> None:
         fleet = self._fleets[worker.model]
+        lost = [self._requests[name] for name in reversed(worker.running)]
+        for request in lost:
+            self._leave_prefill(request)
         fleet.workers.remove(worker)
         fleet.renew()
         del self._workers[worker.worker]
         self._prefixes.remove_worker(worker.index)
-        lost = [self._requests[name] for name in reversed(worker.running)]
-        for request in lost:
-            self._leave_prefill(request)
         # What it prefilled for others may be theirs by now: a driver tells of each that is lost.
         for name in worker.prefilling:
             request = self._requests[name]
@@ -638,28 +635,25 @@ class Dispatcher:
         """Take a request off the worker that has it."""
         worker = self._worker_of(request)
         fleet.release(worker, request.request)
-        if request.prefiller is None:
-            worker.prefill_tokens -= request.prefill_tokens
-            request.prefill_tokens = 0
-        else:
-            self._leave_prefill(request)
+        self._leave_prefill(request)
         worker.context_tokens -= request.input_tokens_max
         return worker
 
     def _leave_prefill(self, request: Request) -> None:
-        """Count off a prompt that another worker had to compute, if one had."""
-        if request.prefiller is not None:
-            prefiller = self._workers[request.prefiller]
-            prefiller.prefill_tokens -= request.prefill_tokens
-            del prefiller.prefilling[request.request]
+        """Count off what is left of a prompt, where it was to be computed."""
+        if request.prefiller is None:
+            worker = self._worker_of(request)
+        else:
+            worker = self._workers[request.prefiller]
+            del worker.prefilling[request.request]
             request.prefiller = None
-            request.prefill_tokens = 0
+        worker.prefill_tokens -= request.prefill_tokens
+        request.prefill_tokens = 0
 
     def _broken_off(
         self, fleet: Fleet, request: Request, commands: list[Command], *, started: bool
     ) -> None:
         """A worker no longer has this request: it ends, or waits to be sent again."""
-        request.prefill_tokens = 0
         if started or request.state is State.ANSWERING:
             self._counts.broken += 1
             self._end(request, Step.BREAK)
