@@ -381,17 +381,10 @@ class Economics:
 
     def _whole(self, fleet: Fleet, request: Request, offer: _Offer, may: int) -> Choice | None:
         """The best of some workers, where the one that decodes it prefills it, too."""
-        book, rank = offer.book, offer.rank
-        at_home = self._at_home[request.model]
-        above = may & at_home[rank + 1]
-        below = may & ~at_home[rank]
-        own = may ^ above ^ below
+        own, above, below = self._by_home(request.model, offer.rank, may)
         depth, holders = self._index.match(request.prefix, may) if request.prefix else (0, 0)
         some = _lowest(fleet.least_loaded(holders)) if holders else 0
-        if own:
-            some |= _lowest(fleet.least_loaded(own))
-            if own & (own - 1):
-                some |= self._few(book, own)
+        some |= self._shortlist(fleet, offer.book, own)
         seen, stages = 0, [above, below]
         best_value, best = -1, None
         while True:
@@ -406,7 +399,7 @@ class Economics:
             if best is not None:
                 hit = depth if holders >> best.index & 1 else 0
                 offer.taken(best, hit)
-                return Choice(best, "best_value", hit, rank, may.bit_count(), best_value)
+                return Choice(best, "best_value", hit, offer.rank, may.bit_count(), best_value)
             while stages and not some:
                 mask = stages.pop(0) & ~seen
                 some = _lowest(fleet.least_loaded(mask)) if mask else 0
@@ -417,7 +410,7 @@ class Economics:
         """The same where some workers prefill for those that decode."""
         if not may:
             return None
-        book, rank, prefillers = offer.book, offer.rank, self._prefillers[request.model]
+        book, prefillers = offer.book, self._prefillers[request.model]
         depth, holders = self._index.match(request.prefix, prefillers) if request.prefix else (0, 0)
         some = prefillers
         if some.bit_count() > PREFILLERS_MAX:
@@ -435,16 +428,12 @@ class Economics:
                 return None
             return self._whole(fleet, request, offer, may)
         worth = offer.prefilled(prefiller, hit)
-        at_home = self._at_home[request.model]
-        above = may & at_home[rank + 1]
-        below = may & ~at_home[rank]
-        own = may ^ above ^ below
+        own, above, below = self._by_home(request.model, offer.rank, may)
         for mask in (own, above, below):
             if not mask:
                 continue
-            some = _lowest(fleet.least_loaded(mask))
-            if mask is own and own & (own - 1):
-                some |= self._few(book, own)
+            few = mask == own
+            some = self._shortlist(fleet, book, own) if few else _lowest(fleet.least_loaded(mask))
             best_value, best = -1, None
             for worker in fleet.each(some):
                 value = offer.decode_value(worker, worth)
@@ -454,8 +443,22 @@ class Economics:
                 ):
                     best_value, best = value, worker
             if best is not None:
-                return Choice(best, "best_value", hit, rank, may.bit_count(), best_value, prefiller)
+                count = may.bit_count()
+                return Choice(best, "best_value", hit, offer.rank, count, best_value, prefiller)
         return None
+
+    def _by_home(self, model: str, rank: int, may: int) -> tuple[int, int, int]:
+        """Some workers: those at home in a tier, above it and below it."""
+        at_home = self._at_home[model]
+        above, below = may & at_home[rank + 1], may & ~at_home[rank]
+        return may ^ above ^ below, above, below
+
+    def _shortlist(self, fleet: Fleet, book: Book, own: int) -> int:
+        """Of those at home in the tier, the least loaded and two at random."""
+        if not own:
+            return 0
+        some = _lowest(fleet.least_loaded(own))
+        return some | self._few(book, own) if own & (own - 1) else some
 
     @staticmethod
     def _few(book: Book, mask: int) -> int:
@@ -499,12 +502,11 @@ class _Offer:
 
     def value(self, worker: Worker, hit: int) -> int:
         """What the request adds there, in nano-dollars; below zero: not there."""
-        book, rank = self.book, self.rank
+        book = self.book
         at, home = book.kind_of[worker.index], book.homes[worker.index]
         kind = book.kinds[at]
-        cap = kind.caps[rank]
         running = len(worker.running)
-        if not cap or (rank < home and running * 100 >= kind.caps[home] * HEADROOM_PERCENT):
+        if not self._may_join(kind, home, running):
             return -1
         if worker.prefill_tokens > self._queued_tokens_max or not self.fits(worker):
             return -1
@@ -556,16 +558,12 @@ class _Offer:
             worker: that decodes.
             worth: what is left of its revenue after its prefill.
         """
-        book, rank = self.book, self.rank
-        at, home = book.kind_of[worker.index], book.homes[worker.index]
-        kind = book.kinds[at]
+        book = self.book
+        kind, home = book.kinds[book.kind_of[worker.index]], book.homes[worker.index]
         running = len(worker.running)
-        if not kind.caps[rank] or (
-            rank < home and running * 100 >= kind.caps[home] * HEADROOM_PERCENT
-        ):
+        if not self._may_join(kind, home, running):
             return -1
-        dearest = next((each for each in _DEAREST_FIRST if worker.counts[each]), 0)
-        dearest = max(dearest, rank)
+        dearest = max(_dearest(worker), self.rank)
         batch = running + 1
         context = worker.context_tokens + self._prompt + batch * (self._made >> 1)
         if not self.fits(worker, context if running else 0):
@@ -575,6 +573,11 @@ class _Offer:
             if pace_fs * 100 > kind.allowed_fs[dearest] * PACE_PERCENT:
                 return -1
         return worth - self._displaced(kind, running, home)
+
+    def _may_join(self, kind: Kind, home: int, running: int) -> bool:
+        """Whether a worker can keep its tier's promise, and has headroom for its own if lower."""
+        cap = kind.caps[home] * HEADROOM_PERCENT
+        return kind.caps[self.rank] > 0 and (self.rank >= home or running * 100 < cap)
 
     def fits(self, worker: Worker, context: int = 0) -> bool:
         """Whether a worker's KV cache has room for its prompt, and for so many tokens in all."""
@@ -611,7 +614,7 @@ class _Offer:
         One of the dearest tier there can bear as much prefill in its life as its promise leaves
         beside its iterations. What was sent before is forgotten at the rate at which that comes.
         """
-        dearest = next((rank for rank in _DEAREST_FIRST if worker.counts[rank]), 0)
+        dearest = _dearest(worker)
         if not dearest:
             return False
         allowed = kind.allowed_fs[dearest]
@@ -667,6 +670,11 @@ def _masks(homes: dict[int, int]) -> list[int]:
         for rank in range(home + 1):
             masks[rank] |= 1 << index
     return masks
+
+
+def _dearest(worker: Worker) -> int:
+    """The highest tier rank that runs there; free if none does."""
+    return next((rank for rank in _DEAREST_FIRST if worker.counts[rank]), 0)
 
 
 def _lowest(mask: int) -> int:
