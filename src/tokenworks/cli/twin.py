@@ -33,7 +33,7 @@ from tokenworks.twin.driver import run as run_twin
 from tokenworks.twin.money_checks import check_money
 from tokenworks.twin.records import RunResult, Scenario
 from tokenworks.twin.report import Report, bounded, report
-from tokenworks.twin.scenarios import policy_name, with_policy
+from tokenworks.twin.scenarios import decided, policy_name, with_policy
 from tokenworks.twin.store import Store
 
 POLICIES_MAX: Final = 32
@@ -180,8 +180,7 @@ def _decided(scenario: Scenario, who: Chosen) -> Scenario:
     """A scenario under the policy that was chosen."""
     if who.settings is None:
         return with_policy(scenario, POLICY_DEFAULT)
-    configured = msgspec.structs.replace(scenario.configured, policy=who.settings)
-    return msgspec.structs.replace(scenario, configured=configured)
+    return decided(scenario, who.settings)
 
 
 def _run(

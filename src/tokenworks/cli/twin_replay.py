@@ -25,6 +25,7 @@ from tokenworks.live.journal import replay as decide_again
 from tokenworks.twin.driver import run
 from tokenworks.twin.recorded import Reader, Recorded
 from tokenworks.twin.report import Report, Sums, report
+from tokenworks.twin.scenarios import decided
 
 
 @click.command("replay")
@@ -56,8 +57,7 @@ def replay(
     recorded = _read(files, _books(home))
     scenario = recorded.scenario
     if who.settings is not None:
-        told = msgspec.structs.replace(scenario.configured, policy=who.settings)
-        scenario = msgspec.structs.replace(scenario, configured=told)
+        scenario = decided(scenario, who.settings)
     result = run(
         scenario,
         recorded.requests,

@@ -33,7 +33,7 @@ from tokenworks.perf.timing import FS_PER_NS, Timing
 from tokenworks.twin.bookkeeper import Bookkeeper
 from tokenworks.twin.clock import JumpingClock
 from tokenworks.twin.followers import Followers
-from tokenworks.twin.handovers import Handovers
+from tokenworks.twin.handovers import FAR_NS, Handovers
 from tokenworks.twin.journal import Journal
 from tokenworks.twin.kv_cache import Change
 from tokenworks.twin.kv_feed import Feed
@@ -61,7 +61,6 @@ from tokenworks.twin.workers import (
 PROGRESS_REQUESTS: Final = 1_000
 """Requests that end between two reports of progress."""
 
-_FAR: Final = 1 << 200
 _WORKER_MASK: Final = WORKERS_MAX - 1
 
 
@@ -181,7 +180,7 @@ class Driver:
         self._handovers = Handovers()
         self._agenda: list[tuple[int, int, Callable[[], None]]] = []
         self._agenda_len = 0
-        self._timer_ns = _FAR
+        self._timer_ns = FAR_NS
         self._places = {each.request: place for place, each in enumerate(requests)}
         assert len(self._places) == len(requests), "two requests have the same name"
         self._indices = {spec.worker: index for index, spec in enumerate(scenario.workers)}
@@ -200,7 +199,7 @@ class Driver:
         self._followers = Followers(requests, self._places)
         self._arrivals = self._followers.leaders
         self._arrivals_ns = [requests[place].at_ns for place in self._arrivals]
-        self._arrivals_ns.append(_FAR)
+        self._arrivals_ns.append(FAR_NS)
         self._arrived = 0
         # Boundaries with a smaller key come before all else.
         self._bound = 0
@@ -367,12 +366,12 @@ class Driver:
                     self._transfer(engine)
                 if publishes:
                     self._publish(engine)
-            elif self._bound == _FAR:
+            elif self._bound == FAR_NS:
                 return
             elif not (self._handovers.waiting and self._end_handover()):
                 self._now_ns = clock.at_ns = now_ns = (self._bound >> KEY_SHIFT) - 1
                 if self._timer_ns <= now_ns:
-                    self._timer_ns = _FAR
+                    self._timer_ns = FAR_NS
                     self._set_bound()
                     self._tell(Ticked())
                 elif self._agenda and self._agenda[0][0] <= now_ns:
@@ -392,7 +391,7 @@ class Driver:
         next_ns = min(next_ns, self._arrivals_ns[self._arrived])
         if self._handovers.waiting:
             next_ns = min(next_ns, self._handovers.next_ns())
-        self._bound = _FAR if next_ns == _FAR else (next_ns + 1) << KEY_SHIFT
+        self._bound = FAR_NS if next_ns == FAR_NS else (next_ns + 1) << KEY_SHIFT
 
     # The dispatcher's events and commands.
 

@@ -13,7 +13,8 @@ HANDOVER_NS_MAX: Final = 480 * NS_PER_S
 that prefill for each other could wait for each other's blocks for ever.
 
 Source: vLLM's NIXL connector, ``VLLM_NIXL_ABORT_REQUEST_TIMEOUT``, 480 s by default."""
-NEVER_NS: Final = 1 << 200
+FAR_NS: Final = 1 << 200
+"""Later than anything: when nothing will happen."""
 
 
 class Handovers:
@@ -42,4 +43,4 @@ class Handovers:
             if sequence.source is not None and sequence.state == WAITING:
                 return due_ns
             waiting.popleft()
-        return NEVER_NS
+        return FAR_NS

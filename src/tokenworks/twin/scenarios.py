@@ -15,7 +15,7 @@ from tokenworks.core.errors import ConfigInvalid
 from tokenworks.core.ids import ModelName, PoolID, WorkerID
 from tokenworks.core.slo import Tier
 from tokenworks.core.units import NS_PER_S, PPM
-from tokenworks.dispatch.events import Configured, Limits
+from tokenworks.dispatch.events import Configured, Limits, PolicySettings
 from tokenworks.dispatch.settings import parse_policy, settings_for
 from tokenworks.perf.timing import Timing
 from tokenworks.twin.kinds import KINDS, MODEL, measured_kind, twin_book
@@ -138,8 +138,12 @@ def configured_for(
 
 def with_policy(scenario: Scenario, policy: str, own: Collection[str] = ()) -> Scenario:
     """The same factory under another policy; see ``parse_policy``."""
-    told = parse_policy(policy, own)
-    configured = msgspec.structs.replace(scenario.configured, policy=told)
+    return decided(scenario, parse_policy(policy, own))
+
+
+def decided(scenario: Scenario, policy: PolicySettings) -> Scenario:
+    """The same factory, where this policy decides."""
+    configured = msgspec.structs.replace(scenario.configured, policy=policy)
     return msgspec.structs.replace(scenario, configured=configured)
 
 
