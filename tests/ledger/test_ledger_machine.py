@@ -13,14 +13,12 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     invariant,
     precondition,
     rule,
-    run_state_machine_as_test,
 )
 
 from tests.ledger.ledger_samples import (
@@ -37,6 +35,7 @@ from tests.ledger.ledger_samples import (
 )
 from tests.ledger.memory_store import Memory, MemoryStore
 from tests.ledger.model_ledger import CREDIT_PPM, RULES, ModelLedger, Quota, window
+from tests.ledger.state_machines import run_steps
 from tokenworks.core.ids import LimitID
 from tokenworks.core.slo import Measured, Tier
 from tokenworks.ledger.accounts import Accounts
@@ -50,7 +49,6 @@ from tokenworks.ledger.store_port import recover
 
 STEPS_IN_CI = 10_000
 STEPS = int(os.environ.get("TOKENWORKS_LEDGER_STEPS", STEPS_IN_CI))
-STEPS_PER_RUN = 50
 
 BOOK = book(credit_ppm=CREDIT_PPM, more=RULES)
 PATHS: dict[str, dict[str, str | None]] = {
@@ -442,17 +440,5 @@ class LedgerMachine(RuleBasedStateMachine):
 
 def test_the_ledger_agrees_with_a_naive_one() -> None:
     LedgerMachine.steps = 0
-    run_state_machine_as_test(
-        LedgerMachine,
-        settings=settings(
-            # More runs than would do, for some end early.
-            max_examples=STEPS * 3 // (2 * STEPS_PER_RUN),
-            stateful_step_count=STEPS_PER_RUN,
-            derandomize=STEPS == STEPS_IN_CI,
-            deadline=None,
-            database=None,
-            print_blob=True,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
+    run_steps(LedgerMachine, STEPS, same=STEPS == STEPS_IN_CI)
     assert LedgerMachine.steps >= STEPS

@@ -14,18 +14,17 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     invariant,
     precondition,
     rule,
-    run_state_machine_as_test,
 )
 
 from tests.ledger import ledger_samples
 from tests.ledger.ledger_samples import BOOK, NOW, WORK, key_record, limit, order, outcome
+from tests.ledger.state_machines import run_steps
 from tests.live.fault_sweep import BOOKS
 from tokenworks.core.errors import LedgerUnavailable
 from tokenworks.core.ids import LimitID
@@ -40,7 +39,6 @@ from tokenworks.live.store import sqlite_store
 STEPS_IN_CI = 1_500
 ASKED_STEPS = os.environ.get("TOKENWORKS_LEDGER_STEPS")
 STEPS = STEPS_IN_CI if ASKED_STEPS is None else int(ASKED_STEPS) // 100
-STEPS_PER_RUN = 50
 TTL_NS = 10**15
 PROCESSES = 3
 LIMITS = ("tenant", "key")
@@ -303,16 +301,5 @@ def test_processes_that_share_limits_use_all_of_them_and_no_more(monkeypatch: An
     monkeypatch.setattr(quota_leases, "RETRY_NS", 0)
     assert ledger_samples.BOOK is BOOK
     SharedMachine.steps = 0
-    run_state_machine_as_test(
-        SharedMachine,
-        settings=settings(
-            max_examples=max(1, STEPS * 3 // (2 * STEPS_PER_RUN)),
-            stateful_step_count=STEPS_PER_RUN,
-            derandomize=STEPS == STEPS_IN_CI,
-            deadline=None,
-            database=None,
-            print_blob=True,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
+    run_steps(SharedMachine, STEPS, same=STEPS == STEPS_IN_CI)
     assert SharedMachine.steps >= STEPS
