@@ -15,7 +15,7 @@ from tokenworks.core.ids import KeyID, LimitID, PoolID, PriceID
 from tokenworks.ledger.blocks import GENESIS, Block, decode_entries, encode_entries, hash_of
 from tokenworks.ledger.entries import CostAccrued, Entry, Reserved
 from tokenworks.ledger.extras import Extra, Use, limit_states, uses
-from tokenworks.ledger.leases import Shortage, WindowUse, by_node, grant, spent
+from tokenworks.ledger.leases import Counted, Shortage, WindowUse, by_node, grant, split
 from tokenworks.ledger.quotas import UNIX_NS_MAX, KeyRecord, Limit, LimitState, NodeID
 from tokenworks.ledger.rollup import PayerNames, Rollup, RollupRow, is_of, merged
 
@@ -45,6 +45,7 @@ class MemoryStore:
         self.owner = owner
         self._memory = memory or Memory()
         self._leases = False
+        self._counted: Counted | None = None
 
     def append(self, entries: Sequence[Entry]) -> asyncio.Future[None]:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -81,9 +82,12 @@ class MemoryStore:
                         place[0],
                     ):
                         memory.costs[place] = (holder, entry.until_unix_ns)
-            for place, amount in spent(fresh, by_node(memory.limits.values())).items():
-                if self._leases:
-                    self._lease_of(*place)[1] += amount
+            own, beyond = split(fresh, by_node(memory.limits.values()), self._counted)
+            for place, amount in own.items() if self._leases else ():
+                self._lease_of(*place)[1] += amount
+            for place, amount in beyond.items() if self._leases else ():
+                row = memory.leases.setdefault(place, {}).setdefault("-", [0, 0])
+                row[:] = [each + amount for each in row]
             memory.blocks.append(self._block(fresh))
 
     def _block(self, entries: list[Entry]) -> Block:
@@ -211,6 +215,9 @@ class MemoryStore:
             granted=without_lease + sum(max(granted, used) for granted, used in owners),
             used=state.used,
         )
+
+    def count_by(self, counted: Counted) -> None:
+        self._counted = counted
 
     def cover(self, lacking: Sequence[Shortage]) -> None:
         self._still_ours()

@@ -478,6 +478,43 @@ class SQLStoreCases:
         )
         assert store.wanted(0) == [("new", MONTH)]
 
+    def test_what_a_process_uses_beyond_its_leases_hides_no_grant(
+        self, store: SQLStore, open_store: OpenSQLStore
+    ) -> None:
+        store.put_limit(limit(amount=100))
+        one, counted = open_store("one"), {}
+        one.count_by(lambda entry: counted.get(entry.request, ()))
+        assert one.lease([], NOW) == []
+        place = Shortage(LimitID("lim"), MONTH, 8)
+        first, second = reserved("1", owner="one"), reserved("2", owner="one")
+        one.append_now([first, posted(first, tokens=60)])  # its ledger did not know the limit
+        assert one.lease([place], NOW) == [8]
+        counted["2"] = [(place.limit, place.start_unix_ns)]
+        one.append_now([second, posted(second, tokens=8)])
+        rows = store._other.query("SELECT owner, granted, used FROM leases ORDER BY owner")
+        assert rows == [("", 0, 0), ("-", 60, 60), ("one", 8, 8)]
+        assert one.lease([place._replace(missing=33)], NOW) == (
+            *(place._replace(missing=33), WindowUse(100, 68, 68)),
+        )
+
+    def test_who_ends_does_not_say_that_what_was_used_before_is_noted(
+        self, store: SQLStore, open_store: OpenSQLStore
+    ) -> None:
+        before = reserved("1", owner=store.owner)
+        store.append_now([before, posted(before, tokens=60)])
+        one, heir = open_store("one"), open_store("heir")
+        assert one.lease([], NOW) == []
+        store.put_limit(limit(amount=100))
+        assert heir.lease([], NOW) == []  # and so knows how the limit stands
+        hold = reserved("2", owner="one")
+        one.append_now([hold])
+        one.cover([Shortage(LimitID("lim"), MONTH, 10)])
+        one.append_now([posted(hold, tokens=10)])
+        one.close()
+        short = Shortage(LimitID("lim"), MONTH, 31)
+        assert heir.lease([short], NOW) == (short, WindowUse(100, 70, 70))
+        assert heir.lease([short._replace(missing=30)], NOW) == [30]
+
     def test_what_the_dead_have_used_is_kept_in_one_row(
         self, store: SQLStore, open_store: OpenSQLStore
     ) -> None:
@@ -492,8 +529,8 @@ class SQLStoreCases:
                 dying.close()
             else:
                 assert store.take_over(NOW + 9) == []
-        rows = store._other.query("SELECT owner, granted, used FROM leases")
-        assert rows == [("", 21, 21)]
+        rows = store._other.query("SELECT owner, granted, used FROM leases ORDER BY owner")
+        assert rows == [("", 0, 0), ("-", 21, 21)]
         result = store.lease([Shortage(LimitID("lim"), MONTH, 80)], NOW)
         assert result == (Shortage(LimitID("lim"), MONTH, 80), WindowUse(100, 21, 21))
         assert store.lease([Shortage(LimitID("lim"), MONTH, 79)], NOW) == [79]

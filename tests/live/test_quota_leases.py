@@ -19,6 +19,7 @@ from tokenworks.core.orders import KeyView, Order, Outcome, Usage
 from tokenworks.core.slo import Tier
 from tokenworks.core.units import NS_PER_S
 from tokenworks.ledger.entries import Posted, Reserved
+from tokenworks.ledger.leases import Shortage
 from tokenworks.ledger.quotas import Refused, window_end, window_start
 from tokenworks.ledger.store_port import join
 from tokenworks.live import quota_leases
@@ -239,6 +240,15 @@ async def use_up(process: Process, tokens: int = 10) -> None:
         await process.use(held, tokens)
 
 
+async def use_up_at_once(process: Process, tokens: int = 10) -> None:
+    """Ask until the process is refused, and use all of it only then."""
+    held = []
+    while isinstance(each := await process.reserve(tokens), Reserved):
+        held.append(each)
+    for each in held:
+        await process.use(each, tokens)
+
+
 @pytest.mark.parametrize("call", ["settings_version", "wanted", "give_back"])
 def test_a_lowered_limit_binds_though_the_first_round_fails(
     run: Run, shared: Shared, monkeypatch: pytest.MonkeyPatch, call: str
@@ -356,6 +366,144 @@ def test_a_limit_that_is_lifted_and_set_again_has_forgotten_nothing(
         reload()
         assert isinstance(await one.reserve(201), Refused)
         assert used_tokens(shared.keeper, 0) == 800
+
+    run(main())
+
+
+@pytest.mark.parametrize("rounds", [0, 3])
+def test_what_is_stored_before_its_process_takes_a_limit_up_hides_no_grant(
+    run: Run, shared: Shared, rounds: int
+) -> None:
+    async def main() -> None:
+        shared.keeper.remove_limit(limit_of(0, 0).limit)
+        one, other = shared.process("a"), shared.process("b")
+        held = await one.reserve(80)
+        assert isinstance(held, Reserved)
+        shared.keeper.put_limit(limit_of(0, 100))
+        await one.use(held, 80)
+        lower(shared, 100, one, other)
+        for _ in range(rounds):
+            await one.leases.tend()
+            await other.leases.tend()
+        await use_up_at_once(one)
+        for _ in range(3):
+            await one.leases.tend()
+            await other.leases.tend()
+        await use_up_at_once(other)
+        assert used_tokens(shared.keeper, 0) == 100
+
+    run(main())
+
+
+def test_what_is_taken_up_before_the_answer_is_stored_hides_no_grant(
+    run: Run, shared: Shared
+) -> None:
+    async def main() -> None:
+        shared.keeper.remove_limit(limit_of(0, 0).limit)
+        one = shared.process("a")
+        held = await one.reserve(80)
+        assert isinstance(held, Reserved)
+        usage = Usage(uncached_input_tokens=0, cached_input_tokens=0, output_tokens=80)
+        outcome = Outcome(usage=usage, measured=FAST, ending="done")
+        posted = one.ledger.post(shared.clock.unix_ns(), held.request, outcome=outcome, work=WORK)
+        assert isinstance(posted, Posted)
+        lower(shared, 1_000, one)
+        some = await one.reserve(10)  # leases an eighth
+        assert isinstance(some, Reserved)
+        await one.store.append([posted])
+        await one.use(some, 10)
+        await use_up_at_once(one)
+        assert used_tokens(shared.keeper, 0) == 1_000
+
+    run(main())
+
+
+@pytest.mark.parametrize("end", ["closes", "dies"])
+def test_who_ends_hides_nothing_that_was_used_before_a_limit_was_set(
+    run: Run, shared: Shared, end: str
+) -> None:
+    async def main() -> None:
+        shared.keeper.remove_limit(limit_of(0, 0).limit)
+        shared.keeper.put_key(key_of(1))
+        one, other = shared.process("a"), shared.process("b")
+        before = await one.reserve(60)
+        assert isinstance(before, Reserved)
+        await one.use(before, 60)
+        held = await other.reserve(10)
+        assert isinstance(held, Reserved)
+        shared.keeper.put_limit(msgspec.structs.replace(limit_of(1, 1_000), node="key:key_1"))
+        lower(shared, 100, one, other)
+        # It leases of the other limit, and so reads how all of them stand.
+        (unrelated,) = (
+            each for each in one.ledger.windows() if each.limit.limit == limit_of(1, 0).limit
+        )
+        asked = Shortage(unrelated.limit.limit, unrelated.start_unix_ns, 1)
+        assert isinstance(one.store.lease([asked], shared.clock.unix_ns()), list)
+        await other.leases.tend()
+        await other.use(held, 10)
+        if end == "closes":
+            other.store.close()
+        else:
+            await lives_on(one, shared)
+        for _ in range(3):
+            await one.leases.tend()
+        await use_up_at_once(one)
+        assert used_tokens(shared.keeper, 0) == 100
+
+    run(main())
+
+
+@pytest.mark.parametrize("open_meanwhile", [False, True])
+def test_a_limit_that_is_lifted_and_set_again_and_again_loses_nothing(
+    run: Run, shared: Shared, open_meanwhile: bool
+) -> None:
+    async def main() -> None:
+        one, other = shared.process("a"), shared.process("b")
+        for _ in range(6):
+            held = await other.reserve(10)
+            assert isinstance(held, Reserved)
+            if not open_meanwhile:
+                await other.use(held, 10)
+            shared.keeper.remove_limit(limit_of(0, 0).limit)
+            for each in (one, other):
+                each.ledger.set_limits(each.store.limit_states(shared.clock.unix_ns()))
+                await each.leases.tend()
+            lower(shared, 1_000, one, other)
+            for each in (one, other):
+                await each.leases.tend()
+            if open_meanwhile:
+                await other.use(held, 10)
+        for _ in range(3):
+            await one.leases.tend()
+            await other.leases.tend()
+        await use_up_at_once(one)
+        for _ in range(3):
+            await one.leases.tend()
+        await use_up_at_once(other)
+        assert used_tokens(shared.keeper, 0) == 1_000
+        assert one.ledger.lifted() == other.ledger.lifted() == []
+
+    run(main())
+
+
+def test_what_is_granted_of_a_limit_that_was_just_lifted_goes_back(
+    run: Run, shared: Shared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        one, other = shared.process("a"), shared.process("b")
+        lease = one.store.lease
+
+        def late(shortages: list[Shortage], unix_ns: int) -> object:
+            answer = lease(shortages, unix_ns)
+            one.ledger.set_limits(())
+            return answer
+
+        with monkeypatch.context() as patch:
+            patch.setattr(one.store, "lease", late)
+            assert isinstance(await one.reserve(10), Reserved)  # under no limit
+        lower(shared, 1_000, one)
+        await one.leases.tend()
+        assert isinstance(await other.reserve(990), Reserved)
 
     run(main())
 

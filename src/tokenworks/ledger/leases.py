@@ -7,7 +7,7 @@ never exceeds what it was granted; so all together they never use more than is a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 import msgspec
@@ -19,6 +19,10 @@ from tokenworks.ledger.quotas import Limit, LimitState, NodeID, nodes_of, window
 SHARE: Final = 8
 """A process is granted at most this part of what is left, so that the last of it is in small
 pieces and little lies idle with one process while another is refused."""
+
+
+Counted = Callable[[Entry], Collection[tuple[LimitID, int]]]
+"""Says which windows, by limit and start, a process's ledger has counted an entry in."""
 
 
 class Shortage(NamedTuple):
@@ -91,6 +95,31 @@ def spent(
                 amount = entry.counted_tokens if tokens else entry.paid_nanodollars
                 sums[place] = sums.get(place, 0) + amount
     return sums
+
+
+def split(
+    entries: Sequence[Entry],
+    limits: Mapping[NodeID, Sequence[Limit]],
+    counted: Counted | None,
+) -> tuple[dict[tuple[LimitID, int], int], dict[tuple[LimitID, int], int]]:
+    """What some entries use, as ``spent``: what their process has leased for it, and the rest.
+
+    Args:
+        entries: entries of one process.
+        limits: see ``spent``.
+        counted: the windows that have counted an entry; None where its leases cover all.
+    """
+    if counted is None:
+        return spent(entries, limits), {}
+    own: dict[tuple[LimitID, int], int] = {}
+    beyond: dict[tuple[LimitID, int], int] = {}
+    for entry in entries:
+        one = spent((entry,), limits)
+        known = counted(entry) if one else ()
+        for place, amount in one.items():
+            part = own if place in known else beyond
+            part[place] = part.get(place, 0) + amount
+    return own, beyond
 
 
 def with_spent(states: Sequence[LimitState], entries: Iterable[Entry]) -> list[LimitState]:

@@ -189,7 +189,8 @@ class Ledger:
             ):
                 amount = entry.hold_tokens if limit.unit == "tokens" else entry.hold_nanodollars
                 window.held += amount
-                self._holds[place] = Held(entry, (*held.windows, window))
+                kept = _without_lifted(held, limit.limit)
+                self._holds[place] = Held(entry, (*kept.windows, window))
 
     def grant(self, limit: LimitID, start_unix_ns: int, amount: int) -> bool:
         """Allow more (or, below zero, less) of a limit's window; False if it is not known.
@@ -227,6 +228,20 @@ class Ledger:
     def window_at(self, limit: LimitID, start_unix_ns: int) -> Window | None:
         """The window of a limit that begins at a time, if it is known; see ``grant``."""
         return self._tree.window_at(limit, start_unix_ns)
+
+    def counted(self, entry: Entry) -> frozenset[tuple[LimitID, int]]:
+        """The windows, by limit and start, that have counted a settlement when it was made.
+
+        They have it in what they use; what it uses of others, this process has leased nowhere.
+        Other threads may ask.
+        """
+        held, _ = self._settled.get((entry.request, getattr(entry, "attempt", 0)), (None, None))
+        windows = () if held is None else held.windows
+        return frozenset((each.limit.limit, each.start_unix_ns) for each in windows)
+
+    def lifted(self) -> list[Window]:
+        """Leased windows of limits that were lifted, until nothing of them is left."""
+        return self._tree.lifted()
 
     def windows(self) -> tuple[Window, ...]:
         """The present window of every limit; they are the ledger's own, to be read only."""
@@ -582,6 +597,7 @@ class Ledger:
     def _close(self, held: Held, entry: SettlementT) -> SettlementT:
         place = (entry.request, entry.attempt)
         del self._holds[place]
+        held = _without_lifted(held)
         self._settled[place] = (held, entry)
         if len(self._settled) > self._settled_max:
             del self._settled[next(iter(self._settled))]
@@ -698,6 +714,19 @@ def voiding(hold: Reserved, unix_ns: int, reason: VoidReason) -> Voided:
         reserved_unix_ns=hold.at_unix_ns,
         reason=reason,
     )
+
+
+def _without_lifted(held: Held, limit: LimitID | None = None) -> Held:
+    """A reservation that lets go of windows of limits that were lifted: of one, or of all."""
+    if not any(each.lifted for each in held.windows):
+        return held
+    kept = []
+    for window in held.windows:
+        if window.lifted and limit in (None, window.limit.limit):
+            release((window,), held.entry.hold_tokens, held.entry.hold_nanodollars)
+        else:
+            kept.append(window)
+    return Held(held.entry, tuple(kept))
 
 
 def _count(held: Held, entry: Settlement, sign: int) -> None:

@@ -131,11 +131,12 @@ class Window:
         tied: how much of what is held was leased under a limit that may be lower by now; as it
             comes free it is not this process's any more.
         returned: what came free of that, and the store has not been told yet.
+        lifted: its limit is not in force any more, or is in force anew with another window.
     """
 
     __slots__ = (
-        *("allowed", "carried", "end_unix_ns", "following", "held", "limit", "returned"),
-        *("start_unix_ns", "tied", "used"),
+        *("allowed", "carried", "end_unix_ns", "following", "held", "lifted", "limit"),
+        *("returned", "start_unix_ns", "tied", "used"),
     )
 
     def __init__(
@@ -149,6 +150,7 @@ class Window:
         self.allowed = allowed
         self.used = used
         self.held = self.tied = self.returned = 0
+        self.lifted = False
 
     @property
     def free(self) -> int:
@@ -237,6 +239,8 @@ class QuotaTree:
         self._ended: dict[LimitID, list[Window]] = {}
         """Leased months that are over and carry over; the latest, and others that hold or have
         anything left."""
+        self._lifted: list[Window] = []
+        """Leased windows of limits that were lifted, while they hold or have anything."""
         self._month_unix_ns = 0
 
     def set(self, state: LimitState) -> Window:
@@ -265,12 +269,19 @@ class QuotaTree:
         return window
 
     def remove(self, limit: LimitID) -> None:
-        """Lift a limit; open holds under it are not touched."""
+        """Lift a limit; open holds under it are not touched, and what was leased is in ``lifted``.
+
+        A request that ends after that has used what nobody leased.
+        """
         window = self._windows.pop(limit, None)
         if window is not None:
             self._by_node[window.limit.node].remove(limit)
             self._of_payer.clear()
-            self._ended.pop(limit, None)
+            ended = self._ended.pop(limit, [])
+            if self._leased:
+                for each in (*ended, window):
+                    each.lifted = True
+                    self._lifted.append(each)
 
     def window(self, limit: LimitID) -> Window | None:
         """The present window of a limit."""
@@ -293,6 +304,12 @@ class QuotaTree:
                 if window.limit.carries_over and unix_ns >= window.end_unix_ns:
                     self._windows[name] = self._next(window, unix_ns)
         return [window for windows in self._ended.values() for window in windows]
+
+    def lifted(self) -> list[Window]:
+        """Leased windows of limits that were lifted, each until nothing of it is left."""
+        left = [each for each in self._lifted if each.held or each.returned or each.free > 0]
+        self._lifted = left
+        return list(left)
 
     def windows(self) -> tuple[Window, ...]:
         """The present windows of all limits."""

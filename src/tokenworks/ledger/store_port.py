@@ -10,7 +10,7 @@ from tokenworks.core.ids import KeyID, LimitID, PoolID, PriceID
 from tokenworks.ledger.blocks import Block
 from tokenworks.ledger.entries import Entry, Reserved
 from tokenworks.ledger.extras import Extra
-from tokenworks.ledger.leases import Shortage, WindowUse
+from tokenworks.ledger.leases import Counted, Shortage, WindowUse
 from tokenworks.ledger.ledger import Ledger
 from tokenworks.ledger.quotas import UNIX_NS_MAX, KeyRecord, Limit, LimitState
 from tokenworks.ledger.rollup import PayerNames, RollupRow
@@ -161,6 +161,17 @@ class LedgerStore(Protocol):
         """
         ...
 
+    def count_by(self, counted: Counted) -> None:
+        """Learn which windows have counted what this process appends.
+
+        What it uses of others is covered by none of its leases: it used it before it had taken
+        their limit up, or after it was lifted.
+
+        Args:
+            counted: asked on any thread when an entry is stored.
+        """
+        ...
+
     def cover(self, lacking: Sequence[Shortage]) -> None:
         """Grant this process what it uses and holds already, also where so much is not left.
 
@@ -298,6 +309,7 @@ def join(store: LedgerStore, unix_ns: int) -> Ledger:
     """
     unix_ns = max(unix_ns, store.latest_unix_ns())
     ledger = Ledger(store.owner, leased=True, unix_ns=unix_ns)
+    store.count_by(ledger.counted)
     store.alive(unix_ns)
     store.lease((), unix_ns)
     for record in store.load_keys():

@@ -48,6 +48,8 @@ class QuotaLeases:
         self._sweep_at_ns = clock.now_ns() + DEAD_AFTER_NS
         self._version = store.settings_version()
         """Of the settings under which all that is leased was leased."""
+        self._unclaimed: list[Shortage] = []
+        """What was granted of windows that were not there any more when the answer came."""
 
     async def reserve(self, order: Order, book: PriceBook, ttl_ns: int) -> Reserved | Refused:
         """Hold the most that a request can use, leasing more of the limits above it if need be.
@@ -88,8 +90,12 @@ class QuotaLeases:
             if isinstance(answer, tuple):
                 return self._refusal(*answer, free[answer[0].limit], unix_ns)
             for short, amount in zip(shortages, answer, strict=True):
-                self._ledger.grant(short.limit, short.start_unix_ns, amount)
+                self._grant(short, amount)
             return None
+
+    def _grant(self, place: Shortage, amount: int) -> None:
+        if not self._ledger.grant(place.limit, place.start_unix_ns, amount):
+            self._unclaimed.append(place._replace(missing=amount))
 
     def _free(self, place: Shortage) -> int:
         """What this process could still hold of a limit."""
@@ -149,7 +155,8 @@ class QuotaLeases:
     async def give_back_idle(self, unix_ns: int) -> None:
         """Give back what this process neither uses nor holds of limits that others lack.
 
-        So it does of months that are over, for what they leave is carried over.
+        So it does of months that are over, for what they leave is carried over, and of limits that
+        were lifted, for they may be set again.
         """
         async with self._asking:
             since = unix_ns - LOOK_BACK_NS
@@ -163,7 +170,8 @@ class QuotaLeases:
             await self._cover_held()
             found = [self._ledger.window_at(limit, start) for limit, start in dict.fromkeys(places)]
             untied = [each for each in present if each.returned]
-            windows = dict.fromkeys((*found, *untied, *self._ledger.ended(unix_ns)))
+            over = (*self._ledger.ended(unix_ns), *self._ledger.lifted())
+            windows = dict.fromkeys((*found, *untied, *over))
             # Taken from our own before the store is told: nobody may hold against it now.
             idle = [self._ledger.take_idle(each) for each in windows if each is not None]
             rest = [
@@ -171,9 +179,12 @@ class QuotaLeases:
                 for each in idle
                 if (amount := each.free + each.returned)
             ]
+            unclaimed = len(self._unclaimed)
+            rest += self._unclaimed
             try:
                 if rest:
                     await asyncio.to_thread(self._store.give_back, rest)
+                del self._unclaimed[:unclaimed]
             except (LedgerUnavailable, LedgerCorrupt):
                 for each in idle:
                     self._ledger.keep_idle(each)
@@ -194,4 +205,4 @@ class QuotaLeases:
         if lacking:
             await asyncio.to_thread(self._store.cover, lacking)
             for part in lacking:
-                self._ledger.grant(part.limit, part.start_unix_ns, part.missing)
+                self._grant(part, part.missing)

@@ -28,7 +28,7 @@ from tokenworks.ledger.blocks import (
 )
 from tokenworks.ledger.entries import Entry, Reserved
 from tokenworks.ledger.extras import Use, limit_states, uses
-from tokenworks.ledger.leases import Shortage, WindowUse, spent, with_spent
+from tokenworks.ledger.leases import Counted, Shortage, WindowUse, split, with_spent
 from tokenworks.ledger.quotas import UNIX_NS_MAX, LimitState, NodeID
 from tokenworks.ledger.rollup import PayerNames, Rollup, RollupRow
 from tokenworks.ledger.store_port import InDoubt
@@ -130,6 +130,7 @@ class SQLStore(SettingsStore):
         self._known = False
         self._closed = False
         self._leasing = lease_tables.Leasing()
+        self._counted: Counted | None = None
         self._prune_at_unix_ns = 0
         self._costs: dict[PoolID, str] = {}
         self._sums = SumTables()
@@ -342,6 +343,10 @@ class SQLStore(SettingsStore):
             if limit == short.limit and start < short.start_unix_ns
         }
         return before != lease_tables.held(self._writer, short.start_unix_ns, short.limit)
+
+    def count_by(self, counted: Counted) -> None:
+        """See ``LedgerStore``."""
+        self._counted = counted
 
     def cover(self, lacking: Sequence[Shortage]) -> None:
         """See ``LedgerStore``."""
@@ -577,7 +582,9 @@ class SQLStore(SettingsStore):
         version = meta_number(self._writer, "settings_version")
         if version != leasing.limits_version:
             leasing.limits_are(version, load_limits(self._writer))
-        lease_tables.spend(self._writer, self.owner, spent(entries, leasing.by_node))
+        own, beyond = split(entries, leasing.by_node, self._counted)
+        lease_tables.spend(self._writer, self.owner, own)
+        lease_tables.spend_beyond(self._writer, beyond)
 
     def _ask_until_known(self, question: Callable[[], bool]) -> bool | None:
         """The answer to a question about what a broken commit has left; None if nobody answers.
