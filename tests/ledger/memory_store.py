@@ -186,13 +186,17 @@ class MemoryStore:
             (each.limit.limit, each.start_unix_ns): each for each in self.limit_states(unix_ns)
         }
         amounts: list[int] = []
+        refused: list[tuple[Shortage, WindowUse]] = []
         for short in shortages:
             use = self._use(states.get(short[:2]))
             amount = grant(use, short.missing)
             if amount is None:
                 self._memory.wanted[short[:2]] = unix_ns
-                return short, use
-            amounts.append(amount)
+                refused.append((short, use))
+            else:
+                amounts.append(amount)
+        if refused:
+            return refused[0]
         for short, amount in zip(shortages, amounts, strict=True):
             self._lease_of(*short[:2])[0] += amount
         return amounts

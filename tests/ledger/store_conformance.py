@@ -491,6 +491,10 @@ class StoreConformance:
         assert two.lease([refused], NOW) == [31]
         gone = lack(1, limit("gone"))
         assert two.lease([gone], NOW) == (gone, WindowUse(0, 0, 0))
+        # Who lacks of two limits waits for both at once.
+        both = [lack(31), lack(10**8, LIFE, 0)]
+        assert two.lease(both, NOW + 1) == (both[0], WindowUse(100, 91, 30))
+        assert {*one.wanted(NOW + 1)} == {(LimitID("limit"), MONTH), (LIFE.limit, 0)}
         assert one.limit_states(NOW)[1].allowed == 100
 
     def test_a_limit_that_is_set_later_counts_what_any_sharing_process_uses(

@@ -154,7 +154,8 @@ class LedgerStore(Protocol):
 
         Returns:
             What was granted of each, at least what was missing; or the first that has not so much
-            left, with how it stands over all processes. That one is then wanted: see ``wanted``.
+            left, with how it stands over all processes. All that have not are then wanted, so that
+            a request that lacks several waits for them at once: see ``wanted``.
 
         Raises:
             LedgerUnavailable: the store cannot be asked, or this process was taken over.

@@ -96,17 +96,21 @@ def lease(
         unix_ns: now, for who wants something.
     """
     granted: list[int] = []
+    refused: list[tuple[Shortage, WindowUse]] = []
     for short in shortages:
         state = states.get((short.limit, short.start_unix_ns))
         use = WindowUse(0, 0, 0) if state is None else _use(database, state)
         amount = grant(use, short.missing)
         if amount is None:
-            for each, given in zip(shortages, granted, strict=False):
-                database.change(_GRANT, (owner, each.limit, each.start_unix_ns, -given, 0))
+            refused.append((short, use))
+        else:
+            granted.append(amount)
+    if refused:
+        for short, _ in refused:
             database.change(_WANT, (short.limit, short.start_unix_ns, unix_ns))
-            return short, use
+        return refused[0]
+    for short, amount in zip(shortages, granted, strict=True):
         database.change(_GRANT, (owner, short.limit, short.start_unix_ns, amount, 0))
-        granted.append(amount)
     return granted
 
 
