@@ -178,7 +178,7 @@ class MemoryStore:
 
     def lease(
         self, shortages: Sequence[Shortage], unix_ns: int
-    ) -> list[int] | tuple[Shortage, WindowUse]:
+    ) -> list[int] | tuple[Shortage, WindowUse | None]:
         self._still_ours()
         self._memory.seen_unix_ns.setdefault(self.owner, unix_ns)
         self._leases = True
@@ -188,7 +188,10 @@ class MemoryStore:
         amounts: list[int] = []
         refused: list[tuple[Shortage, WindowUse]] = []
         for short in shortages:
-            use = self._use(states.get(short[:2]))
+            state = states.get(short[:2])
+            if state is None:
+                return short, None
+            use = self._use(state)
             amount = grant(use, short.missing)
             if amount is None:
                 self._memory.wanted[short[:2]] = unix_ns
@@ -205,11 +208,10 @@ class MemoryStore:
         owners = self._memory.leases.setdefault((limit, start_unix_ns), {})
         return owners.setdefault(self.owner, [0, 0])
 
-    def _use(self, state: LimitState | None) -> WindowUse:
+    def _use(self, state: LimitState) -> WindowUse:
         leases = self._memory.leases
-        if state is None or (
-            state.limit.carries_over
-            and any(state.limit.limit == limit and at > state.start_unix_ns for limit, at in leases)
+        if state.limit.carries_over and any(
+            state.limit.limit == limit and at > state.start_unix_ns for limit, at in leases
         ):
             return WindowUse(0, 0, 0)
         owners = leases.get((state.limit.limit, state.start_unix_ns), {}).values()

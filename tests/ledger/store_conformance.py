@@ -490,7 +490,7 @@ class StoreConformance:
         one.give_back([lack(10)])
         assert two.lease([refused], NOW) == [31]
         gone = lack(1, limit("gone"))
-        assert two.lease([gone], NOW) == (gone, WindowUse(0, 0, 0))
+        assert two.lease([gone], NOW) == (gone, None)
         # Who lacks of two limits waits for both at once.
         both = [lack(31), lack(10**8, LIFE, 0)]
         assert two.lease(both, NOW + 1) == (both[0], WindowUse(100, 91, 30))

@@ -7,7 +7,7 @@ never exceeds what it was granted; so all together they never use more than is a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 import msgspec
@@ -21,8 +21,8 @@ SHARE: Final = 8
 pieces and little lies idle with one process while another is refused."""
 
 
-Counted = Callable[[Entry], Collection[tuple[LimitID, int]]]
-"""Says which windows, by limit and start, a process's ledger has counted an entry in."""
+Counted = Callable[[Entry], Mapping[tuple[LimitID, int], int]]
+"""Says how much a process's ledger has counted of an entry in which windows, by limit and start."""
 
 
 class Shortage(NamedTuple):
@@ -107,18 +107,21 @@ def split(
     Args:
         entries: entries of one process.
         limits: see ``spent``.
-        counted: the windows that have counted an entry; None where its leases cover all.
+        counted: what windows have counted of an entry, be their limits still set or not; None
+            where its leases cover all.
     """
     if counted is None:
         return spent(entries, limits), {}
     own: dict[tuple[LimitID, int], int] = {}
     beyond: dict[tuple[LimitID, int], int] = {}
     for entry in entries:
-        one = spent((entry,), limits)
-        known = counted(entry) if one else ()
-        for place, amount in one.items():
-            part = own if place in known else beyond
-            part[place] = part.get(place, 0) + amount
+        known = counted(entry)
+        for place, amount in known.items():
+            if amount:
+                own[place] = own.get(place, 0) + amount
+        for place, amount in spent((entry,), limits).items():
+            if place not in known:
+                beyond[place] = beyond.get(place, 0) + amount
     return own, beyond
 
 

@@ -204,6 +204,25 @@ class Ledger:
         window.allowed += amount
         return True
 
+    def uncovered(self) -> list[tuple[Window, int]]:
+        """Leased windows that use and hold more than was granted of them, each with how much.
+
+        Of a limit that was lifted only what was used counts: what is held of it will be let go.
+        """
+        found = [(window, -window.free) for window in self._tree.windows()]
+        for window in self._tree.lifted():
+            # Nobody may be told that it came free as long as it is used.
+            own = min(window.returned, max(0, window.used - window.allowed))
+            window.returned -= own
+            window.allowed += own
+            found.append((window, window.used - window.allowed))
+        return [(window, amount) for window, amount in found if amount > 0]
+
+    def cover(self, window: Window, amount: int) -> None:
+        """Allow what ``uncovered`` found; as it comes free it is not this process's any more."""
+        window.allowed += amount
+        window.tied = min(window.held, window.tied + amount)
+
     def tie(self) -> None:
         """Keep nothing of what is held now, once it comes free; see ``Window.tied``."""
         for window in (*self._tree.windows(), *self._tree.ended(self._unix_ns)):
@@ -229,15 +248,21 @@ class Ledger:
         """The window of a limit that begins at a time, if it is known; see ``grant``."""
         return self._tree.window_at(limit, start_unix_ns)
 
-    def counted(self, entry: Entry) -> frozenset[tuple[LimitID, int]]:
-        """The windows, by limit and start, that have counted a settlement when it was made.
+    def counted(self, entry: Entry) -> dict[tuple[LimitID, int], int]:
+        """What windows, by limit and start, have counted of a settlement when it was made.
 
         They have it in what they use; what it uses of others, this process has leased nowhere.
         Other threads may ask.
         """
-        held, _ = self._settled.get((entry.request, getattr(entry, "attempt", 0)), (None, None))
-        windows = () if held is None else held.windows
-        return frozenset((each.limit.limit, each.start_unix_ns) for each in windows)
+        if not isinstance(entry, Posted) or entry.ending == "failed":
+            return {}
+        held, _ = self._settled.get((entry.request, entry.attempt), (None, None))
+        return {
+            (each.limit.limit, each.start_unix_ns): each.amount(
+                entry.tier_delivered, entry.counted_tokens, entry.paid_nanodollars
+            )
+            for each in (() if held is None else held.windows)
+        }
 
     def lifted(self) -> list[Window]:
         """Leased windows of limits that were lifted, until nothing of them is left."""
@@ -494,6 +519,7 @@ class Ledger:
             del self._settled[place]
             self._holds[place] = held
             _count(held, settlement, -1)
+            self._tree.list_lifted(held.windows)
         if held is not None and entry == held.entry:
             del self._holds[place]
             release(held.windows, entry.hold_tokens, entry.hold_nanodollars)

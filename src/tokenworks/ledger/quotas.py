@@ -157,6 +157,12 @@ class Window:
         """What may still be held."""
         return self.allowed - self.used - self.held
 
+    def amount(self, tier: Tier | None, tokens: int, nanodollars: int) -> int:
+        """What it counts of an answer that was delivered at a tier."""
+        if self.limit.tier not in (None, tier):
+            return 0
+        return tokens if self.limit.unit == "tokens" else nanodollars
+
     def release(self, hold: int, used: int) -> None:
         """Give a hold back, and count what was used of it; with amounts below zero, take it up."""
         self.held -= hold
@@ -307,9 +313,13 @@ class QuotaTree:
 
     def lifted(self) -> list[Window]:
         """Leased windows of limits that were lifted, each until nothing of it is left."""
-        left = [each for each in self._lifted if each.held or each.returned or each.free > 0]
+        left = [each for each in self._lifted if each.held or each.returned or each.free]
         self._lifted = left
         return list(left)
+
+    def list_lifted(self, windows: Iterable[Window]) -> None:
+        """Have those whose limits were lifted in ``lifted`` again: they hold something anew."""
+        self._lifted += [each for each in windows if each.lifted and each not in self._lifted]
 
     def windows(self) -> tuple[Window, ...]:
         """The present windows of all limits."""
@@ -464,12 +474,8 @@ def release(
         nanodollars: what was paid.
     """
     for window in windows:
-        limit = window.limit
-        counts = limit.tier is None or limit.tier is tier
-        if limit.unit == "tokens":
-            window.release(hold_tokens, tokens if counts else 0)
-        else:
-            window.release(hold_nanodollars, nanodollars if counts else 0)
+        hold = hold_tokens if window.limit.unit == "tokens" else hold_nanodollars
+        window.release(hold, window.amount(tier, tokens, nanodollars))
         if window.following is not None:
             _carry_on(window)
 

@@ -146,7 +146,7 @@ class LedgerStore(Protocol):
 
     def lease(
         self, shortages: Sequence[Shortage], unix_ns: int
-    ) -> list[int] | tuple[Shortage, WindowUse]:
+    ) -> list[int] | tuple[Shortage, WindowUse | None]:
         """Grant this process more of some limits, all or none.
 
         From the first call on, be it for nothing, what this process appends counts against its
@@ -155,7 +155,8 @@ class LedgerStore(Protocol):
         Returns:
             What was granted of each, at least what was missing; or the first that has not so much
             left, with how it stands over all processes. All that have not are then wanted, so that
-            a request that lacks several waits for them at once: see ``wanted``.
+            a request that lacks several waits for them at once: see ``wanted``. Or one that is set
+            no more, with None.
 
         Raises:
             LedgerUnavailable: the store cannot be asked, or this process was taken over.

@@ -84,7 +84,7 @@ def lease(
     shortages: Sequence[Shortage],
     states: Mapping[tuple[LimitID, int], LimitState],
     unix_ns: int,
-) -> list[int] | tuple[Shortage, WindowUse]:
+) -> list[int] | tuple[Shortage, WindowUse | None]:
     """Grant a process more, all or none, inside a transaction; see ``LedgerStore.lease``.
 
     Args:
@@ -99,7 +99,9 @@ def lease(
     refused: list[tuple[Shortage, WindowUse]] = []
     for short in shortages:
         state = states.get((short.limit, short.start_unix_ns))
-        use = WindowUse(0, 0, 0) if state is None else _use(database, state)
+        if state is None:
+            return short, None
+        use = _use(database, state)
         amount = grant(use, short.missing)
         if amount is None:
             refused.append((short, use))

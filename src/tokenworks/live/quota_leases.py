@@ -68,8 +68,9 @@ class QuotaLeases:
                 continue
             tries += 1
             numbers = refused.quota
-            # What others only hold may come back; what is used does not.
-            hopeless = numbers is None or numbers.asked > numbers.allowed - numbers.used
+            # What others only hold may come back, and a limit that is set no more is let go; what
+            # is used does not come back.
+            hopeless = numbers is not None and numbers.asked > numbers.allowed - numbers.used
             if hopeless or tries == TRIES_MAX:
                 return refused
             await asyncio.sleep(RETRY_NS / NS_PER_S)
@@ -103,10 +104,10 @@ class QuotaLeases:
         assert window is not None, place
         return window.free
 
-    def _refusal(self, short: Shortage, use: WindowUse, free: int, unix_ns: int) -> Refused:
+    def _refusal(self, short: Shortage, use: WindowUse | None, free: int, unix_ns: int) -> Refused:
         """What a request needs, and how the whole limit stands over all processes."""
         window = self._ledger.window(short.limit)
-        if window is None:
+        if window is None or use is None:
             return Refused(code="conflict", message=f"The limit {short.limit!r} was lifted.")
         limit = window.limit
         asked = short.missing + free
@@ -197,12 +198,12 @@ class QuotaLeases:
         Requests that were reserved before a limit was set are under it from then on, and nobody
         else may be given what they will use.
         """
-        lacking = [
-            Shortage(window.limit.limit, window.start_unix_ns, -window.free)
-            for window in self._ledger.windows()
-            if window.free < 0
-        ]
+        lacking = self._ledger.uncovered()
         if lacking:
-            await asyncio.to_thread(self._store.cover, lacking)
-            for part in lacking:
-                self._grant(part, part.missing)
+            places = [
+                Shortage(window.limit.limit, window.start_unix_ns, amount)
+                for window, amount in lacking
+            ]
+            await asyncio.to_thread(self._store.cover, places)
+            for window, amount in lacking:
+                self._ledger.cover(window, amount)

@@ -296,7 +296,7 @@ class SQLStore(SettingsStore):
 
     def lease(
         self, shortages: Sequence[Shortage], unix_ns: int
-    ) -> list[int] | tuple[Shortage, WindowUse]:
+    ) -> list[int] | tuple[Shortage, WindowUse | None]:
         """See ``LedgerStore``."""
         with self._group.still, self._changing_leases(shortages):
             self._join(unix_ns)
@@ -371,12 +371,16 @@ class SQLStore(SettingsStore):
         def granted() -> list[int]:
             return lease_tables.granted(self._writer, self.owner, places)
 
+        before: list[int] = []
         after: list[int] = []
         try:
             with self._writer.writing():
+                before = granted()
                 yield
                 after = granted()
         except CommitUnknown:
+            if before == after:
+                raise  # nothing to tell it by; whoever asks again changes it then
             kept = self._ask_until_known(lambda: granted() == after)
             self._broken = self._broken or kept is None
             if not kept:
