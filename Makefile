@@ -63,7 +63,8 @@ bench-ledger: $(SETUP) ## Measure a ledger of ten million entries: start, invoic
 soak: $(SETUP) ## Load a real factory for an hour (SOAK_S), and a million random steps of the ledger
 	$(BIN)/python -m bars.load --streams $(SOAK_STREAMS) --seconds $(SOAK_S)
 	TOKENWORKS_LEDGER_STEPS=$(SOAK_LEDGER_STEPS) $(BIN)/python -m pytest -q \
-		tests/ledger/test_ledger_machine.py tests/live/test_shared_machine.py
+		tests/ledger/test_ledger_machine.py tests/live/test_shared_machine.py \
+		tests/live/test_lease_world.py
 
 bars: $(SETUP) ## What a release must clear: a loaded factory, and one that is killed again and again
 	$(BIN)/python -m bars.load
