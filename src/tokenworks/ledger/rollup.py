@@ -7,7 +7,7 @@ does so. A store adds each block's entries to the rollups it keeps, per hour and
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import msgspec
 
@@ -60,7 +60,8 @@ class Kind(NamedTuple):
     batch: bool
 
 
-PayerNames = Mapping[str, str]
+PayerField = Literal["tenant", "team", "engineer", "key", "agent", "run"]
+PayerNames = Mapping[PayerField, str]
 """Names that payers must have, by the field of ``Payer``; those of the factory itself have none."""
 
 

@@ -105,7 +105,7 @@ class LedgerStore(Protocol):
                 start is 0, which are far fewer and quickly found.
             by_payer: tell payers apart; else every row's payer is ``rollup.NOBODY``.
             by_run: tell their runs apart, too, of which there may be very many.
-            of: only payers with these names, which are quickly found; with ``by_payer`` only.
+            of: only payers with these names, whatever is told apart; they are quickly found.
         """
         ...
 

@@ -89,13 +89,17 @@ class SumTables:
             for row in _tail(database).rows()
             if since <= row.start_unix_ns < until and (of is None or is_of(row.payer, of))
         ]
-        # Of all runs together there are names, too, which one has none of its own.
-        every = None if of is None else {field: of[field] for field in of if field != "run"}
-        found = self._found(database, since, until, by_hour=by_hour, by_payer=by_payer, of=every)
-        if by_run:
+        # Whom to leave out is seen only where they are told apart, also if the sums are of all.
+        by_name = by_payer or of is not None
+        of_run = of is not None and "run" in of
+        with_run = by_name and (of_run or (by_payer and by_run))
+        found: list[RollupRow] = []
+        if not of_run:
+            found = self._found(database, since, until, by_hour=by_hour, by_payer=by_name, of=of)
+        if with_run:
             runs = self._runs(database, since, until, by_hour=by_hour, of=of)
-            found = runs if of is not None and "run" in of else with_runs(found, runs)
-        if not tail:
+            found = with_runs(found, runs) if by_payer and by_run and not of_run else runs
+        if not tail and (by_name, with_run) == (by_payer, by_payer and by_run):
             return found
         found += tail
         return merged(
