@@ -147,6 +147,7 @@ class MemoryStore:
         *,
         by_hour: bool = False,
         by_payer: bool = True,
+        by_agent: bool = False,
         by_run: bool = False,
         of: PayerNames | None = None,
     ) -> list[RollupRow]:
@@ -157,7 +158,7 @@ class MemoryStore:
             for entry in decode_entries(block):
                 made.add(entry)
         return merged(
-            row.coarse(by_hour=by_hour, by_payer=by_payer, by_run=by_run)
+            row.coarse(by_hour=by_hour, by_payer=by_payer, by_agent=by_agent, by_run=by_run)
             for row in made.rows()
             if since <= row.start_unix_ns < until and (of is None or is_of(row.payer, of))
         )

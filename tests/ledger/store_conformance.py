@@ -345,9 +345,10 @@ class StoreConformance:
     ) -> None:
         store, made = open_store("me"), ledger(key_record(), key_record("other", tenant="else"))
         start = window_start("month", MONTH - 1)
-        asked = itertools.product(("key", "other"), (None, "1", "2"), (start, NOW))
-        for i, (key, run, unix_ns) in enumerate(asked):
-            held = reserve(made, f"{i}", run=run, key=key, unix_ns=unix_ns)
+        who = [(None, None), ("a", None), ("b", None), (None, "1"), ("a", "1"), ("b", "2")]
+        asked = itertools.product(("key", "other"), who, (start, NOW))
+        for i, (key, (agent, run), unix_ns) in enumerate(asked):
+            held = reserve(made, f"{i}", agent=agent, run=run, key=key, unix_ns=unix_ns)
             store.append_now([held, post(made, f"{i}", output=2**i, unix_ns=unix_ns)])
         store.append_now([accrue(made)])
         entries = entries_of(store)
@@ -363,13 +364,15 @@ class StoreConformance:
             {"run": "2"},
             {"tenant": "else", "run": "1"},
             {"team": "none"},
+            {"agent": "a"},
+            {"agent": "a", "run": "1"},
+            {"tenant": "else", "agent": "b"},
             {"agent": "none"},
         ]
         found_any = 0
-        for of, by_hour, by_payer, by_run in itertools.product(
-            [None, *names], *[(True, False)] * 3
-        ):
-            how = {"by_hour": by_hour, "by_payer": by_payer, "by_run": by_run}
+        words = ("by_hour", "by_payer", "by_agent", "by_run")
+        for of, *yes in itertools.product([None, *names], *[(True, False)] * len(words)):
+            how = dict(zip(words, yes, strict=True))
             for since, until in ((None, None), (start, MONTH), (NOW - DAY_NS, LATER)):
                 wanted = merged(
                     row.coarse(**how)

@@ -129,7 +129,11 @@ def _read(
     of = {cast(PayerField, name): value for name, value in where.items() if name in OF_PAYER}
     with ledger_at(home) as store:
         read = functools.partial(
-            store.rollups, by_payer=not OF_PAYER.isdisjoint(by), by_run="run" in by, of=of or None
+            store.rollups,
+            by_payer=not OF_PAYER.isdisjoint(by),
+            by_agent="agent" in by,
+            by_run="run" in by,
+            of=of or None,
         )
         if "hour" in by or "day" in by:
             return read(*period, by_hour=True)

@@ -93,6 +93,7 @@ class LedgerStore(Protocol):
         *,
         by_hour: bool = False,
         by_payer: bool = True,
+        by_agent: bool = False,
         by_run: bool = False,
         of: PayerNames | None = None,
     ) -> list[RollupRow]:
@@ -104,7 +105,8 @@ class LedgerStore(Protocol):
             by_hour: a row for each hour, payer and kind; else one for each payer and kind, whose
                 start is 0, which are far fewer and quickly found.
             by_payer: tell payers apart; else every row's payer is ``rollup.NOBODY``.
-            by_run: tell their runs apart, too, of which there may be very many.
+            by_agent: tell their agents apart, too; callers name them as they like.
+            by_run: tell agents and runs apart, of which there may be very many.
             of: only payers with these names, whatever is told apart; they are quickly found.
         """
         ...

@@ -56,7 +56,7 @@ from tokenworks.live.settings_store import (
     prepare,
 )
 from tokenworks.live.sqlite import SQLiteDatabase, SQLiteLock
-from tokenworks.live.sum_tables import NewNames, SumTables
+from tokenworks.live.sum_tables import Apart, NewNames, SumTables, told_apart
 
 ROLL_ENTRIES: Final = 16_384
 """Entries whose sums are in memory only before they are added to the tables; a start reads as many
@@ -185,7 +185,7 @@ class SQLStore(SettingsStore):
         with self._other_lock, self._other.reading():
             blocks = [block_from(row) for row in self._other.query(BLOCKS, (after_seq,))]
             self._sums.compare(self._other)
-            sums = self._sums.read(self._other, 0, UNIX_NS_MAX, by_run=True)
+            sums = self._sums.read(self._other, 0, UNIX_NS_MAX, Apart.RUNS)
             return Since(blocks, sums, _block_numbers(self._other), _open_holds(self._other))
 
     # Other processes.
@@ -226,7 +226,7 @@ class SQLStore(SettingsStore):
                 self._broken = self._broken or kept is None
                 if not kept:
                     raise
-                names = NewNames({}, {}, {})
+                names = NewNames({}, {}, {}, {})
             self._sums.keep(names)
             self._stored.adopt(found)
         return found
@@ -407,15 +407,16 @@ class SQLStore(SettingsStore):
         *,
         by_hour: bool = False,
         by_payer: bool = True,
+        by_agent: bool = False,
         by_run: bool = False,
         of: PayerNames | None = None,
     ) -> list[RollupRow]:
         """See ``LedgerStore``."""
         since = since_unix_ns or 0
         until = UNIX_NS_MAX if until_unix_ns is None else until_unix_ns
-        by = {"by_hour": by_hour, "by_payer": by_payer, "by_run": by_run}
+        apart = told_apart(by_payer=by_payer, by_agent=by_agent, by_run=by_run)
         with self._other_lock, self._other.reading():
-            return self._sums.read(self._other, since, until, **by, of=of)
+            return self._sums.read(self._other, since, until, apart, by_hour=by_hour, of=of)
 
     def rollups_and_last(
         self, since_unix_ns: int, until_unix_ns: int
