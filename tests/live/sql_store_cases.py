@@ -37,6 +37,7 @@ from tokenworks.ledger.quotas import KeyRecord, Limit, NodeID, window_start
 from tokenworks.ledger.rollup import MEASURES, NOBODY
 from tokenworks.ledger.store_port import recover
 from tokenworks.live import lease_tables, sum_tables
+from tokenworks.live.clock import SystemClock
 from tokenworks.live.ledger_sql import (
     BLOCK_OF,
     BLOCKS,
@@ -327,12 +328,22 @@ class SQLStoreCases:
             )
             store._other.change("UPDATE hours SET payer = (SELECT MAX(id) FROM payers)")
             store._other.change(f"UPDATE meta SET value = {version} WHERE name = 'schema_version'")
+        store.alive(seen := NOW + 2_000 * HOUR)
+        monkeypatch.setattr(SystemClock, "unix_ns", lambda _: seen + DEAD_AFTER_NS)
+        with pytest.raises(LedgerUnavailable, match="'me' has used the ledger") as caught:
+            open_store("too early")
+        assert "Stop every factory" in caught.value.hint
+        assert store._other.query("SELECT value FROM meta WHERE name = 'schema_version'") == [
+            (version,)
+        ]
+        store.append_now([another := reserved("another")])  # it was left alone
+        monkeypatch.setattr(SystemClock, "unix_ns", lambda _: seen + DEAD_AFTER_NS + 1)
         after = open_store("next")
         assert after._other.query("SELECT value FROM meta WHERE name = 'schema_version'") == [(5,)]
         assert sorted(after.rollups(by_hour=True, by_run=True), key=repr) == wanted
         assert charged(after) == 5_400
         assert after._other.query("SELECT COUNT(*) FROM payers") == [(2,)]  # one is nobody
-        after.take_over(NOW + 9)
+        assert after.take_over(seen + DEAD_AFTER_NS) == [another]
         assert sorted(open_store("last").since(0).sums, key=repr) == sorted(
             after.rollups(by_run=True), key=repr
         )
