@@ -275,6 +275,9 @@ class MemoryStore:
         for other in self._memory.keys.values():
             if other.secret_sha256 == record.secret_sha256 and other.key != record.key:
                 raise ConfigInvalid(f"Key {record.key!r} has the secret of another key.")
+        known = self._memory.keys.get(record.key)
+        if known is not None and known.revoked_unix_ns is not None:
+            record = msgspec.structs.replace(record, revoked_unix_ns=known.revoked_unix_ns)
         self._memory.keys[record.key] = record
         self._memory.version += 1
 

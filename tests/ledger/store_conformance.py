@@ -634,6 +634,17 @@ class StoreConformance:
         assert mine.settings_version() > before
         assert mine.load_keys() == [key_record()]
 
+    def test_a_key_that_is_written_again_stays_revoked(self, store: LedgerStore) -> None:
+        store.put_key(key_record("a"))
+        store.put_key(key_record("a", name="open"))
+        assert store.load_keys()[0].revoked_unix_ns is None
+        store.put_key(key_record("a", revoked_unix_ns=4))
+        store.revoke_key(KeyID("a"), 5)
+        for revoked_unix_ns in (None, 3, 9):
+            store.put_key(key_record("a", name="again", revoked_unix_ns=revoked_unix_ns))
+            (found,) = store.load_keys()
+            assert (found.name, found.revoked_unix_ns) == ("again", 4)
+
     def test_a_key_is_revoked_once(self, store: LedgerStore) -> None:
         store.put_key(key_record("a"))
         assert not store.revoke_key(KeyID("nobody"), 5)

@@ -224,7 +224,7 @@ class LedgerStore(Protocol):
         ...
 
     def put_key(self, record: KeyRecord) -> None:
-        """Add a key, or replace the one of that id.
+        """Add a key, or replace the one of that id; one that is revoked stays so, from then on.
 
         Raises:
             ConfigInvalid: another key has this secret.

@@ -151,7 +151,7 @@ INSERT INTO keys VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE 
     tenant = excluded.tenant, team = excluded.team, engineer = excluded.engineer,
     name = excluded.name, secret_sha256 = excluded.secret_sha256,
     tier_default = excluded.tier_default, created_unix_ns = excluded.created_unix_ns,
-    revoked_unix_ns = excluded.revoked_unix_ns
+    revoked_unix_ns = COALESCE(keys.revoked_unix_ns, excluded.revoked_unix_ns)
 """
 PUT_LIMIT: Final = """
 INSERT INTO limits VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (limit_id) DO UPDATE SET
