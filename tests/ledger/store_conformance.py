@@ -506,12 +506,14 @@ class StoreConformance:
         one.put_limit(limit())
         one.put_extra(extra("a", state="asked", decided_by=None, at_unix_ns=2))
         before = one.settings_version()
-        deny = functools.partial(decide, approve=False, by="cfo", unix_ns=NOW)
-        approve = functools.partial(decide, approve=True, by="eve", unix_ns=NOW)
+        deny = functools.partial(decide, approve=False, by="engineer:tenant/cfo", unix_ns=NOW)
+        approve = functools.partial(decide, approve=True, by="engineer:tenant/eve", unix_ns=NOW)
         assert one.decide_extra("b", deny) is None
         denied = one.decide_extra("a", deny)
-        assert denied == extra("a", state="denied", decided_by="cfo", at_unix_ns=NOW)
-        with pytest.raises(InvalidRequest, match="was denied by 'cfo'"):
+        assert denied == extra(
+            "a", state="denied", decided_by="engineer:tenant/cfo", at_unix_ns=NOW
+        )
+        with pytest.raises(InvalidRequest, match="was denied by 'engineer:tenant/cfo'"):
             two.decide_extra("a", approve)
         assert two.load_extras() == [denied]
         assert two.settings_version() > before
