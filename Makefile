@@ -71,8 +71,11 @@ bars: $(SETUP) ## What a release must clear: a loaded factory, and one that is k
 	$(BIN)/python -m bars.load --streams 256 --twin 10 --output-tokens 2000
 	$(BIN)/python -m bars.kill
 	$(BIN)/python -m bars.ledger_kill
+	$(BIN)/python -m bars.ledger_kill --store postgres
 	$(BIN)/python -m bars.ledger_quota
 	$(BIN)/python -m bars.ledger_quota --processes 4
+	$(BIN)/python -m bars.ledger_quota --store postgres
+	$(BIN)/python -m bars.ledger_quota --store postgres --processes 4
 
 foreman: $(VENV)/train.stamp ## Train a model for the package from nothing (hours on two cores)
 	mkdir -p $(FOREMAN)

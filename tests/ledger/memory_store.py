@@ -151,6 +151,7 @@ class MemoryStore:
         *,
         by_hour: bool = False,
         by_payer: bool = True,
+        by_agent: bool = False,
         by_run: bool = False,
         of: PayerNames | None = None,
     ) -> list[RollupRow]:
@@ -161,7 +162,7 @@ class MemoryStore:
             for entry in decode_entries(block):
                 made.add(entry)
         return merged(
-            row.coarse(by_hour=by_hour, by_payer=by_payer, by_run=by_run)
+            row.coarse(by_hour=by_hour, by_payer=by_payer, by_agent=by_agent, by_run=by_run)
             for row in made.rows()
             if since <= row.start_unix_ns < until and (of is None or is_of(row.payer, of))
         )
@@ -287,6 +288,9 @@ class MemoryStore:
         for other in self._memory.keys.values():
             if other.secret_sha256 == record.secret_sha256 and other.key != record.key:
                 raise ConfigInvalid(f"Key {record.key!r} has the secret of another key.")
+        known = self._memory.keys.get(record.key)
+        if known is not None and known.revoked_unix_ns is not None:
+            record = msgspec.structs.replace(record, revoked_unix_ns=known.revoked_unix_ns)
         self._memory.keys[record.key] = record
         self._memory.version += 1
 

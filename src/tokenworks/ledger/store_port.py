@@ -93,6 +93,7 @@ class LedgerStore(Protocol):
         *,
         by_hour: bool = False,
         by_payer: bool = True,
+        by_agent: bool = False,
         by_run: bool = False,
         of: PayerNames | None = None,
     ) -> list[RollupRow]:
@@ -104,8 +105,9 @@ class LedgerStore(Protocol):
             by_hour: a row for each hour, payer and kind; else one for each payer and kind, whose
                 start is 0, which are far fewer and quickly found.
             by_payer: tell payers apart; else every row's payer is ``rollup.NOBODY``.
-            by_run: tell their runs apart, too, of which there may be very many.
-            of: only payers with these names, which are quickly found; with ``by_payer`` only.
+            by_agent: tell their agents apart, too; callers name them as they like.
+            by_run: tell agents and runs apart, of which there may be very many.
+            of: only payers with these names, whatever is told apart; they are quickly found.
         """
         ...
 
@@ -235,7 +237,7 @@ class LedgerStore(Protocol):
         ...
 
     def put_key(self, record: KeyRecord) -> None:
-        """Add a key, or replace the one of that id.
+        """Add a key, or replace the one of that id; one that is revoked stays so, from then on.
 
         Raises:
             ConfigInvalid: another key has this secret.
