@@ -77,7 +77,7 @@ PACE_PERCENT: Final = 95
 """Part of the time per token that a promise allows up to which a worker that only decodes is
 filled."""
 FOREVER_FS: Final = 1 << 80
-_DEAREST_FIRST: Final = tuple(reversed(RANKS))
+_PAID_DEAREST_FIRST: Final = tuple(reversed(RANKS[1:]))
 # Knuth's MMIX constants for a linear congruential generator, TAOCP vol. 2, 3.3.4, table 1.
 _LCG_A: Final = 6364136223846793005
 _LCG_C: Final = 1442695040888963407
@@ -160,11 +160,14 @@ class Economics:
 
     def arrived(self, fleet: Fleet, request: Request, now_ns: int) -> None:
         """See ``Policy``."""
-        book = self._book(request.model)
+        book = self._books.get(request.model) or self._book(request.model)
         book.means[request.rank].come(request.input_tokens_max)
-        wait_ns = min(PLAN_NS, FIRST_PLAN_NS << min(book.plans, 60))
-        due = book.planned_ns is not None and now_ns - book.planned_ns >= wait_ns
-        self._know(fleet, book, request.model, now_ns, due=due)
+        planned_ns, due = book.planned_ns, False
+        if planned_ns is not None and now_ns - planned_ns >= FIRST_PLAN_NS:
+            wait_ns = min(PLAN_NS, FIRST_PLAN_NS << min(book.plans, 60))
+            due = now_ns - planned_ns >= wait_ns
+        if due or planned_ns is None or fleet.changes != book.changes:
+            self._know(fleet, book, request.model, now_ns, due=due)
 
     def finished(self, fleet: Fleet, worker: Worker, request: Request, event: Finished) -> None:  # noqa: ARG002
         """See ``Policy``."""
@@ -346,10 +349,10 @@ class Economics:
 
     def _is_late(self, book: Book, request: Request, now_ns: int) -> bool:
         """Whether no worker, were it idle, could begin its answer within the TTFT promise."""
-        left_ns = request.arrived_ns + self._promises[request.rank].ttft_ns - now_ns
-        computed = book.means[request.rank].computed_of(request.input_tokens_max)
-        own_fs = book.kinds[book.soonest].timing.prefill_fs(computed, 0)
-        return left_ns * FS_PER_NS < own_fs
+        rank = request.rank
+        left_ns = request.arrived_ns + self._promises[rank].ttft_ns - now_ns
+        computed = book.means[rank].computed_of(request.input_tokens_max)
+        return left_ns * FS_PER_NS < book.kinds[book.soonest].timing.prefill_fs(computed, 0)
 
     def _degraded(self, fleet: Fleet, book: Book, request: Request, now_ns: int) -> Choice | None:
         """The best place for a request that is late for its own tier: at a lower one, or free."""
@@ -393,7 +396,7 @@ class Economics:
                 bit = some & -some
                 some ^= bit
                 worker = fleet.by_index[bit.bit_length() - 1]
-                value = offer.value(worker, depth if holders & bit else 0)
+                value = offer.value(worker, depth if holders & bit else 0, best_value)
                 if value > best_value:
                     best_value, best = value, worker
             if best is not None:
@@ -500,30 +503,44 @@ class _Offer:
         self._ttft_fs = left_ns * FS_PER_NS if rank else FOREVER_FS
         self._worths: dict[tuple[int, int], tuple[int, int]] = {}
 
-    def value(self, worker: Worker, hit: int) -> int:
-        """What the request adds there, in nano-dollars; below zero: not there."""
-        book = self.book
-        at, home = book.kind_of[worker.index], book.homes[worker.index]
+    def value(self, worker: Worker, hit: int, floor: int) -> int:
+        """What the request adds there, in nano-dollars; not above the floor: not there.
+
+        Args:
+            worker: that takes it, prefill included.
+            hit: blocks of its prompt that are in the prefix cache there.
+            floor: at least -1; a value that is not above this is of no interest, so something else
+                may be returned for it.
+        """
+        book, index, rank = self.book, worker.index, self.rank
+        at, home = book.kind_of[index], book.homes[index]
         kind = book.kinds[at]
-        running = len(worker.running)
-        if not self._may_join(kind, home, running):
+        running, queued = len(worker.running), worker.prefill_tokens
+        if (
+            queued > self._queued_tokens_max
+            or not self._may_join(kind, home, running)
+            or (worker.kv_blocks is not None and not self.fits(worker))
+        ):
             return -1
-        if worker.prefill_tokens > self._queued_tokens_max or not self.fits(worker):
+        own_fs, value = self._worths.get((at, hit)) or self._worth_at(at, worker, hit)
+        if value <= floor:  # all that follows only takes from it
             return -1
-        own_fs, value = self._worth_at(at, worker, hit)
-        timing, queued = kind.timing, worker.prefill_tokens
-        # Between the chunks of all that is to be prefilled before, those that decode go on.
-        chunks = 2 + queued // worker.batch_tokens_max
+        timing = kind.timing
+        # As Timing.decode_fs says.
         decode_fs = (
             timing.launch_fs
             + running * timing.sequence_fs
             + worker.context_tokens * timing.context_token_fs
         )
+        # Between the chunks of all that is to be prefilled before, those that decode go on.
+        chunks = 2 + queued // worker.batch_tokens_max
         if own_fs + queued * timing.prefill_token_fs + chunks * decode_fs > self._ttft_fs:
             return -1
-        if running and self._stalls(kind, worker, own_fs, decode_fs):
-            return -1
-        value -= self._displaced(kind, running, home, own_fs)
+        if running:
+            if self._stalls(kind, worker, own_fs, decode_fs):
+                return -1
+            if kind.price_nanodollars:
+                value -= self._displaced(kind, running, home, own_fs)
         if own_fs > timing.prefill_token_fs * self._usual_tokens:
             value -= self._broken(kind, worker, own_fs)
         return value
@@ -563,7 +580,7 @@ class _Offer:
         running = len(worker.running)
         if not self._may_join(kind, home, running):
             return -1
-        dearest = max(_dearest(worker), self.rank)
+        dearest = max(_dearest(worker.counts), self.rank)
         batch = running + 1
         context = worker.context_tokens + self._prompt + batch * (self._made >> 1)
         if not self.fits(worker, context if running else 0):
@@ -614,14 +631,17 @@ class _Offer:
         One of the dearest tier there can bear as much prefill in its life as its promise leaves
         beside its iterations. What was sent before is forgotten at the rate at which that comes.
         """
-        dearest = _dearest(worker)
+        dearest = _dearest(worker.counts)
         if not dearest:
             return False
+        book, index = self.book, worker.index
         allowed = kind.allowed_fs[dearest]
-        spare = max(1, allowed - decode_fs)
-        level = self._level(worker.index, spare, allowed)
-        made = self.book.means[dearest].output_tokens
-        return level + own_fs > made * spare
+        spare = allowed - decode_fs if decode_fs < allowed else 1
+        bearable = book.means[dearest].output_tokens * spare - own_fs
+        known = book.stalls.get(index)
+        if known is None or known[0] <= bearable:  # it becomes only less
+            return bearable < 0
+        return self._level(index, spare, allowed) > bearable
 
     def _level(self, index: int, spare: int, allowed: int) -> int:
         """Prefill that those who decode on a worker have still to bear, in femtoseconds."""
@@ -672,9 +692,12 @@ def _masks(homes: dict[int, int]) -> list[int]:
     return masks
 
 
-def _dearest(worker: Worker) -> int:
-    """The highest tier rank that runs there; free if none does."""
-    return next((rank for rank in _DEAREST_FIRST if worker.counts[rank]), 0)
+def _dearest(counts: list[int]) -> int:
+    """The highest tier rank that runs on a worker; free if none does."""
+    for rank in _PAID_DEAREST_FIRST:
+        if counts[rank]:
+            return rank
+    return 0
 
 
 def _lowest(mask: int) -> int:
