@@ -77,7 +77,6 @@ PACE_PERCENT: Final = 95
 """Part of the time per token that a promise allows up to which a worker that only decodes is
 filled."""
 FOREVER_FS: Final = 1 << 80
-_PAID_DEAREST_FIRST: Final = tuple(reversed(RANKS[1:]))
 # Knuth's MMIX constants for a linear congruential generator, TAOCP vol. 2, 3.3.4, table 1.
 _LCG_A: Final = 6364136223846793005
 _LCG_C: Final = 1442695040888963407
@@ -387,16 +386,18 @@ class Economics:
         own, above, below = self._by_home(request.model, offer.rank, may)
         depth, holders = self._index.match(request.prefix, may) if request.prefix else (0, 0)
         some = _lowest(fleet.least_loaded(holders)) if holders else 0
-        some |= self._shortlist(fleet, offer.book, own)
+        if own:
+            some |= self._shortlist(fleet, offer.book, own)
         seen, stages = 0, [above, below]
         best_value, best = -1, None
+        by_index, value_at = fleet.by_index, offer.value
         while True:
             seen |= some
             while some:
                 bit = some & -some
                 some ^= bit
-                worker = fleet.by_index[bit.bit_length() - 1]
-                value = offer.value(worker, depth if holders & bit else 0, best_value)
+                worker = by_index[bit.bit_length() - 1]
+                value = value_at(worker, depth if holders & bit else 0, best_value)
                 if value > best_value:
                     best_value, best = value, worker
             if best is not None:
@@ -457,17 +458,21 @@ class Economics:
         return may ^ above ^ below, above, below
 
     def _shortlist(self, fleet: Fleet, book: Book, own: int) -> int:
-        """Of those at home in the tier, the least loaded and two at random."""
-        if not own:
-            return 0
-        some = _lowest(fleet.least_loaded(own))
+        """Of those at home in the tier, at least one, the least loaded and two at random."""
+        some = fleet.least_loaded(own)
+        some &= -some
         return some | self._few(book, own) if own & (own - 1) else some
 
     @staticmethod
     def _few(book: Book, mask: int) -> int:
-        """Up to two workers of some, at random."""
+        """Up to two workers of some, at random: each the first from a place on, or of all."""
         book.dice = dice = (book.dice * _LCG_A + _LCG_C) & WORD
-        return _somewhere(mask, dice >> 32) | _somewhere(mask, dice & 0xFFFFFFFF)
+        length = mask.bit_length()
+        at = (dice >> 32) % length
+        one = mask >> at << at or mask
+        at = (dice & 0xFFFFFFFF) % length
+        other = mask >> at << at or mask
+        return (one & -one) | (other & -other)
 
 
 class _Offer:
@@ -491,13 +496,14 @@ class _Offer:
     ) -> None:
         self.book, self.rank, self._now_ns = book, rank, now_ns
         self._price = policy.price(request.model, rank)
-        mean = book.means[request.rank]
-        self._made = min(mean.output_tokens, request.output_tokens_max)
+        mean, most = book.means[request.rank], request.output_tokens_max
+        self._made = most if most < mean.output_tokens else mean.output_tokens
         self._prompt = request.input_tokens_max
-        self._usual_tokens = LONG_PREFILL * mean.prefill_tokens
+        usual = mean.computed_of(mean.context_tokens)
+        self._usual_tokens = LONG_PREFILL * usual
         means = QUEUED_MEANS_MAX if rank > 1 else 2 * QUEUED_MEANS_MAX
         # Whoever is free may wait behind any number.
-        self._queued_tokens_max = means * mean.prefill_tokens if rank else FOREVER_FS
+        self._queued_tokens_max = means * usual if rank else FOREVER_FS
         left_ns = request.arrived_ns + policy.ttft_ns(rank) - now_ns
         # Free is what is left when no promise was kept: it has none to lose.
         self._ttft_fs = left_ns * FS_PER_NS if rank else FOREVER_FS
@@ -515,14 +521,21 @@ class _Offer:
         book, index, rank = self.book, worker.index, self.rank
         at, home = book.kind_of[index], book.homes[index]
         kind = book.kinds[at]
-        running, queued = len(worker.running), worker.prefill_tokens
+        running, queued, caps = len(worker.running), worker.prefill_tokens, kind.caps
         if (
             queued > self._queued_tokens_max
-            or not self._may_join(kind, home, running)
-            or (worker.kv_blocks is not None and not self.fits(worker))
+            # As _may_join and fits say.
+            or not caps[rank]
+            or (rank < home and running * 100 >= caps[home] * HEADROOM_PERCENT)
+            or (
+                worker.kv_blocks is not None
+                and self._prompt >= worker.kv_blocks * worker.block_tokens
+            )
         ):
             return -1
         own_fs, value = self._worths.get((at, hit)) or self._worth_at(at, worker, hit)
+        if running and kind.price_nanodollars:
+            value -= self._displaced(kind, running, home, own_fs)
         if value <= floor:  # all that follows only takes from it
             return -1
         timing = kind.timing
@@ -536,11 +549,8 @@ class _Offer:
         chunks = 2 + queued // worker.batch_tokens_max
         if own_fs + queued * timing.prefill_token_fs + chunks * decode_fs > self._ttft_fs:
             return -1
-        if running:
-            if self._stalls(kind, worker, own_fs, decode_fs):
-                return -1
-            if kind.price_nanodollars:
-                value -= self._displaced(kind, running, home, own_fs)
+        if worker.dearest and self._stalls(kind, worker, own_fs, decode_fs):
+            return -1
         if own_fs > timing.prefill_token_fs * self._usual_tokens:
             value -= self._broken(kind, worker, own_fs)
         return value
@@ -580,7 +590,7 @@ class _Offer:
         running = len(worker.running)
         if not self._may_join(kind, home, running):
             return -1
-        dearest = max(_dearest(worker.counts), self.rank)
+        dearest = max(worker.dearest, self.rank)
         batch = running + 1
         context = worker.context_tokens + self._prompt + batch * (self._made >> 1)
         if not self.fits(worker, context if running else 0):
@@ -607,15 +617,16 @@ class _Offer:
         price = kind.price_nanodollars
         if not price:
             return 0
-        rank = self.rank
-        mode = max(home, rank)
-        busy_fs = own_fs + self._made * kind.token_fs[mode]
+        rank, made, token_fs = self.rank, self._made, kind.token_fs
         if rank > home:
             # Those of lower tiers there must make room for a smaller batch.
-            slower = kind.token_fs[rank] - kind.token_fs[home]
-            busy_fs += running * (self._made // 2) * slower
-        full = kind.caps[mode] or 1
-        return busy_fs * price // FS_PER_S * min(running, full) // full
+            slower = token_fs[rank] - token_fs[home]
+            busy_fs = own_fs + made * token_fs[rank] + running * (made // 2) * slower
+            full = kind.caps[rank] or 1
+        else:
+            busy_fs = own_fs + made * token_fs[home]
+            full = kind.caps[home] or 1
+        return busy_fs * price // FS_PER_S * (running if running < full else full) // full
 
     def _worth_at(self, at: int, worker: Worker, hit: int) -> tuple[int, int]:
         """Its prefill and its revenue on a class, with so many blocks of its prompt cached."""
@@ -628,12 +639,10 @@ class _Offer:
     def _stalls(self, kind: Kind, worker: Worker, own_fs: int, decode_fs: int) -> bool:
         """Whether its prefill is more than those who decode there can bear, after the last ones.
 
-        One of the dearest tier there can bear as much prefill in its life as its promise leaves
+        There is somebody who pays. One of the dearest tier there can bear as much prefill in its life as its promise leaves
         beside its iterations. What was sent before is forgotten at the rate at which that comes.
         """
-        dearest = _dearest(worker.counts)
-        if not dearest:
-            return False
+        dearest = worker.dearest
         book, index = self.book, worker.index
         allowed = kind.allowed_fs[dearest]
         spare = allowed - decode_fs if decode_fs < allowed else 1
@@ -662,9 +671,12 @@ class _Offer:
 
     def _worth(self, kind: Kind, hit_tokens: int) -> tuple[int, int]:
         """Its prefill and its revenue on a class of workers, with some of its prompt cached."""
-        computed = max(1, self._prompt - hit_tokens)
-        own_fs = kind.timing.prefill_fs(computed, self._prompt - computed)
-        return own_fs, revenue_nanodollars(self._price, computed, self._prompt, self._made)
+        prompt, timing = self._prompt, kind.timing
+        computed = prompt - hit_tokens
+        if computed < 1:
+            computed = 1
+        own_fs = timing.prefill_fs(computed, prompt - computed)
+        return own_fs, revenue_nanodollars(self._price, computed, prompt, self._made)
 
     def _broken(self, kind: Kind, worker: Worker, own_fs: int) -> int:
         """What a prefill that is much longer than most breaks of the promises that run there."""
@@ -692,19 +704,5 @@ def _masks(homes: dict[int, int]) -> list[int]:
     return masks
 
 
-def _dearest(counts: list[int]) -> int:
-    """The highest tier rank that runs on a worker; free if none does."""
-    for rank in _PAID_DEAREST_FIRST:
-        if counts[rank]:
-            return rank
-    return 0
-
-
 def _lowest(mask: int) -> int:
     return mask & -mask
-
-
-def _somewhere(mask: int, number: int) -> int:
-    """One bit of a mask at random: the first from a place on, or the first of all."""
-    rest = mask >> number % mask.bit_length() << number % mask.bit_length()
-    return _lowest(rest or mask)

@@ -71,12 +71,13 @@ class TierMeans(msgspec.Struct, kw_only=True):
 
     def computed_of(self, prompt_tokens: int) -> int:
         """Tokens of a prompt that are expected to be computed."""
-        return max(1, prompt_tokens * self.computed_tokens // max(1, self.prompt_tokens))
+        return prompt_tokens * self.computed_tokens // (self.prompt_tokens or 1) or 1
 
     def come(self, prompt_tokens: int) -> None:
         """Learn from a request that came."""
         self.arrived += 1
-        self.seen = min(self.seen + 1, MEAN_OF_MAX)
+        if self.seen < MEAN_OF_MAX:
+            self.seen += 1
         self.context_tokens += (prompt_tokens - self.context_tokens) // self.seen
 
     def end(self, prompt_tokens: int, computed_tokens: int, output_tokens: int) -> None:
@@ -375,8 +376,9 @@ def revenue_nanodollars(price: TokenPrice, computed: int, prompt: int, output: i
     ...     cached_udollars_per_mtok=100_000, output_udollars_per_mtok=3_000_000), 100, 300, 50)
     270000
     """
+    cached = prompt - computed if prompt > computed else 0
     return (
         computed * price.input_udollars_per_mtok
-        + max(0, prompt - computed) * price.cached_udollars_per_mtok
+        + cached * price.cached_udollars_per_mtok
         + output * price.output_udollars_per_mtok
     ) // 1_000

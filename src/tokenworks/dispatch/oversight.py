@@ -89,10 +89,11 @@ class Oversight:
 
     def place(self, fleet: Fleet, request: Request, now_ns: int) -> Choice | None:
         """Where the policy wants a newcomer; where load wants it, if the policy is wrong."""
-        choice = None
         try:
             choice = self._policy.place(fleet, request, now_ns)
-            right = choice is None or self._may(fleet, request, choice)
+            if choice is None:
+                return None
+            right = self._may(fleet, request, choice)
         except Exception:  # noqa: BLE001 - an operator's own policy may do anything
             right = False
         if right:
