@@ -497,7 +497,7 @@ class _Offer:
         self.book, self.rank, self._now_ns = book, rank, now_ns
         self._price = policy.price(request.model, rank)
         mean, most = book.means[request.rank], request.output_tokens_max
-        self._made = most if most < mean.output_tokens else mean.output_tokens
+        self._made = min(mean.output_tokens, most)
         self._prompt = request.input_tokens_max
         usual = mean.computed_of(mean.context_tokens)
         self._usual_tokens = LONG_PREFILL * usual
@@ -626,7 +626,7 @@ class _Offer:
         else:
             busy_fs = own_fs + made * token_fs[home]
             full = kind.caps[home] or 1
-        return busy_fs * price // FS_PER_S * (running if running < full else full) // full
+        return busy_fs * price // FS_PER_S * min(running, full) // full
 
     def _worth_at(self, at: int, worker: Worker, hit: int) -> tuple[int, int]:
         """Its prefill and its revenue on a class, with so many blocks of its prompt cached."""
@@ -639,8 +639,9 @@ class _Offer:
     def _stalls(self, kind: Kind, worker: Worker, own_fs: int, decode_fs: int) -> bool:
         """Whether its prefill is more than those who decode there can bear, after the last ones.
 
-        There is somebody who pays. One of the dearest tier there can bear as much prefill in its life as its promise leaves
-        beside its iterations. What was sent before is forgotten at the rate at which that comes.
+        One of the dearest tier there, which is paid for, can bear as much prefill in its life as
+        its promise leaves beside its iterations. What was sent before is forgotten at the rate at
+        which that comes.
         """
         dearest = worker.dearest
         book, index = self.book, worker.index
