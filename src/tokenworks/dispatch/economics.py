@@ -420,10 +420,14 @@ class Economics:
         if some.bit_count() > PREFILLERS_MAX:
             some = self._few(book, prefillers) | (self._few(book, holders) if holders else 0)
         best_cost, prefiller, hit = FOREVER_FS, None, 0
-        for each in fleet.each(some):
-            if each.worker == request.avoided and some & (some - 1):
+        by_index, avoided, left = fleet.by_index, request.avoided, some
+        while left:
+            bit = left & -left
+            left ^= bit
+            each = by_index[bit.bit_length() - 1]
+            if avoided is not None and each.worker == avoided and some & (some - 1):
                 continue
-            found = depth if holders >> each.index & 1 else 0
+            found = depth if holders & bit else 0
             cost = offer.prefill_cost_fs(each, found)
             if cost < best_cost:
                 best_cost, prefiller, hit = cost, each, found
@@ -439,8 +443,11 @@ class Economics:
             few = mask == own
             some = self._shortlist(fleet, book, own) if few else _lowest(fleet.least_loaded(mask))
             best_value, best = -1, None
-            for worker in fleet.each(some):
-                value = offer.decode_value(worker, worth)
+            while some:
+                bit = some & -some
+                some ^= bit
+                worker = by_index[bit.bit_length() - 1]
+                value = offer.decode_value(worker, worth, best_value)
                 # Of equals, the one with less to do.
                 if value > best_value or (
                     value == best_value and best is not None and worker.load < best.load
@@ -561,11 +568,13 @@ class _Offer:
         Forever if its answer would begin too late, or if others must be prefilled there before.
         """
         queued = worker.prefill_tokens
-        if queued > PREFILL_BATCHES_MAX * worker.batch_tokens_max or not self.fits(worker):
+        if queued > PREFILL_BATCHES_MAX * worker.batch_tokens_max or (
+            worker.kv_blocks is not None and self._prompt >= worker.kv_blocks * worker.block_tokens
+        ):
             return FOREVER_FS
         at = self.book.kind_of[worker.index]
         timing = self.book.kinds[at].timing
-        own_fs, _ = self._worth_at(at, worker, hit)
+        own_fs, _ = self._worths.get((at, hit)) or self._worth_at(at, worker, hit)
         queued_fs = queued * timing.prefill_token_fs + 2 * timing.launch_fs
         if queued_fs + own_fs > self._ttft_fs:
             return FOREVER_FS
@@ -578,28 +587,34 @@ class _Offer:
         busy = min(worker.prefill_tokens, full)
         return earned - own_fs * self.book.prefill_price_nanodollars // FS_PER_S * busy // full
 
-    def decode_value(self, worker: Worker, worth: int) -> int:
+    def decode_value(self, worker: Worker, worth: int, floor: int) -> int:
         """What it adds where it is only decoded, in nano-dollars; below zero: not there.
 
         Args:
             worker: that decodes.
             worth: what is left of its revenue after its prefill.
+            floor: at least -1; as for ``value``, but one that equals this is of interest.
         """
-        book = self.book
-        kind, home = book.kinds[book.kind_of[worker.index]], book.homes[worker.index]
+        book, index, rank = self.book, worker.index, self.rank
+        kind, home = book.kinds[book.kind_of[index]], book.homes[index]
         running = len(worker.running)
         if not self._may_join(kind, home, running):
             return -1
-        dearest = max(worker.dearest, self.rank)
+        value = worth
+        if running and kind.price_nanodollars:
+            value -= self._displaced(kind, running, home, 0)
+        if value < floor:
+            return -1
         batch = running + 1
         context = worker.context_tokens + self._prompt + batch * (self._made >> 1)
         if not self.fits(worker, context if running else 0):
             return -1
+        dearest = max(worker.dearest, rank)
         if dearest:
             pace_fs = kind.timing.decode_fs(batch, context)
             if pace_fs * 100 > kind.allowed_fs[dearest] * PACE_PERCENT:
                 return -1
-        return worth - self._displaced(kind, running, home)
+        return value
 
     def _may_join(self, kind: Kind, home: int, running: int) -> bool:
         """Whether a worker can keep its tier's promise, and has headroom for its own if lower."""
@@ -612,11 +627,9 @@ class _Offer:
             return True
         return max(self._prompt + 1, context) <= worker.kv_blocks * worker.block_tokens
 
-    def _displaced(self, kind: Kind, running: int, home: int, own_fs: int = 0) -> int:
+    def _displaced(self, kind: Kind, running: int, home: int, own_fs: int) -> int:
         """What it takes from others at the class's price, in nano-dollars."""
         price = kind.price_nanodollars
-        if not price:
-            return 0
         rank, made, token_fs = self.rank, self._made, kind.token_fs
         if rank > home:
             # Those of lower tiers there must make room for a smaller batch.

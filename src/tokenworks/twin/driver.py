@@ -62,6 +62,9 @@ PROGRESS_REQUESTS: Final = 1_000
 """Requests that end between two reports of progress."""
 
 _WORKER_MASK: Final = WORKERS_MAX - 1
+# To look up an enum's member takes a quarter of a microsecond.
+_OPEN: Final = End.OPEN
+_DONE: Final = End.DONE
 
 
 class Hooks:
@@ -206,7 +209,7 @@ class Driver:
     def withdraw(self, request: RequestID) -> None:
         """The client leaves, if its request has come and not ended."""
         place = self._places[request]
-        if self.outcomes.arrived_ns[place] == NEVER or self.outcomes.end[place] != End.OPEN:
+        if self.outcomes.arrived_ns[place] == NEVER or self.outcomes.end[place] != _OPEN:
             return
         let_in = self._bookkeeper is None or self._bookkeeper.has_let_in(place)
         self._close(place, End.WITHDRAWN, self._attempts[place])
@@ -395,7 +398,7 @@ class Driver:
 
     def _reject(self, command: Reject) -> None:
         place = self._places[command.request]
-        if self.outcomes.end[place] == End.OPEN:  # else its client left in this moment
+        if self.outcomes.end[place] == _OPEN:  # else its client left in this moment
             failed = command.code == "worker_failed"
             self._close(place, End.FAILED if failed else End.REJECTED, None)
 
@@ -438,7 +441,7 @@ class Driver:
 
     def _close(self, place: int, end: End, sequence: Sequence | None) -> None:
         """A request has ended; those that waited for it may come."""
-        assert self.outcomes.end[place] == End.OPEN, "it ends twice"
+        assert self.outcomes.end[place] == _OPEN, "it ends twice"
         self.outcomes.end[place] = end
         self.outcomes.finished_ns[place] = self._now_ns
         if self._bookkeeper is not None:
@@ -459,7 +462,7 @@ class Driver:
         index = self._indices[command.worker]
         outcomes, request = self.outcomes, self.requests[place]
         assert self._told_up[index], f"sent to a lost worker: {command!r}"
-        assert outcomes.end[place] == End.OPEN, f"sent after its end: {command!r}"
+        assert outcomes.end[place] == _OPEN, f"sent after its end: {command!r}"
         assert self._attempts[place] is None, f"sent twice at a time: {command!r}"
         outcomes.sent_ns[place] = self._now_ns
         outcomes.worker[place] = index
@@ -596,7 +599,7 @@ class Driver:
         if outcomes.first_token_ns[place] == NEVER:  # that message was lost
             outcomes.first_token_ns[place] = self._now_ns
         self._note(sequence)
-        self._close(place, End.DONE, sequence)
+        self._close(place, _DONE, sequence)
         self._tell(
             Finished(
                 request=self.requests[place].request,
@@ -719,6 +722,8 @@ class Driver:
 
     def _transfer(self, engine: Worker) -> None:
         """Send the KV caches for which a worker has made room."""
+        if not engine.arrivals and not self.feeds:
+            return
         for sequence, size_bytes in engine.arrivals:
             delay_ns = -(-size_bytes * NS_PER_S // engine.spec.link_bytes_per_s)
             arrived = functools.partial(self._kv_arrived, sequence)
