@@ -68,7 +68,7 @@ class Chains:
             if not hit:
                 return found, holders, found + 1
             holders = hit
-            found += common(stretch, prefix, found)
+            found += common(stretch, prefix, found, length)
         return found, holders, found
 
     def match_beyond(self, prefix: Sequence[int], mask: int, found: int) -> tuple[int, int]:
@@ -83,7 +83,7 @@ class Chains:
             stretch = find(prefix[start])
             if stretch is None:
                 break
-            start += common(stretch, prefix, start)
+            start += common(stretch, prefix, start, length)
             if start > found:
                 hit = stretch.mask & mask
                 if not hit:
@@ -105,7 +105,7 @@ class Chains:
             stretch = find(prefix[found])
             if stretch is None:
                 break
-            count = common(stretch, prefix, found)
+            count = common(stretch, prefix, found, length)
             found += count
             middle = stretch.start + count
             if middle == stretch.stop:
@@ -136,7 +136,7 @@ class Chains:
             stretch = find(prefix[start])
             if stretch is None:
                 break
-            rest = start + common(stretch, prefix, start)
+            rest = start + common(stretch, prefix, start, length)
             if rest > found:
                 at = stretch.start - start
                 mask = stretch.mask | bit
@@ -193,18 +193,24 @@ class Chains:
         return chains
 
 
-def common(stretch: Stretch, prefix: Sequence[int], at: int) -> int:
+def common(stretch: Stretch, prefix: Sequence[int], at: int, length: int) -> int:
     """How many blocks of a stretch a prefix has from one place on; the first one it has.
 
     Bisects: those before an equal one are equal.
 
-    >>> common(Stretch((4, 7, 8, 9), 1, 4, 1), (5, 6, 7, 8, 1), 2)
+    Args:
+        stretch: that is compared.
+        prefix: block hashes from the prompt's start.
+        at: the place in the prefix.
+        length: of the prefix.
+
+    >>> common(Stretch((4, 7, 8, 9), 1, 4, 1), (5, 6, 7, 8, 1), 2, 5)
     2
     """
     blocks, before = stretch.blocks, stretch.start - 1
     high = stretch.stop - stretch.start
-    if high > len(prefix) - at:
-        high = len(prefix) - at
+    if high > length - at:
+        high = length - at
     at -= 1
     if blocks[before + high] == prefix[at + high]:
         return high

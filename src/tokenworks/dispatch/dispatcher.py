@@ -55,6 +55,7 @@ from tokenworks.dispatch.states import State, Step
 from tokenworks.dispatch.waiting import Line, Request
 
 TIERS = tuple(Tier)
+_RANK_OF: Final = {tier: tier.rank for tier in Tier}
 # To look up an enum's member takes a quarter of a microsecond; these are asked for at every event.
 _QUEUED: Final = State.QUEUED
 _SENT: Final = State.SENT
@@ -251,7 +252,7 @@ class Dispatcher:
         if event.request in self._requests or event.request in self._ended:
             self._counts.ignored += 1
             return
-        rank = event.tier.rank
+        rank = _RANK_OF[event.tier]
         request = Request(
             request=event.request,
             tenant=event.tenant,

@@ -272,15 +272,6 @@ class Economics:
         self._at_home[model] = _masks(book.homes)
         self._prefillers[model] = sum(1 << index for index in book.prefillers)
 
-    def price(self, model: ModelName, rank: int) -> TokenPrice:
-        """What tokens earn at a tier; nothing where no prices are known."""
-        table = self._tables.get(model)
-        return table[rank] if table else _NO_PRICE
-
-    def ttft_ns(self, rank: int) -> int:
-        """The TTFT that a tier promises."""
-        return self._promises[rank].ttft_ns
-
     # Deciding.
 
     def place(self, fleet: Fleet, request: Request, now_ns: int) -> Choice | None:
@@ -375,7 +366,9 @@ class Economics:
         may = fleet.admitting[rank]
         if request.worker is not None:
             may = others_first(fleet, request, may)
-        offer = _Offer(self, book, request, rank, now_ns)
+        table = self._tables.get(request.model)
+        left_ns = request.arrived_ns + self._promises[rank].ttft_ns - now_ns
+        offer = _Offer(book, request, rank, table[rank] if table else _NO_PRICE, left_ns, now_ns)
         if not book.prefillers:
             return self._whole(fleet, request, offer, may)
         may &= ~self._prefillers[request.model]
@@ -499,10 +492,15 @@ class _Offer:
     )
 
     def __init__(
-        self, policy: Economics, book: Book, request: Request, rank: int, now_ns: int
+        self,
+        book: Book,
+        request: Request,
+        rank: int,
+        price: TokenPrice,
+        left_ns: int,
+        now_ns: int,
     ) -> None:
-        self.book, self.rank, self._now_ns = book, rank, now_ns
-        self._price = policy.price(request.model, rank)
+        self.book, self.rank, self._price, self._now_ns = book, rank, price, now_ns
         mean, most = book.means[request.rank], request.output_tokens_max
         self._made = min(mean.output_tokens, most)
         self._prompt = request.input_tokens_max
@@ -511,7 +509,6 @@ class _Offer:
         means = QUEUED_MEANS_MAX if rank > 1 else 2 * QUEUED_MEANS_MAX
         # Whoever is free may wait behind any number.
         self._queued_tokens_max = means * usual if rank else FOREVER_FS
-        left_ns = request.arrived_ns + policy.ttft_ns(rank) - now_ns
         # Free is what is left when no promise was kept: it has none to lose.
         self._ttft_fs = left_ns * FS_PER_NS if rank else FOREVER_FS
         self._worths: dict[tuple[int, int], tuple[int, int]] = {}
@@ -668,20 +665,24 @@ class _Offer:
 
     def _level(self, index: int, spare: int, allowed: int) -> int:
         """Prefill that those who decode on a worker have still to bear, in femtoseconds."""
-        level_fs, at_ns = self.book.stalls.get(index, (0, 0))
-        return max(0, level_fs - (self._now_ns - at_ns) * FS_PER_NS * spare // allowed)
+        known = self.book.stalls.get(index)
+        if known is None:
+            return 0
+        level_fs = known[0] - (self._now_ns - known[1]) * FS_PER_NS * spare // allowed
+        return level_fs if level_fs > 0 else 0  # noqa: FURB136 - a third faster than max
 
     def taken(self, worker: Worker, hit: int) -> None:
         """Note the prefill that the worker will do for it."""
-        book = self.book
-        kind = book.kinds[book.kind_of[worker.index]]
-        own_fs, _ = self._worths[book.kind_of[worker.index], hit]
-        home = max(self.rank, book.homes[worker.index], 1)
-        allowed = kind.allowed_fs[home]
-        running = len(worker.running)
-        decode = kind.timing.decode_fs(running, worker.context_tokens)
-        level = self._level(worker.index, max(1, allowed - decode), allowed)
-        book.stalls[worker.index] = (level + own_fs, self._now_ns)
+        book, index, rank = self.book, worker.index, self.rank
+        at, home = book.kind_of[index], book.homes[index]
+        kind = book.kinds[at]
+        own_fs, _ = self._worths[at, hit]
+        if home < rank:
+            home = rank
+        allowed = kind.allowed_fs[home or 1]
+        spare = allowed - kind.timing.decode_fs(len(worker.running), worker.context_tokens)
+        level = self._level(index, spare if spare > 1 else 1, allowed)  # noqa: FURB136
+        book.stalls[index] = (level + own_fs, self._now_ns)
 
     def _worth(self, kind: Kind, hit_tokens: int) -> tuple[int, int]:
         """Its prefill and its revenue on a class of workers, with some of its prompt cached."""

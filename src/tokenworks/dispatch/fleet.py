@@ -270,10 +270,13 @@ class Fleet:
             self.open |= bit
         elif self.open & bit:
             self.open ^= bit
-        load = running if slots == self._scale else running * self._scale // slots
+        scale = self._scale
+        load = running
+        if slots != scale or load > scale:
+            load = self._load_of(worker)
         before = worker.load
         if load != before:
-            self._reload(worker, before, min(load, self._scale), bit)
+            self._reload(worker, before, load, bit)
         admitted = worker.admits[running] if running < worker.limit else 0
         changed = admitted ^ worker.admitted
         if changed:

@@ -196,9 +196,6 @@ class PrefixIndex:
         """
         if self._exact_workers & mask:
             return self._match_all(prefix, mask)
-        return self._match(prefix, mask)
-
-    def _match(self, prefix: Sequence[int], mask: int) -> tuple[int, int]:
         found, holders, known = self._young.match(prefix, mask)
         if known == found < len(prefix) and self._old.size:
             deeper = self._old.match_beyond(prefix, mask, found)
@@ -216,7 +213,7 @@ class PrefixIndex:
                 break
             depth, holders = depth + 1, known
         guessed = mask & ~self._exact_workers
-        deeper, others = self._match(prefix, guessed) if guessed else (0, 0)
+        deeper, others = self.match(prefix, guessed) if guessed else (0, 0)
         if deeper == depth:
             return depth, holders | others
         return (depth, holders) if depth > deeper else (deeper, others)
