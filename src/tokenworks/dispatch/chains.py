@@ -41,11 +41,13 @@ class Chains:
         size: how many blocks.
     """
 
-    __slots__ = ("_stretches", "size")
+    __slots__ = ("_compared", "_stretches", "size")
 
     def __init__(self) -> None:
         self._stretches: dict[int, Stretch] = {}  # by their first block
         self.size = 0
+        # What ``match`` bisected last, and the result: who asks then enters the same prefix.
+        self._compared: tuple[Stretch, Sequence[int], int, int] | None = None
 
     def match(self, prefix: Sequence[int], mask: int) -> tuple[int, int, int]:
         """The longest part of a prefix that some of these workers have, and which of them.
@@ -68,7 +70,13 @@ class Chains:
             if not hit:
                 return found, holders, found + 1
             holders = hit
-            found += common(stretch, prefix, found, length)
+            rest = found + stretch.stop - stretch.start
+            if rest <= length and stretch.blocks[stretch.stop - 1] == prefix[rest - 1]:
+                found = rest
+            else:
+                count = common(stretch, prefix, found, length)
+                self._compared = (stretch, prefix, found, count)
+                found += count
         return found, holders, found
 
     def match_beyond(self, prefix: Sequence[int], mask: int, found: int) -> tuple[int, int]:
@@ -101,11 +109,20 @@ class Chains:
         """
         find, length = self._stretches.get, len(prefix)
         found, last = 0, None
+        compared, self._compared = self._compared, None
         while found < length:
             stretch = find(prefix[found])
             if stretch is None:
                 break
-            count = common(stretch, prefix, found, length)
+            if (
+                compared is not None
+                and compared[0] is stretch
+                and compared[1] is prefix
+                and compared[2] == found
+            ):
+                count = compared[3]
+            else:
+                count = common(stretch, prefix, found, length)
             found += count
             middle = stretch.start + count
             if middle == stretch.stop:
@@ -169,6 +186,7 @@ class Chains:
 
     def sweep(self, stale: int) -> None:
         """Clear bits from all masks; blocks that nobody has any more go."""
+        self._compared = None
         kept: dict[int, Stretch] = {}
         for block, stretch in self._stretches.items():
             stretch.mask &= ~stale
