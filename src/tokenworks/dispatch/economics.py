@@ -133,6 +133,7 @@ class Economics:
         self._tables: dict[str, list[TokenPrice]] = {}
         self._books: dict[str, Book] = {}
         self._at_home: dict[str, list[int]] = {}
+        self._seats: dict[str, dict[int, _Seat]] = {}
         self._prefillers: dict[str, int] = {}
 
     def configure(self, configured: Configured, index: PrefixIndex) -> None:
@@ -268,8 +269,12 @@ class Economics:
                 worker.recap([max(1, cap) for cap in kind.caps])
 
     def _remember(self, model: str, book: Book) -> None:
-        """Keep the sets of workers that follow from a book."""
+        """Keep what follows from a book of each worker, and the sets of workers."""
         self._at_home[model] = _masks(book.homes)
+        self._seats[model] = {
+            index: (at, book.homes.get(index, 0), book.kinds[at])
+            for index, at in book.kind_of.items()
+        }
         self._prefillers[model] = sum(1 << index for index in book.prefillers)
 
     # Deciding.
@@ -366,9 +371,10 @@ class Economics:
         may = fleet.admitting[rank]
         if request.worker is not None:
             may = others_first(fleet, request, may)
-        table = self._tables.get(request.model)
+        table, seats = self._tables.get(request.model), self._seats[request.model]
+        price = table[rank] if table else _NO_PRICE
         left_ns = request.arrived_ns + self._promises[rank].ttft_ns - now_ns
-        offer = _Offer(book, request, rank, table[rank] if table else _NO_PRICE, left_ns, now_ns)
+        offer = _Offer(book, seats, request, rank, price, left_ns, now_ns)
         if not book.prefillers:
             return self._whole(fleet, request, offer, may)
         may &= ~self._prefillers[request.model]
@@ -484,6 +490,7 @@ class _Offer:
         "_price",
         "_prompt",
         "_queued_tokens_max",
+        "_seats",
         "_ttft_fs",
         "_usual_tokens",
         "_worths",
@@ -494,6 +501,7 @@ class _Offer:
     def __init__(
         self,
         book: Book,
+        seats: dict[int, _Seat],
         request: Request,
         rank: int,
         price: TokenPrice,
@@ -501,6 +509,7 @@ class _Offer:
         now_ns: int,
     ) -> None:
         self.book, self.rank, self._price, self._now_ns = book, rank, price, now_ns
+        self._seats = seats
         mean, most = book.means[request.rank], request.output_tokens_max
         self._made = min(mean.output_tokens, most)
         self._prompt = request.input_tokens_max
@@ -522,9 +531,8 @@ class _Offer:
             floor: at least -1; a value that is not above this is of no interest, so something else
                 may be returned for it.
         """
-        book, index, rank = self.book, worker.index, self.rank
-        at, home = book.kind_of[index], book.homes[index]
-        kind = book.kinds[at]
+        rank = self.rank
+        at, home, kind = self._seats[worker.index]
         running, queued, caps = len(worker.running), worker.prefill_tokens, kind.caps
         if (
             queued > self._queued_tokens_max
@@ -569,8 +577,8 @@ class _Offer:
             worker.kv_blocks is not None and self._prompt >= worker.kv_blocks * worker.block_tokens
         ):
             return FOREVER_FS
-        at = self.book.kind_of[worker.index]
-        timing = self.book.kinds[at].timing
+        at, _, kind = self._seats[worker.index]
+        timing = kind.timing
         own_fs, _ = self._worths.get((at, hit)) or self._worth_at(at, worker, hit)
         queued_fs = queued * timing.prefill_token_fs + 2 * timing.launch_fs
         if queued_fs + own_fs > self._ttft_fs:
@@ -579,7 +587,7 @@ class _Offer:
 
     def prefilled(self, worker: Worker, hit: int) -> int:
         """What it earns less the prefill that one takes for it, in nano-dollars."""
-        own_fs, earned = self._worth_at(self.book.kind_of[worker.index], worker, hit)
+        own_fs, earned = self._worth_at(self._seats[worker.index][0], worker, hit)
         full = PREFILL_BATCHES_MAX * worker.batch_tokens_max
         busy = min(worker.prefill_tokens, full)
         return earned - own_fs * self.book.prefill_price_nanodollars // FS_PER_S * busy // full
@@ -592,8 +600,7 @@ class _Offer:
             worth: what is left of its revenue after its prefill.
             floor: at least -1; as for ``value``, but one that equals this is of interest.
         """
-        book, index, rank = self.book, worker.index, self.rank
-        kind, home = book.kinds[book.kind_of[index]], book.homes[index]
+        _, home, kind = self._seats[worker.index]
         running = len(worker.running)
         if not self._may_join(kind, home, running):
             return -1
@@ -606,7 +613,7 @@ class _Offer:
         context = worker.context_tokens + self._prompt + batch * (self._made >> 1)
         if not self.fits(worker, context if running else 0):
             return -1
-        dearest = max(worker.dearest, rank)
+        dearest = max(worker.dearest, self.rank)
         if dearest:
             pace_fs = kind.timing.decode_fs(batch, context)
             if pace_fs * 100 > kind.allowed_fs[dearest] * PACE_PERCENT:
@@ -641,9 +648,15 @@ class _Offer:
     def _worth_at(self, at: int, worker: Worker, hit: int) -> tuple[int, int]:
         """Its prefill and its revenue on a class, with so many blocks of its prompt cached."""
         worth = self._worths.get((at, hit))
-        if worth is None:
-            kind = self.book.kinds[at]
-            worth = self._worths[at, hit] = self._worth(kind, hit * worker.block_tokens)
+        if worth is not None:
+            return worth
+        prompt = self._prompt
+        computed = prompt - hit * worker.block_tokens
+        if computed < 1:
+            computed = 1
+        own_fs = self.book.kinds[at].timing.prefill_fs(computed, prompt - computed)
+        earned = revenue_nanodollars(self._price, computed, prompt, self._made)
+        self._worths[at, hit] = worth = (own_fs, earned)
         return worth
 
     def _stalls(self, kind: Kind, worker: Worker, own_fs: int, decode_fs: int) -> bool:
@@ -673,25 +686,15 @@ class _Offer:
 
     def taken(self, worker: Worker, hit: int) -> None:
         """Note the prefill that the worker will do for it."""
-        book, index, rank = self.book, worker.index, self.rank
-        at, home = book.kind_of[index], book.homes[index]
-        kind = book.kinds[at]
+        index, rank = worker.index, self.rank
+        at, home, kind = self._seats[index]
         own_fs, _ = self._worths[at, hit]
         if home < rank:
             home = rank
         allowed = kind.allowed_fs[home or 1]
         spare = allowed - kind.timing.decode_fs(len(worker.running), worker.context_tokens)
         level = self._level(index, spare if spare > 1 else 1, allowed)  # noqa: FURB136
-        book.stalls[index] = (level + own_fs, self._now_ns)
-
-    def _worth(self, kind: Kind, hit_tokens: int) -> tuple[int, int]:
-        """Its prefill and its revenue on a class of workers, with some of its prompt cached."""
-        prompt, timing = self._prompt, kind.timing
-        computed = prompt - hit_tokens
-        if computed < 1:
-            computed = 1
-        own_fs = timing.prefill_fs(computed, prompt - computed)
-        return own_fs, revenue_nanodollars(self._price, computed, prompt, self._made)
+        self.book.stalls[index] = (level + own_fs, self._now_ns)
 
     def _broken(self, kind: Kind, worker: Worker, own_fs: int) -> int:
         """What a prefill that is much longer than most breaks of the promises that run there."""
@@ -705,6 +708,8 @@ class _Offer:
         return loss
 
 
+_Seat = tuple[int, int, Kind]
+"""Of one worker: the place of its class, the tier rank in which it is at home, its class."""
 _NO_PRICE: Final = TokenPrice(
     input_udollars_per_mtok=0, cached_udollars_per_mtok=0, output_udollars_per_mtok=0
 )
