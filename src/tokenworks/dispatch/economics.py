@@ -387,11 +387,10 @@ class Economics:
         some = _lowest(fleet.least_loaded(holders)) if holders else 0
         if own:
             some |= self._shortlist(fleet, offer.book, own)
-        seen, stages = 0, [above, below]
+        seen, stages = some, [above, below]
         best_value, best = -1, None
         by_index, value_at = fleet.by_index, offer.value
         while True:
-            seen |= some
             while some:
                 bit = some & -some
                 some ^= bit
@@ -408,6 +407,7 @@ class Economics:
                 some = _lowest(fleet.least_loaded(mask)) if mask else 0
             if not some:
                 return None
+            seen |= some
 
     def _apart(self, fleet: Fleet, request: Request, offer: _Offer, may: int) -> Choice | None:
         """The same where some workers prefill for those that decode."""
@@ -427,7 +427,7 @@ class Economics:
             if avoided is not None and each.worker == avoided and some & (some - 1):
                 continue
             found = depth if holders & bit else 0
-            cost = offer.prefill_cost_fs(each, found)
+            cost = offer.prefill_cost_fs(each, found, best_cost)
             if cost < best_cost:
                 best_cost, prefiller, hit = cost, each, found
         if prefiller is None:
@@ -533,6 +533,9 @@ class _Offer:
         """
         rank = self.rank
         at, home, kind = self._seats[worker.index]
+        own_fs, value = self._worths.get((at, hit)) or self._worth_at(at, worker, hit)
+        if value <= floor:  # all that follows only takes from it
+            return -1
         running, queued, caps = len(worker.running), worker.prefill_tokens, kind.caps
         if (
             queued > self._queued_tokens_max
@@ -545,11 +548,10 @@ class _Offer:
             )
         ):
             return -1
-        own_fs, value = self._worths.get((at, hit)) or self._worth_at(at, worker, hit)
         if running and kind.price_nanodollars:
             value -= self._displaced(kind, running, home, own_fs)
-        if value <= floor:  # all that follows only takes from it
-            return -1
+            if value <= floor:
+                return -1
         timing = kind.timing
         # As Timing.decode_fs says.
         decode_fs = (
@@ -567,19 +569,25 @@ class _Offer:
             value -= self._broken(kind, worker, own_fs)
         return value
 
-    def prefill_cost_fs(self, worker: Worker, hit: int) -> int:
+    def prefill_cost_fs(self, worker: Worker, hit: int, ceiling: int) -> int:
         """What it takes of one that only prefills, with a part of the time it would wait there.
 
         Forever if its answer would begin too late, or if others must be prefilled there before.
+
+        Args:
+            worker: that prefills.
+            hit: blocks of its prompt that are in the prefix cache there.
+            ceiling: a cost that is not below this is of no interest, so it may be forever.
         """
-        queued = worker.prefill_tokens
+        at, _, kind = self._seats[worker.index]
+        own_fs, _ = self._worths.get((at, hit)) or self._worth_at(at, worker, hit)
+        if own_fs >= ceiling:
+            return FOREVER_FS
+        queued, timing = worker.prefill_tokens, kind.timing
         if queued > PREFILL_BATCHES_MAX * worker.batch_tokens_max or (
             worker.kv_blocks is not None and self._prompt >= worker.kv_blocks * worker.block_tokens
         ):
             return FOREVER_FS
-        at, _, kind = self._seats[worker.index]
-        timing = kind.timing
-        own_fs, _ = self._worths.get((at, hit)) or self._worth_at(at, worker, hit)
         queued_fs = queued * timing.prefill_token_fs + 2 * timing.launch_fs
         if queued_fs + own_fs > self._ttft_fs:
             return FOREVER_FS
