@@ -1,6 +1,7 @@
 """The brain: events in, commands out. Pure."""
 
 __all__ = [
+    "chains",
     "commands",
     "dispatcher",
     "economics",
@@ -8,6 +9,7 @@ __all__ = [
     "fleet",
     "journal_format",
     "market",
+    "oversight",
     "policies",
     "policy",
     "prefix_index",

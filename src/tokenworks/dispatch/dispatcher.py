@@ -21,7 +21,7 @@ import msgspec
 
 from tokenworks.core.ids import ModelName, RequestID, WorkerID
 from tokenworks.core.slo import Promise, Tier
-from tokenworks.dispatch import policies, policy, snapshot
+from tokenworks.dispatch import policy, snapshot
 from tokenworks.dispatch.commands import (
     Abort,
     Command,
@@ -48,12 +48,20 @@ from tokenworks.dispatch.events import (
     WorkerUp,
 )
 from tokenworks.dispatch.fleet import Fleet, Worker
-from tokenworks.dispatch.policy import Choice, MakePolicy, Policy
+from tokenworks.dispatch.oversight import Oversight
+from tokenworks.dispatch.policy import Choice, MakePolicy
 from tokenworks.dispatch.prefix_index import PrefixIndex
 from tokenworks.dispatch.states import State, Step
 from tokenworks.dispatch.waiting import Line, Request
 
 TIERS = tuple(Tier)
+_RANK_OF: Final = {tier: tier.rank for tier in Tier}
+# To look up an enum's member takes a quarter of a microsecond; these are asked for at every event.
+_QUEUED: Final = State.QUEUED
+_SENT: Final = State.SENT
+_SEND: Final = Step.SEND
+_START: Final = Step.START
+_FINISH: Final = Step.FINISH
 _SIZES: Final = (
     "timing",
     "kv_blocks",
@@ -82,9 +90,8 @@ class Dispatcher:
     """
 
     def __init__(self, own_policies: Mapping[str, MakePolicy] | None = None) -> None:
-        self._own_policies = dict(own_policies or {})
-        self._policy: Policy = policies.make("promises", {})
-        self._policy_name = ""  # that of the settings; empty while another stands in for it
+        self._counts = snapshot.Counts()
+        self._policy = Oversight(own_policies or {}, self._counts)
         self._handlers: dict[type[Any], Callable[[Any, list[Command]], None]] = {
             Arrived: self._arrived,
             Started: self._started,
@@ -106,7 +113,6 @@ class Dispatcher:
         self._batch_cap = 0
         self._queue_at_worker = False
         self._timer_ns: int | None = None
-        self._counts = snapshot.Counts()
         self._requests: dict[RequestID, Request] = {}
         self._ended: OrderedDict[RequestID, None] = OrderedDict()
         self._wakes: list[snapshot.Wake] = []
@@ -199,7 +205,7 @@ class Dispatcher:
                     for name, fleet in self._fleets.items()
                 ],
                 prefixes=self._prefixes.record(),
-                policy=self._policy_memory(),
+                policy=self._policy.record(),
             )
         )
 
@@ -218,9 +224,9 @@ class Dispatcher:
         dispatcher._prefixes = PrefixIndex.restore(memory.prefixes)
         if memory.configured is not None:
             dispatcher._adopt(memory.configured)
-            dispatcher._recall(memory.configured, memory.policy)
+            dispatcher._policy.restore(memory.configured, memory.policy)
         dispatcher._timer_ns = memory.timer_ns
-        dispatcher._counts = memory.counts
+        dispatcher._counts = dispatcher._policy.counts = memory.counts
         dispatcher._requests = {each.request: each for each in memory.requests}
         dispatcher._ended = OrderedDict.fromkeys(memory.ended)
         dispatcher._wakes = memory.wakes
@@ -246,7 +252,7 @@ class Dispatcher:
         if event.request in self._requests or event.request in self._ended:
             self._counts.ignored += 1
             return
-        rank = event.tier.rank
+        rank = _RANK_OF[event.tier]
         request = Request(
             request=event.request,
             tenant=event.tenant,
@@ -265,12 +271,9 @@ class Dispatcher:
         if fleet is None:
             self._reject(request, "worker_unavailable", "model_never_up", commands)
             return
-        try:
-            self._policy.arrived(fleet, request, self._now_ns)
-        except Exception:  # noqa: BLE001 - an operator's own policy may do anything
-            self._counts.policy_faults += 1
+        self._policy.arrived(fleet, request, self._now_ns)
         if fleet.open and not fleet.queued:
-            choice = self._place(fleet, request)
+            choice = self._policy.place(fleet, request, self._now_ns)
             if choice is not None:
                 self._send(fleet, request, choice, commands)
                 return
@@ -279,15 +282,15 @@ class Dispatcher:
         self._queued += 1
         if fleet.queued > 1:
             self._drain(fleet, commands)
-        if request.state is State.QUEUED:
+        if request.state is _QUEUED:
             self._keep_waiting(fleet, request, commands)
 
     def _started(self, event: Started, commands: list[Command]) -> None:
         request = self._requests.get(event.request)
-        if request is None or request.state is not State.SENT:
+        if request is None or request.state is not _SENT:
             self._counts.ignored += 1
             return
-        request.step(Step.START)
+        request.step(_START)
         makes_room = request.prefiller is not None  # there, while its own worker goes on with it
         self._leave_prefill(request)
         fleet = self._fleets[request.model]
@@ -296,24 +299,21 @@ class Dispatcher:
 
     def _finished(self, event: Finished, commands: list[Command]) -> None:
         request = self._requests.get(event.request)
-        if request is None or request.state is State.QUEUED:
+        if request is None or request.state is _QUEUED:
             self._counts.ignored += 1
             return
         fleet = self._fleets[request.model]
         worker = self._release(fleet, request)
         worker.observe(self._now_ns - request.sent_ns)
         self._counts.finished += 1
-        self._end(request, Step.FINISH)
-        try:
-            self._policy.finished(fleet, worker, request, event)
-        except Exception:  # noqa: BLE001 - an operator's own policy may do anything
-            self._counts.policy_faults += 1
+        self._end(request, _FINISH)
+        self._policy.finished(fleet, worker, request, event)
         if fleet.queued:
             self._drain(fleet, commands)
 
     def _failed(self, event: Failed, commands: list[Command]) -> None:
         request = self._requests.get(event.request)
-        if request is None or request.state is State.QUEUED or request.worker != event.worker:
+        if request is None or request.state is _QUEUED or request.worker != event.worker:
             self._counts.ignored += 1
             return
         fleet = self._fleets[request.model]
@@ -330,7 +330,7 @@ class Dispatcher:
             self._counts.ignored += 1
             return
         fleet = self._fleets[request.model]
-        if request.state is State.QUEUED:
+        if request.state is _QUEUED:
             self._unqueue(fleet, request)
         else:
             worker = self._release(fleet, request)
@@ -473,42 +473,7 @@ class Dispatcher:
         self._batch_cap = min(limits.slots_max, settings.batch_cap or limits.slots_max)
         self._queue_at_worker = settings.queue_at_worker
         self._prefixes.resize(limits.prefix_blocks_max, limits.prefix_ttl_ns)
-        self._take_policy(configured)
-
-    def _take_policy(self, configured: Configured) -> None:
-        """Put the policy of the settings in charge; the plain one if an own one raises."""
-        name = configured.policy.name
-        try:
-            if self._policy_name != name:
-                self._policy = policies.make(name, self._own_policies)
-                self._policy_name = name
-            self._policy.configure(configured, self._prefixes)
-        except Exception:
-            if name not in self._own_policies:
-                raise
-            self._counts.policy_faults += 1
-            self._policy, self._policy_name = policies.make("promises", {}), ""
-            self._policy.configure(configured, self._prefixes)
-
-    def _policy_memory(self) -> bytes:
-        """What the policy remembers; an own one that cannot say so remembers nothing."""
-        if self._policy_name not in self._own_policies:
-            return self._policy.record()
-        try:
-            data: object = self._policy.record()
-        except Exception:  # noqa: BLE001 - an operator's own policy may do anything
-            return b""
-        return data if isinstance(data, bytes) else b""
-
-    def _recall(self, configured: Configured, data: bytes) -> None:
-        """Give the policy its memory back; an own one that cannot take it begins anew."""
-        try:
-            self._policy.restore(data)
-        except Exception:
-            if self._policy_name not in self._own_policies:
-                raise
-            self._policy_name = ""
-            self._take_policy(configured)
+        self._policy.configure(configured, self._prefixes)
 
     def _slots_of(self, engine_slots: int) -> int:
         """Requests that are sent to a worker at once."""
@@ -516,68 +481,11 @@ class Dispatcher:
 
     # Deciding.
 
-    def _place(self, fleet: Fleet, request: Request) -> Choice | None:
-        """Where the policy wants a newcomer; where load wants it, if the policy is wrong."""
-        choice = None
-        try:
-            choice = self._policy.place(fleet, request, self._now_ns)
-            right = choice is None or self._may(fleet, request, choice)
-        except Exception:  # noqa: BLE001 - an operator's own policy may do anything
-            right = False
-        if right:
-            return choice
-        self._counts.policy_faults += 1
-        return self._by_load(fleet, request)
-
     def _drain(self, fleet: Fleet, commands: list[Command]) -> None:
-        """Send what the policy wants sent of those that wait; by load, if the policy is wrong."""
-        if not fleet.queued or not fleet.open:
-            return
-        try:
-            wanted = iter(self._policy.drain(fleet, self._now_ns))
-        except Exception:  # noqa: BLE001 - an operator's own policy may do anything
-            self._overrule(fleet, commands)
-            return
-        while fleet.queued:
-            try:
-                request, choice = next(wanted)
-                right = self._waits(fleet, request) and self._may(fleet, request, choice)
-            except StopIteration:
-                return
-            except Exception:  # noqa: BLE001 - an operator's own policy may do anything
-                right = False
-            if not right:
-                self._overrule(fleet, commands)
-                return
-            self._serve(fleet, request, choice, commands)
-
-    def _overrule(self, fleet: Fleet, commands: list[Command]) -> None:
-        """Count a policy's fault, and send one of those that wait by load: nobody starves of it."""
-        self._counts.policy_faults += 1
-        request = next(line.head() for line in reversed(fleet.lines) if len(line))
-        choice = self._by_load(fleet, request)
-        if choice is not None:
-            self._serve(fleet, request, choice, commands)
-
-    @staticmethod
-    def _by_load(fleet: Fleet, request: Request) -> Choice | None:
-        if not fleet.open:
-            return None
-        worker = fleet.first(fleet.least_loaded(fleet.open))
-        return Choice(worker, "least_loaded", 0, request.rank, fleet.open.bit_count())
-
-    def _may(self, fleet: Fleet, request: Request, choice: Choice) -> bool:
-        """Whether a choice can be followed."""
-        if self._policy_name in self._own_policies and not policy.is_well_formed(choice):
-            return False
-        return policy.is_possible(fleet, request, choice)
-
-    def _waits(self, fleet: Fleet, request: Request) -> bool:
-        return (
-            self._requests.get(request.request) is request
-            and request.state is State.QUEUED
-            and self._fleets[request.model] is fleet
-        )
+        """Send what the policy wants sent of those that wait."""
+        if fleet.queued and fleet.open:
+            for request, choice in self._policy.drain(fleet, self._now_ns):
+                self._serve(fleet, request, choice, commands)
 
     def _serve(
         self, fleet: Fleet, request: Request, choice: Choice, commands: list[Command]
@@ -592,9 +500,9 @@ class Dispatcher:
         self, fleet: Fleet, request: Request, choice: Choice, commands: list[Command]
     ) -> None:
         """Give a request that is in no line to the worker that was chosen."""
-        worker, reason, hit_blocks, rank, candidates, value_nanodollars, prefiller = choice
+        worker, prefiller, hit_blocks = choice.worker, choice.prefiller, choice.hit_blocks
         now_ns = self._now_ns
-        request.step(Step.SEND)
+        request.step(_SEND)
         request.attempt += 1
         request.worker = worker.worker
         request.sent_ns = now_ns
@@ -609,24 +517,24 @@ class Dispatcher:
             prefiller.prefill_tokens += left
             prefiller.prefilling[request.request] = None
         worker.context_tokens += request.input_tokens_max
-        fleet.take(worker, request.request, rank)
-        fleet.sent_ranks.append(rank)
+        fleet.take(worker, request.request, choice.rank)
+        fleet.sent_ranks.append(choice.rank)
         if request.prefix:
             at = worker if prefiller is None else prefiller
-            self._prefixes.insert(request.prefix, at.index, now_ns, hit_blocks)
+            self._prefixes.insert(request.prefix, at.index, now_ns)
         self._counts.sent += 1
         commands.append(
             Send(
                 request=request.request,
                 worker=worker.worker,
                 attempt=request.attempt,
-                reason=reason,
+                reason=choice.reason,
                 running=len(worker.running),
                 cap=worker.limit,
-                candidates=candidates,
+                candidates=choice.candidates,
                 hit_blocks=hit_blocks,
                 waited_ns=now_ns - request.arrived_ns,
-                value_nanodollars=value_nanodollars,
+                value_nanodollars=choice.value_nanodollars,
                 prefill_worker=request.prefiller,
             )
         )
@@ -728,7 +636,7 @@ class Dispatcher:
         while self._wakes and self._wakes[0][0] <= self._now_ns:
             _, name = heappop(self._wakes)
             request = self._requests.get(name)
-            if request is None or request.state is not State.QUEUED:
+            if request is None or request.state is not _QUEUED:
                 continue
             changed[request.model] = None
             if self._deadline_ns(request) <= self._now_ns:
@@ -736,7 +644,7 @@ class Dispatcher:
         for model in changed:
             self._drain(self._fleets[model], commands)
         for request in due:
-            if request.state is State.QUEUED and self._is_queued(request.request):
+            if request.state is _QUEUED and self._is_queued(request.request):
                 fleet = self._fleets[request.model]
                 self._unqueue(fleet, request)
                 reason: RejectReason = "patience_over" if fleet.workers else "no_worker_up"
@@ -773,7 +681,7 @@ class Dispatcher:
 
     def _is_queued(self, name: RequestID) -> bool:
         request = self._requests.get(name)
-        return request is not None and request.state is State.QUEUED
+        return request is not None and request.state is _QUEUED
 
     def _worker_of(self, request: Request) -> Worker:
         assert request.worker is not None, request.request

@@ -12,7 +12,7 @@ from tokenworks.dispatch.fleet import Worker
 from tokenworks.dispatch.prefix_index import PrefixRecord
 from tokenworks.dispatch.waiting import Request
 
-SNAPSHOT_FORMAT: Final = 5
+SNAPSHOT_FORMAT: Final = 6
 
 Wake = tuple[int, RequestID]
 """When something that waits is due; stale entries are dropped when they come up."""
