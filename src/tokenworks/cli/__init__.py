@@ -15,6 +15,8 @@ __all__ = [
     "main",
     "period",
     "picture",
+    "plan",
+    "plan_manifests",
     "policy_file",
     "prices",
     "quota",

@@ -39,6 +39,7 @@ GROUPS: Final = (
     (
         "Plan tokens",
         {
+            "plan": ("plan", "What to build, and manifests that start it."),
             "twin": ("twin", "Run a modelled factory; compare policies by what they earn."),
             "journal": ("journal", "Replay what the dispatcher decided."),
         },
