@@ -26,6 +26,7 @@ ENGINE_VERSION: Final[Mapping[tuple[str, Engine], str]] = {
 }
 """By who starts the engine. Dynamo 1.6.1 and Ray 2.60.0 pin theirs; the others take any."""
 
+_TITLE: Final[Mapping[Engine, str]] = {"vllm": "vLLM", "sglang": "SGLang"}
 IMAGE: Final[Mapping[Engine, str]] = {
     "vllm": "docker.io/vllm/vllm-openai:v0.33.0",
     "sglang": "docker.io/lmsysorg/sglang:v0.5.23",
@@ -60,6 +61,11 @@ def arguments(deployment: Deployment, pool: Pool, starter: str) -> tuple[str, ..
     if deployment.engine == "vllm":
         return _vllm(deployment, pool)
     return _sglang(deployment, pool, ENGINE_VERSION[starter, "sglang"])
+
+
+def engine_words(deployment: Deployment, starter: str) -> str:
+    """The engine and its version, for people; ``starter`` as in ``ENGINE_VERSION``."""
+    return f"{_TITLE[deployment.engine]} {ENGINE_VERSION[starter, deployment.engine]}"
 
 
 def vllm_settings(deployment: Deployment, pool: Pool) -> dict[str, Value]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from tokenworks.plan.manifests.arguments import ENGINE_VERSION, arguments
+from tokenworks.plan.manifests.arguments import arguments, engine_words
 from tokenworks.plan.manifests.deployment import Deployment, Pool, Unit, units
 from tokenworks.plan.manifests.manifest import Manifest, heading
 from tokenworks.plan.manifests.pods import (
@@ -35,10 +35,7 @@ def dynamo_manifests(deployment: Deployment) -> tuple[Manifest, ...]:
     """
     found = []
     for unit in units(deployment):
-        version = (
-            f"Dynamo {DYNAMO_VERSION}, {deployment.engine} "
-            f"{ENGINE_VERSION['dynamo', deployment.engine]}"
-        )
+        version = f"Dynamo {DYNAMO_VERSION}, {engine_words(deployment, 'dynamo')}"
         text = yaml_text(_graph(deployment, unit), heading=heading(deployment, unit, version))
         name = f"{unit.name}-dynamo.yaml"
         found.append(Manifest(name=name, text=text, unit=unit.name, tiers=unit.tiers))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from tokenworks.plan.manifests.arguments import ENGINE_VERSION, IMAGE, arguments
+from tokenworks.plan.manifests.arguments import IMAGE, arguments, engine_words
 from tokenworks.plan.manifests.deployment import Deployment, Pool, Unit, units
 from tokenworks.plan.manifests.manifest import Manifest, heading
 from tokenworks.plan.manifests.pods import (
@@ -46,10 +46,7 @@ def llmd_manifests(deployment: Deployment) -> tuple[Manifest, ...]:
     """
     found = []
     for unit in units(deployment):
-        version = (
-            f"llm-d router {ROUTER_VERSION}, {deployment.engine} "
-            f"{ENGINE_VERSION['llm-d', deployment.engine]}"
-        )
+        version = f"llm-d router {ROUTER_VERSION}, {engine_words(deployment, 'llm-d')}"
         words = heading(deployment, unit, version)
         install = f"helm install {unit.name} {_CHART} -f {unit.name}-router.values.yaml"
         servers = [_server(deployment, unit, pool) for pool in unit.pools]

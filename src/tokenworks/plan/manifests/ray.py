@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from tokenworks.core.errors import ConfigInvalid
-from tokenworks.plan.manifests.arguments import ENGINE_VERSION, vllm_settings
+from tokenworks.plan.manifests.arguments import engine_words, vllm_settings
 from tokenworks.plan.manifests.deployment import Deployment, Pool, Unit, units
 from tokenworks.plan.manifests.manifest import Manifest, pool_words, tier_words
 from tokenworks.plan.manifests.yaml_text import Value, yaml_text
@@ -37,7 +37,7 @@ def ray_manifests(deployment: Deployment) -> tuple[Manifest, ...]:
             hint="Take engine = 'vllm', or another target: dynamo and llm-d run SGLang.",
         )
     found = units(deployment)
-    version = f"Ray {RAY_VERSION}, vllm {ENGINE_VERSION['ray', 'vllm']}"
+    version = f"Ray {RAY_VERSION}, {engine_words(deployment, 'ray')}"
     heading = [f"{deployment.name}: {deployment.model}. {version}."]
     applications: list[Value] = []
     for unit in found:

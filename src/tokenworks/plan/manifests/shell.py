@@ -5,11 +5,10 @@ from __future__ import annotations
 import shlex
 from typing import Final
 
-from tokenworks.plan.manifests.arguments import ENGINE_VERSION, arguments
+from tokenworks.plan.manifests.arguments import arguments, engine_words
 from tokenworks.plan.manifests.deployment import Deployment, Pool, Unit, units
 from tokenworks.plan.manifests.manifest import Manifest, heading
 
-_TITLE: Final = {"vllm": "vLLM", "sglang": "SGLang"}
 _RENDEZVOUS_PORT: Final = 20_000
 
 
@@ -32,10 +31,8 @@ def shell_manifests(deployment: Deployment) -> tuple[Manifest, ...]:
 
 
 def _script(deployment: Deployment, unit: Unit, pool: Pool) -> str:
-    engine = deployment.engine
-    version = f"{_TITLE[engine]} {ENGINE_VERSION['shell', engine]}"
     lines = ["#!/bin/sh"]
-    lines += [f"# {line}" for line in heading(deployment, unit, version)]
+    lines += [f"# {line}" for line in heading(deployment, unit, engine_words(deployment, "shell"))]
     lines += [
         f"# Starts pool {pool.name}: run it once per replica and node. PORT is where it answers;",
         "# what else it needs it asks for. Arguments are handed on to the engine.",
@@ -47,7 +44,7 @@ def _script(deployment: Deployment, unit: Unit, pool: Pool) -> str:
     if pool.nodes > 1:
         lines.append(': "${NODE_RANK:?is 0 on the first node of a replica, then 1, 2, ...}"')
         lines.append(': "${HEAD_ADDRESS:?is the address of the first node of this replica}"')
-    if engine == "vllm":
+    if deployment.engine == "vllm":
         lines += _vllm_lines(deployment, pool)
         command = ["vllm", "serve", deployment.weights]
     else:
