@@ -446,7 +446,7 @@ KINDS: Final[Mapping[str, type[Record]]] = {
 }
 """The records by the word that ``kind`` says."""
 
-_HINT: Final = "`tokenworks catalogue show NAME --toml` prints a file that works."
+_HINT: Final = "docs/planning.md has a file that works."
 
 
 def parse_record(text: str, where: str) -> Record:
