@@ -208,3 +208,11 @@ def test_each_kind_has_its_own_drawer() -> None:
     assert [line.tier for line in SHIPPED.tiers("keynote").tiers][-1] == "ultra"
     assert len(SHIPPED.chart("keynote").points) == 10
     assert [r.kind for r in SHIPPED.find("keynote")] == ["tiers", "chart"]
+
+
+def test_the_example_of_the_page_is_a_record() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "planning.md").read_text()
+    text = page.partition("```toml\n")[2].partition("```")[0]
+    record = parse_record(text, "the page")
+    assert record.name == "abacus"
+    assert record.assumed() == ("all_in_power_w",)

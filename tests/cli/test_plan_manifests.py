@@ -120,6 +120,13 @@ def test_the_catalogue_has_its_say(home: Home) -> None:
         assert said in str(result.exception)
     Path("new.toml").write_text(chat.replace("openai/gpt-oss-120b", "us/new").replace("h200", ""))
     assert "us/new" in done(home, "plan", "manifests", "new.toml", "--for", "vllm")
+    Path("own").mkdir()
+    Path("own/mine.toml").write_text(
+        'kind = "accelerator"\nname = "mine"\ntitle = "Mine"\nfamily = "gpu"\n'
+    )
+    Path("mine.toml").write_text(chat.replace("h200", "mine"))
+    command = ("plan", "manifests", "mine.toml", "--for", "vllm", "--catalogue", "own")
+    assert "each 4 mine accelerators" in done(home, *command)
 
 
 def run(script: Path, **environment: str) -> subprocess.CompletedProcess[str]:

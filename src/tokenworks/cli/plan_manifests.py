@@ -10,8 +10,11 @@ import click
 import msgspec
 
 from tokenworks.catalogue.records import Model
+from tokenworks.catalogue.shelves import Catalogue
+from tokenworks.cli.catalogue import catalogue_at, catalogue_option
 from tokenworks.cli.table import show as show_table
 from tokenworks.core.errors import ConfigInvalid
+from tokenworks.live.home import Home
 from tokenworks.plan.manifests.deployment import TEXT_CHARACTERS_MAX, Deployment, parse_deployment
 from tokenworks.plan.manifests.feasible import check_accelerator, check_model
 from tokenworks.plan.manifests.manifest import Manifest
@@ -28,10 +31,20 @@ _FORMS: Final[dict[str, Literal["toml", "json"]]] = {".toml": "toml", ".json": "
 @click.option(
     "--out", type=click.Path(file_okay=False, path_type=Path), help="The folder to write files to."
 )
+@catalogue_option
 @click.option("--force", is_flag=True, help="Replace files that are there and differ.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON: each file's name and text.")
+@click.pass_obj
 def manifests(
-    *, deployment: Path, target: str, out: Path | None, force: bool, as_json: bool
+    home: Home,
+    /,
+    deployment: Path,
+    target: str,
+    out: Path | None,
+    folders: tuple[Path, ...],
+    *,
+    force: bool,
+    as_json: bool,
 ) -> None:
     """Write what starts a DEPLOYMENT (a file in TOML or JSON; docs/manifests.md).
 
@@ -39,7 +52,7 @@ def manifests(
     model servers and the values of its router, for Ray a Serve configuration.
     """
     planned = _read(deployment)
-    _check(planned)
+    _check(planned, catalogue_at(home, folders))
     files = TARGETS[target](planned)
     if out is not None:
         _write(files, out, force=force)
@@ -69,11 +82,8 @@ def _read(path: Path) -> Deployment:
     return parse_deployment(text, where=str(path), form=form)
 
 
-def _check(deployment: Deployment) -> None:
+def _check(deployment: Deployment, catalogue: Catalogue) -> None:
     """Against the catalogue, as far as it knows the model; an accelerator it has to know."""
-    from tokenworks.live.catalogue_files import read_catalogue
-
-    catalogue = read_catalogue()
     for pool in deployment.pools:
         if pool.accelerator:
             check_accelerator(deployment, pool, catalogue.accelerator(pool.accelerator))
