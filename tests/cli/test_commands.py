@@ -35,6 +35,8 @@ LEAVES = [
     ["import", "litellm"],
     ["tiers", "measure"],
     ["journal", "replay"],
+    ["plan", "frontier"],
+    *(["catalogue", name] for name in ("list", "show")),
 ]
 
 

@@ -1,6 +1,7 @@
 """The command line; wiring.py is the only file that knows every room."""
 
 __all__ = [
+    "catalogue",
     "chat",
     "doctor",
     "export",
@@ -15,6 +16,10 @@ __all__ = [
     "main",
     "period",
     "picture",
+    "plan",
+    "plan_frontier",
+    "plan_manifests",
+    "plan_picture",
     "policy_file",
     "prices",
     "quota",
