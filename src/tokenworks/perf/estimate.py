@@ -128,6 +128,10 @@ class Curve:
         """Tokens per step that rows of the group show without saying so."""
         return self.group.hidden_tokens_per_step if self.group is not None else 1.0
 
+    def bound_ms(self, concurrency: float) -> float:
+        """The roofline's TPOT, without speculative decoding."""
+        return terms_of(self.case, self._rates, self._ready, concurrency).tpot_bound
+
     def at(self, concurrency: float) -> Point:
         """The curve at a load; where a row doesn't say how many workers share it, the raw point."""
         if self.case.decode_workers is None:
