@@ -78,6 +78,20 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
     rates: Rates
 
 
+class Learned(msgspec.Struct, frozen=True, kw_only=True):
+    """What fitting found for TPOT, or for TTFT.
+
+    Attributes:
+        factors: logarithms of them, by level; those of a case's levels add up.
+        trees: for groups with few rows.
+        mean: that the trees start from.
+    """
+
+    factors: dict[str, list[float]]
+    trees: list[Tree]
+    mean: float
+
+
 class Calibration(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that fitting leaves.
 
@@ -85,13 +99,9 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
         rows: that it was fitted to.
         source: of them.
         seed: of the trees and folds.
-        tpot_factors: logarithms of factors, by level; those of a case's levels add up.
-        ttft_factors: likewise.
+        tpot: what was learned of time per output token.
+        ttft: likewise, to the first token.
         groups: by ``group_key``.
-        tpot_trees: for groups with few rows.
-        ttft_trees: likewise.
-        tpot_mean: that the trees start from.
-        ttft_mean: likewise.
         bands: lower and upper end of log(measured / predicted) of eight rows in ten, by
             ``target/mode/nearness``.
         devices: that were measured, by name.
@@ -100,13 +110,9 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
     rows: int
     source: str
     seed: int
-    tpot_factors: dict[str, list[float]]
-    ttft_factors: dict[str, list[float]]
+    tpot: Learned
+    ttft: Learned
     groups: dict[str, Group]
-    tpot_trees: list[Tree]
-    ttft_trees: list[Tree]
-    tpot_mean: float
-    ttft_mean: float
     bands: dict[str, tuple[float, float]]
     devices: dict[str, Device]
 

@@ -23,12 +23,12 @@ from tokenworks.perf.calibration import (
     weigh,
 )
 from tokenworks.perf.case import Case, check_fits
-from tokenworks.perf.passes import rates_of
+from tokenworks.perf.passes import Pass, rates_of
 from tokenworks.perf.speculative import tokens_per_step
 from tokenworks.perf.terms import TPOT_TERMS, TTFT_TERMS, features, place, prepare, terms_of
 
 KNOTS_PER_OCTAVE: Final = 2
-"""A curve over the load is found at these powers of two and is straight between them, in
+"""TPOT over the load is found at so many knots per doubling and is straight between them, in
 logarithms; each knot is at least the one before, so more load is never faster for a user."""
 CONCURRENCY_MAX: Final = 1e6
 CURVES_MAX: Final = 4096
@@ -109,19 +109,23 @@ class Curve:
         self._known_rates = known.rates
         self._known_ready = prepare(self._known_case, known.rates)
         of = levels(case, self.reference)
-        self._tpot_factors = factors(calibration.tpot_factors, of, TPOT_TERMS)
-        self._ttft_factors = factors(calibration.ttft_factors, of, TTFT_TERMS)
+        self._tpot_factors = factors(calibration.tpot.factors, of, TPOT_TERMS)
+        self._ttft_factors = factors(calibration.ttft.factors, of, TTFT_TERMS)
         if self.group is not None:
             there = place(case, 1.0)
             self._fixed = likeness_without_load(self.group, there, case.version or "", case.month)
-        self._points: dict[float, Point] = {}
-        self._knots: list[Point] = []
+        self._knots: list[float] = []
 
     @property
     def speedup(self) -> float:
         """Tokens per step, over what drafting costs."""
         case = self.case
         return tokens_per_step(case.draft_tokens, case.acceptance) / (1 + case.draft_share)
+
+    @property
+    def step_factors(self) -> Pass:
+        """What a decode step's nominal times are multiplied by."""
+        return Pass(*self._tpot_factors[: len(Pass._fields)])
 
     @property
     def hidden(self) -> float:
@@ -134,26 +138,16 @@ class Curve:
 
     def at(self, concurrency: float) -> Point:
         """The curve at a load; where a row doesn't say how many workers share it, the raw point."""
+        found = self._raw(concurrency)
         if self.case.decode_workers is None:
-            return self._raw(concurrency)
+            return found
         position = math.log2(max(concurrency, 1.0)) * KNOTS_PER_OCTAVE
         lower = int(position)
         while len(self._knots) < lower + 2:
-            point = self._raw(2 ** (len(self._knots) / KNOTS_PER_OCTAVE))
-            if self._knots:
-                last = self._knots[-1]
-                point = Point(
-                    tpot_log=max(point.tpot_log, last.tpot_log),
-                    ttft_log=max(point.ttft_log, last.ttft_log),
-                    nearest=point.nearest,
-                )
-            self._knots.append(point)
-        one, two, part = self._knots[lower], self._knots[lower + 1], position - lower
-        return Point(
-            tpot_log=one.tpot_log + part * (two.tpot_log - one.tpot_log),
-            ttft_log=one.ttft_log + part * (two.ttft_log - one.ttft_log),
-            nearest=one.nearest + part * (two.nearest - one.nearest),
-        )
+            knot = self._raw(2 ** (len(self._knots) / KNOTS_PER_OCTAVE)).tpot_log
+            self._knots.append(max(knot, self._knots[-1]) if self._knots else knot)
+        one, two = self._knots[lower], self._knots[lower + 1]
+        return msgspec.structs.replace(found, tpot_log=one + (position - lower) * (two - one))
 
     def _raw(self, concurrency: float) -> Point:
         terms = terms_of(self.case, self._rates, self._ready, concurrency)
@@ -186,8 +180,8 @@ class Curve:
             list(map(mul, self._ttft_factors, terms.ttft)),
         ]
         seen = features(case, terms, place(case, concurrency), totals)
-        tpot = grow(calibration.tpot_trees, calibration.tpot_mean, seen)
-        ttft = grow(calibration.ttft_trees, calibration.ttft_mean, seen)
+        tpot = grow(calibration.tpot.trees, calibration.tpot.mean, seen)
+        ttft = grow(calibration.ttft.trees, calibration.ttft.mean, seen)
         return tpot - math.log(sum(totals[0])), ttft - math.log(sum(totals[1]))
 
     def predict(self, concurrency: float) -> Prediction:

@@ -21,6 +21,7 @@ from tokenworks.perf.calibration import (
     Calibration,
     Device,
     Group,
+    Learned,
     factors,
     group_key,
     grow,
@@ -91,52 +92,60 @@ def fit(
             f"{len(ready)} measured rows are too few to fit to.",
             hint=f"Give at least {ROWS_MIN} with silicon_ttft_ms and silicon_tpot_ms.",
         )
-    tpot_goal = [math.log(each.row.tpot_ms or 1.0) for each in ready]
-    ttft_goal = [math.log(each.row.ttft_ms or 1.0) for each in ready]
-    tpot = _factors([each.terms.tpot for each in ready], tpot_goal, ready)
-    ttft = _factors([each.terms.ttft for each in ready], ttft_goal, ready)
-    seen, tpot_physics, ttft_physics = [], [], []
+    goals = (
+        [math.log(each.row.tpot_ms or 1.0) for each in ready],
+        [math.log(each.row.ttft_ms or 1.0) for each in ready],
+    )
+    tables = (
+        _factors([each.terms.tpot for each in ready], goals[0], ready),
+        _factors([each.terms.ttft for each in ready], goals[1], ready),
+    )
+    seen, physics = _seen(ready, *tables)
+    learned, trees_say = [], []
+    for table, goal in zip(tables, goals, strict=True):
+        mean = sum(goal) / len(goal)
+        trees = boost(seen, [value - mean for value in goal], seed, how or Boosting())
+        learned.append(Learned(factors=table, trees=trees, mean=mean))
+        trees_say.append([grow(trees, mean, values) for values in seen])
+    members: dict[str, list[int]] = defaultdict(list)
+    for number, each in enumerate(ready):
+        members[group_key(each.row.case, each.device)].append(number)
+    groups = {}
+    for key, numbers in members.items():
+        said = trees_say if len(numbers) < ROWS_FEW else physics
+        left = [
+            [goal[number] - base[number] for number in numbers]
+            for goal, base in zip(goals, said, strict=True)
+        ]
+        groups[key] = _group([ready[number] for number in numbers], left[0], left[1])
+    return Calibration(
+        rows=len(ready),
+        source=source,
+        seed=seed,
+        tpot=learned[0],
+        ttft=learned[1],
+        groups=groups,
+        bands={},
+        devices=_devices(rows),
+    )
+
+
+def _seen(
+    ready: Sequence[Fitted], tpot: dict[str, list[float]], ttft: dict[str, list[float]]
+) -> tuple[list[list[float]], tuple[list[float], list[float]]]:
+    """Features of each row, and what physics with its factors says: logarithms of milliseconds."""
+    seen = []
+    physics: tuple[list[float], list[float]] = ([], [])
     for each in ready:
         mine = [
             _multiply(factors(tpot, each.levels, TPOT_TERMS), each.terms.tpot),
             _multiply(factors(ttft, each.levels, TTFT_TERMS), each.terms.ttft),
         ]
-        tpot_physics.append(math.log(sum(mine[0])))
-        ttft_physics.append(math.log(sum(mine[1])))
+        for says, parts in zip(physics, mine, strict=True):
+            says.append(math.log(sum(parts)))
         case = each.row.case
         seen.append(features(case, each.terms, place(case, case.concurrency), mine))
-    grown = []
-    for goal in (tpot_goal, ttft_goal):
-        mean = sum(goal) / len(goal)
-        trees = boost(seen, [value - mean for value in goal], seed, how or Boosting())
-        grown.append((trees, mean, [grow(trees, mean, values) for values in seen]))
-    calibration = Calibration(
-        rows=len(ready),
-        source=source,
-        seed=seed,
-        tpot_factors=tpot,
-        ttft_factors=ttft,
-        groups={},
-        tpot_trees=grown[0][0],
-        ttft_trees=grown[1][0],
-        tpot_mean=grown[0][1],
-        ttft_mean=grown[1][1],
-        bands={},
-        devices=_devices(rows),
-    )
-    members: dict[str, list[int]] = defaultdict(list)
-    for number, each in enumerate(ready):
-        members[group_key(each.row.case, each.device)].append(number)
-    for key, numbers in members.items():
-        few = len(numbers) < ROWS_FEW
-        tpot_base = grown[0][2] if few else tpot_physics
-        ttft_base = grown[1][2] if few else ttft_physics
-        calibration.groups[key] = _group(
-            [ready[number] for number in numbers],
-            [tpot_goal[number] - tpot_base[number] for number in numbers],
-            [ttft_goal[number] - ttft_base[number] for number in numbers],
-        )
-    return calibration
+    return seen, physics
 
 
 def _multiply(ones: Sequence[float], others: Sequence[float]) -> list[float]:
@@ -153,9 +162,7 @@ def _ready(row: Row) -> Fitted:
 def _devices(rows: Sequence[Row]) -> dict[str, Device]:
     found = {row.case.device.name: row.case.device for row in rows}
     return {
-        name: Device(
-            record=msgspec.structs.replace(record, provenance={}), rates=rates_of(record)
-        )
+        name: Device(record=msgspec.structs.replace(record, provenance={}), rates=rates_of(record))
         for name, record in sorted(found.items())
     }
 
