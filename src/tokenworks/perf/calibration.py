@@ -209,7 +209,8 @@ def weigh(weights: Sequence[float], fixed: Sequence[float], load: Sequence[float
     >>> weigh([0.5, 1.0], [1.0, 0.5], [1.0, 0.5])
     0.75
     """
-    return sum(map(mul, map(mul, weights, fixed), load))
+    total: float = sum(map(mul, map(mul, weights, fixed), load))
+    return total
 
 
 def grow(trees: Sequence[Tree], mean: float, values: Sequence[float]) -> float:
