@@ -43,7 +43,12 @@ def one(catalogue: Catalogue, given: dict[str, str], **changes: str) -> Row:
 def test_a_plain_row_says_what_it_says(catalogue: Catalogue) -> None:
     row = one(catalogue, AGG)
     case = row.case
-    assert (case.mode, case.engine, case.device.name, case.dtype) == ("agg", "trtllm", "b200", "fp8")
+    assert (case.mode, case.engine, case.device.name, case.dtype) == (
+        "agg",
+        "trtllm",
+        "b200",
+        "fp8",
+    )
     assert (case.isl, case.osl, case.concurrency, case.decode.gpus) == (1024, 512, 16, 8)
     assert (row.ttft_ms, row.tpot_ms, case.version, case.month) == (100, 9, "1.0", 12.5)
     assert (case.gpus, case.batch) == (8, 16)
@@ -105,7 +110,11 @@ def test_disaggregated_rows_may_know_their_workers_or_not(catalogue: Catalogue) 
     unknown = one(
         catalogue, DISAGG, decode_num_workers="", prefill_num_workers="", concurrency="48"
     ).case
-    assert (unknown.decode_workers, unknown.prefill_workers, unknown.concurrency) == (None, None, 48)
+    assert (unknown.decode_workers, unknown.prefill_workers, unknown.concurrency) == (
+        None,
+        None,
+        48,
+    )
     boxed = one(
         catalogue, DISAGG, system="b200_sxm", decode_moe_tp_size="4", decode_moe_ep_size="4"
     ).case

@@ -334,7 +334,8 @@ def _errors(group: Any) -> dict[str, Any]:
     for target in ("tpot", "ttft"):
         errors = getattr(group, target)
         for name in ("median_ape", "mape", "p90_ape", "bias", "coverage80"):
-            row[f"{target}_{name}"] = round(getattr(errors, name), 4)
+            value = getattr(errors, name)
+            row[f"{target}_{name}"] = None if value is None else round(value, 4)
     return row
 
 

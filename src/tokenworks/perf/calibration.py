@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from operator import mul
-from typing import Final
+from typing import Final, TypeAlias
 
 import msgspec
 
 from tokenworks.catalogue.records import Accelerator
 from tokenworks.perf.case import Case
 from tokenworks.perf.passes import Rates
-from tokenworks.perf.terms import PLACE_SCALES
+from tokenworks.perf.terms import DTYPE_AXIS, PLACE_SCALES
 
 ROWS_FEW: Final = 12
 """Below this, a group is too small for its own physics: trees over all groups speak first."""
@@ -20,7 +20,7 @@ VARIANCE: Final = 0.15
 """Of residuals' logarithms before anything near was measured."""
 NOISE: Final = 0.004
 """Of the logarithm between repeats of one run."""
-VERSION_STEP: Final = 0.6
+VERSION_STEP: Final = 1.0
 """How far two versions of an engine lie apart."""
 MONTHS: Final = 4.0
 """After which likeness falls to 1/e."""
@@ -42,6 +42,10 @@ class Tree(msgspec.Struct, frozen=True, array_like=True):
     right: list[int]
 
 
+Node: TypeAlias = "float | tuple[int, float, Node, Node]"
+"""A leaf's answer, or a feature, a threshold, and what follows if it is not or is exceeded."""
+
+
 class Group(msgspec.Struct, frozen=True, kw_only=True):
     """What was measured of one model on one engine, device and mode.
 
@@ -53,7 +57,6 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
         tpot: weights of the places for TPOT's residual.
         ttft: likewise, for TTFT's.
         hidden_tokens_per_step: that some rows show; 1 where none beats the roofline.
-        newest: version and month of the newest rows.
     """
 
     rows: int
@@ -63,7 +66,13 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
     tpot: list[float]
     ttft: list[float]
     hidden_tokens_per_step: float
-    newest: tuple[str, float | None]
+
+    def newest(self, dtype: float) -> tuple[str, float | None]:
+        """Version and month of the newest rows, of those with a dtype where there are any."""
+        found = list(zip(self.places, self.versions, self.months, strict=True))
+        alike = [each for each in found if each[0][DTYPE_AXIS] == dtype] or found
+        _, version, month = max(alike, key=lambda each: (each[2] or -1.0, each[1]))
+        return version, month
 
 
 class Device(msgspec.Struct, frozen=True, kw_only=True):
@@ -130,8 +139,8 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
 def _apart(one: Accelerator, other: Accelerator) -> float:
     speed = math.log((one.fp8_flop_per_s or 1.0) / (other.fp8_flop_per_s or 1.0))
     domain = math.log((one.scaleup_domain or 1) / (other.scaleup_domain or 1))
-    four = (one.fp4_flop_per_s is None) != (other.fp4_flop_per_s is None)
-    return abs(speed) + abs(domain) + four
+    four = math.log((one.fp4_flop_per_s or 1e15) / (other.fp4_flop_per_s or 1e15))
+    return abs(speed) + abs(domain) + abs(four)
 
 
 def group_key(case: Case, device: str) -> str:
@@ -213,21 +222,33 @@ def weigh(weights: Sequence[float], fixed: Sequence[float], load: Sequence[float
     return total
 
 
-def grow(trees: Sequence[Tree], mean: float, values: Sequence[float]) -> float:
+def nested(tree: Tree, node: int = 0) -> Node:
+    """A tree as tuples in tuples, which are quick to walk.
+
+    >>> nested(Tree([0, -1, -1], [1.0, -0.5, 0.5], [2, 0, 0]))
+    (0, 1.0, -0.5, 0.5)
+    """
+    if tree.feature[node] < 0:
+        return tree.value[node]
+    left, right = nested(tree, node + 1), nested(tree, tree.right[node])
+    return tree.feature[node], tree.value[node], left, right
+
+
+def grow(trees: Sequence[Node], mean: float, values: Sequence[float]) -> float:
     """What a forest of boosted trees says.
 
     Source: gradient boosting (Friedman, Annals of Statistics 29(5), 2001).
 
-    >>> grow([Tree([0, -1, -1], [1.0, -0.5, 0.5], [2, 0, 0])], 10.0, [2.0])
+    >>> grow([(0, 1.0, -0.5, 0.5)], 10.0, [2.0])
     10.5
     """
     total = mean
     for tree in trees:
-        feature, value, right = tree.feature, tree.value, tree.right
-        node = 0
-        while feature[node] >= 0:
-            node = right[node] if values[feature[node]] > value[node] else node + 1
-        total += value[node]
+        node = tree
+        while isinstance(node, tuple):
+            feature, threshold, left, right = node
+            node = right if values[feature] > threshold else left
+        total += node
     return total
 
 

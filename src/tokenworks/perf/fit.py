@@ -28,6 +28,7 @@ from tokenworks.perf.calibration import (
     levels,
     likeness_of_load,
     likeness_without_load,
+    nested,
 )
 from tokenworks.perf.passes import rates_of
 from tokenworks.perf.rows import Row
@@ -106,7 +107,8 @@ def fit(
         mean = sum(goal) / len(goal)
         trees = boost(seen, [value - mean for value in goal], seed, how or Boosting())
         learned.append(Learned(factors=table, trees=trees, mean=mean))
-        trees_say.append([grow(trees, mean, values) for values in seen])
+        quick = [nested(tree) for tree in trees]
+        trees_say.append([grow(quick, mean, values) for values in seen])
     members: dict[str, list[int]] = defaultdict(list)
     for number, each in enumerate(ready):
         members[group_key(each.row.case, each.device)].append(number)
@@ -221,7 +223,6 @@ def _group(ready: Sequence[Fitted], tpot: Sequence[float], ttft: Sequence[float]
     proofs = sorted(
         hidden_tokens_per_step(each.terms.tpot_bound, each.row.tpot_ms or 1.0) for each in ready
     )
-    latest = max(spots, key=lambda spot: (spot[2] is not None, spot[2] or 0.0, spot[1]))
     hidden = proofs[int(0.98 * (len(proofs) - 1))]
     group = Group(
         rows=len(ready),
@@ -231,7 +232,6 @@ def _group(ready: Sequence[Fitted], tpot: Sequence[float], ttft: Sequence[float]
         tpot=[],
         ttft=[],
         hidden_tokens_per_step=round(hidden, 2) if hidden > HIDDEN_MIN else 1.0,
-        newest=(latest[1], latest[2]),
     )
     rows = [
         [

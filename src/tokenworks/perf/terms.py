@@ -146,6 +146,8 @@ def place(case: Case, concurrency: float) -> list[float]:
     ]
 
 
+DTYPE_AXIS: Final = 10
+"""Where ``place`` keeps the dtype."""
 PLACE_SCALES: Final = (4.5, 4.5, 6.0, 2.25, 3.0, 3.0, 3.0, 3.0, 3.0, 3.0, 3.0, 4.5)
 """In each of these directions, how far likeness falls to 1/e."""
 

@@ -53,7 +53,7 @@ class Checked(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Errors(msgspec.Struct, frozen=True, kw_only=True):
-    """Errors as fractions of what was measured.
+    """Errors as fractions of what was measured; None where nothing was.
 
     Attributes:
         rows: compared; those that could not be predicted count as an error of 1.0.
@@ -65,11 +65,11 @@ class Errors(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     rows: int
-    median_ape: float
-    mape: float
-    p90_ape: float
-    bias: float
-    coverage80: float
+    median_ape: float | None
+    mape: float | None
+    p90_ape: float | None
+    bias: float | None
+    coverage80: float | None
 
 
 class GroupErrors(msgspec.Struct, frozen=True, kw_only=True):
@@ -279,9 +279,9 @@ def calibrate(
         progress: told what is being done.
     """
     checked = cross_validate(rows, by="configuration", folds=FOLDS, seed=seed, progress=progress)
-    new = cross_validate(rows, by="group", folds=GROUP_FOLDS, seed=seed, progress=progress)
+    new = cross_validate(rows, by="architecture", folds=GROUP_FOLDS, seed=seed, progress=progress)
     few = cross_validate(
-        rows, by="group", folds=GROUP_FOLDS, seed=seed, kept_rows=3, progress=progress
+        rows, by="architecture", folds=GROUP_FOLDS, seed=seed, kept_rows=3, progress=progress
     )
     progress("all rows")
     calibration = fit(rows, source=source, seed=seed)
@@ -312,21 +312,13 @@ def errors_of(
         inside += low <= log <= high
     absolute.sort()
     if not absolute:
-        nothing = math.nan
-        return Errors(
-            rows=0,
-            median_ape=nothing,
-            mape=nothing,
-            p90_ape=nothing,
-            bias=nothing,
-            coverage80=nothing,
-        )
+        return Errors(rows=0, median_ape=None, mape=None, p90_ape=None, bias=None, coverage80=None)
     return Errors(
         rows=len(absolute),
         median_ape=_quantile(absolute, 0.5),
         mape=sum(absolute) / len(absolute),
         p90_ape=_quantile(absolute, 0.9),
-        bias=math.expm1(-sum(logs) / len(logs)) if logs else math.nan,
+        bias=math.expm1(-sum(logs) / len(logs)) if logs else None,
         coverage80=inside / len(absolute),
     )
 
