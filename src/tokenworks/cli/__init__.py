@@ -17,6 +17,7 @@ __all__ = [
     "period",
     "picture",
     "plan",
+    "plan_factory",
     "plan_frontier",
     "plan_picture",
     "policy_file",
