@@ -62,8 +62,12 @@ def leans_on(check: Check, held_out: tuple[str, str] | None) -> bool:
     if held_out is None:
         return False
     systems, tier = held_out
-    same = systems in {check.systems, check.what.split()[2].rstrip(",")[: len(systems)]}
-    return (same or not check.tier) and check.tier in {tier, ""}
+    of_it = check.systems == systems or f"multiple of {systems}," in check.what
+    if check.what.startswith("multiple") and "lpx" in check.systems and check.tier:
+        of_it = f"multiple of {systems}," in check.what  # LPUs' own point, over another's
+    elif "lpx" in check.systems and tier != "premium":
+        of_it = of_it or systems == "vr-nvl72"  # GPUs alone serve the tiers below
+    return of_it and check.tier in {tier, ""}
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from typing import Final
 
 import msgspec
 
-from tokenworks.catalogue.records import Chart, ChartSum, Projection, TierLine, TierList
+from tokenworks.catalogue.records import Chart, ChartPoint, ChartSum, Projection, TierLine, TierList
 from tokenworks.catalogue.shelves import Catalogue
 from tokenworks.plan.earnings import earnings
 from tokenworks.plan.frontier import frontier
@@ -97,12 +97,7 @@ def compare(
         found = way(systems, tier)
         return found.tokens_per_s_per_mw if found else 0.0
 
-    points = [
-        _check("tokens/s/MW", p.system, p.tier, p.y, rate(p.system, p.tier), p.error)
-        for p in chart.points
-        if p.tier
-    ]
-    points = [msgspec.structs.replace(c, way=way(c.systems, c.tier)) for c in points]
+    points = [_point(catalogue, chart, point, lines, projection) for point in chart.points]
     sums = {total.system: total for total in chart.dollars}
     usd = {name: _usd(catalogue, each, tiers, projection) for name, each in sums.items()}
     multiples = []
@@ -121,6 +116,26 @@ def compare(
         dollars=tuple(dollars),
         assumptions=assumptions(catalogue, projection),
     )
+
+
+def _point(
+    catalogue: Catalogue,
+    chart: Chart,
+    point: ChartPoint,
+    lines: Mapping[str, TierLine],
+    projection: Projection,
+) -> Check:
+    """A point at its tier's promise; of no tier, at its own speed and the chart's model."""
+    if point.tier:
+        way = _way(catalogue, point.system, lines[point.tier], projection)
+        what = "tokens/s/MW"
+    else:
+        front = frontier(catalogue, point.system, chart.model, chart.context_tokens, projection)
+        way = front.at(point.x)
+        what = f"tokens/s/MW at {point.x:g} tokens/s/user"
+    computed = way.tokens_per_s_per_mw * chart.counted_per_output if way else 0.0
+    check = _check(what, point.system, point.tier, point.y, computed, point.error)
+    return msgspec.structs.replace(check, way=way)
 
 
 def _way(
@@ -152,7 +167,7 @@ def _usd(catalogue: Catalogue, each: ChartSum, tiers: TierList, projection: Proj
 def served_by(systems: str, tier: str, tiers: TierList) -> Mapping[str, str]:
     """Which systems serve each tier, where a second system serves one tier and those above it.
 
-    >>> # vr-nvl72+lpx with tier premium: LPUs serve premium and ultra, GPUs alone the rest.
+    So of ``vr-nvl72+lpx`` with ``premium``, LPUs serve premium and ultra, GPUs alone the rest.
     """
     first, _, second = systems.partition("+")
     names = [line.tier for line in tiers.tiers]
