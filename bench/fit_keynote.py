@@ -75,6 +75,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--hold-out", help="SYSTEM:TIER")
     parser.add_argument("--evaluations", type=int, default=40)
+    parser.add_argument("--afresh", action="store_true", help="start in the middle of the bounds")
     options = parser.parse_args()
     held_out = tuple(options.hold_out.split(":")) if options.hold_out else None
     catalogue = read_catalogue()
@@ -82,6 +83,8 @@ def main() -> None:
     bounds = [*FITTED.values(), LATENCY]
     latency_s = catalogue.accelerator("rubin").layer_latency_s
     start = [*(getattr(base, field) for field in FITTED), latency_s]
+    if options.afresh:
+        start = [math.sqrt(low * high) for low, high in bounds]
 
     def errors(logs: list[float]) -> list[float]:
         return residuals(found_at(catalogue, base, [math.exp(v) for v in logs]), held_out)

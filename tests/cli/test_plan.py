@@ -81,6 +81,8 @@ def test_the_keynotes_chart_is_computed_and_compared(home: Home) -> None:
     assert "bench/fit_keynote.py" in text
     found = data(home, "plan", "chart", "keynote")
     assert len(found["points"]) == 10
+    text = done(home, "plan", "chart", "inferencex", "--projection", "inferencex")
+    assert "tokens/s/MW at 117 tokens/s/user" in text
 
 
 @pytest.mark.parametrize("ending", ["png", "svg"])
@@ -90,6 +92,7 @@ def test_pictures_are_drawn(home: Home, tmp_path: pathlib.Path, ending: str) -> 
         ("frontier", "hgx-h100", "gb200-nvl72", "vr-nvl72+lpx", *PREMIUM),
         ("factory", "gb200-nvl72", "vr-nvl72"),
         ("chart",),
+        ("chart", "inferencex", "--projection", "inferencex"),
     ):
         done(home, "plan", *command, "--picture", str(path))
         assert path.stat().st_size > 5_000
