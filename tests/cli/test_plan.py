@@ -8,7 +8,7 @@ import pytest
 
 from tests.cli.command_line import data, done, invoke
 from tokenworks.core.errors import ConfigInvalid
-from tokenworks.live.home import Home
+from tokenworks.live.home import Home, packaged
 
 PREMIUM = ("--model", "gpt-moe-2t", "--context", "400000")
 
@@ -50,6 +50,29 @@ def test_prices_split_and_use_change_what_is_earned(home: Home) -> None:
 
     assert usd("--price", "high=12") == pytest.approx(2 * usd())
     assert usd("--utilisation", "50") == pytest.approx(usd() / 2)
+
+
+def test_a_price_book_gives_promises_and_prices(home: Home, tmp_path: pathlib.Path) -> None:
+    book = str(packaged("laptop.toml"))
+    more = ("--price-book", book, "--model", "llama-3.1-8b", "--context", "4096")
+    found = data(home, "plan", "factory", "hgx-h200", *more)
+    high = found["factories"]["hgx-h200"]["tiers"][2]
+    assert high["usd_per_mtok"] == 6
+    assert high["way"]["interactivity_tokens_per_s"] >= high["interactivity_tokens_per_s"]
+    free = found["factories"]["hgx-h200"]["tiers"][0]
+    assert free["usd_per_mtok"] > 0  # advertisers pay
+    result = invoke(home, "plan", "factory", "hgx-h200", *more, "--book-model", "gpt")
+    assert isinstance(result.exception, ConfigInvalid)
+    assert "has no model 'gpt'" in str(result.exception)
+    two = tmp_path / "two.toml"
+    text = packaged("laptop.toml").read_text()
+    sold = text[text.index("[price.") :]
+    two.write_text(text + sold.replace("[price.foreman.", "[price.other."))
+    result = invoke(home, "plan", "factory", "hgx-h200", "--price-book", str(two))
+    assert isinstance(result.exception, ConfigInvalid)
+    assert "sells 2 models" in str(result.exception)
+    result = invoke(home, "plan", "factory", "hgx-h200", "--price-book", str(tmp_path / "no"))
+    assert isinstance(result.exception, ConfigInvalid)
 
 
 def test_lpus_stand_where_they_make_more_tokens_per_mw(home: Home) -> None:

@@ -9,13 +9,14 @@ from typing import Any
 import click
 import msgspec
 
+from tokenworks.catalogue.price_book import PriceBook, parse_price_book
 from tokenworks.catalogue.records import TierList
 from tokenworks.catalogue.shelves import Catalogue
 from tokenworks.cli.catalogue import catalogue_at, catalogue_option
 from tokenworks.cli.table import show
 from tokenworks.core.errors import ConfigInvalid
 from tokenworks.live.home import Home
-from tokenworks.plan.earnings import Earnings, earnings
+from tokenworks.plan.earnings import Earnings, earnings, sold_by
 from tokenworks.plan.keynote import Assumption, Check, assumptions, compare, served_by
 
 _PICTURE = click.option(
@@ -35,6 +36,15 @@ _PICTURE = click.option(
 )
 @click.option("--tiers", default="keynote", show_default=True, help="Promises, prices and models.")
 @click.option("--price", "prices", multiple=True, help="TIER=DOLLARS per 1M tokens; repeated.")
+@click.option(
+    "--price-book",
+    "book",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="A price book, whose promises and output prices replace the tiers'.",
+)
+@click.option("--book-model", help="Of the price book.  [default: its only one]")
+@click.option("--model", help="What every tier serves, instead of the tiers' own models.")
+@click.option("--context", type=int, help="Tokens of each sequence, likewise.")
 @click.option("--utilisation", default=100.0, show_default=True, help="Per cent of the time.")
 @click.option(
     "--lpu-from",
@@ -52,6 +62,10 @@ def factory(
     split: str,
     tiers: str,
     prices: tuple[str, ...],
+    book: Path | None,
+    book_model: str | None,
+    model: str | None,
+    context: int | None,
     utilisation: float,
     lpu_from: str | None,
     projection: str,
@@ -70,7 +84,10 @@ def factory(
     """
     catalogue = catalogue_at(home, folders)
     how = catalogue.projection(projection)
-    sold = _priced(catalogue.tiers(tiers), _shares(prices, "--price"))
+    sold = _serving(catalogue.tiers(tiers), model, context)
+    if book:
+        sold = sold_by(_book(book), book_model, sold)
+    sold = _priced(sold, _shares(prices, "--price"))
     shares = {tier: share / 100 for tier, share in _shares([split], "--split").items()}
     found = []
     for each in systems:
@@ -183,6 +200,25 @@ def _shares(texts: Sequence[str], option: str) -> dict[str, float]:
                 f"{option} has {part!r}.", hint="Write name=number, as in premium=25."
             ) from None
     return shares
+
+
+def _serving(tiers: TierList, model: str | None, context: int | None) -> TierList:
+    lines = tuple(
+        msgspec.structs.replace(
+            line,
+            model=model or line.model,
+            context_tokens=line.context_tokens if context is None else context,
+        )
+        for line in tiers.tiers
+    )
+    return msgspec.structs.replace(tiers, tiers=lines)
+
+
+def _book(path: Path) -> PriceBook:
+    try:
+        return parse_price_book(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigInvalid(f"{str(path)!r} cannot be read: {error}.") from error
 
 
 def _priced(tiers: TierList, prices: dict[str, float]) -> TierList:
