@@ -67,7 +67,7 @@ def frontier(
     if record.context_tokens_max and context_tokens > record.context_tokens_max:
         raise ConfigInvalid(
             f"{record.name} is asked for {context_tokens:,} tokens of context.",
-            hint=f"It was trained for {record.context_tokens_max:,}; your own record may allow more.",
+            hint=f"It was trained for {record.context_tokens_max:,}; your record may say more.",
         )
     machine = machine_of(catalogue, systems, projection)
     found = candidates(machine, record, context_tokens, projection)
