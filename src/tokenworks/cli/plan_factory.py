@@ -13,11 +13,13 @@ from tokenworks.catalogue.price_book import PriceBook, parse_price_book
 from tokenworks.catalogue.records import TierList
 from tokenworks.catalogue.shelves import Catalogue
 from tokenworks.cli.catalogue import catalogue_at, catalogue_option
+from tokenworks.cli.plan_frontier import show_assumptions
 from tokenworks.cli.table import show
 from tokenworks.core.errors import ConfigInvalid
 from tokenworks.live.home import Home
+from tokenworks.plan.assumptions import used_by
 from tokenworks.plan.earnings import Earnings, earnings, sold_by
-from tokenworks.plan.keynote import Assumption, Check, assumptions, compare, served_by
+from tokenworks.plan.keynote import Check, compare, served_by
 
 _PICTURE = click.option(
     "--picture",
@@ -98,22 +100,22 @@ def factory(
         from tokenworks.cli.plan_picture import draw_earnings
 
         draw_earnings(found, picture)
-    assumed = assumptions(catalogue, how)
+    models = {line.tier: line.model for line in sold.tiers}
+    pairs = [(tier.systems, models[tier.tier]) for _, made in found for tier in made.tiers]
+    assumed = used_by(catalogue, pairs, how)
     if as_json:
         said = {"factories": dict(found), "assumptions": assumed}
         click.echo(msgspec.json.format(msgspec.json.encode(said), indent=2))
         return
     show([row for each in found for row in _rows(*each)], as_json=False, empty="No tier.")
+    totals = [(each, round(made.usd_per_gw_year / 1e9, 2)) for each, made in found]
     click.echo()
     show(
-        [
-            {"systems": each, "$ billion a GW-year": round(made.usd_per_gw_year / 1e9, 2)}
-            for each, made in found
-        ],
+        [{"systems": each, "$ billion a GW-year": total} for each, total in totals],
         as_json=False,
         empty="",
     )
-    _show_assumptions(assumed)
+    show_assumptions(assumed)
 
 
 @click.command()
@@ -158,7 +160,7 @@ def chart(
         as_json=False,
         empty="The chart has no points at tiers.",
     )
-    _show_assumptions(found.assumptions)
+    show_assumptions(found.assumptions)
 
 
 def _served(
@@ -261,12 +263,3 @@ def _check_row(each: Check) -> dict[str, Any]:
         "off by %": round(100 * each.error, 1),
         "reading ± %": round(100 * each.reading_error) or None,
     }
-
-
-def _show_assumptions(assumed: Sequence[Assumption]) -> None:
-    """The numbers in a table, and below it how they came about, each note once."""
-    click.echo("\nWhat is assumed:")
-    rows = [{"what": each.what, "value": each.value} for each in assumed]
-    show(rows, as_json=False, empty="Nothing.")
-    for note in dict.fromkeys(each.note for each in assumed):
-        click.echo(f"- {note}")

@@ -9,6 +9,7 @@ import msgspec
 
 from tokenworks.catalogue.records import Chart, ChartPoint, ChartSum, Projection, TierLine, TierList
 from tokenworks.catalogue.shelves import Catalogue
+from tokenworks.plan.assumptions import Assumption, declared
 from tokenworks.plan.earnings import earnings
 from tokenworks.plan.frontier import frontier
 from tokenworks.plan.projection import Candidate
@@ -39,20 +40,6 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
     error: float
     reading_error: float = 0.0
     way: Candidate | None = None
-
-
-class Assumption(msgspec.Struct, frozen=True, kw_only=True):
-    """A number that nothing public backs.
-
-    Attributes:
-        what: ``kind name field``.
-        value: of it.
-        note: how it came about.
-    """
-
-    what: str
-    value: float
-    note: str
 
 
 class Comparison(msgspec.Struct, frozen=True, kw_only=True):
@@ -114,7 +101,7 @@ def compare(
         points=tuple(points),
         multiples=tuple(multiples),
         dollars=tuple(dollars),
-        assumptions=assumptions(catalogue, projection),
+        assumptions=declared(catalogue, projection),
     )
 
 
@@ -175,26 +162,3 @@ def served_by(systems: str, tier: str, tiers: TierList) -> Mapping[str, str]:
     return {
         name: systems if not second or rank >= start else first for rank, name in enumerate(names)
     }
-
-
-def assumptions(catalogue: Catalogue, projection: Projection) -> tuple[Assumption, ...]:
-    """What a projection assumes: its own numbers, and those of other records that it declares."""
-    found = [
-        Assumption(
-            what=f"projection {projection.name} {field}",
-            value=float(getattr(projection, field)),
-            note=projection.provenance[field].note,
-        )
-        for field in projection.assumed()
-    ]
-    for each in projection.declared:
-        kind, name, field = each.split()
-        (record,) = (r for r in catalogue.find(name) if r.kind == kind)
-        found.append(
-            Assumption(
-                what=each,
-                value=float(getattr(record, field)),
-                note=record.provenance[field].note,
-            )
-        )
-    return tuple(found)
