@@ -18,6 +18,7 @@ __all__ = [
     "period",
     "picture",
     "plan",
+    "plan_factory",
     "plan_frontier",
     "plan_manifests",
     "plan_picture",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from tokenworks.cli.plan_factory import chart, factory
 from tokenworks.cli.plan_frontier import frontier
 from tokenworks.cli.plan_manifests import manifests
 
@@ -18,3 +19,5 @@ def command() -> None:
 
 command.add_command(frontier)
 command.add_command(manifests)
+command.add_command(factory)
+command.add_command(chart)
