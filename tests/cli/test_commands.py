@@ -35,6 +35,7 @@ LEAVES = [
     ["import", "litellm"],
     ["tiers", "measure"],
     ["journal", "replay"],
+    *(["catalogue", name] for name in ("list", "show")),
 ]
 
 

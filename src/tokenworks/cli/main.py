@@ -39,6 +39,7 @@ GROUPS: Final = (
     (
         "Plan tokens",
         {
+            "catalogue": ("catalogue", "Show hardware, models and prices, and their sources."),
             "twin": ("twin", "Run a modelled factory; compare policies by what they earn."),
             "journal": ("journal", "Replay what the dispatcher decided."),
         },

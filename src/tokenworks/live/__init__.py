@@ -2,6 +2,7 @@
 
 __all__ = [
     "bookkeeper",
+    "catalogue_files",
     "clock",
     "cost_claims",
     "database",
