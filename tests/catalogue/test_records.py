@@ -207,7 +207,8 @@ def test_each_kind_has_its_own_drawer() -> None:
     assert SHIPPED.site("us-hyperscale").pue > 1
     assert [line.tier for line in SHIPPED.tiers("keynote").tiers][-1] == "ultra"
     assert len(SHIPPED.chart("keynote").points) == 10
-    assert [r.kind for r in SHIPPED.find("keynote")] == ["tiers", "chart"]
+    assert [r.kind for r in SHIPPED.find("keynote")] == ["projection", "tiers", "chart"]
+    assert SHIPPED.projection("keynote").peak_share < 1
 
 
 def test_the_example_of_the_page_is_a_record() -> None:

@@ -89,6 +89,8 @@ class Accelerator(Record, frozen=True, kw_only=True, tag=False):
         tco_neocloud_usd_per_h: what owning it costs a neocloud.
         rental_usd_per_h: on a contract of three years.
         price_usd: of the package.
+        layer_latency_s: of launches and small collectives in each layer of a decode step, however
+            small the batch.
     """
 
     SECTION: ClassVar[str] = "accelerators"
@@ -110,6 +112,7 @@ class Accelerator(Record, frozen=True, kw_only=True, tag=False):
     tco_neocloud_usd_per_h: float | None = None
     rental_usd_per_h: float | None = None
     price_usd: float | None = None
+    layer_latency_s: float | None = None
 
 
 class System(Record, frozen=True, kw_only=True, tag=False):
@@ -131,7 +134,7 @@ class System(Record, frozen=True, kw_only=True, tag=False):
         install_h: to put one rack in place and wire it.
         host_memory_bytes: of its CPUs.
         dram_bytes: beside LPUs.
-        link_latency_s: between its accelerators.
+        link_latency_s: a round trip from the GPUs it is paired with, for each layer.
         link_bandwidth_bytes_per_s: to the GPUs it is paired with, one direction, of the whole.
         storage_bytes: of a rack of storage.
         storage_bandwidth_bytes_per_s: likewise.
@@ -342,6 +345,33 @@ class Site(Record, frozen=True, kw_only=True, tag=False):
     install_h_per_day: float
 
 
+class Projection(Record, frozen=True, kw_only=True, tag=False):
+    """How software will use hardware that nobody has measured.
+
+    Attributes:
+        speculating: models that are decoded with speculation.
+        peak_share: of bandwidth and of FLOP/s that is reached.
+        new_tokens_per_output: tokens of prompt that no cache holds, for each token of output.
+        tokens_per_step: accepted in each step of a model that speculates, one more than which is
+            verified.
+        lpu_tokens_per_step: the same where LPUs draft.
+        memory_share: of an accelerator's memory that holds weights and KV blocks.
+        kv_bytes_per_value: of the KV cache.
+        declared: numbers of other records that are assumed with it: ``kind name field``.
+    """
+
+    SECTION: ClassVar[str] = "projections"
+
+    speculating: tuple[str, ...]
+    peak_share: float
+    new_tokens_per_output: float
+    tokens_per_step: float
+    lpu_tokens_per_step: float
+    memory_share: float
+    kv_bytes_per_value: float
+    declared: tuple[str, ...] = ()
+
+
 class TierLine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One tier of a price list.
 
@@ -398,7 +428,8 @@ class ChartSum(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         system: a system of the catalogue, or several joined by ``+``.
         value: as printed.
         against: the system that a multiple compares with; empty for dollars.
-        tier: of a multiple at one tier; empty for all of them.
+        tier: of a multiple at one tier; of dollars, the one tier that a second system serves,
+            while the first serves the others. Empty for all of them.
     """
 
     what: str
@@ -428,10 +459,6 @@ class Chart(Record, frozen=True, kw_only=True, tag=False):
     multiples: tuple[ChartSum, ...] = ()
 
 
-AnyRecord = (
-    Accelerator | Cpu | System | Model | Engine | Storage | Network | Site | TierList | Chart
-)
-
 KINDS: Final[Mapping[str, type[Record]]] = {
     "accelerator": Accelerator,
     "cpu": Cpu,
@@ -441,6 +468,7 @@ KINDS: Final[Mapping[str, type[Record]]] = {
     "storage": Storage,
     "network": Network,
     "site": Site,
+    "projection": Projection,
     "tiers": TierList,
     "chart": Chart,
 }

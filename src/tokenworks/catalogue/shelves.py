@@ -14,6 +14,7 @@ from tokenworks.catalogue.records import (
     Engine,
     Model,
     Network,
+    Projection,
     Record,
     Site,
     Storage,
@@ -80,6 +81,14 @@ class Catalogue:
     def site(self, name: str) -> Site:
         """A site by name or alias."""
         return self._one(Site, name)
+
+    def projection(self, name: str) -> Projection:
+        """A projection by name or alias."""
+        return self._one(Projection, name)
+
+    def with_records(self, *records: Record) -> Catalogue:
+        """The same with some records added or replaced."""
+        return Catalogue([*self._records.values(), *records])
 
     def tiers(self, name: str) -> TierList:
         """A list of tiers by name or alias."""
