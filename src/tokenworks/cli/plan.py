@@ -6,6 +6,7 @@ import click
 
 from tokenworks.cli.plan_factory import chart, factory
 from tokenworks.cli.plan_frontier import frontier
+from tokenworks.cli.plan_mix import mix
 
 
 @click.group()
@@ -19,3 +20,4 @@ def command() -> None:
 command.add_command(frontier)
 command.add_command(factory)
 command.add_command(chart)
+command.add_command(mix)
