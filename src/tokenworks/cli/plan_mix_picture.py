@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import Any, Final
 
 from tokenworks.cli.picture import new_figure, save_figure
-from tokenworks.cli.plan_mix_text import PARTS
+from tokenworks.cli.plan_mix_text import PARTS, figure_text
 from tokenworks.plan.mix import MixPlan
 from tokenworks.plan.mix_inputs import HOURS_PER_YEAR, SECONDS_PER_H, TOKENS_PER_MTOK, Question
 from tokenworks.plan.mix_sweeps import Sweep, Swing
 
 SWINGS_MAX: Final = 16
 """Figures drawn; the rest swing less."""
+
+REVENUE_MAX: Final = 6
+"""Times the cost: a larger revenue is written, not drawn."""
 
 _EDGE: Final = {"edgecolor": "black", "linewidth": 0.6}
 _FILLS: Final = (
@@ -57,22 +60,23 @@ def _waterfall(axes: Any, plan: MixPlan, mtok_per_h: float) -> None:
         axes.bar(i, usd, 0.7, bottom=top, color=_FILLS[i][0], hatch=_FILLS[i][1], **_EDGE)
         top += usd
         _figure_above(axes, i, top, usd)
-    revenue = plan.revenue_usd_per_h / mtok_per_h
     axes.bar(5, top, 0.7, color="#777777", **_EDGE)
     _figure_above(axes, 5, top, top)
-    axes.bar(6, revenue - top, 0.7, bottom=top, color="white", hatch="--", **_EDGE)
-    _figure_above(axes, 6, max(revenue, top), revenue - top)
-    axes.bar(7, revenue, 0.7, color="black", **_EDGE)
-    _figure_above(axes, 7, revenue, revenue)
-    # Parts of a cost that is a fraction of the revenue are seen on a broken scale only.
-    if revenue > 4 * top:
-        axes.set_yscale("symlog", linthresh=max(top, 1e-9), linscale=3)
-        axes.set_ylabel("US dollars for 1M tokens (logarithmic above the cost)")
+    revenue = plan.revenue_usd_per_h / mtok_per_h
+    title = "All tiers together"
+    if revenue > REVENUE_MAX * top:
+        # To scale, nothing would be seen of the parts.
+        names = names[:6]
+        title += f"; revenue ${revenue:,.3g}, margin ${revenue - top:,.3g}"
     else:
-        axes.set_ylabel("US dollars for 1M tokens")
+        axes.bar(6, revenue - top, 0.7, bottom=top, color="white", hatch="--", **_EDGE)
+        _figure_above(axes, 6, max(revenue, top), revenue - top)
+        axes.bar(7, revenue, 0.7, color="black", **_EDGE)
+        _figure_above(axes, 7, revenue, revenue)
+    axes.set_ylabel("US dollars for 1M tokens of output")
     axes.set_ylim(bottom=0)
     axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
-    axes.set_title("All tiers together", loc="left")
+    axes.set_title(title, loc="left")
 
 
 def _figure_above(axes: Any, x: float, y: float, usd: float) -> None:
@@ -127,7 +131,14 @@ def draw_sweep(found: Sweep, question: Question, path: Path) -> None:
         ]
         color, hatch = _FILLS[i % len(_FILLS)]
         above.fill_between(
-            xs, bottom, tops, color=color, hatch=hatch, label=name, edgecolor="black", linewidth=0.6
+            xs,
+            bottom,
+            tops,
+            facecolor=color,
+            hatch=hatch,
+            label=name,
+            edgecolor="black",
+            linewidth=0.6,
         )
         bottom = tops
     above.set_ylabel("MW")
@@ -210,7 +221,7 @@ def draw_tornado(plan: MixPlan, found: Sequence[Swing], path: Path) -> None:
             )
             right = end >= middle
             axes.annotate(
-                f"{value:.4g}",
+                figure_text(value),
                 (end, place),
                 xytext=(4 if right else -4, 0),
                 textcoords="offset points",

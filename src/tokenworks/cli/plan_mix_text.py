@@ -34,7 +34,7 @@ def say(
     show([_cost(each) for each in plan.tiers if each.cost_per_mtok], as_json=False, empty="None.")
     click.echo("\nWhat a change is worth:")
     rows = [
-        {"what": each.what, "$/h": round(each.usd_per_h, 2), "1M $/year": _year(each.usd_per_h)}
+        {"what": each.what, "$/h": _whole(each.usd_per_h), "1M $/year": _year(each.usd_per_h)}
         for each in plan.worth
     ]
     show(rows, as_json=False, empty="")
@@ -114,8 +114,8 @@ def say_tornado(found: Sequence[Swing]) -> None:
         {
             "figure": each.figure,
             "confidence": each.confidence,
-            "low": each.low,
-            "high": each.high,
+            "low": figure_text(each.low),
+            "high": figure_text(each.high),
             "at low": _year(each.low_usd_per_h),
             "at high": _year(each.high_usd_per_h),
         }
@@ -124,8 +124,24 @@ def say_tornado(found: Sequence[Swing]) -> None:
     show(rows, as_json=False, empty="")
 
 
-def _year(usd_per_h: float | None) -> float | None:
-    return None if usd_per_h is None else round(usd_per_h * HOURS_PER_YEAR / 1e6, 3)
+def figure_text(value: float) -> str:
+    """A figure with four digits that count, and no exponent where it needs none.
+
+    >>> [figure_text(value) for value in (0.41251, 17_500.0, 2.2e13)]
+    ['0.4125', '17,500', '2.2e+13']
+    """
+    return f"{value:,.0f}" if 1e3 <= abs(value) < 1e9 else f"{value:.4g}"
+
+
+def _year(usd_per_h: float | None) -> float | int | None:
+    if usd_per_h is None:
+        return None
+    musd = usd_per_h * HOURS_PER_YEAR / 1e6
+    return round(musd) if abs(musd) >= 1e3 else round(musd, 3)
+
+
+def _whole(value: float) -> float | int:
+    return round(value) if abs(value) >= 1e3 else round(value, 2) + 0.0
 
 
 def _bought(each: Any) -> dict[str, Any]:

@@ -45,13 +45,12 @@ def assumptions(case: Case, market: Market) -> tuple[Assumed, ...]:
     for name in sorted(names):
         system = case.catalogue.system(name)
         part = case.catalogue.accelerator(system.accelerator or system.lpu)
-        for record in (system, part):
-            records[record.kind, record.name] = record
+        records |= {(each.kind, each.name): each for each in (system, part)}
     for tier in question.tiers:
         model = case.catalogue.model(tier.work.model)
         records[model.kind, model.name] = model
-    for record in (question.site, case.projection):
-        records[record.kind, record.name] = record
+    for rest in (question.site, case.projection):
+        records[rest.kind, rest.name] = rest
     figures = [
         Assumed(
             what=f"{record.name}.{field}",

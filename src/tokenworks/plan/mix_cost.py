@@ -39,7 +39,7 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def usd(self) -> float:
         """All of it."""
-        return sum(getattr(self, part) for part in self.__struct_fields__)
+        return float(sum(getattr(self, part) for part in self.__struct_fields__))
 
     def times(self, factor: float) -> Cost:
         """So many times as much."""
@@ -62,7 +62,8 @@ def annuity(years: float, interest_per_year: float) -> float:
     """
     if interest_per_year == 0:
         return 1 / years
-    return interest_per_year / (1 - (1 + interest_per_year) ** -years)
+    left: float = (1 + interest_per_year) ** -years
+    return interest_per_year / (1 - left)
 
 
 def cost_per_h(hardware: Hardware, site: Site) -> Cost:

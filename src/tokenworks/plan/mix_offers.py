@@ -136,7 +136,10 @@ def unbeaten(offers: Sequence[Offer]) -> list[Offer]:
 
 
 def _stairs(offers: Sequence[Offer]) -> list[Offer]:
-    """Of workers of one size, fastest first, those that make more than all before, or on fewer LPUs."""
+    """Of workers of one size, fastest first, those that make more or need fewer LPUs.
+
+    The rest are beaten by one of these.
+    """
     best: dict[int, tuple[float, float]] = {}
     kept = []
     for offer in sorted(offers, key=lambda o: (-o.interactivity_tokens_per_s, -o.tokens_per_s)):

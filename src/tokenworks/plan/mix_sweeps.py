@@ -137,7 +137,7 @@ def sweep(
         at(x) for x in sweep_points(kind, case.question.tier(tier).interactivity_tokens_per_s)
     ]
     crossovers = []
-    for below, above in itertools.pairwise(points):
+    for below, above in itertools.pairwise(tuple(points)):
         if (below.lpu_power_share > 0) == (above.lpu_power_share > 0):
             continue
         low, high = below, above
@@ -147,8 +147,15 @@ def sweep(
                 low = middle
             else:
                 high = middle
+        points += [low, high]
         crossovers.append((low.x, high.x))
-    return Sweep(kind=kind, tier=tier, points=tuple(points), crossovers=tuple(crossovers))
+    found = {each.x: each for each in points}
+    return Sweep(
+        kind=kind,
+        tier=tier,
+        points=tuple(found[x] for x in sorted(found)),
+        crossovers=tuple(crossovers),
+    )
 
 
 def _swept(question: Question, kind: str, tier: str, x: float) -> Question:
