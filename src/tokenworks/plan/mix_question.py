@@ -27,6 +27,7 @@ OUTPUT_TOKENS: Final = 400
 AD_USD_PER_MTOK: Final = 0.5
 """Of a tier that costs nothing, as in the price book that ships."""
 UTILISATION: Final = 0.8
+PRICES: Final = ("usd_per_mtok", "input_usd_per_mtok", "cached_usd_per_mtok", "ad_usd_per_mtok")
 DEFAULTS: Final = (
     f"demand, where none is given: {MTOK_PER_S_PER_MW:g}M tokens/s of output for each MW, "
     + ", ".join(f"{weight:g} % {tier}" for tier, weight in MIX.items())
@@ -210,8 +211,14 @@ def check(question: Question) -> None:
         wrong.append(("pue", question.site.pue, "1 or more"))
     if not question.tiers:
         wrong.append(("tier", "empty", "one tier or more"))
+    for field in ("system_years", "facility_years", "install_crews", "install_h_per_day"):
+        value = getattr(question.site, field)
+        if not 0 < value < float("inf"):
+            wrong.append((f"site.{field}", value, "more than 0"))
     for tier in question.tiers:
         name = f"tier.{tier.tier}"
+        if tier.work.context_tokens < 1:
+            wrong.append((f"{name}.context_tokens", tier.work.context_tokens, "1 or more"))
         for field in ("requests_per_s", "output_tokens", "prompt_tokens"):
             value = getattr(tier, field)
             if not 0 < value < float("inf"):
@@ -225,8 +232,10 @@ def check(question: Question) -> None:
         if not 0 <= tier.interactivity_tokens_per_s < float("inf"):
             value = tier.interactivity_tokens_per_s
             wrong.append((f"{name}.interactivity_tokens_per_s", value, "0 or more"))
-        if not 0 <= tier.usd_per_output_mtok < float("inf"):
-            wrong.append((f"{name}: its prices", tier.usd_per_output_mtok, "0 or more"))
+        for field in PRICES:
+            value = getattr(tier, field)
+            if not 0 <= value < float("inf"):
+                wrong.append((f"{name}.{field}", value, "0 or more"))
     if wrong:
         field, value, must = wrong[0]
         raise ConfigInvalid(f"{field} is {value!r}; it must be {must}.")
@@ -249,7 +258,9 @@ def _tier(name: str, said: TierFile, line: TierLine | None, catalogue: Catalogue
         tier=name,
         work=Work(
             model=catalogue.model(model).name,
-            context_tokens=said.context_tokens or said.prompt_tokens + said.output_tokens // 2,
+            context_tokens=said.prompt_tokens + said.output_tokens // 2
+            if said.context_tokens is None
+            else said.context_tokens,
             new_tokens_per_output=new / max(1, said.output_tokens),
         ),
         requests_per_s=said.requests_per_s,

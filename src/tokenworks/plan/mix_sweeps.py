@@ -15,10 +15,10 @@ from tokenworks.catalogue.records import Record
 from tokenworks.core.errors import ConfigInvalid
 from tokenworks.plan.mix import MixPlan, best, value_usd_per_h, without_lpus
 from tokenworks.plan.mix_cost import ship_date
-from tokenworks.plan.mix_inputs import Question
+from tokenworks.plan.mix_inputs import Question, TierDemand
 from tokenworks.plan.mix_offers import Market, Offerer
 from tokenworks.plan.mix_program import Solution
-from tokenworks.plan.mix_question import Case, check
+from tokenworks.plan.mix_question import PRICES, Case, check
 
 Progress = Callable[[str], None]
 
@@ -29,7 +29,7 @@ OWN_SPREAD: Final = 0.2
 HALVINGS: Final = 6
 BOUNDS: Final = {
     "site.pue": (1.0, math.inf),
-    "utilisation": (0.0, 0.95),
+    "utilisation": (0.0, 0.99),
     "projection.peak_share": (0.0, 1.0),
     "projection.tokens_per_step": (1.0, math.inf),
     "projection.lpu_tokens_per_step": (1.0, math.inf),
@@ -258,6 +258,14 @@ def tornado(offerer: Offerer, case: Case, plan: MixPlan, progress: Progress) -> 
     return sorted(swings, key=lambda swing: -swing.span_usd_per_h)
 
 
+_TIER_FIGURES: Final = (
+    *PRICES,
+    "requests_per_s",
+    "interactivity_tokens_per_s",
+    "ttft_s",
+    "at_least",
+)
+"""Lengths are left out: the work of a tier follows from several of them together."""
 _SITE_FIGURES: Final = (
     "usd_per_kwh",
     "pue",
@@ -280,7 +288,9 @@ def _figure(case: Case, figure: str) -> tuple[float, str]:
     record, _, field = figure.rpartition(".")
     owner = _owner(case, record)
     value = getattr(owner, field, None)
-    if not isinstance(value, int | float) or isinstance(value, bool):
+    if not isinstance(value, int | float) or (
+        isinstance(owner, TierDemand) and field not in _TIER_FIGURES
+    ):
         raise ConfigInvalid(
             f"{figure!r} is no figure.",
             hint="Write RECORD.FIELD, as `tokenworks catalogue show RECORD` has it.",
@@ -345,7 +355,7 @@ def what_if(case: Case, changes: str) -> Case:
         elif figure in {"systems", "without"}:
             value = tuple(said.split("+"))
         else:
-            value = _number(said, _figure(case, figure)[0], change)
+            value = _number(case, figure, said, change)
         case = with_figure(case, figure, value)
     check(case.question)
     return case
@@ -372,13 +382,31 @@ def _day(said: str, day: datetime.date, change: str) -> datetime.date:
         raise _unreadable(change) from error
 
 
-def _number(said: str, value: float, change: str) -> float:
+def _number(case: Case, figure: str, said: str, change: str) -> float | int:
+    old = _figure(case, figure)[0]
     try:
-        if moved := re.fullmatch(r"([+-][\d.]+)%", said):
-            return value * (1 + float(moved[1]) / 100)
-        return float(said)
+        moved = re.fullmatch(r"([+-][\d.]+)%", said)
+        value = old * (1 + float(moved[1]) / 100) if moved else float(said)
     except ValueError as error:
         raise _unreadable(change) from error
+    least, most = BOUNDS.get(figure, (0.0, math.inf))
+    field = figure.rpartition(".")[2]
+    if not least <= value <= most or math.isinf(value) or (not value and not _may_be_none(field)):
+        raise ConfigInvalid(
+            f"--what-if has {change.strip()!r}, which makes {figure} {value:g}.",
+            hint="Give it a value that can be.",
+        )
+    record = figure.rpartition(".")[0]
+    return round(value) if isinstance(getattr(_owner(case, record), field), int) else value
+
+
+def _may_be_none(field: str) -> bool:
+    return "usd" in field or field in {
+        "network_share",
+        "interest_per_year",
+        "at_least",
+        "install_h",
+    }
 
 
 def _unreadable(change: str) -> ConfigInvalid:
