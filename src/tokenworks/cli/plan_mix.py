@@ -120,7 +120,7 @@ def mix(
     as_json: bool,
     **given: Any,
 ) -> None:
-    r"""Find the best mix of systems and modes for a demand, a budget and a date.
+    """Find the best mix of systems and modes for a demand, a budget and a date.
 
     Without a FILE it plans the tiers of the GTC 2026 keynote for 100 MW. How many systems of each
     kind, which model and promise each pool serves at which batch, what it costs and earns, what
@@ -133,7 +133,7 @@ def mix(
     tokenworks plan mix --tiers free,ultra --sweep share:ultra --out crossover.svg
     tokenworks plan mix --tornado --out tornado.png
     tokenworks plan mix --example > plan.toml && tokenworks plan mix plan.toml
-    """
+    """  # noqa: D301 - click reads it
     if example:
         click.echo(EXAMPLE, nl=False)
         return
