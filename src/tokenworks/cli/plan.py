@@ -7,6 +7,7 @@ import click
 from tokenworks.cli.plan_factory import chart, factory
 from tokenworks.cli.plan_frontier import frontier
 from tokenworks.cli.plan_manifests import manifests
+from tokenworks.cli.plan_mix import mix
 
 
 @click.group()
@@ -21,3 +22,4 @@ command.add_command(frontier)
 command.add_command(manifests)
 command.add_command(factory)
 command.add_command(chart)
+command.add_command(mix)
