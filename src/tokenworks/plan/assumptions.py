@@ -41,7 +41,7 @@ def declared(catalogue: Catalogue, projection: Projection) -> tuple[Assumption, 
     for each in projection.declared:
         kind, name, field = each.split()
         (record,) = (r for r in catalogue.find(name) if r.kind == kind)
-        found.append(_assumption(record, field))
+        found.append(_assumption(record, field, getattr(record, field)))
     return tuple(found)
 
 
@@ -69,12 +69,19 @@ def used_by(
 
 def _of(record: Record) -> list[Assumption]:
     fields = USED.get(record.kind, record.provenance)
-    return [_assumption(record, field) for field in record.assumed() if field in fields]
+    found = []
+    for field in record.assumed():
+        value = getattr(record, field)
+        if isinstance(value, dict):
+            found += [_assumption(record, f"{field} {key}", value[key]) for key in sorted(value)]
+        elif field in fields:
+            found.append(_assumption(record, field, value))
+    return found
 
 
-def _assumption(record: Record, field: str) -> Assumption:
+def _assumption(record: Record, what: str, value: float) -> Assumption:
     return Assumption(
-        what=f"{record.kind} {record.name} {field}",
-        value=float(getattr(record, field)),
-        note=record.provenance[field].note,
+        what=f"{record.kind} {record.name} {what}",
+        value=float(value),
+        note=record.provenance[what.partition(" ")[0]].note,
     )
