@@ -16,6 +16,13 @@ USED: Final = {
         *("memory_bandwidth_bytes_per_s", "scaleup_bandwidth_bytes_per_s"),
         *("scaleout_bandwidth_bytes_per_s", "layer_latency_s"),
     ),
+    "model": (
+        *("layers", "hidden", "heads", "kv_heads", "head_dim", "vocab", "q_lora_rank"),
+        *("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "intermediate"),
+        *("dense_layers", "experts", "experts_active", "experts_shared", "moe_intermediate"),
+        *("linear_layers", "linear_key_heads", "linear_value_heads", "linear_head_dim"),
+        *("window_layers", "window_tokens", "sparse_tokens"),
+    ),
     "system": ("all_in_power_w", "link_bandwidth_bytes_per_s", "link_latency_s"),
 }
 """Fields that a projection reads; of other records, all."""
