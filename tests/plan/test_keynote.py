@@ -119,3 +119,15 @@ def test_a_split_that_cannot_be_is_refused(
 ) -> None:
     with pytest.raises(ConfigInvalid, match=message):
         earnings(CATALOGUE, served_by("vr-nvl72", "", TIERS), TIERS, split, HOW, utilisation=use)
+
+
+def test_the_chart_without_tiers_is_computed_at_its_own_speeds_and_missed() -> None:
+    chart, how = CATALOGUE.chart("inferencex"), CATALOGUE.projection("inferencex")
+    found = compare(CATALOGUE, chart, TIERS, how)
+    assert [check.tier for check in found.points] == [""] * 9
+    assert found.dollars == found.multiples == ()
+    for check in found.points:
+        assert check.way
+        assert check.computed == pytest.approx(2 * check.way.tokens_per_s_per_mw)
+    errors = sorted(abs(check.error) for check in found.points)
+    assert 0.25 < errors[len(errors) // 2] < 0.40  # docs/measurements says so

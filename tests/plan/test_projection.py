@@ -133,6 +133,8 @@ def test_what_cannot_be_computed_is_said() -> None:
         frontier(CATALOGUE, "gb200-nvl72+vr-nvl72", "qwen3-235b", 1000, HOW)
     with pytest.raises(ConfigInvalid, match="The context is 0 tokens"):
         frontier(CATALOGUE, "vr-nvl72", "qwen3-235b", 0, HOW)
+    with pytest.raises(ConfigInvalid, match="It was trained for 40,960"):
+        frontier(CATALOGUE, "vr-nvl72", "qwen3-235b", 50_000, HOW)
     gpu = msgspec.structs.replace(CATALOGUE.accelerator("rubin"), layer_latency_s=None)
     with pytest.raises(ConfigInvalid, match="no layer_latency_s of accelerator 'rubin'"):
         frontier(CATALOGUE.with_records(gpu), "vr-nvl72", "qwen3-235b", 1000, HOW)

@@ -351,6 +351,8 @@ class Projection(Record, frozen=True, kw_only=True, tag=False):
     Attributes:
         speculating: models that are decoded with speculation.
         peak_share: of bandwidth and of FLOP/s that is reached.
+        flop_share: of FLOP/s, where it is another.
+        layer_latency_scale: on the accelerators' floor per layer.
         new_tokens_per_output: tokens of prompt that no cache holds, for each token of output.
         tokens_per_step: accepted in each step of a model that speculates, one more than which is
             verified.
@@ -369,6 +371,8 @@ class Projection(Record, frozen=True, kw_only=True, tag=False):
     lpu_tokens_per_step: float
     memory_share: float
     kv_bytes_per_value: float
+    flop_share: float | None = None
+    layer_latency_scale: float = 1.0
     declared: tuple[str, ...] = ()
 
 
@@ -445,18 +449,24 @@ class Chart(Record, frozen=True, kw_only=True, tag=False):
     Attributes:
         x_is: what is along.
         y_is: what is up.
+        model: that points of no tier are of.
         points: read off.
         dollars: printed: revenue per GW and year.
         multiples: printed.
+        context_tokens: of points of no tier.
+        counted_per_output: tokens that the chart counts for each of output, its own included.
     """
 
     SECTION: ClassVar[str] = "charts"
 
     x_is: str
     y_is: str
+    model: str = ""
     points: tuple[ChartPoint, ...] = ()
     dollars: tuple[ChartSum, ...] = ()
     multiples: tuple[ChartSum, ...] = ()
+    context_tokens: int = 0
+    counted_per_output: float = 1.0
 
 
 KINDS: Final[Mapping[str, type[Record]]] = {

@@ -9,14 +9,17 @@ from typing import Any
 import click
 import msgspec
 
+from tokenworks.catalogue.price_book import PriceBook, parse_price_book
 from tokenworks.catalogue.records import TierList
 from tokenworks.catalogue.shelves import Catalogue
 from tokenworks.cli.catalogue import catalogue_at, catalogue_option
+from tokenworks.cli.plan_frontier import show_assumptions
 from tokenworks.cli.table import show
 from tokenworks.core.errors import ConfigInvalid
 from tokenworks.live.home import Home
-from tokenworks.plan.earnings import Earnings, earnings
-from tokenworks.plan.keynote import Assumption, Check, assumptions, compare, served_by
+from tokenworks.plan.assumptions import used_by
+from tokenworks.plan.earnings import Earnings, earnings, sold_by
+from tokenworks.plan.keynote import Check, compare, served_by
 
 _PICTURE = click.option(
     "--picture",
@@ -35,6 +38,15 @@ _PICTURE = click.option(
 )
 @click.option("--tiers", default="keynote", show_default=True, help="Promises, prices and models.")
 @click.option("--price", "prices", multiple=True, help="TIER=DOLLARS per 1M tokens; repeated.")
+@click.option(
+    "--price-book",
+    "book",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="A price book, whose promises and output prices replace the tiers'.",
+)
+@click.option("--book-model", help="Of the price book.  [default: its only one]")
+@click.option("--model", help="What every tier serves, instead of the tiers' own models.")
+@click.option("--context", type=int, help="Tokens of each sequence, likewise.")
 @click.option("--utilisation", default=100.0, show_default=True, help="Per cent of the time.")
 @click.option(
     "--lpu-from",
@@ -52,6 +64,10 @@ def factory(
     split: str,
     tiers: str,
     prices: tuple[str, ...],
+    book: Path | None,
+    book_model: str | None,
+    model: str | None,
+    context: int | None,
     utilisation: float,
     lpu_from: str | None,
     projection: str,
@@ -70,7 +86,10 @@ def factory(
     """
     catalogue = catalogue_at(home, folders)
     how = catalogue.projection(projection)
-    sold = _priced(catalogue.tiers(tiers), _shares(prices, "--price"))
+    sold = _serving(catalogue.tiers(tiers), model, context)
+    if book:
+        sold = sold_by(_book(book), book_model, sold)
+    sold = _priced(sold, _shares(prices, "--price"))
     shares = {tier: share / 100 for tier, share in _shares([split], "--split").items()}
     found = []
     for each in systems:
@@ -81,22 +100,22 @@ def factory(
         from tokenworks.cli.plan_picture import draw_earnings
 
         draw_earnings(found, picture)
-    assumed = assumptions(catalogue, how)
+    models = {line.tier: line.model for line in sold.tiers}
+    pairs = [(tier.systems, models[tier.tier]) for _, made in found for tier in made.tiers]
+    assumed = used_by(catalogue, pairs, how)
     if as_json:
         said = {"factories": dict(found), "assumptions": assumed}
         click.echo(msgspec.json.format(msgspec.json.encode(said), indent=2))
         return
     show([row for each in found for row in _rows(*each)], as_json=False, empty="No tier.")
+    totals = [(each, round(made.usd_per_gw_year / 1e9, 2)) for each, made in found]
     click.echo()
     show(
-        [
-            {"systems": each, "$ billion a GW-year": round(made.usd_per_gw_year / 1e9, 2)}
-            for each, made in found
-        ],
+        [{"systems": each, "$ billion a GW-year": total} for each, total in totals],
         as_json=False,
         empty="",
     )
-    _show_assumptions(assumed)
+    show_assumptions(assumed)
 
 
 @click.command()
@@ -141,7 +160,7 @@ def chart(
         as_json=False,
         empty="The chart has no points at tiers.",
     )
-    _show_assumptions(found.assumptions)
+    show_assumptions(found.assumptions)
 
 
 def _served(
@@ -185,6 +204,25 @@ def _shares(texts: Sequence[str], option: str) -> dict[str, float]:
     return shares
 
 
+def _serving(tiers: TierList, model: str | None, context: int | None) -> TierList:
+    lines = tuple(
+        msgspec.structs.replace(
+            line,
+            model=model or line.model,
+            context_tokens=line.context_tokens if context is None else context,
+        )
+        for line in tiers.tiers
+    )
+    return msgspec.structs.replace(tiers, tiers=lines)
+
+
+def _book(path: Path) -> PriceBook:
+    try:
+        return parse_price_book(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigInvalid(f"{str(path)!r} cannot be read: {error}.") from error
+
+
 def _priced(tiers: TierList, prices: dict[str, float]) -> TierList:
     names = [line.tier for line in tiers.tiers]
     for name in prices:
@@ -225,12 +263,3 @@ def _check_row(each: Check) -> dict[str, Any]:
         "off by %": round(100 * each.error, 1),
         "reading ± %": round(100 * each.reading_error) or None,
     }
-
-
-def _show_assumptions(assumed: Sequence[Assumption]) -> None:
-    """The numbers in a table, and below it how they came about, each note once."""
-    click.echo("\nWhat is assumed:")
-    rows = [{"what": each.what, "value": each.value} for each in assumed]
-    show(rows, as_json=False, empty="Nothing.")
-    for note in dict.fromkeys(each.note for each in assumed):
-        click.echo(f"- {note}")

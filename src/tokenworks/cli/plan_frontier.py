@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from tokenworks.cli.catalogue import catalogue_at, catalogue_option
 from tokenworks.cli.table import show
 from tokenworks.core.errors import ConfigInvalid
 from tokenworks.live.home import Home
+from tokenworks.plan.assumptions import Assumption, used_by
 from tokenworks.plan.frontier import Frontier
 from tokenworks.plan.frontier import frontier as frontier_of
 
@@ -55,16 +57,16 @@ def frontier(
     is the best of all replica sizes, attention splits and batches that fit in memory.
     """
     catalogue = catalogue_at(home, folders)
-    found = [
-        frontier_of(catalogue, each, model, context, catalogue.projection(projection))
-        for each in systems
-    ]
+    how = catalogue.projection(projection)
+    found = [frontier_of(catalogue, each, model, context, how) for each in systems]
+    assumed = used_by(catalogue, [(each, model) for each in systems], how)
     if picture:
         from tokenworks.cli.plan_picture import draw_frontiers
 
         draw_frontiers(found, picture)
     if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(found), indent=2))
+        said = {"frontiers": found, "assumptions": assumed}
+        click.echo(msgspec.json.format(msgspec.json.encode(said), indent=2))
         return
     steps = STEPS if at is None else (at,)
     rows = [row for each in found for row in _rows(each, steps)]
@@ -75,6 +77,16 @@ def frontier(
             hint=f"The fastest does {fastest:,.0f}; 0 says that it does not fit in memory.",
         )
     show(rows, as_json=False, empty=f"{model} fits in none of them.")
+    show_assumptions(assumed)
+
+
+def show_assumptions(assumed: Sequence[Assumption]) -> None:
+    """The numbers in a table, and below it how they came about, each note once."""
+    click.echo("\nWhat is assumed:")
+    rows = [{"what": each.what, "value": each.value} for each in assumed]
+    show(rows, as_json=False, empty="Nothing.")
+    for note in dict.fromkeys(each.note for each in assumed):
+        click.echo(f"- {note}")
 
 
 def _rows(found: Frontier, steps: tuple[float, ...] | tuple[int, ...]) -> list[dict[str, Any]]:

@@ -105,13 +105,16 @@ def draw_comparison(found: Comparison, path: Path) -> None:
     figure = new_figure(11, 5)
     first, second = figure.subplots(1, 2, width_ratios=(3, 2))
     names = list(dict.fromkeys(check.systems for check in found.points))
-    tiers = list(dict.fromkeys(check.tier for check in found.points))
+    places_of = list(dict.fromkeys(_place(check) for check in found.points))
+    if not any(check.tier for check in found.points):
+        places_of.sort(key=float)
     for i, name in enumerate(names):
         checks = [check for check in found.points if check.systems == name]
-        _dots(first, checks, [tiers.index(check.tier) for check in checks], name, i)
+        _dots(first, checks, [places_of.index(_place(check)) for check in checks], name, i)
     first.set_yscale("log")
-    first.set_xticks(range(len(tiers)), tiers)
-    first.set_xlim(-0.5, len(tiers) - 0.5)
+    first.set_xticks(range(len(places_of)), places_of)
+    first.set_xlim(-0.5, len(places_of) - 0.5)
+    first.set_xlabel("tier, or tokens/s/user")
     first.set_ylabel("tokens/s/MW")
     first.set_title("Read off the chart (filled) and computed (hollow)", loc="left")
     first.legend(frameon=False)
@@ -135,7 +138,17 @@ def _label(check: Check) -> str:
     """A short name: of a point, a multiple or dollars."""
     if check.what.startswith("multiple"):
         return f"{check.systems}, x {check.tier or 'revenue'}"
-    return f"{check.systems}, {check.tier or 'dollars'}"
+    return f"{check.systems}, {_place(check) or 'dollars'}"
+
+
+def _place(check: Check) -> str:
+    """A point's tier or, of no tier, its speed; empty of dollars.
+
+    >>> at = "tokens/s/MW at 20 tokens/s/user"
+    >>> _place(Check(what=at, systems="a", tier="", charted=1.0, computed=None, error=-1.0))
+    '20'
+    """
+    return check.tier or check.what.partition(" at ")[2].partition(" ")[0]
 
 
 _MARKERS: Final = "osD^v"

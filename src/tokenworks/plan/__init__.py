@@ -1,6 +1,7 @@
 """What to build and what it can earn at most. Pure."""
 
 __all__ = [
+    "assumptions",
     "certificate",
     "earnings",
     "fleet_plan",

@@ -8,9 +8,13 @@ from typing import Final
 
 import msgspec
 
+from tokenworks.catalogue.price_book import PriceBook
 from tokenworks.catalogue.records import Projection, TierList
 from tokenworks.catalogue.shelves import Catalogue
 from tokenworks.core.errors import ConfigInvalid
+from tokenworks.core.ids import ModelName
+from tokenworks.core.slo import Tier
+from tokenworks.core.units import UDOLLARS_PER_DOLLAR
 from tokenworks.plan.frontier import frontier
 from tokenworks.plan.projection import Candidate
 
@@ -109,6 +113,41 @@ def earnings(
         utilisation=utilisation,
         usd_per_gw_year=math.fsum(tier.usd_per_year for tier in found),
     )
+
+
+def sold_by(book: PriceBook, model: str | None, tiers: TierList) -> TierList:
+    """Tiers with the promises and output prices of a price book.
+
+    Args:
+        book: list prices; what advertisers pay counts for the free tier.
+        model: of the book; None where it sells one only.
+        tiers: whose models and contexts stay.
+
+    Raises:
+        ConfigInvalid: the book does not sell the model, or sells several and none is named.
+    """
+    names = sorted(book.prices)
+    chosen = model or (names[0] if len(names) == 1 else "")
+    if chosen not in names:
+        raise ConfigInvalid(
+            f"The price book {book.price_id!r} has no model {model!r}."
+            if model
+            else f"The price book {book.price_id!r} sells {len(names)} models.",
+            hint=f"Name one of {', '.join(names)}.",
+        )
+    lines = []
+    for line in tiers.tiers:
+        tier = Tier(line.tier)
+        udollars = book.prices[ModelName(chosen)][tier].output_udollars_per_mtok
+        udollars += book.ad_income_udollars_per_mtok if tier is Tier.FREE else 0
+        lines.append(
+            msgspec.structs.replace(
+                line,
+                interactivity_tokens_per_s=float(book.promises[tier].interactivity_tokens_per_s),
+                usd_per_mtok=udollars / UDOLLARS_PER_DOLLAR,
+            )
+        )
+    return msgspec.structs.replace(tiers, tiers=tuple(lines))
 
 
 def _check(tiers: TierList, split: Mapping[str, float], utilisation: float) -> None:

@@ -58,11 +58,17 @@ def frontier(
         projection: what software makes of it.
 
     Raises:
-        ConfigInvalid: a name is unknown, a number is missing, or the context is below 1.
+        ConfigInvalid: a name is unknown, a number is missing, or the context is below 1 or above
+            what the model was trained for.
     """
     if context_tokens < 1:
         raise ConfigInvalid(f"The context is {context_tokens!r} tokens; it must be 1 or more.")
     record = catalogue.model(model)
+    if record.context_tokens_max and context_tokens > record.context_tokens_max:
+        raise ConfigInvalid(
+            f"{record.name} is asked for {context_tokens:,} tokens of context.",
+            hint=f"It was trained for {record.context_tokens_max:,}; your record may say more.",
+        )
     machine = machine_of(catalogue, systems, projection)
     found = candidates(machine, record, context_tokens, projection)
     return Frontier(

@@ -7,8 +7,9 @@ from typing import Final
 
 import msgspec
 
-from tokenworks.catalogue.records import Chart, ChartSum, Projection, TierLine, TierList
+from tokenworks.catalogue.records import Chart, ChartPoint, ChartSum, Projection, TierLine, TierList
 from tokenworks.catalogue.shelves import Catalogue
+from tokenworks.plan.assumptions import Assumption, declared
 from tokenworks.plan.earnings import earnings
 from tokenworks.plan.frontier import frontier
 from tokenworks.plan.projection import Candidate
@@ -39,20 +40,6 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
     error: float
     reading_error: float = 0.0
     way: Candidate | None = None
-
-
-class Assumption(msgspec.Struct, frozen=True, kw_only=True):
-    """A number that nothing public backs.
-
-    Attributes:
-        what: ``kind name field``.
-        value: of it.
-        note: how it came about.
-    """
-
-    what: str
-    value: float
-    note: str
 
 
 class Comparison(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,12 +84,7 @@ def compare(
         found = way(systems, tier)
         return found.tokens_per_s_per_mw if found else 0.0
 
-    points = [
-        _check("tokens/s/MW", p.system, p.tier, p.y, rate(p.system, p.tier), p.error)
-        for p in chart.points
-        if p.tier
-    ]
-    points = [msgspec.structs.replace(c, way=way(c.systems, c.tier)) for c in points]
+    points = [_point(catalogue, chart, point, lines, projection) for point in chart.points]
     sums = {total.system: total for total in chart.dollars}
     usd = {name: _usd(catalogue, each, tiers, projection) for name, each in sums.items()}
     multiples = []
@@ -119,8 +101,28 @@ def compare(
         points=tuple(points),
         multiples=tuple(multiples),
         dollars=tuple(dollars),
-        assumptions=assumptions(catalogue, projection),
+        assumptions=declared(catalogue, projection),
     )
+
+
+def _point(
+    catalogue: Catalogue,
+    chart: Chart,
+    point: ChartPoint,
+    lines: Mapping[str, TierLine],
+    projection: Projection,
+) -> Check:
+    """A point at its tier's promise; of no tier, at its own speed and the chart's model."""
+    if point.tier:
+        way = _way(catalogue, point.system, lines[point.tier], projection)
+        what = "tokens/s/MW"
+    else:
+        front = frontier(catalogue, point.system, chart.model, chart.context_tokens, projection)
+        way = front.at(point.x)
+        what = f"tokens/s/MW at {point.x:g} tokens/s/user"
+    computed = way.tokens_per_s_per_mw * chart.counted_per_output if way else 0.0
+    check = _check(what, point.system, point.tier, point.y, computed, point.error)
+    return msgspec.structs.replace(check, way=way)
 
 
 def _way(
@@ -152,7 +154,7 @@ def _usd(catalogue: Catalogue, each: ChartSum, tiers: TierList, projection: Proj
 def served_by(systems: str, tier: str, tiers: TierList) -> Mapping[str, str]:
     """Which systems serve each tier, where a second system serves one tier and those above it.
 
-    >>> # vr-nvl72+lpx with tier premium: LPUs serve premium and ultra, GPUs alone the rest.
+    So of ``vr-nvl72+lpx`` with ``premium``, LPUs serve premium and ultra, GPUs alone the rest.
     """
     first, _, second = systems.partition("+")
     names = [line.tier for line in tiers.tiers]
@@ -160,26 +162,3 @@ def served_by(systems: str, tier: str, tiers: TierList) -> Mapping[str, str]:
     return {
         name: systems if not second or rank >= start else first for rank, name in enumerate(names)
     }
-
-
-def assumptions(catalogue: Catalogue, projection: Projection) -> tuple[Assumption, ...]:
-    """What a projection assumes: its own numbers, and those of other records that it declares."""
-    found = [
-        Assumption(
-            what=f"projection {projection.name} {field}",
-            value=float(getattr(projection, field)),
-            note=projection.provenance[field].note,
-        )
-        for field in projection.assumed()
-    ]
-    for each in projection.declared:
-        kind, name, field = each.split()
-        (record,) = (r for r in catalogue.find(name) if r.kind == kind)
-        found.append(
-            Assumption(
-                what=each,
-                value=float(getattr(record, field)),
-                note=record.provenance[field].note,
-            )
-        )
-    return tuple(found)

@@ -191,6 +191,7 @@ def machine_of(catalogue: Catalogue, systems: str, projection: Projection) -> Ma
         )
     gpu = catalogue.accelerator(system.accelerator)
     share = projection.peak_share
+    flop_share = projection.flop_share or share
     fp8 = gpu.fp8_flop_per_s or gpu.bf16_flop_per_s
     machine = Machine(
         name=systems,
@@ -199,12 +200,12 @@ def machine_of(catalogue: Catalogue, systems: str, projection: Projection) -> Ma
         gpu_power_w=_known(system, "all_in_power_w") / system.accelerators,
         memory_bytes=_known(gpu, "memory_bytes") * projection.memory_share,
         bandwidth_bytes_per_s=_known(gpu, "memory_bandwidth_bytes_per_s") * share,
-        flop_per_s=(gpu.fp4_flop_per_s or fp8 or _known(gpu, "fp8_flop_per_s")) * share,
-        attention_flop_per_s=(fp8 or _known(gpu, "fp8_flop_per_s")) * share,
+        flop_per_s=(gpu.fp4_flop_per_s or fp8 or _known(gpu, "fp8_flop_per_s")) * flop_share,
+        attention_flop_per_s=(fp8 or _known(gpu, "fp8_flop_per_s")) * flop_share,
         weight_bytes=BYTES_PER_WEIGHT["fp4" if gpu.fp4_flop_per_s else "fp8"],
         scaleup_bytes_per_s=_known(gpu, "scaleup_bandwidth_bytes_per_s") / 2 * share,
         scaleout_bytes_per_s=_known(gpu, "scaleout_bandwidth_bytes_per_s") * share,
-        layer_latency_s=_known(gpu, "layer_latency_s"),
+        layer_latency_s=_known(gpu, "layer_latency_s") * projection.layer_latency_scale,
     )
     return _with_lpus(catalogue, machine, catalogue.system(second), share) if second else machine
 
