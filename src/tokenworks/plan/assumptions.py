@@ -41,7 +41,7 @@ def declared(catalogue: Catalogue, projection: Projection) -> tuple[Assumption, 
     for each in projection.declared:
         kind, name, field = each.split()
         (record,) = (r for r in catalogue.find(name) if r.kind == kind)
-        found.append(_assumption(record, field))
+        found.append(assumption(record, field))
     return tuple(found)
 
 
@@ -69,10 +69,11 @@ def used_by(
 
 def _of(record: Record) -> list[Assumption]:
     fields = USED.get(record.kind, record.provenance)
-    return [_assumption(record, field) for field in record.assumed() if field in fields]
+    return [assumption(record, field) for field in record.assumed() if field in fields]
 
 
-def _assumption(record: Record, field: str) -> Assumption:
+def assumption(record: Record, field: str) -> Assumption:
+    """One number of a record."""
     return Assumption(
         what=f"{record.kind} {record.name} {field}",
         value=float(getattr(record, field)),
