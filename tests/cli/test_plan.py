@@ -44,6 +44,7 @@ def test_a_factory_earns_by_tier(home: Home) -> None:
     assumed = {each["what"] for each in found["assumptions"]}
     assert {"system lpx all_in_power_w", "accelerator rubin layer_latency_s"} <= assumed
     assert "model gpt-moe-2t layers" in assumed
+    assert "model gpt-moe-2t mtp_layers" not in assumed  # nothing reads it
     text = done(home, "plan", "factory", "vr-nvl72")
     assert "$ billion a GW-year" in text
     assert "What is assumed:" in text

@@ -18,6 +18,7 @@ POINT_ERROR_MAX = 0.20
 MULTIPLE_ERROR_MAX = 0.20
 DOLLARS_ERROR_MAX = 0.15
 LPX_ERROR_MAX = 0.25
+PUBLIC_ERROR_MAX = 0.25
 ASSUMPTIONS_MAX = 8
 
 
@@ -121,7 +122,7 @@ def test_a_split_that_cannot_be_is_refused(
         earnings(CATALOGUE, served_by("vr-nvl72", "", TIERS), TIERS, split, HOW, utilisation=use)
 
 
-def test_the_chart_without_tiers_is_computed_at_its_own_speeds_and_missed() -> None:
+def test_the_chart_without_tiers_is_computed_at_its_own_speeds_and_missed_at_one() -> None:
     chart, how = CATALOGUE.chart("inferencex"), CATALOGUE.projection("inferencex")
     found = compare(CATALOGUE, chart, TIERS, how)
     assert [check.tier for check in found.points] == [""] * 9
@@ -129,5 +130,7 @@ def test_the_chart_without_tiers_is_computed_at_its_own_speeds_and_missed() -> N
     for check in found.points:
         assert check.way
         assert check.computed == pytest.approx(2 * check.way.tokens_per_s_per_mw)
-    errors = sorted(abs(check.error) for check in found.points)
-    assert 0.25 < errors[len(errors) // 2] < 0.40  # docs/measurements says so
+    missed = [check for check in found.points if abs(check.error) > PUBLIC_ERROR_MAX]
+    assert [(check.systems, round(check.charted)) for check in missed] == [("hgx-h200", 900_000)]
+    names = {each.what for each in found.assumptions}
+    assert "projection inferencex layer_latency_scales h200" in names

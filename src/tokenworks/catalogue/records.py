@@ -352,7 +352,8 @@ class Projection(Record, frozen=True, kw_only=True, tag=False):
         speculating: models that are decoded with speculation.
         peak_share: of bandwidth and of FLOP/s that is reached.
         flop_share: of FLOP/s, where it is another.
-        layer_latency_scale: on the accelerators' floor per layer.
+        layer_latency_scales: on accelerators' floors per layer, by their names; 1 for others.
+        replica_gpus_max: that experts are spread over; 0 for all that scale-up links connect.
         new_tokens_per_output: tokens of prompt that no cache holds, for each token of output.
         tokens_per_step: accepted in each step of a model that speculates, one more than which is
             verified.
@@ -372,7 +373,8 @@ class Projection(Record, frozen=True, kw_only=True, tag=False):
     memory_share: float
     kv_bytes_per_value: float
     flop_share: float | None = None
-    layer_latency_scale: float = 1.0
+    layer_latency_scales: dict[str, float] = {}
+    replica_gpus_max: int = 0
     declared: tuple[str, ...] = ()
 
 

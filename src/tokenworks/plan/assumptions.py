@@ -16,6 +16,13 @@ USED: Final = {
         *("memory_bandwidth_bytes_per_s", "scaleup_bandwidth_bytes_per_s"),
         *("scaleout_bandwidth_bytes_per_s", "layer_latency_s"),
     ),
+    "model": (
+        *("layers", "hidden", "heads", "kv_heads", "head_dim", "vocab", "q_lora_rank"),
+        *("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "intermediate"),
+        *("dense_layers", "experts", "experts_active", "experts_shared", "moe_intermediate"),
+        *("linear_layers", "linear_key_heads", "linear_value_heads", "linear_head_dim"),
+        *("window_layers", "window_tokens", "sparse_tokens"),
+    ),
     "system": ("all_in_power_w", "link_bandwidth_bytes_per_s", "link_latency_s"),
 }
 """Fields that a projection reads; of other records, all."""
@@ -41,7 +48,7 @@ def declared(catalogue: Catalogue, projection: Projection) -> tuple[Assumption, 
     for each in projection.declared:
         kind, name, field = each.split()
         (record,) = (r for r in catalogue.find(name) if r.kind == kind)
-        found.append(assumption(record, field))
+        found.append(_assumption(record, field, getattr(record, field)))
     return tuple(found)
 
 
@@ -69,13 +76,19 @@ def used_by(
 
 def _of(record: Record) -> list[Assumption]:
     fields = USED.get(record.kind, record.provenance)
-    return [assumption(record, field) for field in record.assumed() if field in fields]
+    found = []
+    for field in record.assumed():
+        value = getattr(record, field)
+        if isinstance(value, dict):
+            found += [_assumption(record, f"{field} {key}", value[key]) for key in sorted(value)]
+        elif field in fields:
+            found.append(_assumption(record, field, value))
+    return found
 
 
-def assumption(record: Record, field: str) -> Assumption:
-    """One number of a record."""
+def _assumption(record: Record, what: str, value: float) -> Assumption:
     return Assumption(
-        what=f"{record.kind} {record.name} {field}",
-        value=float(getattr(record, field)),
-        note=record.provenance[field].note,
+        what=f"{record.kind} {record.name} {what}",
+        value=float(value),
+        note=record.provenance[what.partition(" ")[0]].note,
     )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from tokenworks.plan.assumptions import Assumption, assumption, used_by
+from tokenworks.catalogue.records import Record
+from tokenworks.plan.assumptions import Assumption, used_by
 from tokenworks.plan.mix_offers import LPU_HOST_CPU, Market, choices
 from tokenworks.plan.mix_question import SITE, Case
 
@@ -29,10 +30,18 @@ def assumptions(case: Case, market: Market) -> tuple[Assumption, ...]:
     pairs = sorted({(offer.systems, offer.work.model) for offer in offers})
     names = sorted({name for systems, _ in pairs for name in systems.split("+")})
     money = [
-        assumption(system, field)
+        _assumption(system, field)
         for system in map(case.catalogue.system, names)
         for field in BOUGHT
         if field in system.assumed()
     ]
-    money += [assumption(question.site, field) for field in question.site.assumed()]
+    money += [_assumption(question.site, field) for field in question.site.assumed()]
     return (*used_by(case.catalogue, pairs, case.projection), *money)
+
+
+def _assumption(record: Record, field: str) -> Assumption:
+    return Assumption(
+        what=f"{record.kind} {record.name} {field}",
+        value=float(getattr(record, field)),
+        note=record.provenance[field].note,
+    )

@@ -205,7 +205,8 @@ def machine_of(catalogue: Catalogue, systems: str, projection: Projection) -> Ma
         weight_bytes=BYTES_PER_WEIGHT["fp4" if gpu.fp4_flop_per_s else "fp8"],
         scaleup_bytes_per_s=_known(gpu, "scaleup_bandwidth_bytes_per_s") / 2 * share,
         scaleout_bytes_per_s=_known(gpu, "scaleout_bandwidth_bytes_per_s") * share,
-        layer_latency_s=_known(gpu, "layer_latency_s") * projection.layer_latency_scale,
+        layer_latency_s=_known(gpu, "layer_latency_s")
+        * projection.layer_latency_scales.get(gpu.name, 1.0),
     )
     return _with_lpus(catalogue, machine, catalogue.system(second), share) if second else machine
 
@@ -285,7 +286,8 @@ def candidates(
 ) -> list[Candidate]:
     """Every way to decode that fits in memory: replica sizes, attention splits and batches."""
     work = Work(machine=machine, shape=shape_of(model), context=context_tokens, how=projection)
-    groups = sorted({g for g in (1, 2, 4, 8, 16, 36) if g <= machine.domain} | {machine.domain})
+    widest = min(machine.domain, projection.replica_gpus_max or machine.domain)
+    groups = sorted({g for g in (1, 2, 4, 8, 16, 36) if g <= widest} | {widest})
     accepted = 1.0
     if model.name in projection.speculating:
         with_lpus = machine.lpu_flop_per_s > 0
