@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import sys
 
 import msgspec
 import pytest
@@ -206,6 +207,12 @@ def test_a_promise_that_nothing_keeps_may_be_left_unserved() -> None:
     must = msgspec.structs.replace(demand(speed=300.0), at_least=0.1)
     assert best(market(offer(60.0, 1e5)), question(must)) is None
     assert best(market(offer(60.0, 1e5)), question(must), whole=False) is None
+
+
+def test_a_missing_solver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "scipy.optimize", None)
+    with pytest.raises(ConfigInvalid, match=r"needs scipy\. pip install 'tokenworks\[plan\]'"):
+        plan_mix(market(offer(60.0, 1e5)), question())
 
 
 prices = st.floats(0.1, 50.0)

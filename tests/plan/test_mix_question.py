@@ -163,15 +163,13 @@ def test_a_rack_takes_whole_workers_only() -> None:
 
 def test_what_the_answer_rests_on_is_listed() -> None:
     posed = case()
-    listed = {each.what: each for each in assumptions(posed, market(posed))}
-    assert listed["lpx.price_usd"].value == 3e6
-    assert "keynote.peak_share" in listed
-    assert "gpt-moe-2t.layers" in listed
-    assert "us-hyperscale.network_share" in listed
-    assert any(each.value is None for each in listed.values())
-    assert "lpx.price_usd" not in {
-        each.what for each in assumptions(case(without=("lpx",)), market(case(without=("lpx",))))
-    }
+    listed = {each.what: each.value for each in assumptions(posed, market(posed))}
+    assert listed["system lpx price_usd"] == 3e6
+    assert listed["system lpx link_latency_s"] > 0
+    assert listed["site us-hyperscale network_share"] == 0.12
+    assert {"projection keynote peak_share", "model gpt-moe-2t layers"} < set(listed)
+    other = case(without=("lpx",))
+    assert "system lpx price_usd" not in {e.what for e in assumptions(other, market(other))}
 
 
 def test_all_vera_rubin_is_best_for_few_fast_tokens_and_a_share_of_lpus_for_many() -> None:

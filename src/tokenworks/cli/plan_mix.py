@@ -14,11 +14,12 @@ import msgspec
 
 from tokenworks.cli.catalogue import catalogue_at, catalogue_option
 from tokenworks.cli.plan_mix_demand import tiers_of_trace
-from tokenworks.cli.plan_mix_text import say, say_sweep, say_tornado, say_what_ifs
+from tokenworks.cli.plan_mix_text import say, say_assumed, say_sweep, say_tornado, say_what_ifs
 from tokenworks.core.errors import ConfigInvalid, InvalidRequest
 from tokenworks.live.home import Home
+from tokenworks.plan.assumptions import Assumption
 from tokenworks.plan.mix import MixPlan, plan_mix, with_worth
-from tokenworks.plan.mix_assumptions import Assumed, assumptions
+from tokenworks.plan.mix_assumptions import RULES, assumptions
 from tokenworks.plan.mix_inputs import Question
 from tokenworks.plan.mix_offers import Offerer
 from tokenworks.plan.mix_question import (
@@ -48,7 +49,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     what_ifs: tuple[WhatIf, ...]
     sweep: Sweep | None
     tornado: tuple[Swing, ...]
-    assumptions: tuple[Assumed, ...]
+    assumptions: tuple[Assumption, ...]
+    rules: tuple[str, ...]
     left_out: dict[str, str]
 
 
@@ -147,8 +149,7 @@ def mix(
     with _told(progress=progress) as tell:
         answer = _answer(case, tell, changes=changes, swept=swept, swings=swings)
     if not said.tier:
-        own = tuple(Assumed(what=text) for text in DEFAULTS)
-        answer = msgspec.structs.replace(answer, assumptions=(*answer.assumptions, *own))
+        answer = msgspec.structs.replace(answer, rules=(*RULES, *DEFAULTS))
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(_filled(answer)), indent=2))
     else:
@@ -179,12 +180,14 @@ def _answer(
         sweep=sweep(offerer, case, kind, tier, tell) if kind else None,
         tornado=tuple(tornado(offerer, case, plan, tell)) if swings else (),
         assumptions=assumptions(case, market),
+        rules=RULES,
         left_out=market.left_out,
     )
 
 
 def _say(answer: Answer) -> None:
-    say(answer.question, answer.plan, answer.assumptions, answer.left_out)
+    say(answer.question, answer.plan, answer.left_out)
+    say_assumed(answer.assumptions, answer.rules)
     if answer.what_ifs:
         rows = [(each.change, each.plan, each.error) for each in answer.what_ifs]
         say_what_ifs(answer.plan, rows)
