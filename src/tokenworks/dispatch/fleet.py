@@ -109,7 +109,7 @@ class Worker(msgspec.Struct, kw_only=True):
         if caps != self.caps or len(self.admits) != self.slots + 1:
             self.caps = caps
             self.admits = _admits_of(caps, self.slots)
-        self._relimit()
+            self._relimit()
 
     def take(self, request: RequestID, rank: int) -> None:
         """Count a request that is sent to it."""
@@ -276,7 +276,12 @@ class Fleet:
             load = self._load_of(worker)
         before = worker.load
         if load != before:
-            self._reload(worker, before, load, bit)
+            worker.load = load
+            loads = self.loads
+            loads[before] ^= bit
+            loads[load] |= bit
+            if load < self.load_min or load > self.load_max or not loads[before]:
+                self._rebound(before, load)
         admitted = worker.admits[running] if running < worker.limit else 0
         changed = admitted ^ worker.admitted
         if changed:
@@ -286,11 +291,9 @@ class Fleet:
                 if changed >> rank & 1:
                     admitting[rank] ^= bit
 
-    def _reload(self, worker: Worker, before: int, load: int, bit: int) -> None:
+    def _rebound(self, before: int, load: int) -> None:
+        """Find the least and the largest load again, after a worker has gone to another."""
         loads = self.loads
-        worker.load = load
-        loads[before] ^= bit
-        loads[load] |= bit
         if load < self.load_min:
             self.load_min = load
         elif before == self.load_min and not loads[before]:
