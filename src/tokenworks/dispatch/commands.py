@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from tokenworks.core.ids import RequestID, WorkerID
 
@@ -17,11 +18,17 @@ SendReason = Literal[
     "least_cost",
     "best_score",
     "best_value",
+    "session_home",
 ]
 QueueReason = Literal["at_cap", "no_worker_up"]
-RejectCode = Literal["capacity_exceeded", "worker_unavailable", "worker_failed"]
+RejectCode = Literal["capacity_exceeded", "worker_unavailable", "worker_failed", "not_offered"]
 RejectReason = Literal[
-    "queue_full", "patience_over", "no_worker_up", "model_never_up", "retries_over"
+    "queue_full",
+    "patience_over",
+    "no_worker_up",
+    "model_never_up",
+    "retries_over",
+    "never_offered",
 ]
 
 
@@ -37,7 +44,8 @@ class Send(msgspec.Struct, frozen=True, kw_only=True, tag=True):
             asks for, because waiting longer would break the TTFT promise; it counts under a lower
             tier, breaks nobody's promise there and is billed at the tier delivered), or what
             another policy goes by: ``in_turn``, ``at_random``, ``least_cost``, ``best_score``,
-            ``best_value`` (in money).
+            ``best_value`` (in money), ``session_home`` (the load is balanced and the worker had
+            the last request of its session).
         running: requests on the worker, this one included.
         cap: requests at which the worker keeps the promises of all that run there.
         candidates: workers that could have taken it.
@@ -90,6 +98,7 @@ class Reject(msgspec.Struct, frozen=True, kw_only=True, tag=True):
         ahead: requests of this model in tiers not below its own that wait.
         waited_ns: since the request arrived.
         attempts: times that it was sent.
+        lacking: the label or adapter that no worker has, in words; unset if that is not why.
     """
 
     request: RequestID
@@ -99,6 +108,7 @@ class Reject(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     ahead: int
     waited_ns: int
     attempts: int
+    lacking: str | UnsetType = UNSET
 
 
 class Abort(msgspec.Struct, frozen=True, kw_only=True, tag=True):

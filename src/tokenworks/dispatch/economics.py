@@ -47,7 +47,7 @@ from tokenworks.dispatch.market import (
     revenue_nanodollars,
     timing_of,
 )
-from tokenworks.dispatch.policy import Choice, others_first
+from tokenworks.dispatch.policy import Choice, others_first, permitted
 from tokenworks.dispatch.prefix_index import PrefixIndex
 from tokenworks.dispatch.waiting import Request
 from tokenworks.perf.timing import FS_PER_NS, FS_PER_S, Timing
@@ -371,11 +371,15 @@ class Economics:
         of these at random; where none of them will do, the least loaded at home above, then below.
         """
         may = fleet.admitting[rank]
+        if request.needs is not None:
+            may = permitted(fleet, request, may)
         if request.worker is not None:
             may = others_first(fleet, request, may)
         offer = _Offer(self, book, request, rank, now_ns)
         if not book.prefillers:
             return self._whole(fleet, request, offer, may)
+        if request.needs is not None:
+            return self._alone(fleet, request, offer, may)
         may &= ~self._prefillers[request.model]
         return self._apart(fleet, request, offer, may)
 
@@ -385,6 +389,8 @@ class Economics:
         depth, holders = self._index.match(request.prefix, may) if request.prefix else (0, 0)
         some = _lowest(fleet.least_loaded(holders)) if holders else 0
         some |= self._shortlist(fleet, offer.book, own)
+        if request.session is not None:
+            some |= fleet.home(request) & may
         seen, stages = 0, [above, below]
         best_value, best = -1, None
         while True:
@@ -405,6 +411,18 @@ class Economics:
                 some = _lowest(fleet.least_loaded(mask)) if mask else 0
             if not some:
                 return None
+
+    def _alone(self, fleet: Fleet, request: Request, offer: _Offer, may: int) -> Choice | None:
+        """The same for one that only some may serve, where some workers prefill for others.
+
+        Who decodes it prefills it, too. One that only prefills for others will do where no other
+        has what it needs.
+        """
+        decoders = may & ~self._prefillers[request.model]
+        if decoders or not may:
+            return self._whole(fleet, request, offer, decoders)
+        worker = fleet.first(fleet.least_loaded(may))
+        return Choice(worker, "least_loaded", 0, offer.rank, may.bit_count())
 
     def _apart(self, fleet: Fleet, request: Request, offer: _Offer, may: int) -> Choice | None:
         """The same where some workers prefill for those that decode."""
@@ -489,7 +507,10 @@ class _Offer:
         self.book, self.rank, self._now_ns = book, rank, now_ns
         self._price = policy.price(request.model, rank)
         mean = book.means[request.rank]
-        self._made = min(mean.output_tokens, request.output_tokens_max)
+        made = mean.output_tokens
+        if request.hints is not None:
+            made = request.hints.output_tokens or made
+        self._made = min(made, request.output_tokens_max)
         self._prompt = request.input_tokens_max
         self._usual_tokens = LONG_PREFILL * mean.prefill_tokens
         means = QUEUED_MEANS_MAX if rank > 1 else 2 * QUEUED_MEANS_MAX

@@ -6,8 +6,10 @@ Messages may come late or twice; such an event changes nothing, gives no command
 from __future__ import annotations
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from tokenworks.core.ids import ModelName, PoolID, RequestID, TenantID, WorkerID
+from tokenworks.core.needs import Hints, Needs, Offers
 from tokenworks.core.slo import Promise, Tier
 from tokenworks.perf.timing import Timing
 
@@ -109,6 +111,7 @@ class WorkerUp(msgspec.Struct, frozen=True, kw_only=True, tag=True):
         link_bytes_per_s: how fast its engine gives a KV cache to the others of its model that have
             such a link, and takes one from them; 0 if it does neither.
         kv_bytes_per_token: of that cache.
+        offers: labels and adapters that it has; unset if it has none.
     """
 
     worker: WorkerID
@@ -122,6 +125,7 @@ class WorkerUp(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     batch_tokens_max: int = 8_192
     link_bytes_per_s: int = 0
     kv_bytes_per_token: int = 0
+    offers: Offers | UnsetType = UNSET
 
 
 class WorkerDown(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -147,6 +151,8 @@ class Arrived(msgspec.Struct, frozen=True, kw_only=True, tag=True):
         prefix: hashes of the prompt's blocks, each chained on the one before it, in [0, 2**64).
         arrived_ns: when its last byte came, on the driver's clock.
         session: the conversation or agent that it belongs to, if it says.
+        needs: what the worker must have; unset if any of the model will do.
+        hints: what its agent knows of it, if it says.
     """
 
     request: RequestID
@@ -158,6 +164,8 @@ class Arrived(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     prefix: tuple[int, ...]
     arrived_ns: int
     session: str | None = None
+    needs: Needs | UnsetType = UNSET
+    hints: Hints | UnsetType = UNSET
 
 
 class Started(msgspec.Struct, frozen=True, kw_only=True, tag=True):

@@ -8,16 +8,17 @@ that a decision costs the same for eight workers and for a thousand.
 from __future__ import annotations
 
 import itertools
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 import msgspec
 
-from tokenworks.core.ids import ModelName, PoolID, RequestID, WorkerID
+from tokenworks.core.ids import ModelName, PoolID, RequestID, TenantID, WorkerID
+from tokenworks.core.needs import NO_OFFERS, Needs, Offers
 from tokenworks.core.slo import Promise, Tier
 from tokenworks.core.units import NS_PER_S
-from tokenworks.dispatch.waiting import Line
+from tokenworks.dispatch.waiting import Line, Request
 from tokenworks.perf.timing import Timing
 
 SERVICE_MEAN_SHIFT: Final = 3
@@ -28,6 +29,13 @@ UNSEEN_OUTPUT_TOKENS_MAX: Final = 512
 
 SENT_RANKS_MAX: Final = 64
 """Sends of a model that are looked back on to see which part goes to which tier."""
+
+SESSIONS_MAX: Final = 10_000
+"""Sessions of a model whose last worker is remembered."""
+
+OFFERED_MAX: Final = 256
+"""Combinations of labels and adapters that a model's workers had at some time; remembered, so that
+what is missing for a moment is told from what nobody ever had."""
 
 RANKS: Final = tuple(range(len(Tier)))
 
@@ -62,6 +70,7 @@ class Worker(msgspec.Struct, kw_only=True):
         kv_bytes_per_token: see ``WorkerUp``.
         context_tokens: of all that it runs, as far as known: prompts.
         service_ns_mean: how long a request holds a slot; None before the first has ended.
+        offers: labels and adapters that it has.
     """
 
     worker: WorkerID
@@ -89,6 +98,7 @@ class Worker(msgspec.Struct, kw_only=True):
     kv_bytes_per_token: int = 0
     context_tokens: int = 0
     service_ns_mean: int | None = None
+    offers: Offers = NO_OFFERS
 
     @property
     def hands_over(self) -> bool:
@@ -160,7 +170,11 @@ class Fleet:
         workers: in the order they came up.
         by_index: the same by their bits.
         lines: who waits, by tier rank.
-        queued: how many wait.
+        queued: how many wait there.
+        restricted: who waits for what only some workers have, likewise, by what they need; needs
+            for which nobody waits are left out.
+        offered: labels and adapters that workers have or had, the latest last.
+        sessions: by tenant and session, the index of the worker that had its last request.
         sent_ranks: tiers at which the last sends competed.
         up: all workers.
         open: those with a slot free.
@@ -173,6 +187,7 @@ class Fleet:
 
     __slots__ = (
         "_scale",
+        "_serving",
         "admitting",
         "by_index",
         "changes",
@@ -180,9 +195,12 @@ class Fleet:
         "load_max",
         "load_min",
         "loads",
+        "offered",
         "open",
         "queued",
+        "restricted",
         "sent_ranks",
+        "sessions",
         "up",
         "workers",
     )
@@ -193,16 +211,77 @@ class Fleet:
         self.changes = 0
         self.queued = sum(len(line) for line in lines)
         self.sent_ranks = deque(sent_ranks, maxlen=SENT_RANKS_MAX)
+        self.restricted: dict[Needs, list[Line]] = {}
+        self.offered: OrderedDict[Offers, None] = OrderedDict()
+        self.sessions: OrderedDict[tuple[TenantID, str], int] = OrderedDict()
+        self._serving: dict[Needs, int] = {}
         self.recount()
 
     def ahead(self, rank: int) -> int:
         """Requests that wait in tiers not below this one."""
-        return sum(len(line) for line in self.lines[rank:])
+        ahead = sum(len(line) for line in self.lines[rank:])
+        for lines in self.restricted.values():
+            ahead += sum(len(line) for line in lines[rank:])
+        return ahead
+
+    def waiting(self, rank: int) -> int:
+        """Requests of a tier that wait."""
+        return len(self.lines[rank]) + sum(len(each[rank]) for each in self.restricted.values())
+
+    def line_of(self, request: Request) -> Line:
+        """The line in which a request waits, or would."""
+        if request.needs is None:
+            return self.lines[request.rank]
+        lines = self.restricted.get(request.needs)
+        if lines is None:
+            lines = self.restricted[request.needs] = [Line() for _ in RANKS]
+        return lines[request.rank]
 
     def renew(self) -> None:
         """Derive all sets again, after a worker has come, gone or changed, and count that."""
         self.changes += 1
+        self._serving = {}
+        for worker in self.workers:
+            self.offered[worker.offers] = None
+            self.offered.move_to_end(worker.offers)
+        while len(self.offered) > OFFERED_MAX:
+            self.offered.popitem(last=False)
         self.recount()
+
+    def serving(self, needs: Needs) -> int:
+        """Workers that have what a request needs."""
+        mask = self._serving.get(needs)
+        if mask is None:
+            mask = sum(
+                1 << worker.index for worker in self.workers if worker.offers.lacks(needs) is None
+            )
+            self._serving[needs] = mask
+        return mask
+
+    def home(self, request: Request) -> int:
+        """The worker that had the last request of its session, as a set; empty if none had."""
+        if request.session is None:
+            return 0
+        index = self.sessions.get((request.tenant, request.session))
+        return 0 if index is None else 1 << index
+
+    def settle(self, request: Request, worker: Worker) -> None:
+        """Remember where a session's request went, or forget the session with its last one."""
+        assert request.session is not None, request.request
+        session = (request.tenant, request.session)
+        if request.hints is not None and request.hints.session_ends:
+            self.sessions.pop(session, None)
+            return
+        self.sessions[session] = worker.index
+        self.sessions.move_to_end(session)
+        if len(self.sessions) > SESSIONS_MAX:
+            self.sessions.popitem(last=False)
+
+    def forget(self, worker: Worker) -> None:
+        """No session is at home with a worker that is lost."""
+        lost = [session for session, index in self.sessions.items() if index == worker.index]
+        for session in lost:
+            del self.sessions[session]
 
     def recount(self) -> None:
         """Derive all sets again."""

@@ -43,7 +43,8 @@ class Promises(policy.Forgetful):
 
     def place(self, fleet: Fleet, request: Request, now_ns: int) -> Choice | None:
         """See ``Policy``."""
-        return self._place(fleet, request, self._present_rank(request, now_ns), fleet.up)
+        workers = policy.permitted(fleet, request, fleet.up)
+        return self._place(fleet, request, self._present_rank(request, now_ns), workers)
 
     def drain(self, fleet: Fleet, now_ns: int) -> Iterator[tuple[Request, Choice]]:
         """See ``Policy``; the module's text says in which order."""
