@@ -101,6 +101,7 @@ class _Body(msgspec.Struct):
     tools: msgspec.Raw = msgspec.Raw(b"null")
     max_tokens: int = 2 * OUTPUT_TOKENS_DEFAULT
     ignore_eos: bool = False
+    cache_salt: str = ""
 
 
 _BODY: Final = msgspec.json.Decoder(_Body)
@@ -119,7 +120,7 @@ def asked_of(body: bytes, output_tokens: int) -> Asked:
     read = _BODY.decode(body)
     prompt = b"[%b,%b]" % (bytes(read.tools), bytes(read.messages))
     limit = max(1, read.max_tokens)
-    size, previous, blocks = BLOCK_TOKENS * BYTES_PER_TOKEN, b"", []
+    size, previous, blocks = BLOCK_TOKENS * BYTES_PER_TOKEN, read.cache_salt.encode(), []
     for start in range(0, len(prompt) - size + 1, size):
         block = prompt[start : start + size]
         previous = hashlib.blake2b(block, key=previous, digest_size=8).digest()
