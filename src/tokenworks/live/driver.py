@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final, NamedTuple, assert_never
 
 import msgspec
+from msgspec import UNSET
 
 from tokenworks.catalogue.factory_config import CurvePoint, PoolConfig
 from tokenworks.catalogue.price_book import PriceBook, PriceBooks
@@ -24,11 +25,13 @@ from tokenworks.core.errors import (
     InvalidRequest,
     LedgerCorrupt,
     LedgerUnavailable,
+    NotOffered,
     TokenworksError,
     WorkerFailed,
     WorkerUnavailable,
 )
 from tokenworks.core.ids import ModelName, PoolID, RequestID, WorkerID
+from tokenworks.core.needs import NO_OFFERS, nothing_offers
 from tokenworks.core.orders import KeyView, Order, Outcome, Receipt
 from tokenworks.core.ports import AnswerStream, Clock, WorkerPort
 from tokenworks.core.slo import Tier
@@ -309,6 +312,7 @@ class Driver:
             )
         assert order.request not in self._flights, order.request
         self._check_fields(order)
+        self._check_needs(order)
         cut_off_ns = self._clock.now_ns() + ANSWER_NS_MAX
         await self._bookkeeper.reserve(order, self._book)
         if self._closed:
@@ -327,6 +331,9 @@ class Driver:
                 output_tokens_max=order.output_tokens_max,
                 prefix=order.prefix,
                 arrived_ns=order.arrived_ns,
+                session=order.session,
+                needs=UNSET if order.needs is None else order.needs,
+                hints=UNSET if order.hints is None else order.hints,
             )
         )
         try:
@@ -345,6 +352,15 @@ class Driver:
                 f"The engine of {order.model!r} does not take {order.extra_fields[0]!r}.",
                 hint="Leave the field out; OpenAI's own fields and common samplers pass.",
             )
+
+    def _check_needs(self, order: Order) -> None:
+        """Refuse what no pool of the factory offers, before anything is held for it."""
+        if order.needs is None:
+            return
+        pools = [pool for pool in self._pools.values() if pool.model == order.model]
+        lacking = nothing_offers([pool.offers for pool in pools], order.needs)
+        if lacking is not None:
+            raise _not_offered(order, lacking)
 
     async def settle(self, flight: _Flight, outcome: Outcome) -> Receipt:
         """Tell the dispatcher that an answer ended, and bill it; returns when that is durable."""
@@ -390,6 +406,8 @@ class Driver:
         )
         if seat.batch_tokens_max is not None:
             up = msgspec.structs.replace(up, batch_tokens_max=seat.batch_tokens_max)
+        if seat.config.offers != NO_OFFERS:
+            up = msgspec.structs.replace(up, offers=seat.config.offers)
         self.tell(up)
 
     def worker_down(self, worker: WorkerID, why: str) -> None:
@@ -508,6 +526,8 @@ class Driver:
         body = order.body
         if seat.config.engine == "embedded":
             body = _TELL_PROGRESS + body[1:]
+        elif seat.config.cache_salt:
+            body = b'{"cache_salt":"%b",' % order.cache_salt.encode() + body[1:]
         return await seat.client.post_stream(CHAT_PATH, body)
 
     async def _broke_off(self, flight: _Flight, seat: Seat, attempt: int, why: str) -> None:
@@ -550,6 +570,9 @@ class Driver:
                 hint=f"Try again in {wait_s} s.",
                 retry_after_s=wait_s or 1,
             )
+        if command.code == "not_offered":
+            assert command.lacking is not UNSET, command
+            return _not_offered(order, command.lacking)
         if command.code == "worker_unavailable":
             return WorkerUnavailable(
                 f"No worker for {order.model!r} is up ({command.reason}).",
@@ -675,6 +698,13 @@ def _work(seat: Seat, worker_ns: int) -> Work:
 
 def _shutting_down() -> CapacityExceeded:
     return CapacityExceeded("The factory is shutting down.", hint="Try again.", retry_after_s=5)
+
+
+def _not_offered(order: Order, lacking: str) -> NotOffered:
+    return NotOffered(
+        f"No worker of {order.model!r} has {lacking}, which the request needs.",
+        hint="Ask for what is offered; operators: give a pool `labels` or `adapters`.",
+    )
 
 
 def _ending(flight: _Flight, seat: Seat, outcome: Outcome) -> Event:
