@@ -8,6 +8,7 @@ __all__ = [
     "fleet",
     "journal_format",
     "market",
+    "oversight",
     "policies",
     "policy",
     "prefix_index",

@@ -21,7 +21,7 @@ import msgspec
 
 from tokenworks.core.ids import ModelName, RequestID, WorkerID
 from tokenworks.core.slo import Promise, Tier
-from tokenworks.dispatch import policies, policy, snapshot
+from tokenworks.dispatch import policy, snapshot
 from tokenworks.dispatch.commands import (
     Abort,
     Command,
@@ -48,7 +48,8 @@ from tokenworks.dispatch.events import (
     WorkerUp,
 )
 from tokenworks.dispatch.fleet import Fleet, Worker
-from tokenworks.dispatch.policy import Choice, MakePolicy, Policy
+from tokenworks.dispatch.oversight import Oversight
+from tokenworks.dispatch.policy import Choice, MakePolicy
 from tokenworks.dispatch.prefix_index import PrefixIndex
 from tokenworks.dispatch.states import State, Step
 from tokenworks.dispatch.waiting import Line, Request
@@ -82,9 +83,8 @@ class Dispatcher:
     """
 
     def __init__(self, own_policies: Mapping[str, MakePolicy] | None = None) -> None:
-        self._own_policies = dict(own_policies or {})
-        self._policy: Policy = policies.make("promises", {})
-        self._policy_name = ""  # that of the settings; empty while another stands in for it
+        self._counts = snapshot.Counts()
+        self._policy = Oversight(own_policies or {}, self._counts)
         self._handlers: dict[type[Any], Callable[[Any, list[Command]], None]] = {
             Arrived: self._arrived,
             Started: self._started,
@@ -106,7 +106,6 @@ class Dispatcher:
         self._batch_cap = 0
         self._queue_at_worker = False
         self._timer_ns: int | None = None
-        self._counts = snapshot.Counts()
         self._requests: dict[RequestID, Request] = {}
         self._ended: OrderedDict[RequestID, None] = OrderedDict()
         self._wakes: list[snapshot.Wake] = []
@@ -199,7 +198,7 @@ class Dispatcher:
                     for name, fleet in self._fleets.items()
                 ],
                 prefixes=self._prefixes.record(),
-                policy=self._policy_memory(),
+                policy=self._policy.record(),
             )
         )
 
@@ -218,9 +217,9 @@ class Dispatcher:
         dispatcher._prefixes = PrefixIndex.restore(memory.prefixes)
         if memory.configured is not None:
             dispatcher._adopt(memory.configured)
-            dispatcher._recall(memory.configured, memory.policy)
+            dispatcher._policy.restore(memory.configured, memory.policy)
         dispatcher._timer_ns = memory.timer_ns
-        dispatcher._counts = memory.counts
+        dispatcher._counts = dispatcher._policy.counts = memory.counts
         dispatcher._requests = {each.request: each for each in memory.requests}
         dispatcher._ended = OrderedDict.fromkeys(memory.ended)
         dispatcher._wakes = memory.wakes
@@ -265,12 +264,9 @@ class Dispatcher:
         if fleet is None:
             self._reject(request, "worker_unavailable", "model_never_up", commands)
             return
-        try:
-            self._policy.arrived(fleet, request, self._now_ns)
-        except Exception:  # noqa: BLE001 - an operator's own policy may do anything
-            self._counts.policy_faults += 1
+        self._policy.arrived(fleet, request, self._now_ns)
         if fleet.open and not fleet.queued:
-            choice = self._place(fleet, request)
+            choice = self._policy.place(fleet, request, self._now_ns)
             if choice is not None:
                 self._send(fleet, request, choice, commands)
                 return
@@ -304,10 +300,7 @@ class Dispatcher:
         worker.observe(self._now_ns - request.sent_ns)
         self._counts.finished += 1
         self._end(request, Step.FINISH)
-        try:
-            self._policy.finished(fleet, worker, request, event)
-        except Exception:  # noqa: BLE001 - an operator's own policy may do anything
-            self._counts.policy_faults += 1
+        self._policy.finished(fleet, worker, request, event)
         if fleet.queued:
             self._drain(fleet, commands)
 
@@ -473,42 +466,7 @@ class Dispatcher:
         self._batch_cap = min(limits.slots_max, settings.batch_cap or limits.slots_max)
         self._queue_at_worker = settings.queue_at_worker
         self._prefixes.resize(limits.prefix_blocks_max, limits.prefix_ttl_ns)
-        self._take_policy(configured)
-
-    def _take_policy(self, configured: Configured) -> None:
-        """Put the policy of the settings in charge; the plain one if an own one raises."""
-        name = configured.policy.name
-        try:
-            if self._policy_name != name:
-                self._policy = policies.make(name, self._own_policies)
-                self._policy_name = name
-            self._policy.configure(configured, self._prefixes)
-        except Exception:
-            if name not in self._own_policies:
-                raise
-            self._counts.policy_faults += 1
-            self._policy, self._policy_name = policies.make("promises", {}), ""
-            self._policy.configure(configured, self._prefixes)
-
-    def _policy_memory(self) -> bytes:
-        """What the policy remembers; an own one that cannot say so remembers nothing."""
-        if self._policy_name not in self._own_policies:
-            return self._policy.record()
-        try:
-            data: object = self._policy.record()
-        except Exception:  # noqa: BLE001 - an operator's own policy may do anything
-            return b""
-        return data if isinstance(data, bytes) else b""
-
-    def _recall(self, configured: Configured, data: bytes) -> None:
-        """Give the policy its memory back; an own one that cannot take it begins anew."""
-        try:
-            self._policy.restore(data)
-        except Exception:
-            if self._policy_name not in self._own_policies:
-                raise
-            self._policy_name = ""
-            self._take_policy(configured)
+        self._policy.configure(configured, self._prefixes)
 
     def _slots_of(self, engine_slots: int) -> int:
         """Requests that are sent to a worker at once."""
@@ -516,68 +474,11 @@ class Dispatcher:
 
     # Deciding.
 
-    def _place(self, fleet: Fleet, request: Request) -> Choice | None:
-        """Where the policy wants a newcomer; where load wants it, if the policy is wrong."""
-        choice = None
-        try:
-            choice = self._policy.place(fleet, request, self._now_ns)
-            right = choice is None or self._may(fleet, request, choice)
-        except Exception:  # noqa: BLE001 - an operator's own policy may do anything
-            right = False
-        if right:
-            return choice
-        self._counts.policy_faults += 1
-        return self._by_load(fleet, request)
-
     def _drain(self, fleet: Fleet, commands: list[Command]) -> None:
-        """Send what the policy wants sent of those that wait; by load, if the policy is wrong."""
-        if not fleet.queued or not fleet.open:
-            return
-        try:
-            wanted = iter(self._policy.drain(fleet, self._now_ns))
-        except Exception:  # noqa: BLE001 - an operator's own policy may do anything
-            self._overrule(fleet, commands)
-            return
-        while fleet.queued:
-            try:
-                request, choice = next(wanted)
-                right = self._waits(fleet, request) and self._may(fleet, request, choice)
-            except StopIteration:
-                return
-            except Exception:  # noqa: BLE001 - an operator's own policy may do anything
-                right = False
-            if not right:
-                self._overrule(fleet, commands)
-                return
-            self._serve(fleet, request, choice, commands)
-
-    def _overrule(self, fleet: Fleet, commands: list[Command]) -> None:
-        """Count a policy's fault, and send one of those that wait by load: nobody starves of it."""
-        self._counts.policy_faults += 1
-        request = next(line.head() for line in reversed(fleet.lines) if len(line))
-        choice = self._by_load(fleet, request)
-        if choice is not None:
-            self._serve(fleet, request, choice, commands)
-
-    @staticmethod
-    def _by_load(fleet: Fleet, request: Request) -> Choice | None:
-        if not fleet.open:
-            return None
-        worker = fleet.first(fleet.least_loaded(fleet.open))
-        return Choice(worker, "least_loaded", 0, request.rank, fleet.open.bit_count())
-
-    def _may(self, fleet: Fleet, request: Request, choice: Choice) -> bool:
-        """Whether a choice can be followed."""
-        if self._policy_name in self._own_policies and not policy.is_well_formed(choice):
-            return False
-        return policy.is_possible(fleet, request, choice)
-
-    def _waits(self, fleet: Fleet, request: Request) -> bool:
-        return (
-            self._requests.get(request.request) is request
-            and request.state is State.QUEUED
-            and self._fleets[request.model] is fleet
-        )
+        """Send what the policy wants sent of those that wait."""
+        if fleet.queued and fleet.open:
+            for request, choice in self._policy.drain(fleet, self._now_ns):
+                self._serve(fleet, request, choice, commands)
 
     def _serve(
         self, fleet: Fleet, request: Request, choice: Choice, commands: list[Command]

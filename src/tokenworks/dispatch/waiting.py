@@ -82,6 +82,10 @@ class Line:
     def __len__(self) -> int:
         return len(self._order)
 
+    def has(self, request: Request) -> bool:
+        """Whether this very request waits here."""
+        return self._order.get(request.request) is request
+
     def punctual(self) -> bool:
         """Whether some wait that were not set late."""
         return bool(self._tenants)
