@@ -13,6 +13,7 @@ __all__ = [
     "policy",
     "prefix_index",
     "promises",
+    "restricted",
     "settings",
     "snapshot",
     "states",

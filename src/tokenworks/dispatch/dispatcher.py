@@ -12,16 +12,19 @@ worker that breaks off costs a retry, and a policy that is wrong is overruled an
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from heapq import heapify, heappop, heappush
 from typing import Any, Final
 
 import msgspec
+from msgspec import UNSET
 
 from tokenworks.core.ids import ModelName, RequestID, WorkerID
+from tokenworks.core.needs import NO_OFFERS, nothing_offers
 from tokenworks.core.slo import Promise, Tier
-from tokenworks.dispatch import policy, snapshot
+from tokenworks.dispatch import policy, restricted, snapshot
 from tokenworks.dispatch.commands import (
     Abort,
     Command,
@@ -47,7 +50,7 @@ from tokenworks.dispatch.events import (
     WorkerDown,
     WorkerUp,
 )
-from tokenworks.dispatch.fleet import Fleet, Worker
+from tokenworks.dispatch.fleet import RANKS, Fleet, Worker
 from tokenworks.dispatch.oversight import Oversight
 from tokenworks.dispatch.policy import Choice, MakePolicy
 from tokenworks.dispatch.prefix_index import PrefixIndex
@@ -162,9 +165,9 @@ class Dispatcher:
     def queue_lens(self) -> dict[tuple[ModelName, Tier], int]:
         """How many requests wait per model and tier, for gauges."""
         return {
-            (name, tier): len(line)
+            (name, tier): fleet.waiting(rank)
             for name, fleet in self._fleets.items()
-            for tier, line in zip(TIERS, fleet.lines, strict=True)
+            for rank, tier in enumerate(TIERS)
         }
 
     def snapshot(self) -> bytes:
@@ -180,23 +183,7 @@ class Dispatcher:
                 ended=list(self._ended),
                 wakes=self._wakes,
                 workers=list(self._workers.values()),
-                models=[
-                    snapshot.ModelRecord(
-                        model=name,
-                        workers=[worker.worker for worker in fleet.workers],
-                        lines=[
-                            snapshot.LineRecord(
-                                requests=[each.request for each in line.requests()],
-                                rotation=line.rotation(),
-                                late=line.late(),
-                            )
-                            for line in fleet.lines
-                        ],
-                        sent_ranks=list(fleet.sent_ranks),
-                        changes=fleet.changes,
-                    )
-                    for name, fleet in self._fleets.items()
-                ],
+                models=[snapshot.model_record(name, fleet) for name, fleet in self._fleets.items()],
                 prefixes=self._prefixes.record(),
                 policy=self._policy.record(),
             )
@@ -225,18 +212,9 @@ class Dispatcher:
         dispatcher._wakes = memory.wakes
         dispatcher._workers = {each.worker: each for each in memory.workers}
         for record in memory.models:
-            lines = [
-                Line.restore(
-                    [dispatcher._requests[each] for each in line.requests],
-                    line.rotation,
-                    line.late,
-                )
-                for line in record.lines
-            ]
-            workers = [dispatcher._workers[each] for each in record.workers]
-            dispatcher._fleets[record.model] = fleet = Fleet(workers, lines, record.sent_ranks)
-            fleet.changes = record.changes
-            dispatcher._queued += sum(len(line) for line in lines)
+            fleet = snapshot.fleet_of(record, dispatcher._workers, dispatcher._requests)
+            dispatcher._fleets[record.model] = fleet
+            dispatcher._queued += sum(fleet.waiting(rank) for rank in RANKS)
         return dispatcher
 
     # Events about requests.
@@ -258,22 +236,26 @@ class Dispatcher:
             late_ns=event.arrived_ns + self._late_after_ns[rank],
             queued_ns=self._now_ns,
             session=event.session,
+            needs=None if event.needs is UNSET else event.needs,
+            hints=None if event.hints is UNSET else event.hints,
         )
         self._requests[event.request] = request
         fleet = self._fleets.get(event.model)
         if fleet is None:
             self._reject(request, "worker_unavailable", "model_never_up", commands)
             return
+        if request.needs is not None and nothing_offers(fleet.offered, request.needs):
+            self._reject(request, "not_offered", "never_offered", commands)
+            return
         self._policy.arrived(fleet, request, self._now_ns)
-        if fleet.open and not fleet.queued:
+        if fleet.open and not fleet.queued and not fleet.restricted:
             choice = self._policy.place(fleet, request, self._now_ns)
             if choice is not None:
                 self._send(fleet, request, choice, commands)
                 return
-        fleet.lines[rank].append(request)
-        fleet.queued += 1
+        fleet.queue(request)
         self._queued += 1
-        if fleet.queued > 1:
+        if fleet.queued > 1 or fleet.restricted:
             self._drain(fleet, commands)
         if request.state is State.QUEUED:
             self._keep_waiting(fleet, request, commands)
@@ -287,7 +269,7 @@ class Dispatcher:
         makes_room = request.prefiller is not None  # there, while its own worker goes on with it
         self._leave_prefill(request)
         fleet = self._fleets[request.model]
-        if makes_room and fleet.queued:
+        if makes_room and (fleet.queued or fleet.restricted):
             self._drain(fleet, commands)
 
     def _finished(self, event: Finished, commands: list[Command]) -> None:
@@ -301,7 +283,7 @@ class Dispatcher:
         self._counts.finished += 1
         self._end(request, Step.FINISH)
         self._policy.finished(fleet, worker, request, event)
-        if fleet.queued:
+        if fleet.queued or fleet.restricted:
             self._drain(fleet, commands)
 
     def _failed(self, event: Failed, commands: list[Command]) -> None:
@@ -374,6 +356,7 @@ class Dispatcher:
             link_bytes_per_s=event.link_bytes_per_s,
             kv_bytes_per_token=event.kv_bytes_per_token,
             index=self._prefixes.add_worker(),
+            offers=NO_OFFERS if event.offers is UNSET else event.offers,
         )
         worker.measure(dict(zip(TIERS, self._promises, strict=True)))
         self._workers[event.worker] = worker
@@ -382,13 +365,16 @@ class Dispatcher:
         self._drain(fleet, commands)
 
     def _worker_measured(self, worker: Worker, event: WorkerUp, commands: list[Command]) -> None:
-        given = (event.slots, event.curve, *(getattr(event, name) for name in _SIZES))
-        known = (worker.engine_slots, worker.curve, *(getattr(worker, name) for name in _SIZES))
+        offers = NO_OFFERS if event.offers is UNSET else event.offers
+        sizes = [(getattr(event, name), getattr(worker, name)) for name in _SIZES]
+        given = (event.slots, event.curve, offers, [new for new, _ in sizes])
+        known = (worker.engine_slots, worker.curve, worker.offers, [old for _, old in sizes])
         if given == known:
             self._counts.ignored += 1
             return
         worker.engine_slots = event.slots
         worker.slots, worker.curve = self._slots_of(event.slots), event.curve
+        worker.offers = offers
         for name in _SIZES:
             setattr(worker, name, getattr(event, name))
         worker.measure(dict(zip(TIERS, self._promises, strict=True)))
@@ -409,6 +395,7 @@ class Dispatcher:
         for request in lost:
             self._leave_prefill(request)
         fleet.workers.remove(worker)
+        fleet.forget(worker)
         fleet.renew()
         del self._workers[worker.worker]
         self._prefixes.remove_worker(worker.index)
@@ -476,7 +463,12 @@ class Dispatcher:
 
     def _drain(self, fleet: Fleet, commands: list[Command]) -> None:
         """Send what the policy wants sent of those that wait."""
-        if fleet.queued and fleet.open:
+        if not fleet.open:
+            return
+        if fleet.restricted:
+            for request, choice in restricted.drain(self._policy, fleet, self._now_ns):
+                self._serve(fleet, request, choice, commands)
+        elif fleet.queued:
             for request, choice in self._policy.drain(fleet, self._now_ns):
                 self._serve(fleet, request, choice, commands)
 
@@ -484,8 +476,7 @@ class Dispatcher:
         self, fleet: Fleet, request: Request, choice: Choice, commands: list[Command]
     ) -> None:
         """Send a request that waits; its tenant goes to the end of the rotation."""
-        fleet.lines[request.rank].serve(request)
-        fleet.queued -= 1
+        fleet.unqueue(request, served=True)
         self._queued -= 1
         self._send(fleet, request, choice, commands)
 
@@ -512,6 +503,8 @@ class Dispatcher:
         worker.context_tokens += request.input_tokens_max
         fleet.take(worker, request.request, rank)
         fleet.sent_ranks.append(rank)
+        if request.session is not None:
+            fleet.remember(request, worker)
         if request.prefix:
             at = worker if prefiller is None else prefiller
             self._prefixes.insert(request.prefix, at.index, now_ns, hit_blocks)
@@ -563,13 +556,12 @@ class Dispatcher:
         else:
             request.step(Step.RETRY)
             request.queued_ns = self._now_ns
-            fleet.lines[request.rank].put_back(request)
-            fleet.queued += 1
+            fleet.queue(request, first=True)
             self._queued += 1
 
     def _keep_waiting(self, fleet: Fleet, request: Request, commands: list[Command]) -> None:
         """Leave a request in its line, or reject it if the line is over its bound by now."""
-        if len(fleet.lines[request.rank]) > self._limits.queue_len_max[TIERS[request.rank]]:
+        if fleet.waiting(request.rank) > self._limits.queue_len_max[TIERS[request.rank]]:
             self._unqueue(fleet, request)
             code: RejectCode = "worker_failed" if request.attempt else "capacity_exceeded"
             self._reject(request, code, "queue_full", commands)
@@ -578,12 +570,13 @@ class Dispatcher:
         heappush(self._wakes, (deadline_ns, request.request))
         if self._now_ns < request.late_ns < deadline_ns:
             heappush(self._wakes, (request.late_ns, request.request))
+        workers = policy.permitted(fleet, request, fleet.up).bit_count()
         commands.append(
             Queue(
                 request=request.request,
-                reason="at_cap" if fleet.workers else "no_worker_up",
+                reason="at_cap" if workers else "no_worker_up",
                 ahead=fleet.ahead(request.rank) - 1,
-                workers=len(fleet.workers),
+                workers=workers,
                 deadline_ns=deadline_ns,
             )
         )
@@ -593,14 +586,18 @@ class Dispatcher:
     ) -> None:
         """End a request that is in no line any more."""
         fleet = self._fleets.get(request.model)
-        ahead, retry_after_ns = 0, None
+        ahead, retry_after_ns, lacking = 0, None, None
         if fleet is not None:
             ahead = fleet.ahead(request.rank)
             # With no worker up nothing is known but how long the tier is ready to wait.
             retry_after_ns = policy.retry_after_bounded(self._promises[request.rank].patience_ns)
-            if fleet.workers:
+            workers = fleet.workers
+            if request.needs is not None:
+                workers = list(fleet.each(fleet.serving(request.needs)))
+                lacking = nothing_offers([each.offers for each in fleet.workers], request.needs)
+            if workers:
                 retry_after_ns = policy.retry_after_ns(
-                    fleet.workers,
+                    workers,
                     request.rank,
                     ahead,
                     request.output_tokens_max,
@@ -617,6 +614,7 @@ class Dispatcher:
                 ahead=ahead,
                 waited_ns=self._now_ns - request.arrived_ns,
                 attempts=request.attempt,
+                lacking=UNSET if lacking is None else lacking,
             )
         )
 
@@ -640,8 +638,13 @@ class Dispatcher:
             if request.state is State.QUEUED and self._is_queued(request.request):
                 fleet = self._fleets[request.model]
                 self._unqueue(fleet, request)
-                reason: RejectReason = "patience_over" if fleet.workers else "no_worker_up"
-                self._reject(request, "capacity_exceeded", reason, commands)
+                reason: RejectReason = "patience_over"
+                code: RejectCode = "capacity_exceeded"
+                if not policy.permitted(fleet, request, fleet.up):
+                    reason = "no_worker_up"
+                    if fleet.workers:
+                        code = "worker_unavailable"
+                self._reject(request, code, reason, commands)
         for model in {request.model: None for request in due}:
             self._drain(self._fleets[model], commands)
 
@@ -659,7 +662,7 @@ class Dispatcher:
     def _rebuild_wakes(self) -> None:
         self._wakes = []
         for fleet in self._fleets.values():
-            for line in fleet.lines:
+            for line in itertools.chain(fleet.lines, *fleet.restricted.values()):
                 for request in line.requests():
                     deadline_ns = self._deadline_ns(request)
                     self._wakes.append((deadline_ns, request.request))
@@ -681,8 +684,7 @@ class Dispatcher:
         return self._workers[request.worker]
 
     def _unqueue(self, fleet: Fleet, request: Request) -> None:
-        fleet.lines[request.rank].remove(request)
-        fleet.queued -= 1
+        fleet.unqueue(request)
         self._queued -= 1
 
     def _end(self, request: Request, step: Step) -> None:

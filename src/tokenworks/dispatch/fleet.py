@@ -228,14 +228,46 @@ class Fleet:
         """Requests of a tier that wait."""
         return len(self.lines[rank]) + sum(len(each[rank]) for each in self.restricted.values())
 
-    def line_of(self, request: Request) -> Line:
-        """The line in which a request waits, or would."""
+    def queue(self, request: Request, *, first: bool = False) -> None:
+        """Let a request wait: behind all others of its tenant, or before all others."""
         if request.needs is None:
-            return self.lines[request.rank]
-        lines = self.restricted.get(request.needs)
-        if lines is None:
-            lines = self.restricted[request.needs] = [Line() for _ in RANKS]
-        return lines[request.rank]
+            line = self.lines[request.rank]
+            self.queued += 1
+        else:
+            lines = self.restricted.get(request.needs)
+            if lines is None:
+                lines = self.restricted[request.needs] = [Line() for _ in RANKS]
+            line = lines[request.rank]
+        if first:
+            line.put_back(request)
+        else:
+            line.append(request)
+
+    def unqueue(self, request: Request, *, served: bool = False) -> None:
+        """Take out a request that waits; if it is served, its tenant's turn is over."""
+        if request.needs is None:
+            line = self.lines[request.rank]
+            self.queued -= 1
+        else:
+            line = self.restricted[request.needs][request.rank]
+        if served:
+            line.serve(request)
+        else:
+            line.remove(request)
+        if request.needs is not None and not any(map(len, self.restricted[request.needs])):
+            del self.restricted[request.needs]
+
+    def hide(self, worker: Worker, rank: int) -> None:
+        """Take a worker out of those that admit tiers below one, until ``unhide``."""
+        hidden = worker.admitted & ((1 << rank) - 1)
+        worker.admitted ^= hidden
+        for each in RANKS:
+            if hidden >> each & 1:
+                self.admitting[each] ^= 1 << worker.index
+
+    def unhide(self, worker: Worker) -> None:
+        """Put a worker back among those that admit a tier."""
+        self._moved(worker)
 
     def renew(self) -> None:
         """Derive all sets again, after a worker has come, gone or changed, and count that."""
@@ -265,7 +297,7 @@ class Fleet:
         index = self.sessions.get((request.tenant, request.session))
         return 0 if index is None else 1 << index
 
-    def settle(self, request: Request, worker: Worker) -> None:
+    def remember(self, request: Request, worker: Worker) -> None:
         """Remember where a session's request went, or forget the session with its last one."""
         assert request.session is not None, request.request
         session = (request.tenant, request.session)

@@ -139,7 +139,8 @@ class Oversight:
 
 
 def _by_load(fleet: Fleet, request: Request) -> Choice | None:
-    if not fleet.open:
+    candidates = policy.permitted(fleet, request, fleet.open)
+    if not candidates:
         return None
-    worker = fleet.first(fleet.least_loaded(fleet.open))
-    return Choice(worker, "least_loaded", 0, request.rank, fleet.open.bit_count())
+    worker = fleet.first(fleet.least_loaded(candidates))
+    return Choice(worker, "least_loaded", 0, request.rank, candidates.bit_count())

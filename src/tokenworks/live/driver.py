@@ -574,8 +574,9 @@ class Driver:
             assert command.lacking is not UNSET, command
             return _not_offered(order, command.lacking)
         if command.code == "worker_unavailable":
+            having = "" if command.lacking is UNSET else f" with {command.lacking}"
             return WorkerUnavailable(
-                f"No worker for {order.model!r} is up ({command.reason}).",
+                f"No worker for {order.model!r}{having} is up ({command.reason}).",
                 hint="Try again; `tokenworks doctor` tells the operator why.",
                 retry_after_s=wait_s,
             )

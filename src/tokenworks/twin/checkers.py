@@ -12,8 +12,10 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
+from msgspec import UNSET
 
 from tokenworks.core.ids import RequestID, WorkerID
+from tokenworks.core.needs import NO_OFFERS, Needs, Offers
 from tokenworks.core.slo import Tier
 from tokenworks.dispatch import snapshot
 from tokenworks.dispatch.commands import Abort, Command, Reject, Send
@@ -268,6 +270,7 @@ class _Life(msgspec.Struct):
 
     worker: WorkerID | None = None
     answering: bool = False
+    needs: Needs | None = None
 
 
 class _Lives:
@@ -281,14 +284,15 @@ class _Lives:
         self._found = found
         self.open: dict[RequestID, _Life] = {}
         self._ended: Counter[RequestID] = Counter()
-        self._up: dict[WorkerID, None] = {}
+        self._up: dict[WorkerID, Offers] = {}
 
     def told(self, event: Event) -> None:
         """What an event says has happened."""
         match event:
             case Arrived():
                 if event.request not in self._ended:
-                    self.open.setdefault(event.request, _Life())
+                    needs = None if event.needs is UNSET else event.needs
+                    self.open.setdefault(event.request, _Life(needs=needs))
             case Started():
                 life = self.open.get(event.request)
                 if life is not None and life.worker is not None:
@@ -305,7 +309,7 @@ class _Lives:
                 if event.request in self.open:
                     self._end(event.request)
             case WorkerUp():
-                self._up[event.worker] = None
+                self._up[event.worker] = NO_OFFERS if event.offers is UNSET else event.offers
             case WorkerDown():
                 self._up.pop(event.worker, None)
                 for request, life in list(self.open.items()):
@@ -322,8 +326,9 @@ class _Lives:
                 if life is None or life.worker is not None:
                     self._found("one_attempt", command.request, attempt=command.attempt)
                     continue
-                if command.worker not in self._up:
-                    self._found("worker_is_up", command.worker, attempt=command.attempt)
+                for worker in (command.worker, command.prefill_worker):
+                    if worker is not None:
+                        self._sent(command, life, worker)
                 life.worker = command.worker
             elif isinstance(command, Reject):
                 if command.request in self.open:
@@ -341,6 +346,14 @@ class _Lives:
             come = times or name in self.open
             if come and (times != 1 or outcomes.end[place] == End.OPEN):
                 self._found("ends_once", name, times=times, end=outcomes.end[place])
+
+    def _sent(self, command: Send, life: _Life, worker: WorkerID) -> None:
+        """A worker that is given a request, or its prompt, is up and has what that needs."""
+        offers = self._up.get(worker)
+        if offers is None:
+            self._found("worker_is_up", worker, attempt=command.attempt)
+        elif life.needs is not None and (lacking := offers.lacks(life.needs)) is not None:
+            self._found("needs_met", command.request, worker=worker, lacking=lacking)
 
     def _broken_off(self, request: RequestID, life: _Life, *, started: bool) -> None:
         if started or life.answering:

@@ -14,10 +14,12 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 import msgspec
+from msgspec import UNSET
 
 from tokenworks.catalogue.price_book import PriceBook, parse_price_book
 from tokenworks.core.errors import JournalInvalid
 from tokenworks.core.ids import RequestID, WorkerID
+from tokenworks.core.needs import NO_OFFERS
 from tokenworks.core.slo import Tier
 from tokenworks.core.units import NS_PER_MS
 from tokenworks.dispatch import snapshot
@@ -166,6 +168,7 @@ class Reader:
                 batch_tokens_max=worker.batch_tokens_max,
                 link_bytes_per_s=worker.link_bytes_per_s,
                 kv_bytes_per_token=worker.kv_bytes_per_token,
+                offers=UNSET if worker.offers == NO_OFFERS else worker.offers,
             )
             self._told(memory.now_ns, up)
 
@@ -289,6 +292,8 @@ class Reader:
             output_tokens_max=arrived.output_tokens_max,
             blocks=arrived.prefix[: read // block_tokens],
             session=arrived.session,
+            needs=None if arrived.needs is UNSET else arrived.needs,
+            hints=None if arrived.hints is UNSET else arrived.hints,
         )
 
     def _result(
@@ -388,6 +393,7 @@ def _spec(up: WorkerUp, start_ns: int, prefill_token_fs: int | None, longest: in
         context_tokens_typical=0,
         curve=up.curve,
         start_ns=start_ns,
+        offers=NO_OFFERS if up.offers is UNSET else up.offers,
     )
 
 

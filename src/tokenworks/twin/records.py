@@ -7,9 +7,11 @@ from array import array
 from typing import Final, Literal
 
 import msgspec
+from msgspec import UNSET
 
 from tokenworks.catalogue.price_book import PriceBook
 from tokenworks.core.ids import ModelName, PoolID, RequestID, TenantID, WorkerID
+from tokenworks.core.needs import NO_OFFERS, Hints, Needs, Offers
 from tokenworks.core.slo import Tier
 from tokenworks.dispatch.events import Configured, WorkerUp
 from tokenworks.perf.timing import Timing
@@ -34,6 +36,8 @@ class TwinRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         wait_for: requests that must have ended before it arrives.
         delay_ns: how long after the last of these it arrives: a tool's or a person's time.
         session: the conversation or agent that it belongs to.
+        needs: what the worker must have; None if any of the model will do.
+        hints: what the agent tells the dispatcher, and with it the session; None if nothing.
     """
 
     request: RequestID
@@ -48,6 +52,8 @@ class TwinRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     wait_for: tuple[RequestID, ...] = ()
     delay_ns: int = 0
     session: str | None = None
+    needs: Needs | None = None
+    hints: Hints | None = None
 
 
 class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,6 +78,7 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
         power_w: electric power at work.
         idle_power_w: and while it has nothing to do.
         capital_udollars_per_hour: write-down of its hardware.
+        offers: labels and adapters that it has.
     """
 
     worker: WorkerID
@@ -91,6 +98,7 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     power_w: int = 0
     idle_power_w: int = 0
     capital_udollars_per_hour: int = 0
+    offers: Offers = NO_OFFERS
 
 
 CURVE_POINTS_MAX: Final = 12
@@ -132,6 +140,7 @@ def worker_up(spec: WorkerSpec) -> WorkerUp:
         batch_tokens_max=spec.batch_tokens_max,
         link_bytes_per_s=spec.link_bytes_per_s if spec.role == "both" else 0,
         kv_bytes_per_token=spec.kv_bytes_per_token,
+        offers=UNSET if spec.offers == NO_OFFERS else spec.offers,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -13,6 +13,7 @@ from tokenworks.catalogue.timings import EngineTiming
 from tokenworks.catalogue.toml_text import read_toml
 from tokenworks.core.errors import ConfigInvalid
 from tokenworks.core.ids import ModelName, PoolID, WorkerID
+from tokenworks.core.needs import Needs, Offers, nothing_offers
 from tokenworks.core.slo import Tier
 from tokenworks.core.units import NS_PER_S, PPM
 from tokenworks.dispatch.events import Configured, Limits, PolicySettings
@@ -20,7 +21,7 @@ from tokenworks.dispatch.settings import parse_policy, settings_for
 from tokenworks.perf.timing import Timing
 from tokenworks.twin.kinds import KINDS, MODEL, measured_kind, twin_book
 from tokenworks.twin.records import Role, Scenario, WorkerSpec
-from tokenworks.twin.workload import MIX_DEFAULT, TierMix, checked_mix
+from tokenworks.twin.workload import MIX_DEFAULT, NeedShare, TierMix, checked_mix
 
 FILE_BYTES_MAX: Final = 1_000_000
 WORKERS_MAX: Final = 1_024
@@ -56,11 +57,13 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
         scenario: the factory.
         mix: at which tiers requests ask.
         tenants: how many there are.
+        needs: shares of the requests that only some workers may serve.
     """
 
     scenario: Scenario
     mix: TierMix = MIX_DEFAULT
     tenants: int = 16
+    needs: tuple[NeedShare, ...] = ()
 
 
 def build(name: str, workers: int | None = None, policy: str | None = None) -> Setting:
@@ -209,6 +212,8 @@ class _Worker(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     power_w: _Natural | None = None
     idle_power_w: _Natural | None = None
     capital_udollars_per_hour: _Natural | None = None
+    labels: tuple[str, ...] = ()
+    adapters: tuple[str, ...] = ()
 
 
 class _Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -233,6 +238,12 @@ class _MixPoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         )
 
 
+class _NeedShare(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    share_ppm: Annotated[int, msgspec.Meta(ge=0, le=PPM)]
+    labels: tuple[str, ...] = ()
+    adapter: str | None = None
+
+
 class _File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     name: str
     worker: dict[str, _Worker]
@@ -242,6 +253,7 @@ class _File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     tenants: _Positive = 16
     limits: _Limits = _Limits()
     mix: tuple[_MixPoint, ...] = ()
+    needs: tuple[_NeedShare, ...] = ()
 
 
 _NEEDED: Final = ("timing", "slots", "kv_blocks", "block_tokens", "batch_tokens_max")
@@ -292,7 +304,31 @@ def parse_scenario(text: str, read_book: Callable[[str], str]) -> Setting:
     )
     points = [(point.at_ppm, point.weights()) for point in file.mix]
     mix = checked_mix(points) if points else MIX_DEFAULT
-    return Setting(scenario=scenario, mix=mix, tenants=file.tenants)
+    needs = _needs(file.needs, specs)
+    return Setting(scenario=scenario, mix=mix, tenants=file.tenants, needs=needs)
+
+
+def _needs(shares: Sequence[_NeedShare], specs: Sequence[WorkerSpec]) -> tuple[NeedShare, ...]:
+    """What requests need, if the workers offer it."""
+    if sum(share.share_ppm for share in shares) > PPM:
+        raise ConfigInvalid(f"The shares of [[needs]] are more than {PPM} together.")
+    found = []
+    for share in shares:
+        needs = Needs(labels=_sorted_once("[[needs]]", share.labels), adapter=share.adapter)
+        lacking = nothing_offers([spec.offers for spec in specs], needs)
+        if lacking is not None:
+            raise ConfigInvalid(
+                f"[[needs]] asks for {lacking}, which no worker has.",
+                hint="Give a worker `labels` or `adapters`.",
+            )
+        found.append(NeedShare(share_ppm=share.share_ppm, needs=needs))
+    return tuple(found)
+
+
+def _sorted_once(where: str, words: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(words)) != len(words):
+        raise ConfigInvalid(f"{where} names one twice: {list(words)!r}.")
+    return tuple(sorted(words))
 
 
 def load_scenario(path: Path) -> Setting:
@@ -316,8 +352,12 @@ def _group(name: str, group: _Worker) -> list[WorkerSpec]:
     given = {
         field: value
         for field, value in msgspec.structs.asdict(group).items()
-        if value is not None and field not in {"count", "kind"}
+        if value is not None and field not in {"count", "kind", "labels", "adapters"}
     }
+    given["offers"] = Offers(
+        labels=_sorted_once(f"[worker.{name}] labels", group.labels),
+        adapters=_sorted_once(f"[worker.{name}] adapters", group.adapters),
+    )
     if group.timing is not None:
         given["timing"] = Timing(**msgspec.structs.asdict(group.timing))
     if group.count > WORKERS_MAX:

@@ -13,6 +13,7 @@ import msgspec
 
 from tokenworks.catalogue.price_book import PriceBook, parse_price_book
 from tokenworks.core.ids import LimitID, ModelName, PoolID, RequestID, TenantID, WorkerID
+from tokenworks.core.needs import Hints, Needs, Offers
 from tokenworks.core.rng import mix64
 from tokenworks.core.slo import Promise, Tier
 from tokenworks.core.units import NS_PER_MS, NS_PER_S, PPM
@@ -43,6 +44,9 @@ from tokenworks.twin.network import KINDS
 from tokenworks.twin.records import Role, TwinRequest, WorkerSpec
 
 BLOCK_TOKENS: Final = 16
+LABELS: Final = ("eu", "medical")
+ADAPTERS: Final = ("support",)
+_NEEDS: Final = 0x6E65656473
 WORKERS_MAX: Final = 6
 _MODELS: Final = (MODEL, ModelName("other"))
 _FS_PER_US: Final = 1_000 * FS_PER_NS
@@ -109,6 +113,8 @@ def draw(seed: int, policies: Sequence[str] = NAMES) -> Case:
         prices=token_prices(book),
     )
     requests = _requests(dice, workers)
+    # With dice of their own: what is drawn by the others stays as it was without them.
+    workers, requests = _with_needs(Dice(mix64(seed ^ _NEEDS)), workers, requests)
     return Case(
         seed=seed,
         workers=workers,
@@ -276,6 +282,42 @@ def _requests(dice: Dice, workers: Sequence[WorkerSpec]) -> tuple[TwinRequest, .
             )
         )
     return tuple(requests)
+
+
+def _with_needs(
+    dice: Dice, workers: tuple[WorkerSpec, ...], requests: tuple[TwinRequest, ...]
+) -> tuple[tuple[WorkerSpec, ...], tuple[TwinRequest, ...]]:
+    """Labels and adapters that some workers have and some requests need, and what agents say."""
+    if chance(dice, PPM // 2):
+        return workers, requests
+    share = _pick(dice, (5, 30, 90))
+    offering = tuple(
+        msgspec.structs.replace(
+            spec,
+            offers=Offers(
+                labels=tuple(label for label in LABELS if dice.below(100) < 60),
+                adapters=ADAPTERS if dice.below(100) < 50 else (),
+            ),
+        )
+        for spec in workers
+    )
+    needing = []
+    for number, request in enumerate(requests):
+        needs = hints = None
+        if dice.below(100) < share:
+            needs = Needs(
+                labels=_pick(dice, ((), LABELS[:1], LABELS[1:], LABELS)),
+                adapter=_pick(dice, (None, ADAPTERS[0])),
+            )
+        if dice.below(100) < share:
+            hints = Hints(
+                output_tokens=_pick(dice, (None, 1, 1_000)),
+                tool_ns=_pick(dice, (None, 0, 200 * _MS)),
+                session_ends=dice.below(4) == 0,
+            )
+        session = request.session or f"s{number % 7}"
+        needing.append(msgspec.structs.replace(request, needs=needs, hints=hints, session=session))
+    return offering, tuple(needing)
 
 
 def _quotas(dice: Dice, requests: Sequence[TwinRequest]) -> tuple[Limit, ...]:
