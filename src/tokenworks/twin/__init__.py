@@ -1,6 +1,7 @@
 """The modelled world: the same dispatcher, a clock that jumps, engines that only compute."""
 
 __all__ = [
+    "agenda",
     "arrivals",
     "bookkeeper",
     "bound",
@@ -17,6 +18,7 @@ __all__ = [
     "money_checks",
     "network",
     "outcome_checks",
+    "prefillers",
     "recorded",
     "records",
     "report",

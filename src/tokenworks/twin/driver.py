@@ -1,8 +1,7 @@
 """The twin's driver: it feeds a workload to the dispatcher and its commands to modelled engines.
 
 What happens at the same nanosecond happens in this order: boundaries of workers by their index,
-then what was put on the agenda (timers, messages under way, requests that waited for others) in
-the order it was put there, then arrivals in the order of the workload.
+then what is on the agenda, in an order that ``agenda`` says.
 """
 
 from __future__ import annotations
@@ -12,10 +11,10 @@ import gc
 import time
 from collections import abc
 from collections.abc import Callable
-from heapq import heappop, heappush
+from heapq import heappop
 from typing import Final, assert_never
 
-from tokenworks.core.ids import ModelName, RequestID, WorkerID
+from tokenworks.core.ids import RequestID, WorkerID
 from tokenworks.core.units import NS_PER_S
 from tokenworks.dispatch.commands import Abort, Command, Queue, Reject, Send, SetTimer
 from tokenworks.dispatch.dispatcher import Dispatcher
@@ -30,14 +29,15 @@ from tokenworks.dispatch.events import (
     WorkerDown,
 )
 from tokenworks.perf.timing import FS_PER_NS, Timing
+from tokenworks.twin.agenda import Agenda
 from tokenworks.twin.bookkeeper import Bookkeeper
 from tokenworks.twin.clock import JumpingClock
 from tokenworks.twin.followers import Followers
-from tokenworks.twin.handovers import FAR_NS, Handovers
+from tokenworks.twin.handovers import FAR_NS
 from tokenworks.twin.journal import Journal
-from tokenworks.twin.kv_cache import Change
-from tokenworks.twin.kv_feed import Feed
+from tokenworks.twin.kv_feed import Feed, Publishing
 from tokenworks.twin.network import Kind, Network
+from tokenworks.twin.prefillers import Prefillers
 from tokenworks.twin.records import (
     NEVER,
     End,
@@ -177,10 +177,6 @@ class Driver:
         self._direct = network.is_direct()
         self._now_ns = 0
         self._events = self._commands = self._ended = self._sequences = 0
-        self._handovers = Handovers()
-        self._agenda: list[tuple[int, int, Callable[[], None]]] = []
-        self._agenda_len = 0
-        self._timer_ns = FAR_NS
         self._places = {each.request: place for place, each in enumerate(requests)}
         assert len(self._places) == len(requests), "two requests have the same name"
         self._indices = {spec.worker: index for index, spec in enumerate(scenario.workers)}
@@ -195,33 +191,17 @@ class Driver:
         self._broken: list[Sequence] = []
         self._one_stage = [spec.role != "decode" for spec in scenario.workers]
         self._prefills = [spec.role == "prefill" for spec in scenario.workers]
-        self._pair()
+        self._prefillers = Prefillers(scenario.workers, self.workers, self._up_since_ns)
         self._followers = Followers(requests, self._places)
-        self._arrivals = self._followers.leaders
-        self._arrivals_ns = [requests[place].at_ns for place in self._arrivals]
-        self._arrivals_ns.append(FAR_NS)
-        self._arrived = 0
-        # Boundaries with a smaller key come before all else.
-        self._bound = 0
-
-    def _pair(self) -> None:
-        """Find who prefills for those that only decode."""
-        self._prefillers: dict[ModelName, list[int]] = {}
-        for index, spec in enumerate(self.scenario.workers):
-            if spec.role == "prefill":
-                self._prefillers.setdefault(spec.model, []).append(index)
-        for spec in self.scenario.workers:
-            if spec.role == "decode":
-                assert spec.model in self._prefillers, f"nobody prefills for {spec.worker}"
-                assert spec.link_bytes_per_s > 0, f"{spec.worker} has no link"
+        send = None if self._direct else functools.partial(self._message, "blocks")
+        self._publishing = Publishing(self.feeds, self._told_up, self._tell, send)
+        self._agenda = Agenda(requests, self._followers.leaders)
 
     # For hooks.
 
     def at(self, at_ns: int, action: Callable[[], None]) -> None:
         """Put something on the agenda; a time that has passed means now."""
-        self._agenda_len += 1
-        heappush(self._agenda, (max(at_ns, self._now_ns), self._agenda_len, action))
-        self._set_bound()
+        self._agenda.add(max(at_ns, self._now_ns), action)
 
     def withdraw(self, request: RequestID) -> None:
         """The client leaves, if its request has come and not ended."""
@@ -292,6 +272,10 @@ class Driver:
         self._lost[index] = True
         self.at(self._now_ns + notice_ns, functools.partial(self._noticed, index, why))
 
+    def catch_up(self) -> None:
+        """Ask each engine for the number of what it published last; that shows a gap."""
+        self._publishing.catch_up()
+
     def start(self, worker: WorkerID) -> None:
         """A worker that is down comes up, with nothing in its cache."""
         index = self._indices[worker]
@@ -323,7 +307,7 @@ class Driver:
                 self.at(spec.start_ns, functools.partial(self.start, spec.worker))
             else:
                 self.start(spec.worker)
-        self._set_bound()
+        self._agenda.renew()
         self._loop()
         for index, since_ns in enumerate(self._up_since_ns):
             if since_ns is not None:
@@ -344,11 +328,12 @@ class Driver:
         )
 
     def _loop(self) -> None:
-        heap, engines, clock = self._heap, self.workers, self.clock
+        heap, engines, clock, agenda = self._heap, self.workers, self.clock, self._agenda
         started, finished, direct = self._started, self._finished, self._direct
+        publishing = self._publishing
         publishes = bool(self.feeds)
         while True:
-            if heap and heap[0] < self._bound:
+            if heap and heap[0] < agenda.bound:
                 key = heappop(heap)
                 engine = engines[key & _WORKER_MASK]
                 if engine.key != key:
@@ -365,33 +350,17 @@ class Driver:
                 if engine.arrivals:
                     self._transfer(engine)
                 if publishes:
-                    self._publish(engine)
-            elif self._bound == FAR_NS:
+                    publishing.publish(engine)
+            elif agenda.bound == FAR_NS:
                 return
-            elif not (self._handovers.waiting and self._end_handover()):
-                self._now_ns = clock.at_ns = now_ns = (self._bound >> KEY_SHIFT) - 1
-                if self._timer_ns <= now_ns:
-                    self._timer_ns = FAR_NS
-                    self._set_bound()
+            elif not (agenda.handovers.waiting and self._end_handover()):
+                self._now_ns = clock.at_ns = now_ns = agenda.next_ns
+                if agenda.take_timer(now_ns):
                     self._tell(Ticked())
-                elif self._agenda and self._agenda[0][0] <= now_ns:
-                    action = heappop(self._agenda)[2]
-                    self._set_bound()
+                elif (action := agenda.take_action(now_ns)) is not None:
                     action()
                 else:
-                    place = self._arrivals[self._arrived]
-                    self._arrived += 1
-                    self._set_bound()
-                    self._arrive(place)
-
-    def _set_bound(self) -> None:
-        next_ns = self._timer_ns
-        if self._agenda and self._agenda[0][0] < next_ns:
-            next_ns = self._agenda[0][0]
-        next_ns = min(next_ns, self._arrivals_ns[self._arrived])
-        if self._handovers.waiting:
-            next_ns = min(next_ns, self._handovers.next_ns())
-        self._bound = FAR_NS if next_ns == FAR_NS else (next_ns + 1) << KEY_SHIFT
+                    self._arrive(agenda.take_arrival())
 
     # The dispatcher's events and commands.
 
@@ -415,8 +384,8 @@ class Driver:
                 if isinstance(command, Send):
                     self._send(command)
                 elif isinstance(command, SetTimer):
-                    self._timer_ns = max(command.at_ns - self.clock.skew_ns, self._now_ns)
-                    self._set_bound()
+                    at_ns = command.at_ns - self.clock.skew_ns
+                    self._agenda.set_timer(max(at_ns, self._now_ns))
                 elif isinstance(command, Reject):
                     self._reject(command)
                 elif isinstance(command, Abort):
@@ -499,7 +468,7 @@ class Driver:
         if command.prefill_worker is not None:
             target = self._indices[command.prefill_worker]
         else:
-            target = index if self._one_stage[index] else self._prefiller(index)
+            target = index if self._one_stage[index] else self._prefillers.of(index)
         self._sequences += 1
         sequence = self._attempts[place] = Sequence(
             self._sequences,
@@ -518,14 +487,6 @@ class Driver:
             self._deliver(sequence)
         else:
             self._message("send", target, functools.partial(self._deliver, sequence))
-
-    def _prefiller(self, index: int) -> int:
-        """Whoever has least to prefill, of those that are up if any is."""
-        engines = self.workers
-        return min(
-            self._prefillers[engines[index].spec.model],
-            key=lambda each: (self._up_since_ns[each] is None, engines[each].backlog_tokens, each),
-        )
 
     def _deliver(self, sequence: Sequence) -> None:
         """A worker gets a sequence; a repeated message and one for a lost attempt do nothing."""
@@ -713,30 +674,6 @@ class Driver:
         source = sequence.source
         return (told, sequence.worker) if source is None else (told, source.worker)
 
-    def _publish(self, engine: Worker) -> None:
-        """An engine says what has become of its prefix cache, if the dispatcher knows of it."""
-        index = engine.index
-        changes = engine.take_changes()
-        if not changes or not self._told_up[index]:
-            return
-        life, number = self.feeds[index].publish()
-        heard = functools.partial(self._heard, index, life, number, changes)
-        if self._direct:
-            heard()
-        else:
-            self._message("blocks", index, heard)
-
-    def _heard(self, index: int, life: int, number: int, changes: list[Change]) -> None:
-        for event in self.feeds[index].hear(life, number, changes):
-            self._tell(event)
-
-    def catch_up(self) -> None:
-        """Ask each engine for the number of what it published last; that shows a gap."""
-        for index, feed in enumerate(self.feeds):
-            if self._told_up[index]:
-                for event in feed.catch_up():
-                    self._tell(event)
-
     # From worker to worker.
 
     def _handed(self, sequence: Sequence) -> None:
@@ -763,18 +700,19 @@ class Driver:
         if self._up_since_ns[index] is not None:
             self.workers[index].submit(following, self._now_ns)
             self._transfer(self.workers[index])
-            self._handovers.add(following, self._now_ns)
-            self._set_bound()
+            self._agenda.handovers.add(following, self._now_ns)
+            self._agenda.renew()
 
     def _end_handover(self) -> bool:
         """Fail the hand-over that has waited too long, if it is next; forget what is over."""
-        bound, due_ns = self._bound, self._handovers.next_ns()
-        self._set_bound()
-        if self._bound != bound or (due_ns + 1) << KEY_SHIFT != bound:
-            return self._bound != bound
+        agenda = self._agenda
+        bound, due_ns = agenda.bound, agenda.handovers.next_ns()
+        agenda.renew()
+        if agenda.bound != bound or due_ns != agenda.next_ns:
+            return agenda.bound != bound
         self._now_ns = self.clock.at_ns = due_ns
-        _, sequence = self._handovers.waiting.popleft()
-        self._set_bound()
+        _, sequence = agenda.handovers.waiting.popleft()
+        agenda.renew()
         self._stop(sequence)
         self._failed(sequence)
         return True
@@ -787,7 +725,7 @@ class Driver:
             self.at(self._now_ns + delay_ns, arrived)
         engine.arrivals.clear()
         if self.feeds:  # who waits for a KV cache may have made room without an iteration
-            self.at(self._now_ns, functools.partial(self._publish, engine))
+            self.at(self._now_ns, functools.partial(self._publishing.publish, engine))
 
     def _kv_arrived(self, sequence: Sequence) -> None:
         source, sequence.source = sequence.source, None

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Sequence
+
 from tokenworks.core.ids import WorkerID
-from tokenworks.dispatch.events import BlocksRemoved, BlocksStored
+from tokenworks.dispatch.events import BlocksRemoved, BlocksStored, Event
 from tokenworks.twin.kv_cache import Change
+from tokenworks.twin.workers import Worker
 
 Heard = list[BlocksStored | BlocksRemoved]
 
@@ -59,3 +63,48 @@ class Feed:
     def _forget(self) -> Heard:
         self.gaps += 1
         return [BlocksRemoved(worker=self._worker, blocks=None)]
+
+
+class Publishing:
+    """Brings what engines publish to the dispatcher.
+
+    Args:
+        feeds: by worker.
+        told_up: by worker, whether the dispatcher knows of it now; whoever owns it changes it.
+        tell: tells the dispatcher.
+        send: brings a message of a worker over the network; None if it is heard at once.
+    """
+
+    __slots__ = ("_feeds", "_send", "_tell", "_told_up")
+
+    def __init__(
+        self,
+        feeds: Sequence[Feed],
+        told_up: Sequence[bool],
+        tell: Callable[[Event], None],
+        send: Callable[[int, Callable[[], None]], None] | None,
+    ) -> None:
+        self._feeds, self._told_up, self._tell, self._send = feeds, told_up, tell, send
+
+    def publish(self, engine: Worker) -> None:
+        """An engine says what has become of its prefix cache, if the dispatcher knows of it."""
+        index = engine.index
+        changes = engine.take_changes()
+        if not changes or not self._told_up[index]:
+            return
+        life, number = self._feeds[index].publish()
+        if self._send is None:
+            self._heard(index, life, number, changes)
+        else:
+            self._send(index, functools.partial(self._heard, index, life, number, changes))
+
+    def catch_up(self) -> None:
+        """Ask each engine for the number of what it published last; that shows a gap."""
+        for index, feed in enumerate(self._feeds):
+            if self._told_up[index]:
+                for event in feed.catch_up():
+                    self._tell(event)
+
+    def _heard(self, index: int, life: int, number: int, changes: list[Change]) -> None:
+        for event in self._feeds[index].hear(life, number, changes):
+            self._tell(event)

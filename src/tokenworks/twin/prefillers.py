@@ -1,0 +1,45 @@
+"""Who prefills for workers that only decode, where a scenario pairs them and not the dispatcher."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tokenworks.core.ids import ModelName
+from tokenworks.twin.records import WorkerSpec
+from tokenworks.twin.workers import Worker
+
+
+class Prefillers:
+    """The workers of role ``prefill``, by model.
+
+    Args:
+        specs: all workers of the scenario.
+        engines: the same as they run.
+        up_since_ns: by worker, None while it is down; whoever owns it changes it.
+    """
+
+    __slots__ = ("_engines", "_indices", "_up_since_ns")
+
+    def __init__(
+        self,
+        specs: Sequence[WorkerSpec],
+        engines: Sequence[Worker],
+        up_since_ns: Sequence[int | None],
+    ) -> None:
+        self._engines, self._up_since_ns = engines, up_since_ns
+        self._indices: dict[ModelName, list[int]] = {}
+        for index, spec in enumerate(specs):
+            if spec.role == "prefill":
+                self._indices.setdefault(spec.model, []).append(index)
+        for spec in specs:
+            if spec.role == "decode":
+                assert spec.model in self._indices, f"nobody prefills for {spec.worker}"
+                assert spec.link_bytes_per_s > 0, f"{spec.worker} has no link"
+
+    def of(self, decoder: int) -> int:
+        """Whoever has least to prefill for a worker, of those that are up if any is."""
+        engines = self._engines
+        return min(
+            self._indices[engines[decoder].spec.model],
+            key=lambda each: (self._up_since_ns[each] is None, engines[each].backlog_tokens, each),
+        )
