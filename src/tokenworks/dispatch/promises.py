@@ -107,7 +107,12 @@ class Promises(policy.Forgetful):
         if request.worker is not None:
             candidates = policy.others_first(fleet, request, candidates)
         worker, reason, depth = policy.pick_cache_aware(
-            fleet, candidates, request.prefix, self._index, self._imbalance_max
+            fleet,
+            candidates,
+            request.prefix,
+            self._index,
+            self._imbalance_max,
+            fleet.home(request),
         )
         return Choice(worker, reason, depth, counted, candidates.bit_count())
 

@@ -14,12 +14,14 @@ from collections.abc import Callable
 from heapq import heappop
 from typing import Final, assert_never
 
+import msgspec
+
 from tokenworks.core.ids import RequestID, WorkerID
+from tokenworks.core.needs import NO_OFFERS
 from tokenworks.core.units import NS_PER_S
 from tokenworks.dispatch.commands import Abort, Command, Queue, Reject, Send, SetTimer
 from tokenworks.dispatch.dispatcher import Dispatcher
 from tokenworks.dispatch.events import (
-    Arrived,
     Event,
     Failed,
     Finished,
@@ -45,6 +47,7 @@ from tokenworks.twin.records import (
     RunResult,
     Scenario,
     TwinRequest,
+    arrival_of,
     worker_up,
 )
 from tokenworks.twin.workers import (
@@ -290,6 +293,8 @@ class Driver:
         if spec.role == "prefill":
             return  # whoever decodes is told to the dispatcher, and asks the others to prefill
         self._told_up[index] = True
+        if spec.role == "decode" and spec.offers != NO_OFFERS:
+            spec = msgspec.structs.replace(spec, offers=self._prefillers.offers_with(spec))
         self._tell(worker_up(spec))
 
     # The loop.
@@ -422,19 +427,7 @@ class Driver:
         return self.workers[sequence.worker].made_by(sequence, self._now_ns)
 
     def _admit(self, place: int, arrived_ns: int) -> None:
-        request = self.requests[place]
-        self._tell(
-            Arrived(
-                request=request.request,
-                tenant=request.tenant,
-                model=request.model,
-                tier=request.tier,
-                input_tokens_max=request.input_tokens,
-                output_tokens_max=request.output_tokens_max,
-                prefix=request.blocks,
-                arrived_ns=arrived_ns,
-            )
-        )
+        self._tell(arrival_of(self.requests[place], arrived_ns))
 
     def _close(self, place: int, end: End, sequence: Sequence | None) -> None:
         """A request has ended; those that waited for it may come."""

@@ -13,7 +13,7 @@ from tokenworks.catalogue.price_book import PriceBook
 from tokenworks.core.ids import ModelName, PoolID, RequestID, TenantID, WorkerID
 from tokenworks.core.needs import NO_OFFERS, Hints, Needs, Offers
 from tokenworks.core.slo import Tier
-from tokenworks.dispatch.events import Configured, WorkerUp
+from tokenworks.dispatch.events import Arrived, Configured, WorkerUp
 from tokenworks.perf.timing import Timing
 
 Role = Literal["both", "prefill", "decode"]
@@ -141,6 +141,26 @@ def worker_up(spec: WorkerSpec) -> WorkerUp:
         link_bytes_per_s=spec.link_bytes_per_s if spec.role == "both" else 0,
         kv_bytes_per_token=spec.kv_bytes_per_token,
         offers=UNSET if spec.offers == NO_OFFERS else spec.offers,
+    )
+
+
+def arrival_of(request: TwinRequest, arrived_ns: int) -> Arrived:
+    """What the dispatcher is told of a request that comes.
+
+    Of its session only if its agent tells what it knows.
+    """
+    return Arrived(
+        request=request.request,
+        tenant=request.tenant,
+        model=request.model,
+        tier=request.tier,
+        input_tokens_max=request.input_tokens,
+        output_tokens_max=request.output_tokens_max,
+        prefix=request.blocks,
+        arrived_ns=arrived_ns,
+        session=None if request.hints is None else request.session,
+        needs=UNSET if request.needs is None else request.needs,
+        hints=UNSET if request.hints is None else request.hints,
     )
 
 
