@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from tests.twin.factory import TakesTurns, configured, request, scenario, worker
 from tests.twin.test_twin_driver import R0, W
 from tokenworks.core.ids import WorkerID
+from tokenworks.core.needs import Needs, Offers
 from tokenworks.core.slo import Tier
 from tokenworks.core.units import NS_PER_S
 from tokenworks.dispatch.commands import Abort, Reject, Send
@@ -109,6 +111,8 @@ REJECTED = Reject(
 )
 ABORTED = Abort(request=R0, worker=W, reason="withdrawn", held_ns=0)
 UP = WorkerUp(worker=W, pool=worker().pool, model=request(0).model, slots=1, curve=((1, 1),))
+IN_EU = msgspec.structs.replace(ARRIVED, needs=Needs(labels=("eu",)))
+LABELLED = msgspec.structs.replace(UP, offers=Offers(labels=("eu",)))
 DOWN = WorkerDown(worker=W, why="power")
 STARTED = Started(request=R0)
 FINISHED = Finished(request=R0, output_tokens=1, cached_input_tokens=0)
@@ -134,6 +138,10 @@ LEFT = Withdrawn(request=R0)
         ([ARRIVED, LEFT, ARRIVED, LEFT, FINISHED, STARTED, FAILED], []),
         ([UP, ARRIVED, SENT, LEFT, ABORTED, DOWN, ABORTED], ["worker_is_up"]),
         ([ARRIVED], ["ends_once"]),
+        ([UP, IN_EU, SENT], ["needs_met"]),
+        ([LABELLED, IN_EU, SENT, FINISHED], []),
+        ([LABELLED, UP, IN_EU, SENT], ["needs_met"]),
+        ([LABELLED, IN_EU, msgspec.structs.replace(SENT, prefill_worker="x")], ["worker_is_up"]),
         ([], []),
     ],
 )
