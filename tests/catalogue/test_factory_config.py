@@ -214,6 +214,8 @@ def test_a_pool_offers_labels_and_adapters() -> None:
         (f"labels = {[f'l{number}' for number in range(17)]}", "more than 16"),
         ('adapters = ["support"]', "is embedded; it takes neither"),
         ("cache_salt = true", "is embedded; it takes neither"),
+        ("workers = 3\nworkers_max = 2", "workers_max is 2; it must be 3 to 1024"),
+        ("workers_max = 0", "workers_max is 0; it must be 1 to 1024"),
     ],
 )
 def test_a_wrong_offer_is_refused(text: str, said: str) -> None:

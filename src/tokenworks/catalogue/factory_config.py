@@ -82,7 +82,9 @@ class PoolConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             ``modelled`` ones are computed, and stand in no file: ``tokenworks up --twin`` has them.
         model: the model it serves, as callers name it.
         path: a GGUF file for embedded workers; nothing means the model that ships with us.
-        workers: how many embedded workers.
+        workers: how many embedded workers; of a pool that grows, at least so many.
+        workers_max: as many as it may grow to when requests wait; None for a pool that does not
+            grow. Of an attached pool it is only said that it wants more.
         slots: requests that one worker runs at once.
         context_tokens: KV cache of one embedded worker, shared by its slots.
         threads: CPU threads of one embedded worker.
@@ -103,6 +105,7 @@ class PoolConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     model: str
     path: str = ""
     workers: int = 1
+    workers_max: int | None = None
     slots: int = 8
     context_tokens: int = 16_384
     threads: int = 1
@@ -234,6 +237,13 @@ def _check_pool(name: str, pool: PoolConfig) -> None:
     if len(pool.urls) > WORKERS_MAX:
         raise ConfigInvalid(
             f"[pool.{name}] names {len(pool.urls)} servers, more than {WORKERS_MAX}."
+        )
+    least = max(pool.workers, len(pool.urls))
+    if pool.workers_max is not None and not least <= pool.workers_max <= WORKERS_MAX:
+        raise ConfigInvalid(
+            f"[pool.{name}] workers_max is {pool.workers_max!r}; it must be {least} to "
+            f"{WORKERS_MAX}.",
+            hint="Leave it out for a pool that does not grow.",
         )
     if pool.engine == "attached" and not pool.urls:
         raise ConfigInvalid(

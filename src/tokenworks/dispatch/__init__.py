@@ -14,6 +14,7 @@ __all__ = [
     "prefix_index",
     "promises",
     "restricted",
+    "scaling",
     "settings",
     "snapshot",
     "states",

@@ -7,7 +7,7 @@ from typing import Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from tokenworks.core.ids import RequestID, WorkerID
+from tokenworks.core.ids import PoolID, RequestID, WorkerID
 
 SendReason = Literal[
     "prefix_hit",
@@ -132,14 +132,36 @@ class SetTimer(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
     Attributes:
         at_ns: when, on the driver's clock; a time that has passed means at once.
-        reason: ``waiting``, because something queued is due then.
+        reason: ``waiting``, because something queued is due then, or ``scaling``, to look then
+            whether pools want other numbers of workers.
         queued: requests that wait.
     """
 
     at_ns: int
-    reason: Literal["waiting"]
+    reason: Literal["waiting", "scaling"]
     queued: int
 
 
-Command = Send | Queue | Reject | Abort | SetTimer
+class Scale(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Give a pool other workers; see ``scaling``. A driver that cannot says so to its operator.
+
+    Attributes:
+        pool: which.
+        workers: how many it wants.
+        up: how many it has.
+        reason: ``queue_wait``: start what is missing. ``idle``: stop ``worker``, which has nothing
+            and is sent nothing any more.
+        worker: who is to be stopped; None where more are wanted.
+        pressure_ppm: the largest part of a TTFT promise that a request has waited.
+    """
+
+    pool: PoolID
+    workers: int
+    up: int
+    reason: Literal["queue_wait", "idle"]
+    worker: WorkerID | None
+    pressure_ppm: int
+
+
+Command = Send | Queue | Reject | Abort | SetTimer | Scale
 """Everything that the dispatcher can want."""

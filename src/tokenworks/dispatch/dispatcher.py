@@ -32,6 +32,7 @@ from tokenworks.dispatch.commands import (
     Reject,
     RejectCode,
     RejectReason,
+    Scale,
     Send,
     SetTimer,
 )
@@ -54,6 +55,7 @@ from tokenworks.dispatch.fleet import RANKS, Fleet, Worker
 from tokenworks.dispatch.oversight import Oversight
 from tokenworks.dispatch.policy import Choice, MakePolicy
 from tokenworks.dispatch.prefix_index import PrefixIndex
+from tokenworks.dispatch.scaling import Scaler, ScalingMemory
 from tokenworks.dispatch.states import State, Step
 from tokenworks.dispatch.waiting import Line, Request
 
@@ -116,6 +118,9 @@ class Dispatcher:
         self._workers: dict[WorkerID, Worker] = {}
         self._fleets: dict[ModelName, Fleet] = {}
         self._prefixes = PrefixIndex(0)
+        self._scaling = ScalingMemory()
+        self._scaler: Scaler | None = None
+        self._retiring: dict[WorkerID, Worker] = {}
 
     # What a driver calls.
 
@@ -139,8 +144,12 @@ class Dispatcher:
         if self._wakes and self._wakes[0][0] <= now_ns:
             self._wake(commands)
         handler(event, commands)
+        if self._scaler is not None:
+            self._scale(self._scaler, commands)
         if self._wakes:
             self._set_timer(commands)
+        if self._scaler is not None:
+            self._set_look(self._scaler, commands)
         return commands
 
     def digest(self) -> str:
@@ -186,6 +195,7 @@ class Dispatcher:
                 models=[snapshot.model_record(name, fleet) for name, fleet in self._fleets.items()],
                 prefixes=self._prefixes.record(),
                 policy=self._policy.record(),
+                scaling=self._scaling,
             )
         )
 
@@ -201,7 +211,10 @@ class Dispatcher:
         memory = snapshot.decode(data)
         dispatcher = cls(own_policies)
         dispatcher._now_ns = memory.now_ns
+        dispatcher._scaling = memory.scaling
         dispatcher._prefixes = PrefixIndex.restore(memory.prefixes)
+        dispatcher._workers = {each.worker: each for each in memory.workers}
+        dispatcher._retiring = {each.worker: each for each in memory.workers if each.retiring}
         if memory.configured is not None:
             dispatcher._adopt(memory.configured)
             dispatcher._policy.restore(memory.configured, memory.policy)
@@ -210,7 +223,6 @@ class Dispatcher:
         dispatcher._requests = {each.request: each for each in memory.requests}
         dispatcher._ended = OrderedDict.fromkeys(memory.ended)
         dispatcher._wakes = memory.wakes
-        dispatcher._workers = {each.worker: each for each in memory.workers}
         for record in memory.models:
             fleet = snapshot.fleet_of(record, dispatcher._workers, dispatcher._requests)
             dispatcher._fleets[record.model] = fleet
@@ -394,9 +406,12 @@ class Dispatcher:
         lost = [self._requests[name] for name in reversed(worker.running)]
         for request in lost:
             self._leave_prefill(request)
-        fleet.workers.remove(worker)
-        fleet.forget(worker)
-        fleet.renew()
+        if worker.retiring:
+            del self._retiring[worker.worker]
+        else:
+            fleet.workers.remove(worker)
+            fleet.forget(worker)
+            fleet.renew()
         del self._workers[worker.worker]
         self._prefixes.remove_worker(worker.index)
         # What it prefilled for others may be theirs by now: a driver tells of each that is lost.
@@ -453,6 +468,11 @@ class Dispatcher:
         self._batch_cap = min(limits.slots_max, settings.batch_cap or limits.slots_max)
         self._queue_at_worker = settings.queue_at_worker
         self._prefixes.resize(limits.prefix_blocks_max, limits.prefix_ttl_ns)
+        pools = () if configured.scaling is UNSET else configured.scaling
+        self._scaler = None
+        if pools or self._retiring:
+            ttft_ns = [each.ttft_ns for each in self._promises]
+            self._scaler = Scaler(pools, ttft_ns, self._scaling)
         self._policy.configure(configured, self._prefixes)
 
     def _slots_of(self, engine_slots: int) -> int:
@@ -503,6 +523,8 @@ class Dispatcher:
         worker.context_tokens += request.input_tokens_max
         fleet.take(worker, request.request, rank)
         fleet.sent_ranks.append(rank)
+        if self._scaler is not None:
+            self._scaler.waited(request.model, request.rank, now_ns - request.queued_ns)
         if request.session is not None:
             fleet.remember(request, worker)
         if request.prefix:
@@ -603,6 +625,8 @@ class Dispatcher:
                     request.output_tokens_max,
                     fleet.sent_ranks,
                 )
+        if self._scaler is not None and code == "capacity_exceeded":
+            self._scaler.waited(request.model, request.rank, self._promises[request.rank].ttft_ns)
         self._counts.rejected += 1
         self._end(request, Step.REJECT)
         commands.append(
@@ -672,6 +696,55 @@ class Dispatcher:
 
     def _deadline_ns(self, request: Request) -> int:
         return request.queued_ns + self._promises[request.rank].patience_ns
+
+    # How many workers there are.
+
+    def _scale(self, scaler: Scaler, commands: list[Command]) -> None:
+        """Look whether pools want other numbers of workers, and give back those that are empty."""
+        if self._scaling.next_ns <= self._now_ns:
+            for wish in scaler.look(self._fleets, self._now_ns):
+                if wish.retire is not None:
+                    self._fleets[wish.pool.model].retire(wish.retire)
+                    self._retiring[wish.retire.worker] = wish.retire
+                    continue
+                commands.append(
+                    Scale(
+                        pool=wish.pool.pool,
+                        workers=wish.workers,
+                        up=wish.up,
+                        reason="queue_wait",
+                        worker=None,
+                        pressure_ppm=wish.pressure_ppm,
+                    )
+                )
+        for worker in list(self._retiring.values()):
+            if not worker.running and not worker.prefilling:
+                self._give_back(worker, commands)
+
+    def _give_back(self, worker: Worker, commands: list[Command]) -> None:
+        del self._retiring[worker.worker]
+        del self._workers[worker.worker]
+        self._prefixes.remove_worker(worker.index)
+        up = sum(each.pool == worker.pool for each in self._fleets[worker.model].workers)
+        commands.append(
+            Scale(
+                pool=worker.pool,
+                workers=up,
+                up=up,
+                reason="idle",
+                worker=worker.worker,
+                pressure_ppm=0,
+            )
+        )
+
+    def _set_look(self, scaler: Scaler, commands: list[Command]) -> None:
+        """Ask for a tick at the next look, if one may come to something with no other event."""
+        at_ns, timer_ns = self._scaling.next_ns, self._timer_ns
+        if timer_ns is not None and timer_ns <= at_ns:
+            return
+        if scaler.is_watching(self._fleets):
+            self._timer_ns = at_ns
+            commands.append(SetTimer(at_ns=at_ns, reason="scaling", queued=self._queued))
 
     # Small steps.
 

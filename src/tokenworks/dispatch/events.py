@@ -79,6 +79,24 @@ class PolicySettings(msgspec.Struct, frozen=True, kw_only=True):
     full_percent: int = 100
 
 
+class PoolScale(msgspec.Struct, frozen=True, kw_only=True):
+    """A pool whose number of workers may change.
+
+    Attributes:
+        pool: which.
+        model: that it serves.
+        workers_min: it has at least so many, at least 1.
+        workers_max: and at most so many.
+        start_ns: how long a worker takes to come up.
+    """
+
+    pool: PoolID
+    model: ModelName
+    workers_min: int
+    workers_max: int
+    start_ns: int
+
+
 class Configured(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Promises and limits; the first event of every journal, and again when they change.
 
@@ -87,12 +105,14 @@ class Configured(msgspec.Struct, frozen=True, kw_only=True, tag=True):
         limits: what may be kept; shorter queues hold for newcomers.
         policy: who decides.
         prices: what a token earns at each tier, by model, for policies that look at money.
+        scaling: pools whose number of workers may change; unset if none's may.
     """
 
     promises: dict[Tier, Promise]
     limits: Limits
     policy: PolicySettings = PolicySettings()
     prices: dict[ModelName, dict[Tier, TokenPrice]] = {}
+    scaling: tuple[PoolScale, ...] | UnsetType = UNSET
 
 
 class WorkerUp(msgspec.Struct, frozen=True, kw_only=True, tag=True):

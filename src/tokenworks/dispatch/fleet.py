@@ -71,6 +71,7 @@ class Worker(msgspec.Struct, kw_only=True):
         context_tokens: of all that it runs, as far as known: prompts.
         service_ns_mean: how long a request holds a slot; None before the first has ended.
         offers: labels and adapters that it has.
+        retiring: it is given back as soon as it is empty, and in no fleet any more.
     """
 
     worker: WorkerID
@@ -99,6 +100,7 @@ class Worker(msgspec.Struct, kw_only=True):
     context_tokens: int = 0
     service_ns_mean: int | None = None
     offers: Offers = NO_OFFERS
+    retiring: bool = False
 
     @property
     def hands_over(self) -> bool:
@@ -344,7 +346,15 @@ class Fleet:
     def release(self, worker: Worker, request: RequestID) -> None:
         """Count off a request that a worker no longer has."""
         worker.release(request)
-        self._moved(worker)
+        if not worker.retiring:
+            self._moved(worker)
+
+    def retire(self, worker: Worker) -> None:
+        """Take a worker out: it ends what it has and is sent nothing more."""
+        worker.retiring = True
+        self.workers.remove(worker)
+        self.forget(worker)
+        self.renew()
 
     def least_loaded(self, mask: int) -> int:
         """Those of some workers, at least one of the fleet's, that have the least load."""

@@ -12,6 +12,7 @@ from tokenworks.core.needs import Needs, Offers
 from tokenworks.dispatch.events import Configured
 from tokenworks.dispatch.fleet import Fleet, Worker
 from tokenworks.dispatch.prefix_index import PrefixRecord
+from tokenworks.dispatch.scaling import ScalingMemory
 from tokenworks.dispatch.waiting import Line, Request
 
 SNAPSHOT_FORMAT: Final = 6
@@ -90,6 +91,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     models: list[ModelRecord]
     prefixes: PrefixRecord
     policy: bytes
+    scaling: ScalingMemory
 
 
 def model_record(model: ModelName, fleet: Fleet) -> ModelRecord:

@@ -12,7 +12,7 @@ import functools
 import hashlib
 import logging
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, NamedTuple, assert_never
 
 import msgspec
@@ -35,8 +35,8 @@ from tokenworks.core.needs import NO_OFFERS, nothing_offers
 from tokenworks.core.orders import KeyView, Order, Outcome, Receipt
 from tokenworks.core.ports import AnswerStream, Clock, WorkerPort
 from tokenworks.core.slo import Tier
-from tokenworks.core.units import NS_PER_MS, NS_PER_S
-from tokenworks.dispatch.commands import Abort, Command, Queue, Reject, Send, SetTimer
+from tokenworks.core.units import NS_PER_MS, NS_PER_S, PPM
+from tokenworks.dispatch.commands import Abort, Command, Queue, Reject, Scale, Send, SetTimer
 from tokenworks.dispatch.dispatcher import Dispatcher
 from tokenworks.dispatch.events import (
     Arrived,
@@ -45,6 +45,7 @@ from tokenworks.dispatch.events import (
     Finished,
     Limits,
     PolicySettings,
+    PoolScale,
     Started,
     Ticked,
     Withdrawn,
@@ -71,6 +72,8 @@ BREATHER_NS: Final = 50 * NS_PER_MS
 meanwhile, and the request waits in its line instead of spending its tries."""
 CLOSE_NS_MAX: Final = 5 * NS_PER_S
 """How long closing waits for answers that were cut off to be settled."""
+EMBEDDED_START_NS: Final = 10 * NS_PER_S
+"""How long a worker of a pool that is scaled is taken to need to come up."""
 FLIGHTS_MAX: Final = 16_384
 HOUSEKEEPING_NS: Final = 200 * NS_PER_MS
 QUEUE_LEN_MAX: Final = 512
@@ -173,6 +176,7 @@ class Driver:
         limits: what the dispatcher may keep.
         ledger_clock: of dates, costs and reservations; ``clock`` if it is None.
         speedup: how many times faster than the event loop's clock ``clock`` runs.
+        on_scale: told what pools want; it may start and stop workers, and may not raise.
     """
 
     def __init__(
@@ -190,7 +194,10 @@ class Driver:
         limits: Limits = LIMITS,
         ledger_clock: Clock | None = None,
         speedup: float = 1.0,
+        on_scale: Callable[[Scale], None] | None = None,
     ) -> None:
+        self._on_scale = on_scale
+        self._scaling = scaling_of(pools)
         self._clock, self._dispatcher = clock, dispatcher
         self._policy, self._limits, self._speedup = policy, limits, speedup
         self._journal: JournalWriter | None = journal
@@ -462,10 +469,26 @@ class Driver:
                 self._reject(command)
             case SetTimer():
                 self._set_timer(command.at_ns)
+            case Scale():
+                self._scale(command)
             case Queue() | Abort():
                 pass  # whoever withdraws a request stops its worker
             case _:
                 assert_never(command)
+
+    def _scale(self, command: Scale) -> None:
+        """Let the operator know, and whoever can start and stop workers."""
+        if command.worker is None:
+            pressure = command.pressure_ppm * 100 // PPM
+            _log.warning(
+                "pool %s wants %d workers and has %d: requests waited up to %d %% of their TTFT "
+                "promise",
+                *(command.pool, command.workers, command.up, pressure),
+            )
+        else:
+            _log.warning("pool %s gives %s back: it is not needed", command.pool, command.worker)
+        if self._on_scale is not None and not self._closed:
+            self._on_scale(command)
 
     def _set_timer(self, at_ns: int) -> None:
         if self._timer is not None:
@@ -667,7 +690,7 @@ class Driver:
     def _open_book(self, book: PriceBook) -> None:
         """Put a price book into force."""
         self._book = book
-        self.tell(settings_for(book, self._limits, self._policy))
+        self.tell(settings_for(book, self._limits, self._policy, self._scaling))
 
 
 class _Settings(NamedTuple):
@@ -682,6 +705,21 @@ async def _again_and_again(errand: Callable[[], Awaitable[None]]) -> None:
     while True:
         await asyncio.sleep(HOUSEKEEPING_NS / NS_PER_S)
         await errand()
+
+
+def scaling_of(pools: Mapping[PoolID, PoolConfig]) -> tuple[PoolScale, ...]:
+    """The pools whose number of workers may change."""
+    return tuple(
+        PoolScale(
+            pool=name,
+            model=ModelName(config.model),
+            workers_min=config.workers,
+            workers_max=config.workers_max,
+            start_ns=EMBEDDED_START_NS,
+        )
+        for name, config in pools.items()
+        if config.workers_max is not None
+    )
 
 
 def _work(seat: Seat, worker_ns: int) -> Work:

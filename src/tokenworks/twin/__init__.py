@@ -22,6 +22,7 @@ __all__ = [
     "recorded",
     "records",
     "report",
+    "scaling",
     "scenarios",
     "servegen",
     "serving",

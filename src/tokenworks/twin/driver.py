@@ -19,7 +19,7 @@ import msgspec
 from tokenworks.core.ids import RequestID, WorkerID
 from tokenworks.core.needs import NO_OFFERS
 from tokenworks.core.units import NS_PER_S
-from tokenworks.dispatch.commands import Abort, Command, Queue, Reject, Send, SetTimer
+from tokenworks.dispatch.commands import Abort, Command, Queue, Reject, Scale, Send, SetTimer
 from tokenworks.dispatch.dispatcher import Dispatcher
 from tokenworks.dispatch.events import (
     Event,
@@ -50,6 +50,7 @@ from tokenworks.twin.records import (
     arrival_of,
     worker_up,
 )
+from tokenworks.twin.scaling import Scaling
 from tokenworks.twin.workers import (
     GONE,
     HANDED,
@@ -195,6 +196,7 @@ class Driver:
         self._one_stage = [spec.role != "decode" for spec in scenario.workers]
         self._prefills = [spec.role == "prefill" for spec in scenario.workers]
         self._prefillers = Prefillers(scenario.workers, self.workers, self._up_since_ns)
+        self._scaling = Scaling(scenario)
         self._followers = Followers(requests, self._places)
         send = None if self._direct else functools.partial(self._message, "blocks")
         self._publishing = Publishing(self.feeds, self._told_up, self._tell, send)
@@ -288,6 +290,25 @@ class Driver:
         self._up_since_ns[index] = self._now_ns
         self._tell_up(index)
 
+    def _scale(self, command: Scale) -> None:
+        """Stop the worker that is given back, or begin to start those that are wanted."""
+        if command.worker is not None:
+            self.at(self._now_ns, functools.partial(self._stop_worker, command.worker))
+            return
+        for spec in self._scaling.missing(command, self._up_since_ns):
+            self.engine(spec.worker).up_ns += spec.start_ns  # it costs while it starts
+            self.at(self._now_ns + spec.start_ns, functools.partial(self._come_up, spec.worker))
+
+    def _come_up(self, worker: WorkerID) -> None:
+        self._scaling.starting.discard(worker)
+        self.start(worker)
+
+    def _stop_worker(self, worker: WorkerID) -> None:
+        """One that was given back ends; the dispatcher knows, and is told once more."""
+        index = self._indices[worker]
+        self._told_up[index] = False
+        self.crash(worker, "it was given back")
+
     def _tell_up(self, index: int) -> None:
         spec = self.workers[index].spec
         if spec.role == "prefill":
@@ -307,7 +328,7 @@ class Driver:
         if self._hooks is not None:
             self._hooks.begin(self)
         self._tell(self.scenario.configured)
-        for spec in self.scenario.workers:
+        for spec in self._scaling.first():
             if spec.start_ns > 0:
                 self.at(spec.start_ns, functools.partial(self.start, spec.worker))
             else:
@@ -395,6 +416,8 @@ class Driver:
                     self._reject(command)
                 elif isinstance(command, Abort):
                     self._abort(command)
+                elif isinstance(command, Scale):
+                    self._scale(command)
                 elif not isinstance(command, Queue):
                     assert_never(command)
 

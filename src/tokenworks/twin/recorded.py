@@ -252,6 +252,7 @@ class Reader:
             ),
             configured=configured,
             book=book_of(configured, books),
+            obeys_scaling=False,  # workers come and go as they did
         )
         return Recorded(
             scenario=scenario,

@@ -173,6 +173,8 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
         configured: promises, limits and policy, the dispatcher's first event.
         book: prices; each model of the workers has some.
         energy_udollars_per_kwh: price of electricity.
+        obeys_scaling: workers start and stop as the dispatcher wants; else all start, and hooks
+            may stop them.
     """
 
     name: str
@@ -180,6 +182,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     configured: Configured
     book: PriceBook
     energy_udollars_per_kwh: int = 0
+    obeys_scaling: bool = True
 
 
 class End(enum.IntEnum):

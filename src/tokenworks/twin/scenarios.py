@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -16,7 +16,7 @@ from tokenworks.core.ids import ModelName, PoolID, WorkerID
 from tokenworks.core.needs import Needs, Offers, nothing_offers
 from tokenworks.core.slo import Tier
 from tokenworks.core.units import NS_PER_S, PPM
-from tokenworks.dispatch.events import Configured, Limits, PolicySettings
+from tokenworks.dispatch.events import Configured, Limits, PolicySettings, PoolScale
 from tokenworks.dispatch.settings import parse_policy, settings_for
 from tokenworks.perf.timing import Timing
 from tokenworks.twin.kinds import KINDS, MODEL, measured_kind, twin_book
@@ -214,6 +214,7 @@ class _Worker(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     capital_udollars_per_hour: _Natural | None = None
     labels: tuple[str, ...] = ()
     adapters: tuple[str, ...] = ()
+    workers_min: _Positive | None = None
 
 
 class _Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -295,10 +296,13 @@ def parse_scenario(text: str, read_book: Callable[[str], str]) -> Setting:
         prefix_len_max=file.limits.prefix_len_max,
         imbalance_requests_max=file.limits.imbalance_requests_max,
     )
+    configured = configured_for(book, file.policy, limits)
+    if scaling := _scaling(file.worker, specs):
+        configured = msgspec.structs.replace(configured, scaling=scaling)
     scenario = Scenario(
         name=file.name,
         workers=tuple(specs),
-        configured=configured_for(book, file.policy, limits),
+        configured=configured,
         book=book,
         energy_udollars_per_kwh=file.energy_udollars_per_kwh,
     )
@@ -347,12 +351,38 @@ def _text(path: Path) -> str:
         raise ConfigInvalid(f"{str(path)!r} cannot be read: {error}.") from error
 
 
+def _scaling(groups: Mapping[str, _Worker], specs: Sequence[WorkerSpec]) -> tuple[PoolScale, ...]:
+    """The groups that may have fewer workers than they count."""
+    found = []
+    for name, group in groups.items():
+        if group.workers_min is None:
+            continue
+        if group.workers_min > group.count:
+            raise ConfigInvalid(
+                f"[worker.{name}] workers_min is {group.workers_min}, more than its count."
+            )
+        first = next(spec for spec in specs if spec.pool == name)
+        found.append(
+            PoolScale(
+                pool=first.pool,
+                model=first.model,
+                workers_min=group.workers_min,
+                workers_max=group.count,
+                start_ns=first.start_ns,
+            )
+        )
+    return tuple(found)
+
+
+_NOT_OF_A_SPEC: Final = frozenset({"count", "kind", "labels", "adapters", "workers_min"})
+
+
 def _group(name: str, group: _Worker) -> list[WorkerSpec]:
     """The workers of one group of a file."""
     given = {
         field: value
         for field, value in msgspec.structs.asdict(group).items()
-        if value is not None and field not in {"count", "kind", "labels", "adapters"}
+        if value is not None and field not in _NOT_OF_A_SPEC
     }
     given["offers"] = Offers(
         labels=_sorted_once(f"[worker.{name}] labels", group.labels),

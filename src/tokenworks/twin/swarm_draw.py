@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Final, TypeVar
 
 import msgspec
+from msgspec import UNSET
 
 from tokenworks.catalogue.price_book import PriceBook, parse_price_book
 from tokenworks.core.ids import LimitID, ModelName, PoolID, RequestID, TenantID, WorkerID
@@ -17,7 +18,7 @@ from tokenworks.core.needs import Hints, Needs, Offers
 from tokenworks.core.rng import mix64
 from tokenworks.core.slo import Promise, Tier
 from tokenworks.core.units import NS_PER_MS, NS_PER_S, PPM
-from tokenworks.dispatch.events import Configured, Limits, PolicySettings
+from tokenworks.dispatch.events import Configured, Limits, PolicySettings, PoolScale
 from tokenworks.dispatch.policies import NAMES
 from tokenworks.dispatch.policy import Dice
 from tokenworks.dispatch.settings import token_prices
@@ -47,6 +48,7 @@ BLOCK_TOKENS: Final = 16
 LABELS: Final = ("eu", "medical")
 ADAPTERS: Final = ("support",)
 _NEEDS: Final = 0x6E65656473
+_SCALING: Final = 0x7363616C65
 WORKERS_MAX: Final = 6
 _MODELS: Final = (MODEL, ModelName("other"))
 _FS_PER_US: Final = 1_000 * FS_PER_NS
@@ -115,6 +117,7 @@ def draw(seed: int, policies: Sequence[str] = NAMES) -> Case:
     requests = _requests(dice, workers)
     # With dice of their own: what is drawn by the others stays as it was without them.
     workers, requests = _with_needs(Dice(mix64(seed ^ _NEEDS)), workers, requests)
+    configured = _with_scaling(Dice(mix64(seed ^ _SCALING)), workers, configured)
     return Case(
         seed=seed,
         workers=workers,
@@ -318,6 +321,29 @@ def _with_needs(
         session = request.session or f"s{number % 7}"
         needing.append(msgspec.structs.replace(request, needs=needs, hints=hints, session=session))
     return offering, tuple(needing)
+
+
+def _with_scaling(dice: Dice, workers: Sequence[WorkerSpec], configured: Configured) -> Configured:
+    """Pools that may have fewer workers than there are, in a third of the cases.
+
+    Only of those whose workers all serve one model, and both prefill and decode.
+    """
+    if chance(dice, PPM * 2 // 3):
+        return configured
+    scaling = []
+    for pool in sorted({spec.pool for spec in workers}):
+        own = [spec for spec in workers if spec.pool == pool]
+        if len({spec.model for spec in own}) == 1 and all(spec.role == "both" for spec in own):
+            scaling.append(
+                PoolScale(
+                    pool=pool,
+                    model=own[0].model,
+                    workers_min=_between(dice, 1, len(own)),
+                    workers_max=len(own),
+                    start_ns=own[0].start_ns,
+                )
+            )
+    return msgspec.structs.replace(configured, scaling=tuple(scaling) or UNSET)
 
 
 def _quotas(dice: Dice, requests: Sequence[TwinRequest]) -> tuple[Limit, ...]:
