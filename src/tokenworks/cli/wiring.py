@@ -100,8 +100,7 @@ class Factory:
         fast = None if modelled is None else FastClock(dates, modelled.speedup)
         self.clock: Clock = fast or dates
         owner = f"factory-{os.getpid()}-{secrets.token_hex(4)}"
-        self.workers: list[Worker] = []
-        self.growth = Growth()
+        self.workers, self.growth = list[Worker](), Growth()
         self.first_up = asyncio.Event()
         with contextlib.ExitStack() as stack:
             self.server = GatewayServer(host, port)

@@ -11,6 +11,7 @@ __all__ = [
     "oversight",
     "policies",
     "policy",
+    "preemption",
     "prefix_index",
     "promises",
     "restricted",

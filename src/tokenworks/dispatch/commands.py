@@ -127,6 +127,31 @@ class Abort(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     held_ns: int
 
 
+class Preempt(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Stop a worker's work on a request and keep what it has made; it waits to be sent again.
+
+    Only workers that can (``WorkerUp.preempts``) are asked. When it is sent again, it goes on where
+    it was.
+
+    Attributes:
+        request: what to stop.
+        worker: who has it.
+        displaced_by: the request of a higher tier that takes its place.
+        reason: ``worth_more``, which is why.
+        gained_nanodollars: what that adds, above what it would earn a tier lower.
+        lost_nanodollars: what all that it displaces lose by it.
+        held_ns: since the request was sent.
+    """
+
+    request: RequestID
+    worker: WorkerID
+    displaced_by: RequestID
+    reason: Literal["worth_more"]
+    gained_nanodollars: int
+    lost_nanodollars: int
+    held_ns: int
+
+
 class SetTimer(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Tell ``Ticked`` at this time; it replaces a timer that was set before.
 
@@ -163,5 +188,5 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     pressure_ppm: int
 
 
-Command = Send | Queue | Reject | Abort | SetTimer | Scale
+Command = Send | Queue | Reject | Abort | Preempt | SetTimer | Scale
 """Everything that the dispatcher can want."""

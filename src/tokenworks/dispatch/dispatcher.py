@@ -16,18 +16,19 @@ import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from heapq import heapify, heappop, heappush
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 from msgspec import UNSET
 
 from tokenworks.core.ids import ModelName, RequestID, WorkerID
-from tokenworks.core.needs import NO_OFFERS, nothing_offers
+from tokenworks.core.needs import nothing_offers
 from tokenworks.core.slo import Promise, Tier
 from tokenworks.dispatch import policy, restricted, snapshot
 from tokenworks.dispatch.commands import (
     Abort,
     Command,
+    Preempt,
     Queue,
     Reject,
     RejectCode,
@@ -60,15 +61,6 @@ from tokenworks.dispatch.states import State, Step
 from tokenworks.dispatch.waiting import Line, Request
 
 TIERS = tuple(Tier)
-_SIZES: Final = (
-    "timing",
-    "kv_blocks",
-    "block_tokens",
-    "batch_tokens_max",
-    "link_bytes_per_s",
-    "kv_bytes_per_token",
-)
-"""What a worker that is measured again may change, beside its slots and its curve."""
 
 
 class WorkerLoad(msgspec.Struct, frozen=True, kw_only=True):
@@ -278,6 +270,7 @@ class Dispatcher:
             self._counts.ignored += 1
             return
         request.step(Step.START)
+        request.answered = True
         makes_room = request.prefiller is not None  # there, while its own worker goes on with it
         self._leave_prefill(request)
         fleet = self._fleets[request.model]
@@ -354,22 +347,8 @@ class Dispatcher:
             return
         if fleet is None:
             fleet = self._fleets[event.model] = Fleet([], [Line() for _ in TIERS], [])
-        worker = Worker(
-            worker=event.worker,
-            pool=event.pool,
-            model=event.model,
-            engine_slots=event.slots,
-            slots=self._slots_of(event.slots),
-            curve=event.curve,
-            timing=event.timing,
-            kv_blocks=event.kv_blocks,
-            block_tokens=event.block_tokens,
-            batch_tokens_max=event.batch_tokens_max,
-            link_bytes_per_s=event.link_bytes_per_s,
-            kv_bytes_per_token=event.kv_bytes_per_token,
-            index=self._prefixes.add_worker(),
-            offers=NO_OFFERS if event.offers is UNSET else event.offers,
-        )
+        slots = self._slots_of(event.slots)
+        worker = Worker.of(event, slots, self._prefixes.add_worker())
         worker.measure(dict(zip(TIERS, self._promises, strict=True)))
         self._workers[event.worker] = worker
         fleet.workers.append(worker)
@@ -377,18 +356,10 @@ class Dispatcher:
         self._drain(fleet, commands)
 
     def _worker_measured(self, worker: Worker, event: WorkerUp, commands: list[Command]) -> None:
-        offers = NO_OFFERS if event.offers is UNSET else event.offers
-        sizes = [(getattr(event, name), getattr(worker, name)) for name in _SIZES]
-        given = (event.slots, event.curve, offers, [new for new, _ in sizes])
-        known = (worker.engine_slots, worker.curve, worker.offers, [old for _, old in sizes])
-        if given == known:
+        if not worker.differs(event):
             self._counts.ignored += 1
             return
-        worker.engine_slots = event.slots
-        worker.slots, worker.curve = self._slots_of(event.slots), event.curve
-        worker.offers = offers
-        for name in _SIZES:
-            setattr(worker, name, getattr(event, name))
+        worker.take_over(event, self._slots_of(event.slots))
         worker.measure(dict(zip(TIERS, self._promises, strict=True)))
         fleet = self._fleets[worker.model]
         fleet.renew()
@@ -500,6 +471,39 @@ class Dispatcher:
         self._queued -= 1
         self._send(fleet, request, choice, commands)
 
+    def _displace(self, fleet: Fleet, request: Request, commands: list[Command]) -> None:
+        """Let a request that waits take the place of others, if its policy wants that."""
+        found = self._policy.displace(fleet, request, self._now_ns, self._requests)
+        if found is None:
+            return
+        for victim in found.victims:
+            if fleet.waiting(victim.rank) >= self._limits.queue_len_max[TIERS[victim.rank]]:
+                return  # it would be turned away
+        for victim in found.victims:
+            worker = self._release(fleet, victim)
+            victim.step(Step.PREEMPT)
+            victim.displaced = True
+            victim.queued_ns = self._now_ns
+            fleet.queue(victim, first=True)
+            self._queued += 1
+            self._counts.displaced += 1
+            commands.append(
+                Preempt(
+                    request=victim.request,
+                    worker=worker.worker,
+                    displaced_by=request.request,
+                    reason="worth_more",
+                    gained_nanodollars=found.gained_nanodollars,
+                    lost_nanodollars=found.lost_nanodollars,
+                    held_ns=self._now_ns - victim.sent_ns,
+                )
+            )
+        self._serve(fleet, request, found.choice, commands)
+        self._drain(fleet, commands)
+        for victim in found.victims:
+            if self._is_queued(victim.request):
+                self._keep_waiting(fleet, victim, commands)
+
     def _send(
         self, fleet: Fleet, request: Request, choice: Choice, commands: list[Command]
     ) -> None:
@@ -570,10 +574,10 @@ class Dispatcher:
         self, fleet: Fleet, request: Request, commands: list[Command], *, started: bool
     ) -> None:
         """A worker no longer has this request: it ends, or waits to be sent again."""
-        if started or request.state is State.ANSWERING:
+        if started or request.answered:
             self._counts.broken += 1
             self._end(request, Step.BREAK)
-        elif request.attempt > self._limits.retries_max:
+        elif request.attempt - request.displaced > self._limits.retries_max:
             self._reject(request, "worker_failed", "retries_over", commands)
         else:
             request.step(Step.RETRY)
@@ -648,6 +652,7 @@ class Dispatcher:
         """Send what became late; reject what has waited as long as its tier's patience allows."""
         changed: dict[ModelName, None] = {}
         due: list[Request] = []
+        late: list[Request] = []
         while self._wakes and self._wakes[0][0] <= self._now_ns:
             _, name = heappop(self._wakes)
             request = self._requests.get(name)
@@ -656,15 +661,22 @@ class Dispatcher:
             changed[request.model] = None
             if self._deadline_ns(request) <= self._now_ns:
                 due.append(request)
+            elif self._fleets[request.model].preempting:
+                late.append(request)
         for model in changed:
             self._drain(self._fleets[model], commands)
+        for request in late:
+            if self._is_queued(request.request):
+                self._displace(self._fleets[request.model], request, commands)
         for request in due:
             if request.state is State.QUEUED and self._is_queued(request.request):
                 fleet = self._fleets[request.model]
                 self._unqueue(fleet, request)
                 reason: RejectReason = "patience_over"
                 code: RejectCode = "capacity_exceeded"
-                if not policy.permitted(fleet, request, fleet.up):
+                if request.answered:
+                    code = "worker_failed"  # what it has made is all that it will get
+                elif not policy.permitted(fleet, request, fleet.up):
                     reason = "no_worker_up"
                     if fleet.workers:
                         code = "worker_unavailable"

@@ -24,12 +24,12 @@ nothing more comes last.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 import msgspec
 
-from tokenworks.core.ids import ModelName
+from tokenworks.core.ids import ModelName, RequestID
 from tokenworks.core.rng import WORD
 from tokenworks.core.slo import Promise, Tier
 from tokenworks.core.units import NS_PER_S, PPM
@@ -48,6 +48,7 @@ from tokenworks.dispatch.market import (
     timing_of,
 )
 from tokenworks.dispatch.policy import Choice, others_first, permitted
+from tokenworks.dispatch.preemption import Displacement, victims_on
 from tokenworks.dispatch.prefix_index import PrefixIndex
 from tokenworks.dispatch.waiting import Request
 from tokenworks.perf.timing import FS_PER_NS, FS_PER_S, Timing
@@ -69,6 +70,8 @@ PREFILL_BATCHES_MAX: Final = 2
 enough to be busy until the next decision."""
 PASSING_MAX: Final = 3
 """Heads of other tenants that are looked at where an unusually long prompt is first in turn."""
+DISPLACING_MAX: Final = 32
+"""Workers that are looked at for somebody who makes room."""
 PREFILLERS_MAX: Final = 4
 """Of more than so many, two at random are looked at, and two that have the prefix."""
 QUEUE_WEIGHT_SHIFT: Final = 2
@@ -325,6 +328,45 @@ class Economics:
                     break
                 yield late, choice
 
+    def displace(
+        self, fleet: Fleet, request: Request, now_ns: int, requests: Mapping[RequestID, Request]
+    ) -> Displacement | None:
+        """Whose place one that is about to miss its promise takes, if that is worth more.
+
+        It gains what it earns at its tier above the tier below; who makes room loses its own tier,
+        and the time in which its prompt and answer are computed again.
+        """
+        book, rank = self._books[request.model], request.rank
+        if not rank or book.prefillers or self._is_late(book, request, now_ns):
+            return None
+        may = permitted(fleet, request, fleet.preempting)
+        offer = _Offer(self, book, request, rank, now_ns)
+        depth, holders = self._index.match(request.prefix, may) if request.prefix else (0, 0)
+        best: Displacement | None = None
+        for worker in itertools.islice(fleet.each(may), DISPLACING_MAX):
+            victims = victims_on(worker, rank, requests)
+            if victims is None:
+                continue
+            hit = depth if holders >> worker.index & 1 else 0
+            value = offer.value(worker, hit)
+            gained = value - offer.earned_below(self, request, worker, hit)
+            lost = sum(self._loss(book, worker, victim) for victim in victims)
+            least = 0 if best is None else best.gained_nanodollars - best.lost_nanodollars
+            if value >= 0 and gained - lost > least:
+                choice = Choice(worker, "best_value", hit, rank, may.bit_count(), value)
+                best = Displacement(choice, victims, gained, lost)
+        return best
+
+    @staticmethod
+    def _loss(book: Book, worker: Worker, victim: Request) -> int:
+        """What one that makes room loses, in nano-dollars: its tier, and its prefill once more."""
+        kind, counted = book.kinds[book.kind_of[worker.index]], worker.running[victim.request]
+        made = book.means[victim.rank].output_tokens // 2
+        again_fs = kind.timing.prefill_fs(victim.input_tokens_max + made, 0)
+        revenue = book.revenue_nanodollars
+        tier = max(0, revenue[counted] - revenue[counted - 1]) if counted else 0
+        return tier + again_fs * kind.price_nanodollars // FS_PER_S
+
     def _passing(
         self, fleet: Fleet, book: Book, first: Request, now_ns: int
     ) -> tuple[Request, Choice] | None:
@@ -548,6 +590,12 @@ class _Offer:
         if own_fs > timing.prefill_token_fs * self._usual_tokens:
             value -= self._broken(kind, worker, own_fs)
         return value
+
+    def earned_below(self, policy: Economics, request: Request, worker: Worker, hit: int) -> int:
+        """What it earns one tier lower, in nano-dollars."""
+        computed = max(1, self._prompt - hit * worker.block_tokens)
+        price = policy.price(request.model, self.rank - 1)
+        return revenue_nanodollars(price, computed, self._prompt, self._made)
 
     def prefill_cost_fs(self, worker: Worker, hit: int) -> int:
         """What it takes of one that only prefills, with a part of the time it would wait there.

@@ -132,6 +132,7 @@ class WorkerUp(msgspec.Struct, frozen=True, kw_only=True, tag=True):
             such a link, and takes one from them; 0 if it does neither.
         kv_bytes_per_token: of that cache.
         offers: labels and adapters that it has; unset if it has none.
+        preempts: its engine can stop a request whose driver keeps what it has made; unset if not.
     """
 
     worker: WorkerID
@@ -146,6 +147,7 @@ class WorkerUp(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     link_bytes_per_s: int = 0
     kv_bytes_per_token: int = 0
     offers: Offers | UnsetType = UNSET
+    preempts: bool | UnsetType = UNSET
 
 
 class WorkerDown(msgspec.Struct, frozen=True, kw_only=True, tag=True):

@@ -13,11 +13,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 import msgspec
+from msgspec import UNSET
 
 from tokenworks.core.ids import ModelName, PoolID, RequestID, TenantID, WorkerID
 from tokenworks.core.needs import NO_OFFERS, Needs, Offers
 from tokenworks.core.slo import Promise, Tier
 from tokenworks.core.units import NS_PER_S
+from tokenworks.dispatch.events import WorkerUp
 from tokenworks.dispatch.waiting import Line, Request
 from tokenworks.perf.timing import Timing
 
@@ -72,6 +74,7 @@ class Worker(msgspec.Struct, kw_only=True):
         service_ns_mean: how long a request holds a slot; None before the first has ended.
         offers: labels and adapters that it has.
         retiring: it is given back as soon as it is empty, and in no fleet any more.
+        preempts: see ``WorkerUp``.
     """
 
     worker: WorkerID
@@ -101,6 +104,41 @@ class Worker(msgspec.Struct, kw_only=True):
     service_ns_mean: int | None = None
     offers: Offers = NO_OFFERS
     retiring: bool = False
+    preempts: bool = False
+
+    @classmethod
+    def of(cls, event: WorkerUp, slots: int, index: int) -> Worker:
+        """One that has come up.
+
+        Args:
+            event: that says so.
+            slots: requests that it is sent at once.
+            index: its bit in the prefix index.
+        """
+        worker = cls(
+            worker=event.worker,
+            pool=event.pool,
+            model=event.model,
+            engine_slots=event.slots,
+            slots=slots,
+            curve=event.curve,
+            index=index,
+        )
+        worker.take_over(event, slots)
+        return worker
+
+    def differs(self, event: WorkerUp) -> bool:
+        """Whether it was measured as something else than it is known for."""
+        return (event.slots, *_told(event)) != (self.engine_slots, *self._known())
+
+    def take_over(self, event: WorkerUp, slots: int) -> None:
+        """Be as it was measured; ``measure`` derives the rest."""
+        self.engine_slots, self.slots = event.slots, slots
+        for name, value in zip(_TOLD, _told(event), strict=True):
+            setattr(self, name, value)
+
+    def _known(self) -> list[object]:
+        return [getattr(self, name) for name in _TOLD]
 
     @property
     def hands_over(self) -> bool:
@@ -165,6 +203,19 @@ class Worker(msgspec.Struct, kw_only=True):
         self.limit = limit
 
 
+_TOLD: Final = (
+    *("curve", "timing", "kv_blocks", "block_tokens", "batch_tokens_max", "link_bytes_per_s"),
+    *("kv_bytes_per_token", "offers", "preempts"),
+)
+"""What a worker that is measured again may change, beside its slots."""
+
+
+def _told(event: WorkerUp) -> list[object]:
+    """What an event says of these; what it leaves unset is not there."""
+    defaults = {"offers": NO_OFFERS, "preempts": False}
+    return [defaults[name] if (value := getattr(event, name)) is UNSET else value for name in _TOLD]
+
+
 class Fleet:
     """One model: its workers that are up, a line per tier rank, the tiers of its last sends.
 
@@ -175,6 +226,7 @@ class Fleet:
         queued: how many wait there.
         restricted: who waits for what only some workers have, likewise, by what they need; needs
             for which nobody waits are left out.
+        preempting: workers that can stop a request and keep what it has made.
         offered: labels and adapters that workers have or had, the latest last.
         sessions: by tenant and session, the index of the worker that had its last request.
         sent_ranks: tiers at which the last sends competed.
@@ -199,6 +251,7 @@ class Fleet:
         "loads",
         "offered",
         "open",
+        "preempting",
         "queued",
         "restricted",
         "sent_ranks",
@@ -321,12 +374,14 @@ class Fleet:
         """Derive all sets again."""
         self.by_index = {worker.index: worker for worker in self.workers}
         self._scale = max((worker.slots for worker in self.workers), default=1)
-        self.up = self.open = 0
+        self.up = self.open = self.preempting = 0
         self.admitting = [0] * len(RANKS)
         self.loads = [0] * (self._scale + 1)
         for worker in self.workers:
             bit = 1 << worker.index
             self.up |= bit
+            if worker.preempts:
+                self.preempting |= bit
             worker.load = self._load_of(worker)
             worker.admitted = self._admitted_by(worker)
             self.loads[worker.load] |= bit

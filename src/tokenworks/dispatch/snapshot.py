@@ -63,6 +63,7 @@ class Counts(msgspec.Struct, kw_only=True):
         finished: requests that ended whole.
         broken: requests that ended because a worker broke off in the middle of the answer.
         withdrawn: requests that ended because the client left.
+        displaced: requests that made room for others.
         policy_faults: choices of a policy that could not be followed, and what it raised.
     """
 
@@ -73,6 +74,7 @@ class Counts(msgspec.Struct, kw_only=True):
     finished: int = 0
     broken: int = 0
     withdrawn: int = 0
+    displaced: int = 0
     policy_faults: int = 0
 
 

@@ -41,6 +41,8 @@ class Request(msgspec.Struct, kw_only=True):
         queued_ns: when it was last queued; patience counts from here.
         needs: what the worker must have; None if any of the model will do.
         hints: what its agent knows of it.
+        answered: its answer has begun, at this or an earlier worker.
+        displaced: it made room for another request.
     """
 
     request: RequestID
@@ -63,6 +65,8 @@ class Request(msgspec.Struct, kw_only=True):
     queued_ns: int = 0
     needs: Needs | None = None
     hints: Hints | None = None
+    answered: bool = False
+    displaced: bool = False
 
     def step(self, step: Step) -> None:
         """Move to the next state; a step that the table lacks is a mistake of ours."""

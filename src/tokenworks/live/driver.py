@@ -36,7 +36,16 @@ from tokenworks.core.orders import KeyView, Order, Outcome, Receipt
 from tokenworks.core.ports import AnswerStream, Clock, WorkerPort
 from tokenworks.core.slo import Tier
 from tokenworks.core.units import NS_PER_MS, NS_PER_S, PPM
-from tokenworks.dispatch.commands import Abort, Command, Queue, Reject, Scale, Send, SetTimer
+from tokenworks.dispatch.commands import (
+    Abort,
+    Command,
+    Preempt,
+    Queue,
+    Reject,
+    Scale,
+    Send,
+    SetTimer,
+)
 from tokenworks.dispatch.dispatcher import Dispatcher
 from tokenworks.dispatch.events import (
     Arrived,
@@ -471,6 +480,8 @@ class Driver:
                 self._set_timer(command.at_ns)
             case Scale():
                 self._scale(command)
+            case Preempt():
+                raise AssertionError(command)  # no worker has said that it can
             case Queue() | Abort():
                 pass  # whoever withdraws a request stops its worker
             case _:

@@ -24,6 +24,7 @@ __all__ = [
     "report",
     "scaling",
     "scenarios",
+    "sequence",
     "servegen",
     "serving",
     "sessions",

@@ -19,7 +19,16 @@ import msgspec
 from tokenworks.core.ids import RequestID, WorkerID
 from tokenworks.core.needs import NO_OFFERS
 from tokenworks.core.units import NS_PER_S
-from tokenworks.dispatch.commands import Abort, Command, Queue, Reject, Scale, Send, SetTimer
+from tokenworks.dispatch.commands import (
+    Abort,
+    Command,
+    Preempt,
+    Queue,
+    Reject,
+    Scale,
+    Send,
+    SetTimer,
+)
 from tokenworks.dispatch.dispatcher import Dispatcher
 from tokenworks.dispatch.events import (
     Event,
@@ -51,16 +60,8 @@ from tokenworks.twin.records import (
     worker_up,
 )
 from tokenworks.twin.scaling import Scaling
-from tokenworks.twin.workers import (
-    GONE,
-    HANDED,
-    IDLE,
-    KEY_SHIFT,
-    STARTED,
-    WORKERS_MAX,
-    Sequence,
-    Worker,
-)
+from tokenworks.twin.sequence import GONE, HANDED, IDLE, STARTED, Sequence
+from tokenworks.twin.workers import KEY_SHIFT, WORKERS_MAX, Worker
 
 PROGRESS_REQUESTS: Final = 1_000
 """Requests that end between two reports of progress."""
@@ -144,6 +145,8 @@ class Driver:
         outcomes: what became of each request until now.
         requests: the workload.
         scenario: what is run.
+        stopping: attempts that made room, whose workers may not have heard of that yet; what these
+            still make is lost.
         workers: in the scenario's order.
     """
 
@@ -191,6 +194,8 @@ class Driver:
         # Each request's latest attempt, while it is at a worker, and whether it has answered.
         self._attempts: list[Sequence | None] = [None] * len(requests)
         self._answering = bytearray(len(requests))
+        self._kept: dict[int, Sequence] = {}  # of those that wait to go on
+        self.stopping: set[Sequence] = set()
         # Attempts that were the last of their requests and have not made all tokens.
         self._broken: list[Sequence] = []
         self._one_stage = [spec.role != "decode" for spec in scenario.workers]
@@ -214,7 +219,7 @@ class Driver:
         if self.outcomes.arrived_ns[place] == NEVER or self.outcomes.end[place] != End.OPEN:
             return
         let_in = self._bookkeeper is None or self._bookkeeper.has_let_in(place)
-        self._close(place, End.WITHDRAWN, self._attempts[place])
+        self._close(place, End.WITHDRAWN, self._attempts[place] or self._let_go(place))
         if let_in:
             self._tell(Withdrawn(request=request))
 
@@ -418,6 +423,8 @@ class Driver:
                     self._abort(command)
                 elif isinstance(command, Scale):
                     self._scale(command)
+                elif isinstance(command, Preempt):
+                    self._preempt(command)
                 elif not isinstance(command, Queue):
                     assert_never(command)
 
@@ -425,7 +432,7 @@ class Driver:
         place = self._places[command.request]
         if self.outcomes.end[place] == End.OPEN:  # else its client left in this moment
             failed = command.code == "worker_failed"
-            self._close(place, End.FAILED if failed else End.REJECTED, None)
+            self._close(place, End.FAILED if failed else End.REJECTED, self._let_go(place))
 
     def _arrive(self, place: int) -> None:
         now_ns = self._now_ns
@@ -496,6 +503,8 @@ class Driver:
             request.blocks,
         )
         sequence.hands_over = target != index
+        if (kept := self._kept.pop(place, None)) is not None:
+            sequence.go_on_after(kept)
         if self._probe_ns is not None:
             probe = functools.partial(self._probe, sequence, suspect=False)
             self.at(self._now_ns + self._probe_ns, probe)
@@ -557,6 +566,30 @@ class Driver:
         else:
             self._abort_at(sequence)
 
+    def _preempt(self, command: Preempt) -> None:
+        """Stop an attempt; what it has made until now is kept for the next one."""
+        place, now_ns = self._places[command.request], self._now_ns
+        sequence = self._attempts[place]
+        assert sequence is not None, command
+        assert self.workers[self.outcomes.worker[place]].spec.preempts, command
+        self._attempts[place] = None
+        self._kept[place] = Sequence.kept_of(sequence, self.made(sequence), now_ns)
+        waited_ns = self.outcomes.sent_ns[place] - self.outcomes.queued_since_ns(place)
+        self.outcomes.waited_ns[place] = max(self.outcomes.waited_ns[place], waited_ns)
+        self.outcomes.queued_ns[place] = now_ns
+        if self._direct:
+            self._stop(sequence)
+        else:
+            self.stopping.add(sequence)
+            self._abort_at(sequence)
+
+    def _let_go(self, place: int) -> Sequence | None:
+        """What was kept of a request that ends before it is sent again."""
+        kept = self._kept.pop(place, None)
+        if kept is not None:
+            self._broken.append(kept)
+        return kept
+
     def _abort_at(self, sequence: Sequence) -> None:
         """Tell a worker to drop an attempt, again and again where messages may be lost."""
         self._message("abort", sequence.worker, functools.partial(self._stop, sequence))
@@ -567,6 +600,7 @@ class Driver:
 
     def _stop(self, sequence: Sequence) -> None:
         """End the work on an attempt, and free what was prefilled for it elsewhere."""
+        self.stopping.discard(sequence)
         source, sequence.source = sequence.source, None
         for each in (sequence, source):
             if each is not None and each.after_fs != IDLE:

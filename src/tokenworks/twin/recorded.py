@@ -169,6 +169,7 @@ class Reader:
                 link_bytes_per_s=worker.link_bytes_per_s,
                 kv_bytes_per_token=worker.kv_bytes_per_token,
                 offers=UNSET if worker.offers == NO_OFFERS else worker.offers,
+                preempts=worker.preempts or UNSET,
             )
             self._told(memory.now_ns, up)
 
@@ -395,6 +396,7 @@ def _spec(up: WorkerUp, start_ns: int, prefill_token_fs: int | None, longest: in
         curve=up.curve,
         start_ns=start_ns,
         offers=NO_OFFERS if up.offers is UNSET else up.offers,
+        preempts=up.preempts is True,
     )
 
 

@@ -79,6 +79,7 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
         idle_power_w: and while it has nothing to do.
         capital_udollars_per_hour: write-down of its hardware.
         offers: labels and adapters that it has.
+        preempts: it can stop a request whose driver keeps what it has made.
     """
 
     worker: WorkerID
@@ -99,6 +100,7 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     idle_power_w: int = 0
     capital_udollars_per_hour: int = 0
     offers: Offers = NO_OFFERS
+    preempts: bool = False
 
 
 CURVE_POINTS_MAX: Final = 12
@@ -141,6 +143,7 @@ def worker_up(spec: WorkerSpec) -> WorkerUp:
         link_bytes_per_s=spec.link_bytes_per_s if spec.role == "both" else 0,
         kv_bytes_per_token=spec.kv_bytes_per_token,
         offers=UNSET if spec.offers == NO_OFFERS else spec.offers,
+        preempts=spec.preempts or UNSET,
     )
 
 

@@ -215,6 +215,7 @@ class _Worker(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     labels: tuple[str, ...] = ()
     adapters: tuple[str, ...] = ()
     workers_min: _Positive | None = None
+    preempts: bool | None = None
 
 
 class _Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -28,8 +28,9 @@ from tokenworks.core.rng import WORD
 from tokenworks.core.units import NS_PER_S
 from tokenworks.twin.clock import FastClock
 from tokenworks.twin.records import WorkerSpec
-from tokenworks.twin.workers import DECODING, FINISHED, GONE, KEY_SHIFT, WORKERS_MAX, Worker
-from tokenworks.twin.workers import Sequence as Attempt
+from tokenworks.twin.sequence import DECODING, FINISHED, GONE
+from tokenworks.twin.sequence import Sequence as Attempt
+from tokenworks.twin.workers import KEY_SHIFT, WORKERS_MAX, Worker
 
 BYTES_PER_TOKEN: Final = 4
 BLOCK_TOKENS: Final = 64

@@ -49,6 +49,7 @@ LABELS: Final = ("eu", "medical")
 ADAPTERS: Final = ("support",)
 _NEEDS: Final = 0x6E65656473
 _SCALING: Final = 0x7363616C65
+_PREEMPTING: Final = 0x707265656D7074
 WORKERS_MAX: Final = 6
 _MODELS: Final = (MODEL, ModelName("other"))
 _FS_PER_US: Final = 1_000 * FS_PER_NS
@@ -118,6 +119,7 @@ def draw(seed: int, policies: Sequence[str] = NAMES) -> Case:
     # With dice of their own: what is drawn by the others stays as it was without them.
     workers, requests = _with_needs(Dice(mix64(seed ^ _NEEDS)), workers, requests)
     configured = _with_scaling(Dice(mix64(seed ^ _SCALING)), workers, configured)
+    workers = _with_preempting(Dice(mix64(seed ^ _PREEMPTING)), workers)
     return Case(
         seed=seed,
         workers=workers,
@@ -344,6 +346,14 @@ def _with_scaling(dice: Dice, workers: Sequence[WorkerSpec], configured: Configu
                 )
             )
     return msgspec.structs.replace(configured, scaling=tuple(scaling) or UNSET)
+
+
+def _with_preempting(dice: Dice, workers: tuple[WorkerSpec, ...]) -> tuple[WorkerSpec, ...]:
+    """Engines that can stop a request whose tokens are kept: none, some or all."""
+    share = _pick(dice, (0, 50, 100, 100))
+    return tuple(
+        msgspec.structs.replace(spec, preempts=dice.below(100) < share) for spec in workers
+    )
 
 
 def _quotas(dice: Dice, requests: Sequence[TwinRequest]) -> tuple[Limit, ...]:

@@ -1,0 +1,37 @@
+"""A policy that displaces whomever it can, so that swarms meet what that can lead to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+
+from tokenworks.core.ids import RequestID
+from tokenworks.dispatch.economics import Economics
+from tokenworks.dispatch.fleet import Fleet
+from tokenworks.dispatch.policy import Choice, permitted
+from tokenworks.dispatch.preemption import Displacement, victims_on
+from tokenworks.dispatch.promises import Promises
+from tokenworks.dispatch.waiting import Request
+
+
+def displace(
+    policy: object,
+    fleet: Fleet,
+    request: Request,
+    now_ns: int,
+    requests: Mapping[RequestID, Request],
+) -> Displacement | None:
+    """Whoever can make room on any worker does."""
+    for worker in fleet.each(permitted(fleet, request, fleet.preempting)):
+        victims = victims_on(worker, request.rank, requests)
+        if victims:
+            choice = Choice(worker, "best_value", 0, request.rank, 1)
+            return Displacement(choice, victims, 1, 0)
+    return None
+
+
+def plant(patch: pytest.MonkeyPatch) -> None:
+    """Make two policies do so."""
+    patch.setattr(Economics, "displace", displace)
+    patch.setattr(Promises, "displace", displace, raising=False)
