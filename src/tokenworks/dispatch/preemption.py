@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 from tokenworks.core.ids import RequestID
 from tokenworks.dispatch.fleet import RANKS, Fleet, Worker
-from tokenworks.dispatch.policy import Choice
+from tokenworks.dispatch.policy import Choice, is_well_formed, permitted
 from tokenworks.dispatch.waiting import Request
 
 VICTIMS_MAX: Final = 2
@@ -69,15 +69,18 @@ def victims_on(
 def is_right(
     fleet: Fleet, request: Request, found: Displacement, requests: Mapping[RequestID, Request]
 ) -> bool:
-    """Whether a displacement can be done: of lower tiers, where engines allow it, and in money.
-
-    Its choice is looked at again once its victims are gone.
-    """
-    worker = found.choice.worker
+    """Whether a displacement can be done: of lower tiers, where engines allow it, and in money."""
+    choice = found.choice
+    worker = choice.worker
     gone = len(found.victims)
     return (
         fleet.by_index.get(worker.index) is worker
         and worker.preempts
+        and choice.prefiller is None
+        and is_well_formed(choice)
+        and 0 <= choice.rank < len(RANKS)
+        and 0 <= choice.hit_blocks <= len(request.prefix)
+        and permitted(fleet, request, 1 << worker.index) > 0
         and 0 < gone <= VICTIMS_MAX
         and len(worker.running) - gone < worker.slots
         and found.gained_nanodollars > found.lost_nanodollars
