@@ -280,3 +280,26 @@ def test_an_own_policy_that_is_wrong_displaces_nobody(answer: object, right: boo
 
 def test_a_policy_without_a_word_on_it_displaces_nobody() -> None:
     assert not preempted(late(full(settings=configured(100, policy="edf"))))
+
+
+def test_who_makes_room_may_find_another_place_at_once() -> None:
+    settings = configured(100, policy="economic", prices=PRICES)
+    dispatcher = factory(can("a", slots=1), settings=settings)
+    dispatcher.handle(0, arrived("low", Tier.FREE))
+    dispatcher.handle(1, arrived("top", Tier.ULTRA, at=1))
+    # A slow worker that free may use, and ultra may not.
+    dispatcher.handle(2, up("slow", curve=((1, 12),)))
+    commands = late(dispatcher)
+    assert [type(each) for each in commands[:3]] == [Preempt, Send, Send]
+    assert [each.worker for each in commands[1:3] if isinstance(each, Send)] == ["a", "slow"]
+    assert not [each for each in commands if isinstance(each, Queue)]
+
+
+def test_who_is_sent_when_it_is_late_displaces_nobody() -> None:
+    dispatcher = factory(can(), settings=configured(100))
+    for number in range(4):
+        dispatcher.handle(0, arrived(f"low{number}", Tier.FREE))
+    dispatcher.handle(1, arrived("top", Tier.ULTRA, at=1))
+    (send, *_) = late(dispatcher)
+    assert isinstance(send, Send)
+    assert send.reason == "slow_beats_late"
