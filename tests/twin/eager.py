@@ -1,4 +1,4 @@
-"""A policy that displaces whomever it can, so that swarms meet what that can lead to."""
+"""Rules that do at once what they may do at all, so that swarms meet what that can lead to."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 from tokenworks.core.ids import RequestID
 from tokenworks.dispatch.economics import Economics
 from tokenworks.dispatch.fleet import Fleet
+from tokenworks.dispatch.kv_tiers import KVTiers
 from tokenworks.dispatch.policy import Choice, permitted
 from tokenworks.dispatch.preemption import Displacement, victims_on
 from tokenworks.dispatch.promises import Promises
@@ -32,6 +33,7 @@ def displace(
 
 
 def plant(patch: pytest.MonkeyPatch) -> None:
-    """Make two policies do so."""
+    """Make two policies displace whomever they can, and all KV blocks go down that may."""
+    patch.setattr(KVTiers, "_anew_ns", lambda self, worker, now_ns: 0)
     patch.setattr(Economics, "displace", displace)
     patch.setattr(Promises, "displace", displace, raising=False)

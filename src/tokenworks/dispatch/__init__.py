@@ -7,6 +7,7 @@ __all__ = [
     "events",
     "fleet",
     "journal_format",
+    "kv_tiers",
     "market",
     "oversight",
     "policies",

@@ -152,6 +152,54 @@ class Preempt(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     held_ns: int
 
 
+class Offload(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Move a session's KV blocks from a worker's cache to its host's memory, while a tool runs.
+
+    Attributes:
+        request: whose answer has just ended; the blocks are its prompt's.
+        worker: who has them.
+        first: the first of them.
+        blocks: how many.
+        reason: ``gone_before_it_is_needed``, because the cache is filled anew before the tool ends.
+        tool_ns: how long the tool will take, as the agent says.
+        filled_anew_ns: how long the cache takes to be filled anew.
+        move_ns: how long they take over the link, one way.
+        compute_ns: how long it takes to compute them.
+    """
+
+    request: RequestID
+    worker: WorkerID
+    first: int
+    blocks: int
+    reason: Literal["gone_before_it_is_needed"]
+    tool_ns: int
+    filled_anew_ns: int
+    move_ns: int
+    compute_ns: int
+
+
+class Fetch(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Bring a session's KV blocks back; the ``Send`` that follows waits for that.
+
+    Attributes:
+        request: that goes on with the session; the blocks are its prompt's.
+        worker: who has them below.
+        first: the first of them.
+        blocks: how many.
+        reason: ``quicker_than_computing``.
+        move_ns: how long they take over the link.
+        compute_ns: how long it takes to compute them.
+    """
+
+    request: RequestID
+    worker: WorkerID
+    first: int
+    blocks: int
+    reason: Literal["quicker_than_computing"]
+    move_ns: int
+    compute_ns: int
+
+
 class SetTimer(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Tell ``Ticked`` at this time; it replaces a timer that was set before.
 
@@ -188,5 +236,5 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     pressure_ppm: int
 
 
-Command = Send | Queue | Reject | Abort | Preempt | SetTimer | Scale
+Command = Send | Queue | Reject | Abort | Preempt | Offload | Fetch | SetTimer | Scale
 """Everything that the dispatcher can want."""

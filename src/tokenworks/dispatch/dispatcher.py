@@ -53,6 +53,7 @@ from tokenworks.dispatch.events import (
     WorkerUp,
 )
 from tokenworks.dispatch.fleet import RANKS, Fleet, Worker
+from tokenworks.dispatch.kv_tiers import KVTiers
 from tokenworks.dispatch.oversight import Oversight
 from tokenworks.dispatch.policy import Choice, MakePolicy
 from tokenworks.dispatch.prefix_index import PrefixIndex
@@ -111,6 +112,7 @@ class Dispatcher:
         self._fleets: dict[ModelName, Fleet] = {}
         self._prefixes = PrefixIndex(0)
         self._scaling = ScalingMemory()
+        self._kv_tiers = KVTiers()
         self._scaler: Scaler | None = None
         self._retiring: dict[WorkerID, Worker] = {}
 
@@ -188,6 +190,7 @@ class Dispatcher:
                 prefixes=self._prefixes.record(),
                 policy=self._policy.record(),
                 scaling=self._scaling,
+                kv_tiers=self._kv_tiers,
             )
         )
 
@@ -203,7 +206,7 @@ class Dispatcher:
         memory = snapshot.decode(data)
         dispatcher = cls(own_policies)
         dispatcher._now_ns = memory.now_ns
-        dispatcher._scaling = memory.scaling
+        dispatcher._scaling, dispatcher._kv_tiers = memory.scaling, memory.kv_tiers
         dispatcher._prefixes = PrefixIndex.restore(memory.prefixes)
         dispatcher._workers = {each.worker: each for each in memory.workers}
         dispatcher._retiring = {each.worker: each for each in memory.workers if each.retiring}
@@ -285,6 +288,10 @@ class Dispatcher:
         fleet = self._fleets[request.model]
         worker = self._release(fleet, request)
         worker.observe(self._now_ns - request.sent_ns)
+        if worker.host_bytes_per_s:
+            offload = self._kv_tiers.paused(request, worker, self._now_ns)
+            if offload is not None:
+                commands.append(offload)
         self._counts.finished += 1
         self._end(request, Step.FINISH)
         self._policy.finished(fleet, worker, request, event)
@@ -374,6 +381,7 @@ class Dispatcher:
 
     def _lose(self, worker: Worker, commands: list[Command]) -> None:
         fleet = self._fleets[worker.model]
+        self._kv_tiers.forget(worker.worker)
         lost = [self._requests[name] for name in reversed(worker.running)]
         for request in lost:
             self._leave_prefill(request)
@@ -531,6 +539,10 @@ class Dispatcher:
             self._scaler.waited(request.model, request.rank, now_ns - request.queued_ns)
         if request.session is not None:
             fleet.remember(request, worker)
+            if worker.host_bytes_per_s and prefiller is None:
+                fetch = self._kv_tiers.sent(request, worker, hit_blocks, now_ns)
+                if fetch is not None:
+                    commands.append(fetch)
         if request.prefix:
             at = worker if prefiller is None else prefiller
             self._prefixes.insert(request.prefix, at.index, now_ns, hit_blocks)
@@ -736,6 +748,7 @@ class Dispatcher:
     def _give_back(self, worker: Worker, commands: list[Command]) -> None:
         del self._retiring[worker.worker]
         del self._workers[worker.worker]
+        self._kv_tiers.forget(worker.worker)
         self._prefixes.remove_worker(worker.index)
         up = sum(each.pool == worker.pool for each in self._fleets[worker.model].workers)
         commands.append(

@@ -133,6 +133,8 @@ class WorkerUp(msgspec.Struct, frozen=True, kw_only=True, tag=True):
         kv_bytes_per_token: of that cache.
         offers: labels and adapters that it has; unset if it has none.
         preempts: its engine can stop a request whose driver keeps what it has made; unset if not.
+        host_bytes_per_s: how fast it moves KV blocks to a place in its host's memory, and back;
+            unset if it has none.
     """
 
     worker: WorkerID
@@ -148,6 +150,7 @@ class WorkerUp(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     kv_bytes_per_token: int = 0
     offers: Offers | UnsetType = UNSET
     preempts: bool | UnsetType = UNSET
+    host_bytes_per_s: int | UnsetType = UNSET
 
 
 class WorkerDown(msgspec.Struct, frozen=True, kw_only=True, tag=True):

@@ -75,6 +75,7 @@ class Worker(msgspec.Struct, kw_only=True):
         offers: labels and adapters that it has.
         retiring: it is given back as soon as it is empty, and in no fleet any more.
         preempts: see ``WorkerUp``.
+        host_bytes_per_s: see ``WorkerUp``; 0 if it has no place in its host's memory.
     """
 
     worker: WorkerID
@@ -105,6 +106,7 @@ class Worker(msgspec.Struct, kw_only=True):
     offers: Offers = NO_OFFERS
     retiring: bool = False
     preempts: bool = False
+    host_bytes_per_s: int = 0
 
     @classmethod
     def of(cls, event: WorkerUp, slots: int, index: int) -> Worker:
@@ -205,14 +207,14 @@ class Worker(msgspec.Struct, kw_only=True):
 
 _TOLD: Final = (
     *("curve", "timing", "kv_blocks", "block_tokens", "batch_tokens_max", "link_bytes_per_s"),
-    *("kv_bytes_per_token", "offers", "preempts"),
+    *("kv_bytes_per_token", "offers", "preempts", "host_bytes_per_s"),
 )
 """What a worker that is measured again may change, beside its slots."""
 
 
 def _told(event: WorkerUp) -> list[object]:
     """What an event says of these; what it leaves unset is not there."""
-    defaults = {"offers": NO_OFFERS, "preempts": False}
+    defaults = {"offers": NO_OFFERS, "preempts": False, "host_bytes_per_s": 0}
     return [defaults[name] if (value := getattr(event, name)) is UNSET else value for name in _TOLD]
 
 

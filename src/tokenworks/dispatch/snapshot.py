@@ -11,6 +11,7 @@ from tokenworks.core.ids import ModelName, RequestID, TenantID, WorkerID
 from tokenworks.core.needs import Needs, Offers
 from tokenworks.dispatch.events import Configured
 from tokenworks.dispatch.fleet import Fleet, Worker
+from tokenworks.dispatch.kv_tiers import KVTiers
 from tokenworks.dispatch.prefix_index import PrefixRecord
 from tokenworks.dispatch.scaling import ScalingMemory
 from tokenworks.dispatch.waiting import Line, Request
@@ -94,6 +95,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     prefixes: PrefixRecord
     policy: bytes
     scaling: ScalingMemory
+    kv_tiers: KVTiers
 
 
 def model_record(model: ModelName, fleet: Fleet) -> ModelRecord:

@@ -39,6 +39,8 @@ from tokenworks.core.units import NS_PER_MS, NS_PER_S, PPM
 from tokenworks.dispatch.commands import (
     Abort,
     Command,
+    Fetch,
+    Offload,
     Preempt,
     Queue,
     Reject,
@@ -480,7 +482,7 @@ class Driver:
                 self._set_timer(command.at_ns)
             case Scale():
                 self._scale(command)
-            case Preempt():
+            case Preempt() | Offload() | Fetch():
                 raise AssertionError(command)  # no worker has said that it can
             case Queue() | Abort():
                 pass  # whoever withdraws a request stops its worker

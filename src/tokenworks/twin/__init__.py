@@ -11,6 +11,8 @@ __all__ = [
     "faults",
     "followers",
     "handovers",
+    "host_tier",
+    "host_tiers",
     "journal",
     "kinds",
     "kv_cache",

@@ -22,6 +22,8 @@ from tokenworks.core.units import NS_PER_S
 from tokenworks.dispatch.commands import (
     Abort,
     Command,
+    Fetch,
+    Offload,
     Preempt,
     Queue,
     Reject,
@@ -45,6 +47,7 @@ from tokenworks.twin.bookkeeper import Bookkeeper
 from tokenworks.twin.clock import JumpingClock
 from tokenworks.twin.followers import Followers
 from tokenworks.twin.handovers import FAR_NS
+from tokenworks.twin.host_tiers import HostTiers
 from tokenworks.twin.journal import Journal
 from tokenworks.twin.kv_feed import Feed, Publishing
 from tokenworks.twin.network import Kind, Network
@@ -194,6 +197,7 @@ class Driver:
         # Each request's latest attempt, while it is at a worker, and whether it has answered.
         self._attempts: list[Sequence | None] = [None] * len(requests)
         self._answering = bytearray(len(requests))
+        self._hosts = HostTiers(self.workers, self.at)
         self._kept: dict[int, Sequence] = {}  # of those that wait to go on
         self.stopping: set[Sequence] = set()
         # Attempts that were the last of their requests and have not made all tokens.
@@ -279,6 +283,7 @@ class Driver:
         self._up_since_ns[index] = None
         engine.up_ns += self._now_ns - since_ns
         engine.crash(self._now_ns)
+        self._hosts.lose(index)
         self._lost[index] = True
         self.at(self._now_ns + notice_ns, functools.partial(self._noticed, index, why))
 
@@ -425,6 +430,8 @@ class Driver:
                     self._scale(command)
                 elif isinstance(command, Preempt):
                     self._preempt(command)
+                elif isinstance(command, Offload | Fetch):
+                    self._move(command)
                 elif not isinstance(command, Queue):
                     assert_never(command)
 
@@ -508,10 +515,19 @@ class Driver:
         if self._probe_ns is not None:
             probe = functools.partial(self._probe, sequence, suspect=False)
             self.at(self._now_ns + self._probe_ns, probe)
-        if self._direct:
-            self._deliver(sequence)
+        deliver = functools.partial(self._deliver, sequence)
+        ready_ns = self._hosts.ready_ns.pop(place, None)
+        if not self._direct:
+            deliver = functools.partial(self._message, "send", target, deliver)
+        if ready_ns is None:
+            deliver()
         else:
-            self._message("send", target, functools.partial(self._deliver, sequence))
+            self.at(ready_ns, deliver)
+
+    def _move(self, command: Offload | Fetch) -> None:
+        """Move KV blocks between a worker's cache and its host's memory."""
+        place, index = self._places[command.request], self._indices[command.worker]
+        self._hosts.move(index, place, self.requests[place].blocks, command, self._now_ns)
 
     def _deliver(self, sequence: Sequence) -> None:
         """A worker gets a sequence; a repeated message and one for a lost attempt do nothing."""
@@ -574,9 +590,7 @@ class Driver:
         assert self.workers[self.outcomes.worker[place]].spec.preempts, command
         self._attempts[place] = None
         self._kept[place] = Sequence.kept_of(sequence, self.made(sequence), now_ns)
-        waited_ns = self.outcomes.sent_ns[place] - self.outcomes.queued_since_ns(place)
-        self.outcomes.waited_ns[place] = max(self.outcomes.waited_ns[place], waited_ns)
-        self.outcomes.queued_ns[place] = now_ns
+        self.outcomes.queue_again(place, now_ns)
         if self._direct:
             self._stop(sequence)
         else:
@@ -686,9 +700,7 @@ class Driver:
         self._attempts[place] = None
         outcomes = self.outcomes
         if not self._answering[place]:
-            waited_ns = outcomes.sent_ns[place] - outcomes.queued_since_ns(place)
-            outcomes.waited_ns[place] = max(outcomes.waited_ns[place], waited_ns)
-            outcomes.queued_ns[place] = self._now_ns
+            outcomes.queue_again(place, self._now_ns)
             return False
         self._broken.append(sequence)
         self._close(place, End.FAILED, sequence)

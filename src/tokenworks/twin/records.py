@@ -80,6 +80,8 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
         capital_udollars_per_hour: write-down of its hardware.
         offers: labels and adapters that it has.
         preempts: it can stop a request whose driver keeps what it has made.
+        host_kv_blocks: for so many there is a place in its host's memory.
+        host_bytes_per_s: how fast blocks move there and back; 0 if there is no such place.
     """
 
     worker: WorkerID
@@ -101,6 +103,8 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     capital_udollars_per_hour: int = 0
     offers: Offers = NO_OFFERS
     preempts: bool = False
+    host_kv_blocks: int = 0
+    host_bytes_per_s: int = 0
 
 
 CURVE_POINTS_MAX: Final = 12
@@ -144,6 +148,7 @@ def worker_up(spec: WorkerSpec) -> WorkerUp:
         kv_bytes_per_token=spec.kv_bytes_per_token,
         offers=UNSET if spec.offers == NO_OFFERS else spec.offers,
         preempts=spec.preempts or UNSET,
+        host_bytes_per_s=spec.host_bytes_per_s or UNSET,
     )
 
 
@@ -253,6 +258,12 @@ class Outcomes:
         """When a request was last queued."""
         queued_ns = self.queued_ns[place]
         return self.arrived_ns[place] if queued_ns == NEVER else queued_ns
+
+    def queue_again(self, place: int, now_ns: int) -> None:
+        """A request that was sent is queued once more."""
+        waited_ns = self.sent_ns[place] - self.queued_since_ns(place)
+        self.waited_ns[place] = max(self.waited_ns[place], waited_ns)
+        self.queued_ns[place] = now_ns
 
     def wait_ns_max(self, place: int) -> int:
         """The longest that a request was queued without a break; 0 for one that never came."""

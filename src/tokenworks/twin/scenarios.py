@@ -216,6 +216,8 @@ class _Worker(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     adapters: tuple[str, ...] = ()
     workers_min: _Positive | None = None
     preempts: bool | None = None
+    host_kv_blocks: _Natural | None = None
+    host_bytes_per_s: _Natural | None = None
 
 
 class _Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

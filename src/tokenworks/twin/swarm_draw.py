@@ -48,6 +48,7 @@ BLOCK_TOKENS: Final = 16
 LABELS: Final = ("eu", "medical")
 ADAPTERS: Final = ("support",)
 _NEEDS: Final = 0x6E65656473
+_HOSTS: Final = 0x686F737473
 _SCALING: Final = 0x7363616C65
 _PREEMPTING: Final = 0x707265656D7074
 WORKERS_MAX: Final = 6
@@ -120,6 +121,7 @@ def draw(seed: int, policies: Sequence[str] = NAMES) -> Case:
     workers, requests = _with_needs(Dice(mix64(seed ^ _NEEDS)), workers, requests)
     configured = _with_scaling(Dice(mix64(seed ^ _SCALING)), workers, configured)
     workers = _with_preempting(Dice(mix64(seed ^ _PREEMPTING)), workers)
+    workers = _with_hosts(Dice(mix64(seed ^ _HOSTS)), workers)
     return Case(
         seed=seed,
         workers=workers,
@@ -317,10 +319,11 @@ def _with_needs(
         if dice.below(100) < share:
             hints = Hints(
                 output_tokens=_pick(dice, (None, 1, 1_000)),
-                tool_ns=_pick(dice, (None, 0, 200 * _MS)),
+                tool_ns=_pick(dice, (None, 0, 200 * _MS, 5_000 * _MS)),
                 session_ends=dice.below(4) == 0,
             )
-        session = request.session or f"s{number % 7}"
+        # Those that begin alike are of one session, as far as anybody can tell.
+        session = f"s{request.blocks[0] % 50}" if request.blocks else f"s{number % 7}"
         needing.append(msgspec.structs.replace(request, needs=needs, hints=hints, session=session))
     return offering, tuple(needing)
 
@@ -353,6 +356,21 @@ def _with_preempting(dice: Dice, workers: tuple[WorkerSpec, ...]) -> tuple[Worke
     share = _pick(dice, (0, 50, 100, 100))
     return tuple(
         msgspec.structs.replace(spec, preempts=dice.below(100) < share) for spec in workers
+    )
+
+
+def _with_hosts(dice: Dice, workers: tuple[WorkerSpec, ...]) -> tuple[WorkerSpec, ...]:
+    """Engines with a place for KV blocks in their host's memory, large or small, fast or slow."""
+    share = _pick(dice, (0, 50, 100, 100))
+    return tuple(
+        msgspec.structs.replace(
+            spec,
+            host_kv_blocks=_pick(dice, (3, 20, 1_000)),
+            host_bytes_per_s=_pick(dice, (10**5, 10**7, 10**9)),
+        )
+        if dice.below(100) < share
+        else spec
+        for spec in workers
     )
 
 

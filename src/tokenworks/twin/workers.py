@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
+from collections.abc import Callable
 from heapq import heappop, heappush
 from typing import Final
 
@@ -46,6 +47,7 @@ _ABORT: Final = 0
 _RELEASE: Final = 1
 _JOIN: Final = 2
 _PACE: Final = 3
+_MOVE: Final = 4
 
 
 class Worker:
@@ -89,6 +91,7 @@ class Worker:
         "_joined",
         "_kv",
         "_launch_fs",
+        "_moves",
         "_phases",
         "_preempted",
         "_prefill_context_fs",
@@ -168,6 +171,7 @@ class Worker:
         self._joined: list[Sequence] = []  # their next token ends the wait for their KV cache
         self._prefilling: list[Sequence] = []
         self._inbox: list[tuple[int, int, Sequence | None]] = []
+        self._moves: deque[Callable[[KVCache], None]] = deque()
         while self._timings:
             self._keep_pace(self._timings.popleft())
         self._hung_until_fs = 0
@@ -216,6 +220,11 @@ class Worker:
         """Take another time for iterations, from the next boundary on."""
         self._timings.append(timing)
         self._post(_PACE, None, now_ns)
+
+    def move(self, move: Callable[[KVCache], None], now_ns: int) -> None:
+        """Do something to its cached blocks, at the next boundary."""
+        self._moves.append(move)
+        self._post(_MOVE, None, now_ns)
 
     def hang(self, until_ns: int, now_ns: int) -> None:
         """Stand still until a time; the iteration under way is still ended."""
@@ -504,7 +513,10 @@ class Worker:
         while inbox and inbox[0][0] < seen_fs:
             _, kind, sequence = inbox.pop(0)
             if sequence is None:
-                self._keep_pace(self._timings.popleft())
+                if kind == _PACE:
+                    self._keep_pace(self._timings.popleft())
+                else:
+                    self._moves.popleft()(self._kv)
                 continue
             state = sequence.state
             if kind == _RELEASE:
