@@ -7,13 +7,16 @@ from collections.abc import Mapping
 import pytest
 
 from tokenworks.core.ids import RequestID
+from tokenworks.dispatch.commands import Command
 from tokenworks.dispatch.economics import Economics
+from tokenworks.dispatch.events import Event
 from tokenworks.dispatch.fleet import Fleet
 from tokenworks.dispatch.kv_tiers import KVTiers
 from tokenworks.dispatch.policy import Choice, permitted
 from tokenworks.dispatch.preemption import Displacement, victims_on
 from tokenworks.dispatch.promises import Promises
 from tokenworks.dispatch.waiting import Request
+from tokenworks.twin.driver import Hooks
 
 
 def displace(
@@ -37,3 +40,14 @@ def plant(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(KVTiers, "_anew_ns", lambda self, worker, now_ns: 0)
     patch.setattr(Economics, "displace", displace)
     patch.setattr(Promises, "displace", displace, raising=False)
+
+
+class Watch(Hooks):
+    """Sees each command before it is carried out."""
+
+    def told(self, now_ns: int, event: Event, commands: list[Command]) -> None:
+        for command in commands:
+            self.saw(command)
+
+    def saw(self, command: Command) -> None:
+        """One command."""

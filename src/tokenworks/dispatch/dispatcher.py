@@ -288,8 +288,8 @@ class Dispatcher:
         fleet = self._fleets[request.model]
         worker = self._release(fleet, request)
         worker.observe(self._now_ns - request.sent_ns)
-        if worker.host_bytes_per_s:
-            offload = self._kv_tiers.paused(request, worker, self._now_ns)
+        if request.hints is not None:
+            offload = self._kv_tiers.paused(request, self._workers, self._now_ns)
             if offload is not None:
                 commands.append(offload)
         self._counts.finished += 1
@@ -539,8 +539,9 @@ class Dispatcher:
             self._scaler.waited(request.model, request.rank, now_ns - request.queued_ns)
         if request.session is not None:
             fleet.remember(request, worker)
-            if worker.host_bytes_per_s and prefiller is None:
-                fetch = self._kv_tiers.sent(request, worker, hit_blocks, now_ns)
+            computes = worker if prefiller is None else prefiller
+            if computes.host_bytes_per_s:
+                fetch = self._kv_tiers.sent(request, computes, hit_blocks, now_ns)
                 if fetch is not None:
                     commands.append(fetch)
         if request.prefix:

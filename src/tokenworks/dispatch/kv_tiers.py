@@ -15,6 +15,7 @@ Blocks that the session found in the cache when it began are others' as well and
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 import msgspec
@@ -36,7 +37,7 @@ class Paused(msgspec.Struct, kw_only=True):
     """What is remembered of a session.
 
     Attributes:
-        worker: who had its last request.
+        worker: who had its last prompt.
         shared: blocks that it found when it began.
         blocks: of its last prompt, the full ones.
         last: the hash of the last of these, which stands for all of them.
@@ -86,13 +87,24 @@ class KVTiers(msgspec.Struct, kw_only=True):
                 del self.sessions[next(iter(self.sessions))]
         return found
 
-    def paused(self, request: Request, worker: Worker, now_ns: int) -> Offload | None:
-        """An answer has ended after which a tool is called; whether its blocks go down."""
+    def paused(
+        self, request: Request, workers: Mapping[WorkerID, Worker], now_ns: int
+    ) -> Offload | None:
+        """An answer has ended, perhaps for a tool to be called; whether its blocks go down.
+
+        Args:
+            request: whose answer it was.
+            workers: that are up, by name.
+            now_ns: now.
+        """
         if request.session is None or request.hints is None or request.hints.tool_ns is None:
             return None
         session = self.sessions.get(_key(request.tenant, request.session))
-        if session is None or session.worker != worker.worker:
-            return None
+        if session is None or session.last != (request.prefix or (0,))[-1]:
+            return None  # another request of the session has come since
+        worker = workers[session.worker]
+        if not worker.host_bytes_per_s:
+            return None  # it was measured again, without
         count = session.blocks - session.shared
         move_ns, compute_ns = _times_ns(worker, session.shared, count)
         anew_ns = self._anew_ns(worker, now_ns)
