@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tests.twin.factory import request, scenario, worker
@@ -16,7 +17,10 @@ from tokenworks.core.slo import Tier
 from tokenworks.core.units import NS_PER_S, PPM
 from tokenworks.dispatch.dispatcher import Dispatcher
 from tokenworks.dispatch.events import Arrived, WorkerUp
+from tokenworks.dispatch.journal_format import entries_of
 from tokenworks.twin.driver import run
+from tokenworks.twin.journal import FileJournal
+from tokenworks.twin.recorded import Reader
 from tokenworks.twin.records import End, worker_up
 from tokenworks.twin.scenarios import parse_scenario
 from tokenworks.twin.sessions import Agents, agent_trace
@@ -167,3 +171,42 @@ def test_needs_reach_a_restored_dispatcher(tmp_path: Path) -> None:
     assert again.digest() == dispatcher.digest()
     tick = (5 * NS_PER_S, finished("r1"))
     assert again.handle(*tick) == dispatcher.handle(*tick)
+
+
+def test_a_run_with_all_of_it_is_run_again_from_its_journal(tmp_path: Path) -> None:
+    specs = [
+        worker(
+            f"w{n}",
+            slots=2,
+            offers=IN_EU if n else NO_OFFERS,
+            preempts=True,
+            host_kv_blocks=1 << 20,
+            host_bytes_per_s=10**9,
+            kv_bytes_per_token=1_000,
+        )
+        for n in range(2)
+    ]
+    made = scenario(*specs)
+    requests = [
+        request(
+            n,
+            needs=EU if n % 3 == 0 else None,
+            session=f"s{n % 4}",
+            hints=Hints(tool_ns=S),
+            tier=Tier.ULTRA if n % 5 == 0 else Tier.FREE,
+            blocks=tuple(100 * (n % 4) + depth for depth in range(6)),
+        )
+        for n in range(60)
+    ]
+    # A replay knows no limit of output but the one on record, and no answer's true length.
+    requests = [msgspec.structs.replace(each, output_tokens_max=20) for each in requests]
+    dispatcher = Dispatcher()
+    journal = FileJournal(tmp_path / "x.twj", dispatcher)
+    result = run(made, requests, dispatcher=dispatcher, journal=journal)
+    journal.close()
+    reader = Reader()
+    reader.take(entries_of((tmp_path / "x.twj").read_bytes(), "x"))
+    again = reader.recorded("x", [made.book])
+    assert run(again.scenario, again.requests, hooks=again.hooks()).journal_digest == (
+        result.journal_digest
+    )

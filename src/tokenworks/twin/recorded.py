@@ -48,6 +48,8 @@ from tokenworks.twin.records import (
     WorkerUse,
 )
 
+HOST_KV_BLOCKS: Final = 1 << 20
+"""A place in a host's memory is taken for so large: no journal says how large it is."""
 OUTPUT_TOKENS_ASSUMED: Final = 300
 """Of an answer, where none of the journal's ended."""
 PREFILL_PARTS: Final = 64
@@ -170,6 +172,7 @@ class Reader:
                 kv_bytes_per_token=worker.kv_bytes_per_token,
                 offers=UNSET if worker.offers == NO_OFFERS else worker.offers,
                 preempts=worker.preempts or UNSET,
+                host_bytes_per_s=worker.host_bytes_per_s or UNSET,
             )
             self._told(memory.now_ns, up)
 
@@ -397,6 +400,8 @@ def _spec(up: WorkerUp, start_ns: int, prefill_token_fs: int | None, longest: in
         start_ns=start_ns,
         offers=NO_OFFERS if up.offers is UNSET else up.offers,
         preempts=up.preempts is True,
+        host_kv_blocks=HOST_KV_BLOCKS if up.host_bytes_per_s is not UNSET else 0,
+        host_bytes_per_s=0 if up.host_bytes_per_s is UNSET else up.host_bytes_per_s,
     )
 
 
