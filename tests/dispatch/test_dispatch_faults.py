@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -38,7 +39,7 @@ def sends(commands: list[Command]) -> list[tuple[str, str]]:
 
 
 def to(worker: Worker, **changes: int) -> Choice:
-    return Choice(worker, "least_loaded", 0, 0, 1)._replace(**changes)  # type: ignore[arg-type]
+    return msgspec.structs.replace(Choice(worker, "least_loaded", 0, 0, 1), **changes)
 
 
 class Last(Forgetful):

@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 
 from tests.dispatch.dispatch_world import CURVE, arrived, configured, factory, promises, up
 from tokenworks.core.slo import Tier
-from tokenworks.dispatch import fleet, policy, snapshot, states
+from tokenworks.dispatch import chains, fleet, policy, snapshot, states
 from tokenworks.dispatch.dispatcher import Dispatcher
 from tokenworks.dispatch.prefix_index import RETIRED_MAX, PrefixIndex
 from tokenworks.dispatch.states import TRANSITIONS, State, Step, after
 from tokenworks.dispatch.waiting import Line, Request
 
 
-@pytest.mark.parametrize("module", [fleet, policy, states])
+@pytest.mark.parametrize("module", [chains, fleet, policy, states])
 def test_examples_in_the_text_hold(module: object) -> None:
     failed, tried = doctest.testmod(module)  # type: ignore[arg-type]
     assert (failed, tried > 0) == (0, True)
@@ -186,6 +186,16 @@ def chain(family: int, length: int) -> tuple[int, ...]:
     return tuple(1_000 * (family if depth >= 3 else 0) + depth for depth in range(length))
 
 
+def holders_of(index: PrefixIndex, block: int) -> int:
+    record = index.record()
+    masks = [
+        [int.from_bytes(mask, "little") for blocks, mask in layer if block in blocks]
+        for layer in (record.young, record.old)
+    ]
+    assert max(map(len, masks)) < 2  # a block is in one stretch
+    return next((found[0] for found in masks if found), 0)
+
+
 @settings(deadline=None, derandomize=True)
 @given(PREFIXES, st.integers(0, 60), st.integers(0, 31), st.integers(0, 3), st.integers(0, 9))
 def test_the_longest_match_against_a_slow_oracle(
@@ -196,13 +206,12 @@ def test_the_longest_match_against_a_slow_oracle(
         index.add_worker()
     for now_ns, (each, depth, at) in enumerate(inserts):
         prefix = chain(each, depth)
-        known, _ = index.match(prefix, 1 << at)
-        index.insert(prefix, at, now_ns, known if now_ns % 2 else 0)
+        index.insert(prefix, at, now_ns)
         assert len(index) <= blocks_max
     prefix = chain(family, length)
     depth, holders = 0, 0
     for i, block in enumerate(prefix):
-        hit = index._young.get(block, index._old.get(block, 0)) & mask
+        hit = holders_of(index, block) & mask
         if not hit:
             break
         depth, holders = i + 1, hit
@@ -223,7 +232,7 @@ def test_what_was_just_sent_is_known_and_what_is_old_is_forgotten(
         for block in chain(each, depth):
             sent[block, at] = now_ns
         for (block, worker_index), then_ns in sent.items():
-            held = index._young.get(block, index._old.get(block, 0)) >> worker_index & 1
+            held = holders_of(index, block) >> worker_index & 1
             if now_ns - then_ns < ttl_ns:
                 assert held
 
@@ -248,6 +257,30 @@ def test_the_generation_that_was_not_used_goes() -> None:
     assert index.match((20,), 1) == (1, 1)
     index.resize(3)
     assert len(index) == 0
+
+
+def test_what_differs_from_a_known_prompt_is_kept_beside_it() -> None:
+    index = PrefixIndex(100)
+    one, two = index.add_worker(), index.add_worker()
+    index.insert((1, 2, 3, 4, 5, 6), one, 0)
+    index.insert((1, 2, 3, 14, 15), one, 0)
+    index.insert((1, 2, 23), two, 0)
+    assert index.match((1, 2, 3, 4, 5, 6), 0b11) == (6, 0b01)
+    assert index.match((1, 2, 3, 14, 15), 0b11) == (5, 0b01)
+    assert index.match((1, 2, 3, 4), 0b10) == (2, 0b10)
+    assert index.match((1, 2, 23), 0b11) == (3, 0b10)
+    assert len(index) == 9
+
+
+def test_hashes_that_are_no_chain_break_nothing() -> None:
+    index = PrefixIndex(100)
+    one, two = index.add_worker(), index.add_worker()
+    index.insert((1, 2, 3), one, 0)
+    index.insert((5, 2, 4, 6), one, 0)
+    index.insert((1,), two, 0)
+    index.insert((5,), two, 0)  # now two stretches would begin with the block 2
+    assert len(index) == sum(len(blocks) for blocks, _ in index.record().young) == 5
+    assert index.match((5, 2, 4), 0b01) == (3, 0b01)
 
 
 def test_a_bound_that_became_smaller_holds_for_what_comes() -> None:

@@ -1,6 +1,7 @@
 """The brain: events in, commands out. Pure."""
 
 __all__ = [
+    "chains",
     "commands",
     "dispatcher",
     "economics",

@@ -59,6 +59,7 @@ class Worker(msgspec.Struct, kw_only=True):
             which each counts: the one it asked for or, if it was sent late, a lower one.
         counts: by tier rank, how many of them.
         limit: the least cap of the tiers running there; ``slots`` if none is.
+        dearest: the highest rank of these; 0 if none runs.
         timing: how long its iterations take, where that is known.
         kv_blocks: its KV cache, where that is known.
         block_tokens: tokens in one block.
@@ -90,6 +91,7 @@ class Worker(msgspec.Struct, kw_only=True):
     running: dict[RequestID, int] = {}
     counts: list[int] = msgspec.field(default_factory=lambda: [0] * len(RANKS))
     limit: int = 0
+    dearest: int = 0
     timing: Timing | None = None
     kv_blocks: int | None = None
     block_tokens: int = 64
@@ -170,15 +172,22 @@ class Worker(msgspec.Struct, kw_only=True):
         cap = self.caps[rank]
         if cap < self.limit:
             self.limit = cap
+        if rank > self.dearest:
+            self.dearest = rank
 
     def release(self, request: RequestID) -> None:
         """Count off a request that it no longer has."""
         rank = self.running.pop(request)
         counts = self.counts
         counts[rank] -= 1
-        # A cap above the limit is not what limits.
-        if counts[rank] == 0 and self.caps[rank] <= self.limit:
-            self._relimit()
+        if counts[rank] == 0:
+            # A cap above the limit is not what limits.
+            if self.caps[rank] <= self.limit:
+                self._relimit()
+            if rank == self.dearest:
+                while rank and not counts[rank]:
+                    rank -= 1
+                self.dearest = rank
 
     def observe(self, service_ns: int) -> None:
         """Move the mean service time towards one that was seen."""
@@ -439,10 +448,13 @@ class Fleet:
             self.open |= bit
         elif self.open & bit:
             self.open ^= bit
-        load = running if slots == self._scale else running * self._scale // slots
+        scale = self._scale
+        load = running
+        if slots != scale or load > scale:
+            load = self._load_of(worker)
         before = worker.load
         if load != before:
-            self._reload(worker, before, min(load, self._scale), bit)
+            self._reload(worker, before, load, bit)
         admitted = worker.admits[running] if running < worker.limit else 0
         changed = admitted ^ worker.admitted
         if changed:

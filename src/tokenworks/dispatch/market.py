@@ -71,12 +71,13 @@ class TierMeans(msgspec.Struct, kw_only=True):
 
     def computed_of(self, prompt_tokens: int) -> int:
         """Tokens of a prompt that are expected to be computed."""
-        return max(1, prompt_tokens * self.computed_tokens // max(1, self.prompt_tokens))
+        return prompt_tokens * self.computed_tokens // (self.prompt_tokens or 1) or 1
 
     def come(self, prompt_tokens: int) -> None:
         """Learn from a request that came."""
         self.arrived += 1
-        self.seen = min(self.seen + 1, MEAN_OF_MAX)
+        if self.seen < MEAN_OF_MAX:
+            self.seen += 1
         self.context_tokens += (prompt_tokens - self.context_tokens) // self.seen
 
     def end(self, prompt_tokens: int, computed_tokens: int, output_tokens: int) -> None:
@@ -257,13 +258,27 @@ def market(
         revenue: of one request, by tier rank, in nano-dollars.
         prefill: who prefills, if others than those that decode; not counted in ``kinds``.
     """
+    costs = prefill.cost_fs if prefill is not None else [0] * len(RANKS)
+    workers = [kind.workers for kind in kinds]
+    return _sold(kinds, workers, _offers(kinds, revenue, costs), rates_per_ks, revenue, prefill)
+
+
+def _sold(
+    kinds: list[Kind],
+    workers: list[int],
+    offers: list[tuple[int, int, int]],
+    rates_per_ks: list[int],
+    revenue: list[int],
+    prefill: Prefill | None,
+) -> Sale:
+    """The same with so many workers of each class, and with what a second earns."""
     taken = [[0] * len(RANKS) for _ in kinds]
     wanted = list(rates_per_ks)
-    left = [kind.workers * PPM for kind in kinds]
-    costs = prefill.cost_fs if prefill is not None else [0] * len(RANKS)
+    left = [each * PPM for each in workers]
+    costs = prefill.cost_fs if prefill is not None else []
     prefill_whole = prefill_left = prefill.workers * PPM if prefill is not None else 0
     prices, prefill_price, earned = [0] * len(kinds), 0, 0
-    for density, rank, minus_at in _offers(kinds, revenue, costs):
+    for density, rank, minus_at in offers:
         at = -minus_at
         need = wanted[rank] * kinds[at].busy_fs[rank] // _FS_PER_PPM_KS
         share = min(need, left[at])
@@ -285,11 +300,7 @@ def market(
         if not left[at] and not prices[at]:
             prices[at] = density
     busiest = max(
-        (
-            PPM - part // kind.workers
-            for part, kind in zip(left, kinds, strict=True)
-            if kind.workers
-        ),
+        (PPM - part // count for part, count in zip(left, workers, strict=True) if count),
         default=0,
     )
     if prefill is not None:
@@ -304,7 +315,7 @@ def _offers(kinds: list[Kind], revenue: list[int], costs: list[int]) -> list[tup
             (revenue[rank] * FS_PER_S // (kind.busy_fs[rank] + costs[rank]), rank, -at)
             for at, kind in enumerate(kinds)
             for rank in RANKS
-            if kind.caps[rank] and kind.workers
+            if kind.caps[rank]
         ),
         reverse=True,
     )
@@ -327,11 +338,13 @@ def best_split(
     others = sum(kind.workers for kind in kinds) - 1
     for at, kind in enumerate(kinds):
         most = min(kind.workers, others)
+        workers = [each.workers for each in kinds]
+        offers = _offers(kinds, revenue, kind.prefill_fs)  # whoever is left sells the same
         for count in range(1, most + 1, max(1, -(-most // SPLIT_TRIES_MAX))):
-            rest = list(kinds)
-            rest[at] = msgspec.structs.replace(kind, workers=kind.workers - count)
+            workers[at] = kind.workers - count
             prefill = Prefill(at, count, kind.prefill_fs)
-            tried.append((prefill, market(rest, rates_per_ks, revenue, prefill)))
+            sale = _sold(kinds, workers, offers, rates_per_ks, revenue, prefill)
+            tried.append((prefill, sale))
     if not tried:
         return None
     floor = max(sale.earned for _, sale in tried) * (PPM - SPLIT_WORSE_PPM) // PPM
@@ -375,8 +388,9 @@ def revenue_nanodollars(price: TokenPrice, computed: int, prompt: int, output: i
     ...     cached_udollars_per_mtok=100_000, output_udollars_per_mtok=3_000_000), 100, 300, 50)
     270000
     """
+    cached = prompt - computed if prompt > computed else 0
     return (
         computed * price.input_udollars_per_mtok
-        + max(0, prompt - computed) * price.cached_udollars_per_mtok
+        + cached * price.cached_udollars_per_mtok
         + output * price.output_udollars_per_mtok
     ) // 1_000

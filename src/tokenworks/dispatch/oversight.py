@@ -32,12 +32,13 @@ class Oversight:
         counts: see above.
     """
 
-    __slots__ = ("_index", "_name", "_own", "_policy", "counts")
+    __slots__ = ("_index", "_name", "_own", "_policy", "_trusted", "counts")
 
     def __init__(self, own_policies: Mapping[str, MakePolicy], counts: Counts) -> None:
         self._own = dict(own_policies)
         self._policy: Policy = policies.make("promises", {})
         self._name = ""  # that of the settings; empty while another stands in for it
+        self._trusted = True  # what comes with the package answers with choices
         self._index = PrefixIndex(0)
         self.counts = counts
 
@@ -49,12 +50,14 @@ class Oversight:
                 self._policy = policies.make(name, self._own)
                 self._name = name
             self._policy.configure(configured, index)
+            self._trusted = name not in self._own
         except Exception:
             if name not in self._own:
                 raise
             self.counts.policy_faults += 1
             self._policy, self._name = policies.make("promises", {}), ""
             self._policy.configure(configured, index)
+            self._trusted = True
 
     def record(self) -> bytes:
         """What the policy remembers; an own one that cannot say so remembers nothing."""
@@ -92,10 +95,13 @@ class Oversight:
 
     def place(self, fleet: Fleet, request: Request, now_ns: int) -> Choice | None:
         """Where the policy wants a newcomer; where load wants it, if the policy is wrong."""
-        choice = None
         try:
             choice = self._policy.place(fleet, request, now_ns)
-            right = choice is None or self._may(fleet, request, choice)
+            if choice is None:
+                return None
+            right = (self._trusted or policy.is_well_formed(choice)) and policy.is_possible(
+                fleet, request, choice
+            )
         except Exception:  # noqa: BLE001 - an operator's own policy may do anything
             right = False
         if right:
@@ -116,7 +122,11 @@ class Oversight:
         while fleet.queued:
             try:
                 request, choice = next(wanted)
-                right = fleet.lines[request.rank].has(request) and self._may(fleet, request, choice)
+                right = (
+                    fleet.lines[request.rank].has(request)
+                    and (self._trusted or policy.is_well_formed(choice))
+                    and policy.is_possible(fleet, request, choice)
+                )
             except StopIteration:
                 return
             except Exception:  # noqa: BLE001 - an operator's own policy may do anything
@@ -150,12 +160,6 @@ class Oversight:
         choice = _by_load(fleet, request)
         if choice is not None:
             yield request, choice
-
-    def _may(self, fleet: Fleet, request: Request, choice: Choice) -> bool:
-        """Whether a choice can be followed."""
-        if self._name in self._own and not policy.is_well_formed(choice):
-            return False
-        return policy.is_possible(fleet, request, choice)
 
 
 def _by_load(fleet: Fleet, request: Request) -> Choice | None:

@@ -10,7 +10,9 @@ wrong policy can cost money, but no request is lost, sent twice or sent to nobod
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Final, NamedTuple, Protocol, get_args
+from typing import Final, Protocol, get_args
+
+import msgspec
 
 from tokenworks.core.rng import GOLDEN_GAMMA, WORD, mix64
 from tokenworks.core.slo import Tier
@@ -24,9 +26,10 @@ from tokenworks.dispatch.waiting import Request
 RETRY_AFTER_NS_MIN: Final = NS_PER_S
 RETRY_AFTER_NS_MAX: Final = 120 * NS_PER_S
 _RATE_SCALE: Final = 10**18
+_RANKS: Final = len(Tier)
 
 
-class Choice(NamedTuple):
+class Choice(msgspec.Struct, frozen=True, gc=False):
     """Where a request goes, and what decided.
 
     Attributes:
@@ -72,17 +75,18 @@ def is_possible(fleet: Fleet, request: Request, choice: Choice) -> bool:
     Who is to prefill for another must be able to hand its KV cache over, and that one to take it.
     """
     worker, prefiller = choice.worker, choice.prefiller
+    by_index = fleet.by_index
     if prefiller is not None and not (
-        fleet.by_index.get(prefiller.index) is prefiller is not worker
+        by_index.get(prefiller.index) is prefiller is not worker
         and prefiller.hands_over
         and worker.hands_over
         and permitted(fleet, request, 1 << prefiller.index)
     ):
         return False
     return (
-        fleet.by_index.get(worker.index) is worker
+        by_index.get(worker.index) is worker
         and len(worker.running) < worker.slots
-        and 0 <= choice.rank < len(Tier)
+        and 0 <= choice.rank < _RANKS
         and 0 <= choice.hit_blocks <= len(request.prefix)
         and (request.needs is None or permitted(fleet, request, 1 << worker.index) > 0)
     )

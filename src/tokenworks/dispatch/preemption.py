@@ -7,14 +7,19 @@ perhaps its tier, but no token, and none is billed twice.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from tokenworks.core.ids import RequestID
 from tokenworks.dispatch.fleet import RANKS, Fleet, Worker
+from tokenworks.dispatch.market import Kind
 from tokenworks.dispatch.policy import Choice, is_well_formed, permitted
 from tokenworks.dispatch.waiting import Request
+from tokenworks.perf.timing import FS_PER_S
 
+WORKERS_MAX: Final = 32
+"""Workers that are looked at for somebody who makes room."""
 VICTIMS_MAX: Final = 2
 """Requests that one may displace."""
 
@@ -64,6 +69,48 @@ def victims_on(
         if running < min(worker.slots, worker.caps[rank], *caps):
             return tuple(taken)
     return None
+
+
+def best_of(
+    fleet: Fleet,
+    rank: int,
+    may: int,
+    requests: Mapping[RequestID, Request],
+    weigh: Callable[[Worker, tuple[Request, ...]], Displacement],
+) -> Displacement | None:
+    """What is worth most of some displacements; None if none is worth anything.
+
+    Args:
+        fleet: the model's workers.
+        rank: the tier of who is to come.
+        may: workers that could take it; the first of them are looked at.
+        requests: all that have not ended.
+        weigh: what it is worth where some make room.
+    """
+    best: Displacement | None = None
+    most = 0
+    for worker in itertools.islice(fleet.each(may), WORKERS_MAX):
+        victims = victims_on(worker, rank, requests)
+        if victims is None:
+            continue
+        found = weigh(worker, victims)
+        worth = found.gained_nanodollars - found.lost_nanodollars
+        if worth > most:
+            best, most = found, worth
+    return best
+
+
+def loss_nanodollars(kind: Kind, revenue: Sequence[int], counted: int, tokens: int) -> int:
+    """What one that makes room loses: its tier, and the time to compute all again.
+
+    Args:
+        kind: of its worker.
+        revenue: of one request, by tier rank, in nano-dollars.
+        counted: the tier rank under which it counts there.
+        tokens: of its prompt and of what it has made.
+    """
+    tier = max(0, revenue[counted] - revenue[counted - 1]) if counted else 0
+    return tier + kind.timing.prefill_fs(tokens, 0) * kind.price_nanodollars // FS_PER_S
 
 
 def is_right(

@@ -1,14 +1,13 @@
-"""Which worker probably has which prompt prefix in its cache: block hash to a mask of workers.
+"""Which worker probably has which prompt prefix in its cache.
 
-A block's hash is chained on the one before it, so a worker that has a block has all before it, and
-the depth of a hit can be found by jumps. There are two ways to know what a worker has:
+There are two ways to know what a worker has:
 
 - **Approximate**, for engines that say nothing: a prefix is entered when it is sent. Such blocks
-  live in two generations. What is sent goes into the young one; when that is half of the bound, or
-  as old as ``ttl_ns``, it becomes the old one and what was old is forgotten. So a block that is not
-  used is forgotten after one to two times ``ttl_ns``, and touching a block costs one look-up
-  instead of a move in a list. A whole prefix is entered at once, so no kept block ever builds on a
-  forgotten one.
+  live in two generations, each kept as ``chains``. What is sent goes into the young one; when that
+  is half of the bound, or as old as ``ttl_ns``, it becomes the old one and what was old is
+  forgotten. So a block that is not used is forgotten after one to two times ``ttl_ns``, and
+  touching a block costs no move in a list. A whole prefix is entered at once, so no kept block ever
+  builds on a forgotten one.
 - **Exact**, for engines that publish what they store and remove: blocks stay until the engine says
   that they are gone. A hash that is removed while blocks build on it only shortens the match.
 """
@@ -20,6 +19,8 @@ from typing import Final
 
 import msgspec
 
+from tokenworks.dispatch.chains import Chains, mask_bytes
+
 RETIRED_MAX: Final = 64
 """Lost workers whose bits stay in the masks until one sweep clears them all."""
 
@@ -30,7 +31,9 @@ class PrefixRecord(msgspec.Struct, frozen=True, kw_only=True):
     blocks_max: int
     ttl_ns: int
     young_since_ns: int
-    layers: list[tuple[list[int], list[bytes]]]
+    young: list[tuple[tuple[int, ...], bytes]]
+    old: list[tuple[tuple[int, ...], bytes]]
+    exact: list[tuple[int, bytes]]
     exact_workers: bytes
     free: list[int]
     retired: list[int]
@@ -38,7 +41,7 @@ class PrefixRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PrefixIndex:
-    """Block hash to an integer whose bit i stands for the worker of index i.
+    """Sets of workers are integers whose bit i stands for the worker of index i.
 
     Args:
         blocks_max: blocks in the index; the exact ones have a bound of their own of the same size.
@@ -65,8 +68,8 @@ class PrefixIndex:
         # One object for each worker's bit: most blocks are with one worker, and their masks are
         # then one and the same object, which is at hand when a block is looked up.
         self._bits: list[int] = []
-        self._young: dict[int, int] = {}
-        self._old: dict[int, int] = {}
+        self._young = Chains()
+        self._old = Chains()
         self._exact: dict[int, int] = {}
         self._exact_workers = 0
         self._blocks_max = blocks_max
@@ -78,7 +81,7 @@ class PrefixIndex:
 
     def __len__(self) -> int:
         """Blocks kept; one that is in both generations counts twice, as it does for the bound."""
-        return len(self._young) + len(self._old) + len(self._exact)
+        return self._young.size + self._old.size + len(self._exact)
 
     def resize(self, blocks_max: int, ttl_ns: int = 0) -> None:
         """Change the bounds; the generation that is too large goes."""
@@ -86,10 +89,10 @@ class PrefixIndex:
         assert ttl_ns >= 0, ttl_ns
         self._blocks_max, self._ttl_ns = blocks_max, ttl_ns
         half = blocks_max // 2
-        if len(self._old) > half:
-            self._old = {}
-        if len(self._young) > half:
-            self._young = {}
+        if self._old.size > half:
+            self._old = Chains()
+        if self._young.size > half:
+            self._young = Chains()
         if len(self._exact) > blocks_max:
             self._exact = {}
 
@@ -119,14 +122,13 @@ class PrefixIndex:
 
     # What is sent.
 
-    def insert(self, prefix: Sequence[int], index: int, now_ns: int, depth: int = 0) -> None:
+    def insert(self, prefix: Sequence[int], index: int, now_ns: int) -> None:
         """Note that a worker is about to have a prefix; nothing for one whose cache is known.
 
         Args:
             prefix: block hashes from the prompt's start.
             index: the worker's.
             now_ns: the driver's clock.
-            depth: blocks of it that a match has just found with this worker.
         """
         bit = self._bits[index]
         if self._exact_workers & bit:
@@ -134,37 +136,14 @@ class PrefixIndex:
         half = self._blocks_max // 2
         young = self._young
         due = self._ttl_ns and now_ns - self._young_since_ns >= self._ttl_ns
-        if due or len(young) + len(prefix) > half:
+        if due or young.size + len(prefix) > half:
             if len(prefix) > half:
                 prefix = prefix[:half]
-            if due or len(young) + len(prefix) > half:
+            if due or young.size + len(prefix) > half:
                 self._old = young
-                young = self._young = {}
+                young = self._young = Chains()
                 self._young_since_ns = now_ns
-        known = young.get
-        if depth and depth <= len(prefix) and known(prefix[depth - 1], 0) & bit:
-            # Whoever has that block in the young generation has all before it there, too.
-            prefix = prefix[depth:]
-        fresh = 0
-        for block in prefix:
-            mask = known(block)
-            if mask is None:
-                break
-            if not mask & bit:
-                young[block] = mask | bit
-            fresh += 1
-        else:
-            return
-        # A generation that lacks a block has none that builds on it.
-        remembered = self._old.get
-        rest = prefix[fresh:]
-        for block in rest:
-            mask = remembered(block)
-            if mask is None:
-                young.update(dict.fromkeys(prefix[fresh:], bit))
-                return
-            young[block] = mask | bit
-            fresh += 1
+        young.insert(prefix, bit, self._old)
 
     # What engines publish.
 
@@ -208,8 +187,6 @@ class PrefixIndex:
     def match(self, prefix: Sequence[int], mask: int) -> tuple[int, int]:
         """The longest part of a prefix that some of these workers have, and which of them.
 
-        Gallops over the depth, then bisects: a prompt of n blocks takes about 2 log n look-ups.
-
         Args:
             prefix: block hashes from the prompt's start.
             mask: the workers asked about.
@@ -219,44 +196,27 @@ class PrefixIndex:
         """
         if self._exact_workers & mask:
             return self._match_all(prefix, mask)
-        young, old = self._young.get, self._old.get
-        length = len(prefix)
-        found, holders, step = 0, 0, 1
-        while found + step <= length:
-            block = prefix[found + step - 1]
-            held = young(block)
-            hit = (old(block, 0) if held is None else held) & mask
-            if not hit:
-                break
-            found, holders = found + step, hit
-            step *= 2
-        low, high = found, min(found + step - 1, length)
-        while low < high:
-            middle = (low + high + 1) // 2
-            block = prefix[middle - 1]
-            held = young(block)
-            hit = (old(block, 0) if held is None else held) & mask
-            if hit:
-                low, holders = middle, hit
-            else:
-                high = middle - 1
-        return low, holders
+        found, holders, known = self._young.match(prefix, mask)
+        if known == found < len(prefix) and self._old.size:
+            deeper = self._old.match_beyond(prefix, mask, found)
+            if deeper[0]:
+                return deeper
+        return found, holders
 
     def _match_all(self, prefix: Sequence[int], mask: int) -> tuple[int, int]:
         """The same where some caches are known: they may have holes, so it goes block by block."""
-        young, old, exact = self._young, self._old, self._exact
-        known, guessed = self._exact_workers & mask, mask & ~self._exact_workers
+        find, known = self._exact.get, self._exact_workers & mask
         depth = holders = 0
         for block in prefix:
-            held = young.get(block)
-            hit = (old.get(block, 0) if held is None else held) & guessed
-            hit |= exact.get(block, 0) & known
-            if not hit:
+            known &= find(block, 0)
+            if not known:
                 break
-            depth, holders = depth + 1, hit
-            known &= hit
-            guessed &= hit
-        return depth, holders
+            depth, holders = depth + 1, known
+        guessed = mask & ~self._exact_workers
+        deeper, others = self.match(prefix, guessed) if guessed else (0, 0)
+        if deeper == depth:
+            return depth, holders | others
+        return (depth, holders) if depth > deeper else (deeper, others)
 
     # Written down.
 
@@ -266,11 +226,10 @@ class PrefixIndex:
             blocks_max=self._blocks_max,
             ttl_ns=self._ttl_ns,
             young_since_ns=self._young_since_ns,
-            layers=[
-                (list(layer), [_bytes(mask) for mask in layer.values()])
-                for layer in (self._young, self._old, self._exact)
-            ],
-            exact_workers=_bytes(self._exact_workers),
+            young=self._young.record(),
+            old=self._old.record(),
+            exact=[(block, mask_bytes(mask)) for block, mask in self._exact.items()],
+            exact_workers=mask_bytes(self._exact_workers),
             free=list(self._free),
             retired=list(self._retired),
             next_index=self._next_index,
@@ -281,13 +240,9 @@ class PrefixIndex:
         """The index that gave this record."""
         index = cls(record.blocks_max, record.ttl_ns)
         index._young_since_ns = record.young_since_ns
-        index._young, index._old, index._exact = (
-            {
-                block: int.from_bytes(mask, "little")
-                for block, mask in zip(hashes, masks, strict=True)
-            }
-            for hashes, masks in record.layers
-        )
+        index._young = Chains.restore(record.young)
+        index._old = Chains.restore(record.old)
+        index._exact = {block: int.from_bytes(mask, "little") for block, mask in record.exact}
         index._exact_workers = int.from_bytes(record.exact_workers, "little")
         index._free = list(record.free)
         index._retired = list(record.retired)
@@ -297,17 +252,13 @@ class PrefixIndex:
 
     def _sweep(self, stale: int) -> None:
         """Clear bits from all masks; blocks that nobody has any more go."""
-        self._young, self._old, self._exact = (
-            {block: kept for block, mask in layer.items() if (kept := mask & ~stale)}
-            for layer in (self._young, self._old, self._exact)
-        )
+        self._young.sweep(stale)
+        self._old.sweep(stale)
+        self._exact = {
+            block: kept for block, mask in self._exact.items() if (kept := mask & ~stale)
+        }
 
     def _clear(self, bit: int) -> None:
-        if any(
-            mask & bit for layer in (self._young, self._old, self._exact) for mask in layer.values()
-        ):
+        known = any(mask & bit for mask in self._exact.values())
+        if known or self._young.has_any(bit) or self._old.has_any(bit):
             self._sweep(bit)
-
-
-def _bytes(mask: int) -> bytes:
-    return mask.to_bytes((mask.bit_length() + 7) // 8, "little")

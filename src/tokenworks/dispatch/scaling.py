@@ -27,6 +27,7 @@ import msgspec
 
 from tokenworks.core.ids import ModelName, PoolID
 from tokenworks.core.units import NS_PER_S, PPM
+from tokenworks.dispatch.commands import Scale
 from tokenworks.dispatch.events import PoolScale
 from tokenworks.dispatch.fleet import Fleet, Worker
 from tokenworks.dispatch.waiting import Line
@@ -95,6 +96,17 @@ class Wish(NamedTuple):
     up: int
     pressure_ppm: int
     retire: Worker | None
+
+    def command(self) -> Scale:
+        """It, as a driver is told where more are wanted."""
+        return Scale(
+            pool=self.pool.pool,
+            workers=self.workers,
+            up=self.up,
+            reason="queue_wait",
+            worker=None,
+            pressure_ppm=self.pressure_ppm,
+        )
 
 
 class Scaler:

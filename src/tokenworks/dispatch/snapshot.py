@@ -16,7 +16,7 @@ from tokenworks.dispatch.prefix_index import PrefixRecord
 from tokenworks.dispatch.scaling import ScalingMemory
 from tokenworks.dispatch.waiting import Line, Request
 
-SNAPSHOT_FORMAT: Final = 6
+SNAPSHOT_FORMAT: Final = 7
 
 Wake = tuple[int, RequestID]
 """When something that waits is due; stale entries are dropped when they come up."""

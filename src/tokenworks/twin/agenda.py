@@ -56,10 +56,11 @@ class Agenda:
 
     def renew(self) -> None:
         """Find the bound again."""
-        next_ns = self._timer_ns
+        next_ns = self._arrivals_ns[self._arrived]
+        if self._timer_ns < next_ns:
+            next_ns = self._timer_ns
         if self._actions and self._actions[0][0] < next_ns:
             next_ns = self._actions[0][0]
-        next_ns = min(next_ns, self._arrivals_ns[self._arrived])
         if self.handovers.waiting:
             next_ns = min(next_ns, self.handovers.next_ns())
         self.bound = FAR_NS if next_ns == FAR_NS else (next_ns + 1) << KEY_SHIFT
@@ -68,7 +69,7 @@ class Agenda:
         """Put down an action; its time has not passed."""
         self._added += 1
         heappush(self._actions, (at_ns, self._added, action))
-        self.renew()
+        self.bound = min(self.bound, (at_ns + 1) << KEY_SHIFT)
 
     def set_timer(self, at_ns: int) -> None:
         """Let the timer go off at this time, and at no other."""

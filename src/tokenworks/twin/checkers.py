@@ -186,12 +186,13 @@ class Checker(Hooks):
             wrong = sorted(names ^ self._lives.open.keys())
             self._found("memory_agrees", wrong[0], requests=len(wrong))
         queued = sum(len(line.requests) for model in memory.models for line in model.lines)
-        approximate = sum(len(hashes) for hashes, _ in memory.prefixes.layers[:2])
+        prefixes = memory.prefixes
+        approximate = sum(len(blocks) for blocks, _ in prefixes.young + prefixes.old)
         bounds = {
             "ended": (len(memory.ended), limits.ended_max),
             "wakes": (len(memory.wakes), 4 * queued + 64),
             "prefixes": (approximate, limits.prefix_blocks_max),
-            "published": (len(memory.prefixes.layers[2][0]), limits.prefix_blocks_max),
+            "published": (len(prefixes.exact), limits.prefix_blocks_max),
             "workers": (len(memory.workers), limits.workers_max),
         }
         for model in memory.models:
@@ -215,7 +216,8 @@ class Checker(Hooks):
         """With nothing under way, the dispatcher remembers nothing of it."""
         for worker in memory.workers:
             left = (len(worker.running), worker.prefill_tokens, worker.context_tokens)
-            if any(left) or any(worker.counts) or worker.limit != worker.slots:
+            idle = worker.limit == worker.slots and not worker.dearest
+            if any(left) or any(worker.counts) or not idle:
                 running, prefill, context = left
                 numbers = {"running": running, "prefill": prefill, "context": context}
                 self._found("memory_drained", worker.worker, limit=worker.limit, **numbers)
@@ -228,10 +230,8 @@ class Checker(Hooks):
 
     def _check_published(self, memory: snapshot.Snapshot) -> None:
         """No worker is believed to have a block that it does not have."""
-        hashes, masks = memory.prefixes.layers[2]
         believed = [
-            (block, int.from_bytes(mask, "little"))
-            for block, mask in zip(hashes, masks, strict=True)
+            (block, int.from_bytes(mask, "little")) for block, mask in memory.prefixes.exact
         ]
         for worker in memory.workers:
             cached = self._driver.engine(worker.worker).cached()
