@@ -265,9 +265,10 @@ class Economics:
                 for worker in free[: counts[rank]]:
                     book.homes[worker.index] = rank
                 del free[: counts[rank]]
+            caps = [max(1, cap) for cap in kind.caps]
             for worker in workers:
                 book.kind_of[worker.index] = at
-                worker.recap([max(1, cap) for cap in kind.caps])
+                worker.recap(caps)
 
     def _remember(self, model: str, book: Book) -> None:
         """Keep what follows from a book of each worker, and the sets of workers."""

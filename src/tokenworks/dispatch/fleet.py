@@ -161,7 +161,7 @@ class Worker(msgspec.Struct, kw_only=True):
         if caps != self.caps or len(self.admits) != self.slots + 1:
             self.caps = caps
             self.admits = _admits_of(caps, self.slots)
-        self._relimit()
+            self._relimit()
 
     def take(self, request: RequestID, rank: int) -> None:
         """Count a request that is sent to it."""
