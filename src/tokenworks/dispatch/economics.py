@@ -328,10 +328,7 @@ class Economics:
     def displace(
         self, fleet: Fleet, request: Request, now_ns: int, requests: Mapping[RequestID, Request]
     ) -> Displacement | None:
-        """Whose place one that is about to miss its promise takes, if that is worth more.
-
-        It gains what it earns at its tier above the tier below.
-        """
+        """Whose place one that is about to miss its promise takes, if that is worth more."""
         book, rank = self._books[request.model], request.rank
         if not rank or book.prefillers or self._is_late(book, request, now_ns):
             return None
