@@ -161,6 +161,31 @@ def test_an_own_policy_that_forgets_needs_is_overruled() -> None:
     assert dispatcher.counts()["policy_faults"] > 1
 
 
+@pytest.mark.parametrize("prefiller", ["a", "b", "c"])
+def test_who_prefills_must_be_able_to_and_have_what_is_needed(prefiller: str) -> None:
+    class Picks(Forgetful):
+        def configure(self, configured: Configured, index: PrefixIndex) -> None: ...
+
+        def place(self, fleet: Fleet, request: Request, now_ns: int) -> Choice | None:
+            decodes, *_ = fleet.workers
+            named = next(each for each in fleet.workers if each.worker == prefiller)
+            return Choice(decodes, "least_loaded", 0, request.rank, 1, 0, named)
+
+        def drain(self, fleet: Fleet, now_ns: int) -> Iterator[tuple[Request, Choice]]:
+            yield from ()
+
+    workers = (
+        up("a", hands_over=True, labels=EU),  # itself
+        up("b", labels=EU),  # has no link
+        up("c", hands_over=True),  # has no label
+    )
+    settings = configured(policy="picks")
+    dispatcher = factory(*workers, settings=settings, own_policies={"picks": Picks})
+    ((_, worker),) = sends(dispatcher.handle(0, arrived("r", labels=EU)))
+    assert worker in ("a", "b")
+    assert dispatcher.counts()["policy_faults"] == 1
+
+
 def test_prompts_are_prefilled_where_labels_allow_it() -> None:
     settings = configured(100, policy="economic", prices=PRICES)
     workers = [up(name, timing=TIMING, hands_over=True, labels=EU) for name in "abcd"]
