@@ -38,10 +38,6 @@ class HostTiers:
         self.ready_ns: dict[int, int] = {}
         """By place of a request: when what it waits for is in the cache."""
 
-    def of(self, index: int) -> HostTier | None:
-        """A worker's host, if it has a place there."""
-        return self._tiers.get(index)
-
     def move(
         self,
         index: int,
