@@ -454,7 +454,12 @@ class Fleet:
             load = self._load_of(worker)
         before = worker.load
         if load != before:
-            self._reload(worker, before, load, bit)
+            worker.load = load
+            loads = self.loads
+            loads[before] ^= bit
+            loads[load] |= bit
+            if load < self.load_min or load > self.load_max or not loads[before]:
+                self._rebound(before, load)
         admitted = worker.admits[running] if running < worker.limit else 0
         changed = admitted ^ worker.admitted
         if changed:
@@ -464,11 +469,9 @@ class Fleet:
                 if changed >> rank & 1:
                     admitting[rank] ^= bit
 
-    def _reload(self, worker: Worker, before: int, load: int, bit: int) -> None:
+    def _rebound(self, before: int, load: int) -> None:
+        """Find the least and the largest load again, after a worker has gone to another."""
         loads = self.loads
-        worker.load = load
-        loads[before] ^= bit
-        loads[load] |= bit
         if load < self.load_min:
             self.load_min = load
         elif before == self.load_min and not loads[before]:
