@@ -27,7 +27,7 @@ export PYTHONPATH := $(CURDIR)/src:$(CURDIR)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help up test check swarm bench bench-ledger soak bars foreman foreman-more ship lock clean
+.PHONY: help up test check calibrate swarm bench bench-ledger soak bars foreman foreman-more ship lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,11 @@ check: $(SETUP) ## Check house rules, imports between rooms, lint, format and ty
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+calibrate: $(SETUP) ## Fit the performance model anew to the measured rows in bench/data (minutes)
+	$(BIN)/python -m tokenworks.cli.main perf calibrate bench/data/silicon_rows.csv \
+		--source "ai-dynamo/aiconfigurator, silicon sample, Apache-2.0" \
+		--out src/tokenworks/perf/data/calibration.json.gz
+
 swarm: $(SETUP) ## Run 10,000 small factories (SWARM_SEEDS) in which everything goes wrong
 	$(BIN)/python -m tokenworks.cli.main twin swarm --seeds $(SWARM_SEEDS)
 
@@ -63,15 +68,19 @@ bench-ledger: $(SETUP) ## Measure a ledger of ten million entries: start, invoic
 soak: $(SETUP) ## Load a real factory for an hour (SOAK_S), and a million random steps of the ledger
 	$(BIN)/python -m bars.load --streams $(SOAK_STREAMS) --seconds $(SOAK_S)
 	TOKENWORKS_LEDGER_STEPS=$(SOAK_LEDGER_STEPS) $(BIN)/python -m pytest -q \
-		tests/ledger/test_ledger_machine.py tests/live/test_shared_machine.py
+		tests/ledger/test_ledger_machine.py tests/live/test_shared_machine.py \
+		tests/live/test_lease_world.py
 
 bars: $(SETUP) ## What a release must clear: a loaded factory, and one that is killed again and again
 	$(BIN)/python -m bars.load
 	$(BIN)/python -m bars.load --streams 256 --twin 10 --output-tokens 2000
 	$(BIN)/python -m bars.kill
 	$(BIN)/python -m bars.ledger_kill
+	$(BIN)/python -m bars.ledger_kill --store postgres
 	$(BIN)/python -m bars.ledger_quota
 	$(BIN)/python -m bars.ledger_quota --processes 4
+	$(BIN)/python -m bars.ledger_quota --store postgres
+	$(BIN)/python -m bars.ledger_quota --store postgres --processes 4
 
 foreman: $(VENV)/train.stamp ## Train a model for the package from nothing (hours on two cores)
 	mkdir -p $(FOREMAN)

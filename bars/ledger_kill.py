@@ -16,12 +16,21 @@ import random
 import select
 import signal
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from bars.ledger_quota import FAST, TTL_NS, WORK, key_of, limit_of, open_store, used_tokens
+from bars.ledger_quota import (
+    FAST,
+    STORE_HELP,
+    TTL_NS,
+    WORK,
+    key_of,
+    limit_of,
+    open_store,
+    store_url,
+    used_tokens,
+)
 from bars.proof import proved
 from tokenworks.catalogue.price_book import PriceBook
 from tokenworks.core.ids import KeyID, ModelName, RequestID, TenantID
@@ -163,12 +172,11 @@ def play(url: str, *, kills: int, seed: int) -> dict[str, Any]:
 def main() -> None:
     """Parse the command line and play."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--store", default="", help="a file, or postgresql://...; a new one")
+    parser.add_argument("--store", default="", help=STORE_HELP)
     parser.add_argument("--kills", type=int, default=500)
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        url = args.store or str(Path(folder) / "ledger.sqlite")
+    with store_url(args.store) as url:
         done = play(url, kills=args.kills, seed=args.seed)
     json.dump(done, sys.stdout)
     print()

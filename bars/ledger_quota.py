@@ -16,10 +16,12 @@ import random
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from tests.live.postgres_server import PostgresServer, find_programs
 from tokenworks.catalogue.price_book import PriceBook
 from tokenworks.core.ids import KeyID, LimitID, ModelName, PoolID, RequestID, TenantID, WorkerID
 from tokenworks.core.orders import KeyView, Order, Outcome, Usage
@@ -35,6 +37,7 @@ from tokenworks.live.quota_leases import QuotaLeases
 from tokenworks.live.store import SQLStore, postgres_store, sqlite_store
 
 USABLE_PER_CENT_MIN = 95
+STORE_HELP = "a file, postgresql://..., or postgres for a server of its own; else a new file"
 TTL_NS = 600 * NS_PER_S
 FAST = Measured(ttft_ns=1, decode_ns=0, output_tokens=1)
 WORK = Work(
@@ -51,6 +54,29 @@ def open_store(url: str, owner: str, *, sole: bool) -> SQLStore:
     if url.startswith("postgresql:"):
         return postgres_store(url, owner, sole=sole)
     return sqlite_store(Path(url), owner, sole=sole)
+
+
+@contextlib.contextmanager
+def store_url(given: str) -> Iterator[str]:
+    """The URL of the store that a bar is played on.
+
+    Args:
+        given: a file, a URL, ``postgres`` for a PostgreSQL server of the bar's own, or nothing for
+            a new file.
+    """
+    if given == "postgres":
+        programs = find_programs()
+        if programs is None:
+            sys.exit("PostgreSQL's server is not installed: apt-get install postgresql")
+        server = PostgresServer(programs)
+        try:
+            server.start()
+            yield server.create()
+        finally:
+            server.stop()
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield given or str(Path(folder) / "ledger.sqlite")
 
 
 def key_of(number: int) -> KeyRecord:
@@ -226,14 +252,13 @@ def play(url: str, *, processes: int, clients: int, rounds: int, tokens: int) ->
 def main() -> None:
     """Parse the command line and play."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--store", default="", help="a file, or postgresql://...; a new file")
+    parser.add_argument("--store", default="", help=STORE_HELP)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--clients", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--tokens", type=int, default=40_000)
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        url = args.store or str(Path(folder) / "ledger.sqlite")
+    with store_url(args.store) as url:
         done = play(
             url,
             processes=args.processes,

@@ -1,9 +1,9 @@
 """A ledger of ten million entries: how long a start, an invoice's sums, reports and the proof take.
 
 Five million answers of a month, from 200 tenants with 2,000 keys between them, 3 models and 5
-tiers, half of them in runs of ten answers, are put into a new ledger through the store. Then each
-is timed once on a store that was just opened. The last line is JSON; the exit is 1 if a figure is
-not what a release must reach.
+tiers, half of them in runs of ten answers and two in three asked for by agents, are put into a new
+ledger through the store. Then each is timed once on a store that was just opened. The last line is
+JSON; the exit is 1 if a figure is not what a release must reach.
 """
 
 from __future__ import annotations
@@ -23,7 +23,16 @@ import msgspec
 
 from bars.ledger_quota import FAST, WORK
 from tokenworks.catalogue.price_book import PriceBook, parse_price_book
-from tokenworks.core.ids import KeyID, LimitID, ModelName, RequestID, RunID, TeamID, TenantID
+from tokenworks.core.ids import (
+    AgentName,
+    KeyID,
+    LimitID,
+    ModelName,
+    RequestID,
+    RunID,
+    TeamID,
+    TenantID,
+)
 from tokenworks.core.orders import Outcome, Payer, Usage
 from tokenworks.core.slo import Tier
 from tokenworks.ledger.audit import Audit
@@ -47,6 +56,8 @@ TENANTS, KEYS = 200, 2_000
 MODELS = ("small", "middle", "large")
 MIX = {Tier.FREE: 40, Tier.MEDIUM: 30, Tier.HIGH: 20, Tier.PREMIUM: 7, Tier.ULTRA: 3}
 BATCH = 4_000
+AGENTS = 7
+"""By name, one for each key; besides, one answer in 300 has a name that never comes again."""
 RUN_LEN = 10
 """Answers of one run of an agent; as many after them belong to none."""
 BARS_S = {
@@ -58,6 +69,8 @@ BARS_S = {
     "report_hour_of_tenant_s": 3,
     "focus_of_tenant_s": 3,
     "report_run_of_tenant_s": 3,
+    "report_agent_s": 3,
+    "report_hour_of_agent_s": 3,
 }
 """The most that each may take."""
 
@@ -73,9 +86,15 @@ def book() -> PriceBook:
 def payer_of(payers: Sequence[Payer], number: int, dice: random.Random) -> Payer:
     """The payer of one answer: somebody, or whoever has begun the run that it belongs to."""
     run, alone = divmod(number // RUN_LEN, 2)
-    if alone:
-        return payers[dice.randrange(KEYS)]
-    return msgspec.structs.replace(payers[run * 7 % KEYS], run=RunID(f"run-{run}"))
+    key = dice.randrange(KEYS) if alone else run * 7 % KEYS
+    agent = f"agent{key % AGENTS}"
+    if not alone:
+        return msgspec.structs.replace(payers[key], agent=AgentName(agent), run=RunID(f"run-{run}"))
+    if number % 3:
+        return payers[key]
+    if number % 100 == RUN_LEN:
+        agent = f"once-{number}"
+    return msgspec.structs.replace(payers[key], agent=AgentName(agent))
 
 
 def answers(count: int, prices: PriceBook) -> Iterator[list[Entry]]:
@@ -179,6 +198,7 @@ def measure(path: Path, prices: PriceBook, *, verify: bool) -> dict[str, Any]:
         return len(focus_rows(MONTH, found, books, unix_ns + MONTH_NS, tenant=TENANT))
 
     books, of = {prices.price_id: prices}, {"tenant": TENANT}
+    of_agent = of | {"agent": "agent3"}
     calls: dict[str, Callable[[], object]] = {
         "recovery_s": start,
         "invoice_s": invoice,
@@ -188,6 +208,8 @@ def measure(path: Path, prices: PriceBook, *, verify: bool) -> dict[str, Any]:
         "report_hour_of_tenant_s": lambda: report("hour", where=of, by_hour=True),
         "focus_of_tenant_s": focus,
         "report_run_of_tenant_s": lambda: report("run", where=of, by_run=True),
+        "report_agent_s": lambda: report("agent", by_agent=True),
+        "report_hour_of_agent_s": lambda: report("hour", where=of_agent, by_hour=True),
     }
     figures: dict[str, Any] = {name: timed(call)[0] for name, call in calls.items()}
     if verify:

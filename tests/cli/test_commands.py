@@ -35,6 +35,8 @@ LEAVES = [
     ["import", "litellm"],
     ["tiers", "measure"],
     ["journal", "replay"],
+    *(["plan", name] for name in ("frontier", "factory", "chart")),
+    *(["catalogue", name] for name in ("list", "show")),
 ]
 
 

@@ -111,6 +111,18 @@ def test_a_file_of_something_else_is_refused(
     assert not home.path.exists()
 
 
+def test_budgets_come_in_a_file_of_their_own(home: Home, tmp_path: Path) -> None:
+    keys, budgets = tmp_path / "keys.json", tmp_path / "budgets.json"
+    keys.write_text(json.dumps({"keys": [{"token": DIGEST, "budget_id": "gold"}]}))
+    budgets.write_text(json.dumps([{"budget_id": "gold", "max_budget": 4.5}]))
+    words = ("import", "litellm", "--keys", str(keys))
+    result = invoke(home, *words)
+    assert isinstance(result.exception, InvalidRequest)
+    assert not home.path.exists()
+    done(home, *words, "--budgets", str(budgets))
+    assert data(home, "key", "list")[0]["limits"][0]["allowed"] == 4_500_000_000
+
+
 def test_nothing_to_import_is_said(home: Home) -> None:
     assert isinstance(invoke(home, "import", "litellm").exception, InvalidRequest)
 

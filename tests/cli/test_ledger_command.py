@@ -78,6 +78,9 @@ def test_an_end_that_was_cut_off_or_made_anew_is_found_by_what_was_noted(home: H
     leave_open(home)
     head = data(home, "ledger", "verify")["head"]
     assert data(home, "ledger", "verify", "--expect", head)["findings"] == []
+    other = f"{head.partition(':')[0]}:{'0' * 64}"
+    result = invoke(home, "ledger", "verify", "--expect", other, "--expect", head)
+    assert (result.exit_code, f"that was noted, {other}" in result.stdout) == (1, True)
     spoil(
         home,
         "DELETE FROM blocks WHERE seq = (SELECT MAX(seq) FROM blocks)",

@@ -16,7 +16,12 @@ from tokenworks.live.clock import SystemClock
 from tokenworks.live.home import Home
 from tokenworks.live.store import sqlite_store
 
-ADA = "engineer:tenant/ada"
+ADA, EVE = "engineer:tenant/ada", "engineer:tenant/eve"
+
+
+def people(home: Home) -> None:
+    for name in ("ada", "eve"):
+        done(home, "key", "create", "--tenant", "tenant", "--engineer", name)
 
 
 def limits(home: Home, *words: str) -> dict[str, Any]:
@@ -157,9 +162,10 @@ def test_packages_are_listed_and_granted(home: Home) -> None:
 
 
 def test_extra_budget_is_asked_for_and_decided(home: Home) -> None:
+    people(home)
     done(home, "quota", "set", ADA, "--usd", "10")
     name = f"{ADA}#usd-month"
-    why = ("--reason", "a deadline", "--by", "ada")
+    why = ("--reason", "a deadline", "--by", ADA)
     asked = data(home, "quota", "extra", name, "--amount", "2.50", *why)
     assert (asked["state"], asked["amount"]) == ("asked", 2_500_000_000)
     second = done(home, "quota", "extra", name, "--amount", "100", *why)
@@ -168,34 +174,38 @@ def test_extra_budget_is_asked_for_and_decided(home: Home) -> None:
     assert "Extra budget asked for" in text
     assert "a deadline" in text
     assert limits(home)[name]["allowed"] == 10 * 10**9
-    approved = data(home, "quota", "approve", asked["extra"], "--by", "eve")
-    assert (approved["state"], approved["decided_by"]) == ("approved", "eve")
+    for by in (ADA, "Ada", "ada ", "engineer:tenant/Ada", "engineer:tenant/eva"):
+        result = invoke(home, "quota", "approve", asked["extra"], "--by", by)
+        assert isinstance(result.exception, InvalidRequest), by
+    approved = data(home, "quota", "approve", asked["extra"], "--by", EVE)
+    assert (approved["state"], approved["decided_by"]) == ("approved", EVE)
     assert limits(home)[name]["allowed"] == 12_500_000_000
-    said = done(home, "quota", "deny", second.split(":")[0], "--by", "eve")
-    assert said.endswith("denied by eve.\n")
+    said = done(home, "quota", "deny", second.split(":")[0], "--by", EVE)
+    assert said.endswith(f"denied by {EVE}.\n")
     found = data(home, "quota", "list")
     assert {extra["state"] for extra in found["extras"]} == {"approved", "denied"}
     assert "Extra budget asked for" not in done(home, "quota", "list")
-    again = invoke(home, "quota", "approve", asked["extra"], "--by", "bob")
+    again = invoke(home, "quota", "approve", asked["extra"], "--by", EVE)
     assert isinstance(again.exception, InvalidRequest)
-    unknown = invoke(home, "quota", "deny", "extra_x", "--by", "bob")
+    unknown = invoke(home, "quota", "deny", "extra_x", "--by", EVE)
     assert isinstance(unknown.exception, InvalidRequest)
 
 
 def test_extra_budget_of_a_limit_that_is_gone_can_only_be_denied(home: Home) -> None:
+    people(home)
     done(home, "quota", "set", ADA, "--tokens", "10")
     name = f"{ADA}#tokens-month"
-    why = ("--reason", "a deadline", "--by", "ada")
+    why = ("--reason", "a deadline", "--by", ADA)
     asked = data(home, "quota", "extra", name, "--amount", "5", *why)["extra"]
     done(home, "quota", "remove", name)
-    result = invoke(home, "quota", "approve", asked, "--by", "eve")
+    result = invoke(home, "quota", "approve", asked, "--by", EVE)
     assert isinstance(result.exception, InvalidRequest)
-    assert ": 5 on top of" in done(home, "quota", "deny", asked, "--by", "eve")
+    assert ": 5 on top of" in done(home, "quota", "deny", asked, "--by", EVE)
     result = invoke(home, "quota", "extra", name, "--amount", "5", *why)
     assert isinstance(result.exception, InvalidRequest)
 
 
 def test_without_a_ledger_there_is_nothing_to_decide(home: Home) -> None:
-    for words in (("remove", "x"), ("approve", "x", "--by", "eve")):
+    for words in (("remove", "x"), ("approve", "x", "--by", EVE)):
         assert isinstance(invoke(home, "quota", *words).exception, LedgerUnavailable)
     assert not home.path.exists()

@@ -182,6 +182,13 @@ def test_settings_choose_the_policy_unless_the_command_line_does(
     found = data(home, "twin", "replay", *own)
     assert found["decisions"]["identical"]
     assert found["replayed"]["policy"] == "half"
+    other = data(home, "twin", "replay", *own, "--policy", "economic")
+    assert other["decisions"] == found["decisions"]
+    assert other["recorded"] == found["recorded"]
+    assert other["replayed"]["policy"] == "economic"
+    without = invoke(home, "twin", "replay", "--policy", "economic").exception
+    assert isinstance(without, ConfigInvalid)
+    assert "--policy-file" in (without.hint or "")
     when_ready(home, lambda: None)
     assert invoke(home, *FAST, "--policy", "vtc").exit_code == 0
 

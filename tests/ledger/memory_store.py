@@ -15,7 +15,7 @@ from tokenworks.core.ids import KeyID, LimitID, PoolID, PriceID
 from tokenworks.ledger.blocks import GENESIS, Block, decode_entries, encode_entries, hash_of
 from tokenworks.ledger.entries import CostAccrued, Entry, Reserved
 from tokenworks.ledger.extras import Extra, Use, limit_states, uses
-from tokenworks.ledger.leases import Shortage, WindowUse, by_node, grant, spent
+from tokenworks.ledger.leases import Counted, Shortage, WindowUse, by_node, grant, split
 from tokenworks.ledger.quotas import UNIX_NS_MAX, KeyRecord, Limit, LimitState, NodeID
 from tokenworks.ledger.rollup import PayerNames, Rollup, RollupRow, is_of, merged
 
@@ -45,6 +45,7 @@ class MemoryStore:
         self.owner = owner
         self._memory = memory or Memory()
         self._leases = False
+        self._counted: Counted | None = None
 
     def append(self, entries: Sequence[Entry]) -> asyncio.Future[None]:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -81,9 +82,12 @@ class MemoryStore:
                         place[0],
                     ):
                         memory.costs[place] = (holder, entry.until_unix_ns)
-            for place, amount in spent(fresh, by_node(memory.limits.values())).items():
-                if self._leases:
-                    self._lease_of(*place)[1] += amount
+            own, beyond = split(fresh, by_node(memory.limits.values()), self._counted)
+            for place, amount in own.items() if self._leases else ():
+                self._lease_of(*place)[1] += amount
+            for place, amount in beyond.items() if self._leases else ():
+                row = memory.leases.setdefault(place, {}).setdefault("-", [0, 0])
+                row[:] = [each + amount for each in row]
             memory.blocks.append(self._block(fresh))
 
     def _block(self, entries: list[Entry]) -> Block:
@@ -147,6 +151,7 @@ class MemoryStore:
         *,
         by_hour: bool = False,
         by_payer: bool = True,
+        by_agent: bool = False,
         by_run: bool = False,
         of: PayerNames | None = None,
     ) -> list[RollupRow]:
@@ -157,7 +162,7 @@ class MemoryStore:
             for entry in decode_entries(block):
                 made.add(entry)
         return merged(
-            row.coarse(by_hour=by_hour, by_payer=by_payer, by_run=by_run)
+            row.coarse(by_hour=by_hour, by_payer=by_payer, by_agent=by_agent, by_run=by_run)
             for row in made.rows()
             if since <= row.start_unix_ns < until and (of is None or is_of(row.payer, of))
         )
@@ -174,7 +179,7 @@ class MemoryStore:
 
     def lease(
         self, shortages: Sequence[Shortage], unix_ns: int
-    ) -> list[int] | tuple[Shortage, WindowUse]:
+    ) -> list[int] | tuple[Shortage, WindowUse | None]:
         self._still_ours()
         self._memory.seen_unix_ns.setdefault(self.owner, unix_ns)
         self._leases = True
@@ -182,13 +187,20 @@ class MemoryStore:
             (each.limit.limit, each.start_unix_ns): each for each in self.limit_states(unix_ns)
         }
         amounts: list[int] = []
+        refused: list[tuple[Shortage, WindowUse]] = []
         for short in shortages:
-            use = self._use(states.get(short[:2]))
+            state = states.get(short[:2])
+            if state is None:
+                return short, None
+            use = self._use(state)
             amount = grant(use, short.missing)
             if amount is None:
                 self._memory.wanted[short[:2]] = unix_ns
-                return short, use
-            amounts.append(amount)
+                refused.append((short, use))
+            else:
+                amounts.append(amount)
+        if refused:
+            return refused[0]
         for short, amount in zip(shortages, amounts, strict=True):
             self._lease_of(*short[:2])[0] += amount
         return amounts
@@ -197,11 +209,10 @@ class MemoryStore:
         owners = self._memory.leases.setdefault((limit, start_unix_ns), {})
         return owners.setdefault(self.owner, [0, 0])
 
-    def _use(self, state: LimitState | None) -> WindowUse:
+    def _use(self, state: LimitState) -> WindowUse:
         leases = self._memory.leases
-        if state is None or (
-            state.limit.carries_over
-            and any(state.limit.limit == limit and at > state.start_unix_ns for limit, at in leases)
+        if state.limit.carries_over and any(
+            state.limit.limit == limit and at > state.start_unix_ns for limit, at in leases
         ):
             return WindowUse(0, 0, 0)
         owners = leases.get((state.limit.limit, state.start_unix_ns), {}).values()
@@ -211,6 +222,9 @@ class MemoryStore:
             granted=without_lease + sum(max(granted, used) for granted, used in owners),
             used=state.used,
         )
+
+    def count_by(self, counted: Counted) -> None:
+        self._counted = counted
 
     def cover(self, lacking: Sequence[Shortage]) -> None:
         self._still_ours()
@@ -274,6 +288,9 @@ class MemoryStore:
         for other in self._memory.keys.values():
             if other.secret_sha256 == record.secret_sha256 and other.key != record.key:
                 raise ConfigInvalid(f"Key {record.key!r} has the secret of another key.")
+        known = self._memory.keys.get(record.key)
+        if known is not None and known.revoked_unix_ns is not None:
+            record = msgspec.structs.replace(record, revoked_unix_ns=known.revoked_unix_ns)
         self._memory.keys[record.key] = record
         self._memory.version += 1
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -40,7 +41,7 @@ from tokenworks.ledger.entries import Entry
 from tokenworks.ledger.grants import decide
 from tokenworks.ledger.leases import Shortage, WindowUse
 from tokenworks.ledger.quotas import UNIX_NS_MAX, Limit, Window, next_window, window_start
-from tokenworks.ledger.rollup import RollupRow, balances, is_of, merged
+from tokenworks.ledger.rollup import PayerNames, RollupRow, balances, is_of, merged
 from tokenworks.ledger.store_port import LedgerStore, recover
 
 OpenStore = Callable[[str], LedgerStore]
@@ -332,17 +333,57 @@ class StoreConformance:
             assert in_order(found) == all_rows
             coarse = merged(row.coarse(by_hour=by_hour, by_payer=True) for row in all_rows)
             assert in_order(store.rollups(by_hour=by_hour)) == in_order(coarse)
-            for of in ({"tenant": "tenant"}, {"tenant": "else", "key": "other"}, {"team": "none"}):
-                found = store.rollups(NOW - DAY_NS, LATER, by_hour=by_hour, of=of)
-                assert in_order(found) == in_order(row for row in coarse if is_of(row.payer, of))
-                by_run = store.rollups(by_hour=by_hour, by_run=True, of=of | {"run": "1"})
-                wanted = [row for row in all_rows if is_of(row.payer, of | {"run": "1"})]
-                assert in_order(by_run) == wanted
         store.put_limit(limit("one", "run:tenant/1", period="lifetime"))
         store.put_limit(limit("two", "run:tenant/2", period="hour"))
         store.put_limit(limit("every", "tenant:tenant", period="lifetime"))
         used = {each.limit.limit: each.used for each in store.limit_states(NOW + HOUR_NS)}
         assert used == {"every": 33, "one": 10, "two": 11}
+
+    @pytest.mark.parametrize("rolled_up", [True, False])
+    def test_sums_of_some_payers_are_theirs_whatever_is_told_apart(
+        self, open_store: OpenStore, *, rolled_up: bool
+    ) -> None:
+        store, made = open_store("me"), ledger(key_record(), key_record("other", tenant="else"))
+        start = window_start("month", MONTH - 1)
+        who = [(None, None), ("a", None), ("b", None), (None, "1"), ("a", "1"), ("b", "2")]
+        asked = itertools.product(("key", "other"), who, (start, NOW))
+        for i, (key, (agent, run), unix_ns) in enumerate(asked):
+            held = reserve(made, f"{i}", agent=agent, run=run, key=key, unix_ns=unix_ns)
+            store.append_now([held, post(made, f"{i}", output=2**i, unix_ns=unix_ns)])
+        store.append_now([accrue(made)])
+        entries = entries_of(store)
+        if rolled_up:
+            store.close()
+            store = open_store("next")
+            store.take_over(LATER)
+        names: list[PayerNames] = [
+            {},
+            {"tenant": "tenant"},
+            {"tenant": "else", "key": "other"},
+            {"engineer": "ada", "run": "1"},
+            {"run": "2"},
+            {"tenant": "else", "run": "1"},
+            {"team": "none"},
+            {"agent": "a"},
+            {"agent": "a", "run": "1"},
+            {"tenant": "else", "agent": "b"},
+            {"agent": "none"},
+        ]
+        found_any = 0
+        words = ("by_hour", "by_payer", "by_agent", "by_run")
+        for of, *yes in itertools.product([None, *names], *[(True, False)] * len(words)):
+            how = dict(zip(words, yes, strict=True))
+            for since, until in ((None, None), (start, MONTH), (NOW - DAY_NS, LATER)):
+                wanted = merged(
+                    row.coarse(**how)
+                    for row in rolled(entries)
+                    if (since or 0) <= row.start_unix_ns < (until or UNIX_NS_MAX)
+                    and is_of(row.payer, of or {})
+                )
+                found = store.rollups(since, until, **how, of=of)
+                assert in_order(found) == in_order(wanted), (of, how, since)
+                found_any += bool(found)
+        assert found_any > 100
 
     # Limits.
 
@@ -465,12 +506,14 @@ class StoreConformance:
         one.put_limit(limit())
         one.put_extra(extra("a", state="asked", decided_by=None, at_unix_ns=2))
         before = one.settings_version()
-        deny = functools.partial(decide, approve=False, by="cfo", unix_ns=NOW)
-        approve = functools.partial(decide, approve=True, by="eve", unix_ns=NOW)
+        deny = functools.partial(decide, approve=False, by="engineer:tenant/cfo", unix_ns=NOW)
+        approve = functools.partial(decide, approve=True, by="engineer:tenant/eve", unix_ns=NOW)
         assert one.decide_extra("b", deny) is None
         denied = one.decide_extra("a", deny)
-        assert denied == extra("a", state="denied", decided_by="cfo", at_unix_ns=NOW)
-        with pytest.raises(InvalidRequest, match="was denied by 'cfo'"):
+        assert denied == extra(
+            "a", state="denied", decided_by="engineer:tenant/cfo", at_unix_ns=NOW
+        )
+        with pytest.raises(InvalidRequest, match="was denied by 'engineer:tenant/cfo'"):
             two.decide_extra("a", approve)
         assert two.load_extras() == [denied]
         assert two.settings_version() > before
@@ -490,7 +533,11 @@ class StoreConformance:
         one.give_back([lack(10)])
         assert two.lease([refused], NOW) == [31]
         gone = lack(1, limit("gone"))
-        assert two.lease([gone], NOW) == (gone, WindowUse(0, 0, 0))
+        assert two.lease([gone], NOW) == (gone, None)
+        # Who lacks of two limits waits for both at once.
+        both = [lack(31), lack(10**8, LIFE, 0)]
+        assert two.lease(both, NOW + 1) == (both[0], WindowUse(100, 91, 30))
+        assert {*one.wanted(NOW + 1)} == {(LimitID("limit"), MONTH), (LIFE.limit, 0)}
         assert one.limit_states(NOW)[1].allowed == 100
 
     def test_a_limit_that_is_set_later_counts_what_any_sharing_process_uses(
@@ -593,6 +640,17 @@ class StoreConformance:
         yours.put_key(key_record())
         assert mine.settings_version() > before
         assert mine.load_keys() == [key_record()]
+
+    def test_a_key_that_is_written_again_stays_revoked(self, store: LedgerStore) -> None:
+        store.put_key(key_record("a"))
+        store.put_key(key_record("a", name="open"))
+        assert store.load_keys()[0].revoked_unix_ns is None
+        store.put_key(key_record("a", revoked_unix_ns=4))
+        store.revoke_key(KeyID("a"), 5)
+        for revoked_unix_ns in (None, 3, 9):
+            store.put_key(key_record("a", name="again", revoked_unix_ns=revoked_unix_ns))
+            (found,) = store.load_keys()
+            assert (found.name, found.revoked_unix_ns) == ("again", 4)
 
     def test_a_key_is_revoked_once(self, store: LedgerStore) -> None:
         store.put_key(key_record("a"))

@@ -236,6 +236,28 @@ def test_a_chain_that_was_made_anew_is_found_by_what_was_noted_of_it() -> None:
     assert "not the one that was noted" not in said(chain(cheaper), expected=[noted[3]])
 
 
+def test_every_head_that_was_noted_is_compared_also_of_one_block_or_of_none() -> None:
+    heads = [ChainHead(block.seq, block.hash) for block in chain(batches())]
+    right, wrong = heads[3], ChainHead(heads[3].seq, heads[2].hash)
+    for expected in ([right, wrong], [wrong, right], [wrong, wrong, right]):
+        (found,) = findings(chain(batches()), expected=expected)
+        assert (found.block, found.what) == (4, f"it is not the one that was noted, {wrong}")
+    late = [ChainHead(99, bytes(32)), ChainHead(99, bytes(31) + b"x")]
+    assert len(findings(chain(batches()), expected=late)) == 2
+    empty = ChainHead(0, GENESIS)
+    assert Audit({}).head == empty
+    for blocks in ([], chain(batches())):
+        assert (
+            findings(blocks, owners={"me": len(blocks)} if blocks else {}, expected=[empty]) == []
+        )
+        (found,) = findings(
+            blocks,
+            owners={"me": len(blocks)} if blocks else {},
+            expected=[empty, ChainHead(0, heads[0].hash)],
+        )
+        assert found.what.startswith(f"the chain begins after {empty}, not 0:")
+
+
 @pytest.mark.parametrize("text", ["", "7", "x:00", f"1:{'g' * 64}", f"-1:{'0' * 64}"])
 def test_what_is_no_head_is_refused(text: str) -> None:
     with pytest.raises(InvalidRequest, match="no head"):

@@ -5,17 +5,25 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from tests.ledger.ledger_samples import state
+from tests.ledger.ledger_samples import key_record, state
 from tokenworks.catalogue.packages import EXAMPLE, parse_packages
 from tokenworks.core.errors import InvalidRequest
 from tokenworks.core.ids import KeyID, LimitID, TenantID
 from tokenworks.core.slo import Tier
 from tokenworks.ledger.extras import Extra
-from tokenworks.ledger.grants import decide, granted, is_below, limit_id, new_limit, parse_node
+from tokenworks.ledger.grants import (
+    decide,
+    granted,
+    is_below,
+    limit_id,
+    new_limit,
+    parse_node,
+    parse_person,
+)
 from tokenworks.ledger.quotas import Limit, LimitState, NodeID, window_end, window_start
 
 NOW = 1_790_000_000_000_000_000
-ADA = NodeID("engineer:acme/ada")
+ADA, EVE, BOB = (NodeID(f"engineer:acme/{name}") for name in ("ada", "eve", "bob"))
 
 
 @pytest.mark.parametrize(
@@ -139,7 +147,7 @@ def asked(**changes: object) -> Extra:
         start_unix_ns=window_start("month", NOW),
         amount=5,
         reason="a deadline",
-        asked_by="ada",
+        asked_by=ADA,
         state="asked",
         decided_by=None,
         at_unix_ns=NOW,
@@ -147,23 +155,40 @@ def asked(**changes: object) -> Extra:
     return msgspec.structs.replace(extra, **changes)
 
 
+def test_a_person_is_an_engineer_with_an_open_key_by_its_very_id() -> None:
+    keys = [
+        key_record("none", engineer=None),
+        key_record("a", tenant="acme"),
+        key_record("b", tenant="acme", engineer="bob", revoked_unix_ns=5),
+    ]
+    assert parse_person("engineer:acme/ada", keys) == ADA
+    for other in ("ada", "engineer:acme/Ada", "engineer:acme/ada ", "engineer:tenant/ada", BOB):
+        with pytest.raises(InvalidRequest, match="nobody who has a key") as caught:
+            parse_person(other, keys)
+        assert "engineer:acme/ada" in caught.value.hint
+
+
 def test_extra_budget_is_approved_or_denied_once() -> None:
     limits = [
         new_limit(ADA, "tokens", "day", 5, unix_ns=NOW),
         new_limit(ADA, "tokens", "month", 5, unix_ns=NOW),
     ]
-    yes = decide(asked(), limits, approve=True, by="eve", unix_ns=NOW + 1)
-    assert yes == asked(state="approved", decided_by="eve", at_unix_ns=NOW + 1)
+    yes = decide(asked(), limits, approve=True, by=EVE, unix_ns=NOW + 1)
+    assert yes == asked(state="approved", decided_by=EVE, at_unix_ns=NOW + 1)
     with pytest.raises(InvalidRequest, match="cannot approve it"):
-        decide(asked(), limits, approve=True, by="ada", unix_ns=NOW + 1)
-    assert decide(asked(), limits, approve=False, by="ada", unix_ns=NOW).state == "denied"
-    no = decide(asked(), [], approve=False, by="eve", unix_ns=NOW + 1)
+        decide(asked(), limits, approve=True, by=ADA, unix_ns=NOW + 1)
+    assert decide(asked(), limits, approve=False, by=ADA, unix_ns=NOW).state == "denied"
+    no = decide(asked(), [], approve=False, by=EVE, unix_ns=NOW + 1)
     assert no.state == "denied"
     for decided in (yes, no):
         with pytest.raises(InvalidRequest, match="eve"):
-            decide(decided, limits, approve=True, by="bob", unix_ns=NOW + 2)
+            decide(decided, limits, approve=True, by=BOB, unix_ns=NOW + 2)
     with pytest.raises(InvalidRequest, match="is gone"):
-        decide(asked(), limits[:1], approve=True, by="eve", unix_ns=NOW)
+        decide(asked(), limits[:1], approve=True, by=EVE, unix_ns=NOW)
+    words = asked(asked_by="ada")  # of a release in which people were words
+    with pytest.raises(InvalidRequest, match="who 'ada' is"):
+        decide(words, limits, approve=True, by=EVE, unix_ns=NOW)
+    assert decide(words, limits, approve=False, by=EVE, unix_ns=NOW).state == "denied"
     later = window_end("month", asked().start_unix_ns)
     with pytest.raises(InvalidRequest, match="has ended"):
-        decide(asked(), limits, approve=True, by="eve", unix_ns=later)
+        decide(asked(), limits, approve=True, by=EVE, unix_ns=later)

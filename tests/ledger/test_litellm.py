@@ -50,6 +50,35 @@ def test_a_budget_is_a_hard_limit_in_money(duration: str | None, period: str) ->
     assert (limit.period, limit.amount) == (period, 2_500_000_000)
 
 
+def test_a_budget_that_is_named_alone_is_looked_up_among_the_budgets() -> None:
+    key = {"token": DIGEST, "budget_id": "gold"}
+    gold = {"budget_id": "gold", "max_budget": 3, "budget_duration": "1d", "tpm_limit": 9}
+    found = imported(key, budgets=[gold, {"budget_id": "tin", "max_budget": 1}])
+    assert [(each.period, each.amount) for each in found.limits] == [("day", 3_000_000_000)]
+    assert [each[1:] for each in found.left_out] == [("litellm_budget_table.tpm_limit", "9")]
+    within = {"max_budget": 2, "budget_duration": "1d"}
+    for table in (within, within | {"budget_id": "gold"}):
+        found = imported({**key, "litellm_budget_table": table}, budgets=[gold])
+        assert found.limits[0].amount == 2_000_000_000
+    # The table of another budget is not this one.
+    other = {**key, "litellm_budget_table": within | {"budget_id": "tin"}}
+    assert imported(other, budgets=[gold]).limits[0].amount == 3_000_000_000
+
+
+@pytest.mark.parametrize("table", [None, {}, {"budget_id": "tin", "max_budget": 1}])
+def test_a_key_whose_budget_is_named_and_not_given_is_refused(
+    table: dict[str, object] | None,
+) -> None:
+    key = {"token": DIGEST, "budget_id": "gold", "litellm_budget_table": table}
+    with pytest.raises(InvalidRequest, match=r"its budget is 'gold'.* without a limit") as caught:
+        imported(key)
+    with pytest.raises(InvalidRequest, match="its budget is 'gold'"):
+        imported(key, budgets=[{"budget_id": "tin", "max_budget": 1}])
+    assert "--budgets" in caught.value.hint
+    with pytest.raises(InvalidRequest, match="'budget_id'"):
+        imported(key, budgets=[{"max_budget": 1}])
+
+
 def test_budgets_of_teams_and_users_come_too() -> None:
     found = imported(
         teams=[{"team_id": "t", "max_budget": 10, "budget_duration": "1d"}],

@@ -12,6 +12,7 @@ import pytest
 from tokenworks.catalogue.price_book import Price
 from tokenworks.core.errors import ConfigInvalid, LedgerCorrupt, LedgerUnavailable
 from tokenworks.core.ids import (
+    AgentName,
     EngineerID,
     KeyID,
     LimitID,
@@ -19,6 +20,7 @@ from tokenworks.core.ids import (
     PoolID,
     PriceID,
     RequestID,
+    RunID,
     TeamID,
     TenantID,
     WorkerID,
@@ -32,9 +34,10 @@ from tokenworks.ledger.entries import CostAccrued, Posted, Reserved, Voided
 from tokenworks.ledger.extras import Extra
 from tokenworks.ledger.leases import Shortage, WindowUse
 from tokenworks.ledger.quotas import KeyRecord, Limit, NodeID, window_start
-from tokenworks.ledger.rollup import MEASURES
+from tokenworks.ledger.rollup import MEASURES, NOBODY
 from tokenworks.ledger.store_port import recover
 from tokenworks.live import lease_tables, sum_tables
+from tokenworks.live.clock import SystemClock
 from tokenworks.live.ledger_sql import (
     BLOCK_OF,
     BLOCKS,
@@ -167,7 +170,7 @@ def extra(name: str = "more", **changes: Any) -> Extra:
         start_unix_ns=MONTH,
         amount=50,
         reason="a demo",
-        asked_by="ada",
+        asked_by="engineer:tenant/ada",
         state="asked",
         decided_by=None,
         at_unix_ns=NOW,
@@ -296,30 +299,85 @@ class SQLStoreCases:
         (window,) = recover(open_store("next"), NOW).windows()
         assert window.used == 2 * amount
 
-    def test_a_ledger_of_the_release_before_is_taken_over(
-        self, store: SQLStore, open_store: OpenSQLStore, monkeypatch: pytest.MonkeyPatch
+    @pytest.mark.parametrize("version", [3, 4])
+    def test_a_ledger_of_a_release_before_is_taken_over(
+        self,
+        store: SQLStore,
+        open_store: OpenSQLStore,
+        monkeypatch: pytest.MonkeyPatch,
+        version: int,
     ) -> None:
         monkeypatch.setattr(sum_tables, "REBUILD_ENTRIES", 2)
         for i in range(5):
-            hold = reserved(str(i), at=NOW + i * HOUR * 300)
+            payer = msgspec.structs.replace(PAYER, agent=AgentName("a"), run=RunID(f"{i}"))
+            hold = reserved(str(i), at=NOW + i * HOUR * 300, payer=payer if i % 2 else PAYER)
             store.append_now([hold, posted(hold), accrued(hold.at_unix_ns)])
         store._roll_if_any()
         last = reserved("late")
         store.append_now([last, posted(last)])
-        wanted = sorted(store.rollups(by_hour=True), key=repr)
+        wanted = sorted(store.rollups(by_hour=True, by_run=True), key=repr)
         with store._other.writing():
-            for table in ("hours", "factory_hours", "months"):
+            for part in ("agent_payers", "agent_hours", "agent_months"):
+                store._other.change(f"DROP TABLE {part}")
+            for table in ("hours", "factory_hours", "months") if version == 3 else ():
                 column = f"ALTER TABLE {table} ADD COLUMN worker_ns BIGINT NOT NULL DEFAULT 7"
                 store._other.change(column)
-            store._other.change("UPDATE meta SET value = 3 WHERE name = 'schema_version'")
+            # Agents were payers.
+            store._other.change(
+                "INSERT INTO payers (name) VALUES (?)", (msgspec.json.encode(payer).decode(),)
+            )
+            store._other.change("UPDATE hours SET payer = (SELECT MAX(id) FROM payers)")
+            store._other.change(f"UPDATE meta SET value = {version} WHERE name = 'schema_version'")
+        store.alive(seen := NOW + 2_000 * HOUR)
+        monkeypatch.setattr(SystemClock, "unix_ns", lambda _: seen + DEAD_AFTER_NS)
+        with pytest.raises(LedgerUnavailable, match="'me' has used the ledger") as caught:
+            open_store("too early")
+        assert "Stop every factory" in caught.value.hint
+        assert store._other.query("SELECT value FROM meta WHERE name = 'schema_version'") == [
+            (version,)
+        ]
+        store.append_now([another := reserved("another")])  # it was left alone
+        monkeypatch.setattr(SystemClock, "unix_ns", lambda _: seen + DEAD_AFTER_NS + 1)
         after = open_store("next")
-        assert after._other.query("SELECT value FROM meta WHERE name = 'schema_version'") == [(4,)]
-        assert sorted(after.rollups(by_hour=True), key=repr) == wanted
+        assert after._other.query("SELECT value FROM meta WHERE name = 'schema_version'") == [(5,)]
+        assert sorted(after.rollups(by_hour=True, by_run=True), key=repr) == wanted
         assert charged(after) == 5_400
-        after.take_over(NOW + 9)
+        assert after._other.query("SELECT COUNT(*) FROM payers") == [(2,)]  # one is nobody
+        assert after.take_over(seen + DEAD_AFTER_NS) == [another]
         assert sorted(open_store("last").since(0).sums, key=repr) == sorted(
-            after.rollups(), key=repr
+            after.rollups(by_run=True), key=repr
         )
+
+    def test_names_that_callers_make_up_make_no_payers(
+        self, store: SQLStore, open_store: OpenSQLStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for i in range(20):
+            made_up = AgentName(f"agent-{i}"), RunID(f"{i}") if i % 2 else None
+            payer = msgspec.structs.replace(PAYER, agent=made_up[0], run=made_up[1])
+            hold = reserved(str(i), payer=payer, at=NOW + i % 2 * HOUR)
+            store.append_now([hold, posted(hold)])
+        store._roll_if_any()
+        after = open_store("another")
+        names = after._other.query("SELECT name FROM payers")
+        assert [msgspec.json.decode(name, type=Payer) for (name,) in names] == [PAYER]
+        monkeypatch.setattr(sum_tables, "LOOKED_UP_MAX", 3)
+        assert len(after.rollups(by_agent=True, of={"tenant": "acme"})) == 20
+        (one,) = after.rollups(by_hour=True, by_payer=False, of={"agent": "agent-7"})
+        assert (one.requests, one.payer, one.start_unix_ns) == (
+            1,
+            NOBODY,
+            (NOW + HOUR) // HOUR * HOUR,
+        )
+
+    def test_sums_of_agents_by_hour_and_by_month_are_compared(self, store: SQLStore) -> None:
+        hold = reserved("a", payer=msgspec.structs.replace(PAYER, agent=AgentName("a")))
+        store.append_now([hold, posted(hold)])
+        store._roll_if_any()
+        store.since(0)
+        with store._other.writing():
+            store._other.change("UPDATE agent_hours SET requests = 2")
+        with pytest.raises(LedgerCorrupt, match="'agent_hours' are not those of the table"):
+            store.since(0)
 
     # Keys, limits and price books.
 
@@ -408,21 +466,24 @@ class SQLStoreCases:
         assert "Seq Scan" not in plan
         assert "SCAN blocks" not in plan or sql == LAST_BLOCK, plan  # backwards, and only one
 
-    def test_hours_of_one_payer_are_looked_up_among_all_others(self, store: SQLStore) -> None:
+    @pytest.mark.parametrize("table", ["hours", "agent_hours"])
+    def test_hours_of_one_payer_are_looked_up_among_all_others(
+        self, store: SQLStore, table: str
+    ) -> None:
         rows = [
             [NOW // HOUR * HOUR + hour * HOUR, payer, 1, *[1] * len(MEASURES)]
             for hour in range(20)
             for payer in range(1_000)
         ]
         with store._other.writing():
-            store._other.change_many(add_sums("hours"), rows)
+            store._other.change_many(add_sums(table), rows)
             store._other.change_many(add_sums("factory_hours"), rows[::1_000])
         store._other.script("ANALYZE")
         explain = "EXPLAIN " if store._other.dialect == "postgres" else "EXPLAIN QUERY PLAN "
-        sql = read_sums("hours", by_start=True, payers=[7, 8, 9])
+        sql = read_sums(table, by_start=True, payers=[7, 8, 9])
         plan = str(store._other.query(explain + sql, (NOW - HOUR, NOW + 19 * HOUR)))
-        assert "Seq Scan on hours" not in plan
-        assert "SCAN hours" not in plan, plan
+        assert f"Seq Scan on {table}" not in plan
+        assert f"SCAN {table}" not in plan, plan
         found = store._other.query(sql, (NOW - HOUR, NOW + 19 * HOUR))
         assert len(found) == 20 * 3
 
@@ -478,6 +539,43 @@ class SQLStoreCases:
         )
         assert store.wanted(0) == [("new", MONTH)]
 
+    def test_what_a_process_uses_beyond_its_leases_hides_no_grant(
+        self, store: SQLStore, open_store: OpenSQLStore
+    ) -> None:
+        store.put_limit(limit(amount=100))
+        one, counted = open_store("one"), {}
+        one.count_by(lambda entry: counted.get(entry.request, ()))
+        assert one.lease([], NOW) == []
+        place = Shortage(LimitID("lim"), MONTH, 8)
+        first, second = reserved("1", owner="one"), reserved("2", owner="one")
+        one.append_now([first, posted(first, tokens=60)])  # its ledger did not know the limit
+        assert one.lease([place], NOW) == [8]
+        counted["2"] = [(place.limit, place.start_unix_ns)]
+        one.append_now([second, posted(second, tokens=8)])
+        rows = store._other.query("SELECT owner, granted, used FROM leases ORDER BY owner")
+        assert rows == [("", 0, 0), ("-", 60, 60), ("one", 8, 8)]
+        assert one.lease([place._replace(missing=33)], NOW) == (
+            *(place._replace(missing=33), WindowUse(100, 68, 68)),
+        )
+
+    def test_who_ends_does_not_say_that_what_was_used_before_is_noted(
+        self, store: SQLStore, open_store: OpenSQLStore
+    ) -> None:
+        before = reserved("1", owner=store.owner)
+        store.append_now([before, posted(before, tokens=60)])
+        one, heir = open_store("one"), open_store("heir")
+        assert one.lease([], NOW) == []
+        store.put_limit(limit(amount=100))
+        assert heir.lease([], NOW) == []  # and so knows how the limit stands
+        hold = reserved("2", owner="one")
+        one.append_now([hold])
+        one.cover([Shortage(LimitID("lim"), MONTH, 10)])
+        one.append_now([posted(hold, tokens=10)])
+        one.close()
+        short = Shortage(LimitID("lim"), MONTH, 31)
+        assert heir.lease([short], NOW) == (short, WindowUse(100, 70, 70))
+        assert heir.lease([short._replace(missing=30)], NOW) == [30]
+
     def test_what_the_dead_have_used_is_kept_in_one_row(
         self, store: SQLStore, open_store: OpenSQLStore
     ) -> None:
@@ -492,8 +590,8 @@ class SQLStoreCases:
                 dying.close()
             else:
                 assert store.take_over(NOW + 9) == []
-        rows = store._other.query("SELECT owner, granted, used FROM leases")
-        assert rows == [("", 21, 21)]
+        rows = store._other.query("SELECT owner, granted, used FROM leases ORDER BY owner")
+        assert rows == [("", 0, 0), ("-", 21, 21)]
         result = store.lease([Shortage(LimitID("lim"), MONTH, 80)], NOW)
         assert result == (Shortage(LimitID("lim"), MONTH, 80), WindowUse(100, 21, 21))
         assert store.lease([Shortage(LimitID("lim"), MONTH, 79)], NOW) == [79]

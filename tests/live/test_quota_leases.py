@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,96 +11,29 @@ import msgspec
 import pytest
 
 from bars import ledger_quota
-from bars.ledger_quota import FAST, WORK, key_of, limit_of, used_tokens
+from bars.ledger_quota import key_of, limit_of, used_tokens
+from tests.live.lease_samples import (
+    START_UNIX_NS,
+    Process,
+    Shared,
+    lower,
+    sharing,
+    use_up,
+    use_up_at_once,
+)
 from tokenworks.core.errors import LedgerUnavailable
-from tokenworks.core.ids import KeyID, ModelName, RequestID, TenantID
-from tokenworks.core.orders import KeyView, Order, Outcome, Usage
-from tokenworks.core.slo import Tier
 from tokenworks.core.units import NS_PER_S
-from tokenworks.ledger.entries import Posted, Reserved
+from tokenworks.ledger.entries import Reserved
+from tokenworks.ledger.leases import Shortage
 from tokenworks.ledger.quotas import Refused, window_end, window_start
-from tokenworks.ledger.store_port import join
-from tokenworks.live import quota_leases
-from tokenworks.live.home import Home
-from tokenworks.live.quota_leases import DEAD_AFTER_NS, QuotaLeases
-from tokenworks.live.store import SQLStore, sqlite_store
+from tokenworks.live.quota_leases import DEAD_AFTER_NS
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
-BOOK = Home(Path("/nowhere")).load_price_book()
-TTL_NS = 3_600 * NS_PER_S
-START_UNIX_NS = 1_790_000_000 * NS_PER_S
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.ns = 0
-
-    def now_ns(self) -> int:
-        return self.ns
-
-    def unix_ns(self) -> int:
-        return START_UNIX_NS + self.ns
-
-
-class Process:
-    """A process that shares the ledger at a path."""
-
-    def __init__(self, path: Path, name: str, clock: Clock) -> None:
-        self.store = sqlite_store(path, name)
-        self.ledger = join(self.store, clock.unix_ns())
-        self.leases = QuotaLeases(self.ledger, self.store, clock)
-        self.name, self.clock, self.count = name, clock, 0
-
-    async def reserve(self, tokens: int) -> Reserved | Refused:
-        self.count += 1
-        order = Order(
-            request=RequestID(f"{self.name}{self.count}"),
-            key=KeyView(key=KeyID("key_0"), tenant=TenantID("acme"), tier_default=Tier.HIGH),
-            model=ModelName("foreman"),
-            tier=Tier.HIGH,
-            body=b"",
-            input_tokens_max=0,
-            output_tokens_max=tokens,
-            prefix=(),
-            arrived_ns=0,
-        )
-        held = await self.leases.reserve(order, BOOK, TTL_NS)
-        if isinstance(held, Reserved):
-            await self.store.append([held])
-        return held
-
-    async def use(self, hold: Reserved, tokens: int) -> None:
-        usage = Usage(uncached_input_tokens=0, cached_input_tokens=0, output_tokens=tokens)
-        outcome = Outcome(usage=usage, measured=FAST, ending="done")
-        posted = self.ledger.post(self.clock.unix_ns(), hold.request, outcome=outcome, work=WORK)
-        assert isinstance(posted, Posted)
-        await self.store.append([posted])
-
-
-class Shared:
-    """A ledger with one limit of 1,000 tokens, and processes on it."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.clock = path, Clock()
-        self.keeper = sqlite_store(path, "keeper")
-        self.keeper.put_key(key_of(0))
-        self.keeper.put_limit(limit_of(0, 1_000))
-        self.open: list[SQLStore] = [self.keeper]
-
-    def process(self, name: str) -> Process:
-        made = Process(self.path, name, self.clock)
-        self.open.append(made.store)
-        return made
 
 
 @pytest.fixture
 def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shared]:
-    monkeypatch.setattr(quota_leases, "RETRY_NS", 0)
-    made = Shared(tmp_path / "ledger.sqlite")
-    yield made
-    for store in made.open:
-        with contextlib.suppress(LedgerUnavailable):
-            store.close()
+    yield from sharing(tmp_path, monkeypatch)
 
 
 def test_a_grant_leaves_the_rest_to_others(run: Run, shared: Shared) -> None:
@@ -226,19 +158,6 @@ def test_a_lowered_limit_binds_who_has_leased(run: Run, shared: Shared) -> None:
     run(main())
 
 
-def lower(shared: Shared, tokens: int, *processes: Process) -> None:
-    """Set the limit, and let processes take it up as their driver does."""
-    shared.keeper.put_limit(limit_of(0, tokens))
-    for each in processes:
-        each.ledger.set_limits(each.store.limit_states(shared.clock.unix_ns()))
-
-
-async def use_up(process: Process, tokens: int = 10) -> None:
-    """Ask and use until the process is refused."""
-    while isinstance(held := await process.reserve(tokens), Reserved):
-        await process.use(held, tokens)
-
-
 @pytest.mark.parametrize("call", ["settings_version", "wanted", "give_back"])
 def test_a_lowered_limit_binds_though_the_first_round_fails(
     run: Run, shared: Shared, monkeypatch: pytest.MonkeyPatch, call: str
@@ -356,6 +275,141 @@ def test_a_limit_that_is_lifted_and_set_again_has_forgotten_nothing(
         reload()
         assert isinstance(await one.reserve(201), Refused)
         assert used_tokens(shared.keeper, 0) == 800
+
+    run(main())
+
+
+@pytest.mark.parametrize("rounds", [0, 3])
+def test_what_is_stored_before_its_process_takes_a_limit_up_hides_no_grant(
+    run: Run, shared: Shared, rounds: int
+) -> None:
+    async def main() -> None:
+        shared.keeper.remove_limit(limit_of(0, 0).limit)
+        one, other = shared.process("a"), shared.process("b")
+        held = await one.reserve(80)
+        assert isinstance(held, Reserved)
+        shared.keeper.put_limit(limit_of(0, 100))
+        await one.use(held, 80)
+        lower(shared, 100, one, other)
+        for _ in range(rounds):
+            await one.leases.tend()
+            await other.leases.tend()
+        await use_up_at_once(one)
+        for _ in range(3):
+            await one.leases.tend()
+            await other.leases.tend()
+        await use_up_at_once(other)
+        assert used_tokens(shared.keeper, 0) == 100
+
+    run(main())
+
+
+def test_what_is_taken_up_before_the_answer_is_stored_hides_no_grant(
+    run: Run, shared: Shared
+) -> None:
+    async def main() -> None:
+        shared.keeper.remove_limit(limit_of(0, 0).limit)
+        one = shared.process("a")
+        held = await one.reserve(80)
+        assert isinstance(held, Reserved)
+        posted = one.post(held, 80)
+        lower(shared, 1_000, one)
+        some = await one.reserve(10)  # leases an eighth
+        assert isinstance(some, Reserved)
+        await one.store.append([posted])
+        await one.use(some, 10)
+        await use_up_at_once(one)
+        assert used_tokens(shared.keeper, 0) == 1_000
+
+    run(main())
+
+
+@pytest.mark.parametrize("end", ["closes", "dies"])
+def test_who_ends_hides_nothing_that_was_used_before_a_limit_was_set(
+    run: Run, shared: Shared, end: str
+) -> None:
+    async def main() -> None:
+        shared.keeper.remove_limit(limit_of(0, 0).limit)
+        shared.keeper.put_key(key_of(1))
+        one, other = shared.process("a"), shared.process("b")
+        before = await one.reserve(60)
+        assert isinstance(before, Reserved)
+        await one.use(before, 60)
+        held = await other.reserve(10)
+        assert isinstance(held, Reserved)
+        shared.keeper.put_limit(msgspec.structs.replace(limit_of(1, 1_000), node="key:key_1"))
+        lower(shared, 100, one, other)
+        # It leases of the other limit, and so reads how all of them stand.
+        (unrelated,) = (
+            each for each in one.ledger.windows() if each.limit.limit == limit_of(1, 0).limit
+        )
+        asked = Shortage(unrelated.limit.limit, unrelated.start_unix_ns, 1)
+        assert isinstance(one.store.lease([asked], shared.clock.unix_ns()), list)
+        await other.leases.tend()
+        await other.use(held, 10)
+        if end == "closes":
+            other.store.close()
+        else:
+            await lives_on(one, shared)
+        for _ in range(3):
+            await one.leases.tend()
+        await use_up_at_once(one)
+        assert used_tokens(shared.keeper, 0) == 100
+
+    run(main())
+
+
+@pytest.mark.parametrize("open_meanwhile", [False, True])
+def test_a_limit_that_is_lifted_and_set_again_and_again_loses_nothing(
+    run: Run, shared: Shared, open_meanwhile: bool
+) -> None:
+    async def main() -> None:
+        one, other = shared.process("a"), shared.process("b")
+        for _ in range(6):
+            held = await other.reserve(10)
+            assert isinstance(held, Reserved)
+            if not open_meanwhile:
+                await other.use(held, 10)
+            shared.keeper.remove_limit(limit_of(0, 0).limit)
+            for each in (one, other):
+                each.ledger.set_limits(each.store.limit_states(shared.clock.unix_ns()))
+                await each.leases.tend()
+            lower(shared, 1_000, one, other)
+            for each in (one, other):
+                await each.leases.tend()
+            if open_meanwhile:
+                await other.use(held, 10)
+        for _ in range(3):
+            await one.leases.tend()
+            await other.leases.tend()
+        await use_up_at_once(one)
+        for _ in range(3):
+            await one.leases.tend()
+        await use_up_at_once(other)
+        assert used_tokens(shared.keeper, 0) == 1_000
+        assert one.ledger.lifted() == other.ledger.lifted() == []
+
+    run(main())
+
+
+def test_what_is_granted_of_a_limit_that_was_just_lifted_goes_back(
+    run: Run, shared: Shared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        one, other = shared.process("a"), shared.process("b")
+        lease = one.store.lease
+
+        def late(shortages: list[Shortage], unix_ns: int) -> object:
+            answer = lease(shortages, unix_ns)
+            one.ledger.set_limits(())
+            return answer
+
+        with monkeypatch.context() as patch:
+            patch.setattr(one.store, "lease", late)
+            assert isinstance(await one.reserve(10), Reserved)  # under no limit
+        lower(shared, 1_000, one)
+        await one.leases.tend()
+        assert isinstance(await other.reserve(990), Reserved)
 
     run(main())
 

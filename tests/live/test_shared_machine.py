@@ -82,7 +82,7 @@ class SharedMachine(RuleBasedStateMachine):
         self.keeper = sqlite_store(self.path, "keeper")
         self.keeper.put_key(key_record())
         self.keeper.put_price_book(BOOK.price_id, BOOK.text, 1)
-        self.count, self.lifted = 0, False
+        self.count = 0
         self.amounts: dict[str, int] = {}
         self.used, self.held = 0, dict[tuple[str, int], int]()
         self.living: list[Process] = []
@@ -199,9 +199,11 @@ class SharedMachine(RuleBasedStateMachine):
         if amount is None:
             self.keeper.remove_limit(LimitID(name))
             self.amounts.pop(name, None)
-            self.lifted = True
         else:
             self.put(name, amount)
+        self.take_up(data)
+
+    def take_up(self, data: st.DataObject) -> None:
         for at in data.draw(st.permutations(self.living)):
             at.take_up_limits(self.clock.unix_ns())
             self.round(at)
@@ -231,13 +233,41 @@ class SharedMachine(RuleBasedStateMachine):
             self.count += 1
             self.ask(each, f"r{self.count}", tokens)
 
+    @rule(
+        data=st.data(),
+        name=st.sampled_from(LIMITS),
+        amount=AMOUNTS,
+        tokens=SIZES,
+        share=st.sampled_from([0, 50, 100]),
+        dies=st.booleans(),
+    )
+    def answer_before_a_limit_is_taken_up(
+        self, data: st.DataObject, name: str, amount: int, tokens: int, share: int, *, dies: bool
+    ) -> None:
+        """What is stored then is used all the same, also when who stored it dies."""
+        self.change_a_limit(data, name, None)
+        at = self.one(data)
+        self.count += 1
+        held = self.ask(at, f"r{self.count}", tokens)
+        self.put(name, amount)
+        if isinstance(held, Reserved):
+            self.answer(at, held, share)
+        if dies:
+            self.end(at)
+        self.take_up(data)
+        for each in (self.one(data), self.one(data)):
+            self.count += 1
+            self.ask(each, f"r{self.count}", tokens)
+
     # Processes.
 
     @precondition(lambda self: len(self.living) > 1)
     @rule(data=st.data())
     def kill(self, data: st.DataObject) -> None:
         """It says nothing more; what it holds ends when it is taken over."""
-        at = self.one(data)
+        self.end(self.one(data))
+
+    def end(self, at: Process) -> None:
         self.living.remove(at)
         self.dead.append(at)
         for _ in range(3):
@@ -282,8 +312,7 @@ class SharedMachine(RuleBasedStateMachine):
             for hold in each.ledger.open_holds():
                 self.give_up(each, hold)
         left = self.most - self.used
-        # A limit that was lifted and set again counts what a process had leased of it as leased.
-        if left <= 0 or self.lifted:
+        if left <= 0 or not self.amounts:
             return
         # Who lacks something says so, and in their next round the others give it back.
         self.ask(self.living[0], "wants", left)

@@ -1,6 +1,7 @@
 """The command line; wiring.py is the only file that knows every room."""
 
 __all__ = [
+    "catalogue",
     "chat",
     "doctor",
     "export",
@@ -13,8 +14,18 @@ __all__ = [
     "ledger",
     "ledger_at",
     "main",
+    "perf",
     "period",
     "picture",
+    "plan",
+    "plan_factory",
+    "plan_frontier",
+    "plan_manifests",
+    "plan_mix",
+    "plan_mix_demand",
+    "plan_mix_picture",
+    "plan_mix_text",
+    "plan_picture",
     "policy_file",
     "prices",
     "quota",

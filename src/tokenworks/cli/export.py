@@ -15,6 +15,7 @@ from tokenworks.core.errors import ConfigInvalid
 from tokenworks.core.ids import TenantID
 from tokenworks.ledger.focus import COLUMNS, FOCUS_VERSION, SCALE, Column, FocusRow, focus_rows
 from tokenworks.ledger.invoices import check_ended, price_ids
+from tokenworks.ledger.rollup import PayerNames
 from tokenworks.live.home import Home
 
 
@@ -51,7 +52,7 @@ def focus(
     payer = None if tenant is None else TenantID(tenant)
     store = open_ledger(home)
     try:
-        of = None if tenant is None else {"tenant": tenant}
+        of: PayerNames | None = None if tenant is None else {"tenant": tenant}
         sums = store.rollups(since, until, by_hour=True, of=of)
         if tenant is not None:
             check_tenant(store, sums or store.rollups(since, until), tenant)

@@ -42,6 +42,12 @@ def command() -> None:
 )
 @click.option("--teams", type=_FILE, multiple=True, help="What /team/list answered; likewise.")
 @click.option("--users", type=_FILE, multiple=True, help="What /user/list answered; likewise.")
+@click.option(
+    "--budgets",
+    type=_FILE,
+    multiple=True,
+    help="What /budget/list answered; needed if a key has a budget_id.",
+)
 @click.option("--prices", type=_FILE, help="model_prices_and_context_window.json.")
 @click.option(
     "--model",
@@ -116,12 +122,12 @@ def _keys(
     if home.has_ledger():
         with ledger_at(home) as store:
             known, before = store.load_keys(), store.limit_states(unix_ns)
-    keys, teams, users = (
+    keys, teams, users, budgets = (
         [row for path in files[name] for row in _objects(path, name)]
-        for name in ("keys", "teams", "users")
+        for name in ("keys", "teams", "users", "budgets")
     )
     return import_keys(
-        keys, teams, users, tenant=tenant, unix_ns=unix_ns, known=known, before=before
+        keys, teams, users, budgets, tenant=tenant, unix_ns=unix_ns, known=known, before=before
     )
 
 

@@ -39,6 +39,9 @@ GROUPS: Final = (
     (
         "Plan tokens",
         {
+            "catalogue": ("catalogue", "Show hardware, models and prices, and their sources."),
+            "plan": ("plan", "What to build, what it earns, and how sure that is."),
+            "perf": ("perf", "Predict speed, and compare with measured rows."),
             "twin": ("twin", "Run a modelled factory; compare policies by what they earn."),
             "journal": ("journal", "Replay what the dispatcher decided."),
         },

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import secrets
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Final
 
 import click
 import msgspec
@@ -21,7 +21,15 @@ from tokenworks.core.orders import Payer
 from tokenworks.core.slo import Tier
 from tokenworks.core.units import dollars_text
 from tokenworks.ledger.extras import Extra
-from tokenworks.ledger.grants import PERIODS, decide, granted, is_below, new_limit, parse_node
+from tokenworks.ledger.grants import (
+    PERIODS,
+    decide,
+    granted,
+    is_below,
+    new_limit,
+    parse_node,
+    parse_person,
+)
 from tokenworks.ledger.quotas import (
     KeyRecord,
     Limit,
@@ -37,6 +45,7 @@ from tokenworks.ledger.store_port import LedgerStore
 from tokenworks.live.home import Home
 
 _json = click.option("--json", "as_json", is_flag=True, help="As JSON.")
+_PERSON: Final = "an engineer with a key, such as engineer:acme/ada."
 
 
 @click.group()
@@ -212,13 +221,14 @@ def remove(home: Home, /, limit: str, *, as_json: bool) -> None:
 @click.argument("limit")
 @click.option("--amount", required=True, help="How much more: tokens, or dollars, as LIMIT counts.")
 @click.option("--reason", required=True, help="Why; whoever decides reads it.")
-@click.option("--by", required=True, help="Who asks.")
+@click.option("--by", required=True, help=f"Who asks: {_PERSON}")
 @_json
 @click.pass_obj
 def extra(home: Home, /, limit: str, amount: str, reason: str, by: str, *, as_json: bool) -> None:
     """Ask for extra budget on top of LIMIT, in its present window only.
 
-    It counts once somebody has approved it.
+    It counts once somebody else has approved it. Both are known by their ids, and nobody proves
+    here to be who --by says: who may run this command may ask and approve.
     """
     from tokenworks.live.clock import SystemClock
 
@@ -231,7 +241,7 @@ def extra(home: Home, /, limit: str, amount: str, reason: str, by: str, *, as_js
             start_unix_ns=window_start(found.period, now_unix_ns),
             amount=_amount("--amount", amount, found.unit),
             reason=reason,
-            asked_by=by,
+            asked_by=parse_person(by, store.load_keys()),
             state="asked",
             decided_by=None,
             at_unix_ns=now_unix_ns,
@@ -243,7 +253,7 @@ def extra(home: Home, /, limit: str, amount: str, reason: str, by: str, *, as_js
 def _decision(name: str, words: str, *, approve: bool) -> click.Command:
     @command.command(name=name, help=words)
     @click.argument("extra")
-    @click.option("--by", required=True, help="Who decides.")
+    @click.option("--by", required=True, help=f"Who decides: {_PERSON}")
     @_json
     @click.pass_obj
     def decided(home: Home, /, extra: str, by: str, *, as_json: bool) -> None:
@@ -251,8 +261,9 @@ def _decision(name: str, words: str, *, approve: bool) -> click.Command:
 
         now_unix_ns = SystemClock().unix_ns()
         with ledger_at(home) as store:
+            who = parse_person(by, store.load_keys())
             new = store.decide_extra(
-                extra, functools.partial(decide, approve=approve, by=by, unix_ns=now_unix_ns)
+                extra, functools.partial(decide, approve=approve, by=who, unix_ns=now_unix_ns)
             )
             limits = store.load_limits()
         if new is None:

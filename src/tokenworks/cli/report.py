@@ -27,7 +27,7 @@ from tokenworks.ledger.reports import (
     report_lines,
     total_line,
 )
-from tokenworks.ledger.rollup import RollupRow
+from tokenworks.ledger.rollup import PayerField, RollupRow
 from tokenworks.ledger.store_port import LedgerStore
 from tokenworks.live.home import Home
 
@@ -126,10 +126,14 @@ def _read(
     """The ledger's sums over a period, split as finely as the grouping needs."""
     if not home.has_ledger():
         return []
-    of = {str(name): value for name, value in where.items() if name in OF_PAYER} or None
+    of = {cast(PayerField, name): value for name, value in where.items() if name in OF_PAYER}
     with ledger_at(home) as store:
         read = functools.partial(
-            store.rollups, by_payer=not OF_PAYER.isdisjoint(by), by_run="run" in by, of=of
+            store.rollups,
+            by_payer=not OF_PAYER.isdisjoint(by),
+            by_agent="agent" in by,
+            by_run="run" in by,
+            of=of or None,
         )
         if "hour" in by or "day" in by:
             return read(*period, by_hour=True)

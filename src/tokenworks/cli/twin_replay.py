@@ -45,13 +45,17 @@ def replay(
     """Replay JOURNAL: a file of a factory's journal, or a folder of them.
 
     Without it, the last run of the factory in --home. First, this release decides every recorded
-    event again, and its commands are compared with those on record. Then the recorded requests
-    come to the recorded workers, modelled, under the policy on record or another one: what would
-    it have earned?
+    event again, and its commands are compared with those on record; where a policy of your own
+    decided then, --policy-file says where it is. Then the recorded requests come to the recorded
+    workers, modelled, under --policy or, without it, the one that decided: what would it have
+    earned?
 
     Exits with 1 if any decision differs from the record.
     """
-    who = chosen(policy, policy_file)
+    who = chosen(None, policy_file)
+    if policy:
+        # An own policy decides again what it decided; a named one earns in its place.
+        who = msgspec.structs.replace(who, settings=chosen(policy, None).settings)
     files = _files(journal or home.journal)
     decisions = _decisions(files, who)
     recorded = _read(files, _books(home))

@@ -381,6 +381,7 @@ def make(name: str, own: Mapping[str, MakePolicy]) -> Policy:
     maker = own.get(name) or _MAKERS.get(name)
     if maker is None:
         raise ConfigInvalid(
-            f"There is no policy {name!r}.", hint=f"Take one of {', '.join([*NAMES, *own])}."
+            f"There is no policy {name!r}.",
+            hint=f"Take one of {', '.join([*NAMES, *own])}; --policy-file says where your own is.",
         )
     return maker()

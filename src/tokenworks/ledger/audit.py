@@ -71,14 +71,17 @@ class Audit:
 
     Args:
         books: the price books that the store has kept, to compare the prices in entries with.
-        expected: what the chain's last block was at some time, as it was noted outside.
+        expected: what the chain's last block was at some times, as it was noted outside; number
+            0 is the chain before its first block.
     """
 
     def __init__(
         self, books: Mapping[PriceID, PriceBook], expected: Sequence[ChainHead] = ()
     ) -> None:
         self._books = books
-        self._expected = {head.seq: head for head in expected}
+        self._expected: dict[int, list[ChainHead]] = {}
+        for head in dict.fromkeys(expected):
+            self._expected.setdefault(head.seq, []).append(head)
         self._hash = GENESIS
         self._seq = 0
         self._numbers: dict[str, int] = {}
@@ -129,8 +132,11 @@ class Audit:
         """
         self._find_doubles()
         self._compare_holds(holds)
-        for seq, head in self._expected.items():
-            if seq > self._seq:
+        for head in self._expected.get(0, ()):
+            if head.hash != GENESIS:
+                self._found(None, f"the chain begins after {ChainHead(0, GENESIS)}, not {head}")
+        for seq, heads in self._expected.items():
+            for head in heads if seq > self._seq else ():
                 self._found(None, f"the chain ends with block {self._seq}; it has had {head}")
         if owners != self._numbers:
             for owner in sorted(owners.keys() | self._numbers.keys()):
@@ -153,9 +159,9 @@ class Audit:
         except LedgerCorrupt as error:
             self._found(block, error.message)
             entries = []
-        expected = self._expected.get(block.seq)
-        if expected is not None and expected.hash != block.hash:
-            self._found(block, f"it is not the one that was noted, {expected}")
+        for head in self._expected.get(block.seq, ()):
+            if head.hash != block.hash:
+                self._found(block, f"it is not the one that was noted, {head}")
         # Go on from what is there, so that one change is one finding.
         self._seq, self._hash = block.seq, block.hash
         self._numbers[block.owner] = block.number

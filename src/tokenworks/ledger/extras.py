@@ -35,9 +35,9 @@ class Extra(msgspec.Struct, frozen=True, kw_only=True):
         start_unix_ns: the start of the window that it is for.
         amount: how much, in the limit's unit.
         reason: why it is asked for.
-        asked_by: who asks.
+        asked_by: who asks: an engineer's node; before people were known by it, any words.
         state: only what is approved counts.
-        decided_by: who decided.
+        decided_by: who decided, likewise.
         at_unix_ns: when it was asked for or decided.
     """
 

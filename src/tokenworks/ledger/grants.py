@@ -12,7 +12,17 @@ from tokenworks.core.errors import InvalidRequest
 from tokenworks.core.ids import KeyID, LimitID, TenantID
 from tokenworks.core.slo import Tier
 from tokenworks.ledger.extras import Extra
-from tokenworks.ledger.quotas import LEVELS, Limit, LimitState, NodeID, Period, Unit, window_start
+from tokenworks.ledger.quotas import (
+    LEVELS,
+    KeyRecord,
+    Limit,
+    LimitState,
+    NodeID,
+    Period,
+    Unit,
+    node_id,
+    window_start,
+)
 
 PERIODS: Final[tuple[Period, ...]] = get_args(Period)
 NODE_HINT: Final = (
@@ -169,25 +179,52 @@ def is_below(node: NodeID, above: NodeID, tenants: dict[KeyID, TenantID]) -> boo
     return tenant == name
 
 
-def decide(extra: Extra, limits: Iterable[Limit], *, approve: bool, by: str, unix_ns: int) -> Extra:
+def parse_person(text: str, keys: Iterable[KeyRecord]) -> NodeID:
+    """The engineer that a text names, who has a key that is open.
+
+    A person is known by that id alone: two spellings of one name would be two who decide.
+
+    Raises:
+        InvalidRequest: the text is no engineer's node, or nobody with a key is that one.
+    """
+    for record in keys:
+        if record.revoked_unix_ns is None and record.engineer is not None:
+            node = node_id("engineer", record.tenant, record.engineer)
+            if node == text:
+                return node
+    raise InvalidRequest(
+        f"{text!r} is nobody who has a key.",
+        hint="Name an engineer as `tokenworks key list` has them, such as engineer:acme/ada; "
+        "`tokenworks key create --engineer` makes a key.",
+    )
+
+
+def decide(
+    extra: Extra, limits: Iterable[Limit], *, approve: bool, by: NodeID, unix_ns: int
+) -> Extra:
     """Extra budget after somebody decided on it.
 
     Args:
         extra: what was asked for.
         limits: all limits.
         approve: whether it is given.
-        by: who decides.
+        by: who decides, as ``parse_person`` finds them.
         unix_ns: now.
 
     Raises:
         InvalidRequest: it was decided before, its limit is gone, its window has ended, or who asked
-            for it would approve it.
+            for it would approve it, or may be the one who would.
     """
     if extra.state != "asked":
         raise InvalidRequest(
             f"{extra.extra!r} was {extra.state} by {extra.decided_by!r}.", hint="Ask again."
         )
     if approve:
+        if not extra.asked_by.startswith("engineer:"):
+            raise InvalidRequest(
+                f"Nobody can tell who {extra.asked_by!r} is, who has asked for {extra.extra!r}.",
+                hint="Deny it, and ask again by an engineer's id.",
+            )
         if by == extra.asked_by:
             raise InvalidRequest(
                 f"{by!r} has asked for {extra.extra!r} and cannot approve it.",

@@ -7,7 +7,7 @@ never exceeds what it was granted; so all together they never use more than is a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 import msgspec
@@ -19,6 +19,10 @@ from tokenworks.ledger.quotas import Limit, LimitState, NodeID, nodes_of, window
 SHARE: Final = 8
 """A process is granted at most this part of what is left, so that the last of it is in small
 pieces and little lies idle with one process while another is refused."""
+
+
+Counted = Callable[[Entry], Mapping[tuple[LimitID, int], int]]
+"""Says how much a process's ledger has counted of an entry in which windows, by limit and start."""
 
 
 class Shortage(NamedTuple):
@@ -91,6 +95,34 @@ def spent(
                 amount = entry.counted_tokens if tokens else entry.paid_nanodollars
                 sums[place] = sums.get(place, 0) + amount
     return sums
+
+
+def split(
+    entries: Sequence[Entry],
+    limits: Mapping[NodeID, Sequence[Limit]],
+    counted: Counted | None,
+) -> tuple[dict[tuple[LimitID, int], int], dict[tuple[LimitID, int], int]]:
+    """What some entries use, as ``spent``: what their process has leased for it, and the rest.
+
+    Args:
+        entries: entries of one process.
+        limits: see ``spent``.
+        counted: what windows have counted of an entry, be their limits still set or not; None
+            where its leases cover all.
+    """
+    if counted is None:
+        return spent(entries, limits), {}
+    own: dict[tuple[LimitID, int], int] = {}
+    beyond: dict[tuple[LimitID, int], int] = {}
+    for entry in entries:
+        known = counted(entry)
+        for place, amount in known.items():
+            if amount:
+                own[place] = own.get(place, 0) + amount
+        for place, amount in spent((entry,), limits).items():
+            if place not in known:
+                beyond[place] = beyond.get(place, 0) + amount
+    return own, beyond
 
 
 def with_spent(states: Sequence[LimitState], entries: Iterable[Entry]) -> list[LimitState]:

@@ -189,7 +189,8 @@ class Ledger:
             ):
                 amount = entry.hold_tokens if limit.unit == "tokens" else entry.hold_nanodollars
                 window.held += amount
-                self._holds[place] = Held(entry, (*held.windows, window))
+                kept = _without_lifted(held, limit.limit)
+                self._holds[place] = Held(entry, (*kept.windows, window))
 
     def grant(self, limit: LimitID, start_unix_ns: int, amount: int) -> bool:
         """Allow more (or, below zero, less) of a limit's window; False if it is not known.
@@ -202,6 +203,25 @@ class Ledger:
         assert window.free + min(amount, 0) >= 0 or amount >= 0, (limit, amount, window.free)
         window.allowed += amount
         return True
+
+    def uncovered(self) -> list[tuple[Window, int]]:
+        """Leased windows that use and hold more than was granted of them, each with how much.
+
+        Of a limit that was lifted only what was used counts: what is held of it will be let go.
+        """
+        found = [(window, -window.free) for window in self._tree.windows()]
+        for window in self._tree.lifted():
+            # Nobody may be told that it came free as long as it is used.
+            own = min(window.returned, max(0, window.used - window.allowed))
+            window.returned -= own
+            window.allowed += own
+            found.append((window, window.used - window.allowed))
+        return [(window, amount) for window, amount in found if amount > 0]
+
+    def cover(self, window: Window, amount: int) -> None:
+        """Allow what ``uncovered`` found; as it comes free it is not this process's any more."""
+        window.allowed += amount
+        window.tied = min(window.held, window.tied + amount)
 
     def tie(self) -> None:
         """Keep nothing of what is held now, once it comes free; see ``Window.tied``."""
@@ -227,6 +247,26 @@ class Ledger:
     def window_at(self, limit: LimitID, start_unix_ns: int) -> Window | None:
         """The window of a limit that begins at a time, if it is known; see ``grant``."""
         return self._tree.window_at(limit, start_unix_ns)
+
+    def counted(self, entry: Entry) -> dict[tuple[LimitID, int], int]:
+        """What windows, by limit and start, have counted of a settlement when it was made.
+
+        They have it in what they use; what it uses of others, this process has leased nowhere.
+        Other threads may ask.
+        """
+        if not isinstance(entry, Posted) or entry.ending == "failed":
+            return {}
+        held, _ = self._settled.get((entry.request, entry.attempt), (None, None))
+        return {
+            (each.limit.limit, each.start_unix_ns): each.amount(
+                entry.tier_delivered, entry.counted_tokens, entry.paid_nanodollars
+            )
+            for each in (() if held is None else held.windows)
+        }
+
+    def lifted(self) -> list[Window]:
+        """Leased windows of limits that were lifted, until nothing of them is left."""
+        return self._tree.lifted()
 
     def windows(self) -> tuple[Window, ...]:
         """The present window of every limit; they are the ledger's own, to be read only."""
@@ -479,6 +519,7 @@ class Ledger:
             del self._settled[place]
             self._holds[place] = held
             _count(held, settlement, -1)
+            self._tree.list_lifted(held.windows)
         if held is not None and entry == held.entry:
             del self._holds[place]
             release(held.windows, entry.hold_tokens, entry.hold_nanodollars)
@@ -582,6 +623,7 @@ class Ledger:
     def _close(self, held: Held, entry: SettlementT) -> SettlementT:
         place = (entry.request, entry.attempt)
         del self._holds[place]
+        held = _without_lifted(held)
         self._settled[place] = (held, entry)
         if len(self._settled) > self._settled_max:
             del self._settled[next(iter(self._settled))]
@@ -698,6 +740,19 @@ def voiding(hold: Reserved, unix_ns: int, reason: VoidReason) -> Voided:
         reserved_unix_ns=hold.at_unix_ns,
         reason=reason,
     )
+
+
+def _without_lifted(held: Held, limit: LimitID | None = None) -> Held:
+    """A reservation that lets go of windows of limits that were lifted: of one, or of all."""
+    if not any(each.lifted for each in held.windows):
+        return held
+    kept = []
+    for window in held.windows:
+        if window.lifted and limit in (None, window.limit.limit):
+            release((window,), held.entry.hold_tokens, held.entry.hold_nanodollars)
+        else:
+            kept.append(window)
+    return Held(held.entry, tuple(kept))
 
 
 def _count(held: Held, entry: Settlement, sign: int) -> None:

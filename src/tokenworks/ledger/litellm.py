@@ -3,7 +3,8 @@
 Source:
     BerriAI/litellm: ``hash_token`` (a key is kept as the sha256 of its text in hex, as ours are);
     ``litellm/models/verification_token.py``, ``team.py``, ``user.py`` and ``budget.py``, which are
-    what its management API answers; read 2026-11-24.
+    what its management API answers; read 2026-11-24. ``list_budget`` of
+    ``litellm/proxy/management_endpoints/budget_management_endpoints.py``; read 2026-11-28.
 """
 
 from __future__ import annotations
@@ -90,9 +91,14 @@ class _Maker:
     """What is made of the objects, and what is there already."""
 
     def __init__(
-        self, tenant: TenantID, unix_ns: int, known: Iterable[KeyRecord], before: list[LimitState]
+        self,
+        tenant: TenantID,
+        unix_ns: int,
+        budgets: Mapping[str, Record],
+        known: Iterable[KeyRecord],
+        before: list[LimitState],
     ) -> None:
-        self.tenant, self.unix_ns = tenant, unix_ns
+        self.tenant, self.unix_ns, self.budgets = tenant, unix_ns, budgets
         self.known = {record.key: record for record in known}
         self.before = before
         self.made = Imported([], [], [], [])
@@ -106,6 +112,7 @@ class _Maker:
         windows = row.get("budget_limits") or []
         if not isinstance(table, Mapping) or not isinstance(windows, list):
             raise _odd(node, "litellm_budget_table" if table else "budget_limits")
+        table = self.named(node, row, table)
         limits: dict[LimitID, Limit] = {}
         for part, spend in ((row, row), (table, row), *((window, {}) for window in windows)):
             if not isinstance(part, Mapping):
@@ -125,6 +132,20 @@ class _Maker:
                 for field, value in part.items()
                 if field not in _TAKEN | _RECORDS and not _is_empty(value)
             )
+
+    def named(self, node: NodeID, row: Record, table: Record) -> Record:
+        """The budget that a row names, which stands in the row itself or was given apart."""
+        name = row.get("budget_id")
+        if name is None or (table and table.get("budget_id", name) == name):
+            return table
+        found = self.budgets.get(str(name))
+        if found is None:
+            raise InvalidRequest(
+                f"{node}: its budget is {name!r}, and no object that is given says what that is; "
+                "it would be imported without a limit.",
+                hint="Give what /budget/list answers by --budgets, too.",
+            )
+        return found
 
     def put(self, limit: Limit) -> None:
         for state in self.before:
@@ -235,6 +256,7 @@ def import_keys(
     keys: Iterable[Record],
     teams: Iterable[Record] = (),
     users: Iterable[Record] = (),
+    budgets: Iterable[Record] = (),
     *,
     tenant: TenantID,
     unix_ns: int,
@@ -251,17 +273,19 @@ def import_keys(
         keys: key objects, as ``/key/list?return_full_object=true`` gives them.
         teams: team objects, as ``/team/list`` gives them.
         users: user objects, as ``/user/list`` gives them.
+        budgets: budget objects, as ``/budget/list`` gives them; others name them by their id.
         tenant: who pays for all of them.
         unix_ns: now.
         known: the keys that are here already.
         before: all limits as they stand now.
 
     Raises:
-        InvalidRequest: an object is no such thing, its budget is no amount, or two teams or users
-            have the same name however they are written.
+        InvalidRequest: an object is no such thing, its budget is no amount or is named and not
+            given, or two teams or users have the same name however they are written.
     """
     parse_node(f"tenant:{tenant}")
-    maker = _Maker(tenant, unix_ns, known, list(before))
+    by_budget = {_text(budget, "budget_id"): budget for budget in budgets}
+    maker = _Maker(tenant, unix_ns, by_budget, known, list(before))
     by_token = {_text(key, "token"): key for key in keys}
     by_team = {_text(team, "team_id"): team for team in teams}
     by_user = {_text(user, "user_id"): user for user in users}

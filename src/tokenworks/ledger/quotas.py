@@ -134,11 +134,12 @@ class Window:
         tied: how much of what is held was leased under a limit that may be lower by now; as it
             comes free it is not this process's any more.
         returned: what came free of that, and the store has not been told yet.
+        lifted: its limit is not in force any more, or is in force anew with another window.
     """
 
     __slots__ = (
-        *("allowed", "carried", "end_unix_ns", "following", "held", "limit", "returned"),
-        *("start_unix_ns", "tied", "used"),
+        *("allowed", "carried", "end_unix_ns", "following", "held", "lifted", "limit"),
+        *("returned", "start_unix_ns", "tied", "used"),
     )
 
     def __init__(
@@ -152,11 +153,18 @@ class Window:
         self.allowed = allowed
         self.used = used
         self.held = self.tied = self.returned = 0
+        self.lifted = False
 
     @property
     def free(self) -> int:
         """What may still be held."""
         return self.allowed - self.used - self.held
+
+    def amount(self, tier: Tier | None, tokens: int, nanodollars: int) -> int:
+        """What it counts of an answer that was delivered at a tier."""
+        if self.limit.tier not in (None, tier):
+            return 0
+        return tokens if self.limit.unit == "tokens" else nanodollars
 
     def release(self, hold: int, used: int) -> None:
         """Give a hold back, and count what was used of it; with amounts below zero, take it up."""
@@ -240,6 +248,8 @@ class QuotaTree:
         self._ended: dict[LimitID, list[Window]] = {}
         """Leased months that are over and carry over; the latest, and others that hold or have
         anything left."""
+        self._lifted: list[Window] = []
+        """Leased windows of limits that were lifted, while they hold or have anything."""
         self._month_unix_ns = 0
 
     def set(self, state: LimitState) -> Window:
@@ -268,12 +278,19 @@ class QuotaTree:
         return window
 
     def remove(self, limit: LimitID) -> None:
-        """Lift a limit; open holds under it are not touched."""
+        """Lift a limit; open holds under it are not touched, and what was leased is in ``lifted``.
+
+        A request that ends after that has used what nobody leased.
+        """
         window = self._windows.pop(limit, None)
         if window is not None:
             self._by_node[window.limit.node].remove(limit)
             self._of_payer.clear()
-            self._ended.pop(limit, None)
+            ended = self._ended.pop(limit, [])
+            if self._leased:
+                for each in (*ended, window):
+                    each.lifted = True
+                    self._lifted.append(each)
 
     def window(self, limit: LimitID) -> Window | None:
         """The present window of a limit."""
@@ -296,6 +313,16 @@ class QuotaTree:
                 if window.limit.carries_over and unix_ns >= window.end_unix_ns:
                     self._windows[name] = self._next(window, unix_ns)
         return [window for windows in self._ended.values() for window in windows]
+
+    def lifted(self) -> list[Window]:
+        """Leased windows of limits that were lifted, each until nothing of it is left."""
+        left = [each for each in self._lifted if each.held or each.returned or each.free]
+        self._lifted = left
+        return list(left)
+
+    def list_lifted(self, windows: Iterable[Window]) -> None:
+        """Have those whose limits were lifted in ``lifted`` again: they hold something anew."""
+        self._lifted += [each for each in windows if each.lifted and each not in self._lifted]
 
     def windows(self) -> tuple[Window, ...]:
         """The present windows of all limits."""
@@ -450,12 +477,8 @@ def release(
         nanodollars: what was paid.
     """
     for window in windows:
-        limit = window.limit
-        counts = limit.tier is None or limit.tier is tier
-        if limit.unit == "tokens":
-            window.release(hold_tokens, tokens if counts else 0)
-        else:
-            window.release(hold_nanodollars, nanodollars if counts else 0)
+        hold = hold_tokens if window.limit.unit == "tokens" else hold_nanodollars
+        window.release(hold, window.amount(tier, tokens, nanodollars))
         if window.following is not None:
             _carry_on(window)
 

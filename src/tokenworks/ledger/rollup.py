@@ -6,8 +6,8 @@ does so. A store adds each block's entries to the rollups it keeps, per hour and
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Final, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Final, Literal, NamedTuple
 
 import msgspec
 
@@ -60,13 +60,21 @@ class Kind(NamedTuple):
     batch: bool
 
 
-PayerNames = Mapping[str, str]
+PayerField = Literal["tenant", "team", "engineer", "key", "agent", "run"]
+PayerNames = Mapping[PayerField, str]
 """Names that payers must have, by the field of ``Payer``; those of the factory itself have none."""
 
 
 def without_run(payer: Payer) -> Payer:
     """The payer of all runs: there are as many of them as callers like."""
-    return msgspec.structs.replace(payer, run=None)
+    return payer if payer.run is None else msgspec.structs.replace(payer, run=None)
+
+
+def without_agent(payer: Payer) -> Payer:
+    """The payer of all agents and runs: callers name both, and are known by their keys alone."""
+    if payer.agent is None:
+        return without_run(payer)
+    return msgspec.structs.replace(payer, agent=None, run=None)
 
 
 def is_of(payer: Payer, names: PayerNames) -> bool:
@@ -107,13 +115,18 @@ class RollupRow(NamedTuple):
         except KeyError:
             raise AttributeError(name) from None
 
-    def coarse(self, *, by_hour: bool, by_payer: bool, by_run: bool = False) -> RollupRow:
-        """The row to which this one's sums belong when hours, payers or runs are not told apart."""
+    def coarse(
+        self, *, by_hour: bool, by_payer: bool, by_agent: bool = False, by_run: bool = False
+    ) -> RollupRow:
+        """The row to which this one's sums belong when some things are not told apart.
+
+        Runs are told apart with their agents, and agents by payer only.
+        """
         payer = self.payer
         if not by_payer:
             payer = NOBODY
-        elif payer.run is not None and not by_run:
-            payer = without_run(payer)
+        elif not by_run:
+            payer = without_run(payer) if by_agent else without_agent(payer)
         start = self.start_unix_ns if by_hour else 0
         return RollupRow(start, payer, self.kind, self.sums)
 
@@ -224,17 +237,23 @@ def merged(rows: Iterable[RollupRow]) -> list[RollupRow]:
     return [RollupRow(*row, found) for row, found in sums.items()]
 
 
-def with_runs(rows: Iterable[RollupRow], runs: Iterable[RollupRow]) -> list[RollupRow]:
-    """Rows with the part of each run told apart.
+def with_parts(
+    rows: Iterable[RollupRow], parts: Iterable[RollupRow], whole: Callable[[Payer], Payer]
+) -> list[RollupRow]:
+    """Rows with some parts of them told apart.
 
     Args:
-        rows: sums over all runs, each row once.
-        runs: the sums of answers that belong to a run.
+        rows: sums, each row once.
+        parts: the sums of answers that belong to a run, or were asked for by an agent.
+        whole: the payer of whose row a part is.
     """
-    runs = list(runs)
-    less = ((*run.coarse(by_hour=True, by_payer=True)[:3], [-n for n in run.sums]) for run in runs)
-    rest = merged([*rows, *(RollupRow(*row) for row in less)])
-    return [*(row for row in rest if any(row.sums)), *runs]
+    rest = {row[:3]: list(row.sums) for row in rows}
+    parts = list(parts)
+    for start_unix_ns, payer, kind, sums in parts:
+        left = rest.setdefault((start_unix_ns, whole(payer), kind), [0] * len(MEASURES))
+        for i, amount in enumerate(sums):
+            left[i] -= amount
+    return [*(RollupRow(*row, left) for row, left in rest.items() if any(left)), *parts]
 
 
 def balances(rows: Iterable[RollupRow]) -> dict[AccountID, Balance]:

@@ -10,7 +10,7 @@ from tokenworks.core.ids import KeyID, LimitID, PoolID, PriceID
 from tokenworks.ledger.blocks import Block
 from tokenworks.ledger.entries import Entry, Reserved
 from tokenworks.ledger.extras import Extra
-from tokenworks.ledger.leases import Shortage, WindowUse
+from tokenworks.ledger.leases import Counted, Shortage, WindowUse
 from tokenworks.ledger.ledger import Ledger
 from tokenworks.ledger.quotas import UNIX_NS_MAX, KeyRecord, Limit, LimitState
 from tokenworks.ledger.rollup import PayerNames, RollupRow
@@ -93,6 +93,7 @@ class LedgerStore(Protocol):
         *,
         by_hour: bool = False,
         by_payer: bool = True,
+        by_agent: bool = False,
         by_run: bool = False,
         of: PayerNames | None = None,
     ) -> list[RollupRow]:
@@ -104,8 +105,9 @@ class LedgerStore(Protocol):
             by_hour: a row for each hour, payer and kind; else one for each payer and kind, whose
                 start is 0, which are far fewer and quickly found.
             by_payer: tell payers apart; else every row's payer is ``rollup.NOBODY``.
-            by_run: tell their runs apart, too, of which there may be very many.
-            of: only payers with these names, which are quickly found; with ``by_payer`` only.
+            by_agent: tell their agents apart, too; callers name them as they like.
+            by_run: tell agents and runs apart, of which there may be very many.
+            of: only payers with these names, whatever is told apart; they are quickly found.
         """
         ...
 
@@ -146,7 +148,7 @@ class LedgerStore(Protocol):
 
     def lease(
         self, shortages: Sequence[Shortage], unix_ns: int
-    ) -> list[int] | tuple[Shortage, WindowUse]:
+    ) -> list[int] | tuple[Shortage, WindowUse | None]:
         """Grant this process more of some limits, all or none.
 
         From the first call on, be it for nothing, what this process appends counts against its
@@ -154,10 +156,23 @@ class LedgerStore(Protocol):
 
         Returns:
             What was granted of each, at least what was missing; or the first that has not so much
-            left, with how it stands over all processes. That one is then wanted: see ``wanted``.
+            left, with how it stands over all processes. All that have not are then wanted, so that
+            a request that lacks several waits for them at once: see ``wanted``. Or one that is set
+            no more, with None.
 
         Raises:
             LedgerUnavailable: the store cannot be asked, or this process was taken over.
+        """
+        ...
+
+    def count_by(self, counted: Counted) -> None:
+        """Learn which windows have counted what this process appends.
+
+        What it uses of others is covered by none of its leases: it used it before it had taken
+        their limit up, or after it was lifted.
+
+        Args:
+            counted: asked on any thread when an entry is stored.
         """
         ...
 
@@ -222,7 +237,7 @@ class LedgerStore(Protocol):
         ...
 
     def put_key(self, record: KeyRecord) -> None:
-        """Add a key, or replace the one of that id.
+        """Add a key, or replace the one of that id; one that is revoked stays so, from then on.
 
         Raises:
             ConfigInvalid: another key has this secret.
@@ -298,6 +313,7 @@ def join(store: LedgerStore, unix_ns: int) -> Ledger:
     """
     unix_ns = max(unix_ns, store.latest_unix_ns())
     ledger = Ledger(store.owner, leased=True, unix_ns=unix_ns)
+    store.count_by(ledger.counted)
     store.alive(unix_ns)
     store.lease((), unix_ns)
     for record in store.load_keys():

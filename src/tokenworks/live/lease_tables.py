@@ -14,7 +14,10 @@ from tokenworks.ledger.quotas import Limit, LimitState, window_start
 from tokenworks.live.database import Database
 
 BEFORE: Final = ""
-"""The owner of what was used of a window before anybody leased it, and by those who are dead."""
+"""The owner of what was used of a window before anybody leased it: its row says that this was
+noted."""
+BEYOND: Final = "-"
+"""The owner of what was used beyond all leases, and by those who are dead; granted as used."""
 
 PAST_NS_MAX: Final = 48 * NS_PER_HOUR
 """Leases of hours and days are kept for as long as an answer of theirs may still be billed, and
@@ -81,7 +84,7 @@ def lease(
     shortages: Sequence[Shortage],
     states: Mapping[tuple[LimitID, int], LimitState],
     unix_ns: int,
-) -> list[int] | tuple[Shortage, WindowUse]:
+) -> list[int] | tuple[Shortage, WindowUse | None]:
     """Grant a process more, all or none, inside a transaction; see ``LedgerStore.lease``.
 
     Args:
@@ -93,17 +96,23 @@ def lease(
         unix_ns: now, for who wants something.
     """
     granted: list[int] = []
+    refused: list[tuple[Shortage, WindowUse]] = []
     for short in shortages:
         state = states.get((short.limit, short.start_unix_ns))
-        use = WindowUse(0, 0, 0) if state is None else _use(database, state)
+        if state is None:
+            return short, None
+        use = _use(database, state)
         amount = grant(use, short.missing)
         if amount is None:
-            for each, given in zip(shortages, granted, strict=False):
-                database.change(_GRANT, (owner, each.limit, each.start_unix_ns, -given, 0))
+            refused.append((short, use))
+        else:
+            granted.append(amount)
+    if refused:
+        for short, _ in refused:
             database.change(_WANT, (short.limit, short.start_unix_ns, unix_ns))
-            return short, use
+        return refused[0]
+    for short, amount in zip(shortages, granted, strict=True):
         database.change(_GRANT, (owner, short.limit, short.start_unix_ns, amount, 0))
-        granted.append(amount)
     return granted
 
 
@@ -202,16 +211,28 @@ def granted(database: Database, owner: str, places: Sequence[Shortage]) -> list[
 def spend(database: Database, owner: str, spent: dict[tuple[LimitID, int], int]) -> None:
     """Count what a process has used, in the transaction that stores the entries.
 
-    A limit that was set after the request was reserved may have no lease here yet; what is used
-    of it is used all the same, and counts as granted where the whole is summed.
+    An answer may be longer than what was held for it; what is used is used all the same, and
+    counts as granted where the whole is summed.
     """
     for (limit, start_unix_ns), amount in spent.items():
         database.change(_SPEND, (owner, limit, start_unix_ns, 0, amount))
 
 
+def spend_beyond(database: Database, spent: dict[tuple[LimitID, int], int]) -> None:
+    """Count what a process has used of windows in which its ledger has not counted it.
+
+    None of its leases covers that: what it leases later it will use besides.
+    """
+    for (limit, start_unix_ns), amount in spent.items():
+        database.change(_GRANT, (BEYOND, limit, start_unix_ns, amount, amount))
+
+
 def end(database: Database, owner: str) -> None:
-    """Free what a dead process was granted and has not used; what it has used is nobody's."""
-    database.change(_INHERIT, (BEFORE, owner))
+    """Free what a dead process was granted and has not used; what it has used is nobody's.
+
+    That does not say what was used before anybody leased.
+    """
+    database.change(_INHERIT, (BEYOND, owner))
     database.change("DELETE FROM leases WHERE owner = ?", (owner,))
 
 

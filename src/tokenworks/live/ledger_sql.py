@@ -13,8 +13,8 @@ from tokenworks.ledger.blocks import Block
 from tokenworks.ledger.rollup import MEASURES
 from tokenworks.live.database import Dialect
 
-SCHEMA_VERSION: Final = 4
-MIGRATED_FROM: Final = frozenset({3})
+SCHEMA_VERSION: Final = 5
+MIGRATED_FROM: Final = frozenset({3, 4})
 """Schemas whose tables of sums are made anew from the entries; nothing else is other there."""
 
 _META_SCHEMA: Final = f"""
@@ -26,11 +26,18 @@ INSERT INTO meta VALUES
 
 _SUMS: Final = ", ".join(f"{name} INTEGER NOT NULL" for name in MEASURES)
 
-_SUM_SCHEMA: Final = f"""
+TIME_TABLES: Final = ("hours", "factory_hours", "months", "agent_hours", "agent_months")
+"""Sums by time, of each payer, of all together, and of each agent of a payer."""
+
+_PAYER_SCHEMA: Final = f"""
 CREATE TABLE IF NOT EXISTS payers (
     id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE);
 CREATE TABLE IF NOT EXISTS kinds (
     id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE);
+CREATE TABLE IF NOT EXISTS agent_payers (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, tenant TEXT NOT NULL,
+    agent TEXT NOT NULL);
+CREATE INDEX IF NOT EXISTS agent_payers_by_agent ON agent_payers (tenant, agent);
 CREATE TABLE IF NOT EXISTS run_payers (
     id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, tenant TEXT NOT NULL,
     run TEXT NOT NULL);
@@ -38,16 +45,14 @@ CREATE INDEX IF NOT EXISTS run_payers_by_run ON run_payers (tenant, run);
 CREATE TABLE IF NOT EXISTS run_hours (
     payer INTEGER NOT NULL, start_unix_ns INTEGER NOT NULL, kind INTEGER NOT NULL, {_SUMS},
     PRIMARY KEY (payer, start_unix_ns, kind)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS hours (
-    start_unix_ns INTEGER NOT NULL, payer INTEGER NOT NULL, kind INTEGER NOT NULL, {_SUMS},
-    PRIMARY KEY (start_unix_ns, payer, kind)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS factory_hours (
-    start_unix_ns INTEGER NOT NULL, payer INTEGER NOT NULL, kind INTEGER NOT NULL, {_SUMS},
-    PRIMARY KEY (start_unix_ns, payer, kind)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS months (
+"""
+_SUM_SCHEMA: Final = _PAYER_SCHEMA + "".join(
+    f"""CREATE TABLE IF NOT EXISTS {table} (
     start_unix_ns INTEGER NOT NULL, payer INTEGER NOT NULL, kind INTEGER NOT NULL, {_SUMS},
     PRIMARY KEY (start_unix_ns, payer, kind)) WITHOUT ROWID;
 """
+    for table in TIME_TABLES
+)
 """What is derived from the entries."""
 
 _SCHEMA: Final = """
@@ -131,7 +136,8 @@ def schema(dialect: Dialect) -> str:
 
 def new_sum_tables(dialect: Dialect) -> list[str]:
     """The statements that put empty tables of sums in the place of those that are there."""
-    drop = [f"DROP TABLE {table}" for table in ("payers", "hours", "factory_hours", "months")]
+    names = ("payers", "agent_payers", "run_payers", "run_hours", *TIME_TABLES)
+    drop = [f"DROP TABLE IF EXISTS {name}" for name in names]
     return [*drop, *_in_words_of(dialect, _SUM_SCHEMA).split(";")[:-1]]
 
 
@@ -147,7 +153,7 @@ INSERT INTO keys VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE 
     tenant = excluded.tenant, team = excluded.team, engineer = excluded.engineer,
     name = excluded.name, secret_sha256 = excluded.secret_sha256,
     tier_default = excluded.tier_default, created_unix_ns = excluded.created_unix_ns,
-    revoked_unix_ns = excluded.revoked_unix_ns
+    revoked_unix_ns = COALESCE(keys.revoked_unix_ns, excluded.revoked_unix_ns)
 """
 PUT_KEY_LABEL: Final = "INSERT INTO key_labels VALUES (?, ?)"
 PUT_LIMIT: Final = """
@@ -179,10 +185,7 @@ UNROLLED_OF: Final = (
 )
 """Asked for one owner at a time: a join with all owners would read all blocks there are."""
 
-FORGET_SUMS: Final = (
-    *("DELETE FROM hours", "DELETE FROM factory_hours", "DELETE FROM months"),
-    "DELETE FROM run_hours",
-)
+FORGET_SUMS: Final = tuple(f"DELETE FROM {table}" for table in (*TIME_TABLES, "run_hours"))
 
 _PLACES: Final = ", ".join("?" * (3 + len(MEASURES)))
 
@@ -230,8 +233,8 @@ def read_sums(
         table: its name.
         by_start: tell starts apart.
         by_payer: tell payers apart.
-        payers: only these. In the table ``hours`` each of them is looked up for each hour, for
-            there may be thousands of others.
+        payers: only these. In a table by hour each of them is looked up for each hour, for there
+            may be thousands of others.
 
     Its columns are start, payer and kind, 0 where it does not group by them, then what
     ``sums_from`` reads.
@@ -241,7 +244,7 @@ def read_sums(
     group = ", ".join(name for name, grouped in names.items() if grouped)
     where = "start_unix_ns >= ? AND start_unix_ns < ?"
     if payers is not None:
-        if table == "hours":
+        if table in ("hours", "agent_hours"):
             starts = f"SELECT DISTINCT start_unix_ns FROM factory_hours WHERE {where}"
             where = f"start_unix_ns IN ({starts})"
         where = f"{where} AND payer IN ({', '.join(map(str, payers))})"

@@ -60,14 +60,25 @@ class NumberedNames:
         return name
 
 
-class NumberedRuns(NumberedNames):
-    """Payers with their runs. There may be millions: who reads them joins their table."""
+class NumberedParts(NumberedNames):
+    """Payers with their agents or runs. There may be millions: whoever reads joins their table."""
 
-    def __init__(self, decoder: msgspec.json.Decoder[Any]) -> None:
-        super().__init__("run_payers", decoder)
+    def __init__(self, part: str, decoder: msgspec.json.Decoder[Any]) -> None:
+        super().__init__(f"{part}_payers", decoder)
+        self._part = part
         self._insert = (
-            "INSERT INTO run_payers (name, tenant, run) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
+            f"INSERT INTO {part}_payers (name, tenant, {part}) VALUES (?, ?, ?) "
+            "ON CONFLICT DO NOTHING"
         )
 
     def _more(self, name: Any) -> tuple[str, ...]:
-        return (name.tenant, name.run)
+        return (name.tenant, getattr(name, self._part))
+
+    def some(self, database: Database, known: Mapping[str, str]) -> dict[int, Any]:
+        """The names by number whose columns have some values; they are not remembered."""
+        where = " AND ".join(f"{column} = ?" for column in known)
+        rows = database.query(
+            f"SELECT id, name FROM {self._table}{' WHERE ' * bool(where)}{where}",
+            tuple(known.values()),
+        )
+        return {number: self._decoder.decode(text) for number, text in rows}

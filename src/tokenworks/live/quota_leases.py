@@ -48,6 +48,8 @@ class QuotaLeases:
         self._sweep_at_ns = clock.now_ns() + DEAD_AFTER_NS
         self._version = store.settings_version()
         """Of the settings under which all that is leased was leased."""
+        self._unclaimed: list[Shortage] = []
+        """What was granted of windows that were not there any more when the answer came."""
 
     async def reserve(self, order: Order, book: PriceBook, ttl_ns: int) -> Reserved | Refused:
         """Hold the most that a request can use, leasing more of the limits above it if need be.
@@ -66,8 +68,9 @@ class QuotaLeases:
                 continue
             tries += 1
             numbers = refused.quota
-            # What others only hold may come back; what is used does not.
-            hopeless = numbers is None or numbers.asked > numbers.allowed - numbers.used
+            # What others only hold may come back, and a limit that is set no more is let go; what
+            # is used does not come back.
+            hopeless = numbers is not None and numbers.asked > numbers.allowed - numbers.used
             if hopeless or tries == TRIES_MAX:
                 return refused
             await asyncio.sleep(RETRY_NS / NS_PER_S)
@@ -88,8 +91,12 @@ class QuotaLeases:
             if isinstance(answer, tuple):
                 return self._refusal(*answer, free[answer[0].limit], unix_ns)
             for short, amount in zip(shortages, answer, strict=True):
-                self._ledger.grant(short.limit, short.start_unix_ns, amount)
+                self._grant(short, amount)
             return None
+
+    def _grant(self, place: Shortage, amount: int) -> None:
+        if not self._ledger.grant(place.limit, place.start_unix_ns, amount):
+            self._unclaimed.append(place._replace(missing=amount))
 
     def _free(self, place: Shortage) -> int:
         """What this process could still hold of a limit."""
@@ -97,10 +104,10 @@ class QuotaLeases:
         assert window is not None, place
         return window.free
 
-    def _refusal(self, short: Shortage, use: WindowUse, free: int, unix_ns: int) -> Refused:
+    def _refusal(self, short: Shortage, use: WindowUse | None, free: int, unix_ns: int) -> Refused:
         """What a request needs, and how the whole limit stands over all processes."""
         window = self._ledger.window(short.limit)
-        if window is None:
+        if window is None or use is None:
             return Refused(code="conflict", message=f"The limit {short.limit!r} was lifted.")
         limit = window.limit
         asked = short.missing + free
@@ -149,7 +156,8 @@ class QuotaLeases:
     async def give_back_idle(self, unix_ns: int) -> None:
         """Give back what this process neither uses nor holds of limits that others lack.
 
-        So it does of months that are over, for what they leave is carried over.
+        So it does of months that are over, for what they leave is carried over, and of limits that
+        were lifted, for they may be set again.
         """
         async with self._asking:
             since = unix_ns - LOOK_BACK_NS
@@ -163,7 +171,8 @@ class QuotaLeases:
             await self._cover_held()
             found = [self._ledger.window_at(limit, start) for limit, start in dict.fromkeys(places)]
             untied = [each for each in present if each.returned]
-            windows = dict.fromkeys((*found, *untied, *self._ledger.ended(unix_ns)))
+            over = (*self._ledger.ended(unix_ns), *self._ledger.lifted())
+            windows = dict.fromkeys((*found, *untied, *over))
             # Taken from our own before the store is told: nobody may hold against it now.
             idle = [self._ledger.take_idle(each) for each in windows if each is not None]
             rest = [
@@ -171,9 +180,12 @@ class QuotaLeases:
                 for each in idle
                 if (amount := each.free + each.returned)
             ]
+            unclaimed = len(self._unclaimed)
+            rest += self._unclaimed
             try:
                 if rest:
                     await asyncio.to_thread(self._store.give_back, rest)
+                del self._unclaimed[:unclaimed]
             except (LedgerUnavailable, LedgerCorrupt):
                 for each in idle:
                     self._ledger.keep_idle(each)
@@ -186,12 +198,12 @@ class QuotaLeases:
         Requests that were reserved before a limit was set are under it from then on, and nobody
         else may be given what they will use.
         """
-        lacking = [
-            Shortage(window.limit.limit, window.start_unix_ns, -window.free)
-            for window in self._ledger.windows()
-            if window.free < 0
-        ]
+        lacking = self._ledger.uncovered()
         if lacking:
-            await asyncio.to_thread(self._store.cover, lacking)
-            for part in lacking:
-                self._ledger.grant(part.limit, part.start_unix_ns, part.missing)
+            places = [
+                Shortage(window.limit.limit, window.start_unix_ns, amount)
+                for window, amount in lacking
+            ]
+            await asyncio.to_thread(self._store.cover, places)
+            for window, amount in lacking:
+                self._ledger.cover(window, amount)

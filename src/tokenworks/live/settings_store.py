@@ -10,8 +10,9 @@ from typing import Any, Final
 
 import msgspec
 
-from tokenworks.core.errors import ConfigInvalid
+from tokenworks.core.errors import ConfigInvalid, LedgerUnavailable
 from tokenworks.core.ids import KeyID, LimitID, PriceID
+from tokenworks.core.units import NS_PER_S
 from tokenworks.ledger.extras import Extra
 from tokenworks.ledger.quotas import KeyRecord, Limit
 from tokenworks.live.database import Database
@@ -25,6 +26,7 @@ from tokenworks.live.ledger_sql import (
     meta_schema,
     schema,
 )
+from tokenworks.live.quota_leases import DEAD_AFTER_NS
 from tokenworks.live.sum_tables import SumTables
 
 _log: Final = logging.getLogger("tokenworks.ledger")
@@ -157,16 +159,21 @@ class SettingsStore:
             self._other.change("UPDATE meta SET value = value + 1 WHERE name = 'settings_version'")
 
 
-def prepare(database: Database) -> None:
+def prepare(database: Database, unix_ns: int) -> None:
     """Make the tables that are missing.
+
+    Args:
+        database: where.
+        unix_ns: now.
 
     Raises:
         ConfigInvalid: they are of another schema.
+        LedgerUnavailable: they are of an earlier release's, and a process of that still uses them.
     """
     database.script(meta_schema(database.dialect))
     version = meta_number(database, "schema_version")
     if version in MIGRATED_FROM:
-        version = _migrate(database)
+        version = _migrate(database, unix_ns)
     if version != SCHEMA_VERSION:
         raise ConfigInvalid(
             f"{database.where!r} has schema {version}; this release reads {SCHEMA_VERSION}.",
@@ -175,16 +182,45 @@ def prepare(database: Database) -> None:
     database.script(schema(database.dialect))
 
 
-def _migrate(database: Database) -> int:
-    """Bring a database of an earlier release to this one's schema, whole or not at all."""
+def _migrate(database: Database, unix_ns: int) -> int:
+    """Bring a database of an earlier release to this one's schema, whole or not at all.
+
+    A factory of that release would go on adding to tables that are not its own any more.
+    """
     with database.writing():
         if meta_number(database, "schema_version") in MIGRATED_FROM:  # nobody else was faster
+            refuse_others(database, unix_ns)
             _log.warning("the sums of %r are made anew for this release", database.where)
             SumTables().migrate(database)
             database.change(
                 "UPDATE meta SET value = ? WHERE name = 'schema_version'", (SCHEMA_VERSION,)
             )
         return meta_number(database, "schema_version")
+
+
+def refuse_others(database: Database, unix_ns: int, owner: str = "") -> None:
+    """Refuse to go on, inside a transaction, where another process may be at work.
+
+    Args:
+        database: where.
+        unix_ns: now.
+        owner: who is no other.
+
+    Raises:
+        LedgerUnavailable: one was here a moment ago.
+    """
+    others = database.query(
+        "SELECT owner FROM owners WHERE ended = 0 AND owner <> ? AND seen_unix_ns >= ? "
+        "ORDER BY owner",
+        (owner, unix_ns - DEAD_AFTER_NS),
+    )
+    if others:
+        seconds = DEAD_AFTER_NS // NS_PER_S
+        raise LedgerUnavailable(
+            f"{others[0][0]!r} has used the ledger in the last {seconds} s, and its tables are to "
+            "be made anew.",
+            hint=f"Stop every factory that uses it; one that was killed is gone after {seconds} s.",
+        )
 
 
 def meta_number(database: Database, name: str) -> int:

@@ -16,7 +16,7 @@ import msgspec
 
 from tokenworks.core.errors import LedgerCorrupt, LedgerUnavailable, TokenworksError
 from tokenworks.core.ids import LimitID, PoolID
-from tokenworks.core.units import NS_PER_HOUR, NS_PER_S
+from tokenworks.core.units import NS_PER_HOUR
 from tokenworks.ledger.blocks import (
     GENESIS,
     Block,
@@ -28,12 +28,13 @@ from tokenworks.ledger.blocks import (
 )
 from tokenworks.ledger.entries import Entry, Reserved
 from tokenworks.ledger.extras import Use, limit_states, uses
-from tokenworks.ledger.leases import Shortage, WindowUse, spent, with_spent
+from tokenworks.ledger.leases import Counted, Shortage, WindowUse, split, with_spent
 from tokenworks.ledger.quotas import UNIX_NS_MAX, LimitState, NodeID
 from tokenworks.ledger.rollup import PayerNames, Rollup, RollupRow
 from tokenworks.ledger.store_port import InDoubt
 from tokenworks.ledger.stored import Stored
 from tokenworks.live import cost_claims, lease_tables
+from tokenworks.live.clock import SystemClock
 from tokenworks.live.database import CommitUnknown, Database
 from tokenworks.live.group_commit import QUEUE_LEN_MAX, Batch, GroupCommit
 from tokenworks.live.ledger_sql import (
@@ -47,16 +48,16 @@ from tokenworks.live.ledger_sql import (
     block_from,
 )
 from tokenworks.live.postgres import PostgresDatabase
-from tokenworks.live.quota_leases import DEAD_AFTER_NS
 from tokenworks.live.settings_store import (
     SettingsStore,
     load_extras,
     load_limits,
     meta_number,
     prepare,
+    refuse_others,
 )
 from tokenworks.live.sqlite import SQLiteDatabase, SQLiteLock
-from tokenworks.live.sum_tables import NewNames, SumTables
+from tokenworks.live.sum_tables import Apart, NewNames, SumTables, told_apart
 
 ROLL_ENTRIES: Final = 16_384
 """Entries whose sums are in memory only before they are added to the tables; a start reads as many
@@ -109,7 +110,8 @@ class SQLStore(SettingsStore):
         queue_len_max: entries that may wait to be written.
 
     Raises:
-        LedgerUnavailable: the database cannot be opened or written.
+        LedgerUnavailable: the database cannot be opened or written, or a factory of an earlier
+            release, whose tables must be made anew, uses it.
         LedgerCorrupt: it is not a ledger.
         ConfigInvalid: it was written by a release with another schema.
     """
@@ -130,12 +132,13 @@ class SQLStore(SettingsStore):
         self._known = False
         self._closed = False
         self._leasing = lease_tables.Leasing()
+        self._counted: Counted | None = None
         self._prune_at_unix_ns = 0
         self._costs: dict[PoolID, str] = {}
         self._sums = SumTables()
         with ExitStack() as stack:
             self._writer = stack.enter_context(closing(connect()))
-            prepare(self._writer)
+            prepare(self._writer, SystemClock().unix_ns())
             self._other = stack.enter_context(closing(connect()))
             self._held = stack.pop_all()
         # Calls other than appends share one connection.
@@ -185,7 +188,7 @@ class SQLStore(SettingsStore):
         with self._other_lock, self._other.reading():
             blocks = [block_from(row) for row in self._other.query(BLOCKS, (after_seq,))]
             self._sums.compare(self._other)
-            sums = self._sums.read(self._other, 0, UNIX_NS_MAX, by_run=True)
+            sums = self._sums.read(self._other, 0, UNIX_NS_MAX, Apart.RUNS)
             return Since(blocks, sums, _block_numbers(self._other), _open_holds(self._other))
 
     # Other processes.
@@ -226,7 +229,7 @@ class SQLStore(SettingsStore):
                 self._broken = self._broken or kept is None
                 if not kept:
                     raise
-                names = NewNames({}, {}, {})
+                names = NewNames({}, {}, {}, {})
             self._sums.keep(names)
             self._stored.adopt(found)
         return found
@@ -295,7 +298,7 @@ class SQLStore(SettingsStore):
 
     def lease(
         self, shortages: Sequence[Shortage], unix_ns: int
-    ) -> list[int] | tuple[Shortage, WindowUse]:
+    ) -> list[int] | tuple[Shortage, WindowUse | None]:
         """See ``LedgerStore``."""
         with self._group.still, self._changing_leases(shortages):
             self._join(unix_ns)
@@ -343,6 +346,10 @@ class SQLStore(SettingsStore):
         }
         return before != lease_tables.held(self._writer, short.start_unix_ns, short.limit)
 
+    def count_by(self, counted: Counted) -> None:
+        """See ``LedgerStore``."""
+        self._counted = counted
+
     def cover(self, lacking: Sequence[Shortage]) -> None:
         """See ``LedgerStore``."""
         with self._group.still, self._changing_leases(lacking):
@@ -366,12 +373,16 @@ class SQLStore(SettingsStore):
         def granted() -> list[int]:
             return lease_tables.granted(self._writer, self.owner, places)
 
+        before: list[int] = []
         after: list[int] = []
         try:
             with self._writer.writing():
+                before = granted()
                 yield
                 after = granted()
         except CommitUnknown:
+            if before == after:
+                raise  # nothing to tell it by; whoever asks again changes it then
             kept = self._ask_until_known(lambda: granted() == after)
             self._broken = self._broken or kept is None
             if not kept:
@@ -407,15 +418,16 @@ class SQLStore(SettingsStore):
         *,
         by_hour: bool = False,
         by_payer: bool = True,
+        by_agent: bool = False,
         by_run: bool = False,
         of: PayerNames | None = None,
     ) -> list[RollupRow]:
         """See ``LedgerStore``."""
         since = since_unix_ns or 0
         until = UNIX_NS_MAX if until_unix_ns is None else until_unix_ns
-        by = {"by_hour": by_hour, "by_payer": by_payer, "by_run": by_run}
+        apart = told_apart(by_payer=by_payer, by_agent=by_agent, by_run=by_run)
         with self._other_lock, self._other.reading():
-            return self._sums.read(self._other, since, until, **by, of=of)
+            return self._sums.read(self._other, since, until, apart, by_hour=by_hour, of=of)
 
     def rollups_and_last(
         self, since_unix_ns: int, until_unix_ns: int
@@ -577,7 +589,9 @@ class SQLStore(SettingsStore):
         version = meta_number(self._writer, "settings_version")
         if version != leasing.limits_version:
             leasing.limits_are(version, load_limits(self._writer))
-        lease_tables.spend(self._writer, self.owner, spent(entries, leasing.by_node))
+        own, beyond = split(entries, leasing.by_node, self._counted)
+        lease_tables.spend(self._writer, self.owner, own)
+        lease_tables.spend_beyond(self._writer, beyond)
 
     def _ask_until_known(self, question: Callable[[], bool]) -> bool | None:
         """The answer to a question about what a broken commit has left; None if nobody answers.
@@ -656,17 +670,7 @@ class SQLStore(SettingsStore):
             LedgerCorrupt: an entry cannot be read.
         """
         with self._group.still, self._writer.writing():
-            others = self._writer.query(
-                "SELECT owner, seen_unix_ns FROM owners "
-                "WHERE ended = 0 AND owner <> ? AND seen_unix_ns >= ?",
-                (self.owner, unix_ns - DEAD_AFTER_NS),
-            )
-            if others:
-                raise LedgerUnavailable(
-                    f"{others[0][0]!r} has used the ledger in the last "
-                    f"{DEAD_AFTER_NS // NS_PER_S} s.",
-                    hint="Stop every factory that uses it; one that was killed is gone by then.",
-                )
+            refuse_others(self._writer, unix_ns, self.owner)
             return self._sums.rebuild(self._writer)
 
 

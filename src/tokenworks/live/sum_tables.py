@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import enum
 import functools
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -17,13 +18,15 @@ from tokenworks.ledger.quotas import UNIX_NS_MAX, NodeID, window_end, window_sta
 from tokenworks.ledger.rollup import (
     NOBODY,
     Kind,
+    PayerField,
     PayerNames,
     Rollup,
     RollupRow,
     Sums,
     is_of,
     merged,
-    with_runs,
+    with_parts,
+    without_agent,
     without_run,
 )
 from tokenworks.live.database import Database
@@ -32,6 +35,7 @@ from tokenworks.live.ledger_sql import (
     FORGET_SUMS,
     LAGGING,
     READ_USES_OF_RUN,
+    TIME_TABLES,
     UNROLLED_OF,
     add_sums,
     block_from,
@@ -41,7 +45,7 @@ from tokenworks.live.ledger_sql import (
     read_uses,
     sums_from,
 )
-from tokenworks.live.numbered_names import NumberedNames, NumberedRuns
+from tokenworks.live.numbered_names import NumberedNames, NumberedParts
 
 REBUILD_BLOCKS: Final = 16
 """Blocks that are in memory at once when the tables are made again; one may have megabytes."""
@@ -52,24 +56,49 @@ _PAYER: Final = msgspec.json.Decoder(Payer)
 _KIND: Final = msgspec.json.Decoder(Kind)
 
 
+LOOKED_UP_MAX: Final = 10_000
+"""Payers that are looked up one by one; more than that are read with all others."""
+
+
+class Apart(enum.IntEnum):
+    """What of payers is told apart in sums, each with all above it."""
+
+    NOTHING = 0
+    PAYERS = 1
+    AGENTS = 2
+    RUNS = 3
+
+
+def told_apart(*, by_payer: bool, by_agent: bool, by_run: bool) -> Apart:
+    """What ``LedgerStore.rollups`` is asked to tell apart."""
+    if not by_payer:
+        return Apart.NOTHING
+    if by_run:
+        return Apart.RUNS
+    return Apart.AGENTS if by_agent else Apart.PAYERS
+
+
 class NewNames(NamedTuple):
     """What got a number in a transaction that is not kept yet."""
 
     payers: dict[Payer, int]
     kinds: dict[Kind, int]
+    agents: dict[Payer, int]
     runs: dict[Payer, int]
 
 
 class SumTables:
     """Sums by hour and by month, for each payer and for all; every call says in which database.
 
-    A payer there is all its runs together: callers name runs as they like, and a start reads all
-    payers. What belongs to a run is summed once more, by itself.
+    A payer there is all its agents and runs together: callers name these as they like, and a start
+    reads all payers. What an agent asked for, and what belongs to a run, is summed once more, by
+    itself.
     """
 
     def __init__(self) -> None:
-        self._run_payers = NumberedRuns(_PAYER)
         self._payers = NumberedNames("payers", _PAYER)
+        self._agent_payers = NumberedParts("agent", _PAYER)
+        self._run_payers = NumberedParts("run", _PAYER)
         self._kinds = NumberedNames("kinds", _KIND)
 
     def read(
@@ -77,10 +106,9 @@ class SumTables:
         database: Database,
         since: int,
         until: int,
+        apart: Apart = Apart.PAYERS,
         *,
         by_hour: bool = False,
-        by_payer: bool = True,
-        by_run: bool = False,
         of: PayerNames | None = None,
     ) -> list[RollupRow]:
         """See ``LedgerStore.rollups``; the tables and the blocks after them, of one moment."""
@@ -89,18 +117,34 @@ class SumTables:
             for row in _tail(database).rows()
             if since <= row.start_unix_ns < until and (of is None or is_of(row.payer, of))
         ]
-        # Of all runs together there are names, too, which one has none of its own.
-        every = None if of is None else {field: of[field] for field in of if field != "run"}
-        found = self._found(database, since, until, by_hour=by_hour, by_payer=by_payer, of=every)
-        if by_run:
-            runs = self._runs(database, since, until, by_hour=by_hour, of=of)
-            found = runs if of is not None and "run" in of else with_runs(found, runs)
-        if not tail:
+        asked = _Asked(database, since, until, by_hour, of)
+        # Whom to leave out is seen only where they are told apart, also if the sums are of all.
+        finest = max(apart, asked.apart)
+        found = self._told_apart(asked, finest)
+        if not tail and finest is apart:
             return found
-        found += tail
-        return merged(
-            each.coarse(by_hour=by_hour, by_payer=by_payer, by_run=by_run) for each in found
-        )
+        by = {
+            "by_payer": apart >= Apart.PAYERS,
+            "by_agent": apart >= Apart.AGENTS,
+            "by_run": apart >= Apart.RUNS,
+        }
+        return merged(each.coarse(by_hour=by_hour, **by) for each in found + tail)
+
+    def _told_apart(self, asked: _Asked, apart: Apart) -> list[RollupRow]:
+        """What the tables have of those who are asked for."""
+        if asked.apart is Apart.RUNS:
+            return self._runs(asked)
+        if asked.apart is Apart.AGENTS:
+            found = self._agents(asked)
+        elif apart is Apart.NOTHING:
+            found = self._summed(asked, ("factory_hours", "months"), None)
+        else:
+            found = self._summed(asked, ("hours", "months"), self._payers.all(asked.database))
+            if apart >= Apart.AGENTS:
+                found = with_parts(found, self._agents(asked), without_agent)
+        if apart is Apart.RUNS:
+            found = with_parts(found, self._runs(asked), without_run)
+        return found
 
     def used(
         self, database: Database, since: int, until: int, runs: Collection[NodeID]
@@ -125,71 +169,74 @@ class SumTables:
         tail = (row for row in _tail(database).rows() if since <= row.start_unix_ns < until)
         return [*found, *uses(tail, runs)]
 
-    def _runs(
-        self, database: Database, since: int, until: int, *, by_hour: bool, of: PayerNames | None
-    ) -> list[RollupRow]:
-        known = {name: of[name] for name in ("tenant", "run") if of is not None and name in of}
-        rows = database.query(read_runs(known, by_start=by_hour), (*known.values(), since, until))
+    def _runs(self, asked: _Asked) -> list[RollupRow]:
+        database, known = asked.database, asked.known("tenant", "run")
+        sql = read_runs(known, by_start=asked.by_hour)
+        rows = database.query(sql, (*known.values(), asked.since, asked.until))
         found = (
             RollupRow(start, _PAYER.decode(name), self._kinds.read(database, kind), sums_from(sums))
             for start, name, kind, *sums in rows
         )
-        return [row for row in found if of is None or is_of(row.payer, of)]
+        return [row for row in found if asked.of is None or is_of(row.payer, asked.of)]
 
-    def _found(
-        self,
-        database: Database,
-        since: int,
-        until: int,
-        *,
-        by_hour: bool,
-        by_payer: bool,
-        of: PayerNames | None,
+    def _agents(self, asked: _Asked) -> list[RollupRow]:
+        names = self._agent_payers.some(asked.database, asked.known("tenant", "agent"))
+        return self._summed(asked, ("agent_hours", "agent_months"), names)
+
+    def _summed(
+        self, asked: _Asked, tables: tuple[str, str], names: Mapping[int, Payer] | None
     ) -> list[RollupRow]:
-        """What the tables have over all runs, each row once."""
-        hours = "hours" if by_payer else "factory_hours"
+        """What the tables of hours and of months have, each row once.
+
+        Args:
+            asked: of whom, and when.
+            tables: their names.
+            names: all payers in them by number; None if payers are not told apart.
+        """
+        database, since, until, by_hour, of = asked
         payers = None
-        if of is not None:
-            every = self._payers.all(database)
-            payers = [number for number, payer in every.items() if is_of(payer, of)]
-            if not payers:
+        if names is not None and of is not None:
+            names = {number: payer for number, payer in names.items() if is_of(payer, of)}
+            if not names:
                 return []
-        read = functools.partial(read_sums, by_payer=by_payer, payers=payers)
+            payers = list(names) if len(names) <= LOOKED_UP_MAX else None
+        read = functools.partial(
+            read_sums, by_start=by_hour, by_payer=names is not None, payers=payers
+        )
         parts = [(False, since, until)] if by_hour else _parts(since, until)
-        rows = [
-            row
-            for months, start, stop in parts
-            for row in database.query(
-                read("months" if months else hours, by_start=by_hour), (start, stop)
-            )
-        ]
         found = [
             RollupRow(
                 start,
-                self._payers.read(database, payer) if payer else NOBODY,
+                NOBODY if names is None else names[payer],
                 self._kinds.read(database, kind),
                 sums_from(sums),
             )
-            for start, payer, kind, *sums in rows
+            for months, start, stop in parts
+            for start, payer, kind, *sums in database.query(read(tables[months]), (start, stop))
+            if names is None or payer in names
         ]
         return found if len(parts) == 1 else merged(found)
 
     def write(self, database: Database, rollups: Iterable[Rollup]) -> NewNames:
         """Add sums to all tables inside a transaction; the new names hold once it is kept."""
-        new = NewNames({}, {}, {})
+        new = NewNames({}, {}, {}, {})
         tables: dict[str, dict[tuple[int, int, int], Sums]] = {
-            name: {} for name in ("hours", "run_hours", "months", "factory_hours")
+            name: {} for name in (*TIME_TABLES, "run_hours")
         }
         for row in (row for rollup in rollups for row in rollup.rows()):
             start, of = row.start_unix_ns, row.payer
-            every = of if of.run is None else without_run(of)
-            payer = self._payers.write(database, every, new.payers)
+            payer = self._payers.write(database, without_agent(of), new.payers)
             kind = self._kinds.write(database, row.kind, new.kinds)
+            month = window_start("month", start)
             places = [
                 ("hours", (start, payer, kind)),
-                ("months", (window_start("month", start), payer, kind)),
+                ("months", (month, payer, kind)),
                 ("factory_hours", (start, 0, kind)),
             ]
+            if of.agent is not None:
+                agent = self._agent_payers.write(database, without_run(of), new.agents)
+                places.append(("agent_hours", (start, agent, kind)))
+                places.append(("agent_months", (month, agent, kind)))
             if of.run is not None:
                 run = self._run_payers.write(database, of, new.runs)
                 places.append(("run_hours", (start, run, kind)))
@@ -209,6 +256,7 @@ class SumTables:
         """Remember names whose transaction is kept."""
         self._payers.keep(names.payers)
         self._kinds.keep(names.kinds)
+        self._agent_payers.keep(names.agents)
         self._run_payers.keep(names.runs)
 
     def compare(self, database: Database) -> None:
@@ -225,10 +273,14 @@ class SumTables:
             # Hours, summed apart, may have more dollars in their parts of one than a month has.
             return sorted((payer, kind, *sums_from(sums)) for _, payer, kind, *sums in rows)
 
-        for table, by_payer in (("hours", True), ("factory_hours", False)):
-            if of(table, by_payer=by_payer) != of("months", by_payer=by_payer):
+        for table, months, by_payer in (
+            ("hours", "months", True),
+            ("factory_hours", "months", False),
+            ("agent_hours", "agent_months", True),
+        ):
+            if of(table, by_payer=by_payer) != of(months, by_payer=by_payer):
                 raise LedgerCorrupt(
-                    f"The sums of the table {table!r} are not those of the table 'months'.",
+                    f"The sums of the table {table!r} are not those of the table {months!r}.",
                     hint="`tokenworks ledger rebuild` makes them again from the entries.",
                 )
 
@@ -258,6 +310,30 @@ class SumTables:
         for statement in new_sum_tables(database.dialect):
             database.change(statement)
         return self.rebuild(database)
+
+
+class _Asked(NamedTuple):
+    """Which sums are asked for, and in which database."""
+
+    database: Database
+    since: int
+    until: int
+    by_hour: bool
+    of: PayerNames | None
+
+    @property
+    def apart(self) -> Apart:
+        """What must be told apart to find those who are asked for."""
+        if self.of is None:
+            return Apart.NOTHING
+        if "run" in self.of:
+            return Apart.RUNS
+        return Apart.AGENTS if "agent" in self.of else Apart.PAYERS
+
+    def known(self, *fields: PayerField) -> dict[str, str]:
+        """The names that are given of some fields."""
+        of = self.of or {}
+        return {field: of[field] for field in fields if field in of}
 
 
 def _tail(database: Database) -> Rollup:

@@ -1,3 +1,24 @@
 """What to build and what it can earn at most. Pure."""
 
-__all__ = ["certificate", "fleet_plan", "fluid_bound", "fluid_inputs", "fluid_program"]
+__all__ = [
+    "assumptions",
+    "certificate",
+    "earnings",
+    "fleet_plan",
+    "fluid_bound",
+    "fluid_inputs",
+    "fluid_program",
+    "frontier",
+    "keynote",
+    "manifests",
+    "mix",
+    "mix_assumptions",
+    "mix_cost",
+    "mix_inputs",
+    "mix_limits",
+    "mix_offers",
+    "mix_program",
+    "mix_question",
+    "mix_sweeps",
+    "projection",
+]

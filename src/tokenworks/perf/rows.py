@@ -1,0 +1,327 @@
+"""Measured rows as cases: the public schema of silicon samples, with the traps that it has.
+
+Source: ai-dynamo/aiconfigurator's silicon sample (Apache-2.0). What its columns do not say
+plainly is read as follows.
+
+* An aggregated row whose ``tp_size`` is ``moe_tp_size`` times an equal ``moe_ep_size`` has the two
+  multiplied; the worker has as many GPUs as either.
+* A row with more expert ranks than attention ranks attends in groups (attention-DP).
+* More concurrency than ``batch_size`` times its groups means several replicas.
+* Blank precision is that of the quantisation columns, or of the model's name, or else BF16.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Final, TypeVar
+
+import msgspec
+
+from tokenworks.catalogue.records import Accelerator, Dtype, Model, Record
+from tokenworks.catalogue.shelves import Catalogue
+from tokenworks.core.errors import ConfigInvalid
+from tokenworks.perf.architecture import Shape, shape_of
+from tokenworks.perf.case import Case, Layout
+
+ROWS_MAX: Final = 1_000_000
+GPUS_MAX: Final = 4096
+_DTYPES: Final[dict[str, Dtype]] = {
+    "bf16": "bf16",
+    "fp16": "bf16",
+    "float16": "bf16",
+    "bfloat16": "bf16",
+    "fp8": "fp8",
+    "fp8_block": "fp8",
+    "fp4": "fp4",
+    "nvfp4": "fp4",
+    "mxfp4": "fp4",
+    "w4a8_mxfp4_mxfp8": "fp4",
+    "w4a16_mxfp4": "fp4",
+    "int4": "int4",
+    "int4_wo": "int4",
+}
+_RecordT = TypeVar("_RecordT", bound=Record)
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    """One measured row.
+
+    Attributes:
+        id: as in the file.
+        model: as in the file.
+        system: as in the file.
+        case: that was measured.
+        ttft_ms: measured; None where it is blank.
+        tpot_ms: likewise.
+    """
+
+    id: str
+    model: str
+    system: str
+    case: Case
+    ttft_ms: float | None
+    tpot_ms: float | None
+
+
+class Unread(msgspec.Struct, frozen=True, kw_only=True):
+    """A row that no case could be made of.
+
+    Attributes:
+        id: as in the file.
+        why: for people.
+    """
+
+    id: str
+    why: str
+
+
+def read_rows(text: str, catalogue: Catalogue) -> Iterator[Row | Unread]:
+    """Rows of a CSV file with a header.
+
+    Args:
+        text: of the file.
+        catalogue: that knows its models and systems; what it doesn't know is taken for what is
+            nearest by name.
+
+    Raises:
+        ConfigInvalid: the header lacks a column that is needed, or there are too many rows.
+    """
+    reader = csv.DictReader(text.splitlines())
+    needed = {"model_path", "system", "backend", "mode", "isl", "osl"}
+    missing = needed - set(reader.fieldnames or ())
+    if missing:
+        raise ConfigInvalid(
+            f"The rows lack {', '.join(sorted(missing))}.",
+            hint="The schema is that of docs/perf.md: one header line, then one row a line.",
+        )
+    find = _Finder(catalogue)
+    for number, fields in enumerate(reader, 1):
+        if number > ROWS_MAX:
+            raise ConfigInvalid(f"More than {ROWS_MAX} rows.", hint="Split the file.")
+        values = {key: value for key, value in fields.items() if isinstance(value, str)}
+        name = values.get("id") or f"row {number}"
+        try:
+            yield _row(name, values, find)
+        except (ValueError, ConfigInvalid) as error:
+            yield Unread(id=name, why=str(error))
+
+
+class _Finder:
+    """Records by name, or else by the nearest name; each name is looked up once."""
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        self._catalogue = catalogue
+        self._shapes: dict[str, Shape] = {}
+        self._devices: dict[str, Accelerator] = {}
+
+    def shape(self, name: str) -> Shape:
+        if name not in self._shapes:
+            try:
+                model = self._catalogue.model(name)
+            except ConfigInvalid:
+                model = _nearest_model(name, self._catalogue.all_of(Model))
+            self._shapes[name] = shape_of(model)
+        return self._shapes[name]
+
+    def device(self, name: str) -> Accelerator:
+        if name not in self._devices:
+            try:
+                device = self._catalogue.accelerator(name)
+            except ConfigInvalid:
+                device = _nearest(name, self._catalogue.all_of(Accelerator), lambda d: d.name)
+            self._devices[name] = device
+        return self._devices[name]
+
+
+def _nearest(name: str, records: list[_RecordT], word: Callable[[_RecordT], str]) -> _RecordT:
+    def likeness(record: _RecordT) -> float:
+        return difflib.SequenceMatcher(None, name.lower(), word(record).lower()).ratio()
+
+    return max(records, key=likeness)
+
+
+def _nearest_model(name: str, models: list[Model]) -> Model:
+    """By words in common, such as ``qwen3`` and ``235b``; then by letters.
+
+    >>> _words("nvidia/Llama-3.3-70B-Instruct-FP4")
+    {'3.3', '70b', 'llama'}
+    """
+    wanted = _words(name)
+
+    def likeness(model: Model) -> tuple[int, float]:
+        known = _words(model.name).union(*map(_words, model.aliases))
+        letters = difflib.SequenceMatcher(None, name.lower(), model.name).ratio()
+        return len(wanted & known), letters
+
+    return max(models, key=likeness)
+
+
+def _words(name: str) -> set[str]:
+    ignored = {"", "fp8", "fp4", "nvfp4", "instruct", "hf", "it", "base", "chat"}
+    return _Sorted(set(re.split(r"[-_]", name.lower().rpartition("/")[2])) - ignored)
+
+
+class _Sorted(set[str]):
+    """A set whose text is in order."""
+
+    def __repr__(self) -> str:
+        return "{" + ", ".join(map(repr, sorted(self))) + "}"
+
+
+def _number(values: Mapping[str, str], name: str) -> float | None:
+    """A column; blank, zero and less count as not given."""
+    text = values.get(name, "").strip()
+    if not text:
+        return None
+    number = float(text)
+    return number if 0 < number < 1e12 else None
+
+
+def _count(values: Mapping[str, str], name: str) -> int:
+    return min(int(_number(values, name) or 1), GPUS_MAX)
+
+
+def _dtype(values: Mapping[str, str]) -> Dtype:
+    for column in ("precision", "gemm_quant_mode", "moe_quant_mode"):
+        text = values.get(column, "").strip().lower()
+        if text in _DTYPES:
+            return _DTYPES[text]
+    name = values["model_path"].lower()
+    for mark, dtype in (("fp4", "fp4"), ("fp8", "fp8"), ("int4", "int4"), ("awq", "int4")):
+        if mark in name:
+            return _DTYPES[dtype]
+    return "bf16"
+
+
+def months(date: str) -> float | None:
+    """Months since January 2025 of a date.
+
+    >>> months("2026-02-16"), months("")
+    (13.5, None)
+    """
+    found = re.match(r"(\d{4})-(\d{2})-(\d{2})", date)
+    if found is None:
+        return None
+    year, month, day = map(int, found.groups())
+    return (year - 2025) * 12 + month - 1 + (day - 1) / 30
+
+
+def _row(name: str, values: Mapping[str, str], find: _Finder) -> Row:
+    shape, device = find.shape(values["model_path"]), find.device(values["system"])
+    dtype = _dtype(values)
+    isl, osl = _number(values, "isl"), _number(values, "osl")
+    if isl is None or osl is None:
+        raise ValueError("isl and osl must be positive numbers")
+    if values["mode"].strip().lower().startswith("disagg"):
+        case = _disaggregated(values, shape, device, dtype, isl, osl)
+    else:
+        case = _aggregated(values, shape, device, dtype, isl, osl)
+    return Row(
+        id=name,
+        model=values["model_path"],
+        system=values["system"],
+        case=case,
+        ttft_ms=_number(values, "silicon_ttft_ms"),
+        tpot_ms=_number(values, "silicon_tpot_ms"),
+    )
+
+
+def _aggregated(
+    values: Mapping[str, str],
+    shape: Shape,
+    device: Accelerator,
+    dtype: Dtype,
+    isl: float,
+    osl: float,
+) -> Case:
+    tp, ranks = _count(values, "tp_size"), _count(values, "attention_dp_size")
+    moe_tp, ep = _count(values, "moe_tp_size"), _count(values, "moe_ep_size")
+    pp, domain = _count(values, "pp_size"), device.scaleup_domain or 8
+    dp = ranks
+    if moe_tp == ep > 1 and moe_tp * ep == tp:
+        gpus = moe_tp
+    elif moe_tp * ep > tp * ranks:
+        gpus = moe_tp * ep
+        dp = gpus // tp
+    else:
+        gpus = max(tp, moe_tp * ep)
+    gpus *= pp
+    if domain <= 8:
+        gpus = min(gpus, 8)
+    batch, asked = _number(values, "batch_size"), _number(values, "concurrency")
+    batch = batch or asked or 1.0
+    asked = asked or batch
+    replicas = max(asked / (batch * ranks), 1.0)
+    layout = Layout(gpus=gpus, ep=min(ep, gpus), dp=min(dp, gpus), pp=min(pp, gpus))
+    return Case(
+        shape=shape,
+        device=device,
+        engine=values["backend"].strip().lower(),
+        dtype=dtype,
+        isl=isl,
+        osl=osl,
+        concurrency=max(asked, batch) / replicas,
+        decode=layout,
+        prefill=layout,
+        version=values.get("backend_version", ""),
+        month=months(values.get("measured", "")),
+        replicas=replicas,
+    )
+
+
+def _disaggregated(
+    values: Mapping[str, str],
+    shape: Shape,
+    device: Accelerator,
+    dtype: Dtype,
+    isl: float,
+    osl: float,
+) -> Case:
+    decode_workers = _number(values, "decode_num_workers")
+    prefill_workers = _number(values, "prefill_num_workers")
+    batch = _number(values, "decode_batch_size") or 1.0
+    asked = _number(values, "concurrency") or batch * (decode_workers or 1.0)
+    return Case(
+        shape=shape,
+        device=device,
+        engine=values["backend"].strip().lower(),
+        mode="disagg",
+        dtype=dtype,
+        isl=isl,
+        osl=osl,
+        concurrency=asked,
+        decode=_side(values, "decode", device),
+        prefill=_side(values, "prefill", device),
+        decode_workers=None if decode_workers is None else int(decode_workers),
+        prefill_workers=None if prefill_workers is None else int(prefill_workers),
+        version=values.get("backend_version", ""),
+        month=months(values.get("measured", "")),
+    )
+
+
+def _side(values: Mapping[str, str], side: str, device: Accelerator) -> Layout:
+    tp, pp = _count(values, f"{side}_tp_size"), _count(values, f"{side}_pp_size")
+    moe_tp, ep = _count(values, f"{side}_moe_tp_size"), _count(values, f"{side}_moe_ep_size")
+    gpus = max(tp, moe_tp * ep)
+    if moe_tp > 1 and ep > 1 and (device.scaleup_domain or 8) <= 8:
+        gpus = min(gpus, 8)
+    gpus *= pp
+    dp = min(_count(values, f"{side}_attention_dp_size"), gpus)
+    return Layout(gpus=gpus, ep=min(ep, gpus), dp=dp, pp=pp)
+
+
+def configuration(row: Row) -> str:
+    """Alike for repeats: everything that was chosen, without when and by which version.
+
+    Models that differ in name only count as one, so that a repeat under the other name does not
+    slip into another fold.
+    """
+    case = row.case
+    parts = [case.shape.key, case.engine, row.case.device.name, case.mode, case.dtype]
+    parts += [str(case.isl), str(case.osl), str(case.concurrency), str(case.replicas)]
+    parts += [repr(case.decode), repr(case.prefill)]
+    parts += [str(case.decode_workers), str(case.prefill_workers)]
+    return "|".join(parts)

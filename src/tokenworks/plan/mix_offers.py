@@ -1,0 +1,213 @@
+"""Offers from a projection: each way to decode on each system that is not beaten by another."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from tokenworks.catalogue.records import Projection, System
+from tokenworks.catalogue.shelves import Catalogue
+from tokenworks.core.errors import ConfigInvalid
+from tokenworks.plan.mix_cost import hardware_of
+from tokenworks.plan.mix_inputs import Hardware, Offer, Question, TierDemand, Work
+from tokenworks.plan.projection import (
+    BYTES_PER_WEIGHT,
+    Machine,
+    candidates,
+    machine_of,
+    prefill_s_per_output,
+    shape_of,
+)
+from tokenworks.plan.projection import Work as Decoding
+
+LPU_HOST_CPU: Final = "vera"
+"""LPUs are sold to stand beside systems of the Vera Rubin platform and its successors."""
+
+
+class Market(msgspec.Struct, frozen=True, kw_only=True):
+    """What can be bought by a date, and what can't.
+
+    Attributes:
+        hardware: by name.
+        offers: of all work that the question asks for.
+        left_out: systems and why.
+    """
+
+    hardware: dict[str, Hardware]
+    offers: tuple[Offer, ...]
+    left_out: dict[str, str]
+
+
+class Offerer:
+    """Makes offers, and remembers those of a machine and work: sweeps ask for the same again."""
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[bytes, ...], tuple[Offer, ...]] = {}
+
+    def market(self, catalogue: Catalogue, projection: Projection, question: Question) -> Market:
+        """All that may be bought for a question.
+
+        Raises:
+            ConfigInvalid: a system is unknown or lacks a number, though the question names it.
+        """
+        hardware, left_out = _hardware(catalogue, question)
+        gpus = [name for name in hardware if catalogue.system(name).accelerator]
+        lpus = [name for name in hardware if catalogue.system(name).lpu]
+        works = sorted({tier.work for tier in question.tiers})
+        offers: list[Offer] = []
+        for name in gpus:
+            hosts = catalogue.system(name).cpu == LPU_HOST_CPU
+            for lpu in ("", *(lpus if hosts else ())):
+                systems = f"{name}+{lpu}" if lpu else name
+                try:
+                    machine = machine_of(catalogue, systems, projection)
+                except ConfigInvalid as error:
+                    if name in question.systems:
+                        raise
+                    left_out[systems] = error.message
+                    continue
+                for work in works:
+                    offers += self._offers(catalogue, machine, work, projection)
+        return Market(hardware=hardware, offers=tuple(offers), left_out=left_out)
+
+    def _offers(
+        self, catalogue: Catalogue, machine: Machine, work: Work, projection: Projection
+    ) -> tuple[Offer, ...]:
+        asked = (machine, work, projection, catalogue.model(work.model))
+        key = tuple(msgspec.json.encode(each) for each in asked)
+        if key not in self._made:
+            self._made[key] = tuple(offers_of(catalogue, machine, work, projection))
+        return self._made[key]
+
+
+def offers_of(
+    catalogue: Catalogue, machine: Machine, work: Work, projection: Projection
+) -> list[Offer]:
+    """A machine's offers for some work, none of which another beats in all that counts."""
+    model = catalogue.model(work.model)
+    own = msgspec.structs.replace(projection, new_tokens_per_output=work.new_tokens_per_output)
+    shape = shape_of(model)
+    done = Decoding(machine=machine, shape=shape, context=work.context_tokens, how=own)
+    prefill_s = prefill_s_per_output(done)
+    system, _, lpu_system = machine.name.partition("+")
+    copies = 0
+    if lpu_system:
+        lpu = catalogue.accelerator(catalogue.system(lpu_system).lpu)
+        held = shape.ffn_weights * BYTES_PER_WEIGHT["fp4" if lpu.fp4_flop_per_s else "fp8"]
+        copies = math.ceil(held / machine.lpu_memory_bytes)
+    found = []
+    for each in candidates(machine, model, work.context_tokens, own):
+        replicas = machine.gpus // each.gpus
+        used = replicas * each.gpus
+        if not used:
+            continue
+        found.append(
+            Offer(
+                system=catalogue.system(system).name,
+                lpu_system=catalogue.system(lpu_system).name if lpu_system else "",
+                mode="gpu+lpu" if lpu_system else "gpu",
+                work=work,
+                gpus_per_replica=each.gpus,
+                replicas=replicas,
+                batch_max=each.batch,
+                interactivity_tokens_per_s=each.interactivity_tokens_per_s,
+                tokens_per_s=used * each.tokens_per_s_per_gpu,
+                prefill_share=each.prefill_share,
+                prefill_s_per_output=prefill_s / each.gpus,
+                lpu_systems=used * each.lpu_racks_per_gpu,
+                lpu_systems_min=copies,
+            )
+        )
+    return unbeaten(found)
+
+
+def unbeaten(offers: Sequence[Offer]) -> list[Offer]:
+    """Offers of one machine and work that no other beats in speed, yield, TTFT and LPUs alike."""
+    kept: list[tuple[tuple[float, ...], Offer]] = []
+    for rank, offer in sorted(((_rank(each), each) for each in _stairs(offers)), reverse=True):
+        _, speed, lpus, prefill = rank
+        # In this order none that comes later makes more.
+        if not any(o[1] >= speed and o[2] >= lpus and o[3] >= prefill for o, _ in kept):
+            kept.append((rank, offer))
+    return [offer for _, offer in kept]
+
+
+def _stairs(offers: Sequence[Offer]) -> list[Offer]:
+    """Of workers of one size, fastest first, those that make more or need fewer LPUs.
+
+    The rest are beaten by one of these.
+    """
+    best: dict[int, tuple[float, float]] = {}
+    kept = []
+    for offer in sorted(offers, key=lambda o: (-o.interactivity_tokens_per_s, -o.tokens_per_s)):
+        size = offer.gpus_per_replica
+        made, ratio = best.get(size, (0.0, math.inf))
+        own = offer.lpu_systems / offer.tokens_per_s
+        if offer.tokens_per_s > made or own < ratio:
+            kept.append(offer)
+            best[size] = (max(made, offer.tokens_per_s), min(ratio, own))
+    return kept
+
+
+def choices(
+    offers: Sequence[Offer], tiers: Sequence[TierDemand], utilisation: float
+) -> list[Offer]:
+    """Those that are best for some tier's promises; no others can be in a best plan.
+
+    Slower than promised is no use, faster than promised is no gain: among the offers of a machine
+    that keep a tier's promises only yield and LPUs count.
+    """
+    chosen: dict[Offer, None] = {}
+    for tier in tiers:
+        kept: dict[str, list[Offer]] = {}
+        for offer in offers:
+            if offer.keeps(tier, utilisation):
+                kept.setdefault(offer.systems, []).append(offer)
+        for each in kept.values():
+            fewest = math.inf
+            for offer in sorted(each, key=lambda o: (-o.tokens_per_s, o.lpu_systems)):
+                ratio = offer.lpu_systems / offer.tokens_per_s
+                if ratio < fewest * (1 - RATIO_STEP):
+                    chosen[offer] = None
+                    fewest = ratio
+    return list(chosen)
+
+
+RATIO_STEP: Final = 0.02
+"""An offer of less yield must save at least this share of LPUs to be a choice of its own."""
+
+
+def _rank(offer: Offer) -> tuple[float, ...]:
+    return (
+        offer.tokens_per_s,
+        offer.interactivity_tokens_per_s,
+        -offer.lpu_systems / offer.tokens_per_s,
+        -offer.prefill_s_per_output,
+    )
+
+
+def _hardware(
+    catalogue: Catalogue, question: Question
+) -> tuple[dict[str, Hardware], dict[str, str]]:
+    named = [catalogue.system(name) for name in question.systems]
+    banned = {catalogue.system(name).name for name in question.without}
+    hardware: dict[str, Hardware] = {}
+    left_out: dict[str, str] = {}
+    for system in named or catalogue.all_of(System):
+        if system.name in banned or not (system.accelerator or system.lpu):
+            continue
+        try:
+            found = hardware_of(catalogue, system, question)
+        except ConfigInvalid as error:
+            if named:
+                raise
+            left_out[system.name] = error.message
+            continue
+        if found.ship > question.by:
+            left_out[system.name] = f"It ships on {found.ship}, after {question.by}."
+        else:
+            hardware[system.name] = found
+    return hardware, left_out
