@@ -169,6 +169,11 @@ def levels(case: Case, device: str) -> tuple[str, ...]:
     )
 
 
+SHARED_LEVELS: Final = 8
+"""So many of a case's first levels say nothing of its model: what trees look at, which have to
+answer for models that were never measured, is made of these alone."""
+
+
 def factors(table: dict[str, list[float]], of: Sequence[str], count: int) -> list[float]:
     """What each term is multiplied by.
 

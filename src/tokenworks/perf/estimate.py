@@ -12,6 +12,7 @@ import msgspec
 from tokenworks.core.errors import ConfigInvalid
 from tokenworks.perf.calibration import (
     ROWS_FEW,
+    SHARED_LEVELS,
     Calibration,
     Node,
     factors,
@@ -153,6 +154,11 @@ class Curve:
         of = levels(case, self.reference)
         self._tpot_factors = factors(calibration.tpot.factors, of, TPOT_TERMS)
         self._ttft_factors = factors(calibration.ttft.factors, of, TTFT_TERMS)
+        shared = of[:SHARED_LEVELS]
+        self._shared_factors = (
+            factors(calibration.tpot.factors, shared, TPOT_TERMS),
+            factors(calibration.ttft.factors, shared, TTFT_TERMS),
+        )
         if self.group is not None:
             there = place(case, 1.0)
             self._fixed = likeness_without_load(self.group, there, case.version or "", case.month)
@@ -237,7 +243,11 @@ class Curve:
             list(map(mul, self._tpot_factors, terms.tpot)),
             list(map(mul, self._ttft_factors, terms.ttft)),
         ]
-        seen = features(case, terms, place(case, concurrency), totals)
+        parts = [
+            list(map(mul, self._shared_factors[0], terms.tpot)),
+            list(map(mul, self._shared_factors[1], terms.ttft)),
+        ]
+        seen = features(case, terms, place(case, concurrency), parts)
         tpot = grow(self._forests.tpot, calibration.tpot.mean, seen)
         ttft = grow(self._forests.ttft, calibration.ttft.mean, seen)
         return tpot - math.log(sum(totals[0])), ttft - math.log(sum(totals[1]))
