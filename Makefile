@@ -27,7 +27,7 @@ export PYTHONPATH := $(CURDIR)/src:$(CURDIR)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help up test check swarm bench bench-ledger soak bars foreman foreman-more ship lock clean
+.PHONY: help up test check calibrate swarm bench bench-ledger soak bars foreman foreman-more ship lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,11 @@ check: $(SETUP) ## Check house rules, imports between rooms, lint, format and ty
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+calibrate: $(SETUP) ## Fit the performance model anew to the measured rows in bench/data (minutes)
+	$(BIN)/python -m tokenworks.cli.main perf calibrate bench/data/silicon_rows.csv \
+		--source "ai-dynamo/aiconfigurator, silicon sample, Apache-2.0" \
+		--out src/tokenworks/perf/data/calibration.json.gz
 
 swarm: $(SETUP) ## Run 10,000 small factories (SWARM_SEEDS) in which everything goes wrong
 	$(BIN)/python -m tokenworks.cli.main twin swarm --seeds $(SWARM_SEEDS)

@@ -31,7 +31,7 @@ THIRD_PARTY: Final[dict[str, frozenset[str]]] = {
     "core": frozenset({"msgspec"}),
     "catalogue": frozenset({"msgspec"}),
     "ledger": frozenset({"msgspec"}),
-    "perf": frozenset({"msgspec"}),
+    "perf": frozenset({"msgspec", "numpy", "scipy"}),
     "plan": frozenset({"msgspec", "numpy", "scipy"}),
     "dispatch": frozenset({"msgspec"}),
     "twin": frozenset({"msgspec", "zstandard"}),

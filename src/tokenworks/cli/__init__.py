@@ -14,6 +14,7 @@ __all__ = [
     "ledger",
     "ledger_at",
     "main",
+    "perf",
     "period",
     "picture",
     "plan",

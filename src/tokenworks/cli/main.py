@@ -40,6 +40,7 @@ GROUPS: Final = (
         "Plan tokens",
         {
             "catalogue": ("catalogue", "Show hardware, models and prices, and their sources."),
+            "perf": ("perf", "Predict speed, and compare with measured rows."),
             "plan": ("plan", "What to build, what it earns, and how sure that is."),
             "twin": ("twin", "Run a modelled factory; compare policies by what they earn."),
             "journal": ("journal", "Replay what the dispatcher decided."),

@@ -2,6 +2,7 @@
 
 __all__ = [
     "bookkeeper",
+    "calibration_file",
     "catalogue_files",
     "clock",
     "cost_claims",

@@ -53,7 +53,8 @@ def boost(
     """
     import numpy as np
 
-    values, goal = np.asarray(features, float), np.asarray(wanted, float)
+    values: Any = np.asarray(features, float)
+    goal = np.asarray(wanted, float)
     edges = [_edges(values[:, column], how.bins) for column in range(values.shape[1])]
     binned = np.zeros(values.shape, np.int64)
     for column, edge in enumerate(edges):

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from operator import mul
-from typing import Final
+from typing import Final, TypeAlias
 
 import msgspec
 
 from tokenworks.catalogue.records import Accelerator
 from tokenworks.perf.case import Case
 from tokenworks.perf.passes import Rates
-from tokenworks.perf.terms import PLACE_SCALES
+from tokenworks.perf.terms import DTYPE_AXIS, PLACE_SCALES
 
 ROWS_FEW: Final = 12
 """Below this, a group is too small for its own physics: trees over all groups speak first."""
@@ -20,7 +20,7 @@ VARIANCE: Final = 0.15
 """Of residuals' logarithms before anything near was measured."""
 NOISE: Final = 0.004
 """Of the logarithm between repeats of one run."""
-VERSION_STEP: Final = 0.6
+VERSION_STEP: Final = 1.0
 """How far two versions of an engine lie apart."""
 MONTHS: Final = 4.0
 """After which likeness falls to 1/e."""
@@ -42,6 +42,10 @@ class Tree(msgspec.Struct, frozen=True, array_like=True):
     right: list[int]
 
 
+Node: TypeAlias = "float | tuple[int, float, Node, Node]"
+"""A leaf's answer, or a feature, a threshold, and what follows if it is not or is exceeded."""
+
+
 class Group(msgspec.Struct, frozen=True, kw_only=True):
     """What was measured of one model on one engine, device and mode.
 
@@ -53,7 +57,6 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
         tpot: weights of the places for TPOT's residual.
         ttft: likewise, for TTFT's.
         hidden_tokens_per_step: that some rows show; 1 where none beats the roofline.
-        newest: version and month of the newest rows.
     """
 
     rows: int
@@ -63,7 +66,13 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
     tpot: list[float]
     ttft: list[float]
     hidden_tokens_per_step: float
-    newest: tuple[str, float | None]
+
+    def newest(self, dtype: float) -> tuple[str, float | None]:
+        """Version and month of the newest rows, of those with a dtype where there are any."""
+        found = list(zip(self.places, self.versions, self.months, strict=True))
+        alike = [each for each in found if each[0][DTYPE_AXIS] == dtype] or found
+        _, version, month = max(alike, key=lambda each: (each[2] or -1.0, each[1]))
+        return version, month
 
 
 class Device(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,6 +87,20 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
     rates: Rates
 
 
+class Learned(msgspec.Struct, frozen=True, kw_only=True):
+    """What fitting found for TPOT, or for TTFT.
+
+    Attributes:
+        factors: logarithms of them, by level; those of a case's levels add up.
+        trees: for groups with few rows.
+        mean: that the trees start from.
+    """
+
+    factors: dict[str, list[float]]
+    trees: list[Tree]
+    mean: float
+
+
 class Calibration(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that fitting leaves.
 
@@ -85,13 +108,9 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
         rows: that it was fitted to.
         source: of them.
         seed: of the trees and folds.
-        tpot_factors: logarithms of factors, by level; those of a case's levels add up.
-        ttft_factors: likewise.
+        tpot: what was learned of time per output token.
+        ttft: likewise, to the first token.
         groups: by ``group_key``.
-        tpot_trees: for groups with few rows.
-        ttft_trees: likewise.
-        tpot_mean: that the trees start from.
-        ttft_mean: likewise.
         bands: lower and upper end of log(measured / predicted) of eight rows in ten, by
             ``target/mode/nearness``.
         devices: that were measured, by name.
@@ -100,13 +119,9 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
     rows: int
     source: str
     seed: int
-    tpot_factors: dict[str, list[float]]
-    ttft_factors: dict[str, list[float]]
+    tpot: Learned
+    ttft: Learned
     groups: dict[str, Group]
-    tpot_trees: list[Tree]
-    ttft_trees: list[Tree]
-    tpot_mean: float
-    ttft_mean: float
     bands: dict[str, tuple[float, float]]
     devices: dict[str, Device]
 
@@ -124,8 +139,8 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
 def _apart(one: Accelerator, other: Accelerator) -> float:
     speed = math.log((one.fp8_flop_per_s or 1.0) / (other.fp8_flop_per_s or 1.0))
     domain = math.log((one.scaleup_domain or 1) / (other.scaleup_domain or 1))
-    four = (one.fp4_flop_per_s is None) != (other.fp4_flop_per_s is None)
-    return abs(speed) + abs(domain) + four
+    four = math.log((one.fp4_flop_per_s or 1e15) / (other.fp4_flop_per_s or 1e15))
+    return abs(speed) + abs(domain) + abs(four)
 
 
 def group_key(case: Case, device: str) -> str:
@@ -152,6 +167,11 @@ def levels(case: Case, device: str) -> tuple[str, ...]:
         f"model {key} engine {engine}",
         f"group {group_key(case, device)}",
     )
+
+
+SHARED_LEVELS: Final = 8
+"""So many of a case's first levels say nothing of its model: what trees look at, which have to
+answer for models that were never measured, is made of these alone."""
 
 
 def factors(table: dict[str, list[float]], of: Sequence[str], count: int) -> list[float]:
@@ -203,24 +223,37 @@ def weigh(weights: Sequence[float], fixed: Sequence[float], load: Sequence[float
     >>> weigh([0.5, 1.0], [1.0, 0.5], [1.0, 0.5])
     0.75
     """
-    return sum(map(mul, map(mul, weights, fixed), load))
+    total: float = sum(map(mul, map(mul, weights, fixed), load))
+    return total
 
 
-def grow(trees: Sequence[Tree], mean: float, values: Sequence[float]) -> float:
+def nested(tree: Tree, node: int = 0) -> Node:
+    """A tree as tuples in tuples, which are quick to walk.
+
+    >>> nested(Tree([0, -1, -1], [1.0, -0.5, 0.5], [2, 0, 0]))
+    (0, 1.0, -0.5, 0.5)
+    """
+    if tree.feature[node] < 0:
+        return tree.value[node]
+    left, right = nested(tree, node + 1), nested(tree, tree.right[node])
+    return tree.feature[node], tree.value[node], left, right
+
+
+def grow(trees: Sequence[Node], mean: float, values: Sequence[float]) -> float:
     """What a forest of boosted trees says.
 
     Source: gradient boosting (Friedman, Annals of Statistics 29(5), 2001).
 
-    >>> grow([Tree([0, -1, -1], [1.0, -0.5, 0.5], [2, 0, 0])], 10.0, [2.0])
+    >>> grow([(0, 1.0, -0.5, 0.5)], 10.0, [2.0])
     10.5
     """
     total = mean
     for tree in trees:
-        feature, value, right = tree.feature, tree.value, tree.right
-        node = 0
-        while feature[node] >= 0:
-            node = right[node] if values[feature[node]] > value[node] else node + 1
-        total += value[node]
+        node = tree
+        while isinstance(node, tuple):
+            feature, threshold, left, right = node
+            node = right if values[feature] > threshold else left
+        total += node
     return total
 
 

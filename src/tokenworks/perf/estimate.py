@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from operator import mul
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
 from tokenworks.core.errors import ConfigInvalid
 from tokenworks.perf.calibration import (
     ROWS_FEW,
+    SHARED_LEVELS,
     Calibration,
+    Node,
     factors,
     group_key,
     grow,
@@ -20,19 +22,30 @@ from tokenworks.perf.calibration import (
     likeness_of_load,
     likeness_without_load,
     nearness,
+    nested,
     weigh,
 )
 from tokenworks.perf.case import Case, check_fits
-from tokenworks.perf.passes import rates_of
+from tokenworks.perf.passes import Pass, rates_of
 from tokenworks.perf.speculative import tokens_per_step
-from tokenworks.perf.terms import TPOT_TERMS, TTFT_TERMS, features, place, prepare, terms_of
+from tokenworks.perf.terms import (
+    DTYPE_AXIS,
+    TPOT_TERMS,
+    TTFT_TERMS,
+    features,
+    place,
+    prepare,
+    terms_of,
+)
 
 KNOTS_PER_OCTAVE: Final = 2
-"""A curve over the load is found at these powers of two and is straight between them, in
+"""TPOT over the load is found at so many knots per doubling and is straight between them, in
 logarithms; each knot is at least the one before, so more load is never faster for a user."""
 CONCURRENCY_MAX: Final = 1e6
 CURVES_MAX: Final = 4096
 """That an estimator keeps."""
+POINTS_MAX: Final = 4096
+"""That a curve keeps."""
 
 
 class Prediction(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,26 +94,56 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         tpot_log: of TPOT.
         ttft_log: of TTFT.
+        floor_log: of the roofline's TPOT.
         nearest: likeness of the nearest measured row.
+        batch: that runs at one worker.
+        batch_max: that fits there.
     """
 
     tpot_log: float
     ttft_log: float
+    floor_log: float
     nearest: float
+    batch: float
+    batch_max: float
+
+
+class Forests(NamedTuple):
+    """A calibration's trees, made quick to walk.
+
+    Attributes:
+        tpot: of time per output token.
+        ttft: to the first token.
+    """
+
+    tpot: list[Node]
+    ttft: list[Node]
+
+
+def forests_of(calibration: Calibration) -> Forests:
+    """The trees of a calibration."""
+    return Forests(
+        [nested(tree) for tree in calibration.tpot.trees],
+        [nested(tree) for tree in calibration.ttft.trees],
+    )
 
 
 class Curve:
     """TTFT and TPOT of one case over its load."""
 
-    def __init__(self, calibration: Calibration, case: Case) -> None:
+    def __init__(
+        self, calibration: Calibration, case: Case, forests: Forests | None = None
+    ) -> None:
         self._calibration = calibration
+        self._forests = forests or forests_of(calibration)
         known = calibration.reference(case.device)
         self.reference = known.record.name
         self.measured = case.device.name in calibration.devices
         self._rates = rates_of(case.device)
         self.group = calibration.groups.get(group_key(case, self.reference))
         if case.version is None:
-            version, month = self.group.newest if self.group else ("", None)
+            dtype = place(case, 1.0)[DTYPE_AXIS]
+            version, month = self.group.newest(dtype) if self.group else ("", None)
             case = msgspec.structs.replace(case, version=version, month=month)
         self.case = case
         self._ready = prepare(case, self._rates)
@@ -109,19 +152,30 @@ class Curve:
         self._known_rates = known.rates
         self._known_ready = prepare(self._known_case, known.rates)
         of = levels(case, self.reference)
-        self._tpot_factors = factors(calibration.tpot_factors, of, TPOT_TERMS)
-        self._ttft_factors = factors(calibration.ttft_factors, of, TTFT_TERMS)
+        self._tpot_factors = factors(calibration.tpot.factors, of, TPOT_TERMS)
+        self._ttft_factors = factors(calibration.ttft.factors, of, TTFT_TERMS)
+        shared = of[:SHARED_LEVELS]
+        self._shared_factors = (
+            factors(calibration.tpot.factors, shared, TPOT_TERMS),
+            factors(calibration.ttft.factors, shared, TTFT_TERMS),
+        )
         if self.group is not None:
             there = place(case, 1.0)
             self._fixed = likeness_without_load(self.group, there, case.version or "", case.month)
+        self._assumed = self._assumptions()
         self._points: dict[float, Point] = {}
-        self._knots: list[Point] = []
+        self._knots: list[float] = []
 
     @property
     def speedup(self) -> float:
         """Tokens per step, over what drafting costs."""
         case = self.case
         return tokens_per_step(case.draft_tokens, case.acceptance) / (1 + case.draft_share)
+
+    @property
+    def step_factors(self) -> Pass:
+        """What a decode step's nominal times are multiplied by."""
+        return Pass(*self._tpot_factors[: len(Pass._fields)])
 
     @property
     def hidden(self) -> float:
@@ -134,28 +188,28 @@ class Curve:
 
     def at(self, concurrency: float) -> Point:
         """The curve at a load; where a row doesn't say how many workers share it, the raw point."""
+        found = self._raw(concurrency)
         if self.case.decode_workers is None:
-            return self._raw(concurrency)
+            return found
         position = math.log2(max(concurrency, 1.0)) * KNOTS_PER_OCTAVE
         lower = int(position)
         while len(self._knots) < lower + 2:
-            point = self._raw(2 ** (len(self._knots) / KNOTS_PER_OCTAVE))
-            if self._knots:
-                last = self._knots[-1]
-                point = Point(
-                    tpot_log=max(point.tpot_log, last.tpot_log),
-                    ttft_log=max(point.ttft_log, last.ttft_log),
-                    nearest=point.nearest,
-                )
-            self._knots.append(point)
-        one, two, part = self._knots[lower], self._knots[lower + 1], position - lower
-        return Point(
-            tpot_log=one.tpot_log + part * (two.tpot_log - one.tpot_log),
-            ttft_log=one.ttft_log + part * (two.ttft_log - one.ttft_log),
-            nearest=one.nearest + part * (two.nearest - one.nearest),
-        )
+            knot = self._raw(2 ** (len(self._knots) / KNOTS_PER_OCTAVE)).tpot_log
+            self._knots.append(max(knot, self._knots[-1]) if self._knots else knot)
+        one, two = self._knots[lower], self._knots[lower + 1]
+        between = one + (position - lower) * (two - one)
+        return msgspec.structs.replace(found, tpot_log=max(between, found.floor_log))
 
     def _raw(self, concurrency: float) -> Point:
+        """Without the knots' order; each load is worked out once."""
+        found = self._points.get(concurrency)
+        if found is None:
+            if len(self._points) >= POINTS_MAX:
+                self._points.clear()
+            found = self._points[concurrency] = self._work_out(concurrency)
+        return found
+
+    def _work_out(self, concurrency: float) -> Point:
         terms = terms_of(self.case, self._rates, self._ready, concurrency)
         tpot = math.log(sum(map(mul, self._tpot_factors, terms.tpot)))
         ttft = math.log(sum(map(mul, self._ttft_factors, terms.ttft)))
@@ -169,11 +223,15 @@ class Curve:
             tpot += weigh(group.tpot, self._fixed, load)
             ttft += weigh(group.ttft, self._fixed, load)
             nearest = max(map(mul, self._fixed, load))
-        floor = terms.tpot_bound / self.hidden
+        gain = math.log(self.speedup)
+        floor = math.log(terms.tpot_bound / self.hidden) - gain
         return Point(
-            tpot_log=max(tpot, math.log(floor)) - math.log(self.speedup),
+            tpot_log=max(tpot - gain, floor),
             ttft_log=max(ttft, math.log(terms.ttft_bound)),
+            floor_log=floor,
             nearest=nearest,
+            batch=terms.batch,
+            batch_max=terms.batch_max,
         )
 
     def _trees(self, concurrency: float) -> tuple[float, float]:
@@ -185,9 +243,13 @@ class Curve:
             list(map(mul, self._tpot_factors, terms.tpot)),
             list(map(mul, self._ttft_factors, terms.ttft)),
         ]
-        seen = features(case, terms, place(case, concurrency), totals)
-        tpot = grow(calibration.tpot_trees, calibration.tpot_mean, seen)
-        ttft = grow(calibration.ttft_trees, calibration.ttft_mean, seen)
+        parts = [
+            list(map(mul, self._shared_factors[0], terms.tpot)),
+            list(map(mul, self._shared_factors[1], terms.ttft)),
+        ]
+        seen = features(case, terms, place(case, concurrency), parts)
+        tpot = grow(self._forests.tpot, calibration.tpot.mean, seen)
+        ttft = grow(self._forests.ttft, calibration.ttft.mean, seen)
         return tpot - math.log(sum(totals[0])), ttft - math.log(sum(totals[1]))
 
     def predict(self, concurrency: float) -> Prediction:
@@ -202,7 +264,6 @@ class Curve:
                 hint=f"Take one between 1 and {CONCURRENCY_MAX:.0f}.",
             )
         case, point = self.case, self.at(concurrency)
-        terms = terms_of(case, self._rates, self._ready, concurrency)
         tpot, ttft = math.exp(point.tpot_log), math.exp(point.ttft_log)
         rows = self.group.rows if self.group is not None else 0
         near = nearness(rows, point.nearest, measured_device=self.measured)
@@ -210,10 +271,10 @@ class Curve:
         tpot_low, tpot_high = bands[f"tpot/{case.mode}/{near}"]
         ttft_low, ttft_high = bands[f"ttft/{case.mode}/{near}"]
         workers = case.decode_workers or 1
-        running = min(max(concurrency, 1.0), terms.batch * workers)
+        running = min(max(concurrency, 1.0), point.batch * workers)
         per_gpu = running / tpot * 1e3 / case.gpus
         power = case.device.all_in_power_w
-        floor = terms.tpot_bound / self.hidden / self.speedup
+        floor = math.exp(point.floor_log)
         return Prediction(
             ttft_ms=ttft,
             ttft_low_ms=ttft * math.exp(ttft_low),
@@ -224,15 +285,15 @@ class Curve:
             tokens_per_s_per_user=1e3 / tpot,
             tokens_per_s_per_gpu=per_gpu,
             gpus=case.gpus,
-            batch=terms.batch,
-            batch_max=terms.batch_max,
+            batch=point.batch,
+            batch_max=point.batch_max,
             power_w=None if power is None else power * case.gpus,
             joule_per_token=None if power is None else power / per_gpu,
             joule_per_token_bound=(
                 None if power is None else power * case.gpus * floor / running / 1e3
             ),
             nearness=near,
-            assumptions=self._assumptions(),
+            assumptions=self._assumed,
         )
 
     def _assumptions(self) -> tuple[str, ...]:
@@ -259,6 +320,7 @@ class Estimator:
 
     def __init__(self, calibration: Calibration) -> None:
         self._calibration = calibration
+        self._forests = forests_of(calibration)
         self._curves: dict[bytes, Curve] = {}
 
     def curve(self, case: Case) -> Curve:
@@ -272,7 +334,7 @@ class Estimator:
         if found is None:
             if len(self._curves) >= CURVES_MAX:
                 self._curves.clear()
-            found = self._curves[key] = Curve(self._calibration, case)
+            found = self._curves[key] = Curve(self._calibration, case, self._forests)
         return found
 
     def predict(self, case: Case, *, must_fit: bool = True) -> Prediction:

@@ -17,16 +17,19 @@ from tokenworks.perf.boosting import Boosting, boost
 from tokenworks.perf.calibration import (
     NOISE,
     ROWS_FEW,
+    SHARED_LEVELS,
     VARIANCE,
     Calibration,
     Device,
     Group,
+    Learned,
     factors,
     group_key,
     grow,
     levels,
     likeness_of_load,
     likeness_without_load,
+    nested,
 )
 from tokenworks.perf.passes import rates_of
 from tokenworks.perf.rows import Row
@@ -91,52 +94,65 @@ def fit(
             f"{len(ready)} measured rows are too few to fit to.",
             hint=f"Give at least {ROWS_MIN} with silicon_ttft_ms and silicon_tpot_ms.",
         )
-    tpot_goal = [math.log(each.row.tpot_ms or 1.0) for each in ready]
-    ttft_goal = [math.log(each.row.ttft_ms or 1.0) for each in ready]
-    tpot = _factors([each.terms.tpot for each in ready], tpot_goal, ready)
-    ttft = _factors([each.terms.ttft for each in ready], ttft_goal, ready)
-    seen, tpot_physics, ttft_physics = [], [], []
+    goals = (
+        [math.log(each.row.tpot_ms or 1.0) for each in ready],
+        [math.log(each.row.ttft_ms or 1.0) for each in ready],
+    )
+    tables = (
+        _factors([each.terms.tpot for each in ready], goals[0], ready),
+        _factors([each.terms.ttft for each in ready], goals[1], ready),
+    )
+    seen, physics = _seen(ready, *tables)
+    learned, trees_say = [], []
+    for table, goal in zip(tables, goals, strict=True):
+        mean = sum(goal) / len(goal)
+        trees = boost(seen, [value - mean for value in goal], seed, how or Boosting())
+        learned.append(Learned(factors=table, trees=trees, mean=mean))
+        quick = [nested(tree) for tree in trees]
+        trees_say.append([grow(quick, mean, values) for values in seen])
+    members: dict[str, list[int]] = defaultdict(list)
+    for number, each in enumerate(ready):
+        members[group_key(each.row.case, each.device)].append(number)
+    groups = {}
+    for key, numbers in members.items():
+        said = trees_say if len(numbers) < ROWS_FEW else physics
+        left = [
+            [goal[number] - base[number] for number in numbers]
+            for goal, base in zip(goals, said, strict=True)
+        ]
+        groups[key] = _group([ready[number] for number in numbers], left[0], left[1])
+    return Calibration(
+        rows=len(ready),
+        source=source,
+        seed=seed,
+        tpot=learned[0],
+        ttft=learned[1],
+        groups=groups,
+        bands={},
+        devices=_devices(rows),
+    )
+
+
+def _seen(
+    ready: Sequence[Fitted], tpot: dict[str, list[float]], ttft: dict[str, list[float]]
+) -> tuple[list[list[float]], tuple[list[float], list[float]]]:
+    """Features of each row, and what physics with its factors says: logarithms of milliseconds."""
+    seen = []
+    physics: tuple[list[float], list[float]] = ([], [])
     for each in ready:
         mine = [
             _multiply(factors(tpot, each.levels, TPOT_TERMS), each.terms.tpot),
             _multiply(factors(ttft, each.levels, TTFT_TERMS), each.terms.ttft),
         ]
-        tpot_physics.append(math.log(sum(mine[0])))
-        ttft_physics.append(math.log(sum(mine[1])))
-        case = each.row.case
-        seen.append(features(case, each.terms, place(case, case.concurrency), mine))
-    grown = []
-    for goal in (tpot_goal, ttft_goal):
-        mean = sum(goal) / len(goal)
-        trees = boost(seen, [value - mean for value in goal], seed, how or Boosting())
-        grown.append((trees, mean, [grow(trees, mean, values) for values in seen]))
-    calibration = Calibration(
-        rows=len(ready),
-        source=source,
-        seed=seed,
-        tpot_factors=tpot,
-        ttft_factors=ttft,
-        groups={},
-        tpot_trees=grown[0][0],
-        ttft_trees=grown[1][0],
-        tpot_mean=grown[0][1],
-        ttft_mean=grown[1][1],
-        bands={},
-        devices=_devices(rows),
-    )
-    members: dict[str, list[int]] = defaultdict(list)
-    for number, each in enumerate(ready):
-        members[group_key(each.row.case, each.device)].append(number)
-    for key, numbers in members.items():
-        few = len(numbers) < ROWS_FEW
-        tpot_base = grown[0][2] if few else tpot_physics
-        ttft_base = grown[1][2] if few else ttft_physics
-        calibration.groups[key] = _group(
-            [ready[number] for number in numbers],
-            [tpot_goal[number] - tpot_base[number] for number in numbers],
-            [ttft_goal[number] - ttft_base[number] for number in numbers],
-        )
-    return calibration
+        for says, times in zip(physics, mine, strict=True):
+            says.append(math.log(sum(times)))
+        case, shared = each.row.case, each.levels[:SHARED_LEVELS]
+        parts = [
+            _multiply(factors(tpot, shared, TPOT_TERMS), each.terms.tpot),
+            _multiply(factors(ttft, shared, TTFT_TERMS), each.terms.ttft),
+        ]
+        seen.append(features(case, each.terms, place(case, case.concurrency), parts))
+    return seen, physics
 
 
 def _multiply(ones: Sequence[float], others: Sequence[float]) -> list[float]:
@@ -153,9 +169,7 @@ def _ready(row: Row) -> Fitted:
 def _devices(rows: Sequence[Row]) -> dict[str, Device]:
     found = {row.case.device.name: row.case.device for row in rows}
     return {
-        name: Device(
-            record=msgspec.structs.replace(record, provenance={}), rates=rates_of(record)
-        )
+        name: Device(record=msgspec.structs.replace(record, provenance={}), rates=rates_of(record))
         for name, record in sorted(found.items())
     }
 
@@ -214,7 +228,6 @@ def _group(ready: Sequence[Fitted], tpot: Sequence[float], ttft: Sequence[float]
     proofs = sorted(
         hidden_tokens_per_step(each.terms.tpot_bound, each.row.tpot_ms or 1.0) for each in ready
     )
-    latest = max(spots, key=lambda spot: (spot[2] is not None, spot[2] or 0.0, spot[1]))
     hidden = proofs[int(0.98 * (len(proofs) - 1))]
     group = Group(
         rows=len(ready),
@@ -224,7 +237,6 @@ def _group(ready: Sequence[Fitted], tpot: Sequence[float], ttft: Sequence[float]
         tpot=[],
         ttft=[],
         hidden_tokens_per_step=round(hidden, 2) if hidden > HIDDEN_MIN else 1.0,
-        newest=(latest[1], latest[2]),
     )
     rows = [
         [

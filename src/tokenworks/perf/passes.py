@@ -216,7 +216,7 @@ def _pass(
     each_reads += 2 * shape.linear_layers * shape.state_bytes / min(tp, STATE_HEADS)
     matrix = 2 * own * shape.attention_weights / tp / near_peak
     matrix += 2 * tokens * shape.dense_weights / stage / peak + routed
-    traffic, reduce, dispatch = _exchange(shape, rates, layout, tokens, own)
+    traffic, reduce, dispatch = _exchange(shape, rates, layout, own)
     return Pass(
         weights=always / rates.bandwidth,
         experts=experts / rates.bandwidth,
@@ -234,9 +234,7 @@ def _pass(
     )
 
 
-def _exchange(
-    shape: Shape, rates: Rates, layout: Layout, tokens: float, own: float
-) -> tuple[float, float, float]:
+def _exchange(shape: Shape, rates: Rates, layout: Layout, own: float) -> tuple[float, float, float]:
     """Times of traffic, of all-reduces' and of exchanges' latencies.
 
     Source: a ring all-reduce moves 2 (n - 1) / n of its data through each member (Thakur et al.,

@@ -305,11 +305,9 @@ def _disaggregated(
 def _side(values: Mapping[str, str], side: str, device: Accelerator) -> Layout:
     tp, pp = _count(values, f"{side}_tp_size"), _count(values, f"{side}_pp_size")
     moe_tp, ep = _count(values, f"{side}_moe_tp_size"), _count(values, f"{side}_moe_ep_size")
-    gpus = tp
-    if side == "prefill":
-        gpus = max(tp, moe_tp * ep)
-    elif moe_tp > 1 and ep > 1 and moe_tp * ep == tp and (device.scaleup_domain or 8) <= 8:
-        gpus = min(tp, 8)
+    gpus = max(tp, moe_tp * ep)
+    if moe_tp > 1 and ep > 1 and (device.scaleup_domain or 8) <= 8:
+        gpus = min(gpus, 8)
     gpus *= pp
     dp = min(_count(values, f"{side}_attention_dp_size"), gpus)
     return Layout(gpus=gpus, ep=min(ep, gpus), dp=dp, pp=pp)

@@ -146,11 +146,15 @@ def place(case: Case, concurrency: float) -> list[float]:
     ]
 
 
+DTYPE_AXIS: Final = 10
+"""Where ``place`` keeps the dtype."""
 PLACE_SCALES: Final = (4.5, 4.5, 6.0, 2.25, 3.0, 3.0, 3.0, 3.0, 3.0, 3.0, 3.0, 4.5)
 """In each of these directions, how far likeness falls to 1/e."""
 
 
-def features(case: Case, terms: Terms, place_of: list[float], totals: list[list[float]]) -> list[float]:
+def features(
+    case: Case, terms: Terms, place_of: list[float], totals: list[list[float]]
+) -> list[float]:
     """What the trees for unmeasured groups look at.
 
     Args:

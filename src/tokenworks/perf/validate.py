@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-import random
+import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, Literal
 
 import msgspec
 
+from tokenworks.core.rng import GOLDEN_GAMMA, WORD, mix64
 from tokenworks.perf.calibration import Calibration, nearness
 from tokenworks.perf.estimate import Estimator
 from tokenworks.perf.fit import fit
@@ -52,7 +53,7 @@ class Checked(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Errors(msgspec.Struct, frozen=True, kw_only=True):
-    """Errors as fractions of what was measured.
+    """Errors as fractions of what was measured; None where nothing was.
 
     Attributes:
         rows: compared; those that could not be predicted count as an error of 1.0.
@@ -64,11 +65,11 @@ class Errors(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     rows: int
-    median_ape: float
-    mape: float
-    p90_ape: float
-    bias: float
-    coverage80: float
+    median_ape: float | None
+    mape: float | None
+    p90_ape: float | None
+    bias: float | None
+    coverage80: float | None
 
 
 class GroupErrors(msgspec.Struct, frozen=True, kw_only=True):
@@ -190,11 +191,9 @@ def cross_validate(
         kept_rows: of each group left out, that are fitted to all the same, and not compared.
         progress: told before each fold.
     """
-    dice = random.Random(seed)  # noqa: S311  folds from a seed, nothing secret
-    names = sorted({_left_out(row, by) for row in rows})
-    dice.shuffle(names)
+    names = sorted({_left_out(row, by) for row in rows}, key=lambda name: _dice(seed, name))
     fold_of = {name: number % folds for number, name in enumerate(names)}
-    kept = _kept(rows, by, kept_rows, dice)
+    kept = _kept(rows, by, kept_rows, seed)
     found: list[Checked] = []
     for fold in range(folds):
         progress(f"fold {fold + 1} of {folds}, {by} left out")
@@ -206,14 +205,19 @@ def cross_validate(
     return found
 
 
-def _kept(rows: Sequence[Row], by: LeftOut, count: int, dice: random.Random) -> set[int]:
+def _dice(seed: int, name: str) -> int:
+    """An order that looks random and follows from the seed alone."""
+    return mix64(zlib.crc32(name.encode()) + seed * GOLDEN_GAMMA & WORD)
+
+
+def _kept(rows: Sequence[Row], by: LeftOut, count: int, seed: int) -> set[int]:
     members: dict[str, list[int]] = defaultdict(list)
     for number, row in enumerate(rows):
         members[_left_out(row, by)].append(number)
     kept = set()
     for _, numbers in sorted(members.items()):
         if count and len(numbers) > count:
-            kept.update(dice.sample(numbers, count))
+            kept.update(sorted(numbers, key=lambda n: _dice(seed, rows[n].id))[:count])
     return kept
 
 
@@ -274,12 +278,10 @@ def calibrate(
         seed: of trees and folds.
         progress: told what is being done.
     """
-    checked = cross_validate(
-        rows, by="configuration", folds=FOLDS, seed=seed, progress=progress
-    )
-    new = cross_validate(rows, by="group", folds=GROUP_FOLDS, seed=seed, progress=progress)
+    checked = cross_validate(rows, by="configuration", folds=FOLDS, seed=seed, progress=progress)
+    new = cross_validate(rows, by="architecture", folds=GROUP_FOLDS, seed=seed, progress=progress)
     few = cross_validate(
-        rows, by="group", folds=GROUP_FOLDS, seed=seed, kept_rows=3, progress=progress
+        rows, by="architecture", folds=GROUP_FOLDS, seed=seed, kept_rows=3, progress=progress
     )
     progress("all rows")
     calibration = fit(rows, source=source, seed=seed)
@@ -310,21 +312,13 @@ def errors_of(
         inside += low <= log <= high
     absolute.sort()
     if not absolute:
-        nothing = math.nan
-        return Errors(
-            rows=0,
-            median_ape=nothing,
-            mape=nothing,
-            p90_ape=nothing,
-            bias=nothing,
-            coverage80=nothing,
-        )
+        return Errors(rows=0, median_ape=None, mape=None, p90_ape=None, bias=None, coverage80=None)
     return Errors(
         rows=len(absolute),
         median_ape=_quantile(absolute, 0.5),
         mape=sum(absolute) / len(absolute),
         p90_ape=_quantile(absolute, 0.9),
-        bias=math.expm1(-sum(logs) / len(logs)) if logs else math.nan,
+        bias=math.expm1(-sum(logs) / len(logs)) if logs else None,
         coverage80=inside / len(absolute),
     )
 

@@ -1,0 +1,160 @@
+"""``tokenworks perf``: predict, sweep, validate and calibrate."""
+
+from __future__ import annotations
+
+import gzip
+import pathlib
+
+import pytest
+
+from tests.cli.command_line import data, done, invoke
+from tokenworks.core.errors import ConfigInvalid
+from tokenworks.live.calibration_file import read_calibration
+from tokenworks.live.home import Home
+from tokenworks.perf import fit, validate
+from tokenworks.perf.boosting import Boosting
+
+ROWS = pathlib.Path(__file__).parents[2] / "bench" / "data" / "silicon_rows.csv"
+
+
+@pytest.fixture
+def few_rows(tmp_path: pathlib.Path) -> pathlib.Path:
+    """Every thirtieth row, and one that nobody can read."""
+    head, *lines = ROWS.read_text().splitlines()
+    odd = lines[0].replace(",1024,1024,", ",,1024,")
+    path = tmp_path / "rows.csv"
+    path.write_text("\n".join([head, *lines[::30], odd]) + "\n")
+    return path
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fit, "STEPS_MAX", 20)
+    monkeypatch.setattr(fit, "Boosting", lambda: Boosting(trees=3))
+    monkeypatch.setattr(validate, "FOLDS", 2)
+    monkeypatch.setattr(validate, "GROUP_FOLDS", 2)
+
+
+def test_an_answer_has_an_interval_and_names_what_it_assumes(home: Home) -> None:
+    found = data(home, "perf", "predict", "deepseek-r1", "hgx-b200", "--concurrency", "16")
+    assert found["tpot_low_ms"] < found["tpot_ms"] < found["tpot_high_ms"]
+    text = done(
+        home, "perf", "predict", "gpt-moe-2t", "vr-nvl72", "--dtype", "fp4", "--gpus", "16",
+        "--ep", "16", "--dp", "16", "--isl", "32000",
+    )  # fmt: skip
+    assert "tpot ms" in text
+    assert "Assumed: rubin was never measured: factors of gb300." in text
+
+
+def test_prefill_and_decode_may_be_apart(home: Home) -> None:
+    asked = ("perf", "predict", "deepseek-r1", "gb200", "--mode", "disagg", "--dtype", "fp4")
+    one = data(home, *asked, "--decode-workers", "2", "--prefill-gpus", "4")
+    assert one["gpus"] == 2 * 8 + 4
+    assert data(home, *asked)["gpus"] == 16
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("llama-3.1-70b", "abacus"), "no system 'abacus'"),
+        (("llama-3.1-70b", "lpx"), "has no GPUs to decode on"),
+        (("nothing", "b200"), "no model 'nothing'"),
+        (("deepseek-r1", "h100", "--gpus", "4"), "do not fit into 80 GB"),
+        (("deepseek-r1", "b200", "--ep", "3"), "--ep 3 does not divide 8"),
+        (("deepseek-r1", "b200", "--gpus", "0"), "--gpus 0 does not"),
+        (("deepseek-r1", "b200", "--isl", "0"), "--isl 0.0 is out of range"),
+        (("deepseek-r1", "b200", "--hit-share", "2"), "--hit-share 2.0 is out of range"),
+        (("deepseek-r1", "b200", "--concurrency", "0"), "is no load"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_what_could(
+    home: Home, options: tuple[str, ...], said: str
+) -> None:
+    result = invoke(home, "perf", "predict", *options)
+    assert isinstance(result.exception, ConfigInvalid)
+    assert said in str(result.exception)
+    assert result.exception.hint
+
+
+def test_a_sweep_shows_what_none_beats(home: Home) -> None:
+    rows = data(home, "perf", "sweep", "gpt-oss-120b", "h200", "--dtype", "fp4")
+    speeds = [row["tokens_per_s_per_user"] for row in rows]
+    assert speeds == sorted(speeds, reverse=True)
+    text = done(
+        home, "perf", "sweep", "deepseek-r1", "b200", "--gpus", "1", "--gpus", "8",
+        "--concurrency", "4", "--concurrency", "64",
+    )  # fmt: skip
+    assert "of 6 that fit; 1 layouts do not fit." in text
+
+
+def test_measured_rows_are_compared(home: Home, few_rows: pathlib.Path) -> None:
+    found = data(home, "perf", "validate", str(few_rows))
+    assert found["how"] == "as fitted"
+    assert found["rows"] == len(few_rows.read_text().splitlines()) - 1
+    assert found["tpot"]["median_ape"] < 0.05
+    assert set(found["tpot"]) == {
+        "rows", "median_ape", "mape", "p90_ape", "bias", "coverage80",
+    }  # fmt: skip
+    assert {group["by"] for group in found["groups"]} == {
+        "mode", "system", "engine", "model", "group",
+    }  # fmt: skip
+    (odd,) = found["unpredicted"]
+    assert "isl and osl" in odd["why"]
+    text = done(home, "perf", "validate", str(few_rows))
+    assert "as fitted" in text
+    assert "Not predicted" in text
+
+
+def test_rows_show_hidden_speculation(home: Home) -> None:
+    text = done(home, "perf", "validate", str(ROWS))
+    assert "Hidden speculative decoding: deepseek-ai/DeepSeek" in text
+    assert "beat the roofline" in text
+    assert "1.5 times apart" in text
+
+
+def test_many_rows_that_cannot_be_read_are_counted(home: Home, tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "odd.csv"
+    path.write_text("model_path,system,backend,mode,isl,osl\n" + "a,b,c,agg,,\n" * 201)
+    text = done(home, "perf", "validate", str(path))
+    assert "No row was predicted." in text
+    assert "and 1 more" in text
+    one = tmp_path / "one.csv"
+    one.write_text("model_path,system,backend,mode,isl,osl\ndeepseek-r1,b200,x,agg,9,9\n")
+    assert "deepseek-r1" in done(home, "perf", "validate", str(one))
+
+
+@pytest.mark.usefixtures("quick")
+def test_cross_validation_and_calibration_on_own_rows(
+    home: Home, few_rows: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    found = data(home, "perf", "validate", str(few_rows), "--cross-validate", "configuration")
+    assert found["how"] == "cross-validated, configuration left out, 2 folds"
+    text = done(
+        home, "perf", "validate", str(few_rows), "--cross-validate", "architecture",
+        "--kept-rows", "3",
+    )  # fmt: skip
+    assert "architecture left out, 2 folds, 3 rows of each kept" in text
+    out = tmp_path / "own" / "calibration.json.gz"
+    said = done(home, "perf", "calibrate", str(few_rows), "--out", str(out))
+    assert "1 could not be read" in said
+    first = out.read_bytes()
+    done(home, "perf", "calibrate", str(few_rows), "--out", str(out))
+    assert out.read_bytes() == first
+    own = done(home, "perf", "validate", str(few_rows), "--calibration", str(out))
+    assert f"calibration of {read_calibration(out).rows} rows" in own
+
+
+def test_files_that_are_none_are_refused(
+    home: Home, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_bytes(b"\xff\xfe\x00")
+    result = invoke(home, "perf", "validate", str(path))
+    assert "is not text" in str(result.exception)
+    monkeypatch.setattr("tokenworks.cli.perf.ROWS_BYTES_MAX", 1)
+    result = invoke(home, "perf", "validate", str(path))
+    assert "is too large" in str(result.exception)
+    for content in (b"nothing", gzip.compress(b"{}")):
+        path.write_bytes(content)
+        with pytest.raises(ConfigInvalid, match="No calibration can be read"):
+            read_calibration(path)

@@ -1,0 +1,159 @@
+"""Rows of the public schema are read, whatever their columns leave out or mix up."""
+
+from __future__ import annotations
+
+import csv
+import io
+from typing import Any
+
+import pytest
+
+from tokenworks.catalogue.shelves import Catalogue
+from tokenworks.core.errors import ConfigInvalid
+from tokenworks.perf import rows as rows_module
+from tokenworks.perf.rows import Row, Unread, configuration, read_rows
+
+AGG = {
+    "id": "one", "model_path": "deepseek-ai/DeepSeek-R1", "system": "b200_sxm",
+    "backend": "trtllm", "mode": "agg", "isl": "1024", "osl": "512", "precision": "fp8",
+    "batch_size": "16", "concurrency": "16", "tp_size": "8", "silicon_ttft_ms": "100",
+    "silicon_tpot_ms": "9", "measured": "2026-01-16", "backend_version": "1.0",
+}  # fmt: skip
+DISAGG = AGG | {
+    "mode": "disagg", "system": "gb200", "batch_size": "", "concurrency": "", "tp_size": "",
+    "prefill_tp_size": "4", "prefill_moe_ep_size": "8", "decode_tp_size": "16",
+    "decode_num_workers": "3", "decode_batch_size": "10", "prefill_num_workers": "2",
+}  # fmt: skip
+
+
+def read(catalogue: Catalogue, *given: dict[str, str]) -> list[Any]:
+    file = io.StringIO()
+    writer = csv.DictWriter(file, sorted({key for row in given for key in row}))
+    writer.writeheader()
+    writer.writerows(given)
+    return list(read_rows(file.getvalue(), catalogue))
+
+
+def one(catalogue: Catalogue, given: dict[str, str], **changes: str) -> Row:
+    (row,) = read(catalogue, given | changes)
+    assert isinstance(row, Row), row
+    return row
+
+
+def test_a_plain_row_says_what_it_says(catalogue: Catalogue) -> None:
+    row = one(catalogue, AGG)
+    case = row.case
+    assert (case.mode, case.engine, case.device.name, case.dtype) == (
+        "agg",
+        "trtllm",
+        "b200",
+        "fp8",
+    )
+    assert (case.isl, case.osl, case.concurrency, case.decode.gpus) == (1024, 512, 16, 8)
+    assert (row.ttft_ms, row.tpot_ms, case.version, case.month) == (100, 9, "1.0", 12.5)
+    assert (case.gpus, case.batch) == (8, 16)
+
+
+@pytest.mark.parametrize(
+    ("changes", "gpus", "ep", "dp"),
+    [
+        # tp and ep multiplied into one column.
+        ({"tp_size": "64", "moe_tp_size": "8", "moe_ep_size": "8"}, 8, 8, 1),
+        # Attention of one GPU each.
+        ({"tp_size": "1", "moe_ep_size": "8"}, 8, 8, 8),
+        ({"tp_size": "8", "moe_tp_size": "1", "moe_ep_size": "8"}, 8, 8, 1),
+        # More than the box holds.
+        ({"tp_size": "4", "attention_dp_size": "4", "moe_ep_size": "16"}, 8, 8, 4),
+        ({"tp_size": "16"}, 8, 1, 1),
+        ({"tp_size": "0", "attention_dp_size": "0"}, 1, 1, 1),
+        ({"system": "gb200", "tp_size": "72", "moe_tp_size": "72"}, 72, 1, 1),
+    ],
+)
+def test_layouts_are_read_through_their_traps(
+    catalogue: Catalogue, changes: dict[str, str], gpus: int, ep: int, dp: int
+) -> None:
+    layout = one(catalogue, AGG, **changes).case.decode
+    assert (layout.gpus, layout.ep, layout.dp) == (gpus, ep, dp)
+
+
+def test_concurrency_beyond_the_batch_is_replicas_or_groups(catalogue: Catalogue) -> None:
+    several = one(catalogue, AGG, concurrency="64", batch_size="16").case
+    assert (several.replicas, several.concurrency) == (4, 16)
+    groups = one(catalogue, AGG, concurrency="64", batch_size="16", attention_dp_size="4").case
+    assert (groups.replicas, groups.concurrency) == (1, 64)
+    blank = one(catalogue, AGG, concurrency="", batch_size="").case
+    assert blank.concurrency == 1
+    only = one(catalogue, AGG, concurrency="12", batch_size="").case
+    assert only.concurrency == 12
+
+
+@pytest.mark.parametrize(
+    ("changes", "dtype"),
+    [
+        ({"precision": "", "gemm_quant_mode": "nvfp4"}, "fp4"),
+        ({"precision": "", "moe_quant_mode": "int4_wo"}, "int4"),
+        ({"precision": "", "model_path": "nvidia/Llama-3.1-8B-Instruct-FP8"}, "fp8"),
+        ({"precision": "", "model_path": "meta-llama/Llama-3.1-8B-Instruct"}, "bf16"),
+        ({"precision": "odd", "model_path": "x/Qwen3-32B-AWQ"}, "int4"),
+    ],
+)
+def test_blank_precision_is_found_elsewhere(
+    catalogue: Catalogue, changes: dict[str, str], dtype: str
+) -> None:
+    assert one(catalogue, AGG, **changes).case.dtype == dtype
+
+
+def test_disaggregated_rows_may_know_their_workers_or_not(catalogue: Catalogue) -> None:
+    case = one(catalogue, DISAGG).case
+    assert (case.mode, case.decode.gpus, case.prefill.gpus, case.prefill.ep) == ("disagg", 16, 8, 8)
+    assert (case.concurrency, case.batch, case.gpus) == (30, 10, 64)
+    unknown = one(
+        catalogue, DISAGG, decode_num_workers="", prefill_num_workers="", concurrency="48"
+    ).case
+    assert (unknown.decode_workers, unknown.prefill_workers, unknown.concurrency) == (
+        None,
+        None,
+        48,
+    )
+    boxed = one(
+        catalogue, DISAGG, system="b200_sxm", decode_moe_tp_size="4", decode_moe_ep_size="4"
+    ).case
+    assert boxed.decode.gpus == 8
+
+
+@pytest.mark.parametrize(
+    ("changes", "model", "device"),
+    [
+        ({"model_path": "nvidia/Llama-3.3-70B-Instruct-FP4"}, "gqa-80x8192-64.8", "b200"),
+        ({"model_path": "Qwen/Qwen3-235B-A22B-Thinking"}, "gqa-94x4096-64-128x1536", "b200"),
+        ({"system": "h100_pcie"}, "mla-61x7168-128-256x2048", "h100"),
+    ],
+)
+def test_what_the_catalogue_does_not_know_is_taken_for_what_is_nearest(
+    catalogue: Catalogue, changes: dict[str, str], model: str, device: str
+) -> None:
+    case = one(catalogue, AGG, **changes).case
+    assert (case.shape.key, case.device.name) == (model, device)
+
+
+def test_rows_that_make_no_case_are_told_apart(catalogue: Catalogue) -> None:
+    bad, worse = read(catalogue, AGG | {"isl": ""}, AGG | {"id": "", "osl": "many"})
+    assert isinstance(bad, Unread)
+    assert bad.id == "one"
+    assert isinstance(worse, Unread)
+    assert worse.id == "row 2"
+    with pytest.raises(ConfigInvalid, match="lack backend, isl"):
+        list(read_rows("model_path,system,mode,osl\n", catalogue))
+
+
+def test_there_is_a_limit(catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows_module, "ROWS_MAX", 1)
+    with pytest.raises(ConfigInvalid, match="More than 1 rows"):
+        read(catalogue, AGG, AGG)
+
+
+def test_repeats_share_a_configuration_also_under_another_name(catalogue: Catalogue) -> None:
+    twin = one(catalogue, AGG, model_path="deepseek-ai/DeepSeek-V3", id="two", measured="")
+    assert configuration(one(catalogue, AGG)) == configuration(twin)
+    assert configuration(twin) != configuration(one(catalogue, AGG, osl="513"))
+    assert twin.case.month is None
