@@ -112,6 +112,20 @@ def test_a_file_is_read_and_options_override_it(home: Home, tmp_path: Path) -> N
     assert isinstance(invoke(home, *MIX, str(file)).exception, ConfigInvalid)
 
 
+def test_an_engine_as_it_was_measured_may_be_planned_with(home: Home, tmp_path: Path) -> None:
+    file = tmp_path / "plan.toml"
+    file.write_text(
+        'power_mw = 2\nsystems = ["hgx-h200"]\n[tier.high]\nmodel = "llama-3.1-70b"\n'
+        "requests_per_s = 100\nprompt_tokens = 2000\ninteractivity_tokens_per_s = 40\n"
+    )
+    found = data(home, *MIX, str(file), "--engine", "tensorrt-llm")
+    assert {pool["mode"] for pool in found["plan"]["pools"]} == {"aggregated"}
+    assert any("as calibrated" in rule for rule in found["rules"])
+    assert not any(each["what"].startswith("projection") for each in found["assumptions"])
+    unknown = invoke(home, *MIX, str(file), "--engine", "abacus")
+    assert "no engine 'abacus'" in str(unknown.exception)
+
+
 def test_a_trace_gives_demand(home: Home, tmp_path: Path) -> None:
     trace = tmp_path / "trace.jsonl"
     rows = [
