@@ -25,6 +25,7 @@ from tokenworks.plan.mix_question import (
     Case,
     QuestionFile,
     case_of,
+    check,
     parse_question,
 )
 from tokenworks.plan.mix_sweeps import sweep, sweep_points, tornado, what_if
@@ -338,3 +339,25 @@ def test_a_swing_may_leave_no_plan() -> None:
     assert plan.pools[0].utilisation == pytest.approx(0.7, abs=0.02)
     assert swings["power_mw"].low_usd_per_h is None
     assert swings["power_mw"].span_usd_per_h == float("inf")
+
+
+def test_more_that_cannot_be_is_refused() -> None:
+    posed = case().question
+    tier = posed.tiers[0]
+    for field, value in (("context_tokens", 0), ("context_tokens", -5)):
+        work = msgspec.structs.replace(tier.work, **{field: value})
+        with pytest.raises(ConfigInvalid, match="context_tokens is"):
+            check(posed.with_tier(tier.tier, work=work))
+    site = msgspec.structs.replace(posed.site, system_years=0.0)
+    with pytest.raises(ConfigInvalid, match=r"site\.system_years is 0\.0"):
+        check(msgspec.structs.replace(posed, site=site))
+    with pytest.raises(ConfigInvalid, match="one tier or more"):
+        check(msgspec.structs.replace(posed, tiers=()))
+
+
+def test_without_interest_everything_is_cheaper() -> None:
+    posed = case(power_mw=5.0)
+    other = what_if(posed, "site.interest_per_year=0")
+    cheaper = plan_mix(market(other), other.question)
+    plan = plan_mix(market(posed), posed.question)
+    assert cheaper.value_usd_per_h > plan.value_usd_per_h
