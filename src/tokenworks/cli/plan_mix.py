@@ -135,7 +135,7 @@ def mix(
 
     \b
     tokenworks plan mix --power-mw 20 --by 2027-06-30
-    tokenworks plan mix --without lpx --objective cost
+    tokenworks plan mix --without lpx --objective cost --mtok-per-s 20
     tokenworks plan mix --what-if lpx.price_usd=+100% --what-if vr-nvl72.ship=+180d
     tokenworks plan mix --tiers free,ultra --sweep share:ultra --out crossover.svg
     tokenworks plan mix --tornado --out tornado.png
