@@ -112,6 +112,20 @@ def test_a_file_is_read_and_options_override_it(home: Home, tmp_path: Path) -> N
     assert isinstance(invoke(home, *MIX, str(file)).exception, ConfigInvalid)
 
 
+def test_an_engine_as_it_was_measured_may_be_planned_with(home: Home, tmp_path: Path) -> None:
+    file = tmp_path / "plan.toml"
+    file.write_text(
+        'power_mw = 2\nsystems = ["hgx-h200"]\n[tier.high]\nmodel = "llama-3.1-70b"\n'
+        "requests_per_s = 100\nprompt_tokens = 2000\ninteractivity_tokens_per_s = 40\n"
+    )
+    found = data(home, *MIX, str(file), "--engine", "tensorrt-llm")
+    assert {pool["mode"] for pool in found["plan"]["pools"]} == {"aggregated"}
+    assert any("as calibrated" in rule for rule in found["rules"])
+    assert not any(each["what"].startswith("projection") for each in found["assumptions"])
+    unknown = invoke(home, *MIX, str(file), "--engine", "abacus")
+    assert "no engine 'abacus'" in str(unknown.exception)
+
+
 def test_a_trace_gives_demand(home: Home, tmp_path: Path) -> None:
     trace = tmp_path / "trace.jsonl"
     rows = [
@@ -211,7 +225,13 @@ def test_the_examples_of_the_page_run(home: Home, tmp_path: Path) -> None:
         done(home, *words)
 
 
-def test_each_option_has_help(home: Home) -> None:
+def test_the_help_teaches_by_examples_that_work(home: Home, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
     text = click.unstyle(done(home, *MIX, "--help"))
     assert "mixed-integer programme" in text
-    assert "tokenworks plan mix --tornado --out tornado.png" in text
+    examples = [
+        line.split()[1:] for line in text.splitlines() if "  tokenworks plan mix --" in line
+    ]
+    assert len(examples) == 6
+    for words in examples[1:4]:
+        done(home, *(str(tmp_path / w) if w.endswith((".svg", ".png")) else w for w in words))

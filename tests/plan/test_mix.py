@@ -171,6 +171,15 @@ def test_what_cannot_be_served_says_what_would_be_feasible() -> None:
     assert "having to serve 1 % less of high" not in names
 
 
+def test_lpus_may_be_what_makes_it_fit() -> None:
+    must = msgspec.structs.replace(demand("ultra", 1e6, 200.0), at_least=1.0)
+    goods = market(offer(250.0, 2e4), offer(250.0, 8e4, lpus=0.25, least=8))
+    # 16 racks of 0.1 MW and 8 LPUs of 0.05 MW; 63 racks without.
+    with pytest.raises(ConfigInvalid, match=r"It needs 2 MW with"):
+        plan_mix(goods, question(must, power_mw=0.5))
+    assert relaxed_value(made(goods, question(must, power_mw=0.5))) is None
+
+
 def test_having_to_serve_what_loses_money_has_its_price() -> None:
     must = msgspec.structs.replace(demand(usd=0.0), at_least=0.5)
     plan = plan_mix(market(offer(60.0, 1e5)), question(must))

@@ -149,6 +149,8 @@ def draw_sweep(found: Sweep, question: Question, path: Path) -> None:
     if found.kind == "interactivity":
         below.set_xlabel(f"interactivity promised to {found.tier}, tokens/s/user, sold alone")
         below.set_xscale("log")
+        below.set_xticks([25, 50, 100, 200, 400, 800], minor=False)
+        below.set_xticks([], minor=True)
         below.xaxis.set_major_formatter("{x:,.0f}")
         below.set_xlim(xs[0], xs[-1])
     else:

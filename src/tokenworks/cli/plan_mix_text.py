@@ -131,7 +131,7 @@ def _year(usd_per_h: float | None) -> float | int | None:
     if usd_per_h is None:
         return None
     musd = usd_per_h * HOURS_PER_YEAR / 1e6
-    return round(musd) if abs(musd) >= 1e3 else round(musd, 3)
+    return round(musd) if abs(musd) >= 1e3 else round(musd, 3) + 0.0
 
 
 def _whole(value: float) -> float | int:

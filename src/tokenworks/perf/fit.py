@@ -15,6 +15,7 @@ import msgspec
 from tokenworks.core.errors import ConfigInvalid
 from tokenworks.perf.boosting import Boosting, boost
 from tokenworks.perf.calibration import (
+    GROUP_LIKENESS,
     NOISE,
     ROWS_FEW,
     SHARED_LEVELS,
@@ -240,7 +241,7 @@ def _group(ready: Sequence[Fitted], tpot: Sequence[float], ttft: Sequence[float]
     )
     rows = [
         [
-            a * b
+            a * b + GROUP_LIKENESS
             for a, b in zip(
                 likeness_without_load(group, list(there), version, month),
                 likeness_of_load(group, there[0]),
