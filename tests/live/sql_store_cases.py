@@ -544,14 +544,15 @@ class SQLStoreCases:
     ) -> None:
         store.put_limit(limit(amount=100))
         one, counted = open_store("one"), {}
-        one.count_by(lambda entry: counted.get(entry.request, ()))
+        one.count_by(lambda entry: counted.get(entry, {}))
         assert one.lease([], NOW) == []
         place = Shortage(LimitID("lim"), MONTH, 8)
         first, second = reserved("1", owner="one"), reserved("2", owner="one")
         one.append_now([first, posted(first, tokens=60)])  # its ledger did not know the limit
         assert one.lease([place], NOW) == [8]
-        counted["2"] = [(place.limit, place.start_unix_ns)]
-        one.append_now([second, posted(second, tokens=8)])
+        answer = posted(second, tokens=8)
+        counted[answer] = {(place.limit, place.start_unix_ns): 8}
+        one.append_now([second, answer])
         rows = store._other.query("SELECT owner, granted, used FROM leases ORDER BY owner")
         assert rows == [("", 0, 0), ("-", 60, 60), ("one", 8, 8)]
         assert one.lease([place._replace(missing=33)], NOW) == (
