@@ -178,7 +178,9 @@ def sequences_max(case: Case) -> float:
     element = cache_bytes_per_element(case.engine, case.dtype)
     each = case.shape.cache_bytes(case.isl + 0.6 * case.osl, element)
     layout = case.decode
-    return max(room * layout.pp / (each / layout.cache_split(case.shape.cache_heads)) * layout.dp, 1.0)
+    return max(
+        room * layout.pp / (each / layout.cache_split(case.shape.cache_heads)) * layout.dp, 1.0
+    )
 
 
 def check_fits(case: Case) -> None:

@@ -133,7 +133,8 @@ def _demand(
 
     Source: 2 FLOP a weight and token; a ring all-reduce moves 2 (n - 1) / n of its data through
     each member (Thakur et al., IJHPCA 19, 2005), twice a layer (Megatron-LM, arXiv:1909.08053,
-    section 3), once where feed-forward blocks have groups of their own.
+    section 3), once where feed-forward blocks have groups of their own, and in Helix parallelism
+    (arXiv:2507.07120), where the exchange of tokens takes the place of the second.
     """
     tokens, sequences = tokens / layout.pp, sequences / layout.pp
     tp, stage, ep = layout.tp, layout.stage, layout.ep
@@ -154,7 +155,8 @@ def _demand(
     reduced = 0.0
     if tp > 1:
         reduced = 2 * (tp - 1) / tp * own * shape.hidden * 2 * shape.layers
-        reduced *= 2 if layout.dp == 1 else 1
+        exchanges = layout.spreads_context and shape.moe_layers > 0
+        reduced *= 2 if layout.dp == 1 and not exchanges else 1
     seen = shape.full_layers * pairs + shape.window_layers * min(pairs, shape.window_tokens)
     cache = shape.cache_elements * sizes.cache * seen / layout.cache_split(shape.cache_heads)
     cache += 2 * shape.linear_layers * shape.state_bytes / min(tp, STATE_HEADS)

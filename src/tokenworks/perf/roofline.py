@@ -1,4 +1,4 @@
-"""How long a pass takes where nobody has measured: each part at the longer of memory and arithmetic.
+"""How long a pass takes where nobody has measured: for each part, memory or arithmetic.
 
 Rates are those that software is declared to reach; floors per layer are the caller's.
 """
@@ -99,4 +99,6 @@ def prefill_ms(need: Demand, rates: Rates, dtype: Dtype, near: Dtype) -> float:
     69.9
     """
     near_flop = need.near_flop + need.pair_flop
-    return near_flop / rates.flops(near) + (need.always_flop + need.expert_flop) / rates.flops(dtype)
+    return near_flop / rates.flops(near) + (need.always_flop + need.expert_flop) / rates.flops(
+        dtype
+    )
