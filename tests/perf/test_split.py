@@ -16,6 +16,7 @@ from tokenworks.perf.kv_tiers import fetches
 from tokenworks.perf.passes import rates_of
 from tokenworks.perf.split import Lpus, keeping_up, lpu_ms, lpus_needed, step_ms
 
+
 @pytest.fixture(scope="module")
 def lpus(catalogue: Catalogue) -> Lpus:
     chip = catalogue.accelerator("lp30")
