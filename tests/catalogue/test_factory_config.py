@@ -14,6 +14,7 @@ from tokenworks.catalogue.factory_config import (
     parse_factory_config,
 )
 from tokenworks.core.errors import ConfigInvalid
+from tokenworks.core.needs import NO_OFFERS, Offers
 from tokenworks.core.units import NS_PER_HOUR
 
 POOL = '[pool.laptop]\nengine = "embedded"\nmodel = "foreman"\n'
@@ -193,3 +194,31 @@ def test_who_decides_is_said_once() -> None:
 def test_modelled_workers_stand_in_no_file() -> None:
     with pytest.raises(ConfigInvalid, match="is modelled"):
         parse_factory_config("[pool.x]\nengine = 'modelled'\nmodel = 'm'\n")
+
+
+def test_a_pool_offers_labels_and_adapters() -> None:
+    text = ATTACHED + 'urls = ["http://127.0.0.1:8001"]\ncache_salt = true\n'
+    text += 'labels = ["medical", "eu"]\nadapters = ["support"]\n'
+    pool = parse_factory_config(text).pool["big"]
+    assert pool.offers == Offers(labels=("eu", "medical"), adapters=("support",))
+    assert pool.cache_salt
+    assert PoolConfig(engine="embedded", model="m").offers == NO_OFFERS
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('labels = ["-"]', "labels has '-'"),
+        ('labels = ["eu", "eu"]', "labels is ['eu', 'eu']"),
+        ('labels = ["two words"]', "labels is ['two words']"),
+        (f"labels = {[f'l{number}' for number in range(17)]}", "more than 16"),
+        ('adapters = ["support"]', "is embedded; it takes neither"),
+        ("cache_salt = true", "is embedded; it takes neither"),
+        ("workers = 3\nworkers_max = 2", "workers_max is 2; it must be 3 to 1024"),
+        ("workers_max = 0", "workers_max is 0; it must be 1 to 1024"),
+    ],
+)
+def test_a_wrong_offer_is_refused(text: str, said: str) -> None:
+    with pytest.raises(ConfigInvalid) as caught:
+        parse_factory_config(f"{POOL}{text}\n")
+    assert said in str(caught.value)

@@ -61,6 +61,20 @@ def test_a_key_belongs_to_a_team_and_an_engineer(home: Home) -> None:
     assert (record.team, record.engineer, record.tier_default) == ("search", "ada", Tier.HIGH)
 
 
+def test_a_keys_labels_hold_for_all_its_requests(home: Home) -> None:
+    new = data(home, "key", "create", "--labels", "medical, eu")
+    assert new["labels"] == ["eu", "medical"]
+    (row,) = data(home, "key", "list")
+    assert row["labels"] == ["eu", "medical"]
+    assert "eu, medical" in done(home, "key", "list")
+    store = sqlite_store(home.ledger)
+    (record,) = store.load_keys()
+    store.close()
+    assert record.view().labels == ("eu", "medical")
+    wrong = invoke(home, "key", "create", "--labels", "a;b").exception
+    assert isinstance(wrong, InvalidRequest)
+
+
 @pytest.mark.parametrize("option", ["--tenant", "--team", "--engineer"])
 def test_a_name_must_fit_into_the_quota_tree(home: Home, option: str) -> None:
     result = invoke(home, "key", "create", option, "two words")

@@ -29,7 +29,7 @@ def test_it_runs_with_no_file_and_says_all_that_it_rests_on(home: Home) -> None:
     assert "vr-nvl72" in first
     for said in ("Pools:", "Tiers:", "one more MW", "the promise of ultra", "LPUs", "Left out:"):
         assert said in text
-    assert "lpx: all_in_power_w 160000, " in text
+    assert "system lpx: all_in_power_w 160000, " in text
     assert "demand, where none is given" in text
 
 
@@ -47,9 +47,8 @@ def test_the_json_holds_what_the_text_says_and_adds_up(home: Home) -> None:
     assert found["tornado"]
     assert found["sweep"]["points"]
     assert found["question"]["by"] == "2027-12-01"
-    assert {"what": "lpx.price_usd", "value": 3e6}.items() <= {
-        each["what"]: each for each in found["assumptions"]
-    }["lpx.price_usd"].items()
+    assumed = {each["what"]: each["value"] for each in found["assumptions"]}
+    assert assumed["system lpx price_usd"] == 3e6
 
 
 def test_everything_asked_for_is_said(home: Home) -> None:
@@ -106,11 +105,25 @@ def test_a_file_is_read_and_options_override_it(home: Home, tmp_path: Path) -> N
     assert found["question"]["power_mw"] == 15
     assert found["question"]["by"] == "2027-03-31"
     assert [tier["tier"] for tier in found["plan"]["tiers"]] == ["high", "premium"]
-    assert not any(each["what"].startswith("demand") for each in found["assumptions"])
+    assert not any(each.startswith("demand") for each in found["rules"])
     clash = invoke(home, *MIX, str(file), "--mix", "free=1")
     assert isinstance(clash.exception, InvalidRequest)
     file.write_bytes(b"\xff")
     assert isinstance(invoke(home, *MIX, str(file)).exception, ConfigInvalid)
+
+
+def test_an_engine_as_it_was_measured_may_be_planned_with(home: Home, tmp_path: Path) -> None:
+    file = tmp_path / "plan.toml"
+    file.write_text(
+        'power_mw = 2\nsystems = ["hgx-h200"]\n[tier.high]\nmodel = "llama-3.1-70b"\n'
+        "requests_per_s = 100\nprompt_tokens = 2000\ninteractivity_tokens_per_s = 40\n"
+    )
+    found = data(home, *MIX, str(file), "--engine", "tensorrt-llm")
+    assert {pool["mode"] for pool in found["plan"]["pools"]} == {"aggregated"}
+    assert any("as calibrated" in rule for rule in found["rules"])
+    assert not any(each["what"].startswith("projection") for each in found["assumptions"])
+    unknown = invoke(home, *MIX, str(file), "--engine", "abacus")
+    assert "no engine 'abacus'" in str(unknown.exception)
 
 
 def test_a_trace_gives_demand(home: Home, tmp_path: Path) -> None:
@@ -212,7 +225,13 @@ def test_the_examples_of_the_page_run(home: Home, tmp_path: Path) -> None:
         done(home, *words)
 
 
-def test_each_option_has_help(home: Home) -> None:
+def test_the_help_teaches_by_examples_that_work(home: Home, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
     text = click.unstyle(done(home, *MIX, "--help"))
     assert "mixed-integer programme" in text
-    assert "tokenworks plan mix --tornado --out tornado.png" in text
+    examples = [
+        line.split()[1:] for line in text.splitlines() if "  tokenworks plan mix --" in line
+    ]
+    assert len(examples) == 6
+    for words in examples[1:4]:
+        done(home, *(str(tmp_path / w) if w.endswith((".svg", ".png")) else w for w in words))

@@ -5,7 +5,10 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 
+from msgspec import UNSET
+
 from tokenworks.core.ids import ModelName, PoolID, RequestID, TenantID, WorkerID
+from tokenworks.core.needs import NO_OFFERS, Hints, Needs, Offers
 from tokenworks.core.slo import Promise, Tier
 from tokenworks.core.units import NS_PER_S
 from tokenworks.dispatch.commands import Abort, Command, Queue, Reject, Send, SetTimer
@@ -112,7 +115,10 @@ def up(
     kv_blocks: int | None = None,
     block_tokens: int = 64,
     hands_over: bool = False,
+    labels: tuple[str, ...] = (),
+    adapters: tuple[str, ...] = (),
 ) -> WorkerUp:
+    offers = Offers(labels=labels, adapters=adapters)
     return WorkerUp(
         worker=WorkerID(name),
         pool=PoolID(pool),
@@ -123,6 +129,7 @@ def up(
         kv_blocks=kv_blocks,
         block_tokens=block_tokens,
         link_bytes_per_s=10**9 if hands_over else 0,
+        offers=UNSET if offers == NO_OFFERS else offers,
     )
 
 
@@ -141,7 +148,11 @@ def arrived(
     output: int = 64,
     prompt: int = 100,
     session: str | None = None,
+    labels: tuple[str, ...] = (),
+    adapter: str | None = None,
+    hints: Hints | None = None,
 ) -> Arrived:
+    needs = Needs(labels=labels, adapter=adapter)
     return Arrived(
         request=RequestID(name),
         tenant=TenantID(tenant),
@@ -152,6 +163,8 @@ def arrived(
         prefix=prefix,
         arrived_ns=at,
         session=session,
+        needs=UNSET if needs == Needs() else needs,
+        hints=UNSET if hints is None else hints,
     )
 
 

@@ -22,6 +22,7 @@ from tests.dispatch.dispatch_world import (
 )
 from tokenworks.core.slo import Tier
 from tokenworks.core.units import NS_PER_S, PPM
+from tokenworks.dispatch import economics
 from tokenworks.dispatch import market as market_module
 from tokenworks.dispatch.commands import Command, Send
 from tokenworks.dispatch.dispatcher import Dispatcher
@@ -349,6 +350,21 @@ def test_who_prefills_is_sent_little_at_a_time_and_the_next_when_that_is_done() 
     assert sent == 2 * PREFILL_BATCHES_MAX + 1
     ((name, _, _),) = sites(dispatcher.handle(1, started("r0")))
     assert name == f"r{sent}"
+
+
+def test_a_worker_that_is_not_worth_more_than_another_is_not_looked_at() -> None:
+    dispatcher = apart("a", "b")
+    (decoder,) = {"a", "b"} - set(prefillers(dispatcher))
+    for event in (arrived("runs", Tier.ULTRA, prompt=10), started("runs"), arrived("r")):
+        dispatcher.handle(0, event)
+    worker, request = dispatcher._workers[decoder], dispatcher._requests["r"]  # type: ignore[index]
+    seats = dispatcher._policy._policy._seats[MODEL]  # type: ignore[attr-defined]
+    seats[worker.index][2].price_nanodollars = 10**6
+    offer = economics._Offer(book_of(dispatcher), seats, request, 4, PRICES[Tier.ULTRA], S, 0)
+    value = offer.decode_value(worker, 10**9, -1)
+    assert 0 <= value < 10**9  # what it takes from those who run there is off
+    assert offer.decode_value(worker, 10**9, value) == value
+    assert offer.decode_value(worker, 10**9, value + 1) == -1
 
 
 def test_who_decodes_is_filled_up_to_the_pace_of_the_dearest_there() -> None:

@@ -272,6 +272,17 @@ def test_what_differs_from_a_known_prompt_is_kept_beside_it() -> None:
     assert len(index) == 9
 
 
+def test_a_conversation_is_known_however_often_it_goes_on() -> None:
+    index = PrefixIndex(1_000)
+    at = index.add_worker()
+    for length in range(10, 210, 10):
+        index.insert(range(length), at, 0)
+        assert index.match(range(300), 1) == (length, 1)
+    assert len(index) == 200
+    sizes = [len(blocks) for blocks, _ in index.record().young]
+    assert max(sizes) <= chains.STRETCH_BLOCKS_MAX < sum(sizes) == 200
+
+
 def test_hashes_that_are_no_chain_break_nothing() -> None:
     index = PrefixIndex(100)
     one, two = index.add_worker(), index.add_worker()
@@ -403,7 +414,7 @@ def test_a_snapshot_of_another_format_is_refused() -> None:
     data = msgspec.msgpack.decode(factory(up(), arrived("r")).snapshot())
     assert data["format"] == snapshot.SNAPSHOT_FORMAT
     data["format"] += 1
-    with pytest.raises(msgspec.ValidationError, match="format 7"):
+    with pytest.raises(msgspec.ValidationError, match=f"format {snapshot.SNAPSHOT_FORMAT + 1}"):
         Dispatcher.restore(msgspec.msgpack.encode(data))
 
 

@@ -35,7 +35,9 @@ from tokenworks.core.errors import (
     WorkerFailed,
     WorkerUnavailable,
 )
+from tokenworks.core.needs import Hints, Needs
 from tokenworks.core.slo import Tier
+from tokenworks.core.units import NS_PER_S
 from tokenworks.gateway import chat
 from tokenworks.gateway.app import Gateway
 from tokenworks.gateway.chat import SEND_WAIT_NS_MIN, Meter
@@ -89,6 +91,24 @@ def test_an_agent_names_itself_and_its_run(run: Run) -> None:
         ("scout", "nightly-7"),
         (None, None),
     ]
+
+
+def test_an_agent_says_what_it_needs_and_knows(run: Run) -> None:
+    house = House()
+    named = {
+        "x-tokenworks-labels": "eu",
+        "x-tokenworks-adapter": "support",
+        "x-tokenworks-session": "s1",
+        "x-tokenworks-tool-seconds": "3",
+    }
+    run(house.serve(ask(named=named)))
+    run(house.serve(ask()))
+    asked, plain = house.desk.orders
+    assert asked.needs == Needs(labels=("eu",), adapter="support")
+    assert (asked.session, asked.hints) == ("s1", Hints(tool_ns=3 * NS_PER_S))
+    assert json.loads(asked.body)["model"] == "support"
+    assert asked.cache_salt != plain.cache_salt
+    assert (plain.needs, plain.session, plain.hints) == (None, None, None)
 
 
 @pytest.mark.parametrize("name", ["a\x7f", "x" * 129, "\xe9"])

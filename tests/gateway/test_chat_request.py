@@ -420,3 +420,29 @@ def test_a_conversation_that_goes_on_shares_its_prefix() -> None:
     assert len(before) > 3
     assert after[: len(before) - 1] == before[:-1]
     assert parse(messages=first, tools=[FUNCTION]).prefix[0] != before[0]
+
+
+def salted(tenant: str, adapter: str | None = None, **fields: Any) -> ChatRequest:
+    long = [{"role": "user", "content": "word " * 300}]
+    raw = json.dumps({"model": "m", "messages": long, **fields}).encode()
+    return parse_chat_request(raw, Tier.MEDIUM, default, tenant, adapter)
+
+
+def test_two_tenants_share_no_block_of_the_same_prompt() -> None:
+    ours, again, theirs = salted("acme"), salted("acme"), salted("umbrella")
+    assert len(ours.prefix) > 3
+    assert ours.prefix == again.prefix
+    assert ours.cache_salt == again.cache_salt != theirs.cache_salt
+    assert not set(ours.prefix) & set(theirs.prefix)
+
+
+def test_an_adapter_and_a_salt_of_the_callers_set_prompts_apart_too() -> None:
+    plain, adapted, own = salted("acme"), salted("acme", "support"), salted("acme", cache_salt="u1")
+    assert len({plain.cache_salt, adapted.cache_salt, own.cache_salt}) == 3
+    assert json.loads(adapted.body)["model"] == "support"
+    # Nobody can take on another tenant's salt: it is mixed in, and none is passed on.
+    copied = salted("umbrella", cache_salt=plain.cache_salt)
+    assert copied.cache_salt != plain.cache_salt
+    assert "cache_salt" not in json.loads(copied.body)
+    assert copied.extra_fields == ()
+    assert "cache_salt" in refused(cache_salt=7)

@@ -623,12 +623,13 @@ class StoreConformance:
     def test_keys_change_and_the_version_of_the_settings_rises(self, store: LedgerStore) -> None:
         versions = [store.settings_version()]
         second, first = key_record("b", team=None, engineer=None), key_record("a")
-        ultra = msgspec.structs.replace(first, tier_default=Tier.ULTRA)
+        first = msgspec.structs.replace(first, labels=("eu", "medical"))
+        ultra = msgspec.structs.replace(first, tier_default=Tier.ULTRA, labels=("us",))
         for record in (second, first, ultra):
             store.put_key(record)
             versions.append(store.settings_version())
         assert store.load_keys() == [
-            msgspec.structs.replace(first, tier_default=Tier.ULTRA),
+            ultra,
             second,
         ]
         assert versions == sorted(set(versions))

@@ -263,6 +263,7 @@ class World:
         limits: Sequence[Limit] = (),
         books: Sequence[PriceBook] = (BOOK,),
         store: SteeredStore | None = None,
+        config: PoolConfig = CONFIG,
     ) -> None:
         self.folder = folder
         self.clock = FakeClock()
@@ -279,14 +280,14 @@ class World:
             ledger=self.ledger,
             store=self.store,
             books=PriceBooks(list(books)),
-            pools={POOL: CONFIG},
+            pools={POOL: config},
             journal=JournalWriter(folder),
         )
         self.complaints: list[dict[str, Any]] = []
         asyncio.get_running_loop().set_exception_handler(lambda _, c: self.complaints.append(c))
         self.seats = [WorkerID("w0"), WorkerID("w1")]
         for worker in self.seats:
-            self.driver.seat(Seat(worker=worker, pool=POOL, config=CONFIG, curve=CURVE))
+            self.driver.seat(Seat(worker=worker, pool=POOL, config=config, curve=CURVE))
         self.clients: dict[WorkerID, FakeClient] = {}
         self.driver.begin()
         self._requests = 0
@@ -312,7 +313,13 @@ class World:
         self.driver.worker_down(self.seats[n], "it died")
 
     def order(
-        self, *, tier: Tier = Tier.HIGH, key: str = "key", model: str = MODEL, output: int = 20
+        self,
+        *,
+        tier: Tier = Tier.HIGH,
+        key: str = "key",
+        model: str = MODEL,
+        output: int = 20,
+        **more: Any,
     ) -> Order:
         self._requests += 1
         return Order(
@@ -325,6 +332,7 @@ class World:
             output_tokens_max=output,
             prefix=(),
             arrived_ns=self.clock.now_ns(),
+            **more,
         )
 
     def open(self, **parts: Any) -> asyncio.Task[LiveDelivery]:

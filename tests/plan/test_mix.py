@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import sys
 
 import msgspec
 import pytest
@@ -170,6 +171,15 @@ def test_what_cannot_be_served_says_what_would_be_feasible() -> None:
     assert "having to serve 1 % less of high" not in names
 
 
+def test_lpus_may_be_what_makes_it_fit() -> None:
+    must = msgspec.structs.replace(demand("ultra", 1e6, 200.0), at_least=1.0)
+    goods = market(offer(250.0, 2e4), offer(250.0, 8e4, lpus=0.25, least=8))
+    # 16 racks of 0.1 MW and 8 LPUs of 0.05 MW; 63 racks without.
+    with pytest.raises(ConfigInvalid, match=r"It needs 2 MW with"):
+        plan_mix(goods, question(must, power_mw=0.5))
+    assert relaxed_value(made(goods, question(must, power_mw=0.5))) is None
+
+
 def test_having_to_serve_what_loses_money_has_its_price() -> None:
     must = msgspec.structs.replace(demand(usd=0.0), at_least=0.5)
     plan = plan_mix(market(offer(60.0, 1e5)), question(must))
@@ -206,6 +216,12 @@ def test_a_promise_that_nothing_keeps_may_be_left_unserved() -> None:
     must = msgspec.structs.replace(demand(speed=300.0), at_least=0.1)
     assert best(market(offer(60.0, 1e5)), question(must)) is None
     assert best(market(offer(60.0, 1e5)), question(must), whole=False) is None
+
+
+def test_a_missing_solver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "scipy.optimize", None)
+    with pytest.raises(ConfigInvalid, match=r"needs scipy\. pip install 'tokenworks\[plan\]'"):
+        plan_mix(market(offer(60.0, 1e5)), question())
 
 
 prices = st.floats(0.1, 50.0)

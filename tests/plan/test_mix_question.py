@@ -9,9 +9,15 @@ import pytest
 
 from tests.plan.mix_samples import SHIPPED, START
 from tokenworks.core.errors import ConfigInvalid
+from tokenworks.live.calibration_file import read_calibration
+from tokenworks.perf.architecture import shape_of
+from tokenworks.perf.case import Case as PerfCase
+from tokenworks.perf.case import Layout
+from tokenworks.perf.estimate import Estimator
 from tokenworks.plan.frontier import frontier
 from tokenworks.plan.mix import plan_mix
 from tokenworks.plan.mix_assumptions import assumptions
+from tokenworks.plan.mix_measured import Measured
 from tokenworks.plan.mix_offers import Market, Offerer, choices
 from tokenworks.plan.mix_question import (
     EXAMPLE,
@@ -19,6 +25,7 @@ from tokenworks.plan.mix_question import (
     Case,
     QuestionFile,
     case_of,
+    check,
     parse_question,
 )
 from tokenworks.plan.mix_sweeps import sweep, sweep_points, tornado, what_if
@@ -161,17 +168,63 @@ def test_a_rack_takes_whole_workers_only() -> None:
     assert all(size * replicas <= 72 for size, replicas in sizes.items())
 
 
+def test_offers_of_a_measured_engine_are_what_it_is_predicted_to_do() -> None:
+    posed = case_of(
+        parse_question(
+            'systems = ["hgx-h200", "lpx"]\n[tier.high]\nmodel = "llama-3.1-70b"\n'
+            "requests_per_s = 100\nprompt_tokens = 2000\noutput_tokens = 400\n"
+            "interactivity_tokens_per_s = 40\nttft_s = 2\nusd_per_mtok = 3\nat_least = 1",
+            "it",
+        ),
+        SHIPPED,
+        START,
+    )
+    estimator = Estimator(read_calibration())
+    offerer = Offerer(Measured(estimator, "trtllm"))
+    goods = offerer.market(SHIPPED, posed.projection, posed.question)
+    assert goods.offers
+    assert {offer.mode for offer in goods.offers} == {"aggregated"}
+    assert offerer.market(SHIPPED, posed.projection, posed.question).offers == goods.offers
+    offer = max(goods.offers, key=lambda each: each.tokens_per_s)
+    layout = Layout(gpus=offer.gpus_per_replica)
+    told_by_perf = estimator.predict(
+        PerfCase(
+            shape=shape_of(SHIPPED.model("llama-3.1-70b")),
+            device=SHIPPED.accelerator("h200"),
+            engine="trtllm",
+            dtype="fp8",
+            isl=2000,
+            osl=400,
+            concurrency=offer.batch_max,
+            decode=layout,
+            prefill=layout,
+        )
+    )
+    assert offer.interactivity_tokens_per_s == pytest.approx(told_by_perf.tokens_per_s_per_user)
+    assert offer.tokens_per_s == pytest.approx(8 * told_by_perf.tokens_per_s_per_gpu)
+    plan = plan_mix(goods, posed.question)
+    assert plan.tiers[0].ttft_s is not None
+    assert plan.tiers[0].ttft_s <= 2
+    assert plan.tiers[0].served_tokens_per_s == pytest.approx(40_000)
+
+
+def test_a_mixture_of_experts_may_attend_apart_and_may_not_fit() -> None:
+    posed = case(tiers=("medium",), systems=("hgx-h100", "gb200-nvl72"))
+    offerer = Offerer(Measured(Estimator(read_calibration()), "trtllm"))
+    offers = offerer.market(SHIPPED, posed.projection, posed.question).offers
+    # Kimi K2.5 has a thousand billion weights.
+    assert {offer.system for offer in offers} == {"gb200-nvl72"}
+
+
 def test_what_the_answer_rests_on_is_listed() -> None:
     posed = case()
-    listed = {each.what: each for each in assumptions(posed, market(posed))}
-    assert listed["lpx.price_usd"].value == 3e6
-    assert "keynote.peak_share" in listed
-    assert "gpt-moe-2t.layers" in listed
-    assert "us-hyperscale.network_share" in listed
-    assert any(each.value is None for each in listed.values())
-    assert "lpx.price_usd" not in {
-        each.what for each in assumptions(case(without=("lpx",)), market(case(without=("lpx",))))
-    }
+    listed = {each.what: each.value for each in assumptions(posed, market(posed))}
+    assert listed["system lpx price_usd"] == 3e6
+    assert listed["system lpx link_latency_s"] > 0
+    assert listed["site us-hyperscale network_share"] == 0.12
+    assert {"projection keynote peak_share", "model gpt-moe-2t layers"} < set(listed)
+    other = case(without=("lpx",))
+    assert "system lpx price_usd" not in {e.what for e in assumptions(other, market(other))}
 
 
 def test_all_vera_rubin_is_best_for_few_fast_tokens_and_a_share_of_lpus_for_many() -> None:
@@ -286,3 +339,25 @@ def test_a_swing_may_leave_no_plan() -> None:
     assert plan.pools[0].utilisation == pytest.approx(0.7, abs=0.02)
     assert swings["power_mw"].low_usd_per_h is None
     assert swings["power_mw"].span_usd_per_h == float("inf")
+
+
+def test_more_that_cannot_be_is_refused() -> None:
+    posed = case().question
+    tier = posed.tiers[0]
+    for field, value in (("context_tokens", 0), ("context_tokens", -5)):
+        work = msgspec.structs.replace(tier.work, **{field: value})
+        with pytest.raises(ConfigInvalid, match="context_tokens is"):
+            check(posed.with_tier(tier.tier, work=work))
+    site = msgspec.structs.replace(posed.site, system_years=0.0)
+    with pytest.raises(ConfigInvalid, match=r"site\.system_years is 0\.0"):
+        check(msgspec.structs.replace(posed, site=site))
+    with pytest.raises(ConfigInvalid, match="one tier or more"):
+        check(msgspec.structs.replace(posed, tiers=()))
+
+
+def test_without_interest_everything_is_cheaper() -> None:
+    posed = case(power_mw=5.0)
+    other = what_if(posed, "site.interest_per_year=0")
+    cheaper = plan_mix(market(other), other.question)
+    plan = plan_mix(market(posed), posed.question)
+    assert cheaper.value_usd_per_h > plan.value_usd_per_h

@@ -70,6 +70,11 @@ BUGS = (double_settle, lost_request, leaked_kv_block)
 # One for each invariant.
 
 
+def needs_forgotten(patch: pytest.MonkeyPatch) -> None:
+    """A fleet takes every worker for one that has what is needed."""
+    patch.setattr(Fleet, "serving", lambda self, needs: self.up)
+
+
 def late_deadline(patch: pytest.MonkeyPatch) -> None:
     """The dispatcher lets requests wait ten seconds longer."""
     deadline_ns = Dispatcher._deadline_ns
@@ -213,6 +218,7 @@ PLANTED = {
     double_settle: "holds_counted",
     lost_request: "drains",
     leaked_kv_block: "kv_freed",
+    needs_forgotten: "needs_met",
     late_deadline: "wait_bounded",
     no_stop: "one_attempt",
     one_token_more: "tokens_metered",

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from tests.twin.factory import TakesTurns, configured, request, scenario, worker
 from tests.twin.test_twin_driver import R0, W
-from tokenworks.core.ids import WorkerID
+from tokenworks.core.ids import RequestID, WorkerID
+from tokenworks.core.needs import Needs, Offers
 from tokenworks.core.slo import Tier
 from tokenworks.core.units import NS_PER_S
-from tokenworks.dispatch.commands import Abort, Reject, Send
+from tokenworks.dispatch.commands import Abort, Preempt, Reject, Send
 from tokenworks.dispatch.dispatcher import Dispatcher
 from tokenworks.dispatch.events import (
     Arrived,
@@ -109,6 +111,21 @@ REJECTED = Reject(
 )
 ABORTED = Abort(request=R0, worker=W, reason="withdrawn", held_ns=0)
 UP = WorkerUp(worker=W, pool=worker().pool, model=request(0).model, slots=1, curve=((1, 1),))
+IN_EU = msgspec.structs.replace(ARRIVED, needs=Needs(labels=("eu",)))
+LABELLED = msgspec.structs.replace(UP, offers=Offers(labels=("eu",)))
+ABLE = msgspec.structs.replace(UP, preempts=True)
+TOP = msgspec.structs.replace(ARRIVED, request=RequestID("top"), tier=Tier.ULTRA)
+LIKE = msgspec.structs.replace(TOP, tier=ARRIVED.tier)
+ROOM = Preempt(
+    request=R0,
+    worker=W,
+    displaced_by=TOP.request,
+    reason="worth_more",
+    gained_nanodollars=2,
+    lost_nanodollars=1,
+    held_ns=0,
+)
+LOSS = msgspec.structs.replace(ROOM, lost_nanodollars=2)
 DOWN = WorkerDown(worker=W, why="power")
 STARTED = Started(request=R0)
 FINISHED = Finished(request=R0, output_tokens=1, cached_input_tokens=0)
@@ -134,6 +151,19 @@ LEFT = Withdrawn(request=R0)
         ([ARRIVED, LEFT, ARRIVED, LEFT, FINISHED, STARTED, FAILED], []),
         ([UP, ARRIVED, SENT, LEFT, ABORTED, DOWN, ABORTED], ["worker_is_up"]),
         ([ARRIVED], ["ends_once"]),
+        ([UP, IN_EU, SENT], ["needs_met"]),
+        ([ABLE, ARRIVED, TOP, SENT, ROOM, SENT, FINISHED], []),
+        ([ABLE, ARRIVED, TOP, ROOM], ["one_attempt"]),
+        ([UP, ARRIVED, TOP, SENT, ROOM], ["displaced_rightly"]),
+        ([ABLE, UP, ARRIVED, TOP, SENT, ROOM], ["displaced_rightly"]),
+        ([ABLE, ARRIVED, SENT, ROOM], ["displaced_rightly"]),
+        ([ABLE, ARRIVED, TOP, SENT, ROOM, SENT, ROOM], ["displaced_rightly"]),
+        ([ABLE, ARRIVED, LIKE, SENT, ROOM], ["displaced_rightly"]),
+        ([ABLE, ARRIVED, TOP, SENT, LOSS], ["displaced_rightly"]),
+        ([ABLE, ARRIVED, TOP, SENT, STARTED, ROOM, SENT, FAILED, SENT], ["one_attempt"]),
+        ([LABELLED, IN_EU, SENT, FINISHED], []),
+        ([LABELLED, UP, IN_EU, SENT], ["needs_met"]),
+        ([LABELLED, IN_EU, msgspec.structs.replace(SENT, prefill_worker="x")], ["worker_is_up"]),
         ([], []),
     ],
 )
@@ -141,7 +171,7 @@ def test_requests_and_workers_are_followed(story: list[Any], broken: list[str]) 
     found: list[str] = []
     lives = checkers._Lives(lambda invariant, what, **numbers: found.append(invariant))
     for each in story:
-        if isinstance(each, Send | Reject | Abort):
+        if isinstance(each, Send | Reject | Abort | Preempt):
             lives.commanded([each])
         else:
             lives.told(each)

@@ -44,7 +44,10 @@ def assert_conserved(requests: list[TwinRequest], driver: Driver) -> None:
         if outcomes.end[place] == End.DONE:
             assert outcomes.output_tokens[place] == each.output_tokens
             arrived, first = outcomes.arrived_ns[place], outcomes.first_token_ns[place]
-            assert arrived <= outcomes.sent_ns[place] < first <= outcomes.finished_ns[place]
+            assert arrived <= outcomes.sent_ns[place] < outcomes.finished_ns[place]
+            assert arrived < first <= outcomes.finished_ns[place]
+            # Only who has made room was sent again after its first token.
+            assert outcomes.sent_ns[place] < first or outcomes.queued_ns[place] >= first
         elif outcomes.end[place] != End.WITHDRAWN and outcomes.first_token_ns[place] == NEVER:
             assert outcomes.output_tokens[place] == 0
     for engine in driver.workers:

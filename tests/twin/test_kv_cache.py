@@ -131,6 +131,23 @@ class KVCacheMachine(RuleBasedStateMachine):
         last, _, _, counted = self.held.pop(data.draw(st.integers(0, len(self.held) - 1)))
         self.kv.release(last, counted)
 
+    @rule(family=st.integers(0, 5), length=st.integers(1, 9), first=st.integers(0, 9))
+    def leave(self, family: int, length: int, first: int) -> None:
+        blocks, kv = chain(family, length), self.kv
+        before = kv.cached()
+        freed = kv.uncache(blocks, first)
+        gone = before - kv.cached()
+        assert len(gone) == freed
+        assert gone <= set(blocks[first:])
+
+    @rule(family=st.integers(0, 5), length=st.integers(1, 9), first=st.integers(0, 8))
+    def come_back(self, family: int, length: int, first: int) -> None:
+        blocks, kv = chain(family, length), self.kv
+        if first < length <= kv.available:
+            reached = hits(kv, blocks[:first]) == first
+            assert kv.bring(blocks, first, length) == reached
+            assert not reached or hits(kv, blocks) == length
+
     @invariant()
     def agrees(self) -> None:
         self.kv.check()

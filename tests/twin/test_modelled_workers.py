@@ -7,16 +7,8 @@ import pytest
 from tests.twin.factory import MODEL, TIMING, worker
 from tokenworks.perf.timing import FS_PER_NS
 from tokenworks.twin.records import WorkerSpec
-from tokenworks.twin.workers import (
-    FINISHED,
-    GONE,
-    IDLE,
-    KEY_SHIFT,
-    STARTED,
-    WAITING,
-    Sequence,
-    Worker,
-)
+from tokenworks.twin.sequence import FINISHED, GONE, IDLE, STARTED, WAITING, Sequence
+from tokenworks.twin.workers import KEY_SHIFT, Worker
 
 US = 1_000
 

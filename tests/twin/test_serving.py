@@ -244,6 +244,9 @@ def test_blocks_are_those_that_the_dispatcher_is_told_of() -> None:
     assert asked.blocks == prefix_hashes(messages)
     assert len(asked.blocks) == asked.input_tokens // BLOCK_TOKENS
     assert asked_of(body(text, tools=[1]), 300).blocks[0] != asked.blocks[0]
+    salted = asked_of(body(text, cache_salt="5a17"), 300)
+    assert salted.blocks == prefix_hashes(messages, b"5a17")
+    assert not set(salted.blocks) & set(asked.blocks)
 
 
 def test_a_prompt_that_was_read_before_is_cached(run: Run) -> None:

@@ -9,7 +9,8 @@ from typing import Final, Literal
 import msgspec
 
 from tokenworks.catalogue.toml_text import read_toml
-from tokenworks.core.errors import ConfigInvalid
+from tokenworks.core.errors import ConfigInvalid, InvalidRequest
+from tokenworks.core.needs import ADAPTERS_MAX, LABELS_MAX, Offers, words_of
 from tokenworks.core.units import NS_PER_HOUR, divide_half_even
 
 WORKERS_MAX: Final = 1_024
@@ -81,7 +82,9 @@ class PoolConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             ``modelled`` ones are computed, and stand in no file: ``tokenworks up --twin`` has them.
         model: the model it serves, as callers name it.
         path: a GGUF file for embedded workers; nothing means the model that ships with us.
-        workers: how many embedded workers.
+        workers: how many embedded workers; of a pool that grows, at least so many.
+        workers_max: as many as it may grow to when requests wait; None for a pool that does not
+            grow. Of an attached pool it is only said that it wants more.
         slots: requests that one worker runs at once.
         context_tokens: KV cache of one embedded worker, shared by its slots.
         threads: CPU threads of one embedded worker.
@@ -91,12 +94,18 @@ class PoolConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         energy_udollars_per_kwh: price of that power.
         capital_udollars_per_hour: write-down of the pool's hardware.
         curve: measured speed, batch rising; nothing means the measured or shipped one.
+        labels: data labels: requests that carry others go to other pools.
+        adapters: LoRA adapters that every server of an attached pool serves, by the names that it
+            takes for ``model``.
+        cache_salt: an attached pool's servers take vLLM's ``cache_salt``, which keeps the cached
+            prompts of tenants apart.
     """
 
     engine: Literal["embedded", "attached", "modelled"]
     model: str
     path: str = ""
     workers: int = 1
+    workers_max: int | None = None
     slots: int = 8
     context_tokens: int = 16_384
     threads: int = 1
@@ -106,6 +115,14 @@ class PoolConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     energy_udollars_per_kwh: int = 0
     capital_udollars_per_hour: int = 0
     curve: tuple[CurvePoint, ...] = ()
+    labels: tuple[str, ...] = ()
+    adapters: tuple[str, ...] = ()
+    cache_salt: bool = False
+
+    @property
+    def offers(self) -> Offers:
+        """What its workers have beyond the model."""
+        return Offers(labels=tuple(sorted(self.labels)), adapters=tuple(sorted(self.adapters)))
 
     @property
     def servers(self) -> str:
@@ -221,10 +238,33 @@ def _check_pool(name: str, pool: PoolConfig) -> None:
         raise ConfigInvalid(
             f"[pool.{name}] names {len(pool.urls)} servers, more than {WORKERS_MAX}."
         )
+    least = max(pool.workers, len(pool.urls))
+    if pool.workers_max is not None and not least <= pool.workers_max <= WORKERS_MAX:
+        raise ConfigInvalid(
+            f"[pool.{name}] workers_max is {pool.workers_max!r}; it must be {least} to "
+            f"{WORKERS_MAX}.",
+            hint="Leave it out for a pool that does not grow.",
+        )
     if pool.engine == "attached" and not pool.urls:
         raise ConfigInvalid(
             f"[pool.{name}] is attached but names no server.",
             hint='Set urls = ["http://127.0.0.1:8001"].',
+        )
+    for field, words_max in (("labels", LABELS_MAX), ("adapters", ADAPTERS_MAX)):
+        written = getattr(pool, field)
+        try:
+            words = words_of(",".join(written), field, words_max)
+        except InvalidRequest as error:
+            raise ConfigInvalid(f"[pool.{name}] {error.message}", hint=error.hint) from error
+        if len(words) != len(written):
+            raise ConfigInvalid(
+                f"[pool.{name}] {field} is {list(written)!r}.",
+                hint="Write each once, without spaces or commas in it.",
+            )
+    if pool.engine == "embedded" and (pool.adapters or pool.cache_salt):
+        raise ConfigInvalid(
+            f"[pool.{name}] is embedded; it takes neither adapters nor cache_salt.",
+            hint="Attach a server that does.",
         )
     check_curve(pool.curve, f"[pool.{name}] curve")
 

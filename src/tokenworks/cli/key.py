@@ -11,6 +11,7 @@ from tokenworks.cli.ledger_at import ledger_at
 from tokenworks.cli.table import show
 from tokenworks.core.errors import InvalidRequest
 from tokenworks.core.ids import KeyID
+from tokenworks.core.needs import words_of
 from tokenworks.core.slo import Tier
 from tokenworks.ledger.extras import BILLED
 from tokenworks.ledger.grants import PERIODS
@@ -39,6 +40,7 @@ def command() -> None:
     show_default=True,
     help="The tier of requests that name none.",
 )
+@click.option("--labels", default="", help="Data labels of all its requests, such as eu,medical.")
 @click.option("--tokens", type=click.IntRange(min=0), help="Hard limit, input and output together.")
 @click.option("--usd", help="Hard limit in dollars, such as 2.50.")
 @click.option(
@@ -59,6 +61,7 @@ def create(
     tokens: int | None,
     usd: str | None,
     per: Period,
+    labels: str,
     *,
     as_json: bool,
     **belongs: str | None,
@@ -69,6 +72,7 @@ def create(
 
     nanodollars = dollars_option("--usd", usd)
     check_tokens("--tokens", tokens)
+    labelled = words_of(labels, "--labels")
     with ledger_at(home, create=True) as store:
         new = create_key(
             store,
@@ -79,6 +83,7 @@ def create(
             tokens=tokens,
             nanodollars=nanodollars,
             per=per,
+            labels=labelled,
             **belongs,
         )
     row = {
@@ -89,6 +94,7 @@ def create(
         "engineer": new.record.engineer,
         "name": name,
         "tier": tier,
+        "labels": list(labelled),
         "limits": [limit.limit for limit in new.limits],
     }
     if as_json:
@@ -146,6 +152,7 @@ def _row(
         "engineer": record.engineer,
         "name": record.name if as_json else record.name or None,
         "tier": record.tier_default,
+        "labels": list(record.labels) if as_json else ", ".join(record.labels) or None,
         "used_tokens": used[0],
         "used_nanodollars": used[1],
     }

@@ -48,6 +48,7 @@ def create_key(
     tokens: int | None = None,
     nanodollars: int | None = None,
     per: Period = "lifetime",
+    labels: tuple[str, ...] = (),
 ) -> NewKey:
     """Make a key and store its hash; its limits come first, so that it never goes without.
 
@@ -62,6 +63,7 @@ def create_key(
         tokens: the most tokens it may use in each period; None for no such limit.
         nanodollars: the most money, likewise.
         per: the period.
+        labels: data labels of all its requests, sorted.
 
     Raises:
         InvalidRequest: the tenant, team or engineer has no name that a quota tree can hold.
@@ -82,6 +84,7 @@ def create_key(
         tier_default=tier_default,
         created_unix_ns=unix_ns,
         revoked_unix_ns=None,
+        labels=labels,
     )
     limits = _limits(record.key, tokens, nanodollars, per, unix_ns)
     for limit in limits:

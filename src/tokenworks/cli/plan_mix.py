@@ -14,12 +14,16 @@ import msgspec
 
 from tokenworks.cli.catalogue import catalogue_at, catalogue_option
 from tokenworks.cli.plan_mix_demand import tiers_of_trace
-from tokenworks.cli.plan_mix_text import say, say_sweep, say_tornado, say_what_ifs
+from tokenworks.cli.plan_mix_text import say, say_assumed, say_sweep, say_tornado, say_what_ifs
 from tokenworks.core.errors import ConfigInvalid, InvalidRequest
+from tokenworks.live.calibration_file import read_calibration
 from tokenworks.live.home import Home
+from tokenworks.perf.estimate import Estimator
+from tokenworks.plan.assumptions import Assumption
 from tokenworks.plan.mix import MixPlan, plan_mix, with_worth
-from tokenworks.plan.mix_assumptions import Assumed, assumptions
+from tokenworks.plan.mix_assumptions import RULES, assumptions
 from tokenworks.plan.mix_inputs import Question
+from tokenworks.plan.mix_measured import Measured
 from tokenworks.plan.mix_offers import Offerer
 from tokenworks.plan.mix_question import (
     DEFAULTS,
@@ -48,7 +52,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     what_ifs: tuple[WhatIf, ...]
     sweep: Sweep | None
     tornado: tuple[Swing, ...]
-    assumptions: tuple[Assumed, ...]
+    assumptions: tuple[Assumption, ...]
+    rules: tuple[str, ...]
     left_out: dict[str, str]
 
 
@@ -77,6 +82,7 @@ _OPTIONS: Final = (
     click.option(
         "--speedup", default=1.0, show_default=True, help="The trace arrives so many times faster."
     ),
+    click.option("--engine", help="Speeds as measured of trtllm, vllm or sglang; without LPUs."),
     click.option("--objective", type=click.Choice(["profit", "revenue", "cost"])),
     click.option("--utilisation", type=float, help="Of what a pool could make, at most."),
     click.option("--what-if", "changes", multiple=True, help="Plan again with other figures."),
@@ -112,6 +118,7 @@ def mix(
     folders: tuple[Path, ...],
     changes: tuple[str, ...],
     swept: str | None,
+    engine: str | None,
     picture: Path | None,
     *,
     swings: bool,
@@ -128,7 +135,7 @@ def mix(
 
     \b
     tokenworks plan mix --power-mw 20 --by 2027-06-30
-    tokenworks plan mix --without lpx --objective cost
+    tokenworks plan mix --without lpx --objective cost --mtok-per-s 20
     tokenworks plan mix --what-if lpx.price_usd=+100% --what-if vr-nvl72.ship=+180d
     tokenworks plan mix --tiers free,ultra --sweep share:ultra --out crossover.svg
     tokenworks plan mix --tornado --out tornado.png
@@ -145,10 +152,16 @@ def mix(
     today = datetime.datetime.now(datetime.UTC).date()
     case = case_of(said, catalogue_at(home, folders), today)
     with _told(progress=progress) as tell:
-        answer = _answer(case, tell, changes=changes, swept=swept, swings=swings)
+        offerer = Offerer(_measured(case, engine))
+        answer = _answer(case, offerer, tell, changes=changes, swept=swept, swings=swings)
     if not said.tier:
-        own = tuple(Assumed(what=text) for text in DEFAULTS)
-        answer = msgspec.structs.replace(answer, assumptions=(*answer.assumptions, *own))
+        answer = msgspec.structs.replace(answer, rules=(*answer.rules, *DEFAULTS))
+    if engine is not None:
+        rule = (
+            f"speeds are those of {engine} as calibrated: `tokenworks perf predict` has error bars"
+        )
+        used = tuple(each for each in answer.assumptions if not each.what.startswith("projection"))
+        answer = msgspec.structs.replace(answer, rules=(*answer.rules, rule), assumptions=used)
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(_filled(answer)), indent=2))
     else:
@@ -159,6 +172,7 @@ def mix(
 
 def _answer(
     case: Case,
+    offerer: Offerer,
     tell: Callable[[str], None],
     *,
     changes: tuple[str, ...],
@@ -167,7 +181,6 @@ def _answer(
 ) -> Answer:
     kind, tier = _sweep_of(swept) if swept else (None, "")
     tell("what can be bought")
-    offerer = Offerer()
     market = offerer.market(case.catalogue, case.projection, case.question)
     tell("the best mix")
     plan = plan_mix(market, case.question)
@@ -179,12 +192,21 @@ def _answer(
         sweep=sweep(offerer, case, kind, tier, tell) if kind else None,
         tornado=tuple(tornado(offerer, case, plan, tell)) if swings else (),
         assumptions=assumptions(case, market),
+        rules=RULES,
         left_out=market.left_out,
     )
 
 
+def _measured(case: Case, engine: str | None) -> Measured | None:
+    if engine is None:
+        return None
+    name = case.catalogue.engine(engine).name
+    return Measured(Estimator(read_calibration()), name)
+
+
 def _say(answer: Answer) -> None:
-    say(answer.question, answer.plan, answer.assumptions, answer.left_out)
+    say(answer.question, answer.plan, answer.left_out)
+    say_assumed(answer.assumptions, answer.rules)
     if answer.what_ifs:
         rows = [(each.change, each.plan, each.error) for each in answer.what_ifs]
         say_what_ifs(answer.plan, rows)

@@ -67,7 +67,7 @@ def _waterfall(axes: Any, plan: MixPlan, mtok_per_h: float) -> None:
     if revenue > REVENUE_MAX * top:
         # To scale, nothing would be seen of the parts.
         names = names[:6]
-        title += f"; revenue ${revenue:,.3g}, margin ${revenue - top:,.3g}"
+        title += rf"; revenue \${revenue:,.3g}, margin \${revenue - top:,.3g}"  # no formula
     else:
         axes.bar(6, revenue - top, 0.7, bottom=top, color="white", hatch="--", **_EDGE)
         _figure_above(axes, 6, max(revenue, top), revenue - top)
@@ -149,6 +149,8 @@ def draw_sweep(found: Sweep, question: Question, path: Path) -> None:
     if found.kind == "interactivity":
         below.set_xlabel(f"interactivity promised to {found.tier}, tokens/s/user, sold alone")
         below.set_xscale("log")
+        below.set_xticks([25, 50, 100, 200, 400, 800], minor=False)
+        below.set_xticks([], minor=True)
         below.xaxis.set_major_formatter("{x:,.0f}")
         below.set_xlim(xs[0], xs[-1])
     else:
@@ -184,7 +186,10 @@ def _earned(axes: Any, found: Sweep) -> None:
 def _crossover(found: Sweep, question: Question) -> str:
     where = f"{question.power_mw:g} MW by {question.by}"
     if found.crossovers:
-        places = ", ".join(f"{(low + high) / 2:.3g}" for low, high in found.crossovers)
+        scale, unit = (100, " %") if found.kind == "share" else (1, " tokens/s")
+        places = ", ".join(
+            f"{scale * (low + high) / 2:.3g}{unit}" for low, high in found.crossovers
+        )
         return f"LPUs come in or go out at {places} (dotted); {where}"
     held = any(each.lpu_power_share for each in found.points)
     return f"LPUs have a share {'throughout' if held else 'nowhere'}; {where}"

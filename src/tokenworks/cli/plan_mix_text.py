@@ -8,8 +8,8 @@ from typing import Any, Final
 import click
 
 from tokenworks.cli.table import show
+from tokenworks.plan.assumptions import Assumption
 from tokenworks.plan.mix import MixPlan, TierPlan
-from tokenworks.plan.mix_assumptions import Assumed
 from tokenworks.plan.mix_inputs import HOURS_PER_YEAR, Question
 from tokenworks.plan.mix_sweeps import Sweep, Swing
 
@@ -19,7 +19,6 @@ PARTS: Final = ("energy", "cooling", "capital", "network", "people")
 def say(
     question: Question,
     plan: MixPlan,
-    assumed: Sequence[Assumed],
     left_out: Mapping[str, str],
 ) -> None:
     """Print a plan for people."""
@@ -43,25 +42,20 @@ def say(
         click.echo("\nLeft out:")
         for name, why in sorted(left_out.items()):
             click.echo(f"  {name}: {why}")
-    click.echo("\nAssumed, since nothing public says it:")
-    for line in _assumed(assumed):
-        click.echo(f"  {line}")
 
 
-def _assumed(assumed: Sequence[Assumed]) -> list[str]:
-    """Figures of one record and note on one line; rules as they are."""
+def say_assumed(assumed: Sequence[Assumption], rules: Sequence[str]) -> None:
+    """Print what the answer rests on: figures of one record and note on one line."""
     figures: dict[tuple[str, str], list[str]] = {}
-    lines = []
     for each in assumed:
-        if each.value is None:
-            lines.append(each.what)
-            continue
-        record, _, field = each.what.rpartition(".")
+        record, _, field = each.what.rpartition(" ")
         figures.setdefault((record, each.note), []).append(f"{field} {each.value:.6g}")
-    return [
-        f"{record}: {', '.join(each)}" + (f" ({note})" if note else "")
-        for (record, note), each in figures.items()
-    ] + lines
+    click.echo("\nAssumed, since nothing public says it:")
+    for (record, note), fields in figures.items():
+        click.echo(f"  {record}: {', '.join(fields)}" + (f" ({note})" if note else ""))
+    click.echo("\nAnd by this plan:")
+    for rule in rules:
+        click.echo(f"  {rule}")
 
 
 def headline(plan: MixPlan) -> str:
@@ -137,7 +131,7 @@ def _year(usd_per_h: float | None) -> float | int | None:
     if usd_per_h is None:
         return None
     musd = usd_per_h * HOURS_PER_YEAR / 1e6
-    return round(musd) if abs(musd) >= 1e3 else round(musd, 3)
+    return round(musd) if abs(musd) >= 1e3 else round(musd, 3) + 0.0
 
 
 def _whole(value: float) -> float | int:

@@ -54,6 +54,9 @@ class Modelled(msgspec.Struct, frozen=True, kw_only=True):
                 model=spec.model,
                 workers=1 + (have.workers if have else 0),
                 slots=spec.slots,
+                labels=spec.offers.labels,
+                adapters=spec.offers.adapters,
+                cache_salt=True,
                 power_w=spec.power_w + (have.power_w if have else 0),
                 energy_udollars_per_kwh=round(energy * rate),
                 capital_udollars_per_hour=round(spec.capital_udollars_per_hour * rate)

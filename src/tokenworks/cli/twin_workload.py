@@ -44,6 +44,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     input_tokens: int
     output_tokens: int
     agents: bool
+    hints: bool
     mix: str | None
     tenants: int | None
     speedup: float | None
@@ -139,6 +140,11 @@ _OPTIONS: Final = (
         help="Mean of generated answers.",
     ),
     click.option("--agents", is_flag=True, help="Generate agents with tools, not single requests."),
+    click.option(
+        "--hints",
+        is_flag=True,
+        help="Agents tell their session, about how long answers and tools take, and when they end.",
+    ),
     click.option("--mix", help="Tiers asked for, such as free=50,ultra=1; others get nothing."),
     click.option("--tenants", type=click.IntRange(1), help="So many tenants."),
     click.option(
@@ -183,6 +189,8 @@ def prepare(asked: Asked) -> Prepared:
         block_tokens=spec.block_tokens,
         speedup=asked.speedup or 1.0,
         limit=asked.limit,
+        needs=setting.needs,
+        hints=asked.hints,
     )
     if asked.load is not None:
         if asked.speedup is not None:

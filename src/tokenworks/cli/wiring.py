@@ -23,12 +23,14 @@ from tokenworks.core.errors import ConfigInvalid
 from tokenworks.core.ids import ModelName, PoolID, TenantID, WorkerID
 from tokenworks.core.ports import Clock, WorkerPort
 from tokenworks.core.slo import Tier
+from tokenworks.dispatch.commands import Scale
 from tokenworks.dispatch.dispatcher import Dispatcher
 from tokenworks.gateway.app import Gateway
 from tokenworks.gateway.server import GatewayServer
 from tokenworks.ledger.store_port import LedgerStore, join, recover
 from tokenworks.live.clock import SystemClock
 from tokenworks.live.driver import LIMITS, Driver, Seat
+from tokenworks.live.growth import Growth
 from tokenworks.live.home import Curves, Home, foreman_facts, model_path
 from tokenworks.live.journal import JournalWriter
 from tokenworks.live.quota_leases import QuotaLeases
@@ -98,7 +100,7 @@ class Factory:
         fast = None if modelled is None else FastClock(dates, modelled.speedup)
         self.clock: Clock = fast or dates
         owner = f"factory-{os.getpid()}-{secrets.token_hex(4)}"
-        self.workers: list[Worker] = []
+        self.workers, self.growth = list[Worker](), Growth()
         self.first_up = asyncio.Event()
         with contextlib.ExitStack() as stack:
             self.server = GatewayServer(host, port)
@@ -131,7 +133,9 @@ class Factory:
                 limits=limits,
                 ledger_clock=dates,
                 speedup=1.0 if fast is None else fast.speedup,
+                on_scale=self._scale,
             )
+            self.gateway = Gateway(self.driver, self.clock)
             if modelled is not None and fast is not None:
                 self._seat_modelled(modelled, fast)
             else:
@@ -150,9 +154,15 @@ class Factory:
                         hint=f"Add [price.{pool.model}.*] to the price book.",
                     )
 
+    def _scale(self, command: Scale) -> None:
+        """Start what an embedded pool lacks, or stop what it gives back; others are only told."""
+        self.gateway.metrics.workers_wanted.labels(command.pool).set(command.workers)
+        self.growth.scale(command)
+
     def _seat_pool(self, pool: PoolID, config: PoolConfig, curve: tuple[CurvePoint, ...]) -> None:
         attached = config.engine == "attached"
-        for i in range(len(config.urls) if attached else config.workers):
+        seats = len(config.urls) if attached else config.workers_max or config.workers
+        for i in range(seats):
             worker = WorkerID(f"{pool}-{i}")
             self.driver.seat(Seat(worker=worker, pool=pool, config=config, curve=curve))
             up = functools.partial(self._up, worker)
@@ -168,7 +178,11 @@ class Factory:
                 self.workers.append(AttachedWorker(spec, self.clock, up, down))
             else:
                 embedded = embedded_spec(worker, pool, config)
-                self.workers.append(EmbeddedWorker(embedded, self.clock, up, down))
+                make = functools.partial(EmbeddedWorker, embedded, self.clock, up, down)
+                if config.workers_max is not None:
+                    self.growth.seat(pool, worker, make, first=i < config.workers)
+                else:
+                    self.workers.append(make())
 
     def _seat_modelled(self, modelled: Modelled, clock: FastClock) -> None:
         specs, pools = modelled.specs(), modelled.pools(by_date=False)
@@ -201,6 +215,7 @@ class Factory:
         self.driver.begin()
         for worker in self.workers:
             worker.start()
+        self.growth.start()
         tasks = [
             asyncio.create_task(self.driver.housekeep()),
             asyncio.create_task(self._tell_ready(ready)),
@@ -208,7 +223,7 @@ class Factory:
         for task in tasks:
             task.add_done_callback(self._stop_if_broken)
         try:
-            await self.server.serve(Gateway(self.driver, self.clock))
+            await self.server.serve(self.gateway)
             for task in tasks:
                 if task.done():
                     task.result()  # what broke it is what the operator must see
@@ -217,7 +232,7 @@ class Factory:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await self.driver.close()
-            await asyncio.gather(*(worker.stop() for worker in self.workers))
+            await asyncio.gather(*(worker.stop() for worker in self.workers), self.growth.stop())
             await asyncio.to_thread(self.store.close)
             for name in (signal.SIGINT, signal.SIGTERM):
                 with contextlib.suppress(ValueError):

@@ -6,6 +6,7 @@
     ├── CallerError                 the request is at fault
     │   ├── InvalidRequest          400 invalid_request
     │   ├── Unauthorized            401 invalid_api_key
+    │   ├── NotOffered              400 not_offered
     │   ├── ModelNotFound           404 model_not_found
     │   ├── RouteNotFound           404 route_not_found
     │   ├── MethodNotAllowed        405 method_not_allowed
@@ -66,6 +67,12 @@ class Unauthorized(CallerError):
     """No key, or one that is unknown or revoked."""
 
     code, status = "invalid_api_key", 401
+
+
+class NotOffered(CallerError):
+    """No worker of the model has the data labels or the adapter that the request needs."""
+
+    code = "not_offered"
 
 
 class ModelNotFound(CallerError):

@@ -18,6 +18,7 @@ from tokenworks.core.ids import (
     TenantID,
     WorkerID,
 )
+from tokenworks.core.needs import Hints, Needs
 from tokenworks.core.slo import Measured, Tier
 
 Ending = Literal["done", "disconnected", "failed"]
@@ -56,6 +57,7 @@ class KeyView(msgspec.Struct, frozen=True, kw_only=True):
         team: the tenant's team that it belongs to, if any.
         engineer: the person that it belongs to, if any.
         tier_default: the tier of a request that names none.
+        labels: data labels of all its requests, sorted; see ``needs.Needs``.
     """
 
     key: KeyID
@@ -63,6 +65,7 @@ class KeyView(msgspec.Struct, frozen=True, kw_only=True):
     tier_default: Tier
     team: TeamID | None = None
     engineer: EngineerID | None = None
+    labels: tuple[str, ...] = ()
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,13 +79,17 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
         body: the JSON to send to a worker, ``stream`` and usage already switched on.
         input_tokens_max: an upper bound on the prompt's tokens.
         output_tokens_max: the most tokens that the worker is allowed to make.
-        prefix: hashes of the prompt's blocks, each chained on the one before it.
+        prefix: hashes of the prompt's blocks, each chained on the one before it, salted.
         arrived_ns: when the request's last byte came, on the driver's clock.
         agent: the name of the agent that asks, if it is one.
         run: the agent's run.
         batch: work that may wait, at the batch rate.
         extra_fields: names of fields in the body that are neither OpenAI's nor samplers known to be
             safe; an engine's adapter may refuse them.
+        cache_salt: what engines that keep tenants' caches apart are told, 32 hex digits.
+        needs: what the worker must have; None if any of the model will do.
+        session: the conversation that it belongs to, by a name of the tenant's.
+        hints: what its agent knows of it.
     """
 
     request: RequestID
@@ -98,6 +105,10 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     run: RunID | None = None
     batch: bool = False
     extra_fields: tuple[str, ...] = ()
+    cache_salt: str = ""
+    needs: Needs | None = None
+    session: str | None = None
+    hints: Hints | None = None
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False):

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
-from tokenworks.core.ids import RequestID, WorkerID
+from tokenworks.core.ids import PoolID, RequestID, WorkerID
 
 SendReason = Literal[
     "prefix_hit",
@@ -17,11 +18,17 @@ SendReason = Literal[
     "least_cost",
     "best_score",
     "best_value",
+    "session_home",
 ]
 QueueReason = Literal["at_cap", "no_worker_up"]
-RejectCode = Literal["capacity_exceeded", "worker_unavailable", "worker_failed"]
+RejectCode = Literal["capacity_exceeded", "worker_unavailable", "worker_failed", "not_offered"]
 RejectReason = Literal[
-    "queue_full", "patience_over", "no_worker_up", "model_never_up", "retries_over"
+    "queue_full",
+    "patience_over",
+    "no_worker_up",
+    "model_never_up",
+    "retries_over",
+    "never_offered",
 ]
 
 
@@ -37,7 +44,8 @@ class Send(msgspec.Struct, frozen=True, kw_only=True, tag=True):
             asks for, because waiting longer would break the TTFT promise; it counts under a lower
             tier, breaks nobody's promise there and is billed at the tier delivered), or what
             another policy goes by: ``in_turn``, ``at_random``, ``least_cost``, ``best_score``,
-            ``best_value`` (in money).
+            ``best_value`` (in money), ``session_home`` (the load is balanced and the worker had
+            the last request of its session).
         running: requests on the worker, this one included.
         cap: requests at which the worker keeps the promises of all that run there.
         candidates: workers that could have taken it.
@@ -90,6 +98,7 @@ class Reject(msgspec.Struct, frozen=True, kw_only=True, tag=True):
         ahead: requests of this model in tiers not below its own that wait.
         waited_ns: since the request arrived.
         attempts: times that it was sent.
+        lacking: the label or adapter that no worker has, in words; unset if that is not why.
     """
 
     request: RequestID
@@ -99,6 +108,7 @@ class Reject(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     ahead: int
     waited_ns: int
     attempts: int
+    lacking: str | UnsetType = UNSET
 
 
 class Abort(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -117,19 +127,114 @@ class Abort(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     held_ns: int
 
 
+class Preempt(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Stop a worker's work on a request and keep what it has made; it waits to be sent again.
+
+    Only workers that can (``WorkerUp.preempts``) are asked. When it is sent again, it goes on where
+    it was.
+
+    Attributes:
+        request: what to stop.
+        worker: who has it.
+        displaced_by: the request of a higher tier that takes its place.
+        reason: ``worth_more``, which is why.
+        gained_nanodollars: what that adds, above what it would earn a tier lower.
+        lost_nanodollars: what all that it displaces lose by it.
+        held_ns: since the request was sent.
+    """
+
+    request: RequestID
+    worker: WorkerID
+    displaced_by: RequestID
+    reason: Literal["worth_more"]
+    gained_nanodollars: int
+    lost_nanodollars: int
+    held_ns: int
+
+
+class Offload(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Move a session's KV blocks from a worker's cache to its host's memory, while a tool runs.
+
+    Attributes:
+        request: whose answer has just ended; the blocks are its prompt's.
+        worker: who has them.
+        first: the first of them.
+        blocks: how many.
+        reason: ``gone_before_it_is_needed``, because the cache is filled anew before the tool ends.
+        tool_ns: how long the tool will take, as the agent says.
+        filled_anew_ns: how long the cache takes to be filled anew.
+        move_ns: how long they take over the link, one way.
+        compute_ns: how long it takes to compute them.
+    """
+
+    request: RequestID
+    worker: WorkerID
+    first: int
+    blocks: int
+    reason: Literal["gone_before_it_is_needed"]
+    tool_ns: int
+    filled_anew_ns: int
+    move_ns: int
+    compute_ns: int
+
+
+class Fetch(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Bring a session's KV blocks back; the ``Send`` that follows waits for that.
+
+    Attributes:
+        request: that goes on with the session; the blocks are its prompt's.
+        worker: who has them below.
+        first: the first of them.
+        blocks: how many.
+        reason: ``quicker_than_computing``.
+        move_ns: how long they take over the link.
+        compute_ns: how long it takes to compute them.
+    """
+
+    request: RequestID
+    worker: WorkerID
+    first: int
+    blocks: int
+    reason: Literal["quicker_than_computing"]
+    move_ns: int
+    compute_ns: int
+
+
 class SetTimer(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Tell ``Ticked`` at this time; it replaces a timer that was set before.
 
     Attributes:
         at_ns: when, on the driver's clock; a time that has passed means at once.
-        reason: ``waiting``, because something queued is due then.
+        reason: ``waiting``, because something queued is due then, or ``scaling``, to look then
+            whether pools want other numbers of workers.
         queued: requests that wait.
     """
 
     at_ns: int
-    reason: Literal["waiting"]
+    reason: Literal["waiting", "scaling"]
     queued: int
 
 
-Command = Send | Queue | Reject | Abort | SetTimer
+class Scale(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Give a pool other workers; see ``scaling``. A driver that cannot says so to its operator.
+
+    Attributes:
+        pool: which.
+        workers: how many it wants.
+        up: how many it has.
+        reason: ``queue_wait``: start what is missing. ``idle``: stop ``worker``, which has nothing
+            and is sent nothing any more.
+        worker: who is to be stopped; None where more are wanted.
+        pressure_ppm: the largest part of a TTFT promise that a request has waited.
+    """
+
+    pool: PoolID
+    workers: int
+    up: int
+    reason: Literal["queue_wait", "idle"]
+    worker: WorkerID | None
+    pressure_ppm: int
+
+
+Command = Send | Queue | Reject | Abort | Preempt | Offload | Fetch | SetTimer | Scale
 """Everything that the dispatcher can want."""

@@ -12,23 +12,28 @@ worker that breaks off costs a retry, and a policy that is wrong is overruled an
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from heapq import heapify, heappop, heappush
 from typing import Any, Final
 
 import msgspec
+from msgspec import UNSET
 
 from tokenworks.core.ids import ModelName, RequestID, WorkerID
+from tokenworks.core.needs import nothing_offers
 from tokenworks.core.slo import Promise, Tier
-from tokenworks.dispatch import policy, snapshot
+from tokenworks.dispatch import policy, restricted, snapshot
 from tokenworks.dispatch.commands import (
     Abort,
     Command,
+    Preempt,
     Queue,
     Reject,
     RejectCode,
     RejectReason,
+    Scale,
     Send,
     SetTimer,
 )
@@ -47,10 +52,12 @@ from tokenworks.dispatch.events import (
     WorkerDown,
     WorkerUp,
 )
-from tokenworks.dispatch.fleet import Fleet, Worker
+from tokenworks.dispatch.fleet import RANKS, Fleet, Worker
+from tokenworks.dispatch.kv_tiers import KVTiers
 from tokenworks.dispatch.oversight import Oversight
 from tokenworks.dispatch.policy import Choice, MakePolicy
 from tokenworks.dispatch.prefix_index import PrefixIndex
+from tokenworks.dispatch.scaling import Scaler, ScalingMemory
 from tokenworks.dispatch.states import State, Step
 from tokenworks.dispatch.waiting import Line, Request
 
@@ -62,15 +69,6 @@ _SENT: Final = State.SENT
 _SEND: Final = Step.SEND
 _START: Final = Step.START
 _FINISH: Final = Step.FINISH
-_SIZES: Final = (
-    "timing",
-    "kv_blocks",
-    "block_tokens",
-    "batch_tokens_max",
-    "link_bytes_per_s",
-    "kv_bytes_per_token",
-)
-"""What a worker that is measured again may change, beside its slots and its curve."""
 
 
 class WorkerLoad(msgspec.Struct, frozen=True, kw_only=True):
@@ -120,6 +118,10 @@ class Dispatcher:
         self._workers: dict[WorkerID, Worker] = {}
         self._fleets: dict[ModelName, Fleet] = {}
         self._prefixes = PrefixIndex(0)
+        self._scaling = ScalingMemory()
+        self._kv_tiers = KVTiers()
+        self._scaler: Scaler | None = None
+        self._retiring: dict[WorkerID, Worker] = {}
 
     # What a driver calls.
 
@@ -143,8 +145,12 @@ class Dispatcher:
         if self._wakes and self._wakes[0][0] <= now_ns:
             self._wake(commands)
         handler(event, commands)
+        if self._scaler is not None:
+            self._scale(self._scaler, commands)
         if self._wakes:
             self._set_timer(commands)
+        if self._scaler is not None:
+            self._set_look(self._scaler, commands)
         return commands
 
     def digest(self) -> str:
@@ -169,9 +175,9 @@ class Dispatcher:
     def queue_lens(self) -> dict[tuple[ModelName, Tier], int]:
         """How many requests wait per model and tier, for gauges."""
         return {
-            (name, tier): len(line)
+            (name, tier): fleet.waiting(rank)
             for name, fleet in self._fleets.items()
-            for tier, line in zip(TIERS, fleet.lines, strict=True)
+            for rank, tier in enumerate(TIERS)
         }
 
     def snapshot(self) -> bytes:
@@ -187,25 +193,11 @@ class Dispatcher:
                 ended=list(self._ended),
                 wakes=self._wakes,
                 workers=list(self._workers.values()),
-                models=[
-                    snapshot.ModelRecord(
-                        model=name,
-                        workers=[worker.worker for worker in fleet.workers],
-                        lines=[
-                            snapshot.LineRecord(
-                                requests=[each.request for each in line.requests()],
-                                rotation=line.rotation(),
-                                late=line.late(),
-                            )
-                            for line in fleet.lines
-                        ],
-                        sent_ranks=list(fleet.sent_ranks),
-                        changes=fleet.changes,
-                    )
-                    for name, fleet in self._fleets.items()
-                ],
+                models=[snapshot.model_record(name, fleet) for name, fleet in self._fleets.items()],
                 prefixes=self._prefixes.record(),
                 policy=self._policy.record(),
+                scaling=self._scaling,
+                kv_tiers=self._kv_tiers,
             )
         )
 
@@ -221,7 +213,10 @@ class Dispatcher:
         memory = snapshot.decode(data)
         dispatcher = cls(own_policies)
         dispatcher._now_ns = memory.now_ns
+        dispatcher._scaling, dispatcher._kv_tiers = memory.scaling, memory.kv_tiers
         dispatcher._prefixes = PrefixIndex.restore(memory.prefixes)
+        dispatcher._workers = {each.worker: each for each in memory.workers}
+        dispatcher._retiring = {each.worker: each for each in memory.workers if each.retiring}
         if memory.configured is not None:
             dispatcher._adopt(memory.configured)
             dispatcher._policy.restore(memory.configured, memory.policy)
@@ -230,20 +225,10 @@ class Dispatcher:
         dispatcher._requests = {each.request: each for each in memory.requests}
         dispatcher._ended = OrderedDict.fromkeys(memory.ended)
         dispatcher._wakes = memory.wakes
-        dispatcher._workers = {each.worker: each for each in memory.workers}
         for record in memory.models:
-            lines = [
-                Line.restore(
-                    [dispatcher._requests[each] for each in line.requests],
-                    line.rotation,
-                    line.late,
-                )
-                for line in record.lines
-            ]
-            workers = [dispatcher._workers[each] for each in record.workers]
-            dispatcher._fleets[record.model] = fleet = Fleet(workers, lines, record.sent_ranks)
-            fleet.changes = record.changes
-            dispatcher._queued += sum(len(line) for line in lines)
+            fleet = snapshot.fleet_of(record, dispatcher._workers, dispatcher._requests)
+            dispatcher._fleets[record.model] = fleet
+            dispatcher._queued += sum(fleet.waiting(rank) for rank in RANKS)
         return dispatcher
 
     # Events about requests.
@@ -265,22 +250,26 @@ class Dispatcher:
             late_ns=event.arrived_ns + self._late_after_ns[rank],
             queued_ns=self._now_ns,
             session=event.session,
+            needs=None if event.needs is UNSET else event.needs,
+            hints=None if event.hints is UNSET else event.hints,
         )
         self._requests[event.request] = request
         fleet = self._fleets.get(event.model)
         if fleet is None:
             self._reject(request, "worker_unavailable", "model_never_up", commands)
             return
+        if request.needs is not None and nothing_offers(fleet.offered, request.needs):
+            self._reject(request, "not_offered", "never_offered", commands)
+            return
         self._policy.arrived(fleet, request, self._now_ns)
-        if fleet.open and not fleet.queued:
+        if fleet.open and not fleet.queued and not fleet.restricted:
             choice = self._policy.place(fleet, request, self._now_ns)
             if choice is not None:
                 self._send(fleet, request, choice, commands)
                 return
-        fleet.lines[rank].append(request)
-        fleet.queued += 1
+        fleet.queue(request)
         self._queued += 1
-        if fleet.queued > 1:
+        if fleet.queued > 1 or fleet.restricted:
             self._drain(fleet, commands)
         if request.state is _QUEUED:
             self._keep_waiting(fleet, request, commands)
@@ -291,10 +280,11 @@ class Dispatcher:
             self._counts.ignored += 1
             return
         request.step(_START)
+        request.answered = True
         makes_room = request.prefiller is not None  # there, while its own worker goes on with it
         self._leave_prefill(request)
         fleet = self._fleets[request.model]
-        if makes_room and fleet.queued:
+        if makes_room and (fleet.queued or fleet.restricted):
             self._drain(fleet, commands)
 
     def _finished(self, event: Finished, commands: list[Command]) -> None:
@@ -305,10 +295,14 @@ class Dispatcher:
         fleet = self._fleets[request.model]
         worker = self._release(fleet, request)
         worker.observe(self._now_ns - request.sent_ns)
+        if request.hints is not None:
+            offload = self._kv_tiers.paused(request, self._workers, self._now_ns)
+            if offload is not None:
+                commands.append(offload)
         self._counts.finished += 1
         self._end(request, _FINISH)
         self._policy.finished(fleet, worker, request, event)
-        if fleet.queued:
+        if fleet.queued or fleet.restricted:
             self._drain(fleet, commands)
 
     def _failed(self, event: Failed, commands: list[Command]) -> None:
@@ -367,21 +361,8 @@ class Dispatcher:
             return
         if fleet is None:
             fleet = self._fleets[event.model] = Fleet([], [Line() for _ in TIERS], [])
-        worker = Worker(
-            worker=event.worker,
-            pool=event.pool,
-            model=event.model,
-            engine_slots=event.slots,
-            slots=self._slots_of(event.slots),
-            curve=event.curve,
-            timing=event.timing,
-            kv_blocks=event.kv_blocks,
-            block_tokens=event.block_tokens,
-            batch_tokens_max=event.batch_tokens_max,
-            link_bytes_per_s=event.link_bytes_per_s,
-            kv_bytes_per_token=event.kv_bytes_per_token,
-            index=self._prefixes.add_worker(),
-        )
+        slots = self._slots_of(event.slots)
+        worker = Worker.of(event, slots, self._prefixes.add_worker())
         worker.measure(dict(zip(TIERS, self._promises, strict=True)))
         self._workers[event.worker] = worker
         fleet.workers.append(worker)
@@ -389,15 +370,10 @@ class Dispatcher:
         self._drain(fleet, commands)
 
     def _worker_measured(self, worker: Worker, event: WorkerUp, commands: list[Command]) -> None:
-        given = (event.slots, event.curve, *(getattr(event, name) for name in _SIZES))
-        known = (worker.engine_slots, worker.curve, *(getattr(worker, name) for name in _SIZES))
-        if given == known:
+        if not worker.differs(event):
             self._counts.ignored += 1
             return
-        worker.engine_slots = event.slots
-        worker.slots, worker.curve = self._slots_of(event.slots), event.curve
-        for name in _SIZES:
-            setattr(worker, name, getattr(event, name))
+        worker.take_over(event, self._slots_of(event.slots))
         worker.measure(dict(zip(TIERS, self._promises, strict=True)))
         fleet = self._fleets[worker.model]
         fleet.renew()
@@ -412,11 +388,16 @@ class Dispatcher:
 
     def _lose(self, worker: Worker, commands: list[Command]) -> None:
         fleet = self._fleets[worker.model]
+        self._kv_tiers.forget(worker.worker)
         lost = [self._requests[name] for name in reversed(worker.running)]
         for request in lost:
             self._leave_prefill(request)
-        fleet.workers.remove(worker)
-        fleet.renew()
+        if worker.retiring:
+            del self._retiring[worker.worker]
+        else:
+            fleet.workers.remove(worker)
+            fleet.forget(worker)
+            fleet.renew()
         del self._workers[worker.worker]
         self._prefixes.remove_worker(worker.index)
         # What it prefilled for others may be theirs by now: a driver tells of each that is lost.
@@ -473,6 +454,11 @@ class Dispatcher:
         self._batch_cap = min(limits.slots_max, settings.batch_cap or limits.slots_max)
         self._queue_at_worker = settings.queue_at_worker
         self._prefixes.resize(limits.prefix_blocks_max, limits.prefix_ttl_ns)
+        pools = () if configured.scaling is UNSET else configured.scaling
+        self._scaler = None
+        if pools or self._retiring:
+            ttft_ns = [each.ttft_ns for each in self._promises]
+            self._scaler = Scaler(pools, ttft_ns, self._scaling)
         self._policy.configure(configured, self._prefixes)
 
     def _slots_of(self, engine_slots: int) -> int:
@@ -483,7 +469,12 @@ class Dispatcher:
 
     def _drain(self, fleet: Fleet, commands: list[Command]) -> None:
         """Send what the policy wants sent of those that wait."""
-        if fleet.queued and fleet.open:
+        if not fleet.open:
+            return
+        if fleet.restricted:
+            for request, choice in restricted.drain(self._policy, fleet, self._now_ns):
+                self._serve(fleet, request, choice, commands)
+        elif fleet.queued:
             for request, choice in self._policy.drain(fleet, self._now_ns):
                 self._serve(fleet, request, choice, commands)
 
@@ -491,10 +482,42 @@ class Dispatcher:
         self, fleet: Fleet, request: Request, choice: Choice, commands: list[Command]
     ) -> None:
         """Send a request that waits; its tenant goes to the end of the rotation."""
-        fleet.lines[request.rank].serve(request)
-        fleet.queued -= 1
+        fleet.unqueue(request, served=True)
         self._queued -= 1
         self._send(fleet, request, choice, commands)
+
+    def _displace(self, fleet: Fleet, request: Request, commands: list[Command]) -> None:
+        """Let a request that waits take the place of others, if its policy wants that."""
+        found = self._policy.displace(fleet, request, self._now_ns, self._requests)
+        if found is None:
+            return
+        for victim in found.victims:
+            if fleet.waiting(victim.rank) >= self._limits.queue_len_max[TIERS[victim.rank]]:
+                return  # it would be turned away
+        for victim in found.victims:
+            worker = self._release(fleet, victim)
+            victim.step(Step.PREEMPT)
+            victim.displaced = True
+            victim.queued_ns = self._now_ns
+            fleet.queue(victim, first=True)
+            self._queued += 1
+            self._counts.displaced += 1
+            commands.append(
+                Preempt(
+                    request=victim.request,
+                    worker=worker.worker,
+                    displaced_by=request.request,
+                    reason="worth_more",
+                    gained_nanodollars=found.gained_nanodollars,
+                    lost_nanodollars=found.lost_nanodollars,
+                    held_ns=self._now_ns - victim.sent_ns,
+                )
+            )
+        self._serve(fleet, request, found.choice, commands)
+        self._drain(fleet, commands)
+        for victim in found.victims:
+            if self._is_queued(victim.request):
+                self._keep_waiting(fleet, victim, commands)
 
     def _send(
         self, fleet: Fleet, request: Request, choice: Choice, commands: list[Command]
@@ -519,6 +542,15 @@ class Dispatcher:
         worker.context_tokens += request.input_tokens_max
         fleet.take(worker, request.request, choice.rank)
         fleet.sent_ranks.append(choice.rank)
+        if self._scaler is not None:
+            self._scaler.waited(request.model, request.rank, now_ns - request.queued_ns)
+        if request.session is not None:
+            fleet.remember(request, worker)
+            computes = worker if prefiller is None else prefiller
+            if computes.host_bytes_per_s:
+                fetch = self._kv_tiers.sent(request, computes, hit_blocks, now_ns)
+                if fetch is not None:
+                    commands.append(fetch)
         if request.prefix:
             at = worker if prefiller is None else prefiller
             self._prefixes.insert(request.prefix, at.index, now_ns)
@@ -562,21 +594,20 @@ class Dispatcher:
         self, fleet: Fleet, request: Request, commands: list[Command], *, started: bool
     ) -> None:
         """A worker no longer has this request: it ends, or waits to be sent again."""
-        if started or request.state is State.ANSWERING:
+        if started or request.answered:
             self._counts.broken += 1
             self._end(request, Step.BREAK)
-        elif request.attempt > self._limits.retries_max:
+        elif request.attempt - request.displaced > self._limits.retries_max:
             self._reject(request, "worker_failed", "retries_over", commands)
         else:
             request.step(Step.RETRY)
             request.queued_ns = self._now_ns
-            fleet.lines[request.rank].put_back(request)
-            fleet.queued += 1
+            fleet.queue(request, first=True)
             self._queued += 1
 
     def _keep_waiting(self, fleet: Fleet, request: Request, commands: list[Command]) -> None:
         """Leave a request in its line, or reject it if the line is over its bound by now."""
-        if len(fleet.lines[request.rank]) > self._limits.queue_len_max[TIERS[request.rank]]:
+        if fleet.waiting(request.rank) > self._limits.queue_len_max[TIERS[request.rank]]:
             self._unqueue(fleet, request)
             code: RejectCode = "worker_failed" if request.attempt else "capacity_exceeded"
             self._reject(request, code, "queue_full", commands)
@@ -585,12 +616,13 @@ class Dispatcher:
         heappush(self._wakes, (deadline_ns, request.request))
         if self._now_ns < request.late_ns < deadline_ns:
             heappush(self._wakes, (request.late_ns, request.request))
+        workers = policy.permitted(fleet, request, fleet.up).bit_count()
         commands.append(
             Queue(
                 request=request.request,
-                reason="at_cap" if fleet.workers else "no_worker_up",
+                reason="at_cap" if workers else "no_worker_up",
                 ahead=fleet.ahead(request.rank) - 1,
-                workers=len(fleet.workers),
+                workers=workers,
                 deadline_ns=deadline_ns,
             )
         )
@@ -600,19 +632,25 @@ class Dispatcher:
     ) -> None:
         """End a request that is in no line any more."""
         fleet = self._fleets.get(request.model)
-        ahead, retry_after_ns = 0, None
+        ahead, retry_after_ns, lacking = 0, None, None
         if fleet is not None:
             ahead = fleet.ahead(request.rank)
             # With no worker up nothing is known but how long the tier is ready to wait.
             retry_after_ns = policy.retry_after_bounded(self._promises[request.rank].patience_ns)
-            if fleet.workers:
+            workers = fleet.workers
+            if request.needs is not None:
+                workers = list(fleet.each(fleet.serving(request.needs)))
+                lacking = nothing_offers([each.offers for each in fleet.workers], request.needs)
+            if workers:
                 retry_after_ns = policy.retry_after_ns(
-                    fleet.workers,
+                    workers,
                     request.rank,
                     ahead,
                     request.output_tokens_max,
                     fleet.sent_ranks,
                 )
+        if self._scaler is not None and code == "capacity_exceeded":
+            self._scaler.waited(request.model, request.rank, self._promises[request.rank].ttft_ns)
         self._counts.rejected += 1
         self._end(request, Step.REJECT)
         commands.append(
@@ -624,6 +662,7 @@ class Dispatcher:
                 ahead=ahead,
                 waited_ns=self._now_ns - request.arrived_ns,
                 attempts=request.attempt,
+                lacking=UNSET if lacking is None else lacking,
             )
         )
 
@@ -633,6 +672,7 @@ class Dispatcher:
         """Send what became late; reject what has waited as long as its tier's patience allows."""
         changed: dict[ModelName, None] = {}
         due: list[Request] = []
+        late: list[Request] = []
         while self._wakes and self._wakes[0][0] <= self._now_ns:
             _, name = heappop(self._wakes)
             request = self._requests.get(name)
@@ -641,14 +681,26 @@ class Dispatcher:
             changed[request.model] = None
             if self._deadline_ns(request) <= self._now_ns:
                 due.append(request)
+            elif self._fleets[request.model].preempting:
+                late.append(request)
         for model in changed:
             self._drain(self._fleets[model], commands)
+        for request in late:
+            if self._is_queued(request.request):
+                self._displace(self._fleets[request.model], request, commands)
         for request in due:
             if request.state is _QUEUED and self._is_queued(request.request):
                 fleet = self._fleets[request.model]
                 self._unqueue(fleet, request)
-                reason: RejectReason = "patience_over" if fleet.workers else "no_worker_up"
-                self._reject(request, "capacity_exceeded", reason, commands)
+                reason: RejectReason = "patience_over"
+                code: RejectCode = "capacity_exceeded"
+                if request.answered:
+                    code = "worker_failed"  # what it has made is all that it will get
+                elif not policy.permitted(fleet, request, fleet.up):
+                    reason = "no_worker_up"
+                    if fleet.workers:
+                        code = "worker_unavailable"
+                self._reject(request, code, reason, commands)
         for model in {request.model: None for request in due}:
             self._drain(self._fleets[model], commands)
 
@@ -666,7 +718,7 @@ class Dispatcher:
     def _rebuild_wakes(self) -> None:
         self._wakes = []
         for fleet in self._fleets.values():
-            for line in fleet.lines:
+            for line in itertools.chain(fleet.lines, *fleet.restricted.values()):
                 for request in line.requests():
                     deadline_ns = self._deadline_ns(request)
                     self._wakes.append((deadline_ns, request.request))
@@ -676,6 +728,47 @@ class Dispatcher:
 
     def _deadline_ns(self, request: Request) -> int:
         return request.queued_ns + self._promises[request.rank].patience_ns
+
+    # How many workers there are.
+
+    def _scale(self, scaler: Scaler, commands: list[Command]) -> None:
+        """Look whether pools want other numbers of workers, and give back those that are empty."""
+        if self._scaling.next_ns <= self._now_ns:
+            for wish in scaler.look(self._fleets, self._now_ns):
+                if wish.retire is not None:
+                    self._fleets[wish.pool.model].retire(wish.retire)
+                    self._retiring[wish.retire.worker] = wish.retire
+                    continue
+                commands.append(wish.command())
+        for worker in list(self._retiring.values()):
+            if not worker.running and not worker.prefilling:
+                self._give_back(worker, commands)
+
+    def _give_back(self, worker: Worker, commands: list[Command]) -> None:
+        del self._retiring[worker.worker]
+        del self._workers[worker.worker]
+        self._kv_tiers.forget(worker.worker)
+        self._prefixes.remove_worker(worker.index)
+        up = sum(each.pool == worker.pool for each in self._fleets[worker.model].workers)
+        commands.append(
+            Scale(
+                pool=worker.pool,
+                workers=up,
+                up=up,
+                reason="idle",
+                worker=worker.worker,
+                pressure_ppm=0,
+            )
+        )
+
+    def _set_look(self, scaler: Scaler, commands: list[Command]) -> None:
+        """Ask for a tick at the next look, if one may come to something with no other event."""
+        at_ns, timer_ns = self._scaling.next_ns, self._timer_ns
+        if timer_ns is not None and timer_ns <= at_ns:
+            return
+        if scaler.is_watching(self._fleets):
+            self._timer_ns = at_ns
+            commands.append(SetTimer(at_ns=at_ns, reason="scaling", queued=self._queued))
 
     # Small steps.
 
@@ -688,8 +781,7 @@ class Dispatcher:
         return self._workers[request.worker]
 
     def _unqueue(self, fleet: Fleet, request: Request) -> None:
-        fleet.lines[request.rank].remove(request)
-        fleet.queued -= 1
+        fleet.unqueue(request)
         self._queued -= 1
 
     def _end(self, request: Request, step: Step) -> None:

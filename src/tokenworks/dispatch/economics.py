@@ -24,12 +24,12 @@ nothing more comes last.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 import msgspec
 
-from tokenworks.core.ids import ModelName
+from tokenworks.core.ids import ModelName, RequestID
 from tokenworks.core.rng import WORD
 from tokenworks.core.slo import Promise, Tier
 from tokenworks.core.units import NS_PER_S, PPM
@@ -47,7 +47,8 @@ from tokenworks.dispatch.market import (
     revenue_nanodollars,
     timing_of,
 )
-from tokenworks.dispatch.policy import Choice, others_first
+from tokenworks.dispatch.policy import Choice, others_first, permitted
+from tokenworks.dispatch.preemption import Displacement, best_of, loss_nanodollars
 from tokenworks.dispatch.prefix_index import PrefixIndex
 from tokenworks.dispatch.waiting import Request
 from tokenworks.perf.timing import FS_PER_NS, FS_PER_S, Timing
@@ -264,9 +265,10 @@ class Economics:
                 for worker in free[: counts[rank]]:
                     book.homes[worker.index] = rank
                 del free[: counts[rank]]
+            caps = [max(1, cap) for cap in kind.caps]
             for worker in workers:
                 book.kind_of[worker.index] = at
-                worker.recap([max(1, cap) for cap in kind.caps])
+                worker.recap(caps)
 
     def _remember(self, model: str, book: Book) -> None:
         """Keep what follows from a book of each worker, and the sets of workers."""
@@ -323,6 +325,37 @@ class Economics:
                     break
                 yield late, choice
 
+    def displace(
+        self, fleet: Fleet, request: Request, now_ns: int, requests: Mapping[RequestID, Request]
+    ) -> Displacement | None:
+        """Whose place one that is about to miss its promise takes, if that is worth more."""
+        book, rank = self._books[request.model], request.rank
+        if not rank or book.prefillers or self._is_late(book, request, now_ns):
+            return None
+        may = permitted(fleet, request, fleet.preempting)
+        offer = self._offer(book, request, rank, now_ns)
+        table = self._tables.get(request.model)
+        below = table[rank - 1] if table else _NO_PRICE
+        depth, holders = self._index.match(request.prefix, may) if request.prefix else (0, 0)
+
+        def weigh(worker: Worker, victims: tuple[Request, ...]) -> Displacement:
+            hit = depth if holders >> worker.index & 1 else 0
+            value = offer.value(worker, hit, -1)
+            choice = Choice(worker, "best_value", hit, rank, may.bit_count(), value)
+            lost = sum(
+                loss_nanodollars(
+                    book.kinds[book.kind_of[worker.index]],
+                    book.revenue_nanodollars,
+                    worker.running[victim.request],
+                    victim.input_tokens_max + book.means[victim.rank].output_tokens // 2,
+                )
+                for victim in victims
+            )
+            gained = value - offer.earned_at(below, worker, hit) if value >= 0 else 0
+            return Displacement(choice, victims, gained, lost)
+
+        return best_of(fleet, rank, may, requests, weigh)
+
     def _passing(
         self, fleet: Fleet, book: Book, first: Request, now_ns: int
     ) -> tuple[Request, Choice] | None:
@@ -369,16 +402,24 @@ class Economics:
         of these at random; where none of them will do, the least loaded at home above, then below.
         """
         may = fleet.admitting[rank]
+        if request.needs is not None:
+            may = permitted(fleet, request, may)
         if request.worker is not None:
             may = others_first(fleet, request, may)
+        offer = self._offer(book, request, rank, now_ns)
+        if not book.prefillers:
+            return self._whole(fleet, request, offer, may)
+        if request.needs is not None:
+            return self._alone(fleet, request, offer, may)
+        may &= ~self._prefillers[request.model]
+        return self._apart(fleet, request, offer, may)
+
+    def _offer(self, book: Book, request: Request, rank: int, now_ns: int) -> _Offer:
+        """A request at a tier, to be priced on some workers."""
         table, seats = self._tables.get(request.model), self._seats[request.model]
         price = table[rank] if table else _NO_PRICE
         left_ns = request.arrived_ns + self._promises[rank].ttft_ns - now_ns
-        offer = _Offer(book, seats, request, rank, price, left_ns, now_ns)
-        if not book.prefillers:
-            return self._whole(fleet, request, offer, may)
-        may &= ~self._prefillers[request.model]
-        return self._apart(fleet, request, offer, may)
+        return _Offer(book, seats, request, rank, price, left_ns, now_ns)
 
     def _whole(self, fleet: Fleet, request: Request, offer: _Offer, may: int) -> Choice | None:
         """The best of some workers, where the one that decodes it prefills it, too."""
@@ -387,6 +428,8 @@ class Economics:
         some = _lowest(fleet.least_loaded(holders)) if holders else 0
         if own:
             some |= self._shortlist(fleet, offer.book, own)
+        if request.session is not None:
+            some |= fleet.home(request) & may
         seen, stages = some, [above, below]
         best_value, best = -1, None
         by_index, value_at = fleet.by_index, offer.value
@@ -408,6 +451,17 @@ class Economics:
             if not some:
                 return None
             seen |= some
+
+    def _alone(self, fleet: Fleet, request: Request, offer: _Offer, may: int) -> Choice | None:
+        """The same for one that only some may serve, where some workers prefill for others.
+
+        Who decodes it prefills it, too, be it one that only prefills for others.
+        """
+        decoders = may & ~self._prefillers[request.model]
+        if decoders or not may:
+            return self._whole(fleet, request, offer, decoders)
+        worker = fleet.first(fleet.least_loaded(may))
+        return Choice(worker, "least_loaded", 0, offer.rank, may.bit_count())
 
     def _apart(self, fleet: Fleet, request: Request, offer: _Offer, may: int) -> Choice | None:
         """The same where some workers prefill for those that decode."""
@@ -511,7 +565,10 @@ class _Offer:
         self.book, self.rank, self._price, self._now_ns = book, rank, price, now_ns
         self._seats = seats
         mean, most = book.means[request.rank], request.output_tokens_max
-        self._made = min(mean.output_tokens, most)
+        made = mean.output_tokens
+        if request.hints is not None:
+            made = request.hints.output_tokens or made
+        self._made = min(made, most)
         self._prompt = request.input_tokens_max
         usual = mean.computed_of(mean.context_tokens)
         self._usual_tokens = LONG_PREFILL * usual
@@ -568,6 +625,11 @@ class _Offer:
         if own_fs > timing.prefill_token_fs * self._usual_tokens:
             value -= self._broken(kind, worker, own_fs)
         return value
+
+    def earned_at(self, price: TokenPrice, worker: Worker, hit: int) -> int:
+        """What it earns there at another tier's price, in nano-dollars."""
+        computed = max(1, self._prompt - hit * worker.block_tokens)
+        return revenue_nanodollars(price, computed, self._prompt, self._made)
 
     def prefill_cost_fs(self, worker: Worker, hit: int, ceiling: int) -> int:
         """What it takes of one that only prefills, with a part of the time it would wait there.

@@ -6,8 +6,10 @@ Messages may come late or twice; such an event changes nothing, gives no command
 from __future__ import annotations
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from tokenworks.core.ids import ModelName, PoolID, RequestID, TenantID, WorkerID
+from tokenworks.core.needs import Hints, Needs, Offers
 from tokenworks.core.slo import Promise, Tier
 from tokenworks.perf.timing import Timing
 
@@ -77,6 +79,24 @@ class PolicySettings(msgspec.Struct, frozen=True, kw_only=True):
     full_percent: int = 100
 
 
+class PoolScale(msgspec.Struct, frozen=True, kw_only=True):
+    """A pool whose number of workers may change.
+
+    Attributes:
+        pool: which.
+        model: that it serves.
+        workers_min: it has at least so many, at least 1.
+        workers_max: and at most so many.
+        start_ns: how long a worker takes to come up.
+    """
+
+    pool: PoolID
+    model: ModelName
+    workers_min: int
+    workers_max: int
+    start_ns: int
+
+
 class Configured(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Promises and limits; the first event of every journal, and again when they change.
 
@@ -85,12 +105,14 @@ class Configured(msgspec.Struct, frozen=True, kw_only=True, tag=True):
         limits: what may be kept; shorter queues hold for newcomers.
         policy: who decides.
         prices: what a token earns at each tier, by model, for policies that look at money.
+        scaling: pools whose number of workers may change; unset if none's may.
     """
 
     promises: dict[Tier, Promise]
     limits: Limits
     policy: PolicySettings = PolicySettings()
     prices: dict[ModelName, dict[Tier, TokenPrice]] = {}
+    scaling: tuple[PoolScale, ...] | UnsetType = UNSET
 
 
 class WorkerUp(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -109,6 +131,10 @@ class WorkerUp(msgspec.Struct, frozen=True, kw_only=True, tag=True):
         link_bytes_per_s: how fast its engine gives a KV cache to the others of its model that have
             such a link, and takes one from them; 0 if it does neither.
         kv_bytes_per_token: of that cache.
+        offers: labels and adapters that it has; unset if it has none.
+        preempts: its engine can stop a request whose driver keeps what it has made; unset if not.
+        host_bytes_per_s: how fast it moves KV blocks to a place in its host's memory, and back;
+            unset if it has none.
     """
 
     worker: WorkerID
@@ -122,6 +148,9 @@ class WorkerUp(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     batch_tokens_max: int = 8_192
     link_bytes_per_s: int = 0
     kv_bytes_per_token: int = 0
+    offers: Offers | UnsetType = UNSET
+    preempts: bool | UnsetType = UNSET
+    host_bytes_per_s: int | UnsetType = UNSET
 
 
 class WorkerDown(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -147,6 +176,8 @@ class Arrived(msgspec.Struct, frozen=True, kw_only=True, tag=True):
         prefix: hashes of the prompt's blocks, each chained on the one before it, in [0, 2**64).
         arrived_ns: when its last byte came, on the driver's clock.
         session: the conversation or agent that it belongs to, if it says.
+        needs: what the worker must have; unset if any of the model will do.
+        hints: what its agent knows of it, if it says.
     """
 
     request: RequestID
@@ -158,6 +189,8 @@ class Arrived(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     prefix: tuple[int, ...]
     arrived_ns: int
     session: str | None = None
+    needs: Needs | UnsetType = UNSET
+    hints: Hints | UnsetType = UNSET
 
 
 class Started(msgspec.Struct, frozen=True, kw_only=True, tag=True):

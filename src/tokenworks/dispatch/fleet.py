@@ -8,16 +8,19 @@ that a decision costs the same for eight workers and for a thousand.
 from __future__ import annotations
 
 import itertools
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 import msgspec
+from msgspec import UNSET
 
-from tokenworks.core.ids import ModelName, PoolID, RequestID, WorkerID
+from tokenworks.core.ids import ModelName, PoolID, RequestID, TenantID, WorkerID
+from tokenworks.core.needs import NO_OFFERS, Needs, Offers
 from tokenworks.core.slo import Promise, Tier
 from tokenworks.core.units import NS_PER_S
-from tokenworks.dispatch.waiting import Line
+from tokenworks.dispatch.events import WorkerUp
+from tokenworks.dispatch.waiting import Line, Request
 from tokenworks.perf.timing import Timing
 
 SERVICE_MEAN_SHIFT: Final = 3
@@ -28,6 +31,13 @@ UNSEEN_OUTPUT_TOKENS_MAX: Final = 512
 
 SENT_RANKS_MAX: Final = 64
 """Sends of a model that are looked back on to see which part goes to which tier."""
+
+SESSIONS_MAX: Final = 10_000
+"""Sessions of a model whose last worker is remembered."""
+
+OFFERED_MAX: Final = 256
+"""Combinations of labels and adapters that a model's workers had at some time; remembered, so that
+what is missing for a moment is told from what nobody ever had."""
 
 RANKS: Final = tuple(range(len(Tier)))
 
@@ -63,6 +73,10 @@ class Worker(msgspec.Struct, kw_only=True):
         kv_bytes_per_token: see ``WorkerUp``.
         context_tokens: of all that it runs, as far as known: prompts.
         service_ns_mean: how long a request holds a slot; None before the first has ended.
+        offers: labels and adapters that it has.
+        retiring: it is given back as soon as it is empty, and in no fleet any more.
+        preempts: see ``WorkerUp``.
+        host_bytes_per_s: see ``WorkerUp``; 0 if it has no place in its host's memory.
     """
 
     worker: WorkerID
@@ -91,6 +105,44 @@ class Worker(msgspec.Struct, kw_only=True):
     kv_bytes_per_token: int = 0
     context_tokens: int = 0
     service_ns_mean: int | None = None
+    offers: Offers = NO_OFFERS
+    retiring: bool = False
+    preempts: bool = False
+    host_bytes_per_s: int = 0
+
+    @classmethod
+    def of(cls, event: WorkerUp, slots: int, index: int) -> Worker:
+        """One that has come up.
+
+        Args:
+            event: that says so.
+            slots: requests that it is sent at once.
+            index: its bit in the prefix index.
+        """
+        worker = cls(
+            worker=event.worker,
+            pool=event.pool,
+            model=event.model,
+            engine_slots=event.slots,
+            slots=slots,
+            curve=event.curve,
+            index=index,
+        )
+        worker.take_over(event, slots)
+        return worker
+
+    def differs(self, event: WorkerUp) -> bool:
+        """Whether it was measured as something else than it is known for."""
+        return (event.slots, *_told(event)) != (self.engine_slots, *self._known())
+
+    def take_over(self, event: WorkerUp, slots: int) -> None:
+        """Be as it was measured; ``measure`` derives the rest."""
+        self.engine_slots, self.slots = event.slots, slots
+        for name, value in zip(_TOLD, _told(event), strict=True):
+            setattr(self, name, value)
+
+    def _known(self) -> list[object]:
+        return [getattr(self, name) for name in _TOLD]
 
     @property
     def hands_over(self) -> bool:
@@ -109,7 +161,7 @@ class Worker(msgspec.Struct, kw_only=True):
         if caps != self.caps or len(self.admits) != self.slots + 1:
             self.caps = caps
             self.admits = _admits_of(caps, self.slots)
-        self._relimit()
+            self._relimit()
 
     def take(self, request: RequestID, rank: int) -> None:
         """Count a request that is sent to it."""
@@ -162,6 +214,19 @@ class Worker(msgspec.Struct, kw_only=True):
         self.limit = limit
 
 
+_TOLD: Final = (
+    *("curve", "timing", "kv_blocks", "block_tokens", "batch_tokens_max", "link_bytes_per_s"),
+    *("kv_bytes_per_token", "offers", "preempts", "host_bytes_per_s"),
+)
+"""What a worker that is measured again may change, beside its slots."""
+
+
+def _told(event: WorkerUp) -> list[object]:
+    """What an event says of these; what it leaves unset is not there."""
+    defaults = {"offers": NO_OFFERS, "preempts": False, "host_bytes_per_s": 0}
+    return [defaults[name] if (value := getattr(event, name)) is UNSET else value for name in _TOLD]
+
+
 class Fleet:
     """One model: its workers that are up, a line per tier rank, the tiers of its last sends.
 
@@ -169,7 +234,12 @@ class Fleet:
         workers: in the order they came up.
         by_index: the same by their bits.
         lines: who waits, by tier rank.
-        queued: how many wait.
+        queued: how many wait there.
+        restricted: who waits for what only some workers have, likewise, by what they need; needs
+            for which nobody waits are left out.
+        preempting: workers that can stop a request and keep what it has made.
+        offered: labels and adapters that workers have or had, the latest last.
+        sessions: by tenant and session, the index of the worker that had its last request.
         sent_ranks: tiers at which the last sends competed.
         up: all workers.
         open: those with a slot free.
@@ -182,6 +252,7 @@ class Fleet:
 
     __slots__ = (
         "_scale",
+        "_serving",
         "admitting",
         "by_index",
         "changes",
@@ -189,9 +260,13 @@ class Fleet:
         "load_max",
         "load_min",
         "loads",
+        "offered",
         "open",
+        "preempting",
         "queued",
+        "restricted",
         "sent_ranks",
+        "sessions",
         "up",
         "workers",
     )
@@ -202,27 +277,122 @@ class Fleet:
         self.changes = 0
         self.queued = sum(len(line) for line in lines)
         self.sent_ranks = deque(sent_ranks, maxlen=SENT_RANKS_MAX)
+        self.restricted: dict[Needs, list[Line]] = {}
+        self.offered: OrderedDict[Offers, None] = OrderedDict()
+        self.sessions: OrderedDict[tuple[TenantID, str], int] = OrderedDict()
+        self._serving: dict[Needs, int] = {}
         self.recount()
 
     def ahead(self, rank: int) -> int:
         """Requests that wait in tiers not below this one."""
-        return sum(len(line) for line in self.lines[rank:])
+        ahead = sum(len(line) for line in self.lines[rank:])
+        for lines in self.restricted.values():
+            ahead += sum(len(line) for line in lines[rank:])
+        return ahead
+
+    def waiting(self, rank: int) -> int:
+        """Requests of a tier that wait."""
+        return len(self.lines[rank]) + sum(len(each[rank]) for each in self.restricted.values())
+
+    def queue(self, request: Request, *, first: bool = False) -> None:
+        """Let a request wait: behind all others of its tenant, or before all others."""
+        if request.needs is None:
+            line = self.lines[request.rank]
+            self.queued += 1
+        else:
+            lines = self.restricted.get(request.needs)
+            if lines is None:
+                lines = self.restricted[request.needs] = [Line() for _ in RANKS]
+            line = lines[request.rank]
+        if first:
+            line.put_back(request)
+        else:
+            line.append(request)
+
+    def unqueue(self, request: Request, *, served: bool = False) -> None:
+        """Take out a request that waits; if it is served, its tenant's turn is over."""
+        if request.needs is None:
+            line = self.lines[request.rank]
+            self.queued -= 1
+        else:
+            line = self.restricted[request.needs][request.rank]
+        if served:
+            line.serve(request)
+        else:
+            line.remove(request)
+        if request.needs is not None and not any(map(len, self.restricted[request.needs])):
+            del self.restricted[request.needs]
+
+    def hide(self, worker: Worker, rank: int) -> None:
+        """Take a worker out of those that admit tiers below one, until ``unhide``."""
+        hidden = worker.admitted & ((1 << rank) - 1)
+        worker.admitted ^= hidden
+        for each in RANKS:
+            if hidden >> each & 1:
+                self.admitting[each] ^= 1 << worker.index
+
+    def unhide(self, worker: Worker) -> None:
+        """Put a worker back among those that admit a tier."""
+        self._moved(worker)
 
     def renew(self) -> None:
         """Derive all sets again, after a worker has come, gone or changed, and count that."""
         self.changes += 1
+        self._serving = {}
+        for worker in self.workers:
+            self.offered[worker.offers] = None
+            self.offered.move_to_end(worker.offers)
+        while len(self.offered) > OFFERED_MAX:
+            self.offered.popitem(last=False)
         self.recount()
+
+    def serving(self, needs: Needs) -> int:
+        """Workers that have what a request needs."""
+        mask = self._serving.get(needs)
+        if mask is None:
+            mask = sum(
+                1 << worker.index for worker in self.workers if worker.offers.lacks(needs) is None
+            )
+            self._serving[needs] = mask
+        return mask
+
+    def home(self, request: Request) -> int:
+        """The worker that had the last request of its session, as a set; empty if none had."""
+        if request.session is None:
+            return 0
+        index = self.sessions.get((request.tenant, request.session))
+        return 0 if index is None else 1 << index
+
+    def remember(self, request: Request, worker: Worker) -> None:
+        """Remember where a session's request went, or forget the session with its last one."""
+        assert request.session is not None, request.request
+        session = (request.tenant, request.session)
+        if request.hints is not None and request.hints.session_ends:
+            self.sessions.pop(session, None)
+            return
+        self.sessions[session] = worker.index
+        self.sessions.move_to_end(session)
+        if len(self.sessions) > SESSIONS_MAX:
+            self.sessions.popitem(last=False)
+
+    def forget(self, worker: Worker) -> None:
+        """No session is at home with a worker that is lost."""
+        lost = [session for session, index in self.sessions.items() if index == worker.index]
+        for session in lost:
+            del self.sessions[session]
 
     def recount(self) -> None:
         """Derive all sets again."""
         self.by_index = {worker.index: worker for worker in self.workers}
         self._scale = max((worker.slots for worker in self.workers), default=1)
-        self.up = self.open = 0
+        self.up = self.open = self.preempting = 0
         self.admitting = [0] * len(RANKS)
         self.loads = [0] * (self._scale + 1)
         for worker in self.workers:
             bit = 1 << worker.index
             self.up |= bit
+            if worker.preempts:
+                self.preempting |= bit
             worker.load = self._load_of(worker)
             worker.admitted = self._admitted_by(worker)
             self.loads[worker.load] |= bit
@@ -242,7 +412,15 @@ class Fleet:
     def release(self, worker: Worker, request: RequestID) -> None:
         """Count off a request that a worker no longer has."""
         worker.release(request)
-        self._moved(worker)
+        if not worker.retiring:
+            self._moved(worker)
+
+    def retire(self, worker: Worker) -> None:
+        """Take a worker out: it ends what it has and is sent nothing more."""
+        worker.retiring = True
+        self.workers.remove(worker)
+        self.forget(worker)
+        self.renew()
 
     def least_loaded(self, mask: int) -> int:
         """Those of some workers, at least one of the fleet's, that have the least load."""
@@ -276,7 +454,12 @@ class Fleet:
             load = self._load_of(worker)
         before = worker.load
         if load != before:
-            self._reload(worker, before, load, bit)
+            worker.load = load
+            loads = self.loads
+            loads[before] ^= bit
+            loads[load] |= bit
+            if load < self.load_min or load > self.load_max or not loads[before]:
+                self._rebound(before, load)
         admitted = worker.admits[running] if running < worker.limit else 0
         changed = admitted ^ worker.admitted
         if changed:
@@ -286,11 +469,9 @@ class Fleet:
                 if changed >> rank & 1:
                     admitting[rank] ^= bit
 
-    def _reload(self, worker: Worker, before: int, load: int, bit: int) -> None:
+    def _rebound(self, before: int, load: int) -> None:
+        """Find the least and the largest load again, after a worker has gone to another."""
         loads = self.loads
-        worker.load = load
-        loads[before] ^= bit
-        loads[load] |= bit
         if load < self.load_min:
             self.load_min = load
         elif before == self.load_min and not loads[before]:

@@ -132,15 +132,7 @@ def kind_of(
         split: others prefill.
     """
     timing = timing_of(sample)
-    total = sum(each.rate_per_ks for each in means) or 1
-    prefill, output, context = (
-        sum(each.rate_per_ks * amount for each, amount in zip(means, amounts, strict=True)) // total
-        for amounts in (
-            [each.prefill_tokens for each in means],
-            [each.output_tokens for each in means],
-            [each.context_tokens + each.output_tokens // 2 for each in means],
-        )
-    )
+    prefill, output, context = mean_of(means)
     stall_fs = 0 if split else timing.prefill_fs(prefill, 0) // max(1, output)
     percents = SPLIT_CAP_PERCENT if split else CAP_PERCENT
     batch_max = sample.slots
@@ -174,6 +166,19 @@ def kind_of(
         kind.allowed_fs.append(allowed)
         kind.slack_fs.append(max(1, each.output_tokens * max(0, allowed - iteration)))
     return kind
+
+
+def mean_of(means: list[TierMeans]) -> tuple[int, int, int]:
+    """Tokens of one request of any tier: to prefill, made, and in the KV cache halfway."""
+    total = prefill = output = context = 0
+    for each in means:
+        rate = each.rate_per_ks
+        total += rate
+        prefill += rate * each.prefill_tokens
+        output += rate * each.output_tokens
+        context += rate * (each.context_tokens + each.output_tokens // 2)
+    total = total or 1
+    return prefill // total, output // total, context // total
 
 
 def timing_of(worker: Worker) -> Timing:

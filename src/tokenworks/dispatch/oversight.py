@@ -8,11 +8,14 @@ twice or sent to nobody.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import cast
 
+from tokenworks.core.ids import RequestID
 from tokenworks.dispatch import policies, policy
 from tokenworks.dispatch.events import Configured, Finished
 from tokenworks.dispatch.fleet import Fleet, Worker
 from tokenworks.dispatch.policy import Choice, MakePolicy, Policy
+from tokenworks.dispatch.preemption import Displacement, is_right
 from tokenworks.dispatch.prefix_index import PrefixIndex
 from tokenworks.dispatch.snapshot import Counts
 from tokenworks.dispatch.waiting import Request
@@ -133,6 +136,23 @@ class Oversight:
                 return
             yield request, choice
 
+    def displace(
+        self, fleet: Fleet, request: Request, now_ns: int, requests: Mapping[RequestID, Request]
+    ) -> Displacement | None:
+        """Whose place a request that waits may take, if the policy looks at that and is right."""
+        displace = getattr(self._policy, "displace", None)
+        if displace is None:
+            return None
+        try:
+            found = displace(fleet, request, now_ns, requests)
+            right = found is None or is_right(fleet, request, found, requests)
+        except Exception:  # noqa: BLE001 - an operator's own policy may do anything
+            right = False
+        if right:
+            return cast("Displacement | None", found)
+        self.counts.policy_faults += 1
+        return None
+
     def _overruled(self, fleet: Fleet) -> Iterator[tuple[Request, Choice]]:
         """Count a policy's fault, and let one of those that wait go by load: nobody starves."""
         self.counts.policy_faults += 1
@@ -143,7 +163,8 @@ class Oversight:
 
 
 def _by_load(fleet: Fleet, request: Request) -> Choice | None:
-    if not fleet.open:
+    candidates = policy.permitted(fleet, request, fleet.open)
+    if not candidates:
         return None
-    worker = fleet.first(fleet.least_loaded(fleet.open))
-    return Choice(worker, "least_loaded", 0, request.rank, fleet.open.bit_count())
+    worker = fleet.first(fleet.least_loaded(candidates))
+    return Choice(worker, "least_loaded", 0, request.rank, candidates.bit_count())

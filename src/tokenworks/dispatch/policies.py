@@ -24,6 +24,7 @@ from tokenworks.dispatch.policy import (
     MakePolicy,
     Policy,
     others_first,
+    permitted,
     pick_cache_aware,
 )
 from tokenworks.dispatch.prefix_index import PrefixIndex
@@ -87,7 +88,10 @@ class Routing:
 
     def place(self, fleet: Fleet, request: Request, now_ns: int) -> Choice | None:  # noqa: ARG002
         """See ``Policy``."""
-        return self.choose(fleet, request, others_first(fleet, request, fleet.open))
+        candidates = permitted(fleet, request, fleet.open)
+        if not candidates:
+            return None
+        return self.choose(fleet, request, others_first(fleet, request, candidates))
 
     def choose(self, fleet: Fleet, request: Request, candidates: int) -> Choice:
         """Where a request goes among some workers, at least one."""
@@ -162,7 +166,13 @@ class StaticSplit(Routing):
         """See ``Policy``."""
         start = sum(self._split[: request.rank])
         own = 0
-        for worker in fleet.workers[start : start + self._split[request.rank]]:
+        workers = fleet.workers[start : start + self._split[request.rank]]
+        if request.needs is not None:
+            may = permitted(fleet, request, fleet.up)
+            # Where none of the tier's own has what it needs, those of other tiers serve it.
+            permitted_own = [each for each in workers if may >> each.index & 1]
+            workers = permitted_own or list(fleet.each(may))
+        for worker in workers:
             # A promise that is made to anybody allows one request.
             cap = max(1, worker.caps[request.rank] * self._full_percent // 100)
             if len(worker.running) < cap:
@@ -269,7 +279,10 @@ def prefix_aware(
     routing: Routing, fleet: Fleet, request: Request, candidates: int
 ) -> tuple[Worker, SendReason, int]:
     """SGLang's rule; see ``policy.pick_cache_aware``."""
-    return pick_cache_aware(fleet, candidates, request.prefix, routing.index, routing.imbalance_max)
+    home = fleet.home(request)
+    return pick_cache_aware(
+        fleet, candidates, request.prefix, routing.index, routing.imbalance_max, home
+    )
 
 
 def kv_cost(

@@ -80,6 +80,7 @@ def is_possible(fleet: Fleet, request: Request, choice: Choice) -> bool:
         by_index.get(prefiller.index) is prefiller is not worker
         and prefiller.hands_over
         and worker.hands_over
+        and permitted(fleet, request, 1 << prefiller.index)
     ):
         return False
     return (
@@ -87,6 +88,7 @@ def is_possible(fleet: Fleet, request: Request, choice: Choice) -> bool:
         and len(worker.running) < worker.slots
         and 0 <= choice.rank < _RANKS
         and 0 <= choice.hit_blocks <= len(request.prefix)
+        and (request.needs is None or permitted(fleet, request, 1 << worker.index) > 0)
     )
 
 
@@ -169,6 +171,13 @@ class Dice:
         return (mix64(self.state) * bound) >> 64
 
 
+def permitted(fleet: Fleet, request: Request, candidates: int) -> int:
+    """Filter: those of some workers that have the labels and the adapter that a request needs."""
+    if request.needs is None:
+        return candidates
+    return candidates & fleet.serving(request.needs)
+
+
 def others_first(fleet: Fleet, request: Request, candidates: int) -> int:
     """Filter: without the worker that broke this request off, if there are others."""
     if request.worker is None:
@@ -181,14 +190,20 @@ def others_first(fleet: Fleet, request: Request, candidates: int) -> int:
 
 
 def pick_cache_aware(
-    fleet: Fleet, candidates: int, prefix: Sequence[int], index: PrefixIndex, imbalance_max: int
+    fleet: Fleet,
+    candidates: int,
+    prefix: Sequence[int],
+    index: PrefixIndex,
+    imbalance_max: int,
+    home: int = 0,
 ) -> tuple[Worker, SendReason, int]:
     """Picker: the longest prefix while the load is balanced, else the least loaded.
 
     The load is balanced if running requests differ by at most ``imbalance_max`` in the fleet. Then,
     if some candidate has at least half of the prefix, the one that has most of it is taken.
     Otherwise the least loaded is taken; ties go to the longest prefix. Ties that are left go to the
-    least loaded, then to the lowest index.
+    least loaded, then to the lowest index. A request of a session goes where the last one of it
+    went, while the load is balanced and nobody has half of its prefix instead.
 
     Args:
         fleet: the model's workers.
@@ -196,6 +211,7 @@ def pick_cache_aware(
         prefix: block hashes from the prompt's start.
         index: who has what.
         imbalance_max: see above.
+        home: the worker of the request's session, as a set; empty if there is none.
 
     Returns:
         The worker, why, and how many blocks of the prefix it is believed to have.
@@ -208,15 +224,19 @@ def pick_cache_aware(
         threshold, the share that counts is 1/2, and below it the least loaded worker is taken
         where SGLang takes the one with the smallest tree.
     """
-    if not prefix:
+    home &= candidates
+    if not prefix and not home:
         return fleet.first(fleet.least_loaded(candidates)), "least_loaded", 0
     depth, holders = index.match(prefix, candidates)
     single = candidates & (candidates - 1) == 0
     balanced = single or fleet.load_max - fleet.load_min <= imbalance_max
     if depth and balanced and 2 * depth >= len(prefix):
+        holders = holders & home or holders
         if holders & (holders - 1):
             holders = fleet.least_loaded(holders)
         return fleet.first(holders), "prefix_hit", depth
+    if home and balanced:
+        return fleet.first(home), "session_home", index.match(prefix, home)[0]
     tied = fleet.least_loaded(candidates)
     if not depth:
         return fleet.first(tied), "least_loaded", 0

@@ -43,7 +43,8 @@ class Promises(policy.Forgetful):
 
     def place(self, fleet: Fleet, request: Request, now_ns: int) -> Choice | None:
         """See ``Policy``."""
-        return self._place(fleet, request, self._present_rank(request, now_ns), fleet.up)
+        workers = policy.permitted(fleet, request, fleet.up)
+        return self._place(fleet, request, self._present_rank(request, now_ns), workers)
 
     def drain(self, fleet: Fleet, now_ns: int) -> Iterator[tuple[Request, Choice]]:
         """See ``Policy``; the module's text says in which order."""
@@ -106,7 +107,12 @@ class Promises(policy.Forgetful):
         if request.worker is not None:
             candidates = policy.others_first(fleet, request, candidates)
         worker, reason, depth = policy.pick_cache_aware(
-            fleet, candidates, request.prefix, self._index, self._imbalance_max
+            fleet,
+            candidates,
+            request.prefix,
+            self._index,
+            self._imbalance_max,
+            fleet.home(request),
         )
         return Choice(worker, reason, depth, counted, candidates.bit_count())
 

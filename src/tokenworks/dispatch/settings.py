@@ -4,16 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from msgspec import UNSET
+
 from tokenworks.catalogue.price_book import PriceBook
 from tokenworks.core.errors import ConfigInvalid
 from tokenworks.core.ids import ModelName
 from tokenworks.core.slo import Tier
-from tokenworks.dispatch.events import Configured, Limits, PolicySettings, TokenPrice
+from tokenworks.dispatch.events import (
+    Configured,
+    Limits,
+    PolicySettings,
+    PoolScale,
+    TokenPrice,
+)
 from tokenworks.dispatch.policies import NAMES
 
 
 def settings_for(
-    book: PriceBook, limits: Limits, policy: PolicySettings | None = None
+    book: PriceBook,
+    limits: Limits,
+    policy: PolicySettings | None = None,
+    scaling: tuple[PoolScale, ...] = (),
 ) -> Configured:
     """What the dispatcher is told while a price book is in force.
 
@@ -21,12 +32,14 @@ def settings_for(
         book: promises and prices.
         limits: what may be kept.
         policy: who decides; None for the dispatcher's own.
+        scaling: pools whose number of workers may change.
     """
     return Configured(
         promises=book.promises,
         limits=limits,
         policy=policy or PolicySettings(),
         prices=token_prices(book),
+        scaling=scaling or UNSET,
     )
 
 

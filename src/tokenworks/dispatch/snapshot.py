@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Final
 
 import msgspec
 
 from tokenworks.core.ids import ModelName, RequestID, TenantID, WorkerID
+from tokenworks.core.needs import Needs, Offers
 from tokenworks.dispatch.events import Configured
-from tokenworks.dispatch.fleet import Worker
+from tokenworks.dispatch.fleet import Fleet, Worker
+from tokenworks.dispatch.kv_tiers import KVTiers
 from tokenworks.dispatch.prefix_index import PrefixRecord
-from tokenworks.dispatch.waiting import Request
+from tokenworks.dispatch.scaling import ScalingMemory
+from tokenworks.dispatch.waiting import Line, Request
 
-SNAPSHOT_FORMAT: Final = 6
+SNAPSHOT_FORMAT: Final = 7
 
 Wake = tuple[int, RequestID]
 """When something that waits is due; stale entries are dropped when they come up."""
@@ -26,14 +30,27 @@ class LineRecord(msgspec.Struct, frozen=True, kw_only=True):
     late: list[RequestID]
 
 
+class RestrictedRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """Who waits for what only some workers have: what they need, and a line per tier rank."""
+
+    needs: Needs
+    lines: list[LineRecord]
+
+
 class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One model: its workers in the order they came up, a line per tier rank, its last sends."""
+    """One model: its workers in the order they came up, a line per tier rank, its last sends.
+
+    Also what its workers offered, and where its sessions are at home; see ``Fleet``.
+    """
 
     model: ModelName
     workers: list[WorkerID]
     lines: list[LineRecord]
+    restricted: list[RestrictedRecord]
     sent_ranks: list[int]
     changes: int
+    offered: list[Offers]
+    sessions: list[tuple[TenantID, str, int]]
 
 
 class Counts(msgspec.Struct, kw_only=True):
@@ -47,6 +64,7 @@ class Counts(msgspec.Struct, kw_only=True):
         finished: requests that ended whole.
         broken: requests that ended because a worker broke off in the middle of the answer.
         withdrawn: requests that ended because the client left.
+        displaced: requests that made room for others.
         policy_faults: choices of a policy that could not be followed, and what it raised.
     """
 
@@ -57,6 +75,7 @@ class Counts(msgspec.Struct, kw_only=True):
     finished: int = 0
     broken: int = 0
     withdrawn: int = 0
+    displaced: int = 0
     policy_faults: int = 0
 
 
@@ -75,6 +94,59 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     models: list[ModelRecord]
     prefixes: PrefixRecord
     policy: bytes
+    scaling: ScalingMemory
+    kv_tiers: KVTiers
+
+
+def model_record(model: ModelName, fleet: Fleet) -> ModelRecord:
+    """A model's workers and lines as they are written."""
+    return ModelRecord(
+        model=model,
+        workers=[worker.worker for worker in fleet.workers],
+        lines=[_line_record(line) for line in fleet.lines],
+        restricted=[
+            RestrictedRecord(needs=needs, lines=[_line_record(line) for line in lines])
+            for needs, lines in fleet.restricted.items()
+        ],
+        sent_ranks=list(fleet.sent_ranks),
+        changes=fleet.changes,
+        offered=list(fleet.offered),
+        sessions=[(*session, index) for session, index in fleet.sessions.items()],
+    )
+
+
+def fleet_of(
+    record: ModelRecord, workers: dict[WorkerID, Worker], requests: dict[RequestID, Request]
+) -> Fleet:
+    """The fleet that gave a record.
+
+    Args:
+        record: of it.
+        workers: that are up, by name.
+        requests: that have not ended, by name.
+    """
+    lines = [_line(line, requests) for line in record.lines]
+    fleet = Fleet([workers[each] for each in record.workers], lines, record.sent_ranks)
+    fleet.changes = record.changes
+    for each in record.restricted:
+        fleet.restricted[each.needs] = [_line(line, requests) for line in each.lines]
+    fleet.offered = OrderedDict.fromkeys(record.offered)
+    fleet.sessions = OrderedDict(
+        ((tenant, session), index) for tenant, session, index in record.sessions
+    )
+    return fleet
+
+
+def _line_record(line: Line) -> LineRecord:
+    return LineRecord(
+        requests=[each.request for each in line.requests()],
+        rotation=line.rotation(),
+        late=line.late(),
+    )
+
+
+def _line(record: LineRecord, requests: dict[RequestID, Request]) -> Line:
+    return Line.restore([requests[each] for each in record.requests], record.rotation, record.late)
 
 
 _ENCODER = msgspec.msgpack.Encoder()

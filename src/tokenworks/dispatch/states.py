@@ -25,6 +25,7 @@ class Step(enum.StrEnum):
     FINISH = "finish"
     RETRY = "retry"
     BREAK = "break"
+    PREEMPT = "preempt"
     REJECT = "reject"
     WITHDRAW = "withdraw"
 
@@ -38,10 +39,12 @@ TRANSITIONS: Final[dict[tuple[State, Step], State]] = {
     (State.SENT, Step.START): State.ANSWERING,
     (State.SENT, Step.FINISH): State.ENDED,
     (State.SENT, Step.RETRY): State.QUEUED,
+    (State.SENT, Step.PREEMPT): State.QUEUED,
     (State.SENT, Step.BREAK): State.ENDED,
     (State.SENT, Step.REJECT): State.ENDED,
     (State.SENT, Step.WITHDRAW): State.ENDED,
     (State.ANSWERING, Step.FINISH): State.ENDED,
+    (State.ANSWERING, Step.PREEMPT): State.QUEUED,
     (State.ANSWERING, Step.BREAK): State.ENDED,
     (State.ANSWERING, Step.WITHDRAW): State.ENDED,
 }

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import msgspec
 
 from tokenworks.core.ids import ModelName, RequestID, TenantID, WorkerID
+from tokenworks.core.needs import Hints, Needs
 from tokenworks.dispatch.states import State, Step, after
 
 
@@ -38,6 +39,10 @@ class Request(msgspec.Struct, kw_only=True):
         prefiller: who computes its prompt for the worker that has it, until it begins to answer.
         session: the conversation that it belongs to.
         queued_ns: when it was last queued; patience counts from here.
+        needs: what the worker must have; None if any of the model will do.
+        hints: what its agent knows of it.
+        answered: its answer has begun, at this or an earlier worker.
+        displaced: it made room for another request.
     """
 
     request: RequestID
@@ -58,6 +63,10 @@ class Request(msgspec.Struct, kw_only=True):
     avoided: WorkerID | None = None
     session: str | None = None
     queued_ns: int = 0
+    needs: Needs | None = None
+    hints: Hints | None = None
+    answered: bool = False
+    displaced: bool = False
 
     def step(self, step: Step) -> None:
         """Move to the next state; a step that the table lacks is a mistake of ours."""

@@ -9,6 +9,7 @@ __all__ = [
     "event_stream",
     "http_io",
     "metrics",
+    "own_headers",
     "schema_limits",
     "server",
 ]

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from tokenworks.core.errors import ModelNotFound, TokenworksError, Unauthorized, WorkerFailed
-from tokenworks.core.ids import AgentName, ModelName, RequestID, RunID
+from tokenworks.core.ids import ModelName, RequestID
 from tokenworks.core.orders import Ending, KeyView, Order, Outcome, Receipt
 from tokenworks.core.ports import Clock, Delivery, Desk
 from tokenworks.core.slo import Measured, Tier
@@ -31,11 +31,11 @@ from tokenworks.gateway.http_io import (
     broken,
     check_json,
     error_body,
-    label,
     read_body,
     respond,
 )
 from tokenworks.gateway.metrics import GatewayMetrics
+from tokenworks.gateway.own_headers import OwnHeaders, own_headers
 
 _log: Final = logging.getLogger("tokenworks.gateway")
 
@@ -48,13 +48,6 @@ a worker's slot."""
 
 SEND_CHECK_S: Final = 5
 """Between two looks at whether a send is stuck; looking costs less than a timeout for each send."""
-
-
-AGENT_HEADER: Final = b"x-tokenworks-agent"
-"""The name of the agent that asks, for reports."""
-
-RUN_HEADER: Final = b"x-tokenworks-run"
-"""The agent's run, which may have limits of its own."""
 
 
 class Meter:
@@ -132,8 +125,15 @@ class ChatRoute:
         check_json(scope)
         raw = await read_body(receive)
         arrived_ns = self._clock.now_ns()
-        request = parse_chat_request(raw, key.tier_default, self._output_default)
-        order = self._order(request, key, arrived_ns, scope)
+        own = own_headers(scope, key.labels)
+        request = parse_chat_request(
+            raw,
+            key.tier_default,
+            self._output_default,
+            key.tenant,
+            None if own.needs is None else own.needs.adapter,
+        )
+        order = self._order(request, key, arrived_ns, own)
         hangup = asyncio.ensure_future(_disconnected(receive))
         try:
             delivery = await self._open(order, hangup)
@@ -141,8 +141,7 @@ class ChatRoute:
         finally:
             hangup.cancel()
 
-    def _order(self, request: ChatRequest, key: KeyView, arrived_ns: int, scope: Scope) -> Order:
-        agent, run = label(scope, AGENT_HEADER), label(scope, RUN_HEADER)
+    def _order(self, request: ChatRequest, key: KeyView, arrived_ns: int, own: OwnHeaders) -> Order:
         unix_ms = self._clock.unix_ns() // NS_PER_MS
         return Order(
             # Ids that rise with time keep a request's entries easy to find.
@@ -155,9 +154,13 @@ class ChatRoute:
             output_tokens_max=request.output_tokens_max,
             prefix=request.prefix,
             arrived_ns=arrived_ns,
-            agent=None if agent is None else AgentName(agent),
-            run=None if run is None else RunID(run),
+            agent=own.agent,
+            run=own.run,
             extra_fields=request.extra_fields,
+            cache_salt=request.cache_salt,
+            needs=own.needs,
+            session=own.session,
+            hints=own.hints,
         )
 
     def _output_default(self, model: ModelName, tier: Tier) -> int:

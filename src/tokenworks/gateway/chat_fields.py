@@ -63,8 +63,9 @@ OPENAI_FIELDS: Final = frozenset(
 SAMPLER_FIELDS: Final = frozenset({"ignore_eos", "min_p", "repeat_penalty", "top_k"})
 """Engines' own fields whose cost doesn't grow with their value."""
 
-KNOWN_FIELDS: Final = OPENAI_FIELDS | SAMPLER_FIELDS
-"""Any engine may be sent these; an engine's adapter decides about the others."""
+KNOWN_FIELDS: Final = OPENAI_FIELDS | SAMPLER_FIELDS | {"cache_salt"}
+"""Any engine may be sent these; an engine's adapter decides about the others. A caller's salt is
+mixed with its tenant's and goes no further."""
 
 WORKER_FIELDS: Final = frozenset(
     {

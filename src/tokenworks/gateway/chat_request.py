@@ -42,6 +42,8 @@ PROMPT_FIELDS: Final = (
 )
 """What a chat template may write into the prompt, next to the messages."""
 
+_NOT_SENT: Final = frozenset({"service_tier", "max_completion_tokens", "cache_salt"})
+
 TEMPLATE_TOKENS_PER_MESSAGE: Final = 8
 """Room for the turn markers that a chat template adds; foreman's takes at most 6."""
 
@@ -58,7 +60,9 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
         input_tokens_max: an upper bound on the prompt's tokens: a byte-level token is at least a
             byte, so the bytes of messages, tools and PROMPT_FIELDS bound them, plus the turn
             markers. It holds for text: what a picture costs is the worker's to say.
-        prefix: hashes of the prompt's blocks of PREFIX_BLOCK_BYTES, each chained on the one before.
+        prefix: hashes of the prompt's blocks of PREFIX_BLOCK_BYTES, each chained on the one before
+            and salted by ``cache_salt``.
+        cache_salt: what tells this tenant's cached prompts from all others; see ``cache_salt_of``.
         body: JSON for the worker, streaming with usage.
         extra_fields: names of fields in the body that are neither OpenAI's nor samplers known to be
             safe, sorted.
@@ -71,6 +75,7 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     output_tokens_max: int
     input_tokens_max: int
     prefix: tuple[int, ...]
+    cache_salt: str
     body: bytes
     extra_fields: tuple[str, ...] = ()
 
@@ -79,6 +84,8 @@ def parse_chat_request(
     raw: bytes,
     tier_default: Tier,
     output_tokens_default: Callable[[ModelName, Tier], int],
+    tenant: str = "",
+    adapter: str | None = None,
 ) -> ChatRequest:
     """Check a request's body; fields that are not ours pass through as they are.
 
@@ -87,6 +94,9 @@ def parse_chat_request(
         tier_default: the key's tier.
         output_tokens_default: the output limit at a tier for a request that names none; may raise
             ModelNotFound.
+        tenant: with whose prompts alone it may share a cache.
+        adapter: the LoRA adapter, which engines take for the model; so its prompts share no cache
+            with those of others.
 
     Raises:
         InvalidRequest: with the field at fault and what it should be.
@@ -116,6 +126,7 @@ def parse_chat_request(
     prompt = _encode([fields.get("tools"), messages])
     more = [fields[name] for name in PROMPT_FIELDS[1:] if name in fields]
     more_bytes = len(_encode(more)) if more else 0
+    cache_salt = cache_salt_of((tenant, adapter), fields.get("cache_salt"))
     return ChatRequest(
         model=ModelName(model),
         tier=tier,
@@ -123,21 +134,44 @@ def parse_chat_request(
         include_usage=include_usage,
         output_tokens_max=limit,
         input_tokens_max=len(prompt) + more_bytes + TEMPLATE_TOKENS_PER_MESSAGE * len(messages),
-        prefix=prefix_hashes(prompt),
-        body=_worker_body(fields, limit),
+        prefix=prefix_hashes(prompt, cache_salt.encode()),
+        cache_salt=cache_salt,
+        body=_worker_body(fields, limit, adapter),
         extra_fields=extra_fields(fields),
     )
 
 
-def prefix_hashes(prompt: bytes) -> tuple[int, ...]:
+def cache_salt_of(owner: tuple[str | None, ...], own: object = None) -> str:
+    """What tells the cached prompts of one tenant from all others, 32 hex digits.
+
+    Without it a tenant could find out, by how fast an answer begins and by what is billed as
+    cached, whether another tenant has sent a prompt that begins alike.
+
+    Args:
+        owner: the tenant, and what else sets its prompts apart, such as an adapter.
+        own: the request's own ``cache_salt``, by which a tenant keeps its users apart.
+
+    Raises:
+        InvalidRequest: ``own`` is neither text nor missing.
+    """
+    if own is not None and not isinstance(own, str):
+        raise wrong("cache_salt", own, "text")
+    return hashlib.blake2b(_encode([owner, own]), digest_size=16).hexdigest()
+
+
+def prefix_hashes(prompt: bytes, salt: bytes = b"") -> tuple[int, ...]:
     """A chained 64-bit hash of each whole block of the prompt.
+
+    Args:
+        prompt: what is hashed.
+        salt: at most 64 bytes; prompts of different salts share no hash.
 
     >>> a, b = prefix_hashes(b"x" * 600), prefix_hashes(b"x" * 300 + b"y" * 300)
     >>> len(a), a[0] == b[0], a[1] == b[1]
     (2, True, False)
     """
     chained: list[int] = []
-    previous = b""
+    previous = salt
     blocks = min(len(prompt) // PREFIX_BLOCK_BYTES, PREFIX_BLOCKS_MAX)
     for i in range(blocks):
         block = prompt[i * PREFIX_BLOCK_BYTES : (i + 1) * PREFIX_BLOCK_BYTES]
@@ -210,12 +244,14 @@ def _output_limit(fields: JSONObject) -> int | None:
     return min(limits) if limits else None
 
 
-def _worker_body(fields: JSONObject, output_tokens_max: int) -> bytes:
-    """The worker always streams and always says usage; the tier is ours alone."""
-    sent = {k: v for k, v in fields.items() if k not in ("service_tier", "max_completion_tokens")}
+def _worker_body(fields: JSONObject, output_tokens_max: int, adapter: str | None) -> bytes:
+    """The worker always streams and always says usage; the tier and the salt are ours alone."""
+    sent = {k: v for k, v in fields.items() if k not in _NOT_SENT}
     options = fields.get("stream_options")
     sent["stream"] = True
     kept = options if isinstance(options, dict) else {}
     sent["stream_options"] = {**kept, "include_usage": True}
     sent["max_tokens"] = output_tokens_max
+    if adapter is not None:
+        sent["model"] = adapter
     return _encode(sent)

@@ -66,26 +66,23 @@ def bearer(scope: Scope) -> bytes | None:
     return None
 
 
-def label(scope: Scope, header: bytes) -> str | None:
-    """A name that a caller gives in a header of its own, if it gives one.
+def label_of(header: bytes, value: bytes) -> str:
+    """What a caller says in a header of our own.
 
     Args:
-        scope: the request.
         header: the header's name in lower case.
+        value: of it.
 
     Raises:
         InvalidRequest: it is empty, too long, or not plain text.
     """
-    for name, value in scope["headers"]:
-        if name == header:
-            text = bytes(value).decode("latin-1").strip()
-            if not (0 < len(text) <= LABEL_LEN_MAX and text.isascii() and text.isprintable()):
-                raise InvalidRequest(
-                    f"The header {header.decode()} is {text[:LABEL_LEN_MAX]!r}.",
-                    hint=f"Give 1 to {LABEL_LEN_MAX} printable ASCII characters.",
-                )
-            return text
-    return None
+    text = bytes(value).decode("latin-1").strip()
+    if not (0 < len(text) <= LABEL_LEN_MAX and text.isascii() and text.isprintable()):
+        raise InvalidRequest(
+            f"The header {header.decode()} is {text[:LABEL_LEN_MAX]!r}.",
+            hint=f"Give 1 to {LABEL_LEN_MAX} printable ASCII characters.",
+        )
+    return text
 
 
 async def respond(

@@ -64,6 +64,12 @@ class GatewayMetrics:
         self.streams = Gauge(
             "tokenworks_open_requests", "Requests being served", registry=self.registry
         )
+        self.workers_wanted = Gauge(
+            "tokenworks_workers_wanted",
+            "Workers that a pool which may grow wants, since it first wanted another number",
+            ["pool"],
+            registry=self.registry,
+        )
 
     def settle(self, outcome: Outcome, receipt: Receipt) -> None:
         """Count one settled answer."""

@@ -41,6 +41,7 @@ class KeyRecord(msgspec.Struct, frozen=True, kw_only=True):
         tier_default: the tier of a request that names none.
         created_unix_ns: when it was made.
         revoked_unix_ns: when it was revoked; None while it opens the gate.
+        labels: data labels of all its requests, sorted; see ``core.needs``.
     """
 
     key: KeyID
@@ -52,6 +53,7 @@ class KeyRecord(msgspec.Struct, frozen=True, kw_only=True):
     tier_default: Tier
     created_unix_ns: int
     revoked_unix_ns: int | None
+    labels: tuple[str, ...] = ()
 
     def view(self) -> KeyView:
         """What the gateway may know."""
@@ -61,6 +63,7 @@ class KeyRecord(msgspec.Struct, frozen=True, kw_only=True):
             team=self.team,
             engineer=self.engineer,
             tier_default=self.tier_default,
+            labels=self.labels,
         )
 
 

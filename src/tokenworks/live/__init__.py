@@ -10,6 +10,7 @@ __all__ = [
     "driver",
     "embedded",
     "group_commit",
+    "growth",
     "home",
     "journal",
     "lease_tables",

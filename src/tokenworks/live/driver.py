@@ -12,10 +12,11 @@ import functools
 import hashlib
 import logging
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, NamedTuple, assert_never
 
 import msgspec
+from msgspec import UNSET
 
 from tokenworks.catalogue.factory_config import CurvePoint, PoolConfig
 from tokenworks.catalogue.price_book import PriceBook, PriceBooks
@@ -24,16 +25,29 @@ from tokenworks.core.errors import (
     InvalidRequest,
     LedgerCorrupt,
     LedgerUnavailable,
+    NotOffered,
     TokenworksError,
     WorkerFailed,
     WorkerUnavailable,
 )
 from tokenworks.core.ids import ModelName, PoolID, RequestID, WorkerID
+from tokenworks.core.needs import NO_OFFERS, nothing_offers
 from tokenworks.core.orders import KeyView, Order, Outcome, Receipt
 from tokenworks.core.ports import AnswerStream, Clock, WorkerPort
 from tokenworks.core.slo import Tier
-from tokenworks.core.units import NS_PER_MS, NS_PER_S
-from tokenworks.dispatch.commands import Abort, Command, Queue, Reject, Send, SetTimer
+from tokenworks.core.units import NS_PER_MS, NS_PER_S, PPM
+from tokenworks.dispatch.commands import (
+    Abort,
+    Command,
+    Fetch,
+    Offload,
+    Preempt,
+    Queue,
+    Reject,
+    Scale,
+    Send,
+    SetTimer,
+)
 from tokenworks.dispatch.dispatcher import Dispatcher
 from tokenworks.dispatch.events import (
     Arrived,
@@ -42,6 +56,7 @@ from tokenworks.dispatch.events import (
     Finished,
     Limits,
     PolicySettings,
+    PoolScale,
     Started,
     Ticked,
     Withdrawn,
@@ -68,6 +83,8 @@ BREATHER_NS: Final = 50 * NS_PER_MS
 meanwhile, and the request waits in its line instead of spending its tries."""
 CLOSE_NS_MAX: Final = 5 * NS_PER_S
 """How long closing waits for answers that were cut off to be settled."""
+EMBEDDED_START_NS: Final = 10 * NS_PER_S
+"""How long a worker of a pool that is scaled is taken to need to come up."""
 FLIGHTS_MAX: Final = 16_384
 HOUSEKEEPING_NS: Final = 200 * NS_PER_MS
 QUEUE_LEN_MAX: Final = 512
@@ -170,6 +187,7 @@ class Driver:
         limits: what the dispatcher may keep.
         ledger_clock: of dates, costs and reservations; ``clock`` if it is None.
         speedup: how many times faster than the event loop's clock ``clock`` runs.
+        on_scale: told what pools want; it may start and stop workers, and may not raise.
     """
 
     def __init__(
@@ -187,7 +205,10 @@ class Driver:
         limits: Limits = LIMITS,
         ledger_clock: Clock | None = None,
         speedup: float = 1.0,
+        on_scale: Callable[[Scale], None] | None = None,
     ) -> None:
+        self._on_scale = on_scale
+        self._scaling = scaling_of(pools)
         self._clock, self._dispatcher = clock, dispatcher
         self._policy, self._limits, self._speedup = policy, limits, speedup
         self._journal: JournalWriter | None = journal
@@ -309,6 +330,7 @@ class Driver:
             )
         assert order.request not in self._flights, order.request
         self._check_fields(order)
+        self._check_needs(order)
         cut_off_ns = self._clock.now_ns() + ANSWER_NS_MAX
         await self._bookkeeper.reserve(order, self._book)
         if self._closed:
@@ -327,6 +349,9 @@ class Driver:
                 output_tokens_max=order.output_tokens_max,
                 prefix=order.prefix,
                 arrived_ns=order.arrived_ns,
+                session=order.session,
+                needs=UNSET if order.needs is None else order.needs,
+                hints=UNSET if order.hints is None else order.hints,
             )
         )
         try:
@@ -345,6 +370,15 @@ class Driver:
                 f"The engine of {order.model!r} does not take {order.extra_fields[0]!r}.",
                 hint="Leave the field out; OpenAI's own fields and common samplers pass.",
             )
+
+    def _check_needs(self, order: Order) -> None:
+        """Refuse what no pool of the factory offers, before anything is held for it."""
+        if order.needs is None:
+            return
+        pools = [pool for pool in self._pools.values() if pool.model == order.model]
+        lacking = nothing_offers([pool.offers for pool in pools], order.needs)
+        if lacking is not None:
+            raise _not_offered(order, lacking)
 
     async def settle(self, flight: _Flight, outcome: Outcome) -> Receipt:
         """Tell the dispatcher that an answer ended, and bill it; returns when that is durable."""
@@ -390,6 +424,8 @@ class Driver:
         )
         if seat.batch_tokens_max is not None:
             up = msgspec.structs.replace(up, batch_tokens_max=seat.batch_tokens_max)
+        if seat.config.offers != NO_OFFERS:
+            up = msgspec.structs.replace(up, offers=seat.config.offers)
         self.tell(up)
 
     def worker_down(self, worker: WorkerID, why: str) -> None:
@@ -444,10 +480,28 @@ class Driver:
                 self._reject(command)
             case SetTimer():
                 self._set_timer(command.at_ns)
+            case Scale():
+                self._scale(command)
+            case Preempt() | Offload() | Fetch():
+                raise AssertionError(command)  # no worker has said that it can
             case Queue() | Abort():
                 pass  # whoever withdraws a request stops its worker
             case _:
                 assert_never(command)
+
+    def _scale(self, command: Scale) -> None:
+        """Let the operator know, and whoever can start and stop workers."""
+        if command.worker is None:
+            pressure = command.pressure_ppm * 100 // PPM
+            _log.warning(
+                "pool %s wants %d workers and has %d: requests waited up to %d %% of their TTFT "
+                "promise",
+                *(command.pool, command.workers, command.up, pressure),
+            )
+        else:
+            _log.warning("pool %s gives %s back: it is not needed", command.pool, command.worker)
+        if self._on_scale is not None and not self._closed:
+            self._on_scale(command)
 
     def _set_timer(self, at_ns: int) -> None:
         if self._timer is not None:
@@ -508,6 +562,8 @@ class Driver:
         body = order.body
         if seat.config.engine == "embedded":
             body = _TELL_PROGRESS + body[1:]
+        elif seat.config.cache_salt:
+            body = b'{"cache_salt":"%b",' % order.cache_salt.encode() + body[1:]
         return await seat.client.post_stream(CHAT_PATH, body)
 
     async def _broke_off(self, flight: _Flight, seat: Seat, attempt: int, why: str) -> None:
@@ -550,9 +606,13 @@ class Driver:
                 hint=f"Try again in {wait_s} s.",
                 retry_after_s=wait_s or 1,
             )
+        if command.code == "not_offered":
+            assert command.lacking is not UNSET, command
+            return _not_offered(order, command.lacking)
         if command.code == "worker_unavailable":
+            having = "" if command.lacking is UNSET else f" with {command.lacking}"
             return WorkerUnavailable(
-                f"No worker for {order.model!r} is up ({command.reason}).",
+                f"No worker for {order.model!r}{having} is up ({command.reason}).",
                 hint="Try again; `tokenworks doctor` tells the operator why.",
                 retry_after_s=wait_s,
             )
@@ -643,7 +703,7 @@ class Driver:
     def _open_book(self, book: PriceBook) -> None:
         """Put a price book into force."""
         self._book = book
-        self.tell(settings_for(book, self._limits, self._policy))
+        self.tell(settings_for(book, self._limits, self._policy, self._scaling))
 
 
 class _Settings(NamedTuple):
@@ -658,6 +718,21 @@ async def _again_and_again(errand: Callable[[], Awaitable[None]]) -> None:
     while True:
         await asyncio.sleep(HOUSEKEEPING_NS / NS_PER_S)
         await errand()
+
+
+def scaling_of(pools: Mapping[PoolID, PoolConfig]) -> tuple[PoolScale, ...]:
+    """The pools whose number of workers may change."""
+    return tuple(
+        PoolScale(
+            pool=name,
+            model=ModelName(config.model),
+            workers_min=config.workers,
+            workers_max=config.workers_max,
+            start_ns=EMBEDDED_START_NS,
+        )
+        for name, config in pools.items()
+        if config.workers_max is not None
+    )
 
 
 def _work(seat: Seat, worker_ns: int) -> Work:
@@ -675,6 +750,13 @@ def _work(seat: Seat, worker_ns: int) -> Work:
 
 def _shutting_down() -> CapacityExceeded:
     return CapacityExceeded("The factory is shutting down.", hint="Try again.", retry_after_s=5)
+
+
+def _not_offered(order: Order, lacking: str) -> NotOffered:
+    return NotOffered(
+        f"No worker of {order.model!r} has {lacking}, which the request needs.",
+        hint="Ask for what is offered; operators: give a pool `labels` or `adapters`.",
+    )
 
 
 def _ending(flight: _Flight, seat: Seat, outcome: Outcome) -> Event:

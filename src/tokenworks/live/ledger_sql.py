@@ -60,6 +60,8 @@ CREATE TABLE IF NOT EXISTS keys (
     key TEXT PRIMARY KEY, tenant TEXT NOT NULL, team TEXT, engineer TEXT, name TEXT NOT NULL,
     secret_sha256 TEXT NOT NULL UNIQUE, tier_default TEXT NOT NULL,
     created_unix_ns INTEGER NOT NULL, revoked_unix_ns INTEGER);
+CREATE TABLE IF NOT EXISTS key_labels (
+    key TEXT NOT NULL, label TEXT NOT NULL, PRIMARY KEY (key, label));
 CREATE TABLE IF NOT EXISTS limits (
     limit_id TEXT PRIMARY KEY, node TEXT NOT NULL, unit TEXT NOT NULL, period TEXT NOT NULL,
     amount INTEGER NOT NULL, tier TEXT, carry_over_max INTEGER NOT NULL, package TEXT,
@@ -153,6 +155,7 @@ INSERT INTO keys VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE 
     tier_default = excluded.tier_default, created_unix_ns = excluded.created_unix_ns,
     revoked_unix_ns = COALESCE(keys.revoked_unix_ns, excluded.revoked_unix_ns)
 """
+PUT_KEY_LABEL: Final = "INSERT INTO key_labels VALUES (?, ?)"
 PUT_LIMIT: Final = """
 INSERT INTO limits VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (limit_id) DO UPDATE SET
     node = excluded.node, unit = excluded.unit, period = excluded.period,

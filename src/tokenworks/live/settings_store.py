@@ -20,6 +20,7 @@ from tokenworks.live.ledger_sql import (
     MIGRATED_FROM,
     PUT_EXTRA,
     PUT_KEY,
+    PUT_KEY_LABEL,
     PUT_LIMIT,
     SCHEMA_VERSION,
     meta_schema,
@@ -46,7 +47,20 @@ class SettingsStore:
     def load_keys(self) -> list[KeyRecord]:
         """See ``LedgerStore``."""
         with self._other_lock:
-            return load_rows(self._other, "SELECT * FROM keys ORDER BY key", KeyRecord)
+            rows = self._other.query(
+                "SELECT keys.*, label FROM keys LEFT JOIN key_labels ON key_labels.key = keys.key "
+                "ORDER BY keys.key, label"
+            )
+        keys: dict[tuple[Any, ...], list[str]] = {}
+        for *values, label in rows:
+            labels = keys.setdefault(tuple(values), [])
+            if label is not None:
+                labels.append(label)
+        fields = KeyRecord.__struct_fields__
+        return [
+            msgspec.convert(dict(zip(fields, (*values, labels), strict=True)), KeyRecord)
+            for values, labels in keys.items()
+        ]
 
     def put_key(self, record: KeyRecord) -> None:
         """See ``LedgerStore``."""
@@ -60,7 +74,10 @@ class SettingsStore:
                     f"Key {record.key!r} has the secret of another key.",
                     hint="Give it a new secret.",
                 )
-            self._other.change(PUT_KEY, _values(record))
+            self._other.change(PUT_KEY, _values(record)[:-1])
+            self._other.change("DELETE FROM key_labels WHERE key = ?", (record.key,))
+            for label in record.labels:
+                self._other.change(PUT_KEY_LABEL, (record.key, label))
 
     def revoke_key(self, key: KeyID, revoked_unix_ns: int) -> bool:
         """See ``LedgerStore``."""

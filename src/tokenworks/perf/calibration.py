@@ -18,6 +18,8 @@ ROWS_FEW: Final = 12
 """Below this, a group is too small for its own physics: trees over all groups speak first."""
 VARIANCE: Final = 0.15
 """Of residuals' logarithms before anything near was measured."""
+GROUP_LIKENESS: Final = 0.5
+"""That all rows of a group have beside what nearness gives them: a group is off as a whole."""
 NOISE: Final = 0.004
 """Of the logarithm between repeats of one run."""
 VERSION_STEP: Final = 1.0
@@ -169,6 +171,11 @@ def levels(case: Case, device: str) -> tuple[str, ...]:
     )
 
 
+SHARED_LEVELS: Final = 8
+"""So many of a case's first levels say nothing of its model: what trees look at, which have to
+answer for models that were never measured, is made of these alone."""
+
+
 def factors(table: dict[str, list[float]], of: Sequence[str], count: int) -> list[float]:
     """What each term is multiplied by.
 
@@ -215,11 +222,11 @@ def weigh(weights: Sequence[float], fixed: Sequence[float], load: Sequence[float
     Source: simple kriging with the exponential covariance (Rasmussen and Williams, Gaussian
     Processes for Machine Learning, 2006, sections 2.2 and 4.2).
 
-    >>> weigh([0.5, 1.0], [1.0, 0.5], [1.0, 0.5])
-    0.75
+    >>> weigh([0.5, 1.0], [1.0, 0.5], [1.0, 0.5])  # 0.75, and 0.5 x (0.5 + 1)
+    1.5
     """
     total: float = sum(map(mul, map(mul, weights, fixed), load))
-    return total
+    return total + GROUP_LIKENESS * sum(weights)
 
 
 def nested(tree: Tree, node: int = 0) -> Node:

@@ -12,6 +12,7 @@ import msgspec
 from tokenworks.core.errors import ConfigInvalid
 from tokenworks.perf.calibration import (
     ROWS_FEW,
+    SHARED_LEVELS,
     Calibration,
     Node,
     factors,
@@ -31,6 +32,7 @@ from tokenworks.perf.terms import (
     DTYPE_AXIS,
     TPOT_TERMS,
     TTFT_TERMS,
+    Terms,
     features,
     place,
     prepare,
@@ -43,6 +45,9 @@ logarithms; each knot is at least the one before, so more load is never faster f
 CONCURRENCY_MAX: Final = 1e6
 CURVES_MAX: Final = 4096
 """That an estimator keeps."""
+LIKENESS_TRUSTED: Final = 0.6
+"""Of the nearest measured row, from which on a group's own physics and residual speak alone; below,
+trees over all groups have the rest of the say."""
 POINTS_MAX: Final = 4096
 """That a curve keeps."""
 
@@ -153,6 +158,11 @@ class Curve:
         of = levels(case, self.reference)
         self._tpot_factors = factors(calibration.tpot.factors, of, TPOT_TERMS)
         self._ttft_factors = factors(calibration.ttft.factors, of, TTFT_TERMS)
+        shared = of[:SHARED_LEVELS]
+        self._shared_factors = (
+            factors(calibration.tpot.factors, shared, TPOT_TERMS),
+            factors(calibration.ttft.factors, shared, TTFT_TERMS),
+        )
         if self.group is not None:
             there = place(case, 1.0)
             self._fixed = likeness_without_load(self.group, there, case.version or "", case.month)
@@ -207,16 +217,18 @@ class Curve:
         terms = terms_of(self.case, self._rates, self._ready, concurrency)
         tpot = math.log(sum(map(mul, self._tpot_factors, terms.tpot)))
         ttft = math.log(sum(map(mul, self._ttft_factors, terms.ttft)))
-        group = self.group
-        if group is None or group.rows < ROWS_FEW:
-            more_tpot, more_ttft = self._trees(concurrency)
-            tpot, ttft = tpot + more_tpot, ttft + more_ttft
-        nearest = 0.0
+        group, nearest, trust = self.group, 0.0, 0.0
         if group is not None:
             load = likeness_of_load(group, math.log2(max(concurrency, 0.25)))
-            tpot += weigh(group.tpot, self._fixed, load)
-            ttft += weigh(group.ttft, self._fixed, load)
             nearest = max(map(mul, self._fixed, load))
+            few = group.rows < ROWS_FEW
+            trust = 0.0 if few else min(nearest / LIKENESS_TRUSTED, 1.0)
+            heed = 1.0 if few else trust
+            tpot += heed * weigh(group.tpot, self._fixed, load)
+            ttft += heed * weigh(group.ttft, self._fixed, load)
+        if trust < 1:
+            more_tpot, more_ttft = self._trees(concurrency, terms)
+            tpot, ttft = tpot + (1 - trust) * more_tpot, ttft + (1 - trust) * more_ttft
         gain = math.log(self.speedup)
         floor = math.log(terms.tpot_bound / self.hidden) - gain
         return Point(
@@ -228,16 +240,21 @@ class Curve:
             batch_max=terms.batch_max,
         )
 
-    def _trees(self, concurrency: float) -> tuple[float, float]:
+    def _trees(self, concurrency: float, terms: Terms) -> tuple[float, float]:
         """How far the trees differ from physics, on the measured device."""
-        case, calibration = self._known_case, self._calibration
-        case = msgspec.structs.replace(case, concurrency=concurrency)
-        terms = terms_of(case, self._known_rates, self._known_ready, concurrency)
+        calibration = self._calibration
+        case = msgspec.structs.replace(self._known_case, concurrency=concurrency)
+        if self._rates != self._known_rates:
+            terms = terms_of(case, self._known_rates, self._known_ready, concurrency)
         totals = [
             list(map(mul, self._tpot_factors, terms.tpot)),
             list(map(mul, self._ttft_factors, terms.ttft)),
         ]
-        seen = features(case, terms, place(case, concurrency), totals)
+        parts = [
+            list(map(mul, self._shared_factors[0], terms.tpot)),
+            list(map(mul, self._shared_factors[1], terms.ttft)),
+        ]
+        seen = features(case, terms, place(case, concurrency), parts)
         tpot = grow(self._forests.tpot, calibration.tpot.mean, seen)
         ttft = grow(self._forests.ttft, calibration.ttft.mean, seen)
         return tpot - math.log(sum(totals[0])), ttft - math.log(sum(totals[1]))

@@ -15,8 +15,10 @@ import msgspec
 from tokenworks.core.errors import ConfigInvalid
 from tokenworks.perf.boosting import Boosting, boost
 from tokenworks.perf.calibration import (
+    GROUP_LIKENESS,
     NOISE,
     ROWS_FEW,
+    SHARED_LEVELS,
     VARIANCE,
     Calibration,
     Device,
@@ -143,10 +145,14 @@ def _seen(
             _multiply(factors(tpot, each.levels, TPOT_TERMS), each.terms.tpot),
             _multiply(factors(ttft, each.levels, TTFT_TERMS), each.terms.ttft),
         ]
-        for says, parts in zip(physics, mine, strict=True):
-            says.append(math.log(sum(parts)))
-        case = each.row.case
-        seen.append(features(case, each.terms, place(case, case.concurrency), mine))
+        for says, times in zip(physics, mine, strict=True):
+            says.append(math.log(sum(times)))
+        case, shared = each.row.case, each.levels[:SHARED_LEVELS]
+        parts = [
+            _multiply(factors(tpot, shared, TPOT_TERMS), each.terms.tpot),
+            _multiply(factors(ttft, shared, TTFT_TERMS), each.terms.ttft),
+        ]
+        seen.append(features(case, each.terms, place(case, case.concurrency), parts))
     return seen, physics
 
 
@@ -235,7 +241,7 @@ def _group(ready: Sequence[Fitted], tpot: Sequence[float], ttft: Sequence[float]
     )
     rows = [
         [
-            a * b
+            a * b + GROUP_LIKENESS
             for a, b in zip(
                 likeness_without_load(group, list(there), version, month),
                 likeness_of_load(group, there[0]),

@@ -16,6 +16,7 @@ __all__ = [
     "mix_cost",
     "mix_inputs",
     "mix_limits",
+    "mix_measured",
     "mix_offers",
     "mix_program",
     "mix_question",

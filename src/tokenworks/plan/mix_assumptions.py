@@ -4,26 +4,13 @@ from __future__ import annotations
 
 from typing import Final
 
-import msgspec
-
 from tokenworks.catalogue.records import Record
+from tokenworks.plan.assumptions import Assumption, used_by
 from tokenworks.plan.mix_offers import LPU_HOST_CPU, Market, choices
 from tokenworks.plan.mix_question import SITE, Case
 
-
-class Assumed(msgspec.Struct, frozen=True, kw_only=True):
-    """A figure, or a rule, that the answer rests on.
-
-    Attributes:
-        what: ``record.field``, or the rule.
-        value: of the figure; None of a rule.
-        note: why, as the catalogue has it.
-    """
-
-    what: str
-    value: float | None = None
-    note: str = ""
-
+BOUGHT: Final = ("price_usd", "install_h")
+"""Fields of a system that a plan reads besides those that its projection does."""
 
 RULES: Final = (
     f"all-in power holds the PUE of {SITE}; another PUE scales it",
@@ -36,28 +23,25 @@ RULES: Final = (
 )
 
 
-def assumptions(case: Case, market: Market) -> tuple[Assumed, ...]:
-    """Figures of confidence ``assumed`` in the records that were weighed, and the plan's rules."""
+def assumptions(case: Case, market: Market) -> tuple[Assumption, ...]:
+    """Figures of confidence ``assumed`` that were weighed; the plan's rules are ``RULES``."""
     question = case.question
     offers = choices(market.offers, question.tiers, question.utilisation)
-    names = {name for offer in offers for name in (offer.system, offer.lpu_system) if name}
-    records: dict[tuple[str, str], Record] = {}
-    for name in sorted(names):
-        system = case.catalogue.system(name)
-        part = case.catalogue.accelerator(system.accelerator or system.lpu)
-        records |= {(each.kind, each.name): each for each in (system, part)}
-    for tier in question.tiers:
-        model = case.catalogue.model(tier.work.model)
-        records[model.kind, model.name] = model
-    for rest in (question.site, case.projection):
-        records[rest.kind, rest.name] = rest
-    figures = [
-        Assumed(
-            what=f"{record.name}.{field}",
-            value=float(getattr(record, field)),
-            note=record.provenance[field].note,
-        )
-        for record in records.values()
-        for field in record.assumed()
+    pairs = sorted({(offer.systems, offer.work.model) for offer in offers})
+    names = sorted({name for systems, _ in pairs for name in systems.split("+")})
+    money = [
+        _assumption(system, field)
+        for system in map(case.catalogue.system, names)
+        for field in BOUGHT
+        if field in system.assumed()
     ]
-    return (*figures, *(Assumed(what=rule) for rule in RULES))
+    money += [_assumption(question.site, field) for field in question.site.assumed()]
+    return (*used_by(case.catalogue, pairs, case.projection), *money)
+
+
+def _assumption(record: Record, field: str) -> Assumption:
+    return Assumption(
+        what=f"{record.kind} {record.name} {field}",
+        value=float(getattr(record, field)),
+        note=record.provenance[field].note,
+    )

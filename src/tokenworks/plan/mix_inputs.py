@@ -20,9 +20,9 @@ TOKENS_PER_MTOK: Final = 1e6
 Objective = Literal["profit", "revenue", "cost"]
 """``cost`` serves the whole demand for the least money."""
 
-Mode = Literal["gpu", "gpu+lpu"]
-"""``gpu``: prefill and decode on GPUs of their own. ``gpu+lpu``: besides, attention stays on the
-GPUs and LPUs compute the feed-forward blocks."""
+Mode = Literal["aggregated", "gpu", "gpu+lpu"]
+"""``aggregated``: each GPU prefills and decodes. ``gpu``: prefill and decode on GPUs of their own.
+``gpu+lpu``: besides, attention stays on the GPUs and LPUs compute the feed-forward blocks."""
 
 
 class Work(msgspec.Struct, frozen=True, kw_only=True, order=True):

@@ -15,6 +15,7 @@ from tokenworks.perf.architecture import shape_of
 from tokenworks.perf.split import lpus_needed
 from tokenworks.plan.mix_cost import hardware_of
 from tokenworks.plan.mix_inputs import Hardware, Offer, Question, TierDemand, Work
+from tokenworks.plan.mix_measured import Measured
 from tokenworks.plan.projection import Machine, candidates, machine_of, prefill_s_per_output
 from tokenworks.plan.projection import Work as Decoding
 
@@ -37,9 +38,13 @@ class Market(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Offerer:
-    """Makes offers, and remembers those of a machine and work: sweeps ask for the same again."""
+    """Makes offers, and remembers those of a machine and work: sweeps ask for the same again.
 
-    def __init__(self) -> None:
+    With a measured engine, offers are its own, and there are none with LPUs.
+    """
+
+    def __init__(self, measured: Measured | None = None) -> None:
+        self._measured = measured
         self._made: dict[tuple[bytes, ...], tuple[Offer, ...]] = {}
 
     def market(self, catalogue: Catalogue, projection: Projection, question: Question) -> Market:
@@ -54,7 +59,12 @@ class Offerer:
         works = sorted({tier.work for tier in question.tiers})
         offers: list[Offer] = []
         for name in gpus:
-            hosts = catalogue.system(name).cpu == LPU_HOST_CPU
+            system = catalogue.system(name)
+            if self._measured is not None:
+                for work in works:
+                    offers += self._engine_offers(self._measured, catalogue, system, work)
+                continue
+            hosts = system.cpu == LPU_HOST_CPU
             for lpu in ("", *(lpus if hosts else ())):
                 systems = f"{name}+{lpu}" if lpu else name
                 try:
@@ -67,6 +77,15 @@ class Offerer:
                 for work in works:
                     offers += self._offers(catalogue, machine, work, projection)
         return Market(hardware=hardware, offers=tuple(offers), left_out=left_out)
+
+    def _engine_offers(
+        self, measured: Measured, catalogue: Catalogue, system: System, work: Work
+    ) -> tuple[Offer, ...]:
+        asked = (system, catalogue.accelerator(system.accelerator), work)
+        key = tuple(msgspec.json.encode(each) for each in asked)
+        if key not in self._made:
+            self._made[key] = tuple(unbeaten(measured.offers(catalogue, system, work)))
+        return self._made[key]
 
     def _offers(
         self, catalogue: Catalogue, machine: Machine, work: Work, projection: Projection

@@ -20,6 +20,7 @@ from typing import Final, Literal
 
 import msgspec
 
+from tokenworks.core.errors import ConfigInvalid
 from tokenworks.plan.mix_cost import capital_usd, cost_per_h
 from tokenworks.plan.mix_inputs import (
     SECONDS_PER_H,
@@ -246,16 +247,21 @@ def earned_per_h(tier: TierDemand) -> float:
 def solve(made: Programme, *, duals: bool = True) -> Solution | None:
     """The best plan in whole systems; None where what must be served can't be.
 
-    Needs scipy, the ``plan`` extra.
-
     Args:
         made: to be solved.
         duals: find also what one more of each limit is worth: of the relaxation in which LPUs
             serve the models that they serve in the plan.
-    """
-    import numpy as np
-    from scipy.optimize import Bounds, LinearConstraint, milp
 
+    Raises:
+        ConfigInvalid: scipy, the ``plan`` extra, is missing.
+    """
+    try:
+        import numpy as np
+        from scipy.optimize import Bounds, LinearConstraint, milp
+    except ImportError as error:
+        raise ConfigInvalid(
+            "Planning a mix needs scipy.", hint="pip install 'tokenworks[plan]'"
+        ) from error
     if not made.gains:  # nothing keeps any promise
         return None if min(made.limits.values()) < 0 else _solution(made, [], 0.0, {})
     table, limits = _table(made)

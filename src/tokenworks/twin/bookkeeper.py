@@ -21,8 +21,8 @@ from tokenworks.ledger.ledger import Ledger, Work
 from tokenworks.ledger.quotas import KeyRecord, Limit, LimitState, Refused, window_start
 from tokenworks.twin.clock import JumpingClock
 from tokenworks.twin.records import NEVER, End, Outcomes, Scenario, TwinRequest
+from tokenworks.twin.sequence import Sequence as Attempt
 from tokenworks.twin.store import Answer, Store
-from tokenworks.twin.workers import Sequence as Attempt
 
 HOLD_NS_MAX: Final = 3_600 * NS_PER_S
 """A reservation expires after this long."""

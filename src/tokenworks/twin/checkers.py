@@ -12,11 +12,13 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
+from msgspec import UNSET
 
 from tokenworks.core.ids import RequestID, WorkerID
+from tokenworks.core.needs import NO_OFFERS, Needs, Offers
 from tokenworks.core.slo import Tier
 from tokenworks.dispatch import snapshot
-from tokenworks.dispatch.commands import Abort, Command, Reject, Send
+from tokenworks.dispatch.commands import Abort, Command, Preempt, Reject, Send
 from tokenworks.dispatch.dispatcher import Dispatcher
 from tokenworks.dispatch.events import (
     Arrived,
@@ -162,6 +164,8 @@ class Checker(Hooks):
             for sequence in engine.live():
                 # What is on its way to be decoded elsewhere holds a place here, too.
                 attempt = self._driver.live_attempt(sequence.place)
+                if sequence in self._driver.stopping:
+                    continue
                 if attempt is None or attempt.source is not sequence:
                     attempts[sequence.place] += 1
         for place, count in attempts.items():
@@ -268,6 +272,9 @@ class _Life(msgspec.Struct):
 
     worker: WorkerID | None = None
     answering: bool = False
+    needs: Needs | None = None
+    rank: int = 0
+    displaced: bool = False
 
 
 class _Lives:
@@ -281,14 +288,16 @@ class _Lives:
         self._found = found
         self.open: dict[RequestID, _Life] = {}
         self._ended: Counter[RequestID] = Counter()
-        self._up: dict[WorkerID, None] = {}
+        self._up: dict[WorkerID, Offers] = {}
+        self._preempts: set[WorkerID] = set()
 
     def told(self, event: Event) -> None:
         """What an event says has happened."""
         match event:
             case Arrived():
                 if event.request not in self._ended:
-                    self.open.setdefault(event.request, _Life())
+                    needs = None if event.needs is UNSET else event.needs
+                    self.open.setdefault(event.request, _Life(needs=needs, rank=event.tier.rank))
             case Started():
                 life = self.open.get(event.request)
                 if life is not None and life.worker is not None:
@@ -305,7 +314,10 @@ class _Lives:
                 if event.request in self.open:
                     self._end(event.request)
             case WorkerUp():
-                self._up[event.worker] = None
+                self._up[event.worker] = NO_OFFERS if event.offers is UNSET else event.offers
+                self._preempts.discard(event.worker)
+                if event.preempts is True:
+                    self._preempts.add(event.worker)
             case WorkerDown():
                 self._up.pop(event.worker, None)
                 for request, life in list(self.open.items()):
@@ -322,14 +334,17 @@ class _Lives:
                 if life is None or life.worker is not None:
                     self._found("one_attempt", command.request, attempt=command.attempt)
                     continue
-                if command.worker not in self._up:
-                    self._found("worker_is_up", command.worker, attempt=command.attempt)
+                for worker in (command.worker, command.prefill_worker):
+                    if worker is not None:
+                        self._sent(command, life, worker)
                 life.worker = command.worker
             elif isinstance(command, Reject):
                 if command.request in self.open:
                     self._end(command.request)
                 else:
                     self._found("ends_once", command.request, attempts=command.attempts)
+            elif isinstance(command, Preempt):
+                self._displaced(command)
             elif isinstance(command, Abort) and command.worker not in self._up:
                 self._found("worker_is_up", command.worker, held_ns=command.held_ns)
 
@@ -341,6 +356,30 @@ class _Lives:
             come = times or name in self.open
             if come and (times != 1 or outcomes.end[place] == End.OPEN):
                 self._found("ends_once", name, times=times, end=outcomes.end[place])
+
+    def _displaced(self, command: Preempt) -> None:
+        """A request that makes room is there, of a lower tier, and does so for the first time."""
+        life, other = self.open.get(command.request), self.open.get(command.displaced_by)
+        if life is None or life.worker != command.worker:
+            self._found("one_attempt", command.request, held_ns=command.held_ns)
+            return
+        if (
+            other is None
+            or other.rank <= life.rank
+            or life.displaced
+            or command.worker not in self._preempts
+            or command.gained_nanodollars <= command.lost_nanodollars
+        ):
+            self._found("displaced_rightly", command.request, by=command.displaced_by)
+        life.worker, life.displaced = None, True
+
+    def _sent(self, command: Send, life: _Life, worker: WorkerID) -> None:
+        """A worker that is given a request, or its prompt, is up and has what that needs."""
+        offers = self._up.get(worker)
+        if offers is None:
+            self._found("worker_is_up", worker, attempt=command.attempt)
+        elif life.needs is not None and (lacking := offers.lacks(life.needs)) is not None:
+            self._found("needs_met", command.request, worker=worker, lacking=lacking)
 
     def _broken_off(self, request: RequestID, life: _Life, *, started: bool) -> None:
         if started or life.answering:

@@ -14,12 +14,25 @@ from collections.abc import Callable
 from heapq import heappop
 from typing import Final, assert_never
 
+import msgspec
+
 from tokenworks.core.ids import RequestID, WorkerID
+from tokenworks.core.needs import NO_OFFERS
 from tokenworks.core.units import NS_PER_S
-from tokenworks.dispatch.commands import Abort, Command, Queue, Reject, Send, SetTimer
+from tokenworks.dispatch.commands import (
+    Abort,
+    Command,
+    Fetch,
+    Offload,
+    Preempt,
+    Queue,
+    Reject,
+    Scale,
+    Send,
+    SetTimer,
+)
 from tokenworks.dispatch.dispatcher import Dispatcher
 from tokenworks.dispatch.events import (
-    Arrived,
     Event,
     Failed,
     Finished,
@@ -34,6 +47,7 @@ from tokenworks.twin.bookkeeper import Bookkeeper
 from tokenworks.twin.clock import JumpingClock
 from tokenworks.twin.followers import Followers
 from tokenworks.twin.handovers import FAR_NS
+from tokenworks.twin.host_tiers import HostTiers
 from tokenworks.twin.journal import Journal
 from tokenworks.twin.kv_feed import Feed, Publishing
 from tokenworks.twin.network import Kind, Network
@@ -45,18 +59,12 @@ from tokenworks.twin.records import (
     RunResult,
     Scenario,
     TwinRequest,
+    arrival_of,
     worker_up,
 )
-from tokenworks.twin.workers import (
-    GONE,
-    HANDED,
-    IDLE,
-    KEY_SHIFT,
-    STARTED,
-    WORKERS_MAX,
-    Sequence,
-    Worker,
-)
+from tokenworks.twin.scaling import Scaling
+from tokenworks.twin.sequence import GONE, HANDED, IDLE, STARTED, Sequence
+from tokenworks.twin.workers import KEY_SHIFT, WORKERS_MAX, Worker
 
 PROGRESS_REQUESTS: Final = 1_000
 """Requests that end between two reports of progress."""
@@ -143,6 +151,7 @@ class Driver:
         outcomes: what became of each request until now.
         requests: the workload.
         scenario: what is run.
+        stopping: attempts that made room, of which their workers may not have heard yet.
         workers: in the scenario's order.
     """
 
@@ -190,11 +199,15 @@ class Driver:
         # Each request's latest attempt, while it is at a worker, and whether it has answered.
         self._attempts: list[Sequence | None] = [None] * len(requests)
         self._answering = bytearray(len(requests))
+        self._hosts = HostTiers(self.workers, self.at)
+        self._kept: dict[int, Sequence] = {}  # of those that wait to go on
+        self.stopping: set[Sequence] = set()
         # Attempts that were the last of their requests and have not made all tokens.
         self._broken: list[Sequence] = []
         self._one_stage = [spec.role != "decode" for spec in scenario.workers]
         self._prefills = [spec.role == "prefill" for spec in scenario.workers]
         self._prefillers = Prefillers(scenario.workers, self.workers, self._up_since_ns)
+        self._scaling = Scaling(scenario)
         self._followers = Followers(requests, self._places)
         send = None if self._direct else functools.partial(self._message, "blocks")
         self._publishing = Publishing(self.feeds, self._told_up, self._tell, send)
@@ -212,7 +225,7 @@ class Driver:
         if self.outcomes.arrived_ns[place] == NEVER or self.outcomes.end[place] != _OPEN:
             return
         let_in = self._bookkeeper is None or self._bookkeeper.has_let_in(place)
-        self._close(place, End.WITHDRAWN, self._attempts[place])
+        self._close(place, End.WITHDRAWN, self._attempts[place] or self._let_go(place))
         if let_in:
             self._tell(Withdrawn(request=request))
 
@@ -272,6 +285,7 @@ class Driver:
         self._up_since_ns[index] = None
         engine.up_ns += self._now_ns - since_ns
         engine.crash(self._now_ns)
+        self._hosts.lose(index)
         self._lost[index] = True
         self.at(self._now_ns + notice_ns, functools.partial(self._noticed, index, why))
 
@@ -288,11 +302,32 @@ class Driver:
         self._up_since_ns[index] = self._now_ns
         self._tell_up(index)
 
+    def _scale(self, command: Scale) -> None:
+        """Stop the worker that is given back, or begin to start those that are wanted."""
+        if command.worker is not None:
+            self.at(self._now_ns, functools.partial(self._stop_worker, command.worker))
+            return
+        for spec in self._scaling.missing(command, self._up_since_ns):
+            self.engine(spec.worker).up_ns += spec.start_ns  # it costs while it starts
+            self.at(self._now_ns + spec.start_ns, functools.partial(self._come_up, spec.worker))
+
+    def _come_up(self, worker: WorkerID) -> None:
+        self._scaling.starting.discard(worker)
+        self.start(worker)
+
+    def _stop_worker(self, worker: WorkerID) -> None:
+        """One that was given back ends; the dispatcher knows, and is told once more."""
+        index = self._indices[worker]
+        self._told_up[index] = False
+        self.crash(worker, "it was given back")
+
     def _tell_up(self, index: int) -> None:
         spec = self.workers[index].spec
         if spec.role == "prefill":
             return  # whoever decodes is told to the dispatcher, and asks the others to prefill
         self._told_up[index] = True
+        if spec.role == "decode" and spec.offers != NO_OFFERS:
+            spec = msgspec.structs.replace(spec, offers=self._prefillers.offers_with(spec))
         self._tell(worker_up(spec))
 
     # The loop.
@@ -305,7 +340,7 @@ class Driver:
         if self._hooks is not None:
             self._hooks.begin(self)
         self._tell(self.scenario.configured)
-        for spec in self.scenario.workers:
+        for spec in self._scaling.first():
             if spec.start_ns > 0:
                 self.at(spec.start_ns, functools.partial(self.start, spec.worker))
             else:
@@ -393,6 +428,14 @@ class Driver:
                     self._reject(command)
                 elif isinstance(command, Abort):
                     self._abort(command)
+                elif isinstance(command, Scale):
+                    self._scale(command)
+                elif isinstance(command, Preempt):
+                    self._preempt(command)
+                elif isinstance(command, Offload | Fetch):
+                    place, index = self._places[command.request], self._indices[command.worker]
+                    blocks = self.requests[place].blocks
+                    self._hosts.move(index, place, blocks, command, self._now_ns)
                 elif not isinstance(command, Queue):
                     assert_never(command)
 
@@ -400,7 +443,7 @@ class Driver:
         place = self._places[command.request]
         if self.outcomes.end[place] == _OPEN:  # else its client left in this moment
             failed = command.code == "worker_failed"
-            self._close(place, End.FAILED if failed else End.REJECTED, None)
+            self._close(place, End.FAILED if failed else End.REJECTED, self._let_go(place))
 
     def _arrive(self, place: int) -> None:
         now_ns = self._now_ns
@@ -425,19 +468,7 @@ class Driver:
         return self.workers[sequence.worker].made_by(sequence, self._now_ns)
 
     def _admit(self, place: int, arrived_ns: int) -> None:
-        request = self.requests[place]
-        self._tell(
-            Arrived(
-                request=request.request,
-                tenant=request.tenant,
-                model=request.model,
-                tier=request.tier,
-                input_tokens_max=request.input_tokens,
-                output_tokens_max=request.output_tokens_max,
-                prefix=request.blocks,
-                arrived_ns=arrived_ns,
-            )
-        )
+        self._tell(arrival_of(self.requests[place], arrived_ns))
 
     def _close(self, place: int, end: End, sequence: Sequence | None) -> None:
         """A request has ended; those that waited for it may come."""
@@ -483,13 +514,19 @@ class Driver:
             request.blocks,
         )
         sequence.hands_over = target != index
+        if (kept := self._kept.pop(place, None)) is not None:
+            sequence.go_on_after(kept)
         if self._probe_ns is not None:
             probe = functools.partial(self._probe, sequence, suspect=False)
             self.at(self._now_ns + self._probe_ns, probe)
-        if self._direct:
-            self._deliver(sequence)
+        deliver = functools.partial(self._deliver, sequence)
+        ready_ns = self._hosts.ready_ns.pop(place, None)
+        if not self._direct:
+            deliver = functools.partial(self._message, "send", target, deliver)
+        if ready_ns is None:
+            deliver()
         else:
-            self._message("send", target, functools.partial(self._deliver, sequence))
+            self.at(ready_ns, deliver)
 
     def _deliver(self, sequence: Sequence) -> None:
         """A worker gets a sequence; a repeated message and one for a lost attempt do nothing."""
@@ -544,6 +581,28 @@ class Driver:
         else:
             self._abort_at(sequence)
 
+    def _preempt(self, command: Preempt) -> None:
+        """Stop an attempt; what it has made until now is kept for the next one."""
+        place, now_ns = self._places[command.request], self._now_ns
+        sequence = self._attempts[place]
+        assert sequence is not None, command
+        assert self.workers[self.outcomes.worker[place]].spec.preempts, command
+        self._attempts[place] = None
+        self._kept[place] = Sequence.kept_of(sequence, self.made(sequence), now_ns)
+        self.outcomes.queue_again(place, now_ns)
+        if self._direct:
+            self._stop(sequence)
+        else:
+            self.stopping.add(sequence)
+            self._abort_at(sequence)
+
+    def _let_go(self, place: int) -> Sequence | None:
+        """What was kept of a request that ends before it is sent again."""
+        kept = self._kept.pop(place, None)
+        if kept is not None:
+            self._broken.append(kept)
+        return kept
+
     def _abort_at(self, sequence: Sequence) -> None:
         """Tell a worker to drop an attempt, again and again where messages may be lost."""
         self._message("abort", sequence.worker, functools.partial(self._stop, sequence))
@@ -554,6 +613,7 @@ class Driver:
 
     def _stop(self, sequence: Sequence) -> None:
         """End the work on an attempt, and free what was prefilled for it elsewhere."""
+        self.stopping.discard(sequence)
         source, sequence.source = sequence.source, None
         for each in (sequence, source):
             if each is not None and each.after_fs != IDLE:
@@ -639,9 +699,7 @@ class Driver:
         self._attempts[place] = None
         outcomes = self.outcomes
         if not self._answering[place]:
-            waited_ns = outcomes.sent_ns[place] - outcomes.queued_since_ns(place)
-            outcomes.waited_ns[place] = max(outcomes.waited_ns[place], waited_ns)
-            outcomes.queued_ns[place] = self._now_ns
+            outcomes.queue_again(place, self._now_ns)
             return False
         self._broken.append(sequence)
         self._close(place, End.FAILED, sequence)

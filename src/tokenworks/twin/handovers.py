@@ -6,7 +6,7 @@ from collections import deque
 from typing import Final
 
 from tokenworks.core.units import NS_PER_S
-from tokenworks.twin.workers import WAITING, Sequence
+from tokenworks.twin.sequence import WAITING, Sequence
 
 HANDOVER_NS_MAX: Final = 480 * NS_PER_S
 """Who prefilled a prompt holds it for so long; then the attempt fails. Without a bound two workers

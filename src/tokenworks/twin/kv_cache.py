@@ -197,6 +197,55 @@ class KVCache:
         if len(self._releases) > 2 * self.blocks_max:
             self._releases = deque(each for each in self._releases if each[0] == each[1].released)
 
+    def uncache(self, blocks: tuple[int, ...], first: int) -> int:
+        """Free the end of a chain that nobody refers to and nothing builds on.
+
+        Args:
+            blocks: hashes from the chain's start.
+            first: the first that may go.
+
+        Returns:
+            How many blocks were freed.
+        """
+        found, _, stretch, length = self.match(blocks, len(blocks))
+        freed = 0
+        if stretch is None or length < len(stretch.blocks):
+            return 0  # another chain goes on from there
+        while stretch is not None and found > first and not stretch.references:
+            count = min(len(stretch.blocks), found - first)
+            if stretch.after:
+                break
+            if self.changes is not None:
+                self.changes.append((False, stretch.blocks[-count:]))
+            freed += count
+            found -= count
+            if count < len(stretch.blocks):
+                stretch.blocks = stretch.blocks[:-count]
+                break
+            del self._stretches[stretch.blocks[0]]
+            stretch.released = 0
+            stretch = stretch.before
+            if stretch is not None:
+                stretch.after -= 1
+        self._cached -= freed
+        return freed
+
+    def bring(self, blocks: tuple[int, ...], first: int, stop: int) -> bool:
+        """Make blocks cached ones that were kept elsewhere; whether the chain goes as far as these.
+
+        Args:
+            blocks: hashes from the chain's start.
+            first: the first that is brought.
+            stop: one after the last; there is room for them.
+        """
+        match = self.match(blocks, first)
+        if match[0] < first:
+            return False
+        last = self.pin(match)
+        self.take(stop - first)
+        self.release(self.commit(last, blocks, first, stop), 0)
+        return True
+
     def cached(self) -> set[int]:
         """Hashes of all cached blocks."""
         return {block for each in self._stretches.values() for block in each.blocks}

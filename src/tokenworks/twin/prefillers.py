@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tokenworks.core.ids import ModelName
+from tokenworks.core.needs import Offers
 from tokenworks.twin.records import WorkerSpec
 from tokenworks.twin.workers import Worker
 
@@ -35,6 +36,18 @@ class Prefillers:
             if spec.role == "decode":
                 assert spec.model in self._indices, f"nobody prefills for {spec.worker}"
                 assert spec.link_bytes_per_s > 0, f"{spec.worker} has no link"
+
+    def offers_with(self, spec: WorkerSpec) -> Offers:
+        """What a worker that only decodes offers with whoever prefills for it, any of them."""
+        offers = [self._engines[each].spec.offers for each in self._indices[spec.model]]
+        return Offers(
+            labels=tuple(
+                label for label in spec.offers.labels if all(label in o.labels for o in offers)
+            ),
+            adapters=tuple(
+                name for name in spec.offers.adapters if all(name in o.adapters for o in offers)
+            ),
+        )
 
     def of(self, decoder: int) -> int:
         """Whoever has least to prefill for a worker, of those that are up if any is."""

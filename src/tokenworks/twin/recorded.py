@@ -14,10 +14,12 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 import msgspec
+from msgspec import UNSET
 
 from tokenworks.catalogue.price_book import PriceBook, parse_price_book
 from tokenworks.core.errors import JournalInvalid
 from tokenworks.core.ids import RequestID, WorkerID
+from tokenworks.core.needs import NO_OFFERS
 from tokenworks.core.slo import Tier
 from tokenworks.core.units import NS_PER_MS
 from tokenworks.dispatch import snapshot
@@ -46,6 +48,8 @@ from tokenworks.twin.records import (
     WorkerUse,
 )
 
+HOST_KV_BLOCKS: Final = 1 << 20
+"""A place in a host's memory is taken for so large: no journal says how large it is."""
 OUTPUT_TOKENS_ASSUMED: Final = 300
 """Of an answer, where none of the journal's ended."""
 PREFILL_PARTS: Final = 64
@@ -166,6 +170,9 @@ class Reader:
                 batch_tokens_max=worker.batch_tokens_max,
                 link_bytes_per_s=worker.link_bytes_per_s,
                 kv_bytes_per_token=worker.kv_bytes_per_token,
+                offers=UNSET if worker.offers == NO_OFFERS else worker.offers,
+                preempts=worker.preempts or UNSET,
+                host_bytes_per_s=worker.host_bytes_per_s or UNSET,
             )
             self._told(memory.now_ns, up)
 
@@ -249,6 +256,7 @@ class Reader:
             ),
             configured=configured,
             book=book_of(configured, books),
+            obeys_scaling=False,  # workers come and go as they did
         )
         return Recorded(
             scenario=scenario,
@@ -289,6 +297,8 @@ class Reader:
             output_tokens_max=arrived.output_tokens_max,
             blocks=arrived.prefix[: read // block_tokens],
             session=arrived.session,
+            needs=None if arrived.needs is UNSET else arrived.needs,
+            hints=None if arrived.hints is UNSET else arrived.hints,
         )
 
     def _result(
@@ -388,6 +398,10 @@ def _spec(up: WorkerUp, start_ns: int, prefill_token_fs: int | None, longest: in
         context_tokens_typical=0,
         curve=up.curve,
         start_ns=start_ns,
+        offers=NO_OFFERS if up.offers is UNSET else up.offers,
+        preempts=up.preempts is True,
+        host_kv_blocks=HOST_KV_BLOCKS if up.host_bytes_per_s is not UNSET else 0,
+        host_bytes_per_s=0 if up.host_bytes_per_s is UNSET else up.host_bytes_per_s,
     )
 
 

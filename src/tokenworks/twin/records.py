@@ -7,11 +7,13 @@ from array import array
 from typing import Final, Literal
 
 import msgspec
+from msgspec import UNSET
 
 from tokenworks.catalogue.price_book import PriceBook
 from tokenworks.core.ids import ModelName, PoolID, RequestID, TenantID, WorkerID
+from tokenworks.core.needs import NO_OFFERS, Hints, Needs, Offers
 from tokenworks.core.slo import Tier
-from tokenworks.dispatch.events import Configured, WorkerUp
+from tokenworks.dispatch.events import Arrived, Configured, WorkerUp
 from tokenworks.perf.timing import Timing
 
 Role = Literal["both", "prefill", "decode"]
@@ -34,6 +36,8 @@ class TwinRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         wait_for: requests that must have ended before it arrives.
         delay_ns: how long after the last of these it arrives: a tool's or a person's time.
         session: the conversation or agent that it belongs to.
+        needs: what the worker must have; None if any of the model will do.
+        hints: what the agent tells the dispatcher, and with it the session; None if nothing.
     """
 
     request: RequestID
@@ -48,6 +52,8 @@ class TwinRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     wait_for: tuple[RequestID, ...] = ()
     delay_ns: int = 0
     session: str | None = None
+    needs: Needs | None = None
+    hints: Hints | None = None
 
 
 class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,6 +78,10 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
         power_w: electric power at work.
         idle_power_w: and while it has nothing to do.
         capital_udollars_per_hour: write-down of its hardware.
+        offers: labels and adapters that it has.
+        preempts: it can stop a request whose driver keeps what it has made.
+        host_kv_blocks: for so many there is a place in its host's memory.
+        host_bytes_per_s: how fast blocks move there and back; 0 if there is no such place.
     """
 
     worker: WorkerID
@@ -91,6 +101,10 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     power_w: int = 0
     idle_power_w: int = 0
     capital_udollars_per_hour: int = 0
+    offers: Offers = NO_OFFERS
+    preempts: bool = False
+    host_kv_blocks: int = 0
+    host_bytes_per_s: int = 0
 
 
 CURVE_POINTS_MAX: Final = 12
@@ -132,6 +146,29 @@ def worker_up(spec: WorkerSpec) -> WorkerUp:
         batch_tokens_max=spec.batch_tokens_max,
         link_bytes_per_s=spec.link_bytes_per_s if spec.role == "both" else 0,
         kv_bytes_per_token=spec.kv_bytes_per_token,
+        offers=UNSET if spec.offers == NO_OFFERS else spec.offers,
+        preempts=spec.preempts or UNSET,
+        host_bytes_per_s=spec.host_bytes_per_s or UNSET,
+    )
+
+
+def arrival_of(request: TwinRequest, arrived_ns: int) -> Arrived:
+    """What the dispatcher is told of a request that comes.
+
+    Of its session only if its agent tells what it knows.
+    """
+    return Arrived(
+        request=request.request,
+        tenant=request.tenant,
+        model=request.model,
+        tier=request.tier,
+        input_tokens_max=request.input_tokens,
+        output_tokens_max=request.output_tokens_max,
+        prefix=request.blocks,
+        arrived_ns=arrived_ns,
+        session=None if request.hints is None else request.session,
+        needs=UNSET if request.needs is None else request.needs,
+        hints=UNSET if request.hints is None else request.hints,
     )
 
 
@@ -144,6 +181,8 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
         configured: promises, limits and policy, the dispatcher's first event.
         book: prices; each model of the workers has some.
         energy_udollars_per_kwh: price of electricity.
+        obeys_scaling: workers start and stop as the dispatcher wants; else all start, and hooks
+            may stop them.
     """
 
     name: str
@@ -151,6 +190,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     configured: Configured
     book: PriceBook
     energy_udollars_per_kwh: int = 0
+    obeys_scaling: bool = True
 
 
 class End(enum.IntEnum):
@@ -218,6 +258,12 @@ class Outcomes:
         """When a request was last queued."""
         queued_ns = self.queued_ns[place]
         return self.arrived_ns[place] if queued_ns == NEVER else queued_ns
+
+    def queue_again(self, place: int, now_ns: int) -> None:
+        """A request that was sent is queued once more."""
+        waited_ns = self.sent_ns[place] - self.queued_since_ns(place)
+        self.waited_ns[place] = max(self.waited_ns[place], waited_ns)
+        self.queued_ns[place] = now_ns
 
     def wait_ns_max(self, place: int) -> int:
         """The longest that a request was queued without a break; 0 for one that never came."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -13,14 +13,15 @@ from tokenworks.catalogue.timings import EngineTiming
 from tokenworks.catalogue.toml_text import read_toml
 from tokenworks.core.errors import ConfigInvalid
 from tokenworks.core.ids import ModelName, PoolID, WorkerID
+from tokenworks.core.needs import Needs, Offers, nothing_offers
 from tokenworks.core.slo import Tier
 from tokenworks.core.units import NS_PER_S, PPM
-from tokenworks.dispatch.events import Configured, Limits, PolicySettings
+from tokenworks.dispatch.events import Configured, Limits, PolicySettings, PoolScale
 from tokenworks.dispatch.settings import parse_policy, settings_for
 from tokenworks.perf.timing import Timing
 from tokenworks.twin.kinds import KINDS, MODEL, measured_kind, twin_book
 from tokenworks.twin.records import Role, Scenario, WorkerSpec
-from tokenworks.twin.workload import MIX_DEFAULT, TierMix, checked_mix
+from tokenworks.twin.workload import MIX_DEFAULT, NeedShare, TierMix, checked_mix
 
 FILE_BYTES_MAX: Final = 1_000_000
 WORKERS_MAX: Final = 1_024
@@ -56,11 +57,13 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
         scenario: the factory.
         mix: at which tiers requests ask.
         tenants: how many there are.
+        needs: shares of the requests that only some workers may serve.
     """
 
     scenario: Scenario
     mix: TierMix = MIX_DEFAULT
     tenants: int = 16
+    needs: tuple[NeedShare, ...] = ()
 
 
 def build(name: str, workers: int | None = None, policy: str | None = None) -> Setting:
@@ -209,6 +212,12 @@ class _Worker(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     power_w: _Natural | None = None
     idle_power_w: _Natural | None = None
     capital_udollars_per_hour: _Natural | None = None
+    labels: tuple[str, ...] = ()
+    adapters: tuple[str, ...] = ()
+    workers_min: _Positive | None = None
+    preempts: bool | None = None
+    host_kv_blocks: _Natural | None = None
+    host_bytes_per_s: _Natural | None = None
 
 
 class _Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -233,6 +242,12 @@ class _MixPoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         )
 
 
+class _NeedShare(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    share_ppm: Annotated[int, msgspec.Meta(ge=0, le=PPM)]
+    labels: tuple[str, ...] = ()
+    adapter: str | None = None
+
+
 class _File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     name: str
     worker: dict[str, _Worker]
@@ -242,6 +257,7 @@ class _File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     tenants: _Positive = 16
     limits: _Limits = _Limits()
     mix: tuple[_MixPoint, ...] = ()
+    needs: tuple[_NeedShare, ...] = ()
 
 
 _NEEDED: Final = ("timing", "slots", "kv_blocks", "block_tokens", "batch_tokens_max")
@@ -283,16 +299,43 @@ def parse_scenario(text: str, read_book: Callable[[str], str]) -> Setting:
         prefix_len_max=file.limits.prefix_len_max,
         imbalance_requests_max=file.limits.imbalance_requests_max,
     )
+    configured = configured_for(book, file.policy, limits)
+    if scaling := _scaling(file.worker, specs):
+        configured = msgspec.structs.replace(configured, scaling=scaling)
     scenario = Scenario(
         name=file.name,
         workers=tuple(specs),
-        configured=configured_for(book, file.policy, limits),
+        configured=configured,
         book=book,
         energy_udollars_per_kwh=file.energy_udollars_per_kwh,
     )
     points = [(point.at_ppm, point.weights()) for point in file.mix]
     mix = checked_mix(points) if points else MIX_DEFAULT
-    return Setting(scenario=scenario, mix=mix, tenants=file.tenants)
+    needs = _needs(file.needs, specs)
+    return Setting(scenario=scenario, mix=mix, tenants=file.tenants, needs=needs)
+
+
+def _needs(shares: Sequence[_NeedShare], specs: Sequence[WorkerSpec]) -> tuple[NeedShare, ...]:
+    """What requests need, if the workers offer it."""
+    if sum(share.share_ppm for share in shares) > PPM:
+        raise ConfigInvalid(f"The shares of [[needs]] are more than {PPM} together.")
+    found = []
+    for share in shares:
+        needs = Needs(labels=_sorted_once("[[needs]]", share.labels), adapter=share.adapter)
+        lacking = nothing_offers([spec.offers for spec in specs], needs)
+        if lacking is not None:
+            raise ConfigInvalid(
+                f"[[needs]] asks for {lacking}, which no worker has.",
+                hint="Give a worker `labels` or `adapters`.",
+            )
+        found.append(NeedShare(share_ppm=share.share_ppm, needs=needs))
+    return tuple(found)
+
+
+def _sorted_once(where: str, words: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(words)) != len(words):
+        raise ConfigInvalid(f"{where} names one twice: {list(words)!r}.")
+    return tuple(sorted(words))
 
 
 def load_scenario(path: Path) -> Setting:
@@ -311,13 +354,43 @@ def _text(path: Path) -> str:
         raise ConfigInvalid(f"{str(path)!r} cannot be read: {error}.") from error
 
 
+def _scaling(groups: Mapping[str, _Worker], specs: Sequence[WorkerSpec]) -> tuple[PoolScale, ...]:
+    """The groups that may have fewer workers than they count."""
+    found = []
+    for name, group in groups.items():
+        if group.workers_min is None:
+            continue
+        if group.workers_min > group.count:
+            raise ConfigInvalid(
+                f"[worker.{name}] workers_min is {group.workers_min}, more than its count."
+            )
+        first = next(spec for spec in specs if spec.pool == name)
+        found.append(
+            PoolScale(
+                pool=first.pool,
+                model=first.model,
+                workers_min=group.workers_min,
+                workers_max=group.count,
+                start_ns=first.start_ns,
+            )
+        )
+    return tuple(found)
+
+
+_NOT_OF_A_SPEC: Final = frozenset({"count", "kind", "labels", "adapters", "workers_min"})
+
+
 def _group(name: str, group: _Worker) -> list[WorkerSpec]:
     """The workers of one group of a file."""
     given = {
         field: value
         for field, value in msgspec.structs.asdict(group).items()
-        if value is not None and field not in {"count", "kind"}
+        if value is not None and field not in _NOT_OF_A_SPEC
     }
+    given["offers"] = Offers(
+        labels=_sorted_once(f"[worker.{name}] labels", group.labels),
+        adapters=_sorted_once(f"[worker.{name}] adapters", group.adapters),
+    )
     if group.timing is not None:
         given["timing"] = Timing(**msgspec.structs.asdict(group.timing))
     if group.count > WORKERS_MAX:

@@ -28,8 +28,9 @@ from tokenworks.core.rng import WORD
 from tokenworks.core.units import NS_PER_S
 from tokenworks.twin.clock import FastClock
 from tokenworks.twin.records import WorkerSpec
-from tokenworks.twin.workers import DECODING, FINISHED, GONE, KEY_SHIFT, WORKERS_MAX, Worker
-from tokenworks.twin.workers import Sequence as Attempt
+from tokenworks.twin.sequence import DECODING, FINISHED, GONE
+from tokenworks.twin.sequence import Sequence as Attempt
+from tokenworks.twin.workers import KEY_SHIFT, WORKERS_MAX, Worker
 
 BYTES_PER_TOKEN: Final = 4
 BLOCK_TOKENS: Final = 64
@@ -101,6 +102,7 @@ class _Body(msgspec.Struct):
     tools: msgspec.Raw = msgspec.Raw(b"null")
     max_tokens: int = 2 * OUTPUT_TOKENS_DEFAULT
     ignore_eos: bool = False
+    cache_salt: str = ""
 
 
 _BODY: Final = msgspec.json.Decoder(_Body)
@@ -119,7 +121,7 @@ def asked_of(body: bytes, output_tokens: int) -> Asked:
     read = _BODY.decode(body)
     prompt = b"[%b,%b]" % (bytes(read.tools), bytes(read.messages))
     limit = max(1, read.max_tokens)
-    size, previous, blocks = BLOCK_TOKENS * BYTES_PER_TOKEN, b"", []
+    size, previous, blocks = BLOCK_TOKENS * BYTES_PER_TOKEN, read.cache_salt.encode(), []
     for start in range(0, len(prompt) - size + 1, size):
         block = prompt[start : start + size]
         previous = hashlib.blake2b(block, key=previous, digest_size=8).digest()

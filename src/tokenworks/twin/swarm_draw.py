@@ -10,13 +10,15 @@ from collections.abc import Sequence
 from typing import Final, TypeVar
 
 import msgspec
+from msgspec import UNSET
 
 from tokenworks.catalogue.price_book import PriceBook, parse_price_book
 from tokenworks.core.ids import LimitID, ModelName, PoolID, RequestID, TenantID, WorkerID
+from tokenworks.core.needs import Hints, Needs, Offers
 from tokenworks.core.rng import mix64
 from tokenworks.core.slo import Promise, Tier
 from tokenworks.core.units import NS_PER_MS, NS_PER_S, PPM
-from tokenworks.dispatch.events import Configured, Limits, PolicySettings
+from tokenworks.dispatch.events import Configured, Limits, PolicySettings, PoolScale
 from tokenworks.dispatch.policies import NAMES
 from tokenworks.dispatch.policy import Dice
 from tokenworks.dispatch.settings import token_prices
@@ -43,6 +45,12 @@ from tokenworks.twin.network import KINDS
 from tokenworks.twin.records import Role, TwinRequest, WorkerSpec
 
 BLOCK_TOKENS: Final = 16
+LABELS: Final = ("eu", "medical")
+ADAPTERS: Final = ("support",)
+_NEEDS: Final = 0x6E65656473
+_HOSTS: Final = 0x686F737473
+_SCALING: Final = 0x7363616C65
+_PREEMPTING: Final = 0x707265656D7074
 WORKERS_MAX: Final = 6
 _MODELS: Final = (MODEL, ModelName("other"))
 _FS_PER_US: Final = 1_000 * FS_PER_NS
@@ -109,6 +117,11 @@ def draw(seed: int, policies: Sequence[str] = NAMES) -> Case:
         prices=token_prices(book),
     )
     requests = _requests(dice, workers)
+    # With dice of their own: what is drawn by the others stays as it was without them.
+    workers, requests = _with_needs(Dice(mix64(seed ^ _NEEDS)), workers, requests)
+    configured = _with_scaling(Dice(mix64(seed ^ _SCALING)), workers, configured)
+    workers = _with_preempting(Dice(mix64(seed ^ _PREEMPTING)), workers)
+    workers = _with_hosts(Dice(mix64(seed ^ _HOSTS)), workers)
     return Case(
         seed=seed,
         workers=workers,
@@ -276,6 +289,89 @@ def _requests(dice: Dice, workers: Sequence[WorkerSpec]) -> tuple[TwinRequest, .
             )
         )
     return tuple(requests)
+
+
+def _with_needs(
+    dice: Dice, workers: tuple[WorkerSpec, ...], requests: tuple[TwinRequest, ...]
+) -> tuple[tuple[WorkerSpec, ...], tuple[TwinRequest, ...]]:
+    """Labels and adapters that some workers have and some requests need, and what agents say."""
+    if chance(dice, PPM // 2):
+        return workers, requests
+    share = _pick(dice, (5, 30, 90))
+    offering = tuple(
+        msgspec.structs.replace(
+            spec,
+            offers=Offers(
+                labels=tuple(label for label in LABELS if dice.below(100) < 60),
+                adapters=ADAPTERS if dice.below(100) < 50 else (),
+            ),
+        )
+        for spec in workers
+    )
+    needing = []
+    for number, request in enumerate(requests):
+        needs = hints = None
+        if dice.below(100) < share:
+            needs = Needs(
+                labels=_pick(dice, ((), LABELS[:1], LABELS[1:], LABELS)),
+                adapter=_pick(dice, (None, ADAPTERS[0])),
+            )
+        if dice.below(100) < share:
+            hints = Hints(
+                output_tokens=_pick(dice, (None, 1, 1_000)),
+                tool_ns=_pick(dice, (None, 0, 200 * _MS, 5_000 * _MS)),
+                session_ends=dice.below(4) == 0,
+            )
+        # Those that begin alike are of one session, as far as anybody can tell.
+        session = f"s{request.blocks[0] % 50}" if request.blocks else f"s{number % 7}"
+        needing.append(msgspec.structs.replace(request, needs=needs, hints=hints, session=session))
+    return offering, tuple(needing)
+
+
+def _with_scaling(dice: Dice, workers: Sequence[WorkerSpec], configured: Configured) -> Configured:
+    """Pools that may have fewer workers than there are, in a third of the cases.
+
+    Only of those whose workers all serve one model, and both prefill and decode.
+    """
+    if chance(dice, PPM * 2 // 3):
+        return configured
+    scaling = []
+    for pool in sorted({spec.pool for spec in workers}):
+        own = [spec for spec in workers if spec.pool == pool]
+        if len({spec.model for spec in own}) == 1 and all(spec.role == "both" for spec in own):
+            scaling.append(
+                PoolScale(
+                    pool=pool,
+                    model=own[0].model,
+                    workers_min=_between(dice, 1, len(own)),
+                    workers_max=len(own),
+                    start_ns=own[0].start_ns,
+                )
+            )
+    return msgspec.structs.replace(configured, scaling=tuple(scaling) or UNSET)
+
+
+def _with_preempting(dice: Dice, workers: tuple[WorkerSpec, ...]) -> tuple[WorkerSpec, ...]:
+    """Engines that can stop a request whose tokens are kept: none, some or all."""
+    share = _pick(dice, (0, 50, 100, 100))
+    return tuple(
+        msgspec.structs.replace(spec, preempts=dice.below(100) < share) for spec in workers
+    )
+
+
+def _with_hosts(dice: Dice, workers: tuple[WorkerSpec, ...]) -> tuple[WorkerSpec, ...]:
+    """Engines with a place for KV blocks in their host's memory, large or small, fast or slow."""
+    share = _pick(dice, (0, 50, 100, 100))
+    return tuple(
+        msgspec.structs.replace(
+            spec,
+            host_kv_blocks=_pick(dice, (3, 20, 1_000)),
+            host_bytes_per_s=_pick(dice, (10**5, 10**7, 10**9)),
+        )
+        if dice.below(100) < share
+        else spec
+        for spec in workers
+    )
 
 
 def _quotas(dice: Dice, requests: Sequence[TwinRequest]) -> tuple[Limit, ...]:

@@ -15,122 +15,39 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
+from collections.abc import Callable
 from heapq import heappop, heappush
 from typing import Final
 
 from tokenworks.perf.timing import FS_PER_NS, Timing
-from tokenworks.twin.kv_cache import NO_MATCH, Change, KVCache, Stretch
+from tokenworks.twin.kv_cache import NO_MATCH, Change, KVCache
 from tokenworks.twin.records import WorkerSpec, WorkerUse
+from tokenworks.twin.sequence import (
+    ARRIVING,
+    DECODING,
+    FINISHED,
+    GONE,
+    HANDED,
+    HELD,
+    IDLE,
+    PREFILLING,
+    STARTED,
+    WAITING,
+    Sequence,
+)
 
 KEY_SHIFT: Final = 12
 """A boundary's key on the driver's heap: its time in nanoseconds, then the worker's index."""
 WORKERS_MAX: Final = 1 << KEY_SHIFT
-IDLE: Final = -1
 WATERMARK_SHARE: Final = 100
 """One block in so many stays free at admission, so that decode can grow."""
-
-# Where a sequence is.
-WAITING: Final = 0
-PREFILLING: Final = 1
-DECODING: Final = 2
-ARRIVING: Final = 3  # it has its place, and its KV cache is on the way from another worker
-HELD: Final = 4  # prefilled; its KV cache goes to another worker
-GONE: Final = 5
-
-# What an iteration has brought.
-STARTED: Final = 0
-FINISHED: Final = 1
-HANDED: Final = 2
 
 # What a worker is told between boundaries.
 _ABORT: Final = 0
 _RELEASE: Final = 1
 _JOIN: Final = 2
 _PACE: Final = 3
-
-
-class Sequence:
-    """One attempt of one request at one worker.
-
-    Attributes:
-        number: unique in the run; later ones are greater.
-        place: of its request in the workload.
-        worker: index of the worker that has it.
-        attempt: which one.
-        input_tokens: of the request's prompt.
-        output_tokens: that it will have made at its end.
-        blocks: hashes of the prompt's full blocks.
-        hands_over: it is only prefilled here; another worker decodes.
-        arrives: it was prefilled elsewhere; its KV cache comes when it has a place here.
-        source: where it was prefilled, until its KV cache is here.
-        state: where it is.
-        made: tokens made, when it last stood in a queue or began to decode.
-        prompt: tokens to prefill: its prompt and what was made before it was preempted.
-        computed: tokens of these in the KV cache.
-        shared: blocks of its chain that it refers to in the prefix cache.
-        last: the last stretch of these.
-        cached_tokens: of its prompt, found in the prefix cache when it was first admitted.
-        decodes_from: number of the iteration after which it decodes.
-        ends_at: number of the iteration that makes its last token.
-        phase: it needs a new block at iterations of this number modulo a block's tokens.
-        after_fs: boundaries after this time see it; ``IDLE`` before it has come to the worker.
-        preemptions: times it was preempted.
-        itl_max_fs: the longest gap between two of its tokens.
-        token_fs: when its latest token was made, if it was not in this worker's last iteration.
-    """
-
-    __slots__ = (
-        "after_fs",
-        "arrives",
-        "attempt",
-        "blocks",
-        "cached_tokens",
-        "computed",
-        "decodes_from",
-        "ends_at",
-        "hands_over",
-        "input_tokens",
-        "itl_max_fs",
-        "last",
-        "made",
-        "number",
-        "output_tokens",
-        "phase",
-        "place",
-        "preemptions",
-        "prompt",
-        "shared",
-        "source",
-        "state",
-        "token_fs",
-        "worker",
-    )
-
-    def __init__(
-        self,
-        number: int,
-        place: int,
-        worker: int,
-        attempt: int,
-        input_tokens: int,
-        output_tokens: int,
-        blocks: tuple[int, ...],
-    ) -> None:
-        self.number = number
-        self.place = place
-        self.worker = worker
-        self.attempt = attempt
-        self.input_tokens = self.prompt = input_tokens
-        self.output_tokens = output_tokens
-        self.blocks = blocks
-        self.hands_over = self.arrives = False
-        self.source: Sequence | None = None
-        self.last: Stretch | None = None
-        self.state = WAITING
-        self.made = self.computed = self.shared = self.preemptions = 0
-        self.cached_tokens = 0
-        self.decodes_from = self.phase = self.itl_max_fs = self.token_fs = 0
-        self.after_fs = self.ends_at = IDLE
+_MOVE: Final = 4
 
 
 class Worker:
@@ -174,6 +91,7 @@ class Worker:
         "_joined",
         "_kv",
         "_launch_fs",
+        "_moves",
         "_phases",
         "_preempted",
         "_prefill_context_fs",
@@ -253,6 +171,7 @@ class Worker:
         self._joined: list[Sequence] = []  # their next token ends the wait for their KV cache
         self._prefilling: list[Sequence] = []
         self._inbox: list[tuple[int, int, Sequence | None]] = []
+        self._moves: deque[Callable[[KVCache], None]] = deque()
         while self._timings:
             self._keep_pace(self._timings.popleft())
         self._hung_until_fs = 0
@@ -301,6 +220,11 @@ class Worker:
         """Take another time for iterations, from the next boundary on."""
         self._timings.append(timing)
         self._post(_PACE, None, now_ns)
+
+    def move(self, move: Callable[[KVCache], None], now_ns: int) -> None:
+        """Do something to its cached blocks, at the next boundary."""
+        self._moves.append(move)
+        self._post(_MOVE, None, now_ns)
 
     def hang(self, until_ns: int, now_ns: int) -> None:
         """Stand still until a time; the iteration under way is still ended."""
@@ -538,9 +462,9 @@ class Worker:
                 continue
             whole += 1
             sequence.made += 1
-            if sequence.made == 1:
+            if sequence.made == sequence.kept + 1:
                 brought.append((STARTED, sequence))
-            else:  # it was preempted
+            if sequence.made > 1:  # it was preempted, or goes on
                 gap_fs = self._start_fs - sequence.token_fs
                 sequence.itl_max_fs = max(sequence.itl_max_fs, gap_fs)
             if sequence.made < sequence.output_tokens and not sequence.hands_over:
@@ -589,7 +513,10 @@ class Worker:
         while inbox and inbox[0][0] < seen_fs:
             _, kind, sequence = inbox.pop(0)
             if sequence is None:
-                self._keep_pace(self._timings.popleft())
+                if kind == _PACE:
+                    self._keep_pace(self._timings.popleft())
+                else:
+                    self._moves.popleft()(self._kv)
                 continue
             state = sequence.state
             if kind == _RELEASE:

@@ -14,6 +14,7 @@ import msgspec
 
 from tokenworks.core.errors import ConfigInvalid
 from tokenworks.core.ids import ModelName, RequestID, TenantID
+from tokenworks.core.needs import Hints, Needs
 from tokenworks.core.rng import GOLDEN_GAMMA, WORD, mix64
 from tokenworks.core.slo import Tier
 from tokenworks.core.units import PPM
@@ -94,6 +95,18 @@ def checked_mix(points: Sequence[tuple[int, Mapping[Tier, int]]]) -> TierMix:
     return TierMix(points=tuple((place, dict(weights)) for place, weights in points))
 
 
+class NeedShare(msgspec.Struct, frozen=True, kw_only=True):
+    """A share of the requests that only some workers may serve.
+
+    Attributes:
+        share_ppm: of all, in millionths; sessions need the same from beginning to end.
+        needs: what they need.
+    """
+
+    share_ppm: int
+    needs: Needs
+
+
 def steady(weights: Mapping[Tier, int]) -> TierMix:
     """The same shares from beginning to end."""
     return checked_mix([(0, weights)])
@@ -116,6 +129,8 @@ class Demand(msgspec.Struct, frozen=True, kw_only=True):
         output_tokens_max: what each request allows; None for the longest answer of the workload,
             and at least 2,048, so that a limit tells nothing of the answer.
         limit: the first so many rows only.
+        needs: shares of the requests that only some workers may serve.
+        hints: agents tell the dispatcher what they know; see ``TwinRequest.hints``.
     """
 
     model: ModelName
@@ -125,6 +140,8 @@ class Demand(msgspec.Struct, frozen=True, kw_only=True):
     block_tokens: int = MOONCAKE_BLOCK_TOKENS
     output_tokens_max: int | None = None
     limit: int | None = None
+    needs: tuple[NeedShare, ...] = ()
+    hints: bool = False
 
 
 def salt_of(text: str) -> int:
@@ -169,6 +186,7 @@ def requests_of(trace: Trace, demand: Demand, seed: int) -> list[TwinRequest]:
     output_tokens_max = demand.output_tokens_max or longest
     end_ns = max(1, rows[-1].at_ns)
     tenant_salt, tier_salt = salt_of(f"{seed} tenant"), salt_of(f"{seed} tier")
+    need_salt = salt_of(f"{seed} needs")
     hashes = [_Hashes(tenant, parts, trace.block_tokens) for tenant in tenants]
     names = [RequestID(row.request or f"r{index}") for index, row in enumerate(rows)]
     tiers: dict[str, Tier] = {}
@@ -198,9 +216,47 @@ def requests_of(trace: Trace, demand: Demand, seed: int) -> list[TwinRequest]:
                 wait_for=tuple(map(RequestID, row.wait_for)),
                 delay_ns=row.delay_ns,
                 session=row.session,
+                needs=_needs_of(demand.needs, mix64(need_salt ^ mix64(root))),
             )
         )
-    return found
+    return _hinted(rows, found) if demand.hints else found
+
+
+def _needs_of(shares: Sequence[NeedShare], draw: int) -> Needs | None:
+    """What a request needs, by 64 bits that decide."""
+    drawn = draw * PPM >> 64
+    for share in shares:
+        drawn -= share.share_ppm
+        if drawn < 0:
+            return share.needs
+    return None
+
+
+def _hinted(rows: Sequence[Row], requests: Sequence[TwinRequest]) -> list[TwinRequest]:
+    """The same requests, of agents that tell what they know.
+
+    They know about how long the answer will be (to the next power of two), how long the tool will
+    take for which the session's next request waits, and when the session is over.
+    """
+    tool_ns: dict[RequestID, int] = {}
+    last: dict[str, RequestID] = {}
+    for request in requests:
+        for parent in request.wait_for:
+            tool_ns[parent] = min(request.delay_ns, tool_ns.get(parent, request.delay_ns))
+        if request.session is not None:
+            last[request.session] = request.request
+    ends = set(last.values())
+    return [
+        msgspec.structs.replace(
+            request,
+            hints=Hints(
+                output_tokens=1 << (row.output_tokens - 1).bit_length(),
+                tool_ns=tool_ns.get(request.request),
+                session_ends=request.request in ends,
+            ),
+        )
+        for row, request in zip(rows, requests, strict=True)
+    ]
 
 
 def _check(trace: Trace, demand: Demand, rows: Sequence[Row]) -> int:

@@ -1,0 +1,160 @@
+"""The headers of our own: who the agent is, what its request needs, and what it knows of it."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from tokenworks.core.errors import InvalidRequest
+from tokenworks.core.ids import AgentName, RunID
+from tokenworks.core.needs import LABELS_MAX, Hints, Needs, words_of
+from tokenworks.core.units import NS_PER_S
+from tokenworks.gateway.http_io import LABEL_LEN_MAX, Scope, label_of
+
+PREFIX: Final = b"x-tokenworks-"
+
+AGENT_HEADER: Final = b"x-tokenworks-agent"
+"""The name of the agent that asks, for reports."""
+
+RUN_HEADER: Final = b"x-tokenworks-run"
+"""The agent's run, which may have limits of its own."""
+
+LABELS_HEADER: Final = b"x-tokenworks-labels"
+"""Data labels, beside those of the key: only workers that have them all may see the request."""
+
+ADAPTER_HEADER: Final = b"x-tokenworks-adapter"
+"""The LoRA adapter that is to be applied."""
+
+SESSION_HEADER: Final = b"x-tokenworks-session"
+"""The conversation that the request belongs to; its requests go to the same worker if they can."""
+
+OUTPUT_HEADER: Final = b"x-tokenworks-output-tokens"
+"""How long the agent expects the answer to be."""
+
+TOOL_HEADER: Final = b"x-tokenworks-tool-seconds"
+"""How long a tool will take after this answer, before the session goes on."""
+
+ENDS_HEADER: Final = b"x-tokenworks-session-ends"
+"""``true``: no request of the session follows."""
+
+TOKENS_MAX: Final = 1 << 30
+TOOL_S_MAX: Final = 86_400
+
+
+class OwnHeaders(msgspec.Struct, frozen=True, kw_only=True):
+    """What a request's own headers say, with what its key asks for.
+
+    Attributes:
+        agent: who asks, if it is an agent.
+        run: its run.
+        needs: what the worker must have; None if any will do.
+        session: the conversation that it belongs to.
+        hints: what the agent knows of its request; None if it says nothing.
+    """
+
+    agent: AgentName | None = None
+    run: RunID | None = None
+    needs: Needs | None = None
+    session: str | None = None
+    hints: Hints | None = None
+
+
+def own_headers(scope: Scope, key_labels: tuple[str, ...]) -> OwnHeaders:
+    """Read the headers of our own; others of the prefix are ignored.
+
+    Args:
+        scope: the request.
+        key_labels: data labels of its key, which hold whatever a header says.
+
+    Raises:
+        InvalidRequest: one of them says what it cannot.
+    """
+    found = {
+        name: label_of(name, value)
+        for name, value in scope["headers"]
+        if name.startswith(PREFIX) and name in _NAMES
+    }
+    if not found and not key_labels:
+        return _NOTHING
+    agent, run = found.get(AGENT_HEADER), found.get(RUN_HEADER)
+    return OwnHeaders(
+        agent=None if agent is None else AgentName(agent),
+        run=None if run is None else RunID(run),
+        needs=_needs(found, key_labels),
+        session=found.get(SESSION_HEADER),
+        hints=_hints(found),
+    )
+
+
+def _needs(found: dict[bytes, str], key_labels: tuple[str, ...]) -> Needs | None:
+    labels = words_of(found.get(LABELS_HEADER, ""), LABELS_HEADER.decode())
+    labels = tuple(sorted({*labels, *key_labels}))
+    if len(labels) > LABELS_MAX:
+        raise InvalidRequest(
+            f"The key and the header {LABELS_HEADER.decode()} have {len(labels)} labels together.",
+            hint=f"Have at most {LABELS_MAX}.",
+        )
+    adapter = found.get(ADAPTER_HEADER)
+    return Needs(labels=labels, adapter=adapter) if labels or adapter else None
+
+
+def _hints(found: dict[bytes, str]) -> Hints | None:
+    hints = Hints(
+        output_tokens=_number(found, OUTPUT_HEADER, 1, TOKENS_MAX),
+        tool_ns=_seconds(found, TOOL_HEADER),
+        session_ends=_flag(found, ENDS_HEADER),
+    )
+    return None if hints == _NO_HINTS else hints
+
+
+def _number(found: dict[bytes, str], name: bytes, least: int, most: int) -> int | None:
+    text = found.get(name)
+    if text is None:
+        return None
+    if not (text.isdigit() and len(text) <= len(str(most)) and least <= int(text) <= most):
+        raise _wrong(name, text, f"a whole number from {least} to {most}")
+    return int(text)
+
+
+def _seconds(found: dict[bytes, str], name: bytes) -> int | None:
+    """Seconds with at most three decimals, as nanoseconds."""
+    text = found.get(name)
+    if text is None:
+        return None
+    whole, dot, part = text.partition(".")
+    ms = f"{whole}{part:0<3}"
+    right = whole.isdigit() and len(whole) <= len(str(TOOL_S_MAX)) and (part.isdigit() or not dot)
+    if not right or len(part) > 3 or int(ms) > TOOL_S_MAX * 1_000:
+        raise _wrong(name, text, f"seconds from 0 to {TOOL_S_MAX}, with at most three decimals")
+    return int(ms) * (NS_PER_S // 1_000)
+
+
+def _flag(found: dict[bytes, str], name: bytes) -> bool:
+    text = found.get(name, "false").lower()
+    if text not in ("true", "false"):
+        raise _wrong(name, text, "true or false")
+    return text == "true"
+
+
+def _wrong(name: bytes, text: str, want: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"The header {name.decode()} is {text[:LABEL_LEN_MAX]!r}; it must be {want}.",
+        hint="Mend it or leave it out.",
+    )
+
+
+_NOTHING: Final = OwnHeaders()
+_NO_HINTS: Final = Hints()
+_NAMES: Final = frozenset(
+    {
+        AGENT_HEADER,
+        RUN_HEADER,
+        LABELS_HEADER,
+        ADAPTER_HEADER,
+        SESSION_HEADER,
+        OUTPUT_HEADER,
+        TOOL_HEADER,
+        ENDS_HEADER,
+    }
+)

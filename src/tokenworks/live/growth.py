@@ -1,0 +1,73 @@
+"""Pools that grow: their workers are started when requests wait, and stopped when they are idle."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from tokenworks.core.ids import PoolID, WorkerID
+from tokenworks.dispatch.commands import Scale
+from tokenworks.live.workers import Worker
+
+
+class Growth:
+    """The workers of pools that grow. All calls come from one event loop."""
+
+    def __init__(self) -> None:
+        self._makers: dict[PoolID, dict[WorkerID, Callable[[], Worker]]] = {}
+        self._first: list[WorkerID] = []
+        self._running: dict[WorkerID, Worker] = {}
+        self._stopping: dict[WorkerID, asyncio.Task[None]] = {}
+
+    def seat(
+        self, pool: PoolID, worker: WorkerID, make: Callable[[], Worker], *, first: bool
+    ) -> None:
+        """Let a pool have a worker.
+
+        Args:
+            pool: whose.
+            worker: its name.
+            make: makes it, anew each time; each is started once.
+            first: it starts with the factory.
+        """
+        self._makers.setdefault(pool, {})[worker] = make
+        if first:
+            self._first.append(worker)
+
+    def start(self) -> None:
+        """Start those that the pools have at least."""
+        for makers in self._makers.values():
+            for worker, make in makers.items():
+                if worker in self._first:
+                    self._start(worker, make)
+
+    def scale(self, command: Scale) -> None:
+        """Do what a pool wants, as far as its workers are here.
+
+        One that is still stopping is not started again before it has ended.
+        """
+        if command.worker is not None:
+            running = self._running.pop(command.worker, None)
+            if running is not None:
+                task = asyncio.ensure_future(self._end(command.worker, running))
+                self._stopping[command.worker] = task
+            return
+        makers = self._makers.get(command.pool, {})
+        missing = command.workers - sum(worker in self._running for worker in makers)
+        for worker, make in makers.items():
+            if missing > 0 and worker not in self._running and worker not in self._stopping:
+                self._start(worker, make)
+                missing -= 1
+
+    async def stop(self) -> None:
+        """End all; returns when nothing is left of any."""
+        running, self._running = list(self._running.values()), {}
+        await asyncio.gather(*(worker.stop() for worker in running), *self._stopping.values())
+
+    def _start(self, worker: WorkerID, make: Callable[[], Worker]) -> None:
+        self._running[worker] = made = make()
+        made.start()
+
+    async def _end(self, name: WorkerID, worker: Worker) -> None:
+        await worker.stop()
+        del self._stopping[name]

@@ -1,0 +1,110 @@
+"""What moves between workers' caches and their hosts' memory in a run, and who waits for it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+
+from tokenworks.dispatch.commands import Fetch, Offload
+from tokenworks.twin.host_tier import HostTier
+from tokenworks.twin.kv_cache import KVCache
+from tokenworks.twin.workers import Worker
+
+At = Callable[[int, Callable[[], None]], None]
+
+
+class HostTiers:
+    """The hosts of a run's workers.
+
+    Args:
+        engines: all workers; those without a place in their host's memory are never asked.
+        at: puts something on the agenda.
+    """
+
+    __slots__ = ("_at", "_engines", "_lives", "_tiers", "ready_ns")
+
+    def __init__(self, engines: Sequence[Worker], at: At) -> None:
+        self._engines, self._at = engines, at
+        self._tiers = {
+            engine.index: HostTier(
+                engine.spec.host_kv_blocks,
+                engine.spec.block_tokens * engine.spec.kv_bytes_per_token,
+                engine.spec.host_bytes_per_s,
+            )
+            for engine in engines
+            if engine.spec.host_bytes_per_s
+        }
+        self._lives = dict.fromkeys(self._tiers, 0)
+        self.ready_ns: dict[int, int] = {}
+        """By place of a request: when what it waits for is in the cache."""
+
+    def move(
+        self,
+        index: int,
+        place: int,
+        blocks: tuple[int, ...],
+        command: Offload | Fetch,
+        now_ns: int,
+    ) -> None:
+        """Do what the dispatcher wants.
+
+        Args:
+            index: of the worker.
+            place: of the request whose prompt has the blocks.
+            blocks: of that prompt.
+            command: which of them go where.
+            now_ns: now.
+        """
+        if isinstance(command, Offload):
+            self._offload(index, blocks, command, now_ns)
+        else:
+            self._fetch(index, place, blocks, command, now_ns)
+
+    def _offload(self, index: int, blocks: tuple[int, ...], command: Offload, now_ns: int) -> None:
+        """Move the end of a chain down; it leaves the cache when all of it is there."""
+        stop = command.first + command.blocks
+        chain = blocks[:stop]
+        done_ns = self._tiers[index].transfer(command.blocks, now_ns)
+        left = functools.partial(self._left, index, chain, command.first)
+        self._move_at(done_ns, index, left)
+
+    def _fetch(
+        self, index: int, place: int, blocks: tuple[int, ...], command: Fetch, now_ns: int
+    ) -> None:
+        """Bring back what is still there; the request of that place waits for it."""
+        tier, first = self._tiers[index], command.first
+        count = tier.has(blocks[first : first + command.blocks])
+        if not count:
+            return
+        tier.moved_up += count
+        done_ns = self.ready_ns[place] = tier.transfer(count, now_ns)
+        self._move_at(done_ns, index, functools.partial(_came, blocks[: first + count], first))
+
+    def lose(self, index: int) -> None:
+        """A worker is gone, and what its host kept for it."""
+        tier = self._tiers.get(index)
+        if tier is not None:
+            tier.clear()
+            self._lives[index] += 1
+
+    def _move_at(self, at_ns: int, index: int, move: Callable[[KVCache], None]) -> None:
+        """Let an engine move blocks then, unless it is lost before."""
+        life = self._lives[index]
+
+        def act() -> None:
+            if self._lives[index] == life:
+                self._engines[index].move(move, at_ns)
+
+        self._at(at_ns, act)
+
+    def _left(self, index: int, chain: tuple[int, ...], first: int, cache: KVCache) -> None:
+        """The copy is whole: what still is in the cache, and used by nobody, leaves it."""
+        if cache.match(chain, len(chain))[0] == len(chain):
+            self._tiers[index].put(chain[first:])
+            cache.uncache(chain, first)
+
+
+def _came(chain: tuple[int, ...], first: int, cache: KVCache) -> None:
+    """Blocks have come back: they are cached ones again, if there is room for all of them."""
+    if cache.available >= len(chain):
+        cache.bring(chain, first, len(chain))

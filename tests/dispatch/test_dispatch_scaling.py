@@ -1,0 +1,231 @@
+"""More workers where requests wait against their promises, fewer where nobody does."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from tests.dispatch.dispatch_world import (
+    MODEL,
+    arrived,
+    configured,
+    down,
+    factory,
+    failed,
+    finished,
+    started,
+    up,
+    withdrawn,
+)
+from tokenworks.core.ids import PoolID
+from tokenworks.core.slo import Tier
+from tokenworks.core.units import NS_PER_S
+from tokenworks.dispatch import scaling
+from tokenworks.dispatch.commands import Command, Scale, SetTimer
+from tokenworks.dispatch.dispatcher import Dispatcher
+from tokenworks.dispatch.events import Configured, PoolScale, Ticked
+
+S = NS_PER_S
+POOL = PoolScale(pool=PoolID("p"), model=MODEL, workers_min=1, workers_max=6, start_ns=20 * S)
+
+
+def settings(*pools: PoolScale, policy: str = "promises", queue_len_max: int = 100) -> Configured:
+    plain = configured(queue_len_max, policy=policy, patience_ns=600 * S)
+    return msgspec.structs.replace(plain, scaling=pools or (POOL,))
+
+
+def scales(commands: list[Command]) -> list[Scale]:
+    return [each for each in commands if isinstance(each, Scale)]
+
+
+def same_again(dispatcher: Dispatcher) -> Dispatcher:
+    again = Dispatcher.restore(dispatcher.snapshot())
+    assert again.digest() == dispatcher.digest()
+    return again
+
+
+def tick(dispatcher: Dispatcher, at_s: float) -> list[Command]:
+    return dispatcher.handle(round(at_s * S), Ticked())
+
+
+def crowded(slots: int = 1, **changes: int) -> Dispatcher:
+    """One worker that is full, and one request that waits from 0 s on; TTFT is 2 s."""
+    dispatcher = factory(up(slots=slots), settings=settings(**changes))  # type: ignore[arg-type]
+    for number in range(slots):
+        dispatcher.handle(0, arrived(f"r{number}"))
+    commands = dispatcher.handle(0, arrived("waits"))
+    timers = [each for each in commands if isinstance(each, SetTimer)]
+    assert timers
+    return dispatcher
+
+
+def test_a_second_look_in_a_row_at_a_long_wait_wants_more() -> None:
+    dispatcher = crowded()
+    assert not scales(tick(dispatcher, 0.5))
+    assert not scales(tick(dispatcher, 1.5))
+    dispatcher = same_again(dispatcher)
+    (more,) = scales(tick(dispatcher, 2.5))
+    assert (more.pool, more.workers, more.up, more.reason) == ("p", 2, 1, "queue_wait")
+    assert (more.worker, more.pressure_ppm) == (None, 1_250_000)
+    # While it starts nothing more is asked for; if it does not come up, it is asked for again.
+    asked = [at for at in range(4, 90) if scales(tick(dispatcher, at))]
+    assert asked == [3 + 70]
+    dispatcher = same_again(dispatcher)
+    dispatcher.handle(91 * S, up("b", slots=1))
+    dispatcher.handle(91 * S, arrived("more", at=91 * S))
+    # Of what waited for it no more is made; what goes on waiting is another matter.
+    found = [(at, each) for at in range(92, 105) for each in scales(tick(dispatcher, at))]
+    ((at, more),) = found
+    assert (at, more.workers, more.up) == (102, 3, 2)
+
+
+def test_the_timer_looks_again_as_long_as_that_may_come_to_something() -> None:
+    dispatcher = factory(up(slots=1), settings=settings())
+    assert dispatcher.handle(0, arrived("r0"))[1:] == []  # nobody waits: nothing to look for
+    timers = [each for each in dispatcher.handle(0, arrived("w")) if isinstance(each, SetTimer)]
+    assert [(each.reason, each.at_ns) for each in timers] == [("waiting", S + 1), ("scaling", S)]
+    timers = [each for each in tick(dispatcher, 1) if isinstance(each, SetTimer)]
+    assert [(each.reason, each.at_ns) for each in timers] == [("waiting", S + 1)]
+    timers = [each for each in tick(dispatcher, 1.1) if isinstance(each, SetTimer)]
+    assert [(each.reason, each.at_ns) for each in timers][-1] == ("scaling", 2 * S)
+
+
+def test_a_quarter_more_and_never_beyond_the_most() -> None:
+    pool = msgspec.structs.replace(POOL, workers_max=10)
+    workers = [up(f"w{number}", slots=1) for number in range(9)]
+    dispatcher = factory(*workers, settings=settings(pool))
+    for number in range(12):
+        dispatcher.handle(0, arrived(f"r{number}"))
+    (more,) = [scale for at in (1.1, 2.2, 3.3) for scale in scales(tick(dispatcher, at))]
+    assert more.workers == 10
+    full = factory(*workers[:6], settings=settings())
+    for number in range(12):
+        full.handle(0, arrived(f"r{number}"))
+    assert not [scale for at in range(1, 9) for scale in scales(tick(full, at))]
+
+
+def test_who_was_turned_away_has_waited_for_all_of_the_promise() -> None:
+    dispatcher = factory(up(slots=1), settings=settings(queue_len_max=0))
+    dispatcher.handle(0, arrived("r"))
+    found = []
+    for number in range(4):
+        at = number * 11 * S // 10
+        found += scales(dispatcher.handle(at, arrived(f"x{number}", at=at)))
+    (more,) = found
+    assert more.pressure_ppm == 1_000_000
+
+
+def test_those_that_need_something_are_seen_to_wait_too() -> None:
+    dispatcher = factory(up(slots=1, labels=("eu",)), settings=settings())
+    dispatcher.handle(0, arrived("r"))
+    dispatcher.handle(0, arrived("eu", labels=("eu",)))
+    assert [scale for at in (1.1, 2.2) for scale in scales(tick(dispatcher, at))]
+
+
+def calm(dispatcher: Dispatcher, first_s: int, last_s: int) -> list[tuple[int, Scale]]:
+    return [
+        (at, scale)
+        for at in range(first_s, last_s)
+        for scale in scales(dispatcher.handle(at * S, Ticked()))
+    ]
+
+
+def test_a_calm_minute_each_gives_one_back_down_to_the_least() -> None:
+    dispatcher = factory(up("a"), up("b"), up("c"), settings=settings())
+    dispatcher.handle(1, arrived("r"))
+    found = calm(dispatcher, 1, 400)
+    assert [(at, scale.worker) for at, scale in found] == [(60, "c"), (120, "b")]
+    assert {scale.reason for _, scale in found} == {"idle"}
+    assert [scale.workers for _, scale in found] == [2, 1]
+    before = dispatcher.counts()["ignored"]
+    dispatcher.handle(401 * S, down("b"))  # the driver says so once it has stopped
+    assert dispatcher.counts()["ignored"] == before + 1
+    dispatcher.handle(401 * S, up("b"))  # and it may come up again
+    assert set(dispatcher.loads()) == {"a", "b"}
+
+
+@pytest.mark.parametrize("end", ["finishes", "is withdrawn", "breaks off", "is lost"])
+def test_who_is_given_back_ends_what_it_has_and_is_sent_nothing(end: str) -> None:
+    dispatcher = factory(up("a"), up("b"), settings=settings())
+    for name in ("r0", "r1"):
+        dispatcher.handle(0, arrived(name))
+        dispatcher.handle(0, started(name))
+    assert calm(dispatcher, 1, 70) == []  # "b" has r1
+    dispatcher = same_again(dispatcher)
+    for number in range(3):
+        dispatcher.handle(70 * S, arrived(f"more{number}", at=70 * S))
+    assert dispatcher.loads()["b"].running == 1
+    event = {
+        "finishes": finished("r1"),
+        "is withdrawn": withdrawn("r1"),
+        "breaks off": failed("r1", "b", started=True),
+        "is lost": down("b"),
+    }[end]
+    found = scales(dispatcher.handle(71 * S, event))
+    assert [each.worker for each in found] == ([] if end == "is lost" else ["b"])
+    assert set(dispatcher.loads()) == {"a"}
+    same_again(dispatcher)
+
+
+def test_who_prefills_for_others_is_not_given_back_before_that_ends() -> None:
+    dispatcher = factory(up("a"), up("b"), settings=settings())
+    calm(dispatcher, 1, 60)
+    worker = dispatcher._workers["b"]  # type: ignore[index]
+    worker.prefilling["x"] = None  # type: ignore[index]
+    assert calm(dispatcher, 60, 65) == []
+    worker.prefilling.clear()
+    assert len(calm(dispatcher, 65, 67)) == 1
+
+
+def test_what_runs_must_fit_on_the_others_with_room() -> None:
+    dispatcher = factory(up("a", slots=10), up("b", slots=10), settings=settings())
+    for number in range(7):
+        dispatcher.handle(0, arrived(f"r{number}", Tier.FREE))
+    assert calm(dispatcher, 1, 200) == []
+    dispatcher.handle(200 * S, finished("r1"))
+    found = calm(dispatcher, 200, 202)
+    assert found == []  # it retires, with three requests left
+    assert dispatcher._retiring
+
+
+def test_a_worker_that_is_wanted_again_soon_makes_the_next_calm_longer() -> None:
+    dispatcher = factory(up("a", slots=1), up("b", slots=1), settings=settings())
+    at, gaps = 1, []
+    for _ in range(7):
+        begun = at
+        while not calm(dispatcher, at, at + 1):
+            at += 1
+        gaps.append(at - begun)
+        at += 1
+        dispatcher.handle(at * S, arrived(f"x{at}", at=at * S))
+        dispatcher.handle(at * S, arrived(f"y{at}", at=at * S))
+        more = [each for each in calm(dispatcher, at + 1, at + 9) if each[1].worker is None]
+        assert len(more) == 1
+        at += 9
+        dispatcher.handle(at * S, up("b", slots=1))
+        dispatcher.handle(at * S, finished(f"x{at - 9}"))
+        dispatcher.handle(at * S, finished(f"y{at - 9}"))
+        at += 1
+    assert gaps[0] < 61
+    assert [round(gap / 60) for gap in gaps[1:]] == [2, 4, 8, 16, 16, 16]
+
+
+def test_pools_that_are_scaled_no_more_are_left_as_they_are() -> None:
+    dispatcher = factory(up("a"), up("b"), settings=settings())
+    dispatcher.handle(0, arrived("r0"))
+    dispatcher.handle(0, arrived("r1"))
+    calm(dispatcher, 1, 62)
+    assert dispatcher._retiring
+    plain = configured(100)
+    dispatcher.handle(63 * S, plain)
+    (gone,) = scales(dispatcher.handle(64 * S, finished("r1")))
+    assert gone.worker == "b"
+    dispatcher.handle(65 * S, configured(99))
+    assert dispatcher._scaler is None
+    unknown = msgspec.structs.replace(POOL, model="other")
+    dispatcher.handle(66 * S, settings(unknown))
+    assert calm(dispatcher, 67, 300) == []
+
+
+def test_thresholds_are_far_apart() -> None:
+    assert scaling.CALM_PPM * 2 < scaling.PRESSED_PPM

@@ -1,0 +1,105 @@
+"""Pools that grow: workers are started and stopped as the dispatcher wants."""
+
+from __future__ import annotations
+
+import asyncio
+import pathlib
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import msgspec
+
+from tests.live.driver_world import CONFIG, POOL, World, outcome, settle_down
+from tokenworks.core.ids import PoolID, WorkerID
+from tokenworks.core.units import NS_PER_S
+from tokenworks.dispatch.commands import Scale
+from tokenworks.live.driver import scaling_of
+from tokenworks.live.growth import Growth
+
+Run = Callable[[Coroutine[Any, Any, Any]], Any]
+P = PoolID("p")
+
+
+class FakeWorker:
+    """Notes what is done to it; stopping takes until it is let go."""
+
+    last_failure = ""
+
+    def __init__(self, name: str, log: list[str], go: asyncio.Event) -> None:
+        self._name, self._log, self._go = name, log, go
+
+    def start(self) -> None:
+        self._log.append(f"start {self._name}")
+
+    async def stop(self) -> None:
+        await self._go.wait()
+        self._log.append(f"stop {self._name}")
+
+
+def wants(workers: int, stop: str | None = None, pool: PoolID = P) -> Scale:
+    return Scale(
+        pool=pool,
+        workers=workers,
+        up=1,
+        reason="queue_wait" if stop is None else "idle",
+        worker=None if stop is None else WorkerID(stop),
+        pressure_ppm=0,
+    )
+
+
+def test_workers_start_and_stop_as_wanted(run: Run) -> None:
+    async def main() -> None:
+        log: list[str] = []
+        go = asyncio.Event()
+        growth = Growth()
+        for number in range(4):
+            name = f"p-{number}"
+            make = lambda name=name: FakeWorker(name, log, go)  # noqa: E731
+            growth.seat(P, WorkerID(name), make, first=number < 2)
+        growth.start()
+        assert log == ["start p-0", "start p-1"]
+        growth.scale(wants(3))
+        growth.scale(wants(3))
+        growth.scale(wants(9, pool=PoolID("attached")))
+        assert log[2:] == ["start p-2"]
+        growth.scale(wants(2, stop="p-2"))
+        growth.scale(wants(2, stop="p-2"))
+        growth.scale(wants(3))  # p-2 has not ended yet
+        assert log[3:] == ["start p-3"]
+        go.set()
+        await settle_down()
+        assert log[4:] == ["stop p-2"]
+        growth.scale(wants(4))
+        assert log[5:] == ["start p-2"]
+        await growth.stop()
+        assert sorted(log[6:]) == ["stop p-0", "stop p-1", "stop p-2", "stop p-3"]
+
+    run(main())
+
+
+def test_the_driver_passes_on_what_pools_want(run: Run, tmp_path: pathlib.Path) -> None:
+    async def main() -> None:
+        config = msgspec.structs.replace(CONFIG, workers=1, workers_max=2, slots=1)
+        (scale,) = scaling_of({POOL: config, PoolID("other"): CONFIG})
+        assert (scale.pool, scale.workers_min, scale.workers_max) == (POOL, 1, 2)
+        world = World(tmp_path, config=config)
+        asked: list[Scale] = []
+        world.driver._on_scale = asked.append
+        client = world.up()
+        answer, _ = await world.answering(client)
+        late = []
+        for _ in range(8):
+            late.append(world.open())
+            await settle_down(2)
+            world.tick(NS_PER_S)
+        assert [(each.workers, each.worker) for each in asked] == [(2, None)]
+        await asyncio.gather(*late, return_exceptions=True)
+        world.up(1)
+        await answer.settle(outcome())
+        for _ in range(90):
+            world.tick(NS_PER_S)
+            await settle_down(2)
+        assert asked[-1].worker == world.seats[1]
+        await world.check()
+
+    run(main())
