@@ -14,7 +14,7 @@ from tokenworks.perf.architecture import shape_of
 from tokenworks.perf.examples import DEEPSEEK
 from tokenworks.perf.kv_tiers import fetches
 from tokenworks.perf.passes import rates_of
-from tokenworks.perf.split import Lpus, keeping_up, lpu_ms, lpus_needed, step_ms
+from tokenworks.perf.split import Lpus, keeping_up, lpu_ms, lpus_needed, paced_step_ms, step_ms
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +39,12 @@ def test_micro_batches_hide_what_they_can(gpu: float, lpu: float, link: float, w
     assert three >= max(gpu, lpu, link)
     assert three >= wait
     assert three <= one * (1 + 1e-9)
+
+
+@given(*[st.floats(0, 100)] * 3)
+def test_a_paced_step_is_as_long_as_its_lpus_take(gpu: float, link: float, wait: float) -> None:
+    step = paced_step_ms(gpu, link, wait)
+    assert step_ms(gpu, step, link, wait, 3) == pytest.approx(step)
 
 
 def test_lpus_that_keep_up_take_no_longer_than_the_gpus(lpus: Lpus) -> None:

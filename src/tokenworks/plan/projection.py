@@ -20,7 +20,7 @@ from tokenworks.perf.demand import Sizes, decode_demand, prefill_demand
 from tokenworks.perf.passes import Rates, rates_of
 from tokenworks.perf.roofline import parts_ms, prefill_ms, reached
 from tokenworks.perf.speculative import verified_tokens
-from tokenworks.perf.split import Lpus, crossing_bytes, keeping_up, step_ms
+from tokenworks.perf.split import Lpus, crossing_bytes, keeping_up, paced_step_ms
 
 NEAR: Final[Dtype] = "fp8"
 """In which attention, what is around it, and its KV cache are kept and computed."""
@@ -272,8 +272,7 @@ def step_s(work: Work, layout: Layout, batch: float, verified: float) -> float:
         batch: sequences of the replica.
         verified: tokens of each that one step computes.
 
-    With LPUs each micro-batch has floors of its own. LPUs are as many as keep up, so that they are
-    as slow as the slower of GPUs and their links.
+    With LPUs each micro-batch has floors of its own, and LPUs are as many as just keep up.
     """
     machine, shape = work.machine, work.shape
     need = decode_demand(shape, layout, sizes_of(work), batch, work.context, verified)
@@ -282,6 +281,4 @@ def step_s(work: Work, layout: Layout, batch: float, verified: float) -> float:
         return (parts.attention_ms + parts.ffn_ms) / 1e3 + floor_s(work)
     gpu_ms = parts.attention_ms + MICRO_BATCHES * shape.layers * machine.layer_latency_s * 1e3
     link_ms = batch * verified / layout.gpus * crossing_bytes(shape) / machine.rates.scaleout
-    slowest_ms = max(gpu_ms, link_ms)
-    latency_ms = shape.layers * machine.lpus.round_trip_ms
-    return step_ms(gpu_ms, slowest_ms, link_ms, latency_ms, MICRO_BATCHES) / 1e3
+    return paced_step_ms(gpu_ms, link_ms, shape.layers * machine.lpus.round_trip_ms) / 1e3
