@@ -21,6 +21,8 @@ from tokenworks.perf.roofline import parts_ms
 
 SRAM_SHARE: Final = 0.9
 """Of an LPU's SRAM that weights can take; the rest holds activations and programs."""
+MICRO_BATCHES: Final = 3
+"""That keep GPUs, links and LPUs busy at one time: one on each."""
 
 
 class Lpus(msgspec.Struct, frozen=True, kw_only=True):
@@ -139,11 +141,12 @@ def step_ms(
 
 
 def paced_step_ms(gpu_ms: float, link_ms: float, latency_ms: float) -> float:
-    """A step in three micro-batches with LPUs that just keep up, so that they are always busy.
+    """A step in ``MICRO_BATCHES`` with LPUs that just keep up, so that they are always busy.
 
     See ``step_ms``, of which this is the solution for ``lpu_ms`` as long as the step itself.
 
     >>> paced_step_ms(4.0, 2.0, 1.0), step_ms(4.0, 4.5, 2.0, 1.0, 3)  # (4 + 2 + 3 x 1) / 2
     (4.5, 4.5)
     """
-    return max(gpu_ms, link_ms, (gpu_ms + link_ms) / 2 + 1.5 * latency_ms)
+    alone = (gpu_ms + link_ms + MICRO_BATCHES * latency_ms) / (MICRO_BATCHES - 1)
+    return max(gpu_ms, link_ms, alone)

@@ -20,12 +20,10 @@ from tokenworks.perf.demand import Sizes, decode_demand, prefill_demand
 from tokenworks.perf.passes import Rates, rates_of
 from tokenworks.perf.roofline import parts_ms, prefill_ms, reached
 from tokenworks.perf.speculative import verified_tokens
-from tokenworks.perf.split import Lpus, crossing_bytes, keeping_up, paced_step_ms
+from tokenworks.perf.split import MICRO_BATCHES, Lpus, crossing_bytes, keeping_up, paced_step_ms
 
 NEAR: Final[Dtype] = "fp8"
 """In which attention, what is around it, and its KV cache are kept and computed."""
-MICRO_BATCHES: Final = 3
-"""That take turns on GPUs, links and LPUs."""
 
 BATCHES: Final = 64
 BATCH_PER_GROUP_MAX: Final = 4096
