@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tokenworks.catalogue.records import Model
 from tokenworks.catalogue.shelves import Catalogue
 from tokenworks.perf.architecture import shape_of
 
@@ -19,6 +20,13 @@ def test_weights_are_those_published(catalogue: Catalogue, name: str) -> None:
     assert shape.weights == pytest.approx(model.parameters, rel=0.03)
     # Some makers count the embedding as active, and layers that draft.
     assert shape.active_weights == pytest.approx(model.parameters_active, rel=0.2)
+
+
+def test_every_models_weights_add_up(catalogue: Catalogue) -> None:
+    for model in catalogue.all_of(Model):
+        shape = shape_of(model)
+        assert shape.weights == pytest.approx(model.parameters, rel=0.03), model.name
+        assert shape.active_weights <= shape.weights
 
 
 def test_models_of_one_architecture_share_their_key(catalogue: Catalogue) -> None:

@@ -16,10 +16,13 @@ from tokenworks.perf.case import (
     sequences_max,
     weight_bytes_per_gpu,
 )
+from tokenworks.perf.demand import Sizes, decode_demand, prefill_demand
 from tokenworks.perf.examples import DEEPSEEK, H200, LLAMA
 from tokenworks.perf.passes import Rates, bound_ms, decode_pass, prefill_pass, rates_of
+from tokenworks.perf.roofline import parts_ms, prefill_ms, reached
 
 RATES = rates_of(H200)
+SIZES = Sizes(1.0, 1.0, 1.0)
 SHAPES = st.sampled_from([LLAMA, DEEPSEEK])
 DTYPES = st.sampled_from(["bf16", "fp8", "fp4", "int4"])
 LAYOUTS = st.builds(
@@ -64,6 +67,45 @@ def test_sparse_attention_reads_no_more_than_it_picks() -> None:
         for context in (4000, 400_000)
     )
     assert one == other
+
+
+def test_a_cache_split_by_tokens_is_read_by_all() -> None:
+    """One latent head: eight GPUs read it all, or each its part."""
+    whole, spread = (
+        decode_demand(DEEPSEEK, Layout(gpus=8, ep=8, spreads_context=each), SIZES, 8, 1000)
+        for each in (False, True)
+    )
+    assert spread.cache_bytes == whole.cache_bytes / 8
+    assert spread.reduced_bytes == whole.reduced_bytes / 2
+    assert spread[:4] == whole[:4]
+    dense = [
+        decode_demand(LLAMA, Layout(gpus=8, spreads_context=each), SIZES, 8, 1000).reduced_bytes
+        for each in (False, True)
+    ]
+    assert dense[0] == dense[1]
+
+
+def test_a_pass_at_declared_rates_is_between_its_bounds() -> None:
+    """No part overlaps another, and within a part memory and arithmetic do."""
+    layout = Layout(gpus=8, ep=8)
+    need = decode_demand(DEEPSEEK, layout, SIZES, 256, 4000)
+    step = decode_pass(DEEPSEEK, RATES, layout, "fp8", 1, 256, 4000)
+    near = msgspec.structs.replace(RATES, bf16=RATES.fp8)
+    found = parts_ms(need, near, layout, "fp8", "fp8")
+    total = found.attention_ms + found.ffn_ms
+    assert bound_ms(step) * 0.5 < total
+    nominal = step.weights + step.experts + step.cache + step.matrix + step.attention
+    assert total <= nominal + step.traffic + need.head_flop / RATES.fp8
+    slower = reached(near, 0.5, 0.5, 8)
+    half = parts_ms(need, slower, layout, "fp8", "fp8")
+    assert half.ffn_ms == pytest.approx(2 * found.ffn_ms)
+    whole = prefill_demand(DEEPSEEK, layout, SIZES, 1000, 500)
+    assert prefill_ms(whole, slower, "fp8", "fp8") == pytest.approx(
+        2 * prefill_ms(whole, near, "fp8", "fp8")
+    )
+    assert weight_bytes_per_gpu(DEEPSEEK, "fp8", layout, 2.0) > weight_bytes_per_gpu(
+        DEEPSEEK, "fp8", layout
+    )
 
 
 def test_a_device_of_which_too_little_is_known_is_refused() -> None:

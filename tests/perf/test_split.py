@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tokenworks.catalogue.records import Storage
 from tokenworks.catalogue.shelves import Catalogue
 from tokenworks.core.errors import ConfigInvalid
 from tokenworks.perf.architecture import shape_of
-from tokenworks.perf.case import Layout
-from tokenworks.perf.examples import DEEPSEEK, LLAMA
+from tokenworks.perf.examples import DEEPSEEK
 from tokenworks.perf.kv_tiers import fetches
-from tokenworks.perf.passes import Pass, Rates, decode_pass, rates_of
-from tokenworks.perf.split import Lpus, lpus_needed, split_step
-
-LAYOUT = Layout(gpus=72, ep=72, dp=72)
-
-
-@pytest.fixture(scope="module")
-def rubin(catalogue: Catalogue) -> Rates:
-    return rates_of(catalogue.accelerator("rubin"))
+from tokenworks.perf.passes import rates_of
+from tokenworks.perf.split import Lpus, keeping_up, lpu_ms, lpus_needed, paced_step_ms, step_ms
 
 
 @pytest.fixture(scope="module")
@@ -33,48 +27,43 @@ def lpus(catalogue: Catalogue) -> Lpus:
         memory_bytes=chip.memory_bytes,
         dtype="fp8",
         link_bytes_per_ms=1.92e10,
-        link_latency_ms=1e-3,
+        round_trip_ms=2e-3,
     )
 
 
-def test_lpus_take_the_experts_off_the_gpus(rubin: Rates, lpus: Lpus) -> None:
-    whole = decode_pass(DEEPSEEK, rubin, LAYOUT, "fp8", 1, 72, 100_000)
-    steps = [
-        split_step(DEEPSEEK, rubin, LAYOUT, "fp8", 1, 72, 100_000, lpus, micro_batches=count)
-        for count in (1, 2, 3)
-    ]
-    assert all(step.gpu_ms < sum(whole) - whole.experts + 1e-9 for step in steps)
-    one, two, three = steps
-    assert one.step_ms == pytest.approx(one.gpu_ms + one.lpu_ms + one.link_ms)
-    assert two.step_ms >= max(two.gpu_ms, two.lpu_ms + two.link_ms)
-    assert three.step_ms >= max(three.gpu_ms, three.lpu_ms, three.link_ms)
+@given(*[st.floats(0, 100)] * 4)
+def test_micro_batches_hide_what_they_can(gpu: float, lpu: float, link: float, wait: float) -> None:
+    one, two, three = (step_ms(gpu, lpu, link, wait, count) for count in (1, 2, 3))
+    assert one == pytest.approx(gpu + lpu + link + wait)
+    assert two >= max(gpu, lpu + link)
+    assert three >= max(gpu, lpu, link)
+    assert three >= wait
+    assert three <= one * (1 + 1e-9)
 
 
-def test_factors_scale_the_part_of_the_gpus_only(rubin: Rates, lpus: Lpus) -> None:
-    twice = Pass(*[2.0] * len(Pass._fields))
-    plain, scaled = (
-        split_step(DEEPSEEK, rubin, LAYOUT, "fp8", 1, 72, 1000, lpus, factors=factors)
-        for factors in (None, twice)
-    )
-    assert scaled.gpu_ms == pytest.approx(2 * plain.gpu_ms)
-    assert scaled.lpu_ms == plain.lpu_ms
+@given(*[st.floats(0, 100)] * 3)
+def test_a_paced_step_is_as_long_as_its_lpus_take(gpu: float, link: float, wait: float) -> None:
+    step = paced_step_ms(gpu, link, wait)
+    assert step_ms(gpu, step, link, wait, 3) == pytest.approx(step)
 
 
-def test_verifying_drafts_is_more_work(rubin: Rates, lpus: Lpus) -> None:
-    plain, verified = (
-        split_step(DEEPSEEK, rubin, LAYOUT, "fp8", 1, 72, 1000, lpus, tokens_each=count)
-        for count in (1.0, 4.0)
-    )
-    assert verified.link_ms > plain.link_ms
-    assert verified.lpu_ms > plain.lpu_ms
+def test_lpus_that_keep_up_take_no_longer_than_the_gpus(lpus: Lpus) -> None:
+    """A large batch computes; so as many as keep up with its tokens take just the step's time."""
+    tokens, step = 100_000.0, 20.0
+    share = keeping_up(DEEPSEEK, lpus, tokens / step)
+    assert lpu_ms(DEEPSEEK, lpus, tokens, 3) <= share * step * (1 + 1e-9)
 
 
-def test_what_lpus_cannot_hold_is_refused(rubin: Rates, lpus: Lpus) -> None:
+def test_micro_batches_and_drafts_are_more_work(lpus: Lpus) -> None:
+    plain = lpu_ms(DEEPSEEK, lpus, 72, 1)
+    assert lpu_ms(DEEPSEEK, lpus, 72, 3) > plain
+    assert lpu_ms(DEEPSEEK, lpus, 4 * 72, 1) > plain
+
+
+def test_what_lpus_cannot_hold_is_refused(lpus: Lpus) -> None:
     few = msgspec.structs.replace(lpus, count=256)
     with pytest.raises(ConfigInvalid, match=f"at least {lpus_needed(DEEPSEEK, lpus)} of them"):
-        split_step(DEEPSEEK, rubin, LAYOUT, "fp8", 1, 8, 1000, few)
-    with pytest.raises(ConfigInvalid, match="without experts"):
-        split_step(LLAMA, rubin, LAYOUT, "fp8", 1, 8, 1000, lpus)
+        lpu_ms(DEEPSEEK, few, 8, 1)
 
 
 def test_a_slow_tier_can_cost_more_than_computing_anew(catalogue: Catalogue) -> None:

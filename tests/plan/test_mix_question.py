@@ -156,8 +156,8 @@ def test_offers_are_those_of_the_frontier() -> None:
             assert offer.tokens_per_s == pytest.approx(best.tokens_per_s_per_gpu * used)
             assert offer.batch_max == best.batch
         else:
-            # 2T weights in FP8 over racks of 128 GB.
-            assert offer.lpu_systems_min == 16
+            # 2T weights in FP8 over nine tenths of racks of 128 GB.
+            assert offer.lpu_systems_min == 18
     assert {offer.systems for offer in offers} == {"gb200-nvl72", "vr-nvl72", "vr-nvl72+lpx"}
 
 

@@ -13,13 +13,19 @@ from hypothesis import strategies as st
 from tokenworks.catalogue.records import Model
 from tokenworks.core.errors import ConfigInvalid
 from tokenworks.live.catalogue_files import read_catalogue
+from tokenworks.perf.architecture import shape_of
+from tokenworks.perf.case import Layout
+from tokenworks.perf.split import crossing_bytes
 from tokenworks.plan.frontier import frontier
 from tokenworks.plan.projection import (
     Work,
     batches,
+    candidates,
+    floor_s,
+    held_bytes,
+    layout_of,
     machine_of,
     prefill_s_per_output,
-    shape_of,
     step_s,
 )
 
@@ -38,71 +44,92 @@ works = st.builds(
     st.sampled_from(MODELS),
     st.integers(1, 1_000_000),
 )
-splits = st.sampled_from([(1, 1), (8, 1), (8, 2), (8, 8), (72, 4), (72, 72)])
-
-
-@pytest.mark.parametrize("model", MODELS, ids=lambda m: m.name)
-def test_shapes_add_up_to_the_published_parameters(model: Model) -> None:
-    shape = shape_of(model)
-    total = shape.attention_weights + shape.ffn_weights + 2 * shape.head_weights
-    assert total == pytest.approx(model.parameters, rel=0.03)
-    assert shape.weights_active <= total
-
-
-def test_a_shape_by_hand() -> None:
-    shape = shape_of(CATALOGUE.model("gpt-oss-120b"))
-    assert shape.kv_values == 18 * 2 * 8 * 64  # the 18 layers without a window
-    assert shape.kv_values_fixed == 18 * 128 * 2 * 8 * 64
-    shape = shape_of(CATALOGUE.model("deepseek-r1"))
-    assert shape.kv_values == 61 * 576
-    assert shape_of(CATALOGUE.model("glm-5")).context_tokens_max == 2048
+layouts = st.sampled_from(
+    [layout_of(*each) for each in ((1, 1), (8, 1), (8, 2), (8, 8), (72, 4), (72, 72))]
+)
 
 
 def test_a_step_by_hand() -> None:
-    """Llama 8B on one H200: weights, KV cache and nothing else."""
+    """Llama 8B on one H200: weights, KV cache and a floor per layer, nothing else."""
     machine = machine_of(CATALOGUE, "hgx-h200", HOW)
     shape = shape_of(CATALOGUE.model("llama-3.1-8b"))
     work = Work(machine=machine, shape=shape, context=1000, how=HOW)
-    held, seconds = step_s(work, 1, 1, 2, 1)
     attention = 32 * 2 * 4096 * 128 * (32 + 8)
     dense, head = 32 * 3 * 4096 * 14336, 4096 * 128256
     kv = 2 * 1000 * 32 * 2 * 8 * 128
-    assert held == pytest.approx(attention + dense + 4 * head + kv)
-    bandwidth = 4.8e12 * HOW.peak_share
-    assert seconds == pytest.approx((attention + dense + 2 * head + kv) / bandwidth)
+    one = layout_of(1, 1)
+    assert held_bytes(work, one, 2) == pytest.approx(attention + dense + 2 * head + kv)
+    read_s = (attention + dense + 2 * head + kv) / (4.8e12 * HOW.peak_share)
+    assert floor_s(work) == 32 * CATALOGUE.accelerator("h200").layer_latency_s
+    assert step_s(work, one, 2, 1) == pytest.approx(read_s + floor_s(work))
+
+
+def test_a_step_with_lpus_by_hand() -> None:
+    """A huge batch waits for GPUs or their links; one sequence for three ways through all layers.
+
+    The GPUs' part is a step without feed-forward blocks, with a floor for each micro-batch.
+    """
+    machine = machine_of(CATALOGUE, "vr-nvl72+lpx", HOW)
+    shape = shape_of(CATALOGUE.model("gpt-moe-2t"))
+    work = Work(machine=machine, shape=shape, context=1, how=HOW)
+    layout = layout_of(72, 1)
+    batch = 72 * 100_000
+    crossing_s = batch / 72 * crossing_bytes(shape) / machine.rates.scaleout / 1e3
+    assert step_s(work, layout, batch, 1) == pytest.approx(crossing_s, rel=1e-3)
+    assert machine.lpus
+    trip_s = shape.layers * machine.lpus.round_trip_ms / 1e3
+    assert floor_s(work) == pytest.approx(shape.layers * machine.layer_latency_s + trip_s)
+    assert step_s(work, layout, 72, 1) > floor_s(work)
+    held = shape.attention_weights + 2 * shape.head_weights + shape.cache_bytes(1, 1)
+    assert held_bytes(work, layout, 72) == pytest.approx(held)
 
 
 @settings(max_examples=60, deadline=None)
-@given(works, splits, st.integers(1, 4096), st.floats(1.0, 8.0), st.floats(1.01, 4.0))
+@given(works, layouts, st.integers(1, 4096), st.floats(1.0, 8.0), st.floats(1.01, 4.0))
 def test_more_is_never_slower_and_more_work_never_faster(
-    work: Work, split: tuple[int, int], batch: int, verified: float, factor: float
+    work: Work, layout: Layout, batch: int, verified: float, factor: float
 ) -> None:
-    gpus, tensor = split
-    held, seconds = step_s(work, gpus, tensor, batch, verified)
-    more_held, more_seconds = step_s(work, gpus, tensor, batch * factor, verified)
-    assert more_held >= held
-    assert more_seconds >= seconds
-    assert step_s(work, gpus, tensor, batch, verified * factor)[1] >= seconds
-    for field in ("bandwidth_bytes_per_s", "flop_per_s", "attention_flop_per_s"):
-        faster = msgspec.structs.replace(
-            work.machine, **{field: factor * getattr(work.machine, field)}
+    seconds = step_s(work, layout, batch, verified)
+    assert held_bytes(work, layout, batch * factor) >= held_bytes(work, layout, batch)
+    assert step_s(work, layout, batch * factor, verified) >= seconds
+    assert step_s(work, layout, batch, verified * factor) >= seconds
+    rates = work.machine.rates
+    for field in ("bandwidth", "fp8", "fp4", "link", "scaleout"):
+        faster = msgspec.structs.replace(rates, **{field: factor * getattr(rates, field)})
+        quicker = msgspec.structs.replace(
+            work, machine=msgspec.structs.replace(work.machine, rates=faster)
         )
-        quicker = msgspec.structs.replace(work, machine=faster)
-        assert step_s(quicker, gpus, tensor, batch, verified)[1] <= seconds
+        assert step_s(quicker, layout, batch, verified) <= seconds
         assert prefill_s_per_output(quicker) <= prefill_s_per_output(work)
 
 
 @settings(max_examples=60, deadline=None)
-@given(works, splits, st.integers(1, 4096))
-def test_no_step_is_faster_than_the_roofline(
-    work: Work, split: tuple[int, int], batch: int
-) -> None:
-    gpus, tensor = split
-    _, seconds = step_s(work, gpus, tensor, batch, 1)
-    flop = 2 * (work.shape.attention_weights + work.shape.head_weights) * batch / gpus
-    assert seconds >= flop / work.machine.attention_flop_per_s * (1 - 1e-9)
-    read = work.shape.attention_weights / tensor
-    assert seconds >= read / work.machine.bandwidth_bytes_per_s * (1 - 1e-9)
+@given(works, layouts, st.integers(1, 4096))
+def test_no_step_is_faster_than_the_roofline(work: Work, layout: Layout, batch: int) -> None:
+    seconds, rates = step_s(work, layout, batch, 1), work.machine.rates
+    flop = 2 * (work.shape.attention_weights + work.shape.head_weights) * batch / layout.gpus
+    assert seconds >= flop / rates.fp8 / 1e3 * (1 - 1e-9)
+    read = work.shape.attention_weights / layout.tp
+    assert seconds >= read / rates.bandwidth / 1e3 * (1 - 1e-9)
+
+
+def test_sparse_attention_prefills_no_more_pairs_than_it_picks() -> None:
+    machine = machine_of(CATALOGUE, "vr-nvl72", HOW)
+    shape = shape_of(CATALOGUE.model("glm-5"))
+    near, far = (
+        prefill_s_per_output(Work(machine=machine, shape=shape, context=context, how=HOW))
+        for context in (2 * shape.sparse_tokens, 20 * shape.sparse_tokens)
+    )
+    assert near == far
+
+
+def test_drafting_verifies_more_than_it_makes() -> None:
+    machine = machine_of(CATALOGUE, "vr-nvl72", HOW)
+    model = CATALOGUE.model("kimi-k2.5")
+    alone = msgspec.structs.replace(HOW, speculating=())
+    drafted, plain = (candidates(machine, model, 32_000, how)[0] for how in (HOW, alone))
+    ratio = drafted.interactivity_tokens_per_s / plain.interactivity_tokens_per_s
+    assert 1 < ratio < HOW.tokens_per_step
 
 
 @pytest.mark.parametrize("systems", SYSTEMS)

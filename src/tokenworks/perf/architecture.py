@@ -78,11 +78,20 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
         return self.attention_weights + self.dense_weights + experts + 2 * self.head_weights
 
     @property
+    def ffn_weights(self) -> float:
+        """Those of feed-forward blocks."""
+        return self.weights - self.attention_weights - 2 * self.head_weights
+
+    @property
+    def ffn_weights_active(self) -> float:
+        """Of these, those that one token meets."""
+        met = self.experts_active + self.experts_shared
+        return self.dense_weights + self.moe_layers * self.expert_weights * met
+
+    @property
     def active_weights(self) -> float:
         """Those that one token meets, without the embedding."""
-        met = self.experts_active + self.experts_shared
-        experts = self.moe_layers * self.expert_weights * met
-        return self.attention_weights + self.dense_weights + experts + self.head_weights
+        return self.attention_weights + self.ffn_weights_active + self.head_weights
 
     def cache_bytes(self, tokens: float, bytes_per_element: float) -> float:
         """KV cache and state of a sequence with so many tokens, not yet split over accelerators.

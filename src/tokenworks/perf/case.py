@@ -27,12 +27,15 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
         ep: over which experts are spread; within each, they are split (tensor parallelism).
         dp: groups of accelerators that each attend to their own sequences.
         pp: stages, one after the other.
+        spreads_context: whether the cache of one sequence is split by tokens where it has fewer
+            heads than accelerators (decode context parallelism).
     """
 
     gpus: int
     ep: int = 1
     dp: int = 1
     pp: int = 1
+    spreads_context: bool = False
 
     @property
     def stage(self) -> int:
@@ -43,6 +46,16 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
     def tp(self) -> float:
         """Accelerators that share the attention of one sequence."""
         return max(self.stage / self.dp, 1.0)
+
+    def cache_split(self, heads: int) -> float:
+        """Accelerators among which the cache of one sequence is split.
+
+        Source: Helix parallelism (arXiv:2507.07120) for splitting by tokens.
+
+        >>> Layout(gpus=8).cache_split(1), Layout(gpus=8, spreads_context=True).cache_split(1)
+        (1, 8.0)
+        """
+        return self.tp if self.spreads_context else min(self.tp, heads)
 
 
 class Case(msgspec.Struct, frozen=True, kw_only=True):
@@ -124,15 +137,25 @@ def attention_weight_bytes(shape: Shape, dtype: Dtype) -> float:
     return BYTES[dtype]
 
 
-def weight_bytes_per_gpu(shape: Shape, dtype: Dtype, layout: Layout) -> float:
+def weight_bytes_per_gpu(
+    shape: Shape, dtype: Dtype, layout: Layout, near_bytes: float | None = None
+) -> float:
     """What the weights take on each accelerator.
+
+    Args:
+        shape: the model.
+        dtype: of the weights.
+        layout: of the worker.
+        near_bytes: of a weight around attention; None for what the checkpoint has.
 
     >>> from tokenworks.perf.examples import LLAMA
     >>> round(weight_bytes_per_gpu(LLAMA, "fp8", Layout(gpus=2)) / 1e9, 1)  # 70.6 GB / 2
     35.3
     """
     near = shape.attention_weights + 2 * shape.head_weights
-    spread = near * attention_weight_bytes(shape, dtype) / layout.tp
+    if near_bytes is None:
+        near_bytes = attention_weight_bytes(shape, dtype)
+    spread = near * near_bytes / layout.tp
     return (spread + (shape.weights - near) * BYTES[dtype] / layout.stage) / layout.pp
 
 
@@ -155,7 +178,9 @@ def sequences_max(case: Case) -> float:
     element = cache_bytes_per_element(case.engine, case.dtype)
     each = case.shape.cache_bytes(case.isl + 0.6 * case.osl, element)
     layout = case.decode
-    return max(room * layout.pp / (each / min(layout.tp, case.shape.cache_heads)) * layout.dp, 1.0)
+    return max(
+        room * layout.pp / (each / layout.cache_split(case.shape.cache_heads)) * layout.dp, 1.0
+    )
 
 
 def check_fits(case: Case) -> None:

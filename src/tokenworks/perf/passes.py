@@ -14,8 +14,9 @@ import msgspec
 
 from tokenworks.catalogue.records import Accelerator, Dtype
 from tokenworks.core.errors import ConfigInvalid
-from tokenworks.perf.architecture import BYTES, Shape, distinct_experts
+from tokenworks.perf.architecture import BYTES, Shape
 from tokenworks.perf.case import Layout, attention_weight_bytes
+from tokenworks.perf.demand import Demand, Sizes, decode_demand, prefill_demand
 
 HOP_MS: Final = 2e-3
 """Nominal latency of a collective's step: an NCCL all-reduce of few bytes takes 5 to 20 us on
@@ -24,8 +25,6 @@ LAUNCH_MS: Final = 1e-3
 """Nominal time of a layer that has nothing to do; fitted factors say how many times that it is."""
 SEQUENCE_MS: Final = 1e-2
 """Nominal time of sampling and bookkeeping for a sequence."""
-STATE_HEADS: Final = 16
-"""Over which tensor parallelism splits the state of linear layers."""
 
 
 class Rates(msgspec.Struct, frozen=True, kw_only=True):
@@ -146,11 +145,9 @@ def decode_pass(
     >>> round(step.cache * 1e3)  # 163,840 bytes x 1000 / 4.8 TB/s, in us
     34
     """
-    read = min(context, shape.sparse_tokens) if shape.sparse_tokens else context
-    tokens = batch * tokens_each
-    return _pass(
-        shape, rates, layout, dtype, cache_bytes, tokens, batch, read, shape.decode_flop_per_pair
-    )
+    sizes = Sizes(BYTES[dtype], attention_weight_bytes(shape, dtype), cache_bytes)
+    need = decode_demand(shape, layout, sizes, batch, context, tokens_each)
+    return _timed(need, shape, rates, layout, dtype, batch)
 
 
 def prefill_pass(
@@ -178,87 +175,56 @@ def prefill_pass(
     >>> round(step.matrix, 1)  # 2 x 68.5e9 x 1000 / 1.978 PF/s, in ms
     69.2
     """
-    pairs = context - tokens / 2
-    return _pass(
-        shape, rates, layout, dtype, cache_bytes, tokens, 1.0, pairs, shape.prefill_flop_per_pair
-    )
+    sizes = Sizes(BYTES[dtype], attention_weight_bytes(shape, dtype), cache_bytes)
+    need = prefill_demand(shape, layout, sizes, tokens, context - tokens / 2)
+    return _timed(need, shape, rates, layout, dtype, 1.0)
 
 
-def _pass(
-    shape: Shape,
-    rates: Rates,
-    layout: Layout,
-    dtype: Dtype,
-    cache_bytes: float,
-    tokens: float,
-    sequences: float,
-    pairs: float,
-    flop_per_pair: float,
+def _timed(
+    need: Demand, shape: Shape, rates: Rates, layout: Layout, dtype: Dtype, sequences: float
 ) -> Pass:
-    tokens, sequences = tokens / layout.pp, sequences / layout.pp
-    tp, stage, dp = layout.tp, layout.stage, layout.dp
-    weight, near = BYTES[dtype], attention_weight_bytes(shape, dtype)
-    peak = rates.flops(dtype)
+    near, peak = attention_weight_bytes(shape, dtype), rates.flops(dtype)
     near_peak = rates.bf16 if near == 2 else rates.fp8 if near == 1 else peak
-    own = max(tokens / dp, 1.0)
-    always = shape.attention_weights * near / tp + shape.dense_weights * weight / stage
-    always += shape.head_weights * 2 / tp
-    experts = routed = 0.0
-    if shape.moe_layers:
-        each = shape.moe_layers * shape.expert_weights
-        met = distinct_experts(shape.experts, shape.experts_active, max(tokens, 1.0))
-        experts = met * each * weight / stage
-        always += shape.experts_shared * each * weight / tp
-        routed = 2 * tokens * each * (shape.experts_active + shape.experts_shared) / stage / peak
-    near_pairs = shape.window_layers * min(pairs, shape.window_tokens)
-    seen = shape.full_layers * pairs + near_pairs
-    each_reads = shape.cache_elements * cache_bytes * seen / min(tp, shape.cache_heads)
-    each_reads += 2 * shape.linear_layers * shape.state_bytes / min(tp, STATE_HEADS)
-    matrix = 2 * own * shape.attention_weights / tp / near_peak
-    matrix += 2 * tokens * shape.dense_weights / stage / peak + routed
-    traffic, reduce, dispatch = _exchange(shape, rates, layout, own)
+    reduce, dispatch = _latencies(shape, rates, layout)
     return Pass(
-        weights=always / rates.bandwidth,
-        experts=experts / rates.bandwidth,
-        cache=max(sequences / dp, 1.0) * each_reads / rates.bandwidth,
-        matrix=matrix,
-        attention=own * flop_per_pair / tp * seen / rates.bf16,
-        traffic=traffic,
+        weights=(need.near_bytes + need.always_bytes + need.head_bytes) / rates.bandwidth,
+        experts=need.expert_bytes / rates.bandwidth,
+        cache=need.cache_bytes / rates.bandwidth,
+        matrix=need.near_flop / near_peak + (need.always_flop + need.expert_flop) / peak,
+        attention=need.pair_flop / rates.bf16,
+        traffic=moved_ms(need.reduced_bytes + need.exchanged_bytes, rates, layout),
         reduce=reduce,
         dispatch=dispatch,
         layers=shape.layers * LAUNCH_MS,
         moe_layers=shape.moe_layers * LAUNCH_MS,
         linear_layers=shape.linear_layers * LAUNCH_MS,
         once=1.0,
-        sequences=max(sequences / dp, 1.0) * SEQUENCE_MS,
+        sequences=max(sequences / layout.pp / layout.dp, 1.0) * SEQUENCE_MS,
     )
 
 
-def _exchange(shape: Shape, rates: Rates, layout: Layout, own: float) -> tuple[float, float, float]:
-    """Times of traffic, of all-reduces' and of exchanges' latencies.
+def moved_ms(moved_bytes: float, rates: Rates, layout: Layout) -> float:
+    """Moving activations between a worker's accelerators, also beyond their scale-up domain.
 
-    Source: a ring all-reduce moves 2 (n - 1) / n of its data through each member (Thakur et al.,
-    IJHPCA 19, 2005), twice a layer (Megatron-LM, arXiv:1909.08053, section 3); latency grows with
-    log2(n). Experts get a token's FP8 activations and send BF16 back: 3 bytes per element and
-    expert on another accelerator (DeepSeek-V3, arXiv:2412.19437, section 3.2).
+    >>> from tokenworks.perf.examples import H200
+    >>> moved_ms(4.5e8, rates_of(H200), Layout(gpus=8))  # at 450 GB/s
+    1.0
     """
-    stage, tp, ep = layout.stage, layout.tp, layout.ep
-    beyond = stage > rates.domain
-    moved = 0.0
-    if tp > 1:
-        moved = 2 * (tp - 1) / tp * own * shape.hidden * 2 * shape.layers
-        moved *= 2 if layout.dp == 1 else 1
+    traffic = moved_bytes / rates.link
+    if layout.stage > rates.domain:
+        traffic += moved_bytes / rates.domain / rates.scaleout
+    return traffic
+
+
+def _latencies(shape: Shape, rates: Rates, layout: Layout) -> tuple[float, float]:
+    """Of all-reduces and of exchanges: they grow with log2 of those that take part."""
+    stage = layout.stage
     steps = math.log2(stage) if stage > 1 else 0.0
-    dispatch = shape.layers * HOP_MS if beyond else 0.0
+    dispatch = shape.layers * HOP_MS if stage > rates.domain else 0.0
     dispatch += (layout.pp - 1) * 2 * HOP_MS
-    if shape.moe_layers and ep > 1:
-        copies = min(shape.experts_active, ep)
-        moved += (1 - 1 / ep) * own * shape.hidden * 3 * copies * shape.moe_layers / tp
-        dispatch += shape.moe_layers * HOP_MS * math.log2(ep)
-    traffic = moved / rates.link
-    if beyond:
-        traffic += moved / rates.domain / rates.scaleout
-    return traffic, shape.layers * steps * 2 * HOP_MS, dispatch
+    if shape.moe_layers and layout.ep > 1:
+        dispatch += shape.moe_layers * HOP_MS * math.log2(layout.ep)
+    return shape.layers * steps * 2 * HOP_MS, dispatch
 
 
 def bound_ms(step: Pass) -> float:

@@ -18,6 +18,18 @@ def tokens_per_step(draft_tokens: int, acceptance: float) -> float:
     return sum(acceptance**taken for taken in range(draft_tokens + 1))
 
 
+def verified_tokens(made: float) -> float:
+    """Tokens of each sequence that a step computes where only is known how many it makes.
+
+    One more than it makes, and one where it makes one: a draft that is rejected ends most steps,
+    and no others are counted. With a draft of ``n`` tokens it computes ``n + 1``.
+
+    >>> verified_tokens(1.0), verified_tokens(tokens_per_step(3, 0.875))
+    (1.0, 4.310546875)
+    """
+    return made + 1 if made > 1 else 1.0
+
+
 def hidden_tokens_per_step(bound_ms: float, measured_ms: float) -> float:
     """Tokens per step that a measured time proves, at the least: a step cannot beat the roofline.
 

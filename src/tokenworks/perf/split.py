@@ -1,8 +1,8 @@
-"""Attention on GPUs and experts on LPUs: one decode step that two kinds of hardware share.
+"""Attention on GPUs and feed-forward blocks on LPUs: one decode step that two kinds share.
 
-GPUs keep the KV cache and attention; LPUs hold the experts in SRAM. Each layer's activations go to
-the LPUs and come back (NVIDIA, "Inside the NVIDIA Groq 3 LPX", 2026: attention-FFN
-disaggregation). LPUs can draft tokens beside it, which the step then verifies.
+GPUs keep the KV cache and attention; LPUs hold feed-forward blocks in SRAM. Each layer's
+activations go to the LPUs and come back (NVIDIA, "Inside the NVIDIA Groq 3 LPX", 2026:
+attention-FFN disaggregation). LPUs can draft tokens beside it, which the step then verifies.
 """
 
 from __future__ import annotations
@@ -13,27 +13,28 @@ import msgspec
 
 from tokenworks.catalogue.records import Dtype
 from tokenworks.core.errors import ConfigInvalid
-from tokenworks.perf.architecture import BYTES, Shape, distinct_experts
+from tokenworks.perf.architecture import BYTES, Shape
 from tokenworks.perf.case import Layout
-from tokenworks.perf.passes import Pass, Rates, decode_pass
+from tokenworks.perf.demand import EXCHANGE_BYTES, Sizes, decode_demand
+from tokenworks.perf.passes import Rates
+from tokenworks.perf.roofline import parts_ms
 
-LINK_BYTES: Final = 3.0
-"""Per hidden element, token and layer: FP8 out, BF16 back (FastAFD, Hao AI Lab, 2026)."""
 SRAM_SHARE: Final = 0.9
-"""Of an LPU's SRAM that experts can take; the rest holds activations and programs."""
+"""Of an LPU's SRAM that weights can take; the rest holds activations and programs."""
+MICRO_BATCHES: Final = 3
+"""That keep GPUs, links and LPUs busy at one time: one on each."""
 
 
 class Lpus(msgspec.Struct, frozen=True, kw_only=True):
-    """The LPUs that serve one worker.
+    """The LPUs of one rack, or of as many as serve one worker.
 
     Attributes:
         count: of them.
-        rates: of one.
+        rates: that one reaches.
         memory_bytes: of one.
         dtype: that they compute in.
-        link_bytes_per_ms: between GPUs and LPUs, one direction, of the whole.
-        link_latency_ms: of one crossing, with the hops inside.
-        share: of nominal rates that a real step reaches.
+        link_bytes_per_ms: that they reach to GPUs, one direction, of the whole.
+        round_trip_ms: of a layer's activations, with the hops inside.
     """
 
     count: int
@@ -41,114 +42,111 @@ class Lpus(msgspec.Struct, frozen=True, kw_only=True):
     memory_bytes: float
     dtype: Dtype
     link_bytes_per_ms: float
-    link_latency_ms: float
-    share: float = 0.5
-
-
-class SplitStep(msgspec.Struct, frozen=True, kw_only=True):
-    """One decode step over both, in milliseconds.
-
-    Attributes:
-        gpu_ms: attention and what else stays there.
-        lpu_ms: experts.
-        link_ms: activations, both ways.
-        step_ms: of the whole, with as much at one time as micro-batches allow.
-    """
-
-    gpu_ms: float
-    lpu_ms: float
-    link_ms: float
-    step_ms: float
+    round_trip_ms: float
 
 
 def lpus_needed(shape: Shape, lpus: Lpus) -> int:
-    """LPUs whose SRAM holds all routed experts.
+    """LPUs whose SRAM holds all feed-forward blocks.
 
     >>> from tokenworks.perf.examples import DEEPSEEK, H200
     >>> from tokenworks.perf.passes import rates_of
     >>> some = Lpus(count=1, rates=rates_of(H200), memory_bytes=5e8, dtype="fp8",
-    ...             link_bytes_per_ms=1e9, link_latency_ms=0.001)
-    >>> lpus_needed(DEEPSEEK, some)  # 653.9 GB / 0.45 GB
-    1454
+    ...             link_bytes_per_ms=1e9, round_trip_ms=0.002)
+    >>> lpus_needed(DEEPSEEK, some)  # 657.7 GB / 0.45 GB
+    1462
     """
-    held = shape.moe_layers * shape.experts * shape.expert_weights * BYTES[lpus.dtype]
-    return -int(-held // (lpus.memory_bytes * SRAM_SHARE))
+    return -int(-shape.ffn_weights * BYTES[lpus.dtype] // (lpus.memory_bytes * SRAM_SHARE))
 
 
-def split_step(
-    shape: Shape,
-    rates: Rates,
-    layout: Layout,
-    dtype: Dtype,
-    cache_bytes: float,
-    batch: float,
-    context: float,
-    lpus: Lpus,
-    *,
-    factors: Pass | None = None,
-    tokens_each: float = 1.0,
-    micro_batches: int = 2,
-) -> SplitStep:
-    """A step of a worker whose experts are on LPUs.
+def crossing_bytes(shape: Shape) -> float:
+    """Bytes to LPUs and back for each token.
 
-    With one micro-batch, attention, link and experts follow one another; with two, one's attention
-    hides the other's experts, and with three the link too (FastAFD, section 3).
+    >>> from tokenworks.perf.examples import DEEPSEEK
+    >>> crossing_bytes(DEEPSEEK)  # 3 x 7168 x 61 layers
+    1311744.0
+    """
+    return EXCHANGE_BYTES * shape.hidden * shape.layers
+
+
+def keeping_up(shape: Shape, lpus: Lpus, tokens_per_ms: float) -> float:
+    """How many times these LPUs keep up with so many tokens, of large batches.
+
+    Source: 2 FLOP a weight and token; the longer of arithmetic and the link.
+
+    >>> from tokenworks.perf.examples import DEEPSEEK, H200
+    >>> from tokenworks.perf.passes import rates_of
+    >>> some = Lpus(count=1, rates=rates_of(H200), memory_bytes=5e8, dtype="fp8",
+    ...             link_bytes_per_ms=1e9, round_trip_ms=0.002)
+    >>> round(keeping_up(DEEPSEEK, some, 10), 3)  # 10 x 2 x 24.18e9 / 1.978e12, more than 0.013
+    0.244
+    """
+    flop_per_ms = lpus.count * lpus.rates.flops(lpus.dtype)
+    return tokens_per_ms * max(
+        2 * shape.ffn_weights_active / flop_per_ms,
+        crossing_bytes(shape) / lpus.link_bytes_per_ms,
+    )
+
+
+def lpu_ms(shape: Shape, lpus: Lpus, tokens: float, micro_batches: int) -> float:
+    """Feed-forward blocks of a step on LPUs: each micro-batch reads the experts that it meets.
 
     Args:
-        shape: a mixture of experts.
-        rates: of the GPU.
-        layout: of the GPUs.
-        dtype: of the weights on GPUs.
-        cache_bytes: per element.
-        batch: sequences of the worker.
-        context: tokens in each one's cache.
-        lpus: that hold the experts.
-        factors: that the GPU's nominal times are multiplied by; None takes them as they are.
-        tokens_each: verified in a step for each sequence.
-        micro_batches: 1 to 3.
+        shape: the model.
+        lpus: that hold its feed-forward blocks.
+        tokens: of the whole step.
+        micro_batches: that they come in.
 
     Raises:
-        ConfigInvalid: the model has no experts, or they don't fit into the LPUs.
+        ConfigInvalid: they don't fit into the LPUs.
     """
-    _check_held(shape, lpus)
-    step = decode_pass(
-        shape, rates, layout, dtype, cache_bytes, batch, context, tokens_each=tokens_each
-    )
-    tokens = batch * tokens_each
-    active = 2 * tokens * shape.moe_layers * shape.expert_weights * shape.experts_active
-    routed = active / layout.stage / rates.flops(dtype)
-    stays = step._replace(experts=0.0, dispatch=0.0, matrix=max(step.matrix - routed, 0.0))
-    parts = stays if factors is None else [a * b for a, b in zip(stays, factors, strict=True)]
-    gpu = sum(parts)
-    lpu = _experts_ms(shape, lpus, tokens, micro_batches)
-    moved = tokens * shape.hidden * LINK_BYTES * shape.moe_layers / lpus.link_bytes_per_ms
-    link = moved + micro_batches * 2 * shape.moe_layers * lpus.link_latency_ms
-    # What one micro-batch does itself follows one another; others hide behind the slowest part.
-    alone = (gpu + lpu + link) / micro_batches
-    slowest = max(gpu, lpu, link) if micro_batches > 2 else max(gpu, lpu + link)
-    whole = alone if micro_batches == 1 else max(alone, slowest)
-    return SplitStep(gpu_ms=gpu, lpu_ms=lpu, link_ms=link, step_ms=whole)
-
-
-def _check_held(shape: Shape, lpus: Lpus) -> None:
-    if not shape.moe_layers:
-        raise ConfigInvalid(
-            "A model without experts has no part that LPUs could take over.",
-            hint="Let LPUs draft for it instead: --draft-tokens.",
-        )
     needed = lpus_needed(shape, lpus)
     if needed > lpus.count:
         raise ConfigInvalid(
-            f"The experts do not fit into {lpus.count} LPUs.",
+            f"The feed-forward blocks do not fit into {lpus.count} LPUs.",
             hint=f"Take at least {needed} of them.",
         )
+    layout = Layout(gpus=lpus.count)
+    size = BYTES[lpus.dtype]
+    need = decode_demand(shape, layout, Sizes(size, size, 0.0), tokens / micro_batches, 1)
+    found = parts_ms(need, lpus.rates, layout, lpus.dtype, lpus.dtype)
+    return micro_batches * found.ffn_ms
 
 
-def _experts_ms(shape: Shape, lpus: Lpus, tokens: float, micro_batches: int) -> float:
-    """Experts on LPUs: each micro-batch reads those that it meets."""
-    part = tokens / micro_batches
-    each = shape.moe_layers * shape.expert_weights
-    met = distinct_experts(shape.experts, shape.experts_active, max(part, 1.0))
-    read = met * each * BYTES[lpus.dtype] / lpus.count / lpus.rates.bandwidth
-    work = 2 * part * each * shape.experts_active / lpus.count / lpus.rates.flops(lpus.dtype)
-    return micro_batches * max(read, work) / lpus.share
+def step_ms(
+    gpu_ms: float, lpu_ms: float, link_ms: float, latency_ms: float, micro_batches: int
+) -> float:
+    """A step in micro-batches that take turns on GPUs, links and LPUs.
+
+    With one, attention, link and feed-forward blocks follow one another; with two, one's attention
+    hides the other's feed-forward blocks, and with three the link too.
+
+    Args:
+        gpu_ms: of all micro-batches.
+        lpu_ms: likewise.
+        link_ms: likewise, without the wait for the way there and back.
+        latency_ms: of that wait, in all layers of one micro-batch.
+        micro_batches: 1 to 3.
+
+    Source: FastAFD, Hao AI Lab, https://haoailab.com/blogs/fastafd/, section 3.
+
+    >>> [step_ms(4.0, 3.0, 2.0, 1.0, count) for count in (1, 2, 3)]
+    [10.0, 7.0, 4.0]
+    """
+    alone = (gpu_ms + lpu_ms + link_ms) / micro_batches + latency_ms
+    if micro_batches == 1:
+        return alone
+    beside = lpu_ms + link_ms + 2 * latency_ms
+    slowest = max(gpu_ms, beside) if micro_batches == 2 else max(gpu_ms, lpu_ms, link_ms)
+    return max(alone, slowest)
+
+
+def paced_step_ms(gpu_ms: float, link_ms: float, latency_ms: float) -> float:
+    """A step in ``MICRO_BATCHES`` with LPUs that just keep up, so that they are always busy.
+
+    See ``step_ms``, of which this is the solution for ``lpu_ms`` as long as the step itself.
+
+    >>> paced_step_ms(4.0, 2.0, 1.0), step_ms(4.0, 4.5, 2.0, 1.0, 3)  # (4 + 2 + 3 x 1) / 2
+    (4.5, 4.5)
+    """
+    alone = (gpu_ms + link_ms + MICRO_BATCHES * latency_ms) / (MICRO_BATCHES - 1)
+    return max(gpu_ms, link_ms, alone)

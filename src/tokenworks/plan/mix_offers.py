@@ -11,17 +11,12 @@ import msgspec
 from tokenworks.catalogue.records import Projection, System
 from tokenworks.catalogue.shelves import Catalogue
 from tokenworks.core.errors import ConfigInvalid
+from tokenworks.perf.architecture import shape_of
+from tokenworks.perf.split import lpus_needed
 from tokenworks.plan.mix_cost import hardware_of
 from tokenworks.plan.mix_inputs import Hardware, Offer, Question, TierDemand, Work
 from tokenworks.plan.mix_measured import Measured
-from tokenworks.plan.projection import (
-    BYTES_PER_WEIGHT,
-    Machine,
-    candidates,
-    machine_of,
-    prefill_s_per_output,
-    shape_of,
-)
+from tokenworks.plan.projection import Machine, candidates, machine_of, prefill_s_per_output
 from tokenworks.plan.projection import Work as Decoding
 
 LPU_HOST_CPU: Final = "vera"
@@ -112,11 +107,8 @@ def offers_of(
     done = Decoding(machine=machine, shape=shape, context=work.context_tokens, how=own)
     prefill_s = prefill_s_per_output(done)
     system, _, lpu_system = machine.name.partition("+")
-    copies = 0
-    if lpu_system:
-        lpu = catalogue.accelerator(catalogue.system(lpu_system).lpu)
-        held = shape.ffn_weights * BYTES_PER_WEIGHT["fp4" if lpu.fp4_flop_per_s else "fp8"]
-        copies = math.ceil(held / machine.lpu_memory_bytes)
+    lpus = machine.lpus
+    copies = math.ceil(lpus_needed(shape, lpus) / lpus.count) if lpus else 0
     found = []
     for each in candidates(machine, model, work.context_tokens, own):
         replicas = machine.gpus // each.gpus
