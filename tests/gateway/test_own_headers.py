@@ -60,3 +60,14 @@ def test_a_wrong_value_is_refused_by_its_header(name: str, value: str) -> None:
 def test_key_and_header_together_have_few_labels() -> None:
     with pytest.raises(InvalidRequest, match="17 labels together"):
         read(*(f"k{number}" for number in range(16)), labels="more")
+
+
+def test_labels_of_all_headers_hold() -> None:
+    pairs = [(b"x-tokenworks-labels", b"eu"), (b"x-tokenworks-labels", b"medical, eu")]
+    assert own_headers({"headers": pairs}, ("us",)).needs == Needs(labels=("eu", "medical", "us"))
+
+
+def test_another_header_may_not_come_twice() -> None:
+    pairs = [(b"x-tokenworks-adapter", b"support")] * 2
+    with pytest.raises(InvalidRequest, match="x-tokenworks-adapter comes twice"):
+        own_headers({"headers": pairs}, ())

@@ -63,18 +63,24 @@ class OwnHeaders(msgspec.Struct, frozen=True, kw_only=True):
 def own_headers(scope: Scope, key_labels: tuple[str, ...]) -> OwnHeaders:
     """Read the headers of our own; others of the prefix are ignored.
 
+    Labels of several headers hold together, as whoever passes a request on may have set some.
+
     Args:
         scope: the request.
         key_labels: data labels of its key, which hold whatever a header says.
 
     Raises:
-        InvalidRequest: one of them says what it cannot.
+        InvalidRequest: one of them says what it cannot, or another than that of labels comes twice.
     """
-    found = {
-        name: label_of(name, value)
-        for name, value in scope["headers"]
-        if name.startswith(PREFIX) and name in _NAMES
-    }
+    values: dict[bytes, bytes] = {}
+    for name, value in scope["headers"]:
+        if name.startswith(PREFIX) and name in _NAMES:
+            if name in values and name != LABELS_HEADER:
+                raise InvalidRequest(
+                    f"The header {name.decode()} comes twice.", hint="Send it once."
+                )
+            values[name] = values[name] + b"," + value if name in values else value
+    found = {name: label_of(name, value) for name, value in values.items()}
     if not found and not key_labels:
         return _NOTHING
     agent, run = found.get(AGENT_HEADER), found.get(RUN_HEADER)
