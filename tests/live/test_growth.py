@@ -9,10 +9,14 @@ from typing import Any
 
 import msgspec
 
+from tests.dispatch.dispatch_world import configured
 from tests.live.driver_world import CONFIG, POOL, World, outcome, settle_down
+from tokenworks.catalogue.factory_config import PoolConfig
 from tokenworks.core.ids import PoolID, WorkerID
 from tokenworks.core.units import NS_PER_S
 from tokenworks.dispatch.commands import Scale
+from tokenworks.dispatch.dispatcher import Dispatcher
+from tokenworks.dispatch.events import Ticked, WorkerUp
 from tokenworks.live.driver import scaling_of
 from tokenworks.live.growth import Growth
 
@@ -77,9 +81,28 @@ def test_workers_start_and_stop_as_wanted(run: Run) -> None:
     run(main())
 
 
+def test_attached_servers_are_never_given_back() -> None:
+    urls = tuple(f"http://127.0.0.1:{port}" for port in range(1, 5))
+    config = PoolConfig(engine="attached", model="m", urls=urls, workers_max=8)
+    (scale,) = scaling_of({POOL: config})
+    assert (scale.workers_min, scale.workers_max) == (4, 8)
+    dispatcher = Dispatcher()
+    dispatcher.handle(0, msgspec.structs.replace(configured(), scaling=(scale,)))
+    for number in range(4):
+        name = WorkerID(f"p-{number}")
+        up = WorkerUp(worker=name, pool=POOL, model=scale.model, slots=2, curve=((1, 9),))
+        dispatcher.handle(0, up)
+    for second in range(200):
+        assert not any(
+            isinstance(each, Scale) for each in dispatcher.handle(second * NS_PER_S, Ticked())
+        )
+
+
 def test_the_driver_passes_on_what_pools_want(run: Run, tmp_path: pathlib.Path) -> None:
     async def main() -> None:
-        config = msgspec.structs.replace(CONFIG, workers=1, workers_max=2, slots=1)
+        config = msgspec.structs.replace(
+            CONFIG, engine="embedded", urls=(), workers=1, workers_max=2, slots=1
+        )
         (scale,) = scaling_of({POOL: config, PoolID("other"): CONFIG})
         assert (scale.pool, scale.workers_min, scale.workers_max) == (POOL, 1, 2)
         world = World(tmp_path, config=config)

@@ -721,12 +721,15 @@ async def _again_and_again(errand: Callable[[], Awaitable[None]]) -> None:
 
 
 def scaling_of(pools: Mapping[PoolID, PoolConfig]) -> tuple[PoolScale, ...]:
-    """The pools whose number of workers may change."""
+    """The pools whose number of workers may change.
+
+    Servers of an attached pool stay: nobody here could start one again that was given back.
+    """
     return tuple(
         PoolScale(
             pool=name,
             model=ModelName(config.model),
-            workers_min=config.workers,
+            workers_min=max(config.workers, len(config.urls)),
             workers_max=config.workers_max,
             start_ns=EMBEDDED_START_NS,
         )
