@@ -11,7 +11,9 @@ from tests.twin.test_twin_driver import ends, faulty
 from tokenworks.core.needs import Hints
 from tokenworks.core.units import NS_PER_MS, NS_PER_S
 from tokenworks.dispatch.commands import Command, Fetch, Offload
+from tokenworks.dispatch.dispatcher import Dispatcher
 from tokenworks.dispatch.events import PolicySettings
+from tokenworks.twin.checkers import Checker
 from tokenworks.twin.driver import run
 from tokenworks.twin.host_tier import HostTier
 from tokenworks.twin.kv_cache import KVCache
@@ -174,6 +176,13 @@ def test_a_session_finds_its_blocks_again_after_the_tool() -> None:
     without = run(plain, requests)
     assert without.outcomes.cached_tokens[second] == 0
     assert without.outcomes.first_token_ns[second] > result.outcomes.first_token_ns[second]
+
+
+def test_what_an_idle_engine_has_moved_down_is_published() -> None:
+    dispatcher = Dispatcher()
+    checker = Checker(dispatcher, deadline_ns=1_000 * NS_PER_S)
+    run(factory(), paused(), dispatcher=dispatcher, hooks=checker, publishes=True)
+    assert checker.violations == []
 
 
 def test_what_the_place_below_has_lost_is_computed() -> None:

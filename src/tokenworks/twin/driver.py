@@ -199,7 +199,7 @@ class Driver:
         # Each request's latest attempt, while it is at a worker, and whether it has answered.
         self._attempts: list[Sequence | None] = [None] * len(requests)
         self._answering = bytearray(len(requests))
-        self._hosts = HostTiers(self.workers, self.at)
+        self._hosts = HostTiers(self.workers, self.at, self._transfer)
         self._kept: dict[int, Sequence] = {}  # of those that wait to go on
         self.stopping: set[Sequence] = set()
         # Attempts that were the last of their requests and have not made all tokens.

@@ -19,12 +19,14 @@ class HostTiers:
     Args:
         engines: all workers; those without a place in their host's memory are never asked.
         at: puts something on the agenda.
+        moved: told of an engine whose blocks were moved, which an idle one does at once and with
+            no boundary of its own.
     """
 
-    __slots__ = ("_at", "_engines", "_lives", "_tiers", "ready_ns")
+    __slots__ = ("_at", "_engines", "_lives", "_moved", "_tiers", "ready_ns")
 
-    def __init__(self, engines: Sequence[Worker], at: At) -> None:
-        self._engines, self._at = engines, at
+    def __init__(self, engines: Sequence[Worker], at: At, moved: Callable[[Worker], None]) -> None:
+        self._engines, self._at, self._moved = engines, at, moved
         self._tiers = {
             engine.index: HostTier(
                 engine.spec.host_kv_blocks,
@@ -94,6 +96,7 @@ class HostTiers:
         def act() -> None:
             if self._lives[index] == life:
                 self._engines[index].move(move, at_ns)
+                self._moved(self._engines[index])
 
         self._at(at_ns, act)
 
