@@ -13,10 +13,12 @@ from tokenworks.core.ids import RequestID, WorkerID
 from tokenworks.core.needs import Needs, Offers
 from tokenworks.core.slo import Tier
 from tokenworks.core.units import NS_PER_S
-from tokenworks.dispatch.commands import Abort, Preempt, Reject, Send
+from tokenworks.dispatch import snapshot
+from tokenworks.dispatch.commands import Abort, Command, Preempt, Reject, Send
 from tokenworks.dispatch.dispatcher import Dispatcher
 from tokenworks.dispatch.events import (
     Arrived,
+    Event,
     Failed,
     Finished,
     Started,
@@ -27,7 +29,7 @@ from tokenworks.dispatch.events import (
 )
 from tokenworks.twin import checkers
 from tokenworks.twin.checkers import VIOLATIONS_MAX, Checker, Endless
-from tokenworks.twin.driver import Driver, run
+from tokenworks.twin.driver import Driver, Hooks, run
 from tokenworks.twin.outcome_checks import check_outcomes
 from tokenworks.twin.records import End, Outcomes, Violation, WorkerUse
 
@@ -238,3 +240,31 @@ def test_a_clock_that_goes_back_and_a_memory_that_differs_are_found(
         checker.told(-2, Ticked(), [])
         checker.told(-3, Ticked(), [])
     assert len(checker.violations) == VIOLATIONS_MAX
+
+
+@pytest.mark.parametrize("queue_len_max", [100, 10])
+def test_those_that_need_few_workers_are_counted_where_they_wait(queue_len_max: int) -> None:
+    labels = ("eu",)
+    factory = scenario(worker(slots=1, offers=Offers(labels=labels)))
+    dispatcher = Dispatcher()
+    checker = Checker(dispatcher, deadline_ns=100 * NS_PER_S)
+
+    class Looks(Hooks):
+        begin, end = checker.begin, checker.end
+
+        def told(self, now_ns: int, event: Event, commands: list[Command]) -> None:
+            checker.told(now_ns, event, commands)
+            checker._queue_len_max = dict.fromkeys(Tier, queue_len_max)
+            if isinstance(event, Arrived) and event.request == "r39":
+                checker._check_drained(snapshot.decode(dispatcher.snapshot()))
+
+    requests = [request(n, at_ns=n, needs=Needs(labels=labels), tier=Tier.HIGH) for n in range(40)]
+    run(factory, requests, dispatcher=dispatcher, hooks=Looks())
+    found = checker.violations
+    assert {each.what for each in found if each.invariant == "memory_bounded"} == (
+        {"queue high"} if queue_len_max < 40 else set()
+    )
+    left = [each for each in found if each.invariant == "memory_drained"]
+    assert [each.numbers for each in left if each.what == "requests"] == [
+        {"requests": 40, "waiting": 39}
+    ]

@@ -185,7 +185,8 @@ class Checker(Hooks):
         if names != self._lives.open.keys():
             wrong = sorted(names ^ self._lives.open.keys())
             self._found("memory_agrees", wrong[0], requests=len(wrong))
-        queued = sum(len(line.requests) for model in memory.models for line in model.lines)
+        waiting = [_waiting(model) for model in memory.models]
+        queued = sum(map(sum, waiting))
         prefixes = memory.prefixes
         approximate = sum(len(blocks) for blocks, _ in prefixes.young + prefixes.old)
         bounds = {
@@ -195,9 +196,8 @@ class Checker(Hooks):
             "published": (len(prefixes.exact), limits.prefix_blocks_max),
             "workers": (len(memory.workers), limits.workers_max),
         }
-        for model in memory.models:
-            for tier, line in zip(Tier, model.lines, strict=True):
-                bounds[f"queue {tier}"] = (len(line.requests), self._queue_len_max[tier])
+        for tier, counts in zip(Tier, zip(*waiting, strict=True), strict=False):
+            bounds[f"queue {tier}"] = (max(counts), self._queue_len_max[tier])
         for what, (has, may) in bounds.items():
             if has > may:
                 self._found("memory_bounded", what, has=has, may=may)
@@ -221,7 +221,7 @@ class Checker(Hooks):
                 running, prefill, context = left
                 numbers = {"running": running, "prefill": prefill, "context": context}
                 self._found("memory_drained", worker.worker, limit=worker.limit, **numbers)
-        waiting = sum(len(line.requests) for model in memory.models for line in model.lines)
+        waiting = sum(sum(_waiting(model)) for model in memory.models)
         if waiting or memory.requests:
             numbers = {"requests": len(memory.requests), "waiting": waiting}
             self._found("memory_drained", "requests", **numbers)
@@ -265,6 +265,12 @@ class Checker(Hooks):
     def _found(self, invariant: str, what: str, **numbers: int | str) -> None:
         if len(self.violations) < VIOLATIONS_MAX:
             self.violations.append(Violation.of(invariant, self.now_ns(), what, **numbers))
+
+
+def _waiting(model: snapshot.ModelRecord) -> list[int]:
+    """How many requests of a model wait, by tier, also of those that need few of its workers."""
+    every = [model.lines, *(each.lines for each in model.restricted)]
+    return [sum(len(line.requests) for line in lines) for lines in zip(*every, strict=True)]
 
 
 class _Life(msgspec.Struct):
