@@ -67,6 +67,16 @@ def test_labels_of_all_headers_hold() -> None:
     assert own_headers({"headers": pairs}, ("us",)).needs == Needs(labels=("eu", "medical", "us"))
 
 
+def test_as_many_long_labels_as_a_key_may_have_are_read() -> None:
+    words = [f"{number:02}{'x' * 126}" for number in range(16)]
+    needs = read(labels=", ".join(words)).needs
+    assert needs == Needs(labels=tuple(words))
+    with pytest.raises(InvalidRequest, match="x-tokenworks-labels"):
+        read(labels=", ".join([*words, "more"]))
+    with pytest.raises(InvalidRequest, match="x-tokenworks-labels has '00"):
+        read(labels=words[0] + "x")
+
+
 def test_another_header_may_not_come_twice() -> None:
     pairs = [(b"x-tokenworks-adapter", b"support")] * 2
     with pytest.raises(InvalidRequest, match="x-tokenworks-adapter comes twice"):

@@ -66,21 +66,22 @@ def bearer(scope: Scope) -> bytes | None:
     return None
 
 
-def label_of(header: bytes, value: bytes) -> str:
+def label_of(header: bytes, value: bytes, len_max: int = LABEL_LEN_MAX) -> str:
     """What a caller says in a header of our own.
 
     Args:
         header: the header's name in lower case.
         value: of it.
+        len_max: characters that it may have.
 
     Raises:
         InvalidRequest: it is empty, too long, or not plain text.
     """
     text = bytes(value).decode("latin-1").strip()
-    if not (0 < len(text) <= LABEL_LEN_MAX and text.isascii() and text.isprintable()):
+    if not (0 < len(text) <= len_max and text.isascii() and text.isprintable()):
         raise InvalidRequest(
             f"The header {header.decode()} is {text[:LABEL_LEN_MAX]!r}.",
-            hint=f"Give 1 to {LABEL_LEN_MAX} printable ASCII characters.",
+            hint=f"Give 1 to {len_max} printable ASCII characters.",
         )
     return text
 

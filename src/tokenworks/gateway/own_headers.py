@@ -38,6 +38,8 @@ TOOL_HEADER: Final = b"x-tokenworks-tool-seconds"
 ENDS_HEADER: Final = b"x-tokenworks-session-ends"
 """``true``: no request of the session follows."""
 
+LABELS_LEN_MAX: Final = LABELS_MAX * (LABEL_LEN_MAX + len(", "))
+"""Characters of all labels of a request together."""
 TOKENS_MAX: Final = 1 << 30
 TOOL_S_MAX: Final = 86_400
 
@@ -80,7 +82,10 @@ def own_headers(scope: Scope, key_labels: tuple[str, ...]) -> OwnHeaders:
                     f"The header {name.decode()} comes twice.", hint="Send it once."
                 )
             values[name] = values[name] + b"," + value if name in values else value
-    found = {name: label_of(name, value) for name, value in values.items()}
+    found = {
+        name: label_of(name, value, LABELS_LEN_MAX if name == LABELS_HEADER else LABEL_LEN_MAX)
+        for name, value in values.items()
+    }
     if not found and not key_labels:
         return _NOTHING
     agent, run = found.get(AGENT_HEADER), found.get(RUN_HEADER)
