@@ -62,21 +62,47 @@ def test_workers_start_and_stop_as_wanted(run: Run) -> None:
             growth.seat(P, WorkerID(name), make, first=number < 2)
         growth.start()
         assert log == ["start p-0", "start p-1"]
-        growth.scale(wants(3))
-        growth.scale(wants(3))
-        growth.scale(wants(9, pool=PoolID("attached")))
+        up = {WorkerID("p-0")}
+        growth.scale(wants(3), up.__contains__)
+        growth.scale(wants(3), up.__contains__)
+        growth.scale(wants(9, pool=PoolID("attached")), up.__contains__)
         assert log[2:] == ["start p-2"]
-        growth.scale(wants(2, stop="p-2"))
-        growth.scale(wants(2, stop="p-2"))
-        growth.scale(wants(3))  # p-2 has not ended yet
+        growth.scale(wants(2, stop="p-2"), up.__contains__)
+        growth.scale(wants(2, stop="p-2"), up.__contains__)
+        growth.scale(wants(3), up.__contains__)  # p-2 has not ended yet
         assert log[3:] == ["start p-3"]
         go.set()
         await settle_down()
         assert log[4:] == ["stop p-2"]
-        growth.scale(wants(4))
+        growth.scale(wants(4), up.__contains__)
         assert log[5:] == ["start p-2"]
         await growth.stop()
         assert sorted(log[6:]) == ["stop p-0", "stop p-1", "stop p-2", "stop p-3"]
+
+    run(main())
+
+
+def test_a_pool_grows_while_one_of_its_workers_ends_what_it_has(run: Run) -> None:
+    async def main() -> None:
+        log: list[str] = []
+        go = asyncio.Event()
+        go.set()
+        growth = Growth()
+        for number in range(4):
+            name = f"p-{number}"
+            make = lambda name=name: FakeWorker(name, log, go)  # noqa: E731
+            growth.seat(P, WorkerID(name), make, first=number < 2)
+        growth.start()
+        up = {WorkerID("p-0"), WorkerID("p-1")}
+        growth.scale(wants(2), up.__contains__)  # one is up, as p-1 is sent nothing any more
+        assert log[2:] == ["start p-2"]
+        growth.scale(wants(2), up.__contains__)  # p-2 is starting
+        assert log[3:] == []
+        up.add(WorkerID("p-2"))
+        growth.scale(wants(1, stop="p-1"), up.__contains__)
+        await settle_down()
+        assert log[3:] == ["stop p-1"]
+        await growth.stop()
 
     run(main())
 
@@ -117,7 +143,9 @@ def test_the_driver_passes_on_what_pools_want(run: Run, tmp_path: pathlib.Path) 
             world.tick(NS_PER_S)
         assert [(each.workers, each.worker) for each in asked] == [(2, None)]
         await asyncio.gather(*late, return_exceptions=True)
+        assert not world.driver.is_up(world.seats[1])
         world.up(1)
+        assert world.driver.is_up(world.seats[1])
         await answer.settle(outcome())
         for _ in range(90):
             world.tick(NS_PER_S)

@@ -11,10 +11,12 @@ from tokenworks.core.errors import ConfigInvalid
 from tokenworks.core.ids import PoolID, WorkerID
 from tokenworks.core.slo import Tier
 from tokenworks.core.units import NS_PER_S
+from tokenworks.dispatch.commands import Scale
 from tokenworks.dispatch.events import PoolScale, WorkerDown, WorkerUp
 from tokenworks.perf.timing import FS_PER_NS
 from tokenworks.twin.driver import run
 from tokenworks.twin.records import End, Scenario, TwinRequest
+from tokenworks.twin.scaling import Scaling
 from tokenworks.twin.scenarios import parse_scenario
 
 S = NS_PER_S
@@ -134,6 +136,19 @@ def test_who_was_given_back_may_be_started_again() -> None:
     _, hooks = faulty(grows(3), requests)
     starts = [event.worker for _, event in hooks.of(WorkerUp)]
     assert starts.count(WorkerID("w1")) == 2
+
+
+def test_a_pool_grows_while_one_of_its_workers_ends_what_it_has() -> None:
+    scaling = Scaling(grows(4))
+    wants = Scale(
+        pool=PoolID("p"), workers=2, up=1, reason="queue_wait", worker=None, pressure_ppm=0
+    )
+    since_ns, told = [0, 0, None, None], [True, True, False, False]
+    found = scaling.missing(wants, since_ns, told)  # w0 or w1 is sent nothing any more
+    assert [spec.worker for spec in found] == ["w2"]
+    assert scaling.missing(wants, since_ns, told) == []  # w2 is starting
+    more = msgspec.structs.replace(wants, workers=3)
+    assert [spec.worker for spec in scaling.missing(more, since_ns, told)] == ["w3"]
 
 
 def test_a_scenario_from_a_file_may_grow() -> None:

@@ -157,7 +157,7 @@ class Factory:
     def _scale(self, command: Scale) -> None:
         """Start what an embedded pool lacks, or stop what it gives back; others are only told."""
         self.gateway.metrics.workers_wanted.labels(command.pool).set(command.workers)
-        self.growth.scale(command)
+        self.growth.scale(command, self.driver.is_up)
 
     def _seat_pool(self, pool: PoolID, config: PoolConfig, curve: tuple[CurvePoint, ...]) -> None:
         attached = config.engine == "attached"

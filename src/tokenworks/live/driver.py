@@ -407,6 +407,10 @@ class Driver:
         """Make a place for a worker that will come up."""
         self._seats[seat.worker] = seat
 
+    def is_up(self, worker: WorkerID) -> bool:
+        """Whether a worker can take requests, as the dispatcher was told."""
+        return self._seats[worker].client is not None
+
     def worker_up(self, worker: WorkerID, client: WorkerPort) -> None:
         """A worker can take requests."""
         if self._closed:

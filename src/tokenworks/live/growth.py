@@ -41,10 +41,15 @@ class Growth:
                 if worker in self._first:
                     self._start(worker, make)
 
-    def scale(self, command: Scale) -> None:
+    def scale(self, command: Scale, is_up: Callable[[WorkerID], bool]) -> None:
         """Do what a pool wants, as far as its workers are here.
 
-        One that is still stopping is not started again before it has ended.
+        One that is still stopping is not started again before it has ended. One that is up and
+        that the command does not count ends what it has, and counts for nothing here, either.
+
+        Args:
+            command: what it wants.
+            is_up: whether the dispatcher was told that a worker is up.
         """
         if command.worker is not None:
             running = self._running.pop(command.worker, None)
@@ -53,7 +58,8 @@ class Growth:
                 self._stopping[command.worker] = task
             return
         makers = self._makers.get(command.pool, {})
-        missing = command.workers - sum(worker in self._running for worker in makers)
+        starting = sum(worker in self._running and not is_up(worker) for worker in makers)
+        missing = command.workers - command.up - starting
         for worker, make in makers.items():
             if missing > 0 and worker not in self._running and worker not in self._stopping:
                 self._start(worker, make)

@@ -307,7 +307,7 @@ class Driver:
         if command.worker is not None:
             self.at(self._now_ns, functools.partial(self._stop_worker, command.worker))
             return
-        for spec in self._scaling.missing(command, self._up_since_ns):
+        for spec in self._scaling.missing(command, self._up_since_ns, self._told_up):
             self.engine(spec.worker).up_ns += spec.start_ns  # it costs while it starts
             self.at(self._now_ns + spec.start_ns, functools.partial(self._come_up, spec.worker))
 

@@ -42,21 +42,28 @@ class Scaling:
                 found.append(spec)
         return found
 
-    def missing(self, command: Scale, up_since_ns: Sequence[int | None]) -> list[WorkerSpec]:
+    def missing(
+        self, command: Scale, up_since_ns: Sequence[int | None], told_up: Sequence[bool]
+    ) -> list[WorkerSpec]:
         """Who is to be started that is not yet; they count as starting from now on.
+
+        Workers that the dispatcher knows and the command does not count end what they have, and
+        count for nothing here, either.
 
         Args:
             command: more workers of a pool.
             up_since_ns: by worker, None while it is down.
+            told_up: by worker, whether the dispatcher knows that it is up.
         """
         if not self._obeys:
             return []
         pool = [
-            (spec, since_ns is not None or spec.worker in self.starting)
-            for spec, since_ns in zip(self._specs, up_since_ns, strict=True)
+            (spec, since_ns is not None or spec.worker in self.starting, told)
+            for spec, since_ns, told in zip(self._specs, up_since_ns, told_up, strict=True)
             if spec.pool == command.pool
         ]
-        count = command.workers - sum(there for _, there in pool)
-        found = [spec for spec, there in pool if not there][: max(0, count)]
+        starting = sum(there and not told for _, there, told in pool)
+        count = command.workers - command.up - starting
+        found = [spec for spec, there, _ in pool if not there][: max(0, count)]
         self.starting.update(spec.worker for spec in found)
         return found
