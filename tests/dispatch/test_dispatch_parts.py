@@ -421,3 +421,21 @@ def test_a_snapshot_of_another_format_is_refused() -> None:
 def test_unknown_events_are_refused() -> None:
     with pytest.raises(AssertionError):
         factory().handle(0, "event")  # type: ignore[arg-type]
+
+
+def test_what_is_left_of_a_chain_does_not_keep_all_of_it() -> None:
+    index = PrefixIndex(100_000)
+    stays, leave = index.add_worker(), [index.add_worker() for _ in range(RETIRED_MAX)]
+    prompts = [tuple(range(1_000 * n, 1_000 * n + 512)) for n in range(20)]
+    for prompt in prompts:
+        index.insert(prompt, leave[0], 0)
+        index.insert(prompt[:1], stays, 0)
+    mostly = tuple(range(90_000, 90_010))
+    index.insert(mostly, leave[0], 0)
+    index.insert(mostly[:6], stays, 0)
+    for worker in leave:
+        index.remove_worker(worker)
+    assert len(index) == 20 + 6
+    kept = {id(each.blocks): len(each.blocks) for each in index._young._stretches.values()}
+    assert sum(kept.values()) == 20 + 10
+    assert [index.match(prompt, 1 << stays)[0] for prompt in [*prompts, mostly]] == [1] * 20 + [6]

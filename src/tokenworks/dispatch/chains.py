@@ -185,13 +185,20 @@ class Chains:
         return any(each.mask & mask for each in self._stretches.values())
 
     def sweep(self, stale: int) -> None:
-        """Clear bits from all masks; blocks that nobody has any more go."""
+        """Clear bits from all masks; blocks that nobody has any more go.
+
+        What is left of a tuple is copied where it is less than half, as it alone would keep all.
+        """
         self._compared = None
         kept: dict[int, Stretch] = {}
         for block, stretch in self._stretches.items():
             stretch.mask &= ~stale
             if stretch.mask:
                 kept[block] = stretch
+                count = stretch.stop - stretch.start
+                if 2 * count < len(stretch.blocks):
+                    stretch.blocks = stretch.blocks[stretch.start : stretch.stop]
+                    stretch.start, stretch.stop = 0, count
         self._stretches = kept
         self.size = sum(each.stop - each.start for each in kept.values())
 
