@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from msgspec import UNSET
 
 from tests.cli.command_line import ask, data, done, invoke
 from tokenworks.cli.twin_factory import Modelled, claim, modelled
@@ -158,6 +159,30 @@ def test_a_factory_file_says_workers_limits_and_policy(
     assert told.policy.name == "edf"
     assert set(told.limits.queue_len_max.values()) == {7}
     assert [up.worker for up in events_of(home, WorkerUp)] == ["a-0", "b-0", "b-1"]
+
+
+def test_what_a_factory_file_says_and_only_a_run_does_is_said(
+    home: Home,
+    tmp_path: pathlib.Path,
+    when_ready: WhenReady,
+) -> None:
+    more = "workers_min = 1\npreempts = true\nhost_kv_blocks = 9\nhost_bytes_per_s = 1_000_000\n"
+    (tmp_path / "mine.toml").write_text(MINE + more)
+    when_ready(home, asks(home, model="twin"))
+    words = ("up", "--twin", "--port", "0", "--speedup", "50")
+    result = invoke(home, *words, "--scenario", str(tmp_path / "mine.toml"))
+    assert result.exit_code == 0, result.exception
+    assert (
+        "Only `tokenworks twin run` does what preempts, host_kv_blocks, workers_min says."
+        in result.stdout
+    )
+    (told,) = events_of(home, Configured)
+    assert told.scaling is UNSET
+    assert [up.worker for up in events_of(home, WorkerUp)] == ["a-0", "b-0", "b-1"]
+    assert {(up.preempts, up.host_bytes_per_s) for up in events_of(home, WorkerUp)} == {
+        (UNSET, UNSET)
+    }
+    assert fleet().unserved == ()
 
 
 def test_settings_choose_the_policy_unless_the_command_line_does(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 import msgspec
+from msgspec import UNSET
 
 from tokenworks.catalogue.factory_config import FactoryConfig, PoolConfig
 from tokenworks.catalogue.price_book import PriceBook, PriceBooks, parse_price_book
@@ -36,6 +37,17 @@ class Modelled(msgspec.Struct, frozen=True, kw_only=True):
     def specs(self) -> list[WorkerSpec]:
         """The engines as they serve."""
         return [served_spec(spec) for spec in self.setting.scenario.workers]
+
+    @property
+    def unserved(self) -> tuple[str, ...]:
+        """What the scenario says and only a run does: keys of its workers, as a file has them."""
+        scenario = self.setting.scenario
+        said = {
+            "preempts": any(spec.preempts for spec in scenario.workers),
+            "host_kv_blocks": any(spec.host_kv_blocks for spec in scenario.workers),
+            "workers_min": scenario.configured.scaling is not UNSET,
+        }
+        return tuple(key for key, is_said in said.items() if is_said)
 
     def pools(self, *, by_date: bool) -> dict[PoolID, PoolConfig]:
         """The engines as pools.
