@@ -639,7 +639,7 @@ class Dispatcher:
             retry_after_ns = policy.retry_after_bounded(self._promises[request.rank].patience_ns)
             workers = fleet.workers
             if request.needs is not None:
-                workers = list(fleet.each(fleet.serving(request.needs)))
+                workers = list(fleet.each(fleet.having(request.needs)))
                 lacking = nothing_offers([each.offers for each in fleet.workers], request.needs)
             if workers:
                 retry_after_ns = policy.retry_after_ns(
