@@ -391,3 +391,24 @@ def test_who_waits_for_the_same_workers_takes_turns_also_when_these_change() -> 
         ((name, _),) = found
         order.append(name)
     assert order == ["x1", "y1", "x2", "y2"]
+
+
+def test_the_economic_policy_knows_the_workers_of_who_waited_for_them() -> None:
+    economic = configured(100, policy="economic", prices=PRICES)
+    worker = up("b", labels=EU, timing=TIMING)
+    dispatcher = factory(up("a", timing=TIMING), worker, settings=economic)
+    dispatcher.handle(0, arrived("x", labels=EU))
+    dispatcher.handle(1, finished("x"))
+    dispatcher.handle(2, down("b"))
+    dispatcher.handle(3, arrived("r", labels=EU, at=3))
+    assert sends(dispatcher.handle(4, worker)) == [("r", "b")]
+    assert dispatcher.counts()["policy_faults"] == 0
+
+
+def test_the_economic_policy_may_take_over_while_only_such_wait() -> None:
+    dispatcher = factory(up("b", labels=EU, timing=TIMING), settings=configured(100))
+    for number in range(12):
+        dispatcher.handle(0, arrived(f"r{number}", labels=EU))
+    dispatcher.handle(1, configured(100, policy="economic", prices=PRICES))
+    assert sends(dispatcher.handle(2, finished("r0")))
+    assert dispatcher.counts()["policy_faults"] == 0
