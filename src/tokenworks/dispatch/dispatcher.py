@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from heapq import heapify, heappop, heappush
 from typing import Any, Final
@@ -491,9 +491,9 @@ class Dispatcher:
         found = self._policy.displace(fleet, request, self._now_ns, self._requests)
         if found is None:
             return
-        for victim in found.victims:
-            if fleet.waiting(victim.rank) >= self._limits.queue_len_max[TIERS[victim.rank]]:
-                return  # it would be turned away
+        for rank, count in Counter(victim.rank for victim in found.victims).items():
+            if fleet.waiting(rank) + count > self._limits.queue_len_max[TIERS[rank]]:
+                return  # one of them would be turned away
         for victim in found.victims:
             worker = self._release(fleet, victim)
             victim.step(Step.PREEMPT)
