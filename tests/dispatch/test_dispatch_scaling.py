@@ -23,7 +23,7 @@ from tokenworks.core.units import NS_PER_S
 from tokenworks.dispatch import scaling
 from tokenworks.dispatch.commands import Command, Scale, SetTimer
 from tokenworks.dispatch.dispatcher import Dispatcher
-from tokenworks.dispatch.events import Configured, PoolScale, Ticked
+from tokenworks.dispatch.events import Configured, Event, PoolScale, Ticked
 
 S = NS_PER_S
 POOL = PoolScale(pool=PoolID("p"), model=MODEL, workers_min=1, workers_max=6, start_ns=20 * S)
@@ -229,3 +229,18 @@ def test_pools_that_are_scaled_no_more_are_left_as_they_are() -> None:
 
 def test_thresholds_are_far_apart() -> None:
     assert scaling.CALM_PPM * 2 < scaling.PRESSED_PPM
+
+
+@pytest.mark.parametrize("end", [finished("r1"), down("b")])
+def test_without_pools_nothing_is_looked_at_once_all_are_given_back(end: Event) -> None:
+    dispatcher = factory(up("a"), up("b"), settings=settings())
+    dispatcher.handle(0, arrived("r0"))
+    dispatcher.handle(0, arrived("r1"))
+    calm(dispatcher, 1, 62)
+    dispatcher.handle(63 * S, configured(100))
+    dispatcher.handle(63 * S, end)
+    assert not dispatcher._retiring
+    again = same_again(dispatcher)
+    for each in (dispatcher, again):
+        tick(each, 70)
+    assert again.digest() == dispatcher.digest()

@@ -743,6 +743,8 @@ class Dispatcher:
         for worker in list(self._retiring.values()):
             if not worker.running and not worker.prefilling:
                 self._give_back(worker, commands)
+        if not self._retiring and not self._scaling.pools:
+            self._scaler = None  # as it is after a restart
 
     def _give_back(self, worker: Worker, commands: list[Command]) -> None:
         del self._retiring[worker.worker]
