@@ -244,3 +244,42 @@ def test_without_pools_nothing_is_looked_at_once_all_are_given_back(end: Event) 
     for each in (dispatcher, again):
         tick(each, 70)
     assert again.digest() == dispatcher.digest()
+
+
+PLAIN = msgspec.structs.replace(POOL, pool=PoolID("plain"))
+OTHER = msgspec.structs.replace(POOL, pool=PoolID("other"), model="other")
+
+
+def test_who_needs_a_label_makes_only_pools_grow_that_have_it() -> None:
+    workers = (up("a", slots=1, labels=("eu",)), up("g", slots=1, pool="plain"))
+    dispatcher = factory(*workers, settings=settings(POOL, PLAIN, OTHER))
+    for number in range(2):
+        dispatcher.handle(0, arrived(f"r{number}"))
+    dispatcher.handle(0, arrived("eu", labels=("eu",)))
+    found = [scale for at in (1.1, 2.2) for scale in scales(tick(dispatcher, at))]
+    assert [each.pool for each in found] == ["p"]
+
+
+@pytest.mark.parametrize(("gone", "pools"), [((), ["p"]), ((down("g"),), ["p", "plain"])])
+def test_who_needs_a_label_and_is_turned_away_counts_there_alone(
+    gone: tuple[Event, ...], pools: list[str]
+) -> None:
+    workers = (up("a", slots=1, labels=("eu",)), up("g", slots=1, pool="plain"), *gone)
+    dispatcher = factory(*workers, settings=settings(POOL, PLAIN, OTHER, queue_len_max=0))
+    dispatcher.handle(0, arrived("r0", labels=("eu",)))
+    found = []
+    for number in range(4):
+        at = number * 11 * S // 10
+        event = arrived(f"x{number}", at=at, labels=("eu",))
+        found += scales(dispatcher.handle(at, event))
+        dispatcher = same_again(dispatcher)
+    assert [each.pool for each in found] == pools
+
+
+def test_a_pool_of_which_nobody_is_up_may_be_what_is_needed() -> None:
+    workers = (up("a", slots=1, labels=("eu",)), up("g", slots=1, pool="plain"), down("g"))
+    dispatcher = factory(*workers, settings=settings(POOL, PLAIN))
+    dispatcher.handle(0, arrived("r"))
+    dispatcher.handle(0, arrived("eu", labels=("eu",)))
+    found = [scale for at in (1.1, 2.2) for scale in scales(tick(dispatcher, at))]
+    assert [each.pool for each in found] == ["p", "plain"]

@@ -543,7 +543,7 @@ class Dispatcher:
         fleet.take(worker, request.request, choice.rank)
         fleet.sent_ranks.append(choice.rank)
         if self._scaler is not None:
-            self._scaler.waited(request.model, request.rank, now_ns - request.queued_ns)
+            self._scaler.waited(fleet, request, now_ns - request.queued_ns)
         if request.session is not None:
             fleet.remember(request, worker)
             computes = worker if prefiller is None else prefiller
@@ -649,8 +649,8 @@ class Dispatcher:
                     request.output_tokens_max,
                     fleet.sent_ranks,
                 )
-        if self._scaler is not None and code == "capacity_exceeded":
-            self._scaler.waited(request.model, request.rank, self._promises[request.rank].ttft_ns)
+            if self._scaler is not None and code == "capacity_exceeded":
+                self._scaler.waited(fleet, request, self._promises[request.rank].ttft_ns)
         self._counts.rejected += 1
         self._end(request, Step.REJECT)
         commands.append(

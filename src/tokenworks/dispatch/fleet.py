@@ -245,6 +245,7 @@ class Fleet:
         sessions: by tenant and session, the index of the worker that had its last request.
         sent_ranks: tiers at which the last sends competed.
         up: all workers.
+        pools: by pool, its workers.
         open: those with a slot free.
         admitting: by tier rank, those where one more leaves every promise kept that runs there.
         changes: how often workers came, went, were measured or got other settings.
@@ -266,6 +267,7 @@ class Fleet:
         "loads",
         "offered",
         "open",
+        "pools",
         "preempting",
         "queued",
         "restricted",
@@ -401,11 +403,13 @@ class Fleet:
         return self.serving(request.needs)
 
     def _recall_offers(self) -> None:
-        """Find anew who offers the same."""
+        """Find anew who offers the same, and who is of one pool."""
         self._serving: OrderedDict[Needs, int] = OrderedDict()
         self._alike: dict[Offers, int] = {}
+        self.pools: dict[PoolID, int] = {}
         for worker in self.workers:
             bit = 1 << worker.index
+            self.pools[worker.pool] = self.pools.get(worker.pool, 0) | bit
             self._alike[worker.offers] = self._alike.get(worker.offers, 0) | bit
 
     def home(self, request: Request) -> int:
