@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import pytest
@@ -24,12 +25,13 @@ from tokenworks.core.needs import Hints, Needs
 from tokenworks.core.slo import Tier
 from tokenworks.core.units import NS_PER_S
 from tokenworks.dispatch import fleet as fleet_module
+from tokenworks.dispatch import restricted
 from tokenworks.dispatch.commands import Command, Queue, Reject, Send
 from tokenworks.dispatch.dispatcher import Dispatcher
-from tokenworks.dispatch.events import Configured, PolicySettings, Ticked
+from tokenworks.dispatch.events import Configured, Event, PolicySettings, Ticked
 from tokenworks.dispatch.fleet import Fleet
 from tokenworks.dispatch.policies import NAMES
-from tokenworks.dispatch.policy import Choice, Forgetful
+from tokenworks.dispatch.policy import Choice, Forgetful, permitted
 from tokenworks.dispatch.prefix_index import PrefixIndex
 from tokenworks.dispatch.waiting import Request
 
@@ -280,3 +282,133 @@ def test_serving_is_found_again_when_workers_change() -> None:
     assert fleet.serving(Needs(labels=EU)) == 1
     dispatcher.handle(1, up("b", labels=EU))
     assert fleet.serving(Needs(labels=EU)) == 3
+
+
+def many_sets(count: int) -> list[tuple[str, ...]]:
+    """So many different sets of some of twelve labels."""
+    words = sorted(f"l{number}" for number in range(12))
+    sets = [labels for size in range(2, 6) for labels in itertools.combinations(words, size)]
+    return sets[:count]
+
+
+class Counted(Forgetful):
+    """Places by labels alone, but nobody at first, and counts how often it is asked."""
+
+    asked = 0
+    shut = True
+
+    def configure(self, configured: Configured, index: PrefixIndex) -> None: ...
+
+    def place(self, fleet: Fleet, request: Request, now_ns: int) -> Choice | None:
+        Counted.asked += 1
+        may = permitted(fleet, request, fleet.open)
+        if Counted.shut or not may:
+            return None
+        return Choice(fleet.first(may), "least_loaded", 0, request.rank, 1)
+
+    def drain(self, fleet: Fleet, now_ns: int) -> Iterator[tuple[Request, Choice]]:
+        return iter(())
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_whoever_names_many_sets_of_labels_slows_nobody(apart: bool) -> None:
+    sets = many_sets(700)
+    words = sorted({label for labels in sets for label in labels})
+    workers = [up("all", labels=tuple(words))]
+    if apart:  # many sets of workers, too
+        workers += [
+            up(f"w{number}", labels=tuple(word for word in words if word != words[number]))
+            for number in range(12)
+        ]
+    Counted.asked, Counted.shut = 0, True
+    settings = configured(1_000, policy="own", patience_ns=600 * NS_PER_S)
+    dispatcher = factory(*workers, settings=settings, own_policies={"own": Counted})
+    for number, labels in enumerate(sets):
+        dispatcher.handle(1, arrived(f"r{number}", labels=labels, tenant=f"t{number}", at=1))
+    Counted.asked = 0
+    dispatcher.handle(2, arrived("plain", at=2))
+    looked = restricted.SETS_MAX * (restricted.HEADS_MAX + 1)
+    assert 0 < Counted.asked <= looked
+    assert (len(dispatcher._fleets[MODEL].restricted) > restricted.SETS_MAX) is apart
+    # Sets of workers take turns, and nobody is left.
+    Counted.shut = False
+    went: set[str] = set()
+    again = Dispatcher.restore(dispatcher.snapshot(), {"own": Counted})
+    assert again.digest() == dispatcher.digest()
+    event: Event = arrived("one more", labels=sets[0], at=3)
+    left: list[str] = []
+    while len(went) < 700:
+        commands = dispatcher.handle(3, event)
+        assert again.handle(3, event) == commands
+        left += [name for name, _ in sends(commands)]
+        went.add(left[0])
+        event = finished(left.pop(0))
+    assert again.digest() == dispatcher.digest()
+
+
+def test_needs_that_nobody_has_are_not_remembered_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dispatcher = factory(up("a", labels=EU))
+    for number in range(50):
+        dispatcher.handle(0, arrived(f"r{number}", labels=(f"random{number}",)))
+    fleet = dispatcher._fleets[MODEL]
+    assert not fleet._serving
+    monkeypatch.setattr(fleet_module, "SERVING_MAX", 2)
+    dispatcher.handle(1, up("b", labels=tuple(sorted(f"l{number}" for number in range(9)))))
+    for number in (*range(9), 7, 0):
+        dispatcher.handle(2, arrived(f"s{number}", labels=(f"l{number}",), at=2))
+    assert [needs.labels for needs in fleet._serving] == [("l7",), ("l8",)]
+
+
+def test_who_waits_for_the_same_workers_takes_turns_also_when_these_change() -> None:
+    both = ("eu", "medical")
+    dispatcher = factory(up("a", slots=1, labels=both), settings=configured(20))
+    dispatcher.handle(0, arrived("first", labels=EU))
+    for number in range(3):
+        dispatcher.handle(1, arrived(f"x{number}", labels=EU, tenant="x", at=2 * number))
+        dispatcher.handle(1, arrived(f"y{number}", labels=both, tenant="y", at=2 * number + 1))
+    fleet = dispatcher._fleets[MODEL]
+    assert len(fleet.restricted) == 1
+    assert sends(dispatcher.handle(4, finished("first"))) == [("x0", "a")]
+    assert sends(dispatcher.handle(4, finished("x0"))) == [("y0", "a")]
+    # One more that only some of them may use: they wait apart, and together when it is gone.
+    assert sends(dispatcher.handle(5, up("b", slots=1, labels=EU))) == [("x1", "b")]
+    assert len(fleet.restricted) == 2
+    dispatcher = same_again(dispatcher)
+    fleet = dispatcher._fleets[MODEL]
+    dispatcher.handle(6, down("b"))
+    assert len(fleet.restricted) == 1
+    assert [each.request for each in fleet.restricted[1][Tier.HIGH.rank].requests()] == [
+        "x1",
+        "y1",
+        "x2",
+        "y2",
+    ]
+    dispatcher = same_again(dispatcher)
+    order, name = [], "y0"
+    while found := sends(dispatcher.handle(7, finished(name))):
+        ((name, _),) = found
+        order.append(name)
+    assert order == ["x1", "y1", "x2", "y2"]
+
+
+def test_the_economic_policy_knows_the_workers_of_who_waited_for_them() -> None:
+    economic = configured(100, policy="economic", prices=PRICES)
+    worker = up("b", labels=EU, timing=TIMING)
+    dispatcher = factory(up("a", timing=TIMING), worker, settings=economic)
+    dispatcher.handle(0, arrived("x", labels=EU))
+    dispatcher.handle(1, finished("x"))
+    dispatcher.handle(2, down("b"))
+    dispatcher.handle(3, arrived("r", labels=EU, at=3))
+    assert sends(dispatcher.handle(4, worker)) == [("r", "b")]
+    assert dispatcher.counts()["policy_faults"] == 0
+
+
+def test_the_economic_policy_may_take_over_while_only_such_wait() -> None:
+    dispatcher = factory(up("b", labels=EU, timing=TIMING), settings=configured(100))
+    for number in range(12):
+        dispatcher.handle(0, arrived(f"r{number}", labels=EU))
+    dispatcher.handle(1, configured(100, policy="economic", prices=PRICES))
+    assert sends(dispatcher.handle(2, finished("r0")))
+    assert dispatcher.counts()["policy_faults"] == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import NoReturn
 
 import msgspec
 import pytest
@@ -303,3 +304,38 @@ def test_who_is_sent_when_it_is_late_displaces_nobody() -> None:
     (send, *_) = late(dispatcher)
     assert isinstance(send, Send)
     assert send.reason == "slow_beats_late"
+
+
+def test_a_policy_that_takes_over_while_all_are_busy_may_displace() -> None:
+    dispatcher = full(settings=configured(100))
+    dispatcher.handle(2, configured(100, policy="economic", prices=PRICES))
+    assert [each.displaced_by for each in preempted(late(dispatcher))] == ["top"]
+    assert dispatcher.counts()["policy_faults"] == 0
+
+
+def test_an_own_policy_that_cannot_say_whether_it_displaces_does_not() -> None:
+    class Sulky(Own):
+        @property
+        def displace(self) -> NoReturn:  # type: ignore[override]
+            raise ValueError
+
+    dispatcher = full(can(slots=1), settings=configured(100, policy="own"), own=Sulky)
+    assert not preempted(late(dispatcher))
+    assert dispatcher.counts()["policy_faults"] == 1
+
+
+@pytest.mark.parametrize(("room", "moved"), [(1, 0), (2, 2)])
+def test_all_who_make_room_find_room_in_their_line(room: int, moved: int) -> None:
+    class Two(Own):
+        def displace(
+            self, fleet: Fleet, request: Request, now_ns: int, requests: Mapping[RequestID, Request]
+        ) -> Displacement | None:
+            victims = tuple(requests[RequestID(f"low{number}")] for number in range(2))
+            choice = Choice(fleet.workers[0], "best_value", 0, request.rank, 1)
+            return Displacement(choice, victims, 2, 1)
+
+    settings = configured(room, policy="own")
+    dispatcher = full(can(slots=2), lower=(Tier.FREE,) * 2, settings=settings, own=Two)
+    commands = late(dispatcher)
+    assert len(preempted(commands)) == moved
+    assert not [each for each in commands if isinstance(each, Reject)]

@@ -23,7 +23,7 @@ from tokenworks.core.units import NS_PER_S
 from tokenworks.dispatch import scaling
 from tokenworks.dispatch.commands import Command, Scale, SetTimer
 from tokenworks.dispatch.dispatcher import Dispatcher
-from tokenworks.dispatch.events import Configured, PoolScale, Ticked
+from tokenworks.dispatch.events import Configured, Event, PoolScale, Ticked
 
 S = NS_PER_S
 POOL = PoolScale(pool=PoolID("p"), model=MODEL, workers_min=1, workers_max=6, start_ns=20 * S)
@@ -229,3 +229,57 @@ def test_pools_that_are_scaled_no_more_are_left_as_they_are() -> None:
 
 def test_thresholds_are_far_apart() -> None:
     assert scaling.CALM_PPM * 2 < scaling.PRESSED_PPM
+
+
+@pytest.mark.parametrize("end", [finished("r1"), down("b")])
+def test_without_pools_nothing_is_looked_at_once_all_are_given_back(end: Event) -> None:
+    dispatcher = factory(up("a"), up("b"), settings=settings())
+    dispatcher.handle(0, arrived("r0"))
+    dispatcher.handle(0, arrived("r1"))
+    calm(dispatcher, 1, 62)
+    dispatcher.handle(63 * S, configured(100))
+    dispatcher.handle(63 * S, end)
+    assert not dispatcher._retiring
+    again = same_again(dispatcher)
+    for each in (dispatcher, again):
+        tick(each, 70)
+    assert again.digest() == dispatcher.digest()
+
+
+PLAIN = msgspec.structs.replace(POOL, pool=PoolID("plain"))
+OTHER = msgspec.structs.replace(POOL, pool=PoolID("other"), model="other")
+
+
+def test_who_needs_a_label_makes_only_pools_grow_that_have_it() -> None:
+    workers = (up("a", slots=1, labels=("eu",)), up("g", slots=1, pool="plain"))
+    dispatcher = factory(*workers, settings=settings(POOL, PLAIN, OTHER))
+    for number in range(2):
+        dispatcher.handle(0, arrived(f"r{number}"))
+    dispatcher.handle(0, arrived("eu", labels=("eu",)))
+    found = [scale for at in (1.1, 2.2) for scale in scales(tick(dispatcher, at))]
+    assert [each.pool for each in found] == ["p"]
+
+
+@pytest.mark.parametrize(("gone", "pools"), [((), ["p"]), ((down("g"),), ["p", "plain"])])
+def test_who_needs_a_label_and_is_turned_away_counts_there_alone(
+    gone: tuple[Event, ...], pools: list[str]
+) -> None:
+    workers = (up("a", slots=1, labels=("eu",)), up("g", slots=1, pool="plain"), *gone)
+    dispatcher = factory(*workers, settings=settings(POOL, PLAIN, OTHER, queue_len_max=0))
+    dispatcher.handle(0, arrived("r0", labels=("eu",)))
+    found = []
+    for number in range(4):
+        at = number * 11 * S // 10
+        event = arrived(f"x{number}", at=at, labels=("eu",))
+        found += scales(dispatcher.handle(at, event))
+        dispatcher = same_again(dispatcher)
+    assert [each.pool for each in found] == pools
+
+
+def test_a_pool_of_which_nobody_is_up_may_be_what_is_needed() -> None:
+    workers = (up("a", slots=1, labels=("eu",)), up("g", slots=1, pool="plain"), down("g"))
+    dispatcher = factory(*workers, settings=settings(POOL, PLAIN))
+    dispatcher.handle(0, arrived("r"))
+    dispatcher.handle(0, arrived("eu", labels=("eu",)))
+    found = [scale for at in (1.1, 2.2) for scale in scales(tick(dispatcher, at))]
+    assert [each.pool for each in found] == ["p", "plain"]

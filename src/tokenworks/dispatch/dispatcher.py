@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from heapq import heapify, heappop, heappush
 from typing import Any, Final
@@ -491,9 +491,9 @@ class Dispatcher:
         found = self._policy.displace(fleet, request, self._now_ns, self._requests)
         if found is None:
             return
-        for victim in found.victims:
-            if fleet.waiting(victim.rank) >= self._limits.queue_len_max[TIERS[victim.rank]]:
-                return  # it would be turned away
+        for rank, count in Counter(victim.rank for victim in found.victims).items():
+            if fleet.waiting(rank) + count > self._limits.queue_len_max[TIERS[rank]]:
+                return  # one of them would be turned away
         for victim in found.victims:
             worker = self._release(fleet, victim)
             victim.step(Step.PREEMPT)
@@ -543,7 +543,7 @@ class Dispatcher:
         fleet.take(worker, request.request, choice.rank)
         fleet.sent_ranks.append(choice.rank)
         if self._scaler is not None:
-            self._scaler.waited(request.model, request.rank, now_ns - request.queued_ns)
+            self._scaler.waited(fleet, request, now_ns - request.queued_ns)
         if request.session is not None:
             fleet.remember(request, worker)
             computes = worker if prefiller is None else prefiller
@@ -639,7 +639,7 @@ class Dispatcher:
             retry_after_ns = policy.retry_after_bounded(self._promises[request.rank].patience_ns)
             workers = fleet.workers
             if request.needs is not None:
-                workers = list(fleet.each(fleet.serving(request.needs)))
+                workers = list(fleet.each(fleet.having(request.needs)))
                 lacking = nothing_offers([each.offers for each in fleet.workers], request.needs)
             if workers:
                 retry_after_ns = policy.retry_after_ns(
@@ -649,8 +649,8 @@ class Dispatcher:
                     request.output_tokens_max,
                     fleet.sent_ranks,
                 )
-        if self._scaler is not None and code == "capacity_exceeded":
-            self._scaler.waited(request.model, request.rank, self._promises[request.rank].ttft_ns)
+            if self._scaler is not None and code == "capacity_exceeded":
+                self._scaler.waited(fleet, request, self._promises[request.rank].ttft_ns)
         self._counts.rejected += 1
         self._end(request, Step.REJECT)
         commands.append(
@@ -743,6 +743,8 @@ class Dispatcher:
         for worker in list(self._retiring.values()):
             if not worker.running and not worker.prefilling:
                 self._give_back(worker, commands)
+        if not self._retiring and not self._scaling.pools:
+            self._scaler = None  # as it is after a restart
 
     def _give_back(self, worker: Worker, commands: list[Command]) -> None:
         del self._retiring[worker.worker]

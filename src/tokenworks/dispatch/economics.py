@@ -40,6 +40,7 @@ from tokenworks.dispatch.market import (
     Prefill,
     Sale,
     TierMeans,
+    at_home_masks,
     best_split,
     homes_for,
     kind_of,
@@ -272,7 +273,7 @@ class Economics:
 
     def _remember(self, model: str, book: Book) -> None:
         """Keep what follows from a book of each worker, and the sets of workers."""
-        self._at_home[model] = _masks(book.homes)
+        self._at_home[model] = at_home_masks(book.homes)
         self._seats[model] = {
             index: (at, book.homes.get(index, 0), book.kinds[at])
             for index, at in book.kind_of.items()
@@ -283,8 +284,9 @@ class Economics:
 
     def place(self, fleet: Fleet, request: Request, now_ns: int) -> Choice | None:
         """See ``Policy``."""
-        book = self._books[request.model]
-        rank = request.rank
+        book, rank = self._books.get(request.model) or self._book(request.model), request.rank
+        if fleet.changes != book.changes:  # since who waits came
+            self._know(fleet, book, request.model, now_ns)
         choice = None
         if not self._is_late(book, request, now_ns):
             if fleet.admitting[rank]:
@@ -329,7 +331,8 @@ class Economics:
         self, fleet: Fleet, request: Request, now_ns: int, requests: Mapping[RequestID, Request]
     ) -> Displacement | None:
         """Whose place one that is about to miss its promise takes, if that is worth more."""
-        book, rank = self._books[request.model], request.rank
+        book, rank = self._book(request.model), request.rank
+        self._know(fleet, book, request.model, now_ns)
         if not rank or book.prefillers or self._is_late(book, request, now_ns):
             return None
         may = permitted(fleet, request, fleet.preempting)
@@ -783,15 +786,6 @@ _Seat = tuple[int, int, Kind]
 _NO_PRICE: Final = TokenPrice(
     input_udollars_per_mtok=0, cached_udollars_per_mtok=0, output_udollars_per_mtok=0
 )
-
-
-def _masks(homes: dict[int, int]) -> list[int]:
-    """By tier rank, and one beyond, the workers that are at home there or above."""
-    masks = [0] * (len(RANKS) + 1)
-    for index, home in homes.items():
-        for rank in range(home + 1):
-            masks[rank] |= 1 << index
-    return masks
 
 
 def _lowest(mask: int) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -38,6 +38,9 @@ SESSIONS_MAX: Final = 10_000
 OFFERED_MAX: Final = 256
 """Combinations of labels and adapters that a model's workers had at some time; remembered, so that
 what is missing for a moment is told from what nobody ever had."""
+
+SERVING_MAX: Final = 1_024
+"""Needs for which it is remembered who has them: callers may name any set of labels."""
 
 RANKS: Final = tuple(range(len(Tier)))
 
@@ -235,13 +238,14 @@ class Fleet:
         by_index: the same by their bits.
         lines: who waits, by tier rank.
         queued: how many wait there.
-        restricted: who waits for what only some workers have, likewise, by what they need; needs
-            for which nobody waits are left out.
+        restricted: who waits for what only some workers have, likewise, by the set of workers that
+            have it, next in turn first; sets for which nobody waits are left out.
         preempting: workers that can stop a request and keep what it has made.
         offered: labels and adapters that workers have or had, the latest last.
         sessions: by tenant and session, the index of the worker that had its last request.
         sent_ranks: tiers at which the last sends competed.
         up: all workers.
+        pools: by pool, its workers.
         open: those with a slot free.
         admitting: by tier rank, those where one more leaves every promise kept that runs there.
         changes: how often workers came, went, were measured or got other settings.
@@ -251,6 +255,7 @@ class Fleet:
     """
 
     __slots__ = (
+        "_alike",
         "_scale",
         "_serving",
         "admitting",
@@ -262,6 +267,7 @@ class Fleet:
         "loads",
         "offered",
         "open",
+        "pools",
         "preempting",
         "queued",
         "restricted",
@@ -277,10 +283,10 @@ class Fleet:
         self.changes = 0
         self.queued = sum(len(line) for line in lines)
         self.sent_ranks = deque(sent_ranks, maxlen=SENT_RANKS_MAX)
-        self.restricted: dict[Needs, list[Line]] = {}
+        self.restricted: dict[int, list[Line]] = {}
         self.offered: OrderedDict[Offers, None] = OrderedDict()
         self.sessions: OrderedDict[tuple[TenantID, str], int] = OrderedDict()
-        self._serving: dict[Needs, int] = {}
+        self._recall_offers()
         self.recount()
 
     def ahead(self, rank: int) -> int:
@@ -300,9 +306,10 @@ class Fleet:
             line = self.lines[request.rank]
             self.queued += 1
         else:
-            lines = self.restricted.get(request.needs)
+            may = self.serving(request.needs)
+            lines = self.restricted.get(may)
             if lines is None:
-                lines = self.restricted[request.needs] = [Line() for _ in RANKS]
+                lines = self.restricted[may] = [Line() for _ in RANKS]
             line = lines[request.rank]
         if first:
             line.put_back(request)
@@ -312,16 +319,18 @@ class Fleet:
     def unqueue(self, request: Request, *, served: bool = False) -> None:
         """Take out a request that waits; if it is served, its tenant's turn is over."""
         if request.needs is None:
-            line = self.lines[request.rank]
+            may, lines = None, self.lines
             self.queued -= 1
         else:
-            line = self.restricted[request.needs][request.rank]
+            may = self.serving(request.needs)
+            lines = self.restricted[may]
+        line = lines[request.rank]
         if served:
             line.serve(request)
         else:
             line.remove(request)
-        if request.needs is not None and not any(map(len, self.restricted[request.needs])):
-            del self.restricted[request.needs]
+        if may is not None and not any(map(len, lines)):
+            del self.restricted[may]
 
     def hide(self, worker: Worker, rank: int) -> None:
         """Take a worker out of those that admit tiers below one, until ``unhide``."""
@@ -338,7 +347,8 @@ class Fleet:
     def renew(self) -> None:
         """Derive all sets again, after a worker has come, gone or changed, and count that."""
         self.changes += 1
-        self._serving = {}
+        self._recall_offers()
+        self.regroup(list(self.restricted.values()))
         for worker in self.workers:
             self.offered[worker.offers] = None
             self.offered.move_to_end(worker.offers)
@@ -347,14 +357,60 @@ class Fleet:
         self.recount()
 
     def serving(self, needs: Needs) -> int:
-        """Workers that have what a request needs."""
+        """Workers that have what a request needs; it is remembered for the next time."""
         mask = self._serving.get(needs)
         if mask is None:
-            mask = sum(
-                1 << worker.index for worker in self.workers if worker.offers.lacks(needs) is None
-            )
-            self._serving[needs] = mask
+            mask = self._serving[needs] = self.having(needs)
+            if len(self._serving) > SERVING_MAX:
+                self._serving.popitem(last=False)
+        else:
+            self._serving.move_to_end(needs)
         return mask
+
+    def having(self, needs: Needs) -> int:
+        """The same for needs that hardly come again."""
+        mask = 0
+        for offers, alike in self._alike.items():
+            if offers.lacks(needs) is None:
+                mask |= alike
+        return mask
+
+    def regroup(self, groups: list[list[Line]]) -> None:
+        """Let those that need something wait by who has it now.
+
+        Args:
+            groups: in which they wait: lines by tier rank.
+        """
+        parts: dict[int, list[list[Line]]] = {}
+        for lines in groups:
+            waiting = [request for line in lines for request in line.requests()]
+            masks = dict.fromkeys(map(self._may, waiting))
+            for mask in masks:
+                part = lines if len(masks) == 1 else [self._part([line], mask) for line in lines]
+                parts.setdefault(mask, []).append(part)
+        self.restricted = {
+            mask: some[0]
+            if len(some) == 1
+            else [self._part(lines, mask) for lines in zip(*some, strict=True)]
+            for mask, some in parts.items()
+        }
+
+    def _part(self, lines: Sequence[Line], mask: int) -> Line:
+        return Line.gathered(lines, lambda request: self._may(request) == mask)
+
+    def _may(self, request: Request) -> int:
+        assert request.needs is not None, request.request
+        return self.serving(request.needs)
+
+    def _recall_offers(self) -> None:
+        """Find anew who offers the same, and who is of one pool."""
+        self._serving: OrderedDict[Needs, int] = OrderedDict()
+        self._alike: dict[Offers, int] = {}
+        self.pools: dict[PoolID, int] = {}
+        for worker in self.workers:
+            bit = 1 << worker.index
+            self.pools[worker.pool] = self.pools.get(worker.pool, 0) | bit
+            self._alike[worker.offers] = self._alike.get(worker.offers, 0) | bit
 
     def home(self, request: Request) -> int:
         """The worker that had the last request of its session, as a set; empty if none had."""

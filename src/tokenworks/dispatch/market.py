@@ -14,6 +14,7 @@ what leaves the busiest most time.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 import msgspec
@@ -378,6 +379,19 @@ def homes_for(taken: list[int], workers: int) -> list[int]:
     wanting = [rank for rank in RANKS if taken[rank]]
     homes[wanting[0] if wanting else 0] += left
     return homes
+
+
+def at_home_masks(homes: Mapping[int, int]) -> list[int]:
+    """By tier rank, and one beyond, the workers that are at home there or above, as bits.
+
+    Args:
+        homes: by worker index, the tier rank in which it is at home.
+    """
+    masks = [0] * (len(RANKS) + 1)
+    for index, home in homes.items():
+        for rank in range(home + 1):
+            masks[rank] |= 1 << index
+    return masks
 
 
 def revenue_nanodollars(price: TokenPrice, computed: int, prompt: int, output: int) -> int:

@@ -140,10 +140,10 @@ class Oversight:
         self, fleet: Fleet, request: Request, now_ns: int, requests: Mapping[RequestID, Request]
     ) -> Displacement | None:
         """Whose place a request that waits may take, if the policy looks at that and is right."""
-        displace = getattr(self._policy, "displace", None)
-        if displace is None:
-            return None
         try:
+            displace = getattr(self._policy, "displace", None)
+            if displace is None:
+                return None
             found = displace(fleet, request, now_ns, requests)
             right = found is None or is_right(fleet, request, found, requests)
         except Exception:  # noqa: BLE001 - an operator's own policy may do anything

@@ -1,8 +1,9 @@
 """Requests that only some workers may serve: who of them goes, beside those that any may serve.
 
-They wait in lines of their own, one per tier for each set of needs, so that one for which no worker
-is free holds nobody up who could go elsewhere. A policy is asked for each of them as for a
-newcomer; it sees which workers may serve it.
+They wait in lines of their own, one per tier for each set of workers that have what they need, so
+that one for which no worker is free holds nobody up who could go elsewhere. A policy is asked for
+each of them as for a newcomer; it sees which workers may serve it. These sets take turns, and a few
+are looked at each time: labels are the callers' to choose, and no choice of theirs slows others.
 
 **Order.** Before a request that any worker may serve takes a place, those of its tier and above
 that need that worker are asked first: they have fewer places to go. Whoever is on time and finds
@@ -23,6 +24,9 @@ from tokenworks.dispatch.waiting import Request
 
 HEADS_MAX: Final = 4
 """Tenants of one line that are looked at; the first of them may fit nowhere for long."""
+
+SETS_MAX: Final = 8
+"""Sets of workers with a free one whose lines are looked at in one tier, those next in turn."""
 
 _DEAREST_FIRST: Final = tuple(reversed(RANKS))
 
@@ -52,17 +56,19 @@ def drain(policy: Oversight, fleet: Fleet, now_ns: int) -> Iterator[tuple[Reques
 
 def _keep_free(policy: Oversight, fleet: Fleet, now_ns: int) -> list[Worker]:
     """Hide a worker from lower tiers for each first in line that is on time and must wait."""
-    hidden = []
-    for needs, lines in fleet.restricted.items():
-        for rank in _DEAREST_FIRST[:-1]:
-            if not len(lines[rank]):
-                continue
-            head, may = lines[rank].head(), fleet.serving(needs)
-            if may and now_ns < head.late_ns and policy.place(fleet, head, now_ns) is None:
-                worker = nearest(fleet, may, rank)
-                fleet.hide(worker, rank)
-                hidden.append(worker)
+    hidden, looked = [], 0
+    for may, lines in fleet.restricted.items():
+        rank = next(rank for rank in _DEAREST_FIRST if len(lines[rank]))
+        if not rank or not may or now_ns >= lines[rank].head().late_ns:
+            continue
+        if looked == SETS_MAX:
             break
+        looked += 1
+        if may & fleet.open and policy.place(fleet, lines[rank].head(), now_ns) is not None:
+            continue
+        worker = nearest(fleet, may, rank)
+        fleet.hide(worker, rank)
+        hidden.append(worker)
     return hidden
 
 
@@ -89,9 +95,13 @@ def _any(
     if not fleet.open:
         return None
     for rank in _DEAREST_FIRST[: len(RANKS) - rank_min]:
-        for needs, lines in fleet.restricted.items():
-            if not fleet.serving(needs) & wanted:
-                continue
+        sets = (
+            may
+            for may, lines in fleet.restricted.items()
+            if len(lines[rank]) and may & wanted and may & fleet.open
+        )
+        for may in list(itertools.islice(sets, SETS_MAX)):
+            lines = fleet.restricted[may] = fleet.restricted.pop(may)  # next are the others
             for request in itertools.islice(lines[rank].heads(), HEADS_MAX):
                 choice = policy.place(fleet, request, now_ns)
                 if choice is not None:

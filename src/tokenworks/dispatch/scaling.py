@@ -1,7 +1,9 @@
 """When a pool wants more workers, or fewer: by how long requests wait against what was promised.
 
 **Pressure** is the largest part of a TTFT promise that any request of the model has waited, since
-the last look or until now. Requests that are turned away have waited for all of it.
+the last look or until now. Requests that are turned away have waited for all of it. One that needs
+what only some workers have counts for pools that have such a worker: no other pool can help it. A
+pool of which no worker is up may have what it needs.
 
 **More.** At the second look in a row at which half of a promise was spent waiting, a quarter more
 workers are wanted, at least one. While they start nothing more is asked for, as what waits now is
@@ -24,13 +26,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from tokenworks.core.ids import ModelName, PoolID
 from tokenworks.core.units import NS_PER_S, PPM
 from tokenworks.dispatch.commands import Scale
 from tokenworks.dispatch.events import PoolScale
 from tokenworks.dispatch.fleet import Fleet, Worker
-from tokenworks.dispatch.waiting import Line
+from tokenworks.dispatch.waiting import Line, Request
 
 LOOK_NS: Final = NS_PER_S
 """Between two looks."""
@@ -61,6 +64,8 @@ class PoolMemory(msgspec.Struct, kw_only=True):
         pressed: looks in a row that found pressure.
         retired_ns: when a worker was last given back; None if none was.
         doublings: of the calm that must come before.
+        needs_ppm: the pressure, since the last look, of those that need something and that its
+            workers may serve; unset if there were none.
     """
 
     target: int | None = None
@@ -70,10 +75,14 @@ class PoolMemory(msgspec.Struct, kw_only=True):
     pressed: int = 0
     retired_ns: int | None = None
     doublings: int = 0
+    needs_ppm: int | UnsetType = UNSET
 
 
 class ScalingMemory(msgspec.Struct, kw_only=True):
-    """All that is remembered: when to look, the pressure since then, and each pool."""
+    """All that is remembered: when to look, each pool, and the pressure since the last look.
+
+    That is of those who need nothing that only some workers have.
+    """
 
     next_ns: int = 0
     pressure_ppm: dict[ModelName, int] = {}
@@ -127,9 +136,17 @@ class Scaler:
         known = memory.pools
         memory.pools = {pool.pool: known.get(pool.pool) or PoolMemory() for pool in pools}
 
-    def waited(self, model: ModelName, rank: int, waited_ns: int) -> None:
+    def waited(self, fleet: Fleet, request: Request, waited_ns: int) -> None:
         """A request was sent, or turned away, after so long."""
-        ppm = waited_ns * PPM // max(1, self._ttft_ns[rank])
+        ppm, model = waited_ns * PPM // max(1, self._ttft_ns[request.rank]), request.model
+        if request.needs is not None:
+            may = fleet.serving(request.needs)
+            for scale in self._pools:
+                own = fleet.pools.get(scale.pool)
+                if scale.model == model and (own is None or may & own):
+                    pool = self.memory.pools[scale.pool]
+                    pool.needs_ppm = max(ppm, pool.needs_ppm or 0)
+            return
         pressure = self.memory.pressure_ppm
         if ppm > pressure.get(model, -1):
             pressure[model] = ppm
@@ -146,13 +163,18 @@ class Scaler:
         for scale in self._pools:
             fleet = fleets.get(scale.model)
             if fleet is not None:
+                pool = memory.pools[scale.pool]
                 pressure = max(
-                    memory.pressure_ppm.get(scale.model, 0), self._waiting_ppm(fleet, now_ns)
+                    memory.pressure_ppm.get(scale.model, 0),
+                    pool.needs_ppm or 0,
+                    self._waiting_ppm(fleet, scale.pool, now_ns),
                 )
-                wish = _wish(scale, memory.pools[scale.pool], fleet, pressure, now_ns)
+                wish = _wish(scale, pool, fleet, pressure, now_ns)
                 if wish is not None:
                     wishes.append(wish)
         memory.pressure_ppm = {}
+        for pool in memory.pools.values():
+            pool.needs_ppm = UNSET
         return wishes
 
     def is_watching(self, fleets: Mapping[ModelName, Fleet]) -> bool:
@@ -167,20 +189,22 @@ class Scaler:
                 return True
         return False
 
-    def _waiting_ppm(self, fleet: Fleet, now_ns: int) -> int:
-        """The largest part of its promise that anybody who waits has spent with that."""
+    def _waiting_ppm(self, fleet: Fleet, pool: PoolID, now_ns: int) -> int:
+        """The largest part of its promise that anybody who waits for a pool has spent with that."""
         return max(
             (
                 (now_ns - line.oldest().arrived_ns) * PPM // max(1, self._ttft_ns[rank])
-                for rank, line in _lines(fleet)
+                for rank, line in _lines(fleet, pool)
             ),
             default=0,
         )
 
 
-def _lines(fleet: Fleet) -> Iterator[tuple[int, Line]]:
-    """The lines in which somebody waits, with their tiers' ranks."""
-    for lines in itertools.chain((fleet.lines,), fleet.restricted.values()):
+def _lines(fleet: Fleet, pool: PoolID) -> Iterator[tuple[int, Line]]:
+    """The lines in which somebody waits whom a pool may serve, with their tiers' ranks."""
+    own = fleet.pools.get(pool)
+    some = (lines for may, lines in fleet.restricted.items() if own is None or may & own)
+    for lines in itertools.chain((fleet.lines,), some):
         for rank, line in enumerate(lines):
             if len(line):
                 yield rank, line

@@ -31,7 +31,7 @@ class LineRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RestrictedRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """Who waits for what only some workers have: what they need, and a line per tier rank."""
+    """Who waits for what only the same workers have: what one of them needs, a line per tier."""
 
     needs: Needs
     lines: list[LineRecord]
@@ -105,8 +105,8 @@ def model_record(model: ModelName, fleet: Fleet) -> ModelRecord:
         workers=[worker.worker for worker in fleet.workers],
         lines=[_line_record(line) for line in fleet.lines],
         restricted=[
-            RestrictedRecord(needs=needs, lines=[_line_record(line) for line in lines])
-            for needs, lines in fleet.restricted.items()
+            RestrictedRecord(needs=_needs_of(lines), lines=[_line_record(line) for line in lines])
+            for lines in fleet.restricted.values()
         ],
         sent_ranks=list(fleet.sent_ranks),
         changes=fleet.changes,
@@ -128,13 +128,18 @@ def fleet_of(
     lines = [_line(line, requests) for line in record.lines]
     fleet = Fleet([workers[each] for each in record.workers], lines, record.sent_ranks)
     fleet.changes = record.changes
-    for each in record.restricted:
-        fleet.restricted[each.needs] = [_line(line, requests) for line in each.lines]
+    fleet.regroup([[_line(line, requests) for line in each.lines] for each in record.restricted])
     fleet.offered = OrderedDict.fromkeys(record.offered)
     fleet.sessions = OrderedDict(
         ((tenant, session), index) for tenant, session, index in record.sessions
     )
     return fleet
+
+
+def _needs_of(lines: list[Line]) -> Needs:
+    needs = next(line.oldest().needs for line in lines if len(line))
+    assert needs is not None, "who needs nothing waits elsewhere"
+    return needs
 
 
 def _line_record(line: Line) -> LineRecord:

@@ -8,7 +8,7 @@ with a thousand requests waiting delays another tenant of the tier by one reques
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
@@ -160,6 +160,21 @@ class Line:
     def rotation(self) -> list[TenantID]:
         """Tenants that wait, next in turn first."""
         return list(self._tenants)
+
+    @classmethod
+    def gathered(cls, lines: Sequence[Line], keep: Callable[[Request], bool]) -> Line:
+        """A line of those of some lines that are to be kept.
+
+        Who came first is first where they are of several; each tenant's turn is its last one.
+        """
+        requests = [each for line in lines for each in line.requests() if keep(each)]
+        if len(lines) > 1:
+            requests.sort(key=lambda request: request.arrived_ns)
+        names = {request.request for request in requests}
+        late = {name: None for line in lines for name in line.late() if name in names}
+        tenants = {each.tenant for each in requests if each.request not in late}
+        rotation = [name for line in lines for name in line.rotation() if name in tenants]
+        return cls.restore(requests, rotation, list(late))
 
     @classmethod
     def restore(
