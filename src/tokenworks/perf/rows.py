@@ -15,16 +15,17 @@ from __future__ import annotations
 import csv
 import difflib
 import re
-from collections.abc import Callable, Iterator, Mapping
-from typing import Final, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import Final
 
 import msgspec
 
-from tokenworks.catalogue.records import Accelerator, Dtype, Model, Record
+from tokenworks.catalogue.records import Accelerator, Dtype, Model
 from tokenworks.catalogue.shelves import Catalogue
 from tokenworks.core.errors import ConfigInvalid
 from tokenworks.perf.architecture import Shape, shape_of
 from tokenworks.perf.case import Case, Layout
+from tokenworks.perf.passes import has_rates, rates_of
 
 ROWS_MAX: Final = 1_000_000
 GPUS_MAX: Final = 4096
@@ -43,7 +44,6 @@ _DTYPES: Final[dict[str, Dtype]] = {
     "int4": "int4",
     "int4_wo": "int4",
 }
-_RecordT = TypeVar("_RecordT", bound=Record)
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,10 +98,18 @@ def read_rows(text: str, catalogue: Catalogue) -> Iterator[Row | Unread]:
             hint="The schema is that of docs/perf.md: one header line, then one row a line.",
         )
     find = _Finder(catalogue)
-    for number, fields in enumerate(reader, 1):
+    for number in range(1, ROWS_MAX + 2):
+        try:
+            fields = next(reader, None)
+        except csv.Error as error:
+            yield Unread(id=f"row {number}", why=f"no line of CSV: {error}")
+            continue
+        if fields is None:
+            return
         if number > ROWS_MAX:
             raise ConfigInvalid(f"More than {ROWS_MAX} rows.", hint="Split the file.")
-        values = {key: value for key, value in fields.items() if isinstance(value, str)}
+        # A short line has None for what it lacks; a long one has a list of what is too much.
+        values = {key: "" if value is None else value for key, value in fields.items() if key}
         name = values.get("id") or f"row {number}"
         try:
             yield _row(name, values, find)
@@ -131,16 +139,19 @@ class _Finder:
             try:
                 device = self._catalogue.accelerator(name)
             except ConfigInvalid:
-                device = _nearest(name, self._catalogue.all_of(Accelerator), lambda d: d.name)
+                device = _nearest_gpu(name, self._catalogue.all_of(Accelerator))
+            rates_of(device)
             self._devices[name] = device
         return self._devices[name]
 
 
-def _nearest(name: str, records: list[_RecordT], word: Callable[[_RecordT], str]) -> _RecordT:
-    def likeness(record: _RecordT) -> float:
-        return difflib.SequenceMatcher(None, name.lower(), word(record).lower()).ratio()
+def _nearest_gpu(name: str, devices: list[Accelerator]) -> Accelerator:
+    """Of those that a prediction can be made for; LPUs decode nothing alone."""
 
-    return max(records, key=likeness)
+    def likeness(device: Accelerator) -> float:
+        return difflib.SequenceMatcher(None, name.lower(), device.name.lower()).ratio()
+
+    return max((d for d in devices if d.family == "gpu" and has_rates(d)), key=likeness)
 
 
 def _nearest_model(name: str, models: list[Model]) -> Model:
@@ -180,8 +191,16 @@ def _number(values: Mapping[str, str], name: str) -> float | None:
     return number if 0 < number < 1e12 else None
 
 
+def _whole(values: Mapping[str, str], name: str) -> int | None:
+    """A column that counts something."""
+    number = _number(values, name)
+    if number is not None and not number.is_integer():
+        raise ValueError(f"{name} is {values[name]!r}; it must be a whole number")
+    return None if number is None else int(number)
+
+
 def _count(values: Mapping[str, str], name: str) -> int:
-    return min(int(_number(values, name) or 1), GPUS_MAX)
+    return min(_whole(values, name) or 1, GPUS_MAX)
 
 
 def _dtype(values: Mapping[str, str]) -> Dtype:
@@ -280,10 +299,10 @@ def _disaggregated(
     isl: float,
     osl: float,
 ) -> Case:
-    decode_workers = _number(values, "decode_num_workers")
-    prefill_workers = _number(values, "prefill_num_workers")
+    decode_workers = _whole(values, "decode_num_workers")
+    prefill_workers = _whole(values, "prefill_num_workers")
     batch = _number(values, "decode_batch_size") or 1.0
-    asked = _number(values, "concurrency") or batch * (decode_workers or 1.0)
+    asked = _number(values, "concurrency") or batch * (decode_workers or 1)
     return Case(
         shape=shape,
         device=device,
@@ -295,8 +314,8 @@ def _disaggregated(
         concurrency=asked,
         decode=_side(values, "decode", device),
         prefill=_side(values, "prefill", device),
-        decode_workers=None if decode_workers is None else int(decode_workers),
-        prefill_workers=None if prefill_workers is None else int(prefill_workers),
+        decode_workers=decode_workers,
+        prefill_workers=prefill_workers,
         version=values.get("backend_version", ""),
         month=months(values.get("measured", "")),
     )
