@@ -46,6 +46,16 @@ def test_an_answer_has_an_interval_and_names_what_it_assumes(home: Home) -> None
     assert "Assumed: rubin was never measured: factors of gb300." in text
 
 
+def test_an_engine_is_found_however_it_is_written(home: Home) -> None:
+    asked = ("perf", "predict", "deepseek-r1", "hgx-b200")
+    plain = data(home, *asked, "--engine", "trtllm")
+    for name in ("TRTLLM", "TensorRT-LLM"):
+        assert data(home, *asked, "--engine", name) == plain
+    assert data(home, *asked, "--engine", "vllm") != plain
+    result = invoke(home, "perf", "sweep", "deepseek-r1", "hgx-b200", "--engine", "vlm")
+    assert "vllm" in getattr(result.exception, "hint", "")
+
+
 def test_prefill_and_decode_may_be_apart(home: Home) -> None:
     asked = ("perf", "predict", "deepseek-r1", "gb200", "--mode", "disagg", "--dtype", "fp4")
     one = data(home, *asked, "--decode-workers", "2", "--prefill-gpus", "4")
@@ -65,6 +75,7 @@ def test_prefill_and_decode_may_be_apart(home: Home) -> None:
         (("deepseek-r1", "b200", "--isl", "0"), "--isl 0.0 is out of range"),
         (("deepseek-r1", "b200", "--hit-share", "2"), "--hit-share 2.0 is out of range"),
         (("deepseek-r1", "b200", "--concurrency", "0"), "is no load"),
+        (("deepseek-r1", "b200", "--engine", "trtlm"), "no engine 'trtlm'"),
     ],
 )
 def test_what_cannot_be_is_refused_with_what_could(

@@ -9,7 +9,7 @@ from typing import Any, Final, TypeVar
 import click
 import msgspec
 
-from tokenworks.catalogue.records import Accelerator, Dtype
+from tokenworks.catalogue.records import Accelerator, Dtype, Engine
 from tokenworks.catalogue.shelves import Catalogue
 from tokenworks.cli.catalogue import catalogue_at, catalogue_option
 from tokenworks.cli.table import show as show_table
@@ -90,6 +90,15 @@ def _device(catalogue: Catalogue, name: str) -> Accelerator:
     return catalogue.accelerator(system.accelerator)
 
 
+def _engine(catalogue: Catalogue, name: str) -> str:
+    """The catalogue's name of an engine, however it is capitalised."""
+    wanted = name.strip().lower()
+    for engine in catalogue.all_of(Engine):
+        if wanted in {each.lower() for each in (engine.name, *engine.aliases)}:
+            return engine.name
+    return catalogue.engine(wanted).name
+
+
 def _case(catalogue: Catalogue, asked: dict[str, Any], layout: Layout, concurrency: float) -> Case:
     _check(asked)
     prefill = layout
@@ -101,7 +110,7 @@ def _case(catalogue: Catalogue, asked: dict[str, Any], layout: Layout, concurren
     return Case(
         shape=shape_of(catalogue.model(asked["model"])),
         device=_device(catalogue, asked["system"]),
-        engine=asked["engine"],
+        engine=_engine(catalogue, asked["engine"]),
         mode=mode,
         dtype=dtype,
         isl=asked["isl"],
