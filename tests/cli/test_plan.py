@@ -35,6 +35,14 @@ def test_a_speed_that_nothing_reaches_says_what_is_feasible(home: Home) -> None:
     assert "fits in none" in done(home, "plan", "frontier", "hgx-h100", *PREMIUM)
 
 
+@pytest.mark.parametrize("speed", ["-1", "0", "nan", "inf"])
+def test_a_speed_that_is_none_is_refused(home: Home, speed: str) -> None:
+    result = invoke(home, "plan", "frontier", "gb200-nvl72", "--at", speed)
+    assert isinstance(result.exception, ConfigInvalid)
+    assert f"--at is {float(speed)!r}" in str(result.exception)
+    assert result.exception.hint
+
+
 def test_a_factory_earns_by_tier(home: Home) -> None:
     found = data(home, "plan", "factory", "vr-nvl72", "vr-nvl72+lpx", "--lpu-from", "premium")
     made = found["factories"]
@@ -94,6 +102,9 @@ def test_lpus_stand_where_they_make_more_tokens_per_mw(home: Home) -> None:
     [
         (("--split", "high"), "--split has 'high'"),
         (("--price", "gold=3"), "--price names tier 'gold'"),
+        (("--price", "premium=-3"), "--price of tier 'premium' is -3.0"),
+        (("--price", "premium=nan"), "--price of tier 'premium' is nan"),
+        (("--price", "premium=inf"), "--price of tier 'premium' is inf"),
         (("--lpu-from", "gold"), "--lpu-from is 'gold'"),
     ],
 )

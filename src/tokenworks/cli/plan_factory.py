@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -225,10 +226,14 @@ def _book(path: Path) -> PriceBook:
 
 def _priced(tiers: TierList, prices: dict[str, float]) -> TierList:
     names = [line.tier for line in tiers.tiers]
-    for name in prices:
+    for name, usd in prices.items():
         if name not in names:
             raise ConfigInvalid(
                 f"--price names tier {name!r}.", hint=f"{tiers.name} has {', '.join(names)}."
+            )
+        if not 0 <= usd < math.inf:
+            raise ConfigInvalid(
+                f"--price of tier {name!r} is {usd!r}.", hint="A price is 0 dollars or more."
             )
     lines = tuple(
         msgspec.structs.replace(line, usd_per_mtok=prices.get(line.tier, line.usd_per_mtok))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,10 @@ def frontier(
     Small batches are fast for each user and waste power; large ones are slow and frugal. Each row
     is the best of all replica sizes, attention splits and batches that fit in memory.
     """
+    if at is not None and not 0 < at < math.inf:
+        raise ConfigInvalid(
+            f"--at is {at!r} tokens/s/user.", hint="A speed is more than 0, such as 50."
+        )
     catalogue = catalogue_at(home, folders)
     how = catalogue.projection(projection)
     found = [frontier_of(catalogue, each, model, context, how) for each in systems]
