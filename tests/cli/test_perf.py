@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import pathlib
+import re
 
 import pytest
 
@@ -56,6 +57,27 @@ def test_an_engine_is_found_however_it_is_written(home: Home) -> None:
     assert "vllm" in getattr(result.exception, "hint", "")
 
 
+def test_the_load_that_just_fits_is_answered(home: Home) -> None:
+    asked = ("perf", "predict", "deepseek-r1", "b200", "--mode", "disagg", "--decode-workers", "2")
+    result = invoke(home, *asked, "--concurrency", "1e6")
+    assert isinstance(result.exception, ConfigInvalid)
+    most = re.search(r"Ask for ([\d,]+) or fewer", result.exception.hint or "")
+    assert most is not None
+    fits = int(most[1].replace(",", ""))
+    found = data(home, *asked, "--concurrency", str(fits))
+    assert 0 <= found["batch_max"] - fits / 2 < 1
+    assert invoke(home, *asked, "--concurrency", str(fits + 2)).exit_code
+
+
+def test_a_sweep_leaves_out_loads_that_have_to_wait(home: Home) -> None:
+    asked = ("perf", "sweep", "deepseek-r1", "b200", "--gpus", "8")
+    loads = ("--concurrency", "16", "--concurrency", "1e6")
+    found = data(home, *asked, *loads)
+    assert {each["concurrency"] for each in found} == {16}
+    result = invoke(home, *asked, "--osl", "1e6")
+    assert "tokens of context" in str(result.exception)
+
+
 def test_prefill_and_decode_may_be_apart(home: Home) -> None:
     asked = ("perf", "predict", "deepseek-r1", "gb200", "--mode", "disagg", "--dtype", "fp4")
     one = data(home, *asked, "--decode-workers", "2", "--prefill-gpus", "4")
@@ -76,6 +98,8 @@ def test_prefill_and_decode_may_be_apart(home: Home) -> None:
         (("deepseek-r1", "b200", "--hit-share", "2"), "--hit-share 2.0 is out of range"),
         (("deepseek-r1", "b200", "--concurrency", "0"), "is no load"),
         (("deepseek-r1", "b200", "--engine", "trtlm"), "no engine 'trtlm'"),
+        (("deepseek-r1", "b200", "--concurrency", "1e6"), "(batch_max)"),
+        (("deepseek-r1", "b200", "--isl", "1e7"), "is asked for 10,001,024 tokens of context"),
     ],
 )
 def test_what_cannot_be_is_refused_with_what_could(

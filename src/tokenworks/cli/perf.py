@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -17,7 +18,7 @@ from tokenworks.core.errors import ConfigInvalid
 from tokenworks.live.calibration_file import read_calibration, write_calibration
 from tokenworks.live.home import Home
 from tokenworks.perf.architecture import shape_of
-from tokenworks.perf.case import Case, Layout, Mode
+from tokenworks.perf.case import Case, Layout, Mode, check_context
 from tokenworks.perf.estimate import Estimator, Prediction
 from tokenworks.perf.rows import Row, Unread, read_rows
 from tokenworks.perf.sweep import Swept, frontier, layouts
@@ -107,8 +108,10 @@ def _case(catalogue: Catalogue, asked: dict[str, Any], layout: Layout, concurren
     dtype: Dtype = asked["dtype"]
     mode: Mode = asked["mode"]
     split = mode == "disagg"
+    model = catalogue.model(asked["model"])
+    check_context(model, asked["isl"] + asked["osl"])
     return Case(
-        shape=shape_of(catalogue.model(asked["model"])),
+        shape=shape_of(model),
         device=_device(catalogue, asked["system"]),
         engine=_engine(catalogue, asked["engine"]),
         mode=mode,
@@ -171,6 +174,13 @@ def predict(home: Home, /, *, as_json: bool, **asked: Any) -> None:
     layout = _layout(asked["gpus"], asked["ep"], asked["dp"], asked["pp"])
     case = _case(catalogue, asked, layout, asked["concurrency"])
     found = Estimator(read_calibration(asked["calibration"])).predict(case)
+    workers = case.decode_workers or 1
+    if case.batch > found.batch_max:
+        raise ConfigInvalid(
+            f"{case.concurrency:,.0f} requests at one time do not fit: the cache of a decode worker "
+            f"holds {found.batch_max:,.0f} (batch_max), and the others' wait is not predicted.",
+            hint=f"Ask for {math.floor(found.batch_max * workers):,} or fewer, or for more GPUs.",
+        )
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(found), indent=2))
         return
