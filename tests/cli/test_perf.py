@@ -158,6 +158,28 @@ def test_many_rows_that_cannot_be_read_are_counted(home: Home, tmp_path: pathlib
     assert "deepseek-r1" in done(home, "perf", "validate", str(one))
 
 
+def test_rows_that_stand_in_or_measure_nothing_are_listed(
+    home: Home, tmp_path: pathlib.Path
+) -> None:
+    path = tmp_path / "odd.csv"
+    head = "id,model_path,system,backend,mode,isl,osl,silicon_tpot_ms\n"
+    lines = ["a,deepseek-r1,b200,trtllm,agg,9,9,5", "b,deepseek-r1,l40s,x,agg,9,9,nan"]
+    path.write_text(head + "\n".join(lines) + "\nc,deepseek-r1,b200,trtllm,,9,9,5\nd\n")
+    found = data(home, "perf", "validate", str(path))
+    assert (found["rows"], found["tpot"]["rows"]) == (4, 3)
+    assert [each["id"] for each in found["unpredicted"]] == ["c", "d"]
+    assert [each["id"] for each in found["substituted"]] == ["b"]
+    assert found["unmeasured"] == [{"id": "b", "why": "silicon_tpot_ms is 'nan'"}]
+    assert (found["substituted_left_off"], found["unmeasured_left_off"]) == (0, 0)
+    text = done(home, "perf", "validate", str(path))
+    assert "Not measured: b: silicon_tpot_ms is 'nan'" in text
+    assert "1 rows are predicted as if of another model, system or engine" in text
+    path.write_text(head + (lines[1] + "\n") * 201)
+    text = done(home, "perf", "validate", str(path))
+    assert "and 1 more" in text
+    assert "201 rows are predicted as if" in text
+
+
 @pytest.mark.usefixtures("quick")
 def test_cross_validation_and_calibration_on_own_rows(
     home: Home, few_rows: pathlib.Path, tmp_path: pathlib.Path

@@ -342,10 +342,17 @@ def _show_report(found: Any) -> None:
         if each.twins:
             signs.append(f"{each.twins} configurations have rows 1.5 times apart or more")
         click.echo(f"Hidden speculative decoding: {each.group}: {'; '.join(signs)}.")
-    for each in found.unpredicted:
-        click.echo(f"Not predicted: {each.id}: {each.why}")
-    if found.unpredicted_left_off:
-        click.echo(f"and {found.unpredicted_left_off} more")
+    for what in ("unpredicted", "unmeasured"):
+        for each in getattr(found, what):
+            click.echo(f"Not {what.removeprefix('un')}: {each.id}: {each.why}")
+        if left_off := getattr(found, f"{what}_left_off"):
+            click.echo(f"and {left_off} more")
+    if found.substituted:
+        first = found.substituted[0]
+        click.echo(
+            f"{len(found.substituted) + found.substituted_left_off} rows are predicted as if of "
+            f"another model, system or engine (--json lists them), such as {first.id}: {first.why}."
+        )
 
 
 def _errors(group: Any) -> dict[str, Any]:

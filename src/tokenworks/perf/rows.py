@@ -20,7 +20,7 @@ from typing import Final
 
 import msgspec
 
-from tokenworks.catalogue.records import Accelerator, Dtype, Model
+from tokenworks.catalogue.records import Accelerator, Dtype, Engine, Model
 from tokenworks.catalogue.shelves import Catalogue
 from tokenworks.core.errors import ConfigInvalid
 from tokenworks.perf.architecture import Shape, shape_of
@@ -29,6 +29,7 @@ from tokenworks.perf.passes import has_rates, rates_of
 
 ROWS_MAX: Final = 1_000_000
 GPUS_MAX: Final = 4096
+_MEASURED: Final = ("ttft", "tpot")
 _DTYPES: Final[dict[str, Dtype]] = {
     "bf16": "bf16",
     "fp16": "bf16",
@@ -54,8 +55,10 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
         model: as in the file.
         system: as in the file.
         case: that was measured.
-        ttft_ms: measured; None where it is blank.
+        ttft_ms: measured; None where it is blank, or no measurement.
         tpot_ms: likewise.
+        substituted: what was taken for what, for people; empty where all was known.
+        unmeasured: why a measurement was left out, for people; empty where none was.
     """
 
     id: str
@@ -64,10 +67,12 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     case: Case
     ttft_ms: float | None
     tpot_ms: float | None
+    substituted: str = ""
+    unmeasured: str = ""
 
 
 class Unread(msgspec.Struct, frozen=True, kw_only=True):
-    """A row that no case could be made of.
+    """A row that no case could be made of, or of which something is to be told.
 
     Attributes:
         id: as in the file.
@@ -124,6 +129,12 @@ class _Finder:
         self._catalogue = catalogue
         self._shapes: dict[str, Shape] = {}
         self._devices: dict[str, Accelerator] = {}
+        self._engines = {
+            name.lower()
+            for engine in catalogue.all_of(Engine)
+            for name in (engine.name, *engine.aliases)
+        }
+        self._taken: dict[tuple[str, str], str] = {}
 
     def shape(self, name: str) -> Shape:
         if name not in self._shapes:
@@ -131,6 +142,7 @@ class _Finder:
                 model = self._catalogue.model(name)
             except ConfigInvalid:
                 model = _nearest_model(name, self._catalogue.all_of(Model))
+                self._taken["model", name] = f"model {name!r} taken for {model.name!r}"
             self._shapes[name] = shape_of(model)
         return self._shapes[name]
 
@@ -140,9 +152,18 @@ class _Finder:
                 device = self._catalogue.accelerator(name)
             except ConfigInvalid:
                 device = _nearest_gpu(name, self._catalogue.all_of(Accelerator))
+                self._taken["system", name] = f"system {name!r} taken for {device.name!r}"
             rates_of(device)
             self._devices[name] = device
         return self._devices[name]
+
+
+    def substituted(self, model: str, system: str, engine: str) -> str:
+        """What was taken for what; an unknown engine has no factors of its own."""
+        found = [self._taken.get(("model", model)), self._taken.get(("system", system))]
+        if engine not in self._engines:
+            found.append(f"backend {engine!r} taken for an average engine")
+        return "; ".join(each for each in found if each)
 
 
 def _nearest_gpu(name: str, devices: list[Accelerator]) -> Accelerator:
@@ -229,15 +250,18 @@ def months(date: str) -> float | None:
 
 
 def _row(name: str, values: Mapping[str, str], find: _Finder) -> Row:
-    shape, device = find.shape(values["model_path"]), find.device(values["system"])
-    dtype = _dtype(values)
+    mode = values["mode"].strip().lower()
     isl, osl = _number(values, "isl"), _number(values, "osl")
     if isl is None or osl is None:
         raise ValueError("isl and osl must be positive numbers")
-    if values["mode"].strip().lower().startswith("disagg"):
-        case = _disaggregated(values, shape, device, dtype, isl, osl)
-    else:
-        case = _aggregated(values, shape, device, dtype, isl, osl)
+    if not mode.startswith(("agg", "disagg")):
+        raise ValueError(f"mode is {values['mode']!r}; it must be agg or disagg")
+    for column in ("model_path", "system"):
+        if not values[column].strip():
+            raise ValueError(f"{column} is blank")
+    shape, device = find.shape(values["model_path"]), find.device(values["system"])
+    make = _disaggregated if mode.startswith("disagg") else _aggregated
+    case = make(values, shape, device, _dtype(values), isl, osl)
     return Row(
         id=name,
         model=values["model_path"],
@@ -245,7 +269,20 @@ def _row(name: str, values: Mapping[str, str], find: _Finder) -> Row:
         case=case,
         ttft_ms=_number(values, "silicon_ttft_ms"),
         tpot_ms=_number(values, "silicon_tpot_ms"),
+        substituted=find.substituted(values["model_path"], values["system"], case.engine),
+        unmeasured=_unmeasured(values),
     )
+
+
+def _unmeasured(values: Mapping[str, str]) -> str:
+    """Why a measurement is left out; one that is blank beside the other is none that is missing."""
+    given = {
+        name: text for name in _MEASURED if (text := values.get(f"silicon_{name}_ms", "").strip())
+    }
+    if not given:
+        return "neither TTFT nor TPOT is given"
+    wrong = [n for n in given if _number(values, f"silicon_{n}_ms") is None]
+    return ", ".join(f"silicon_{name}_ms is {given[name]!r}" for name in wrong)
 
 
 def _aggregated(
