@@ -120,6 +120,9 @@ def test_the_keynotes_chart_is_computed_and_compared(home: Home) -> None:
     text = done(home, "plan", "chart")
     assert "revenue per GW-year" in text
     assert "bench/fit_keynote.py" in text
+    fitted, besides = text.split("Also assumed by the records, not fitted:")
+    assert "accelerator rubin layer_latency_s" in fitted
+    assert "model gpt-moe-2t kv_heads" in besides
     found = data(home, "plan", "chart", "keynote")
     assert len(found["points"]) == 10
     text = done(home, "plan", "chart", "inferencex", "--projection", "inferencex")

@@ -177,7 +177,7 @@ def predict(home: Home, /, *, as_json: bool, **asked: Any) -> None:
     workers = case.decode_workers or 1
     if case.batch > found.batch_max:
         raise ConfigInvalid(
-            f"{case.concurrency:,.0f} requests at one time do not fit: the cache of a decode worker "
+            f"{case.concurrency:,.0f} requests at one time do not fit: a decode worker's cache "
             f"holds {found.batch_max:,.0f} (batch_max), and the others' wait is not predicted.",
             hint=f"Ask for {math.floor(found.batch_max * workers):,} or fewer, or for more GPUs.",
         )

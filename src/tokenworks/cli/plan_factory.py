@@ -161,7 +161,8 @@ def chart(
         as_json=False,
         empty="The chart has no points at tiers.",
     )
-    show_assumptions(found.assumptions)
+    show_assumptions(found.assumptions, "What is assumed, and was free to fit the chart")
+    show_assumptions(found.also_assumed, "Also assumed by the records, not fitted")
 
 
 def _served(

@@ -85,9 +85,9 @@ def frontier(
     show_assumptions(assumed)
 
 
-def show_assumptions(assumed: Sequence[Assumption]) -> None:
+def show_assumptions(assumed: Sequence[Assumption], title: str = "What is assumed") -> None:
     """The numbers in a table, and below it how they came about, each note once."""
-    click.echo("\nWhat is assumed:")
+    click.echo(f"\n{title}:")
     rows = [{"what": each.what, "value": each.value} for each in assumed]
     show(rows, as_json=False, empty="Nothing.")
     for note in dict.fromkeys(each.note for each in assumed):

@@ -157,7 +157,6 @@ class _Finder:
             self._devices[name] = device
         return self._devices[name]
 
-
     def substituted(self, model: str, system: str, engine: str) -> str:
         """What was taken for what; an unknown engine has no factors of its own."""
         found = [self._taken.get(("model", model)), self._taken.get(("system", system))]

@@ -358,14 +358,6 @@ def report(
     def bands_for(each: Checked) -> Bands:
         return per_fold[each.fold]
 
-    kinds: dict[tuple[str, str], list[Checked]] = defaultdict(list)
-    for each in checked:
-        row = each.row
-        kinds["system", row.system].append(each)
-        kinds["engine", row.case.engine].append(each)
-        kinds["model", row.model].append(each)
-        kinds["mode", row.case.mode].append(each)
-        kinds["group", _group_name(row)].append(each)
     groups = [
         GroupErrors(
             by=by,
@@ -374,7 +366,7 @@ def report(
             tpot=errors_of(members, "tpot", bands_for),
             ttft=errors_of(members, "ttft", bands_for),
         )
-        for (by, name), members in sorted(kinds.items(), key=lambda k: (KINDS.index(k[0][0]), k[0][1]))
+        for (by, name), members in _by_kind(checked)
     ]
     substituted, substituted_left_off = _told(checked, "substituted")
     unmeasured, unmeasured_left_off = _told(checked, "unmeasured")
@@ -393,6 +385,19 @@ def report(
         unmeasured=unmeasured,
         unmeasured_left_off=unmeasured_left_off,
     )
+
+
+def _by_kind(checked: Sequence[Checked]) -> list[tuple[tuple[str, str], list[Checked]]]:
+    """Predictions by what they have in common, and its name."""
+    kinds: dict[tuple[str, str], list[Checked]] = defaultdict(list)
+    for each in checked:
+        row = each.row
+        kinds["system", row.system].append(each)
+        kinds["engine", row.case.engine].append(each)
+        kinds["model", row.model].append(each)
+        kinds["mode", row.case.mode].append(each)
+        kinds["group", _group_name(row)].append(each)
+    return sorted(kinds.items(), key=lambda k: (KINDS.index(k[0][0]), k[0][1]))
 
 
 def _told(checked: Sequence[Checked], field: str) -> tuple[list[Unread], int]:

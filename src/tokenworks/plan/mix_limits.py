@@ -14,10 +14,10 @@ from tokenworks.plan.mix_program import Aim, Solution, programme, solve
 
 
 def check_promises(market: Market, question: Question) -> None:
-    """See that something can be bought for the budgets, and that each tier's promises can be kept on it.
+    """See that the budgets buy something, and that each tier's promises can be kept on it.
 
     Raises:
-        ConfigInvalid: nothing ships by then or fits into the budgets, or a promise that nothing keeps.
+        ConfigInvalid: nothing ships by then or fits the budgets, or a promise that nothing keeps.
     """
     if not market.offers:
         reasons = "; ".join(f"{name}: {why}" for name, why in sorted(market.left_out.items()))
