@@ -9,12 +9,13 @@ import re
 import pytest
 
 from tests.cli.command_line import data, done, invoke
-from tokenworks.core.errors import ConfigInvalid
+from tokenworks.core.errors import ConfigInvalid, InvalidRequest
 from tokenworks.live.calibration_file import read_calibration
 from tokenworks.live.home import Home
 from tokenworks.perf import fit, validate
 from tokenworks.perf.boosting import Boosting
 
+APART = ("--mode", "disagg")
 ROWS = pathlib.Path(__file__).parents[2] / "bench" / "data" / "silicon_rows.csv"
 
 
@@ -93,7 +94,16 @@ def test_prefill_and_decode_may_be_apart(home: Home) -> None:
         (("nothing", "b200"), "no model 'nothing'"),
         (("deepseek-r1", "h100", "--gpus", "4"), "do not fit into 80 GB"),
         (("deepseek-r1", "b200", "--ep", "3"), "--ep 3 does not divide 8"),
-        (("deepseek-r1", "b200", "--gpus", "0"), "--gpus 0 does not"),
+        (("deepseek-r1", "b200", "--ep", "0"), "--ep 0 does not divide 8"),
+        (("deepseek-r1", "b200", "--gpus", "0"), "--gpus 0 is out of range"),
+        (("deepseek-r1", "b200", "--gpus", "5000"), "--gpus 5000 is out of range"),
+        (("deepseek-r1", "b200", *APART, "--prefill-gpus", "-4"), "--prefill-gpus -4 is out of"),
+        (("deepseek-r1", "b200", *APART, "--prefill-gpus", "0"), "--prefill-gpus 0 is out of"),
+        (("deepseek-r1", "b200", "--prefill-gpus", "4"), "--prefill-gpus has no meaning"),
+        (("deepseek-r1", "b200", "--prefill-workers", "2"), "--prefill-workers has no meaning"),
+        (("deepseek-r1", "b200", "--decode-workers", "1"), "--decode-workers has no meaning"),
+        (("deepseek-r1", "b200", "--acceptance", "0.5"), "--acceptance has no meaning"),
+        (("deepseek-r1", "b200", "--draft-share", "0.5"), "--draft-share has no meaning"),
         (("deepseek-r1", "b200", "--isl", "0"), "--isl 0.0 is out of range"),
         (("deepseek-r1", "b200", "--hit-share", "2"), "--hit-share 2.0 is out of range"),
         (("deepseek-r1", "b200", "--concurrency", "0"), "is no load"),
@@ -106,9 +116,27 @@ def test_what_cannot_be_is_refused_with_what_could(
     home: Home, options: tuple[str, ...], said: str
 ) -> None:
     result = invoke(home, "perf", "predict", *options)
-    assert isinstance(result.exception, ConfigInvalid)
+    assert isinstance(result.exception, ConfigInvalid | InvalidRequest)
     assert said in str(result.exception)
     assert result.exception.hint
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--kept-rows", "3"), "--kept-rows has no meaning"),
+        (
+            ("--cross-validate", "group", "--calibration", str(ROWS)),
+            "--calibration has no meaning",
+        ),
+    ],
+)
+def test_comparing_refuses_what_it_would_not_heed(
+    home: Home, options: tuple[str, ...], said: str
+) -> None:
+    result = invoke(home, "perf", "validate", str(ROWS), *options)
+    assert isinstance(result.exception, InvalidRequest)
+    assert said in str(result.exception)
 
 
 def test_a_sweep_shows_what_none_beats(home: Home) -> None:

@@ -7,7 +7,7 @@ import pathlib
 import pytest
 
 from tests.cli.command_line import data, done, invoke
-from tokenworks.core.errors import ConfigInvalid
+from tokenworks.core.errors import ConfigInvalid, InvalidRequest
 from tokenworks.live.home import Home, packaged
 
 PREMIUM = ("--model", "gpt-moe-2t", "--context", "400000")
@@ -106,13 +106,20 @@ def test_lpus_stand_where_they_make_more_tokens_per_mw(home: Home) -> None:
         (("--price", "premium=nan"), "--price of tier 'premium' is nan"),
         (("--price", "premium=inf"), "--price of tier 'premium' is inf"),
         (("--lpu-from", "gold"), "--lpu-from is 'gold'"),
+        (("--split", "premium=140"), "--split gives tier 'premium' 140 per cent"),
+        (("--split", "premium=-1"), "--split gives tier 'premium' -1 per cent"),
+        (("--split", "premium=60,high=80"), "--split gives away 140 per cent"),
+        (("--split", "premium=50,premium=50"), "--split names 'premium' twice"),
+        (("--utilisation", "200"), "--utilisation is 200 per cent"),
+        (("--utilisation", "nan"), "--utilisation is nan per cent"),
+        (("--book-model", "foreman"), "--book-model 'foreman' has no price book"),
     ],
 )
 def test_a_factory_that_cannot_be_is_refused(
     home: Home, arguments: tuple[str, str], message: str
 ) -> None:
     result = invoke(home, "plan", "factory", "vr-nvl72+lpx", *arguments)
-    assert isinstance(result.exception, ConfigInvalid)
+    assert isinstance(result.exception, ConfigInvalid | InvalidRequest)
     assert message in str(result.exception)
 
 

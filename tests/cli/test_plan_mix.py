@@ -33,6 +33,13 @@ def test_it_runs_with_no_file_and_says_all_that_it_rests_on(home: Home) -> None:
     assert "demand, where none is given" in text
 
 
+@pytest.mark.parametrize("option", ["--systems", "--without", "--tiers"])
+def test_a_list_that_names_none_is_refused(home: Home, option: str) -> None:
+    result = invoke(home, *MIX, option, " ,")
+    assert isinstance(result.exception, InvalidRequest)
+    assert f"{option} names none" in str(result.exception)
+
+
 def test_a_context_beyond_the_models_is_refused(home: Home, tmp_path: Path) -> None:
     path = tmp_path / "plan.toml"
     tier = '[tier.a]\nmodel = "deepseek-r1"\nrequests_per_s = 1\ninteractivity_tokens_per_s = 9\n'
