@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import gzip
 import pathlib
+import re
 
 import pytest
 
 from tests.cli.command_line import data, done, invoke
-from tokenworks.core.errors import ConfigInvalid
+from tokenworks.core.errors import ConfigInvalid, InvalidRequest
 from tokenworks.live.calibration_file import read_calibration
 from tokenworks.live.home import Home
 from tokenworks.perf import fit, validate
 from tokenworks.perf.boosting import Boosting
 
+APART = ("--mode", "disagg")
 ROWS = pathlib.Path(__file__).parents[2] / "bench" / "data" / "silicon_rows.csv"
 
 
@@ -46,6 +48,37 @@ def test_an_answer_has_an_interval_and_names_what_it_assumes(home: Home) -> None
     assert "Assumed: rubin was never measured: factors of gb300." in text
 
 
+def test_an_engine_is_found_however_it_is_written(home: Home) -> None:
+    asked = ("perf", "predict", "deepseek-r1", "hgx-b200")
+    plain = data(home, *asked, "--engine", "trtllm")
+    for name in ("TRTLLM", "TensorRT-LLM"):
+        assert data(home, *asked, "--engine", name) == plain
+    assert data(home, *asked, "--engine", "vllm") != plain
+    result = invoke(home, "perf", "sweep", "deepseek-r1", "hgx-b200", "--engine", "vlm")
+    assert "vllm" in getattr(result.exception, "hint", "")
+
+
+def test_the_load_that_just_fits_is_answered(home: Home) -> None:
+    asked = ("perf", "predict", "deepseek-r1", "b200", "--mode", "disagg", "--decode-workers", "2")
+    result = invoke(home, *asked, "--concurrency", "1e6")
+    assert isinstance(result.exception, ConfigInvalid)
+    most = re.search(r"Ask for ([\d,]+) or fewer", result.exception.hint or "")
+    assert most is not None
+    fits = int(most[1].replace(",", ""))
+    found = data(home, *asked, "--concurrency", str(fits))
+    assert 0 <= found["batch_max"] - fits / 2 < 1
+    assert invoke(home, *asked, "--concurrency", str(fits + 2)).exit_code
+
+
+def test_a_sweep_leaves_out_loads_that_have_to_wait(home: Home) -> None:
+    asked = ("perf", "sweep", "deepseek-r1", "b200", "--gpus", "8")
+    loads = ("--concurrency", "16", "--concurrency", "1e6")
+    found = data(home, *asked, *loads)
+    assert {each["concurrency"] for each in found} == {16}
+    result = invoke(home, *asked, "--osl", "1e6")
+    assert "tokens of context" in str(result.exception)
+
+
 def test_prefill_and_decode_may_be_apart(home: Home) -> None:
     asked = ("perf", "predict", "deepseek-r1", "gb200", "--mode", "disagg", "--dtype", "fp4")
     one = data(home, *asked, "--decode-workers", "2", "--prefill-gpus", "4")
@@ -61,19 +94,49 @@ def test_prefill_and_decode_may_be_apart(home: Home) -> None:
         (("nothing", "b200"), "no model 'nothing'"),
         (("deepseek-r1", "h100", "--gpus", "4"), "do not fit into 80 GB"),
         (("deepseek-r1", "b200", "--ep", "3"), "--ep 3 does not divide 8"),
-        (("deepseek-r1", "b200", "--gpus", "0"), "--gpus 0 does not"),
+        (("deepseek-r1", "b200", "--ep", "0"), "--ep 0 does not divide 8"),
+        (("deepseek-r1", "b200", "--gpus", "0"), "--gpus 0 is out of range"),
+        (("deepseek-r1", "b200", "--gpus", "5000"), "--gpus 5000 is out of range"),
+        (("deepseek-r1", "b200", *APART, "--prefill-gpus", "-4"), "--prefill-gpus -4 is out of"),
+        (("deepseek-r1", "b200", *APART, "--prefill-gpus", "0"), "--prefill-gpus 0 is out of"),
+        (("deepseek-r1", "b200", "--prefill-gpus", "4"), "--prefill-gpus has no meaning"),
+        (("deepseek-r1", "b200", "--prefill-workers", "2"), "--prefill-workers has no meaning"),
+        (("deepseek-r1", "b200", "--decode-workers", "1"), "--decode-workers has no meaning"),
+        (("deepseek-r1", "b200", "--acceptance", "0.5"), "--acceptance has no meaning"),
+        (("deepseek-r1", "b200", "--draft-share", "0.5"), "--draft-share has no meaning"),
         (("deepseek-r1", "b200", "--isl", "0"), "--isl 0.0 is out of range"),
         (("deepseek-r1", "b200", "--hit-share", "2"), "--hit-share 2.0 is out of range"),
         (("deepseek-r1", "b200", "--concurrency", "0"), "is no load"),
+        (("deepseek-r1", "b200", "--engine", "trtlm"), "no engine 'trtlm'"),
+        (("deepseek-r1", "b200", "--concurrency", "1e6"), "(batch_max)"),
+        (("deepseek-r1", "b200", "--isl", "1e7"), "is asked for 10,001,024 tokens of context"),
     ],
 )
 def test_what_cannot_be_is_refused_with_what_could(
     home: Home, options: tuple[str, ...], said: str
 ) -> None:
     result = invoke(home, "perf", "predict", *options)
-    assert isinstance(result.exception, ConfigInvalid)
+    assert isinstance(result.exception, ConfigInvalid | InvalidRequest)
     assert said in str(result.exception)
     assert result.exception.hint
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--kept-rows", "3"), "--kept-rows has no meaning"),
+        (
+            ("--cross-validate", "group", "--calibration", str(ROWS)),
+            "--calibration has no meaning",
+        ),
+    ],
+)
+def test_comparing_refuses_what_it_would_not_heed(
+    home: Home, options: tuple[str, ...], said: str
+) -> None:
+    result = invoke(home, "perf", "validate", str(ROWS), *options)
+    assert isinstance(result.exception, InvalidRequest)
+    assert said in str(result.exception)
 
 
 def test_a_sweep_shows_what_none_beats(home: Home) -> None:
@@ -121,6 +184,28 @@ def test_many_rows_that_cannot_be_read_are_counted(home: Home, tmp_path: pathlib
     one = tmp_path / "one.csv"
     one.write_text("model_path,system,backend,mode,isl,osl\ndeepseek-r1,b200,x,agg,9,9\n")
     assert "deepseek-r1" in done(home, "perf", "validate", str(one))
+
+
+def test_rows_that_stand_in_or_measure_nothing_are_listed(
+    home: Home, tmp_path: pathlib.Path
+) -> None:
+    path = tmp_path / "odd.csv"
+    head = "id,model_path,system,backend,mode,isl,osl,silicon_tpot_ms\n"
+    lines = ["a,deepseek-r1,b200,trtllm,agg,9,9,5", "b,deepseek-r1,l40s,x,agg,9,9,nan"]
+    path.write_text(head + "\n".join(lines) + "\nc,deepseek-r1,b200,trtllm,,9,9,5\nd\n")
+    found = data(home, "perf", "validate", str(path))
+    assert (found["rows"], found["tpot"]["rows"]) == (4, 3)
+    assert [each["id"] for each in found["unpredicted"]] == ["c", "d"]
+    assert [each["id"] for each in found["substituted"]] == ["b"]
+    assert found["unmeasured"] == [{"id": "b", "why": "silicon_tpot_ms is 'nan'"}]
+    assert (found["substituted_left_off"], found["unmeasured_left_off"]) == (0, 0)
+    text = done(home, "perf", "validate", str(path))
+    assert "Not measured: b: silicon_tpot_ms is 'nan'" in text
+    assert "1 rows are predicted as if of another model, system or engine" in text
+    path.write_text(head + (lines[1] + "\n") * 201)
+    text = done(home, "perf", "validate", str(path))
+    assert "and 1 more" in text
+    assert "201 rows are predicted as if" in text
 
 
 @pytest.mark.usefixtures("quick")

@@ -7,7 +7,7 @@ import pathlib
 import pytest
 
 from tests.cli.command_line import data, done, invoke
-from tokenworks.core.errors import ConfigInvalid
+from tokenworks.core.errors import ConfigInvalid, InvalidRequest
 from tokenworks.live.home import Home, packaged
 
 PREMIUM = ("--model", "gpt-moe-2t", "--context", "400000")
@@ -33,6 +33,14 @@ def test_a_speed_that_nothing_reaches_says_what_is_feasible(home: Home) -> None:
     assert "at 5000 tokens/s/user" in str(result.exception)
     assert "The fastest does" in str(result.exception)
     assert "fits in none" in done(home, "plan", "frontier", "hgx-h100", *PREMIUM)
+
+
+@pytest.mark.parametrize("speed", ["-1", "0", "nan", "inf"])
+def test_a_speed_that_is_none_is_refused(home: Home, speed: str) -> None:
+    result = invoke(home, "plan", "frontier", "gb200-nvl72", "--at", speed)
+    assert isinstance(result.exception, ConfigInvalid)
+    assert f"--at is {float(speed)!r}" in str(result.exception)
+    assert result.exception.hint
 
 
 def test_a_factory_earns_by_tier(home: Home) -> None:
@@ -94,14 +102,24 @@ def test_lpus_stand_where_they_make_more_tokens_per_mw(home: Home) -> None:
     [
         (("--split", "high"), "--split has 'high'"),
         (("--price", "gold=3"), "--price names tier 'gold'"),
+        (("--price", "premium=-3"), "--price of tier 'premium' is -3.0"),
+        (("--price", "premium=nan"), "--price of tier 'premium' is nan"),
+        (("--price", "premium=inf"), "--price of tier 'premium' is inf"),
         (("--lpu-from", "gold"), "--lpu-from is 'gold'"),
+        (("--split", "premium=140"), "--split gives tier 'premium' 140 per cent"),
+        (("--split", "premium=-1"), "--split gives tier 'premium' -1 per cent"),
+        (("--split", "premium=60,high=80"), "--split gives away 140 per cent"),
+        (("--split", "premium=50,premium=50"), "--split names 'premium' twice"),
+        (("--utilisation", "200"), "--utilisation is 200 per cent"),
+        (("--utilisation", "nan"), "--utilisation is nan per cent"),
+        (("--book-model", "foreman"), "--book-model 'foreman' has no price book"),
     ],
 )
 def test_a_factory_that_cannot_be_is_refused(
     home: Home, arguments: tuple[str, str], message: str
 ) -> None:
     result = invoke(home, "plan", "factory", "vr-nvl72+lpx", *arguments)
-    assert isinstance(result.exception, ConfigInvalid)
+    assert isinstance(result.exception, ConfigInvalid | InvalidRequest)
     assert message in str(result.exception)
 
 
@@ -109,6 +127,9 @@ def test_the_keynotes_chart_is_computed_and_compared(home: Home) -> None:
     text = done(home, "plan", "chart")
     assert "revenue per GW-year" in text
     assert "bench/fit_keynote.py" in text
+    fitted, besides = text.split("Also assumed by the records, not fitted:")
+    assert "accelerator rubin layer_latency_s" in fitted
+    assert "model gpt-moe-2t kv_heads" in besides
     found = data(home, "plan", "chart", "keynote")
     assert len(found["points"]) == 10
     text = done(home, "plan", "chart", "inferencex", "--projection", "inferencex")

@@ -33,6 +33,22 @@ def test_it_runs_with_no_file_and_says_all_that_it_rests_on(home: Home) -> None:
     assert "demand, where none is given" in text
 
 
+@pytest.mark.parametrize("option", ["--systems", "--without", "--tiers"])
+def test_a_list_that_names_none_is_refused(home: Home, option: str) -> None:
+    result = invoke(home, *MIX, option, " ,")
+    assert isinstance(result.exception, InvalidRequest)
+    assert f"{option} names none" in str(result.exception)
+
+
+def test_a_context_beyond_the_models_is_refused(home: Home, tmp_path: Path) -> None:
+    path = tmp_path / "plan.toml"
+    tier = '[tier.a]\nmodel = "deepseek-r1"\nrequests_per_s = 1\ninteractivity_tokens_per_s = 9\n'
+    path.write_text(tier + "usd_per_mtok = 1\nprompt_tokens = 10_000_000\n")
+    result = invoke(home, *SMALL, str(path))
+    assert isinstance(result.exception, ConfigInvalid)
+    assert "deepseek-r1 is asked for 10,000,200 tokens of context" in str(result.exception)
+
+
 def test_the_json_holds_what_the_text_says_and_adds_up(home: Home) -> None:
     found = data(home, *SMALL, "--tornado", "--sweep", "share:ultra", "--what-if", "lpx.ship=+800d")
     plan = found["plan"]

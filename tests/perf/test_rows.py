@@ -146,6 +146,90 @@ def test_rows_that_make_no_case_are_told_apart(catalogue: Catalogue) -> None:
         list(read_rows("model_path,system,mode,osl\n", catalogue))
 
 
+def test_a_line_that_ends_early_is_told_and_the_rest_is_read(catalogue: Catalogue) -> None:
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(AGG))
+    writer.writeheader()
+    writer.writerow(AGG)
+    head, line = file.getvalue().splitlines()
+    huge = '"' + "x" * 200_000 + '"'
+    given = [head, "cut", "\0", line + ",too,much", huge, line]
+    short, nul, long, wide, whole = read_rows("\n".join(given), catalogue)
+    assert isinstance(short, Unread)
+    assert short.id == "cut"
+    assert isinstance(nul, Unread)
+    assert isinstance(long, Row)
+    assert isinstance(wide, Unread)
+    assert (wide.id, wide.why[:15]) == ("row 4", "no line of CSV:")
+    assert isinstance(whole, Row)
+
+
+@pytest.mark.parametrize("column", ["tp_size", "pp_size", "moe_ep_size", "attention_dp_size"])
+def test_a_count_is_whole(catalogue: Catalogue, column: str) -> None:
+    (half, whole) = read(catalogue, AGG | {column: "0.5"}, AGG | {column: "1.0"})
+    assert isinstance(half, Unread)
+    assert f"{column} is '0.5'" in half.why
+    assert isinstance(whole, Row)
+    (workers,) = read(catalogue, DISAGG | {"decode_num_workers": "0.2"})
+    assert isinstance(workers, Unread)
+
+
+def test_a_system_is_taken_for_a_gpu_whose_figures_are_known(catalogue: Catalogue) -> None:
+    for name in ("l40s", "lp40", "groq", "feynmann", "rtx"):
+        (row,) = read(catalogue, AGG | {"system": name})
+        if isinstance(row, Unread):
+            assert name == "lp40"  # the catalogue has it, without figures
+            assert "knows too little of 'lp40'" in row.why
+            continue
+        assert row.case.device.family == "gpu"
+        assert row.case.device.memory_bytes
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"mode": ""}, "mode is ''; it must be agg or disagg"),
+        ({"mode": "both"}, "mode is 'both'; it must be agg or disagg"),
+        ({"model_path": " "}, "model_path is blank"),
+        ({"system": ""}, "system is blank"),
+    ],
+)
+def test_what_is_not_said_is_not_guessed(
+    catalogue: Catalogue, changes: dict[str, str], why: str
+) -> None:
+    assert read(catalogue, AGG | changes) == [Unread(id="one", why=why)]
+    assert one(catalogue, AGG, mode="Aggregated").case.mode == "agg"
+
+
+def test_what_was_taken_for_what_is_told(catalogue: Catalogue) -> None:
+    assert one(catalogue, AGG).substituted == ""
+    assert one(catalogue, AGG, backend="TRTLLM").substituted == ""
+    taken = one(catalogue, AGG, model_path="x/llama-4-71b", system="h100_pcie", backend="")
+    model, system, engine = taken.substituted.split("; ")
+    assert model.startswith("model 'x/llama-4-71b' taken for 'llama-")
+    assert system == "system 'h100_pcie' taken for 'h100'"
+    assert engine == "backend '' taken for an average engine"
+    again = one(catalogue, AGG, system="h100_pcie")
+    assert again.substituted == system
+
+
+@pytest.mark.parametrize(
+    ("ttft", "tpot", "why"),
+    [
+        ("1", "", ""),
+        ("", "1", ""),
+        ("", " ", "neither TTFT nor TPOT is given"),
+        ("-1", "9", "silicon_ttft_ms is '-1'"),
+        ("nan", "inf", "silicon_ttft_ms is 'nan', silicon_tpot_ms is 'inf'"),
+        ("", "0", "silicon_tpot_ms is '0'"),
+    ],
+)
+def test_measurements_that_are_none_are_told(
+    catalogue: Catalogue, ttft: str, tpot: str, why: str
+) -> None:
+    assert one(catalogue, AGG, silicon_ttft_ms=ttft, silicon_tpot_ms=tpot).unmeasured == why
+
+
 def test_there_is_a_limit(catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rows_module, "ROWS_MAX", 1)
     with pytest.raises(ConfigInvalid, match="More than 1 rows"):

@@ -7,6 +7,7 @@ import pytest
 
 from tokenworks.core.errors import ConfigInvalid
 from tokenworks.live.catalogue_files import read_catalogue
+from tokenworks.plan.assumptions import used_by
 from tokenworks.plan.earnings import SECONDS_PER_YEAR, earnings
 from tokenworks.plan.keynote import SPLIT, compare, served_by
 
@@ -48,6 +49,9 @@ def test_rubin_with_lpx_at_400_is_35_times_what_the_chart_shows_of_blackwell() -
     assert tier.way.tokens_per_s_per_mw == pytest.approx(35 * blackwell, rel=LPX_ERROR_MAX)
 
 
+TIERS_MODELS = {line.tier: line.model for line in TIERS.tiers}
+
+
 def test_hoppers_miss_is_reported() -> None:
     checks = {check.tier: check for check in FOUND.points if check.systems == "hgx-h100"}
     assert checks["medium"].computed is None
@@ -61,6 +65,18 @@ def test_all_that_is_assumed_is_listed_and_is_little() -> None:
     assert "accelerator rubin layer_latency_s" in names
     assert "projection keynote tokens_per_step" in names
     assert all(each.note and each.value > 0 for each in FOUND.assumptions)
+
+
+def test_what_the_records_assume_besides_is_listed_too() -> None:
+    pairs = [(p.systems, TIERS_MODELS[p.tier]) for p in FOUND.points]
+    pairs.append(("vr-nvl72+lpx", TIERS_MODELS["premium"]))
+    behind = {each.what for each in used_by(CATALOGUE, pairs, CATALOGUE.projection("keynote"))}
+    fitted = {each.what for each in FOUND.assumptions}
+    besides = {each.what for each in FOUND.also_assumed}
+    assert fitted | besides == behind | fitted
+    assert not fitted & besides
+    assert {"model gpt-moe-2t heads", "system lpx link_latency_s"} <= besides
+    assert len(besides) == 11
 
 
 def test_nothing_of_the_chart_goes_into_what_is_computed() -> None:

@@ -199,6 +199,11 @@ def test_promises_that_nothing_keeps_are_named_with_the_nearest_that_can_be() ->
     check_promises(goods, question(msgspec.structs.replace(demand(), ttft_s=0.034)))
     with pytest.raises(ConfigInvalid, match=r"into 0\.01 MW.*takes 0\.1 MW"):
         check_promises(goods, question(power_mw=0.01))
+    usd = 1e6 * (1 + SITE.network_share) + 0.1 * SITE.facility_usd_per_mw
+    poor = msgspec.structs.replace(question(), capital_usd=1000.0)
+    with pytest.raises(ConfigInvalid, match=rf"for \$1,000\..*takes \${usd:,.0f}, its network"):
+        check_promises(goods, poor)
+    check_promises(goods, msgspec.structs.replace(question(), capital_usd=usd + 1))
     other = msgspec.structs.replace(
         demand(), work=msgspec.structs.replace(demand().work, model="n")
     )

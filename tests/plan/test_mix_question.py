@@ -46,6 +46,19 @@ def told(_: str) -> None:
     pass
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("requests_per_s = 1", r"`prompt_tokens` - at `tier\.bad`"),
+        ("requests_per_s = 'x'\nprompt_tokens = 1", r"at `tier\.bad\.requests_per_s`"),
+    ],
+)
+def test_a_tier_that_cannot_be_read_is_named(line: str, said: str) -> None:
+    good = "[tier.good]\nrequests_per_s = 1\nprompt_tokens = 1\n"
+    with pytest.raises(ConfigInvalid, match=said):
+        parse_question(f"{good}[tier.bad]\n{line}\n", "it")
+
+
 def test_the_example_is_read_and_planned() -> None:
     posed = case_of(parse_question(EXAMPLE, "it"), SHIPPED, START)
     high, premium = posed.question.tiers

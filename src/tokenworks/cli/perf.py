@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -9,17 +10,17 @@ from typing import Any, Final, TypeVar
 import click
 import msgspec
 
-from tokenworks.catalogue.records import Accelerator, Dtype
+from tokenworks.catalogue.records import Accelerator, Dtype, Engine
 from tokenworks.catalogue.shelves import Catalogue
 from tokenworks.cli.catalogue import catalogue_at, catalogue_option
 from tokenworks.cli.table import show as show_table
-from tokenworks.core.errors import ConfigInvalid
+from tokenworks.core.errors import ConfigInvalid, InvalidRequest
 from tokenworks.live.calibration_file import read_calibration, write_calibration
 from tokenworks.live.home import Home
 from tokenworks.perf.architecture import shape_of
-from tokenworks.perf.case import Case, Layout, Mode
+from tokenworks.perf.case import Case, Layout, Mode, check_context
 from tokenworks.perf.estimate import Estimator, Prediction
-from tokenworks.perf.rows import Row, Unread, read_rows
+from tokenworks.perf.rows import GPUS_MAX, Row, Unread, read_rows
 from tokenworks.perf.sweep import Swept, frontier, layouts
 from tokenworks.perf.sweep import sweep as sweep_cases
 
@@ -60,8 +61,8 @@ def _shared(function: _CommandT) -> _CommandT:
             click.option("--isl", type=float, default=1024, show_default=True, help="Prompt."),
             click.option("--osl", type=float, default=1024, show_default=True, help="Answer."),
             click.option("--prefill-gpus", type=int, help="Of a prefill worker.  [default: GPUs]"),
-            click.option("--prefill-workers", type=int, default=1, show_default=True),
-            click.option("--decode-workers", type=int, default=1, show_default=True),
+            click.option("--prefill-workers", type=int, help="With --mode disagg.  [default: 1]"),
+            click.option("--decode-workers", type=int, help="Likewise.  [default: 1]"),
             click.option("--hit-share", type=float, default=0.0, help="Of prompts, in the cache."),
             click.option("--draft-tokens", type=int, default=0, help="Drafted for each step."),
             click.option("--acceptance", type=float, default=0.0, help="Of each drafted token."),
@@ -90,18 +91,28 @@ def _device(catalogue: Catalogue, name: str) -> Accelerator:
     return catalogue.accelerator(system.accelerator)
 
 
+def _engine(catalogue: Catalogue, name: str) -> str:
+    """The catalogue's name of an engine, however it is capitalised."""
+    wanted = name.strip().lower()
+    for engine in catalogue.all_of(Engine):
+        if wanted in {each.lower() for each in (engine.name, *engine.aliases)}:
+            return engine.name
+    return catalogue.engine(wanted).name
+
+
 def _case(catalogue: Catalogue, asked: dict[str, Any], layout: Layout, concurrency: float) -> Case:
     _check(asked)
     prefill = layout
-    if asked["mode"] == "disagg" and asked["prefill_gpus"]:
+    if asked["prefill_gpus"]:
         prefill = Layout(gpus=asked["prefill_gpus"], ep=min(layout.ep, asked["prefill_gpus"]))
     dtype: Dtype = asked["dtype"]
     mode: Mode = asked["mode"]
-    split = mode == "disagg"
+    model = catalogue.model(asked["model"])
+    check_context(model, asked["isl"] + asked["osl"])
     return Case(
-        shape=shape_of(catalogue.model(asked["model"])),
+        shape=shape_of(model),
         device=_device(catalogue, asked["system"]),
-        engine=asked["engine"],
+        engine=_engine(catalogue, asked["engine"]),
         mode=mode,
         dtype=dtype,
         isl=asked["isl"],
@@ -109,8 +120,8 @@ def _case(catalogue: Catalogue, asked: dict[str, Any], layout: Layout, concurren
         concurrency=concurrency,
         decode=layout,
         prefill=prefill,
-        decode_workers=asked["decode_workers"] if split else 1,
-        prefill_workers=asked["prefill_workers"] if split else 1,
+        decode_workers=asked["decode_workers"] or 1,
+        prefill_workers=asked["prefill_workers"] or 1,
         hit_share=asked["hit_share"],
         draft_tokens=asked["draft_tokens"],
         acceptance=asked["acceptance"],
@@ -126,20 +137,41 @@ def _check(asked: dict[str, Any]) -> None:
         "draft_tokens": (0, 64),
         "acceptance": (0, 1),
         "draft_share": (0, 10),
+        "prefill_gpus": (1, GPUS_MAX),
         "prefill_workers": (1, 1e4),
         "decode_workers": (1, 1e4),
     }
     for name, (low, high) in limits.items():
-        if not low <= asked[name] <= high:
+        if asked[name] is not None and not low <= asked[name] <= high:
             raise ConfigInvalid(
-                f"--{name.replace('_', '-')} {asked[name]!r} is out of range.",
+                f"{_option(name)} {asked[name]!r} is out of range.",
                 hint=f"Take a number from {low} to {high:g}.",
+            )
+    for name in ("prefill_gpus", "prefill_workers", "decode_workers"):
+        if asked["mode"] == "agg" and asked[name] is not None:
+            raise InvalidRequest(
+                f"{_option(name)} has no meaning where a worker prefills and decodes.",
+                hint="Leave it out, or add --mode disagg.",
+            )
+    for name in ("acceptance", "draft_share"):
+        if asked[name] and not asked["draft_tokens"]:
+            raise InvalidRequest(
+                f"{_option(name)} has no meaning where nothing is drafted.",
+                hint="Leave it out, or add --draft-tokens.",
             )
 
 
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
 def _layout(gpus: int, ep: int, dp: int, pp: int) -> Layout:
-    for name, count in (("--gpus", gpus), ("--ep", ep), ("--dp", dp), ("--pp", pp)):
-        if not 1 <= count <= 4096 or gpus % count:
+    if not 1 <= gpus <= GPUS_MAX:
+        raise ConfigInvalid(
+            f"--gpus {gpus!r} is out of range.", hint=f"Take a number from 1 to {GPUS_MAX}."
+        )
+    for name, count in (("--ep", ep), ("--dp", dp), ("--pp", pp)):
+        if count < 1 or gpus % count:
             raise ConfigInvalid(
                 f"{name} {count!r} does not divide {gpus} GPUs.",
                 hint="A worker's experts, attention groups and stages each divide its GPUs.",
@@ -162,6 +194,13 @@ def predict(home: Home, /, *, as_json: bool, **asked: Any) -> None:
     layout = _layout(asked["gpus"], asked["ep"], asked["dp"], asked["pp"])
     case = _case(catalogue, asked, layout, asked["concurrency"])
     found = Estimator(read_calibration(asked["calibration"])).predict(case)
+    workers = case.decode_workers or 1
+    if case.batch > found.batch_max:
+        raise ConfigInvalid(
+            f"{case.concurrency:,.0f} requests at one time do not fit: a decode worker's cache "
+            f"holds {found.batch_max:,.0f} (batch_max), and the others' wait is not predicted.",
+            hint=f"Ask for {math.floor(found.batch_max * workers):,} or fewer, or for more GPUs.",
+        )
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(found), indent=2))
         return
@@ -265,7 +304,9 @@ def _progress(text: str) -> None:
     type=click.Choice(["configuration", "group", "architecture"]),
     help="Fit anew without each fold: repeats of a configuration, or whole groups, left out.",
 )
-@click.option("--kept-rows", type=int, default=0, help="Of each group left out, fitted to.")
+@click.option(
+    "--kept-rows", type=click.IntRange(0), default=0, help="Of each group left out, fitted to."
+)
 @click.option("--seed", type=int, default=1, show_default=True, help="Of the folds.")
 @click.option("--calibration", type=_ROWS, help="A file of perf calibrate's.")
 @catalogue_option
@@ -275,8 +316,18 @@ def validate(home: Home, /, path: Path, *, as_json: bool, **asked: Any) -> None:
     """Compare predictions with measured rows: as fitted, or cross-validated on these rows."""
     from tokenworks.perf import validate as validation
 
-    rows, unread = _read(path, catalogue_at(home, asked["folders"]))
     by = asked["left_out"]
+    if by is None and asked["kept_rows"]:
+        raise InvalidRequest(
+            "--kept-rows has no meaning where nothing is left out.",
+            hint="Leave it out, or add --cross-validate.",
+        )
+    if by is not None and asked["calibration"]:
+        raise InvalidRequest(
+            "--cross-validate fits anew, so that --calibration has no meaning.",
+            hint="Leave out one of them.",
+        )
+    rows, unread = _read(path, catalogue_at(home, asked["folders"]))
     if by is None:
         calibration = read_calibration(asked["calibration"])
         checked, bands = validation.check(rows, calibration), calibration.bands
@@ -323,10 +374,17 @@ def _show_report(found: Any) -> None:
         if each.twins:
             signs.append(f"{each.twins} configurations have rows 1.5 times apart or more")
         click.echo(f"Hidden speculative decoding: {each.group}: {'; '.join(signs)}.")
-    for each in found.unpredicted:
-        click.echo(f"Not predicted: {each.id}: {each.why}")
-    if found.unpredicted_left_off:
-        click.echo(f"and {found.unpredicted_left_off} more")
+    for what in ("unpredicted", "unmeasured"):
+        for each in getattr(found, what):
+            click.echo(f"Not {what.removeprefix('un')}: {each.id}: {each.why}")
+        if left_off := getattr(found, f"{what}_left_off"):
+            click.echo(f"and {left_off} more")
+    if found.substituted:
+        first = found.substituted[0]
+        click.echo(
+            f"{len(found.substituted) + found.substituted_left_off} rows are predicted as if of "
+            f"another model, system or engine (--json lists them), such as {first.id}: {first.why}."
+        )
 
 
 def _errors(group: Any) -> dict[str, Any]:

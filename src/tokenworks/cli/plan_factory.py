@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from tokenworks.catalogue.shelves import Catalogue
 from tokenworks.cli.catalogue import catalogue_at, catalogue_option
 from tokenworks.cli.plan_frontier import show_assumptions
 from tokenworks.cli.table import show
-from tokenworks.core.errors import ConfigInvalid
+from tokenworks.core.errors import ConfigInvalid, InvalidRequest
 from tokenworks.live.home import Home
 from tokenworks.plan.assumptions import used_by
 from tokenworks.plan.earnings import Earnings, earnings, sold_by
@@ -87,10 +88,9 @@ def factory(
     catalogue = catalogue_at(home, folders)
     how = catalogue.projection(projection)
     sold = _serving(catalogue.tiers(tiers), model, context)
-    if book:
-        sold = sold_by(_book(book), book_model, sold)
+    sold = _by_book(book, book_model, sold)
     sold = _priced(sold, _shares(prices, "--price"))
-    shares = {tier: share / 100 for tier, share in _shares([split], "--split").items()}
+    shares = _split(split, utilisation)
     found = []
     for each in systems:
         served = _served(catalogue, each, sold, how.name, lpu_from)
@@ -160,7 +160,8 @@ def chart(
         as_json=False,
         empty="The chart has no points at tiers.",
     )
-    show_assumptions(found.assumptions)
+    show_assumptions(found.assumptions, "What is assumed, and was free to fit the chart")
+    show_assumptions(found.also_assumed, "Also assumed by the records, not fitted")
 
 
 def _served(
@@ -195,6 +196,8 @@ def _shares(texts: Sequence[str], option: str) -> dict[str, float]:
     shares: dict[str, float] = {}
     for part in ",".join(texts).split(",") if texts else []:
         name, _, number = part.partition("=")
+        if name.strip() in shares:
+            raise ConfigInvalid(f"{option} names {name.strip()!r} twice.", hint="Name it once.")
         try:
             shares[name.strip()] = float(number)
         except ValueError:
@@ -202,6 +205,18 @@ def _shares(texts: Sequence[str], option: str) -> dict[str, float]:
                 f"{option} has {part!r}.", hint="Write name=number, as in premium=25."
             ) from None
     return shares
+
+
+def _split(text: str, utilisation: float) -> dict[str, float]:
+    """Shares of the power, 0 to 1; here are still the per cent that the user wrote."""
+    shares = _shares([text], "--split")
+    per_cent = {f"--split gives tier {tier!r}": share for tier, share in shares.items()}
+    per_cent["--split gives away"] = sum(shares.values())
+    per_cent["--utilisation is"] = utilisation
+    for what, share in per_cent.items():
+        if not 0 <= share <= 100 + 1e-6:
+            raise ConfigInvalid(f"{what} {share:g} per cent.", hint="It is 0 to 100.")
+    return {tier: share / 100 for tier, share in shares.items()}
 
 
 def _serving(tiers: TierList, model: str | None, context: int | None) -> TierList:
@@ -216,6 +231,17 @@ def _serving(tiers: TierList, model: str | None, context: int | None) -> TierLis
     return msgspec.structs.replace(tiers, tiers=lines)
 
 
+def _by_book(book: Path | None, model: str | None, tiers: TierList) -> TierList:
+    """The tiers with what a price book says, where there is one."""
+    if book:
+        return sold_by(_book(book), model, tiers)
+    if model:
+        raise InvalidRequest(
+            f"--book-model {model!r} has no price book to be of.", hint="Add --price-book."
+        )
+    return tiers
+
+
 def _book(path: Path) -> PriceBook:
     try:
         return parse_price_book(path.read_text(encoding="utf-8"))
@@ -225,10 +251,14 @@ def _book(path: Path) -> PriceBook:
 
 def _priced(tiers: TierList, prices: dict[str, float]) -> TierList:
     names = [line.tier for line in tiers.tiers]
-    for name in prices:
+    for name, usd in prices.items():
         if name not in names:
             raise ConfigInvalid(
                 f"--price names tier {name!r}.", hint=f"{tiers.name} has {', '.join(names)}."
+            )
+        if not 0 <= usd < math.inf:
+            raise ConfigInvalid(
+                f"--price of tier {name!r} is {usd!r}.", hint="A price is 0 dollars or more."
             )
     lines = tuple(
         msgspec.structs.replace(line, usd_per_mtok=prices.get(line.tier, line.usd_per_mtok))

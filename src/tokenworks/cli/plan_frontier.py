@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,10 @@ def frontier(
     Small batches are fast for each user and waste power; large ones are slow and frugal. Each row
     is the best of all replica sizes, attention splits and batches that fit in memory.
     """
+    if at is not None and not 0 < at < math.inf:
+        raise ConfigInvalid(
+            f"--at is {at!r} tokens/s/user.", hint="A speed is more than 0, such as 50."
+        )
     catalogue = catalogue_at(home, folders)
     how = catalogue.projection(projection)
     found = [frontier_of(catalogue, each, model, context, how) for each in systems]
@@ -80,9 +85,9 @@ def frontier(
     show_assumptions(assumed)
 
 
-def show_assumptions(assumed: Sequence[Assumption]) -> None:
+def show_assumptions(assumed: Sequence[Assumption], title: str = "What is assumed") -> None:
     """The numbers in a table, and below it how they came about, each note once."""
-    click.echo("\nWhat is assumed:")
+    click.echo(f"\n{title}:")
     rows = [{"what": each.what, "value": each.value} for each in assumed]
     show(rows, as_json=False, empty="Nothing.")
     for note in dict.fromkeys(each.note for each in assumed):

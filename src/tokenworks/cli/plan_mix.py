@@ -230,6 +230,10 @@ def _said(given: dict[str, Any]) -> QuestionFile:
     for name in ("systems", "without", "tiers"):
         if name in more:
             more[name] = tuple(each.strip() for each in more[name].split(",") if each.strip())
+            if not more[name]:
+                raise InvalidRequest(
+                    f"--{name} names none.", hint=f"Name one, or leave --{name} out."
+                )
     for name in ("start", "by"):
         if name in more:
             more[name] = more[name].date()

@@ -6,7 +6,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from tokenworks.catalogue.records import Accelerator, Dtype
+from tokenworks.catalogue.records import Accelerator, Dtype, Model
 from tokenworks.core.errors import ConfigInvalid
 from tokenworks.perf.architecture import BYTES, Shape
 
@@ -181,6 +181,23 @@ def sequences_max(case: Case) -> float:
     return max(
         room * layout.pp / (each / layout.cache_split(case.shape.cache_heads)) * layout.dp, 1.0
     )
+
+
+def check_context(model: Model, tokens: float) -> None:
+    """Refuse sequences that a model was not trained for.
+
+    Args:
+        model: its record; one that names no length takes any.
+        tokens: of a sequence, prompt and answer.
+
+    Raises:
+        ConfigInvalid: they are more than the model's.
+    """
+    if model.context_tokens_max and tokens > model.context_tokens_max:
+        raise ConfigInvalid(
+            f"{model.name} is asked for {tokens:,.0f} tokens of context.",
+            hint=f"It was trained for {model.context_tokens_max:,}; your record may say more.",
+        )
 
 
 def check_fits(case: Case) -> None:

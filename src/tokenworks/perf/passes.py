@@ -53,6 +53,12 @@ class Rates(msgspec.Struct, frozen=True, kw_only=True):
         return {"bf16": self.bf16, "fp8": self.fp8, "fp4": self.fp4, "int4": self.bf16}[dtype]
 
 
+def has_rates(device: Accelerator) -> bool:
+    """Whether enough is known of a device for ``rates_of``."""
+    fp8 = device.fp8_flop_per_s or device.bf16_flop_per_s
+    return bool(device.memory_bytes and device.memory_bandwidth_bytes_per_s and fp8)
+
+
 def rates_of(device: Accelerator) -> Rates:
     """A device's rates.
 

@@ -15,19 +15,21 @@ from __future__ import annotations
 import csv
 import difflib
 import re
-from collections.abc import Callable, Iterator, Mapping
-from typing import Final, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import Final
 
 import msgspec
 
-from tokenworks.catalogue.records import Accelerator, Dtype, Model, Record
+from tokenworks.catalogue.records import Accelerator, Dtype, Engine, Model
 from tokenworks.catalogue.shelves import Catalogue
 from tokenworks.core.errors import ConfigInvalid
 from tokenworks.perf.architecture import Shape, shape_of
 from tokenworks.perf.case import Case, Layout
+from tokenworks.perf.passes import has_rates, rates_of
 
 ROWS_MAX: Final = 1_000_000
 GPUS_MAX: Final = 4096
+_MEASURED: Final = ("ttft", "tpot")
 _DTYPES: Final[dict[str, Dtype]] = {
     "bf16": "bf16",
     "fp16": "bf16",
@@ -43,7 +45,6 @@ _DTYPES: Final[dict[str, Dtype]] = {
     "int4": "int4",
     "int4_wo": "int4",
 }
-_RecordT = TypeVar("_RecordT", bound=Record)
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,8 +55,10 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
         model: as in the file.
         system: as in the file.
         case: that was measured.
-        ttft_ms: measured; None where it is blank.
+        ttft_ms: measured; None where it is blank, or no measurement.
         tpot_ms: likewise.
+        substituted: what was taken for what, for people; empty where all was known.
+        unmeasured: why a measurement was left out, for people; empty where none was.
     """
 
     id: str
@@ -64,10 +67,12 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     case: Case
     ttft_ms: float | None
     tpot_ms: float | None
+    substituted: str = ""
+    unmeasured: str = ""
 
 
 class Unread(msgspec.Struct, frozen=True, kw_only=True):
-    """A row that no case could be made of.
+    """A row that no case could be made of, or of which something is to be told.
 
     Attributes:
         id: as in the file.
@@ -98,10 +103,18 @@ def read_rows(text: str, catalogue: Catalogue) -> Iterator[Row | Unread]:
             hint="The schema is that of docs/perf.md: one header line, then one row a line.",
         )
     find = _Finder(catalogue)
-    for number, fields in enumerate(reader, 1):
+    for number in range(1, ROWS_MAX + 2):
+        try:
+            fields = next(reader, None)
+        except csv.Error as error:
+            yield Unread(id=f"row {number}", why=f"no line of CSV: {error}")
+            continue
+        if fields is None:
+            return
         if number > ROWS_MAX:
             raise ConfigInvalid(f"More than {ROWS_MAX} rows.", hint="Split the file.")
-        values = {key: value for key, value in fields.items() if isinstance(value, str)}
+        # A short line has None for what it lacks; a long one has a list of what is too much.
+        values = {key: "" if value is None else value for key, value in fields.items() if key}
         name = values.get("id") or f"row {number}"
         try:
             yield _row(name, values, find)
@@ -116,6 +129,12 @@ class _Finder:
         self._catalogue = catalogue
         self._shapes: dict[str, Shape] = {}
         self._devices: dict[str, Accelerator] = {}
+        self._engines = {
+            name.lower()
+            for engine in catalogue.all_of(Engine)
+            for name in (engine.name, *engine.aliases)
+        }
+        self._taken: dict[tuple[str, str], str] = {}
 
     def shape(self, name: str) -> Shape:
         if name not in self._shapes:
@@ -123,6 +142,7 @@ class _Finder:
                 model = self._catalogue.model(name)
             except ConfigInvalid:
                 model = _nearest_model(name, self._catalogue.all_of(Model))
+                self._taken["model", name] = f"model {name!r} taken for {model.name!r}"
             self._shapes[name] = shape_of(model)
         return self._shapes[name]
 
@@ -131,16 +151,27 @@ class _Finder:
             try:
                 device = self._catalogue.accelerator(name)
             except ConfigInvalid:
-                device = _nearest(name, self._catalogue.all_of(Accelerator), lambda d: d.name)
+                device = _nearest_gpu(name, self._catalogue.all_of(Accelerator))
+                self._taken["system", name] = f"system {name!r} taken for {device.name!r}"
+            rates_of(device)
             self._devices[name] = device
         return self._devices[name]
 
+    def substituted(self, model: str, system: str, engine: str) -> str:
+        """What was taken for what; an unknown engine has no factors of its own."""
+        found = [self._taken.get(("model", model)), self._taken.get(("system", system))]
+        if engine not in self._engines:
+            found.append(f"backend {engine!r} taken for an average engine")
+        return "; ".join(each for each in found if each)
 
-def _nearest(name: str, records: list[_RecordT], word: Callable[[_RecordT], str]) -> _RecordT:
-    def likeness(record: _RecordT) -> float:
-        return difflib.SequenceMatcher(None, name.lower(), word(record).lower()).ratio()
 
-    return max(records, key=likeness)
+def _nearest_gpu(name: str, devices: list[Accelerator]) -> Accelerator:
+    """Of those that a prediction can be made for; LPUs decode nothing alone."""
+
+    def likeness(device: Accelerator) -> float:
+        return difflib.SequenceMatcher(None, name.lower(), device.name.lower()).ratio()
+
+    return max((d for d in devices if d.family == "gpu" and has_rates(d)), key=likeness)
 
 
 def _nearest_model(name: str, models: list[Model]) -> Model:
@@ -180,8 +211,16 @@ def _number(values: Mapping[str, str], name: str) -> float | None:
     return number if 0 < number < 1e12 else None
 
 
+def _whole(values: Mapping[str, str], name: str) -> int | None:
+    """A column that counts something."""
+    number = _number(values, name)
+    if number is not None and not number.is_integer():
+        raise ValueError(f"{name} is {values[name]!r}; it must be a whole number")
+    return None if number is None else int(number)
+
+
 def _count(values: Mapping[str, str], name: str) -> int:
-    return min(int(_number(values, name) or 1), GPUS_MAX)
+    return min(_whole(values, name) or 1, GPUS_MAX)
 
 
 def _dtype(values: Mapping[str, str]) -> Dtype:
@@ -210,15 +249,18 @@ def months(date: str) -> float | None:
 
 
 def _row(name: str, values: Mapping[str, str], find: _Finder) -> Row:
-    shape, device = find.shape(values["model_path"]), find.device(values["system"])
-    dtype = _dtype(values)
+    mode = values["mode"].strip().lower()
     isl, osl = _number(values, "isl"), _number(values, "osl")
     if isl is None or osl is None:
         raise ValueError("isl and osl must be positive numbers")
-    if values["mode"].strip().lower().startswith("disagg"):
-        case = _disaggregated(values, shape, device, dtype, isl, osl)
-    else:
-        case = _aggregated(values, shape, device, dtype, isl, osl)
+    if not mode.startswith(("agg", "disagg")):
+        raise ValueError(f"mode is {values['mode']!r}; it must be agg or disagg")
+    for column in ("model_path", "system"):
+        if not values[column].strip():
+            raise ValueError(f"{column} is blank")
+    shape, device = find.shape(values["model_path"]), find.device(values["system"])
+    make = _disaggregated if mode.startswith("disagg") else _aggregated
+    case = make(values, shape, device, _dtype(values), isl, osl)
     return Row(
         id=name,
         model=values["model_path"],
@@ -226,7 +268,20 @@ def _row(name: str, values: Mapping[str, str], find: _Finder) -> Row:
         case=case,
         ttft_ms=_number(values, "silicon_ttft_ms"),
         tpot_ms=_number(values, "silicon_tpot_ms"),
+        substituted=find.substituted(values["model_path"], values["system"], case.engine),
+        unmeasured=_unmeasured(values),
     )
+
+
+def _unmeasured(values: Mapping[str, str]) -> str:
+    """Why a measurement is left out; one that is blank beside the other is none that is missing."""
+    given = {
+        name: text for name in _MEASURED if (text := values.get(f"silicon_{name}_ms", "").strip())
+    }
+    if not given:
+        return "neither TTFT nor TPOT is given"
+    wrong = [n for n in given if _number(values, f"silicon_{n}_ms") is None]
+    return ", ".join(f"silicon_{name}_ms is {given[name]!r}" for name in wrong)
 
 
 def _aggregated(
@@ -280,10 +335,10 @@ def _disaggregated(
     isl: float,
     osl: float,
 ) -> Case:
-    decode_workers = _number(values, "decode_num_workers")
-    prefill_workers = _number(values, "prefill_num_workers")
+    decode_workers = _whole(values, "decode_num_workers")
+    prefill_workers = _whole(values, "prefill_num_workers")
     batch = _number(values, "decode_batch_size") or 1.0
-    asked = _number(values, "concurrency") or batch * (decode_workers or 1.0)
+    asked = _number(values, "concurrency") or batch * (decode_workers or 1)
     return Case(
         shape=shape,
         device=device,
@@ -295,8 +350,8 @@ def _disaggregated(
         concurrency=asked,
         decode=_side(values, "decode", device),
         prefill=_side(values, "prefill", device),
-        decode_workers=None if decode_workers is None else int(decode_workers),
-        prefill_workers=None if prefill_workers is None else int(prefill_workers),
+        decode_workers=decode_workers,
+        prefill_workers=prefill_workers,
         version=values.get("backend_version", ""),
         month=months(values.get("measured", "")),
     )

@@ -41,6 +41,8 @@ def sweep(
 ) -> tuple[list[Swept], int]:
     """Predictions for each case under each load, and how many cases don't fit.
 
+    Loads beyond the cache of the decode workers are left out: how long the rest waits is unknown.
+
     Args:
         estimator: that answers.
         cases: their own load does not matter.
@@ -56,7 +58,9 @@ def sweep(
         curve = estimator.curve(case)
         for concurrency in concurrencies:
             loaded = msgspec.structs.replace(case, concurrency=concurrency)
-            found.append(Swept(case=loaded, prediction=curve.predict(concurrency)))
+            prediction = curve.predict(concurrency)
+            if loaded.batch <= prediction.batch_max:
+                found.append(Swept(case=loaded, prediction=prediction))
     return found, refused
 
 

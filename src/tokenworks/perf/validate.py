@@ -24,6 +24,7 @@ BAND_ROWS_MIN: Final = 25
 BAND_DEFAULT: Final = (-math.log(2), math.log(2))
 NEARNESSES: Final = ("near", "far", "few", "new")
 MODES: Final = ("agg", "disagg")
+KINDS: Final = ("mode", "system", "engine", "model", "group")
 TARGETS: Final = ("tpot", "ttft")
 LISTED_MAX: Final = 200
 
@@ -121,6 +122,11 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         hidden_speculation: that rows show.
         unpredicted: rows that could not be read, and why.
         unpredicted_left_off: how many more there are.
+        substituted: rows whose model, system or engine was taken for another, and for which.
+        substituted_left_off: how many more there are.
+        unmeasured: rows with a measurement that is none or with none at all; such measurements
+            count nowhere.
+        unmeasured_left_off: how many more there are.
     """
 
     how: str
@@ -132,6 +138,10 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     hidden_speculation: list[Hidden]
     unpredicted: list[Unread]
     unpredicted_left_off: int
+    substituted: list[Unread]
+    substituted_left_off: int
+    unmeasured: list[Unread]
+    unmeasured_left_off: int
 
 
 Bands = dict[str, tuple[float, float]]
@@ -348,15 +358,6 @@ def report(
     def bands_for(each: Checked) -> Bands:
         return per_fold[each.fold]
 
-    kinds: dict[tuple[str, str], list[Checked]] = defaultdict(list)
-    for each in checked:
-        row = each.row
-        kinds["system", row.system].append(each)
-        kinds["engine", row.case.engine].append(each)
-        kinds["model", row.model].append(each)
-        kinds["mode", row.case.mode].append(each)
-        kinds["group", _group_name(row)].append(each)
-    order = {"mode": 0, "system": 1, "engine": 2, "model": 3, "group": 4}
     groups = [
         GroupErrors(
             by=by,
@@ -365,8 +366,10 @@ def report(
             tpot=errors_of(members, "tpot", bands_for),
             ttft=errors_of(members, "ttft", bands_for),
         )
-        for (by, name), members in sorted(kinds.items(), key=lambda k: (order[k[0][0]], k[0][1]))
+        for (by, name), members in _by_kind(checked)
     ]
+    substituted, substituted_left_off = _told(checked, "substituted")
+    unmeasured, unmeasured_left_off = _told(checked, "unmeasured")
     return Report(
         how=how,
         calibration_rows=calibration_rows,
@@ -377,7 +380,31 @@ def report(
         hidden_speculation=_hidden_of(checked),
         unpredicted=list(unread[:LISTED_MAX]),
         unpredicted_left_off=max(len(unread) - LISTED_MAX, 0),
+        substituted=substituted,
+        substituted_left_off=substituted_left_off,
+        unmeasured=unmeasured,
+        unmeasured_left_off=unmeasured_left_off,
     )
+
+
+def _by_kind(checked: Sequence[Checked]) -> list[tuple[tuple[str, str], list[Checked]]]:
+    """Predictions by what they have in common, and its name."""
+    kinds: dict[tuple[str, str], list[Checked]] = defaultdict(list)
+    for each in checked:
+        row = each.row
+        kinds["system", row.system].append(each)
+        kinds["engine", row.case.engine].append(each)
+        kinds["model", row.model].append(each)
+        kinds["mode", row.case.mode].append(each)
+        kinds["group", _group_name(row)].append(each)
+    return sorted(kinds.items(), key=lambda k: (KINDS.index(k[0][0]), k[0][1]))
+
+
+def _told(checked: Sequence[Checked], field: str) -> tuple[list[Unread], int]:
+    """What reading has to tell of rows that were predicted, and how many more there are."""
+    told = [(each.row.id, getattr(each.row, field)) for each in checked]
+    found = [Unread(id=name, why=why) for name, why in told if why]
+    return found[:LISTED_MAX], max(len(found) - LISTED_MAX, 0)
 
 
 HIDDEN_MIN: Final = 1.1

@@ -9,6 +9,7 @@ import msgspec
 from tokenworks.catalogue.records import Projection
 from tokenworks.catalogue.shelves import Catalogue
 from tokenworks.core.errors import ConfigInvalid
+from tokenworks.perf.case import check_context
 from tokenworks.plan.projection import Candidate, candidates, machine_of
 
 
@@ -64,11 +65,7 @@ def frontier(
     if context_tokens < 1:
         raise ConfigInvalid(f"The context is {context_tokens!r} tokens; it must be 1 or more.")
     record = catalogue.model(model)
-    if record.context_tokens_max and context_tokens > record.context_tokens_max:
-        raise ConfigInvalid(
-            f"{record.name} is asked for {context_tokens:,} tokens of context.",
-            hint=f"It was trained for {record.context_tokens_max:,}; your record may say more.",
-        )
+    check_context(record, context_tokens)
     machine = machine_of(catalogue, systems, projection)
     found = candidates(machine, record, context_tokens, projection)
     return Frontier(

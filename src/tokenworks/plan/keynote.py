@@ -9,7 +9,7 @@ import msgspec
 
 from tokenworks.catalogue.records import Chart, ChartPoint, ChartSum, Projection, TierLine, TierList
 from tokenworks.catalogue.shelves import Catalogue
-from tokenworks.plan.assumptions import Assumption, declared
+from tokenworks.plan.assumptions import Assumption, declared, used_by
 from tokenworks.plan.earnings import earnings
 from tokenworks.plan.frontier import frontier
 from tokenworks.plan.projection import Candidate
@@ -49,13 +49,16 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
         points: tokens/s/MW at each tier.
         multiples: of one system over another.
         dollars: per GW and year.
-        assumptions: that were declared with the projection.
+        assumptions: that were declared with the projection, and free to fit.
+        also_assumed: the other numbers behind the figures that nothing public backs: the
+            records' own, which no fit moved.
     """
 
     points: tuple[Check, ...]
     multiples: tuple[Check, ...]
     dollars: tuple[Check, ...]
     assumptions: tuple[Assumption, ...]
+    also_assumed: tuple[Assumption, ...]
 
 
 def compare(
@@ -97,12 +100,27 @@ def compare(
         ratio = above / below if below else 0.0
         multiples.append(_check(what, each.system, each.tier, each.value, ratio))
     dollars = [_check(s.what, s.system, "", s.value, usd[name]) for name, s in sums.items()]
+    fitted = declared(catalogue, projection)
+    names = {each.what for each in fitted}
+    used = used_by(catalogue, _pairs(chart, lines), projection)
     return Comparison(
         points=tuple(points),
         multiples=tuple(multiples),
         dollars=tuple(dollars),
-        assumptions=declared(catalogue, projection),
+        assumptions=fitted,
+        also_assumed=tuple(each for each in used if each.what not in names),
     )
+
+
+def _pairs(chart: Chart, lines: Mapping[str, TierLine]) -> list[tuple[str, str]]:
+    """Systems and models of all figures of a chart."""
+    pairs = [(p.system, lines[p.tier].model if p.tier else chart.model) for p in chart.points]
+    summed = [each.system for each in chart.dollars]
+    for each in chart.multiples:
+        if each.tier:
+            pairs += [(name, lines[each.tier].model) for name in (each.system, each.against)]
+    pairs += [(name, lines[tier].model) for name in summed for tier in SPLIT]
+    return list(dict.fromkeys(pairs))
 
 
 def _point(

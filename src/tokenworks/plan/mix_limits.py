@@ -7,16 +7,17 @@ import math
 import msgspec
 
 from tokenworks.core.errors import ConfigInvalid
+from tokenworks.plan.mix_cost import capital_usd
 from tokenworks.plan.mix_inputs import Offer, Question, TierDemand
 from tokenworks.plan.mix_offers import Market, choices
 from tokenworks.plan.mix_program import Aim, Solution, programme, solve
 
 
 def check_promises(market: Market, question: Question) -> None:
-    """See that something can be bought, and that each tier's promises can be kept on it.
+    """See that the budgets buy something, and that each tier's promises can be kept on it.
 
     Raises:
-        ConfigInvalid: nothing ships by then, or a promise that nothing keeps.
+        ConfigInvalid: nothing ships by then or fits the budgets, or a promise that nothing keeps.
     """
     if not market.offers:
         reasons = "; ".join(f"{name}: {why}" for name, why in sorted(market.left_out.items()))
@@ -24,11 +25,18 @@ def check_promises(market: Market, question: Question) -> None:
             f"Nothing that decodes can be bought by {question.by}. {reasons}".strip(),
             hint="Name a later date (--by) or other systems (--systems).",
         )
-    least = min(market.hardware[offer.system].power_w for offer in market.offers) / 1e6
+    systems = [market.hardware[name] for name in sorted({o.system for o in market.offers})]
+    least = min(each.power_w for each in systems) / 1e6
     if question.power_mw < least:
         raise ConfigInvalid(
             f"No system fits into {question.power_mw:g} MW.",
             hint=f"The smallest takes {least:.4g} MW.",
+        )
+    usd = min(capital_usd(each, question.site) for each in systems)
+    if question.capital_usd is not None and question.capital_usd < usd:
+        raise ConfigInvalid(
+            f"No system can be had for ${question.capital_usd:,.0f}.",
+            hint=f"The cheapest takes ${_up(usd):,.0f}, its network and facility included.",
         )
     for tier in question.tiers:
         fitting = [offer for offer in market.offers if offer.work == tier.work]

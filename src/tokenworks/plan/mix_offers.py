@@ -12,6 +12,7 @@ from tokenworks.catalogue.records import Projection, System
 from tokenworks.catalogue.shelves import Catalogue
 from tokenworks.core.errors import ConfigInvalid
 from tokenworks.perf.architecture import shape_of
+from tokenworks.perf.case import check_context
 from tokenworks.perf.split import lpus_needed
 from tokenworks.plan.mix_cost import hardware_of
 from tokenworks.plan.mix_inputs import Hardware, Offer, Question, TierDemand, Work
@@ -51,8 +52,11 @@ class Offerer:
         """All that may be bought for a question.
 
         Raises:
-            ConfigInvalid: a system is unknown or lacks a number, though the question names it.
+            ConfigInvalid: a system is unknown or lacks a number, though the question names it, or a
+                tier's context is more than its model was trained for.
         """
+        for tier in question.tiers:
+            check_context(catalogue.model(tier.work.model), tier.work.context_tokens)
         hardware, left_out = _hardware(catalogue, question)
         gpus = [name for name in hardware if catalogue.system(name).accelerator]
         lpus = [name for name in hardware if catalogue.system(name).lpu]

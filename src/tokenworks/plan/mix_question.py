@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import tomllib
 from collections.abc import Mapping
 from typing import Final
 
@@ -36,7 +37,8 @@ DEFAULTS: Final = (
 )
 
 EXAMPLE: Final = """\
-# What `tokenworks plan mix` is asked. Everything may be left out.
+# What `tokenworks plan mix` is asked. Everything may be left out, but a tier that is here
+# needs requests_per_s and prompt_tokens.
 power_mw = 20              # of the utility's
 capital_usd = 1.2e9        # systems, network and facility
 start = 2026-12-01         # the first day of work
@@ -145,7 +147,23 @@ def parse_question(text: str, where: str) -> QuestionFile:
     if len(text) > QUESTION_BYTES_MAX:
         raise ConfigInvalid(f"{where} has {len(text)} characters; at most {QUESTION_BYTES_MAX}.")
     hint = "Compare it with `tokenworks plan mix --example`."
-    return read_toml(text, QuestionFile, what=where, hint=hint)
+    try:
+        return read_toml(text, QuestionFile, what=where, hint=hint)
+    except ConfigInvalid as error:
+        if "$.tier[...]" not in error.message:
+            raise
+        # The first that cannot be read is the one that was told of.
+        name = next(n for n, said in tomllib.loads(text)["tier"].items() if not _is_tier(said))
+        told = error.message.replace("$.tier[...]", f"tier.{name}")
+        raise ConfigInvalid(told, hint=hint) from error
+
+
+def _is_tier(said: object) -> bool:
+    try:
+        msgspec.convert(said, TierFile)
+    except msgspec.ValidationError:
+        return False
+    return True
 
 
 def case_of(said: QuestionFile, catalogue: Catalogue, today: datetime.date) -> Case:
