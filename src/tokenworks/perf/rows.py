@@ -103,7 +103,9 @@ def read_rows(text: str, catalogue: Catalogue) -> Iterator[Row | Unread]:
             hint="The schema is that of docs/perf.md: one header line, then one row a line.",
         )
     find = _Finder(catalogue)
-    for number in range(1, ROWS_MAX + 2):
+    number = 0
+    while True:
+        number += 1
         try:
             fields = next(reader, None)
         except csv.Error as error:
