@@ -67,6 +67,20 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         """Its fields that nothing public backs, in order."""
         return tuple(sorted(f for f, p in self.provenance.items() if p.confidence == "assumed"))
 
+    def known(self, field: str) -> float:
+        """A number that nothing can be computed without.
+
+        Raises:
+            ConfigInvalid: it is None.
+        """
+        value = getattr(self, field)
+        if value is None:
+            raise ConfigInvalid(
+                f"The catalogue has no {field} of {self.kind} {self.name!r}.",
+                hint="Add it to a record of yours, as assumed if nothing public says it.",
+            )
+        return float(value)
+
 
 class Accelerator(Record, frozen=True, kw_only=True, tag=False):
     """A GPU or an LPU: one package as the engines count it. None where nothing is known.

@@ -9,9 +9,8 @@ from typing import Final
 
 import msgspec
 
-from tokenworks.catalogue.records import Record, Site, System
+from tokenworks.catalogue.records import Site, System
 from tokenworks.catalogue.shelves import Catalogue
-from tokenworks.core.errors import ConfigInvalid
 from tokenworks.plan.mix_inputs import HOURS_PER_YEAR, Hardware, Question
 
 NEVER: Final = datetime.date.max
@@ -116,22 +115,12 @@ def hardware_of(catalogue: Catalogue, system: System, question: Question) -> Har
         ConfigInvalid: the catalogue lacks its power, price or time to install.
     """
     part = catalogue.accelerator(system.accelerator or system.lpu)
-    power_w = _known(system, "all_in_power_w")
+    power_w = system.known("all_in_power_w")
     return Hardware(
         name=system.name,
         accelerators=system.accelerators or system.lpus,
         power_w=power_w / question.all_in_pue * question.site.pue,
-        price_usd=_known(system, "price_usd"),
-        install_h=_known(system, "install_h"),
+        price_usd=system.known("price_usd"),
+        install_h=system.known("install_h"),
         ship=ship_date(system.ship or part.ship),
     )
-
-
-def _known(record: Record, field: str) -> float:
-    value = getattr(record, field)
-    if value is None:
-        raise ConfigInvalid(
-            f"The catalogue has no {field} of {record.kind} {record.name!r}.",
-            hint="Add it to a record of yours, as assumed if nothing public says it.",
-        )
-    return float(value)

@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from tokenworks.catalogue.records import Accelerator, Dtype, Model, Projection, System
+from tokenworks.catalogue.records import Dtype, Model, Projection, System
 from tokenworks.catalogue.shelves import Catalogue
 from tokenworks.core.errors import ConfigInvalid
 from tokenworks.perf.architecture import BYTES, Shape, shape_of
@@ -71,16 +71,16 @@ def machine_of(catalogue: Catalogue, systems: str, projection: Projection) -> Ma
     gpu = catalogue.accelerator(system.accelerator)
     share = projection.peak_share
     for field in ("scaleup_bandwidth_bytes_per_s", "scaleout_bandwidth_bytes_per_s"):
-        _known(gpu, field)
+        gpu.known(field)
     domain = system.domain or system.accelerators
     machine = Machine(
         name=systems,
         gpus=system.accelerators,
-        gpu_power_w=_known(system, "all_in_power_w") / system.accelerators,
-        memory_bytes=_known(gpu, "memory_bytes") * projection.memory_share,
+        gpu_power_w=system.known("all_in_power_w") / system.accelerators,
+        memory_bytes=gpu.known("memory_bytes") * projection.memory_share,
         rates=reached(rates_of(gpu), share, projection.flop_share or share, domain),
         dtype="fp4" if gpu.fp4_flop_per_s else "fp8",
-        layer_latency_s=_known(gpu, "layer_latency_s")
+        layer_latency_s=gpu.known("layer_latency_s")
         * projection.layer_latency_scales.get(gpu.name, 1.0),
     )
     return _with_lpus(catalogue, machine, catalogue.system(second), share) if second else machine
@@ -97,23 +97,13 @@ def _with_lpus(catalogue: Catalogue, machine: Machine, rack: System, share: floa
         lpus=Lpus(
             count=rack.lpus,
             rates=reached(rates_of(lpu), share, share, rack.lpus),
-            memory_bytes=_known(lpu, "memory_bytes"),
+            memory_bytes=lpu.known("memory_bytes"),
             dtype="fp4" if lpu.fp4_flop_per_s else "fp8",
-            link_bytes_per_ms=_known(rack, "link_bandwidth_bytes_per_s") * share / 1e3,
-            round_trip_ms=_known(rack, "link_latency_s") * 1e3,
+            link_bytes_per_ms=rack.known("link_bandwidth_bytes_per_s") * share / 1e3,
+            round_trip_ms=rack.known("link_latency_s") * 1e3,
         ),
-        lpu_power_w=_known(rack, "all_in_power_w"),
+        lpu_power_w=rack.known("all_in_power_w"),
     )
-
-
-def _known(record: Accelerator | System, field: str) -> float:
-    value = getattr(record, field)
-    if value is None:
-        raise ConfigInvalid(
-            f"The catalogue has no {field} of {record.kind} {record.name!r}.",
-            hint="Add it to a record of yours, as assumed if nothing public says it.",
-        )
-    return float(value)
 
 
 class Work(msgspec.Struct, frozen=True, kw_only=True):
