@@ -22,7 +22,7 @@ from tests.ledger.ledger_samples import BOOK, NOW, WORK, key_record, limit, orde
 from tokenworks.core.errors import LedgerUnavailable
 from tokenworks.core.ids import LimitID
 from tokenworks.ledger.entries import Entry, Posted, Reserved, Voided
-from tokenworks.ledger.quotas import Refused
+from tokenworks.ledger.quotas import Limit, Refused
 from tokenworks.ledger.store_port import join
 from tokenworks.live.quota_leases import DEAD_AFTER_NS, QuotaLeases
 from tokenworks.live.store import SQLStore, sqlite_store
@@ -45,6 +45,12 @@ class Clock:
 
     def unix_ns(self) -> int:
         return NOW + self.ns
+
+
+def limit_named(name: str, amount: int) -> Limit:
+    """The limit of the tenant for life, or that of its key for a month."""
+    node, period = ("tenant:tenant", "lifetime") if name == "tenant" else ("key:key", "month")
+    return limit(name, node, period=period, amount=amount)
 
 
 class Process:
@@ -97,8 +103,7 @@ class World:
 
     def put(self, name: str, amount: int) -> None:
         self.amounts[name] = amount
-        node, period = ("tenant:tenant", "lifetime") if name == "tenant" else ("key:key", "month")
-        self.keeper.put_limit(limit(name, node, period=period, amount=amount))
+        self.keeper.put_limit(limit_named(name, amount))
 
     def lift(self, name: str) -> None:
         self.amounts.pop(name, None)

@@ -23,9 +23,11 @@ from hypothesis.stateful import (
 )
 
 from tests.ledger import ledger_samples
-from tests.ledger.ledger_samples import BOOK, NOW, WORK, key_record, limit, order, outcome
+from tests.ledger.ledger_samples import BOOK, WORK, key_record, order, outcome
 from tests.ledger.state_machines import run_steps
+from tests.live import lease_world
 from tests.live.fault_sweep import BOOKS
+from tests.live.lease_world import FOLDER, TTL_NS, Clock, limit_named
 from tokenworks.core.errors import LedgerUnavailable
 from tokenworks.core.ids import LimitID
 from tokenworks.ledger.audit import Audit
@@ -39,22 +41,10 @@ from tokenworks.live.store import sqlite_store
 STEPS_IN_CI = 1_500
 ASKED_STEPS = os.environ.get("TOKENWORKS_LEDGER_STEPS")
 STEPS = STEPS_IN_CI if ASKED_STEPS is None else int(ASKED_STEPS) // 100
-TTL_NS = 10**15
 PROCESSES = 3
 LIMITS = ("tenant", "key")
-SIZES = st.sampled_from([1, 30, 120, 400])
-AMOUNTS = st.sampled_from([0, 100, 500, 1_000, 3_000])
-FOLDER = Path("/dev/shm") if Path("/dev/shm").is_dir() else None
-
-
-class Clock:
-    ns = 0
-
-    def now_ns(self) -> int:
-        return self.ns
-
-    def unix_ns(self) -> int:
-        return NOW + self.ns
+SIZES = st.sampled_from(lease_world.SIZES)
+AMOUNTS = st.sampled_from(lease_world.AMOUNTS)
 
 
 class Process:
@@ -103,9 +93,7 @@ class SharedMachine(RuleBasedStateMachine):
 
     def put(self, name: str, amount: int) -> None:
         self.amounts[name] = amount
-        node = "tenant:tenant" if name == "tenant" else "key:key"
-        period = "lifetime" if name == "tenant" else "month"
-        self.keeper.put_limit(limit(name, node, period=period, amount=amount))
+        self.keeper.put_limit(limit_named(name, amount))
 
     def begin(self) -> None:
         self.count += 1
