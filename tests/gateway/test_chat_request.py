@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from tokenworks.core.errors import InvalidRequest, ModelNotFound
 from tokenworks.core.ids import ModelName
 from tokenworks.core.slo import Tier
-from tokenworks.gateway import chat_request
 from tokenworks.gateway.chat_fields import (
     KNOWN_FIELDS,
     LOGIT_BIAS_MAX,
@@ -35,6 +34,7 @@ from tokenworks.gateway.chat_request import (
     parse_chat_request,
     prefix_hashes,
 )
+from tokenworks.gateway.json_body import encode
 
 HELLO = [{"role": "user", "content": "hello"}]
 FUNCTION = {"type": "function", "function": {"name": "f"}}
@@ -353,7 +353,7 @@ def test_what_can_be_read_but_not_written_is_refused() -> None:
     for _ in range(DEEP):
         deep = [deep]
     with pytest.raises(InvalidRequest, match="nested too deeply"):
-        chat_request._encode(deep)
+        encode(deep)
 
 
 def test_a_wrong_value_is_shown_briefly() -> None:

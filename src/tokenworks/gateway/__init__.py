@@ -8,8 +8,12 @@ __all__ = [
     "chat_request",
     "event_stream",
     "http_io",
+    "json_body",
+    "messages_answer",
+    "messages_request",
     "metrics",
     "own_headers",
+    "pieces",
     "schema_limits",
     "server",
 ]

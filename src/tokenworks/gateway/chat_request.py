@@ -18,6 +18,7 @@ from tokenworks.gateway.chat_fields import (
     extra_fields,
     wrong,
 )
+from tokenworks.gateway.json_body import decode_object, encode
 
 TIER_WORDS: Final = {
     **{tier.value: tier for tier in Tier},
@@ -101,7 +102,7 @@ def parse_chat_request(
     Raises:
         InvalidRequest: with the field at fault and what it should be.
     """
-    fields = _decode(raw)
+    fields = decode_object(raw, '{"model": ..., "messages": [...]}')
     check_fields(fields)
     model = fields.get("model")
     if not isinstance(model, str) or not 1 <= len(model) <= MODEL_CHARS_MAX:
@@ -123,9 +124,9 @@ def parse_chat_request(
     limit = _output_limit(fields)
     if limit is None:
         limit = output_tokens_default(ModelName(model), tier)
-    prompt = _encode([fields.get("tools"), messages])
+    prompt = encode([fields.get("tools"), messages])
     more = [fields[name] for name in PROMPT_FIELDS[1:] if name in fields]
-    more_bytes = len(_encode(more)) if more else 0
+    more_bytes = len(encode(more)) if more else 0
     cache_salt = cache_salt_of((tenant, adapter), fields.get("cache_salt"))
     return ChatRequest(
         model=ModelName(model),
@@ -156,7 +157,7 @@ def cache_salt_of(owner: tuple[str | None, ...], own: object = None) -> str:
     """
     if own is not None and not isinstance(own, str):
         raise wrong("cache_salt", own, "text")
-    return hashlib.blake2b(_encode([owner, own]), digest_size=16).hexdigest()
+    return hashlib.blake2b(encode([owner, own]), digest_size=16).hexdigest()
 
 
 def prefix_hashes(prompt: bytes, salt: bytes = b"") -> tuple[int, ...]:
@@ -178,30 +179,6 @@ def prefix_hashes(prompt: bytes, salt: bytes = b"") -> tuple[int, ...]:
         previous = hashlib.blake2b(block, key=previous, digest_size=8).digest()
         chained.append(int.from_bytes(previous, "little"))
     return tuple(chained)
-
-
-def _decode(raw: bytes) -> JSONObject:
-    try:
-        fields = msgspec.json.decode(raw)
-    except (msgspec.DecodeError, RecursionError, ValueError) as error:
-        raise InvalidRequest(
-            f"The body is not JSON: {error}.", hint="Send a JSON object in UTF-8."
-        ) from error
-    if not isinstance(fields, dict):
-        raise InvalidRequest(
-            f"The body is a JSON {type(fields).__name__}, not an object.",
-            hint='Send {"model": ..., "messages": [...]}.',
-        )
-    return fields
-
-
-def _encode(value: object) -> bytes:
-    try:
-        return msgspec.json.encode(value)
-    except RecursionError as error:
-        raise InvalidRequest(
-            "The body is nested too deeply.", hint="Send fewer levels of lists and objects."
-        ) from error
 
 
 def _tier(fields: JSONObject, default: Tier) -> Tier:
@@ -254,4 +231,4 @@ def _worker_body(fields: JSONObject, output_tokens_max: int, adapter: str | None
     sent["max_tokens"] = output_tokens_max
     if adapter is not None:
         sent["model"] = adapter
-    return _encode(sent)
+    return encode(sent)
