@@ -1,15 +1,19 @@
 """Deliver: the OpenAI wire format, keys, streaming, metering at the edge."""
 
 __all__ = [
+    "answer",
     "app",
     "assemble",
     "chat",
     "chat_fields",
     "chat_request",
+    "dialect",
     "event_stream",
     "http_io",
     "metrics",
+    "openai_errors",
     "own_headers",
+    "routes",
     "schema_limits",
     "server",
 ]
