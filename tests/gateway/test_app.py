@@ -11,9 +11,23 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.gateway.fake_desk import CHAT, MODEL, Caller, FakeClock, FakeDesk, Hold, answer, ask
-from tokenworks.core.errors import CapacityExceeded, QuotaExceeded, TokenworksError
-from tokenworks.gateway import http_io
+from tokenworks.core.errors import (
+    CapacityExceeded,
+    QuotaExceeded,
+    TokenworksError,
+    WorkerFailed,
+)
+from tokenworks.core.ids import RequestID
+from tokenworks.core.orders import KeyView
+from tokenworks.core.slo import Tier
+from tokenworks.gateway import answer as answers
 from tokenworks.gateway.app import Gateway
+from tokenworks.gateway.assemble import Completion
+from tokenworks.gateway.chat import Chat
+from tokenworks.gateway.dialect import Asked
+from tokenworks.gateway.event_stream import EventStream
+from tokenworks.gateway.own_headers import OwnHeaders
+from tokenworks.gateway.routes import Request, Response, Route
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
 
@@ -61,6 +75,13 @@ def test_no_key_is_required(run: Run, path: str) -> None:
 
 def test_the_scheme_may_be_written_anyhow(run: Run) -> None:
     assert get(run, "/v1/models", authorization="bEARER   tw-secret ").status == 200
+
+
+def test_the_key_may_come_as_anthropics_sdk_sends_it(run: Run) -> None:
+    for secret, status in (("tw-secret", 200), ("wrong", 401), ("", 401)):
+        assert get(run, "/v1/models", authorization="", **{"x-api-key": secret}).status == status
+    both = {"authorization": "Bearer wrong", "x-api-key": "tw-secret"}
+    assert get(run, "/v1/models", **both).status == 401
 
 
 def test_models(run: Run) -> None:
@@ -139,7 +160,7 @@ def test_a_body_in_parts(run: Run) -> None:
 
 
 def test_a_body_that_is_too_large(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_io, "BODY_BYTES_MAX", 1_000)
+    monkeypatch.setattr(answers, "BODY_BYTES_MAX", 1_000)
     caller = Caller("POST", CHAT, [b" " * 400] * 5)
     served(run, caller)
     assert caller.status == 413
@@ -291,3 +312,106 @@ def test_errors_are_json_objects_of_openais_shape(run: Run) -> None:
 def test_the_gateway_serves_what_the_desk_serves(run: Run) -> None:
     assert served(run, ask()).status == 200
     assert MODEL in FakeDesk().models()
+
+
+# Further routes and dialects.
+
+
+class Bare:
+    """Errors of a shape of their own."""
+
+    def error_body(self, error: TokenworksError) -> bytes:
+        return b"bare " + error.code.encode()
+
+    def error_headers(self, error: TokenworksError) -> list[tuple[bytes, bytes]]:
+        return [(b"x-bare", str(error.status).encode())]
+
+
+async def echo(request: Request) -> Response:
+    assert request.key is not None
+    said = b" ".join([request.path.encode(), request.query, request.body])
+    kind = request.header(b"content-type") or b"none"
+    return Response(status=201, body=said, content_type=kind, headers=[(b"x-more", b"1")])
+
+
+async def list_files(_: Request) -> Response:
+    return Response(body=b"[]")
+
+
+FILES = (
+    Route(path="/v1/files", handlers={"GET": list_files, "POST": echo}, errors=Bare()),
+    Route(path="/v1/files/", handlers={"GET": echo}, body_bytes_max=5),
+    Route(path="/v1/files/parts/", handlers={"GET": list_files}),
+)
+
+
+def test_further_routes(run: Run) -> None:
+    gateway = Gateway(FakeDesk(), FakeClock(), more=FILES)
+
+    def ask_for(method: str, path: str, body: bytes = b"", **headers: str) -> Caller:
+        found: Caller = run(Caller(method, path, body, headers).call(gateway))
+        return found
+
+    assert ask_for("GET", "/v1/files").json == []
+    made = ask_for("POST", "/v1/files", b"x" * 6, **{"content-type": "text/x"})
+    assert (made.status, made.body) == (201, b"/v1/files  xxxxxx")
+    assert (made.headers["content-type"], made.headers["x-more"]) == ("text/x", "1")
+    assert ask_for("GET", "/v1/files/f1/content").body == b"/v1/files/f1/content  "
+    assert ask_for("GET", "/v1/files/parts/1").json == []
+    assert ask_for("GET", "/v1/files/f1", b"x" * 6).status == 413
+    for wrong in ("x", ""):
+        refused = ask_for("GET", "/v1/files", authorization=wrong)
+        assert (refused.status, refused.body) == (401, b"bare invalid_api_key")
+        assert refused.headers["x-bare"] == "401"
+    assert ask_for("DELETE", "/v1/files").headers["allow"] == "GET, POST"
+    assert "/v1/files/" in ask_for("GET", "/nowhere").json["error"]["message"]
+
+
+class Shout(Bare):
+    """A dialect that does to bytes what can be seen."""
+
+    path = "/v1/shout"
+
+    def read(self, raw: bytes, key: KeyView, own: OwnHeaders, output_default: Any) -> Asked:
+        return Chat().read(raw, key, own, output_default)
+
+    def writer(self, asked: Asked, request: RequestID) -> Shout:
+        return self
+
+    def forward(self, ready: bytes) -> bytes:
+        if b"silent" in ready:
+            return b""
+        return b"%d" % ready.count(b"data: ")
+
+    def closing(self, events: EventStream, tier: Tier) -> bytes:
+        return f"{len(events.held)} {tier}".encode()
+
+    def whole(self, completion: Completion, tier: Tier) -> bytes:
+        return f"{sorted(completion)} {tier}".encode()
+
+    def error_event(self, error: TokenworksError) -> bytes:
+        return b"went wrong: " + self.error_body(error)
+
+
+def test_a_dialect_of_its_own(run: Run) -> None:
+    desk = FakeDesk(answer("a", "silent", "b"))
+    gateway = Gateway(desk, FakeClock(), dialects=(Shout(),))
+
+    def shouted(stream: bool = True, **fields: Any) -> Caller:
+        found: Caller = run(ask(stream, "/v1/shout", **fields).call(gateway))
+        return found
+
+    assert shouted().body == b"1111 medium"
+    assert [len(m["body"]) for m in shouted().sent[1:]] == [1, 1, 1, 8]
+    assert shouted(stream=False).body.startswith(b"['choices', 'created', 'id', 'model', 'object'")
+    refused = shouted(model="gpt")
+    assert (refused.status, refused.body) == (404, b"bare model_not_found")
+    desk.script = [*answer("a")[:2], WorkerFailed("broke off")]
+    assert shouted().body == b"11went wrong: bare worker_failed"
+    assert ask(path=CHAT).scope["path"] == CHAT
+    assert run(ask().call(gateway)).status == 404
+
+
+def test_a_path_has_one_route() -> None:
+    with pytest.raises(AssertionError, match="twice"):
+        Gateway(FakeDesk(), FakeClock(), more=(Route(path=CHAT, handlers={}),))

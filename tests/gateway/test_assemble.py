@@ -13,15 +13,20 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from tests.gateway.fake_desk import ROLE, STOP, chunk, event, token, usage, usage_event
 from tokenworks.core.errors import WorkerFailed
+from tokenworks.core.slo import Tier
 from tokenworks.gateway.assemble import Assembler
+from tokenworks.gateway.chat import ChatWriter
 from tokenworks.gateway.event_stream import payload
+from tokenworks.gateway.openai_errors import OpenAIErrors
 
 
-def assembled(*events: bytes, tier: str = "high") -> dict[str, Any]:
+def assembled(*events: bytes) -> dict[str, Any]:
     assembler = Assembler()
     for each in events:
         assembler.add(each)
-    return msgspec.json.decode(assembler.completion(tier))
+    return msgspec.json.decode(
+        ChatWriter(OpenAIErrors(), include_usage=False).whole(assembler.completion(), Tier.HIGH)
+    )
 
 
 def message(*events: bytes) -> Any:
@@ -197,10 +202,11 @@ def test_it_is_what_the_sdk_accumulates(deltas: list[dict[str, Any]]) -> None:
         chunk_of = ChatCompletionChunk.model_validate_json(payload(each.strip()))
         state.handle_chunk(chunk_of)
     theirs = state.get_final_completion().model_dump(exclude_none=True)
-    ours = ChatCompletion.model_validate_json(
-        msgspec.json.encode(assembled(*events, tier="default"))
-    ).model_dump(exclude_none=True)
-    assert ours.pop("service_tier") == "default"
+    whole = assembled(*events)
+    assert whole.pop("service_tier") == "high"
+    ours = ChatCompletion.model_validate_json(msgspec.json.encode(whole)).model_dump(
+        exclude_none=True
+    )
     for choice in theirs["choices"]:
         choice["message"].pop("parsed", None)
         for each in choice["message"]["tool_calls"]:

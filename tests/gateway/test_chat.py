@@ -38,9 +38,9 @@ from tokenworks.core.errors import (
 from tokenworks.core.needs import Hints, Needs
 from tokenworks.core.slo import Tier
 from tokenworks.core.units import NS_PER_S
-from tokenworks.gateway import chat
+from tokenworks.gateway import answer as answers
+from tokenworks.gateway.answer import SEND_WAIT_NS_MIN, Meter
 from tokenworks.gateway.app import Gateway
-from tokenworks.gateway.chat import SEND_WAIT_NS_MIN, Meter
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
 MS = 1_000_000
@@ -722,7 +722,7 @@ def test_a_caller_who_leaves_while_a_send_waits(run: Run) -> None:
 def test_a_caller_who_reads_nothing_for_long_has_left(
     run: Run, monkeypatch: pytest.MonkeyPatch, slow_s: int
 ) -> None:
-    monkeypatch.setattr(chat, "SEND_CHECK_S", 0)
+    monkeypatch.setattr(answers, "SEND_CHECK_S", 0)
 
     async def main() -> None:
         house = House()
@@ -758,7 +758,7 @@ def test_a_caller_who_reads_nothing_for_long_has_left(
 def test_a_caller_who_does_not_read_the_end_has_left(
     run: Run, monkeypatch: pytest.MonkeyPatch, ending: str
 ) -> None:
-    monkeypatch.setattr(chat, "SEND_CHECK_S", 0)
+    monkeypatch.setattr(answers, "SEND_CHECK_S", 0)
 
     async def main() -> None:
         short: list[Step] = [STOP, DONE]

@@ -17,19 +17,24 @@ from tokenworks.core.errors import (
     WorkerFailed,
     WorkerUnavailable,
 )
-from tokenworks.core.orders import Usage
 from tokenworks.core.slo import Tier
 from tokenworks.gateway import messages_answer
-from tokenworks.gateway.messages_answer import MessagesAnswer, error_body, error_event
+from tokenworks.gateway.assemble import Assembler
+from tokenworks.gateway.event_stream import EventStream
+from tokenworks.gateway.messages_answer import MessagesAnswer, MessagesErrors
 from tokenworks.gateway.messages_request import Thinking
 
 SILENT = Thinking()
-USAGE = Usage(
-    uncached_input_tokens=5,
-    cached_input_tokens=7,
-    output_tokens=3,
-    cache_write_tokens=2,
-    reasoning_tokens=4,
+USAGE = event(
+    {
+        "choices": [],
+        "usage": {
+            "prompt_tokens": 14,
+            "completion_tokens": 7,
+            "prompt_tokens_details": {"cached_tokens": 7, "cache_write_tokens": 2},
+            "completion_tokens_details": {"reasoning_tokens": 4},
+        },
+    }
 )
 
 
@@ -58,13 +63,17 @@ def events(raw: bytes) -> list[dict[str, Any]]:
 
 def said(*chunks: bytes, thinking: Thinking = SILENT) -> tuple[list[dict[str, Any]], Any]:
     """The events that a stream's caller gets, and the message that another gets."""
-    answer = MessagesAnswer("req_1", "m", thinking)
-    raw = b"".join(answer.forward(each) for each in chunks)
-    raw += answer.closing(USAGE, Tier.PREMIUM)
+    answer, stream, assembler = MessagesAnswer("req_1", "m", thinking), EventStream(), Assembler()
+    raw = b""
+    for each in (*chunks, USAGE):
+        ready = stream.feed(each)
+        raw += answer.forward(ready)
+        assembler.add(ready)
+    raw += answer.closing(stream, Tier.PREMIUM)
+    assembler.add(b"\n\n".join([*stream.held, stream.usage_event or b""]))
+    completion = assembler.completion()
     whole = MessagesAnswer("req_1", "m", thinking)
-    for each in chunks:
-        whole.forward(each)
-    return events(raw), json.loads(whole.whole(USAGE, Tier.PREMIUM))
+    return events(raw), json.loads(whole.whole(completion, Tier.PREMIUM))
 
 
 def blocks(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -211,14 +220,12 @@ def test_a_refusal_is_text() -> None:
 
 @pytest.mark.parametrize("text", ["{", "[1]", '"x"'])
 def test_arguments_that_are_no_object(text: str) -> None:
-    answer = MessagesAnswer("req_1", "m", Thinking())
-    answer.forward(call(0, text, "c", "add"))
     with pytest.raises(WorkerFailed, match="'add'"):
-        answer.whole(USAGE, Tier.HIGH)
+        said(call(0, text, "c", "add"))
 
 
 def test_a_call_that_comes_back() -> None:
-    answer = MessagesAnswer("req_1", "m", Thinking())
+    answer = MessagesAnswer("req_1", "m", SILENT)
     answer.forward(call(0, "{}", "c", "add") + call(1, "{}", "d", "add"))
     with pytest.raises(WorkerFailed, match="went back"):
         answer.forward(call(0, " "))
@@ -226,14 +233,14 @@ def test_a_call_that_comes_back() -> None:
 
 def test_an_endless_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(messages_answer, "ANSWER_CHARS_MAX", 3)
-    answer = MessagesAnswer("req_1", "m", Thinking())
+    answer = MessagesAnswer("req_1", "m", SILENT)
     answer.forward(chunk(content="abc"))
     with pytest.raises(WorkerFailed, match="characters"):
         answer.forward(chunk(content="d"))
 
 
 def test_a_chunk_that_is_none() -> None:
-    answer = MessagesAnswer("req_1", "m", Thinking())
+    answer = MessagesAnswer("req_1", "m", SILENT)
     assert events(answer.forward(b": comment\n\n"))[0]["type"] == "message_start"
     with pytest.raises(WorkerFailed, match="cannot be read"):
         answer.forward(b"data: {\n\n")
@@ -251,7 +258,22 @@ def test_a_chunk_that_is_none() -> None:
     ],
 )
 def test_errors(error: TokenworksError, kind: str) -> None:
-    body = json.loads(error_body(error, "req_1"))
+    body = json.loads(MessagesErrors().error_body(error))
     told = {"type": kind, "message": "x", "code": error.code}
-    assert body == {"type": "error", "error": told, "request_id": "req_1"}
-    assert events(error_event(error, "req_1")) == [body]
+    assert body == {"type": "error", "error": told}
+    assert events(MessagesAnswer("req_1", "m", SILENT).error_event(error)) == [body]
+    assert MessagesErrors().error_headers(Unauthorized("x"))
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [{"choices": [{"message": {"content": 1}}]}, {"choices": [], "usage": {"prompt_tokens": "x"}}],
+)
+def test_an_answer_that_is_none(completion: dict[str, Any]) -> None:
+    with pytest.raises(WorkerFailed, match="cannot be read"):
+        MessagesAnswer("req_1", "m", SILENT).whole(completion, Tier.HIGH)
+
+
+def test_an_answer_without_usage_or_message() -> None:
+    whole = MessagesAnswer("req_1", "m", SILENT).whole({"choices": [{}]}, Tier.HIGH)
+    assert json.loads(whole)["usage"]["output_tokens"] == 0

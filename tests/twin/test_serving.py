@@ -15,6 +15,7 @@ from tests.live.test_workers import Desk, alternates
 from tests.twin.factory import worker
 from tests.twin.hand import Hand
 from tokenworks.core.errors import WorkerFailed, WorkerUnavailable
+from tokenworks.core.orders import CHAT_PATH
 from tokenworks.core.ports import AnswerStream, WorkerPort
 from tokenworks.core.units import NS_PER_MS, NS_PER_S
 from tokenworks.gateway.chat_request import prefix_hashes
@@ -24,7 +25,6 @@ from tokenworks.perf.timing import FS_PER_NS
 from tokenworks.twin.clock import FastClock
 from tokenworks.twin.serving import (
     BLOCK_TOKENS,
-    CHAT_PATH,
     CHUNKS_PER_S_MAX,
     Engines,
     ModelledClient,

@@ -24,6 +24,9 @@ from tokenworks.core.slo import Measured, Tier
 Ending = Literal["done", "disconnected", "failed"]
 """``done``; the client left; the worker broke off."""
 
+CHAT_PATH: Final = "/v1/chat/completions"
+"""Where a worker takes requests for answers."""
+
 MeteredBy = Literal["worker", "gateway"]
 """Who counted an answer's tokens: the worker said how many, or the gateway counted what it saw."""
 
@@ -90,6 +93,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
         needs: what the worker must have; None if any of the model will do.
         session: the conversation that it belongs to, by a name of the tenant's.
         hints: what its agent knows of it.
+        worker_path: where a worker takes it.
     """
 
     request: RequestID
@@ -109,6 +113,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     needs: Needs | None = None
     session: str | None = None
     hints: Hints | None = None
+    worker_path: str = CHAT_PATH
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False):

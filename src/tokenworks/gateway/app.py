@@ -1,4 +1,4 @@
-"""The gateway as one ASGI application: a table of routes and the shape of errors."""
+"""The gateway as one ASGI application: its table of routes, and what it answers itself."""
 
 from __future__ import annotations
 
@@ -9,16 +9,12 @@ from typing import Final
 
 import msgspec
 
-from tokenworks.core.errors import (
-    MethodNotAllowed,
-    ModelNotFound,
-    RouteNotFound,
-    TokenworksError,
-    Unauthorized,
-)
+from tokenworks.core.errors import MethodNotAllowed, ModelNotFound, TokenworksError
 from tokenworks.core.ports import Clock, Desk
 from tokenworks.core.units import NS_PER_S
-from tokenworks.gateway.chat import ChatRoute
+from tokenworks.gateway.answer import Answers
+from tokenworks.gateway.chat import Chat
+from tokenworks.gateway.dialect import ErrorForm
 from tokenworks.gateway.http_io import (
     ClientGone,
     Headers,
@@ -26,38 +22,58 @@ from tokenworks.gateway.http_io import (
     Receive,
     Scope,
     Send,
-    bearer,
     broken,
-    error_body,
-    error_headers,
+    read_body,
     respond,
 )
+from tokenworks.gateway.messages import Messages
 from tokenworks.gateway.metrics import CONTENT_TYPE, GatewayMetrics
+from tokenworks.gateway.openai_errors import OpenAIErrors
+from tokenworks.gateway.routes import AnyDialect, Request, Response, Route, Routes, check_method
 
 _log: Final = logging.getLogger("tokenworks.gateway")
 
-METHODS: Final = {
-    "/v1/chat/completions": "POST",
-    "/v1/models": "GET",
-    "/healthz": "GET",
-    "/metrics": "GET",
-}
-MODEL_PREFIX: Final = "/v1/models/"
+DIALECTS: Final[tuple[AnyDialect, ...]] = (Chat(), Messages())
+"""What answers can be asked for in, where nothing else is said."""
+
+MODELS: Final = "/v1/models"
 
 
 class Gateway:
     """Serves the factory's HTTP interface.
 
-    Routes: ``POST /v1/chat/completions``, ``GET /v1/models``, ``GET /v1/models/<model>``,
-    ``GET /healthz``, ``GET /metrics``. The first three need a key. The last two name no tenant, no
-    key and no content.
+    Routes: those of ``DIALECTS``, ``GET /v1/models``, ``GET /v1/models/<model>``, ``GET /healthz``,
+    ``GET /metrics``. The last two need no key, and name no tenant, no key and no content.
+
+    Args:
+        desk: the way into the factory.
+        clock: time.
+        dialects: what answers can be asked for in.
+        more: further routes.
     """
 
-    def __init__(self, desk: Desk, clock: Clock) -> None:
+    def __init__(
+        self,
+        desk: Desk,
+        clock: Clock,
+        *,
+        dialects: tuple[AnyDialect, ...] = DIALECTS,
+        more: tuple[Route, ...] = (),
+    ) -> None:
         self._desk = desk
         self._clock = clock
         self.metrics = GatewayMetrics()
-        self._chat = ChatRoute(desk, clock, self.metrics)
+        self._answers = Answers(desk, clock, self.metrics)
+        self._routes = Routes(
+            dialects,
+            (
+                Route(path=MODELS, handlers={"GET": self._models}),
+                Route(path=MODELS + "/", handlers={"GET": self._models}),
+                Route(path="/healthz", handlers={"GET": self._health}, keyed=False),
+                Route(path="/metrics", handlers={"GET": self._metrics}, keyed=False),
+                *more,
+            ),
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One ASGI connection."""
@@ -65,7 +81,7 @@ class Gateway:
             assert scope["type"] in ("lifespan", "websocket"), scope["type"]
             return
         path, status = scope["path"], 200
-        route = path if path in METHODS else "other"
+        errors: ErrorForm = OpenAIErrors()
         started = False
 
         async def counted(message: Message) -> None:
@@ -82,56 +98,60 @@ class Gateway:
             status = error.status
             if not started:
                 with contextlib.suppress(ClientGone):
-                    await respond(counted, status, error_body(error), headers)
+                    await respond(counted, status, errors.error_body(error), headers)
 
         self.metrics.streams.inc()
         try:
-            await self._route(scope, receive, counted)
+            found = self._routes.find(path)
+            errors = found.errors if isinstance(found, Route) else found
+            if isinstance(found, Route):
+                response = await self._handle(found, scope, receive)
+                await respond(
+                    counted, response.status, response.body, response.headers, response.content_type
+                )
+            else:
+                check_method(path, scope["method"], ("POST",))
+                await self._answers.serve(found, scope["headers"], receive, counted)
         except ClientGone:
             status = 499
         except MethodNotAllowed as error:
-            await answer(error, [(b"allow", _method(path).encode())])
+            allowed = ", ".join(found.handlers) if isinstance(found, Route) else "POST"
+            await answer(error, [(b"allow", allowed.encode())])
         except TokenworksError as error:
-            await answer(error, error_headers(error))
+            await answer(error, errors.error_headers(error))
         except Exception:  # noqa: BLE001 - the last stop: logged, and answered as our fault
             _log.exception("a request to %s broke", path)
             await answer(broken(), [])
         finally:
             self.metrics.streams.dec()
-            self.metrics.responses.labels(route, str(status)).inc()
+            self.metrics.responses.labels(self._routes.name(path), str(status)).inc()
 
-    async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path, method = scope["path"], scope["method"]
-        wanted = _method(path)
-        if not wanted:
-            raise RouteNotFound(
-                f"There is no {reprlib.repr(path)} here.", hint=f"Routes: {', '.join(METHODS)}."
+    async def _handle(self, route: Route, scope: Scope, receive: Receive) -> Response:
+        check_method(scope["path"], scope["method"], route.handlers)
+        handler = route.handlers[scope["method"]]
+        headers = scope["headers"]
+        key = self._answers.key_of(headers) if route.keyed else None
+        return await handler(
+            Request(
+                method=scope["method"],
+                path=scope["path"],
+                query=scope.get("query_string", b""),
+                headers=headers,
+                body=await read_body(receive, route.body_bytes_max),
+                key=key,
             )
-        if method != wanted:
-            raise MethodNotAllowed(
-                f"{reprlib.repr(path)} takes {wanted}, not {method}.", hint=f"Use {wanted}."
-            )
-        if path == "/v1/chat/completions":
-            await self._chat(scope, receive, send)
-        elif path == "/healthz":
-            await self._health(send)
-        elif path == "/metrics":
-            await respond(send, 200, self.metrics.text(), [], CONTENT_TYPE)
-        else:
-            self._require_key(scope)
-            await self._models(path.removeprefix("/v1/models").strip("/"), send)
+        )
 
-    def _require_key(self, scope: Scope) -> None:
-        secret = bearer(scope)
-        if secret is None or self._desk.key_of(secret) is None:
-            raise Unauthorized("There is no valid key.", hint="Send `Authorization: Bearer <key>`.")
+    async def _metrics(self, _: Request) -> Response:
+        return Response(body=self.metrics.text(), content_type=CONTENT_TYPE)
 
-    async def _health(self, send: Send) -> None:
+    async def _health(self, _: Request) -> Response:
         healthy, why = self._desk.healthy()
         body = msgspec.json.encode({"status": "ok" if healthy else "unavailable", "detail": why})
-        await respond(send, 200 if healthy else 503, body, [])
+        return Response(body=body, status=200 if healthy else 503)
 
-    async def _models(self, name: str, send: Send) -> None:
+    async def _models(self, request: Request) -> Response:
+        name = request.path.removeprefix(MODELS).strip("/")
         created = self._clock.unix_ns() // NS_PER_S
         rows = [
             {"id": model, "object": "model", "created": created, "owned_by": "tokenworks"}
@@ -139,15 +159,9 @@ class Gateway:
             if not name or model == name
         ]
         if not name:
-            await respond(send, 200, msgspec.json.encode({"object": "list", "data": rows}), [])
-            return
+            return Response(body=msgspec.json.encode({"object": "list", "data": rows}))
         if not rows:
             raise ModelNotFound(
                 f"There is no model {reprlib.repr(name)}.", hint="GET /v1/models lists them."
             )
-        await respond(send, 200, msgspec.json.encode(rows[0]), [])
-
-
-def _method(path: str) -> str:
-    """The one method that a path takes; empty if there is no such path."""
-    return "GET" if path.startswith(MODEL_PREFIX) else METHODS.get(path, "")
+        return Response(body=msgspec.json.encode(rows[0]))

@@ -12,6 +12,9 @@ from tokenworks.gateway.event_stream import payload
 _WHOLE: Final = ("role", "id", "type", "name")
 """String fields that a chunk gives whole; any other string is a piece to append."""
 
+Completion = dict[str, object]
+"""The JSON of a ``chat.completion``."""
+
 
 class Assembler:
     """Collects chunks; ``completion`` gives the object they add up to."""
@@ -65,8 +68,8 @@ class Assembler:
                 else:
                     kept[name] = value
 
-    def completion(self, tier_delivered: str) -> bytes:
-        """The whole ``chat.completion`` object as JSON."""
+    def completion(self) -> Completion:
+        """The whole ``chat.completion``, without ``service_tier``."""
         choices = []
         for index in sorted(self._choices):
             message = {"role": "assistant", "content": None, **self._messages[index]}
@@ -85,14 +88,7 @@ class Assembler:
                 }
             )
         top = {k: v for k, v in self._top.items() if k not in ("object", "service_tier")}
-        return msgspec.json.encode(
-            {
-                **top,
-                "object": "chat.completion",
-                "choices": choices,
-                "service_tier": tier_delivered,
-            }
-        )
+        return {**top, "object": "chat.completion", "choices": choices}
 
 
 def _object(value: object) -> dict[str, object]:

@@ -6,8 +6,6 @@ import hashlib
 from collections.abc import Callable
 from typing import Final
 
-import msgspec
-
 from tokenworks.core.errors import InvalidRequest
 from tokenworks.core.ids import ModelName
 from tokenworks.core.slo import Tier
@@ -18,6 +16,7 @@ from tokenworks.gateway.chat_fields import (
     extra_fields,
     wrong,
 )
+from tokenworks.gateway.dialect import Asked
 from tokenworks.gateway.json_body import decode_object, encode
 
 TIER_WORDS: Final = {
@@ -49,36 +48,14 @@ TEMPLATE_TOKENS_PER_MESSAGE: Final = 8
 """Room for the turn markers that a chat template adds; foreman's takes at most 6."""
 
 
-class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A chat completion request after checking.
+class ChatRequest(Asked, frozen=True, kw_only=True):
+    """A chat completion request after checking; its prompt is hashed in PREFIX_BLOCK_BYTES.
 
     Attributes:
-        model: the model asked for.
-        tier: the tier asked for.
-        stream: whether the caller wants an event stream.
         include_usage: whether the caller wants the stream's usage event.
-        output_tokens_max: the worker may make no more.
-        input_tokens_max: an upper bound on the prompt's tokens: a byte-level token is at least a
-            byte, so the bytes of messages, tools and PROMPT_FIELDS bound them, plus the turn
-            markers. It holds for text: what a picture costs is the worker's to say.
-        prefix: hashes of the prompt's blocks of PREFIX_BLOCK_BYTES, each chained on the one before
-            and salted by ``cache_salt``.
-        cache_salt: what tells this tenant's cached prompts from all others; see ``cache_salt_of``.
-        body: JSON for the worker, streaming with usage.
-        extra_fields: names of fields in the body that are neither OpenAI's nor samplers known to be
-            safe, sorted.
     """
 
-    model: ModelName
-    tier: Tier
-    stream: bool
     include_usage: bool
-    output_tokens_max: int
-    input_tokens_max: int
-    prefix: tuple[int, ...]
-    cache_salt: str
-    body: bytes
-    extra_fields: tuple[str, ...] = ()
 
 
 def parse_chat_request(

@@ -95,6 +95,20 @@ class _Rest:
         return part
 
 
+def usage_of(told: object) -> Usage:
+    """What an answer's ``usage`` says, in disjoint classes; nothing of none.
+
+    Raises:
+        WorkerFailed: it is no usage.
+    """
+    if told is None:
+        return Usage(uncached_input_tokens=0, cached_input_tokens=0, output_tokens=0)
+    try:
+        return msgspec.convert(told, _Usage).disjoint()
+    except msgspec.ValidationError as error:
+        raise WorkerFailed(f"A worker's usage cannot be read: {error}.") from error
+
+
 class _Choice(msgspec.Struct):
     finish_reason: str | None = None
     delta: dict[str, object] | None = None

@@ -1,19 +1,11 @@
-"""The pieces of ASGI that the routes share: reading a body, answering, OpenAI's error shape."""
+"""The pieces of ASGI and HTTP that the routes share: reading a body, its headers, answering."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
 
-import msgspec
-
-from tokenworks.core.errors import (
-    CallerError,
-    InvalidRequest,
-    QuotaExceeded,
-    RequestTooLarge,
-    TokenworksError,
-)
+from tokenworks.core.errors import InvalidRequest, RequestTooLarge, TokenworksError
 
 BODY_BYTES_MAX: Final = 8_000_000
 LABEL_LEN_MAX: Final = 128
@@ -24,18 +16,18 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
-_JSON: Final = (b"content-type", b"application/json")
+JSON: Final = b"application/json"
 
 
 class ClientGone(Exception):
     """The caller hung up; there is nobody to answer."""
 
 
-async def read_body(receive: Receive) -> bytes:
+async def read_body(receive: Receive, bytes_max: int) -> bytes:
     """The whole body.
 
     Raises:
-        RequestTooLarge: more than BODY_BYTES_MAX.
+        RequestTooLarge: more than ``bytes_max``.
         ClientGone: the connection closed first.
     """
     parts: list[bytes] = []
@@ -46,9 +38,9 @@ async def read_body(receive: Receive) -> bytes:
             raise ClientGone
         part = message.get("body", b"")
         size += len(part)
-        if size > BODY_BYTES_MAX:
+        if size > bytes_max:
             raise RequestTooLarge(
-                f"The body has more than {BODY_BYTES_MAX} bytes.", hint="Send a shorter prompt."
+                f"The body has more than {bytes_max} bytes.", hint="Send a shorter prompt."
             )
         if part:
             parts.append(part)
@@ -56,14 +48,18 @@ async def read_body(receive: Receive) -> bytes:
             return b"".join(parts)
 
 
-def bearer(scope: Scope) -> bytes | None:
-    """The secret of the Authorization header, if there is one."""
-    for name, value in scope["headers"]:
-        if name == b"authorization":
-            scheme, _, secret = bytes(value).partition(b" ")
-            if scheme.lower() == b"bearer" and secret.strip():
-                return secret.strip()
-    return None
+def header(headers: Headers, name: bytes) -> bytes | None:
+    """The first header of a name in lower case."""
+    return next((value for each, value in headers if each == name), None)
+
+
+def secret_of(headers: Headers) -> bytes | None:
+    """The secret of the key, if there is one: a bearer's, else that of ``x-api-key``."""
+    given = header(headers, b"authorization")
+    if given is None:
+        return header(headers, b"x-api-key") or None
+    scheme, _, secret = given.partition(b" ")
+    return (secret.strip() or None) if scheme.lower() == b"bearer" else None
 
 
 def label_of(header: bytes, value: bytes, len_max: int = LABEL_LEN_MAX) -> str:
@@ -87,7 +83,7 @@ def label_of(header: bytes, value: bytes, len_max: int = LABEL_LEN_MAX) -> str:
 
 
 async def respond(
-    send: Send, status: int, body: bytes, headers: Headers, content_type: bytes = _JSON[1]
+    send: Send, status: int, body: bytes, headers: Headers, content_type: bytes = JSON
 ) -> None:
     """A whole response."""
     await send(
@@ -104,53 +100,19 @@ async def respond(
     await send({"type": "http.response.body", "body": body})
 
 
-def error_body(error: TokenworksError) -> bytes:
-    """An error in OpenAI's shape."""
-    kind = "invalid_request_error" if isinstance(error, CallerError) else "server_error"
-    if error.status == 429:
-        kind = "insufficient_quota" if isinstance(error, QuotaExceeded) else "rate_limit_error"
-    return msgspec.json.encode(
-        {
-            "error": {
-                "message": str(error),
-                "type": kind,
-                "param": None,
-                "code": error.code,
-            }
-        }
-    )
-
-
-def error_headers(error: TokenworksError) -> Headers:
-    """When to come again, and how to be let in.
-
-    OpenAI's SDKs try again after any 429 unless ``x-should-retry`` says no; a quota that is used up
-    stays so.
-    """
-    headers: Headers = []
-    if error.retry_after_s is not None:
-        headers.append((b"retry-after", str(error.retry_after_s).encode()))
-    elif isinstance(error, QuotaExceeded):
-        headers.append((b"x-should-retry", b"false"))
-    if error.status == 401:
-        headers.append((b"www-authenticate", b"Bearer"))
-    return headers
-
-
 def broken() -> TokenworksError:
     """What callers are told of a mistake of ours; the log has the rest."""
     return TokenworksError("The gateway broke on this request.", hint="Report it.")
 
 
-def check_json(scope: Scope) -> None:
+def check_json(headers: Headers) -> None:
     """Refuse a body that says it is something else than JSON.
 
     Raises:
         InvalidRequest: another content type.
     """
-    for name, value in scope["headers"]:
-        if name == b"content-type" and value and b"json" not in bytes(value).lower():
-            raise InvalidRequest(
-                f"The content type is {bytes(value[:80]).decode('latin-1')!r}.",
-                hint="Send application/json.",
-            )
+    kind = header(headers, b"content-type")
+    if kind and b"json" not in kind.lower():
+        raise InvalidRequest(
+            f"The content type is {kind[:80].decode('latin-1')!r}.", hint="Send application/json."
+        )

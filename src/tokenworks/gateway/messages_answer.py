@@ -8,18 +8,16 @@ from typing import Final
 
 import msgspec
 
-from tokenworks.core.errors import (
-    CapacityExceeded,
-    QuotaExceeded,
-    TokenworksError,
-    WorkerFailed,
-    WorkerUnavailable,
-)
+from tokenworks.core.errors import CapacityExceeded, TokenworksError, WorkerFailed
 from tokenworks.core.orders import Usage
 from tokenworks.core.slo import Tier
+from tokenworks.gateway.assemble import Completion
 from tokenworks.gateway.chat_fields import JSONObject
+from tokenworks.gateway.event_stream import EventStream, usage_of
+from tokenworks.gateway.http_io import Headers
 from tokenworks.gateway.messages_request import Thinking
-from tokenworks.gateway.pieces import Piece, pieces
+from tokenworks.gateway.openai_errors import OpenAIErrors
+from tokenworks.gateway.pieces import Piece, pieces, whole_pieces
 
 ANSWER_CHARS_MAX: Final = 64_000_000
 """Of an answer that is kept until it is whole."""
@@ -103,6 +101,8 @@ class Block:
 class MessagesAnswer:
     """One answer in Anthropic's shape.
 
+    Implements ``dialect.Writer``.
+
     Args:
         request: the request's id, which the message's id is made of.
         model: as the caller named it.
@@ -131,35 +131,34 @@ class MessagesAnswer:
             self._take(piece, out)
         return b"".join(out)
 
-    def closing(self, usage: Usage, tier_delivered: Tier) -> bytes:
-        """The last events."""
-        out: list[bytes] = [] if self._head else [self._start()]
+    def closing(self, events: EventStream, tier: Tier) -> bytes:
+        """See ``Writer``."""
+        out = [self.forward(b"\n\n".join(events.held))]
         self._close(out)
         reason, sequence = self._stop
         delta = {"stop_reason": reason, "stop_sequence": sequence, "stop_details": None}
-        out += (
-            _event("message_delta", delta=delta, usage=_usage(usage, tier_delivered)),
-            _event("message_stop"),
-        )
+        usage = _usage(events.usage_so_far(), tier)
+        out += (_event("message_delta", delta=delta, usage=usage), _event("message_stop"))
         return b"".join(out)
 
-    def whole(self, usage: Usage, tier_delivered: Tier) -> bytes:
-        """The message, for a caller who asked for no stream.
+    def whole(self, completion: Completion, tier: Tier) -> bytes:
+        """See ``Writer``.
 
         Raises:
             WorkerFailed: a tool's arguments are not a JSON object.
         """
+        unsent: list[bytes] = []
+        for piece in whole_pieces(completion):
+            self._take(piece, unsent)
         reason, sequence = self._stop
         content = [block.whole(shown=self._thinking.shown) for block in self._blocks]
-        spent = _usage(usage, tier_delivered)
-        return msgspec.json.encode(
-            {
-                **self._message(content, spent),
-                "stop_reason": reason,
-                "stop_sequence": sequence,
-                "stop_details": None,
-            }
-        )
+        message = self._message(content, _usage(usage_of(completion.get("usage")), tier))
+        message |= {"stop_reason": reason, "stop_sequence": sequence}
+        return msgspec.json.encode(message)
+
+    def error_event(self, error: TokenworksError) -> bytes:
+        """See ``Writer``."""
+        return b"event: error\ndata: %b\n\n" % MessagesErrors().error_body(error)
 
     def _start(self) -> bytes:
         self._head = True
@@ -274,20 +273,17 @@ def _event(kind: str, **fields: object) -> bytes:
     return b"event: %b\ndata: %b\n\n" % (kind.encode(), body)
 
 
-# Errors
+class MessagesErrors:
+    """Errors in Anthropic's shape; implements ``dialect.ErrorForm``."""
 
+    def error_body(self, error: TokenworksError) -> bytes:
+        """See ``ErrorForm``; ``code`` is ours and stable."""
+        kind = ERROR_TYPES.get(error.status, "api_error")
+        if isinstance(error, CapacityExceeded):
+            kind = "overloaded_error"
+        told = {"type": kind, "message": str(error), "code": error.code}
+        return msgspec.json.encode({"type": "error", "error": told})
 
-def error_body(error: TokenworksError, request: str | None = None) -> bytes:
-    """An error in Anthropic's shape; ``code`` is ours and stable."""
-    kind = ERROR_TYPES.get(error.status, "api_error")
-    if isinstance(error, CapacityExceeded | WorkerUnavailable):
-        kind = "overloaded_error"
-    elif isinstance(error, QuotaExceeded):
-        kind = "rate_limit_error"
-    told = {"type": kind, "message": str(error), "code": error.code}
-    return msgspec.json.encode({"type": "error", "error": told, "request_id": request})
-
-
-def error_event(error: TokenworksError, request: str | None = None) -> bytes:
-    """The same, in a stream that has begun."""
-    return b"event: error\ndata: %b\n\n" % error_body(error, request)
+    def error_headers(self, error: TokenworksError) -> Headers:
+        """See ``ErrorForm``; Anthropic's SDKs read the same headers as OpenAI's."""
+        return OpenAIErrors().error_headers(error)

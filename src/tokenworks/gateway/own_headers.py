@@ -10,7 +10,7 @@ from tokenworks.core.errors import InvalidRequest
 from tokenworks.core.ids import AgentName, RunID
 from tokenworks.core.needs import LABELS_MAX, Hints, Needs, words_of
 from tokenworks.core.units import NS_PER_S
-from tokenworks.gateway.http_io import LABEL_LEN_MAX, Scope, label_of
+from tokenworks.gateway.http_io import LABEL_LEN_MAX, Headers, label_of
 
 PREFIX: Final = b"x-tokenworks-"
 
@@ -62,20 +62,20 @@ class OwnHeaders(msgspec.Struct, frozen=True, kw_only=True):
     hints: Hints | None = None
 
 
-def own_headers(scope: Scope, key_labels: tuple[str, ...]) -> OwnHeaders:
+def own_headers(headers: Headers, key_labels: tuple[str, ...]) -> OwnHeaders:
     """Read the headers of our own; others of the prefix are ignored.
 
     Labels of several headers hold together, as whoever passes a request on may have set some.
 
     Args:
-        scope: the request.
+        headers: the request's, names in lower case.
         key_labels: data labels of its key, which hold whatever a header says.
 
     Raises:
         InvalidRequest: one of them says what it cannot, or another than that of labels comes twice.
     """
     values: dict[bytes, bytes] = {}
-    for name, value in scope["headers"]:
+    for name, value in headers:
         if name.startswith(PREFIX) and name in _NAMES:
             if name in values and name != LABELS_HEADER:
                 raise InvalidRequest(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final, Literal
 
 import msgspec
@@ -54,6 +54,7 @@ class _Delta(msgspec.Struct):
 
 class _Choice(msgspec.Struct):
     delta: _Delta | None = None
+    message: _Delta | None = None
     finish_reason: str | None = None
     stop_reason: str | int | None = None
     matched_stop: str | int | None = None
@@ -87,11 +88,29 @@ def pieces(events: bytes) -> Iterator[Piece]:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise WorkerFailed(f"A worker's chunk cannot be read: {error}.") from error
         for choice in (chunk.choices or ())[:1]:
-            yield from _of(choice)
+            yield from _of(choice, choice.delta)
 
 
-def _of(choice: _Choice) -> Iterator[Piece]:
-    delta = choice.delta
+def whole_pieces(completion: Mapping[str, object]) -> Iterator[Piece]:
+    """The parts of a ``chat.completion`` that was put together from such events.
+
+    Raises:
+        WorkerFailed: it says what cannot be told.
+    """
+    try:
+        whole = msgspec.convert(completion, _Chunk)
+    except msgspec.ValidationError as error:
+        raise WorkerFailed(f"A worker's answer cannot be read: {error}.") from error
+    for choice in (whole.choices or ())[:1]:
+        message = choice.message or _Delta()
+        calls = [
+            msgspec.structs.replace(call, index=i)
+            for i, call in enumerate(message.tool_calls or ())
+        ]
+        yield from _of(choice, msgspec.structs.replace(message, tool_calls=calls))
+
+
+def _of(choice: _Choice, delta: _Delta | None) -> Iterator[Piece]:
     if delta is not None:
         thought = delta.reasoning_content or delta.reasoning
         if thought:

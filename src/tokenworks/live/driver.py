@@ -89,7 +89,6 @@ FLIGHTS_MAX: Final = 16_384
 HOUSEKEEPING_NS: Final = 200 * NS_PER_MS
 QUEUE_LEN_MAX: Final = 512
 LIMITS: Final = Limits(queue_len_max=dict.fromkeys(Tier, QUEUE_LEN_MAX))
-CHAT_PATH: Final = "/v1/chat/completions"
 CALLER_AT_FAULT: Final = frozenset({400, 413, 422})
 """A worker's statuses that blame the request. Others, such as 401, blame how we reach it."""
 _TELL_PROGRESS: Final = b'{"return_progress":true,'
@@ -568,7 +567,7 @@ class Driver:
             body = _TELL_PROGRESS + body[1:]
         elif seat.config.cache_salt:
             body = b'{"cache_salt":"%b",' % order.cache_salt.encode() + body[1:]
-        return await seat.client.post_stream(CHAT_PATH, body)
+        return await seat.client.post_stream(order.worker_path, body)
 
     async def _broke_off(self, flight: _Flight, seat: Seat, attempt: int, why: str) -> None:
         await asyncio.sleep(BREATHER_NS / NS_PER_S)

@@ -23,6 +23,7 @@ from typing import Final, Protocol
 import msgspec
 
 from tokenworks.core.errors import WorkerFailed, WorkerUnavailable
+from tokenworks.core.orders import CHAT_PATH
 from tokenworks.core.ports import AnswerStream, WorkerPort
 from tokenworks.core.rng import WORD
 from tokenworks.core.units import NS_PER_S
@@ -44,7 +45,6 @@ CHUNKS_PER_S_MAX: Final = 4_000
 UNREAD_BYTES_MAX: Final = 64 * 1024
 """What is made for a caller who reads nothing waits in the count, not as bytes."""
 RESTART_S: Final = 1.0
-CHAT_PATH: Final = "/v1/chat/completions"
 STOPPED: Final = "it was stopped"
 
 _WORKER_MASK: Final = WORKERS_MAX - 1
