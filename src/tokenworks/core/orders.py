@@ -87,8 +87,9 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
         agent: the name of the agent that asks, if it is one.
         run: the agent's run.
         batch: work that may wait, at the batch rate.
-        extra_fields: names of fields in the body that are neither OpenAI's nor samplers known to be
-            safe; an engine's adapter may refuse them.
+        extra_fields: the kinds of parts in messages that are not text, and the names of fields in
+            the body that are neither OpenAI's nor samplers known to be safe; an engine's adapter
+            may refuse them.
         cache_salt: what engines that keep tenants' caches apart are told, 32 hex digits.
         needs: what the worker must have; None if any of the model will do.
         session: the conversation that it belongs to, by a name of the tenant's.

@@ -44,6 +44,9 @@ PROMPT_FIELDS: Final = (
 
 _NOT_SENT: Final = frozenset({"service_tier", "max_completion_tokens", "cache_salt"})
 
+IMAGE_TOKENS_MAX: Final = 16_384
+"""Held for a picture: the most that Qwen2-VL's processor makes of one (assumed for others)."""
+
 TEMPLATE_TOKENS_PER_MESSAGE: Final = 8
 """Room for the turn markers that a chat template adds; foreman's takes at most 6."""
 
@@ -92,7 +95,7 @@ def parse_chat_request(
             f"There are {len(messages)} messages, more than {MESSAGES_MAX}.",
             hint="Send fewer, longer ones.",
         )
-    check_messages(messages)
+    media = check_messages(messages)
     tier = _tier(fields, tier_default)
     stream = _flag(fields, "stream")
     include_usage = _include_usage(fields, stream=stream)
@@ -111,11 +114,15 @@ def parse_chat_request(
         stream=stream,
         include_usage=include_usage,
         output_tokens_max=limit,
-        input_tokens_max=len(prompt) + more_bytes + TEMPLATE_TOKENS_PER_MESSAGE * len(messages),
+        input_tokens_max=len(prompt)
+        + more_bytes
+        + TEMPLATE_TOKENS_PER_MESSAGE * len(messages)
+        + media.images * IMAGE_TOKENS_MAX
+        - media.image_chars,
         prefix=prefix_hashes(prompt, cache_salt.encode()),
         cache_salt=cache_salt,
         body=_worker_body(fields, limit, adapter),
-        extra_fields=extra_fields(fields),
+        extra_fields=(*sorted(media.kinds), *extra_fields(fields)),
     )
 
 

@@ -39,8 +39,8 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
             ``cache_salt``.
         cache_salt: what tells this tenant's cached prompts from all others; see ``cache_salt_of``.
         body: JSON for the worker, streaming with usage.
-        extra_fields: names of fields in the body that are neither OpenAI's nor samplers known to be
-            safe, sorted.
+        extra_fields: the kinds of parts in messages that are not text, then the names of fields in
+            the body that are neither OpenAI's nor samplers known to be safe, both sorted.
         worker_path: where the worker takes it.
     """
 

@@ -367,7 +367,7 @@ class Driver:
         if embedded and order.extra_fields:
             raise InvalidRequest(
                 f"The engine of {order.model!r} does not take {order.extra_fields[0]!r}.",
-                hint="Leave the field out; OpenAI's own fields and common samplers pass.",
+                hint="Leave it out; text, OpenAI's own fields and common samplers pass.",
             )
 
     def _check_needs(self, order: Order) -> None:
