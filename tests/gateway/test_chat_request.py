@@ -25,17 +25,15 @@ from tokenworks.gateway.chat_fields import (
 from tokenworks.gateway.chat_request import (
     IMAGE_TOKENS_MAX,
     MESSAGES_MAX,
-    MODEL_CHARS_MAX,
-    OUTPUT_TOKENS_MAX,
     PREFIX_BLOCK_BYTES,
     PREFIX_BLOCKS_MAX,
     TEMPLATE_TOKENS_PER_MESSAGE,
-    TIER_WORDS,
     ChatRequest,
     parse_chat_request,
     prefix_hashes,
 )
 from tokenworks.gateway.json_body import encode
+from tokenworks.gateway.request_fields import MODEL_CHARS_MAX, OUTPUT_TOKENS_MAX, TIER_WORDS
 
 HELLO = [{"role": "user", "content": "hello"}]
 FUNCTION = {"type": "function", "function": {"name": "f"}}

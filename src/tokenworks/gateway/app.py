@@ -14,6 +14,7 @@ from tokenworks.core.ports import Clock, Desk
 from tokenworks.core.units import NS_PER_S
 from tokenworks.gateway.answer import Answers
 from tokenworks.gateway.chat import Chat
+from tokenworks.gateway.completions import Completions
 from tokenworks.gateway.dialect import ErrorForm
 from tokenworks.gateway.http_io import (
     ClientGone,
@@ -33,7 +34,7 @@ from tokenworks.gateway.routes import AnyDialect, Request, Response, Route, Rout
 
 _log: Final = logging.getLogger("tokenworks.gateway")
 
-DIALECTS: Final[tuple[AnyDialect, ...]] = (Chat(), Messages())
+DIALECTS: Final[tuple[AnyDialect, ...]] = (Chat(), Completions(), Messages())
 """What answers can be asked for in, where nothing else is said."""
 
 MODELS: Final = "/v1/models"

@@ -113,12 +113,13 @@ class _Choice(msgspec.Struct):
     finish_reason: str | None = None
     delta: dict[str, object] | None = None
     logprobs: object = None
+    text: str | None = None
 
     def has_token(self) -> bool:
         """Whether it carries a part of the answer: text, a call, or a token's probability alone."""
         odds = self.logprobs if isinstance(self.logprobs, dict) else {}
         said = (value for name, value in (self.delta or {}).items() if name != "role")
-        return any(said) or any(odds.values())
+        return bool(self.text) or any(said) or any(odds.values())
 
 
 class _Progress(msgspec.Struct):
