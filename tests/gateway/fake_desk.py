@@ -62,6 +62,7 @@ class FakeDelivery:
         self.reads = 0
         self.aborts = 0
         self.outcomes: list[Outcome] = []
+        self.content_type = b"text/event-stream"
         self._script = list(script)
         self._receipt = receipt
         self._aborted = asyncio.Event()
@@ -110,6 +111,7 @@ class FakeDesk:
         script: what the next answers send.
         open_error: raised by ``open``.
         settle_error: raised by ``settle``.
+        content_type: what answers are.
         queued: set to make ``open`` wait; set the event to let it on.
         tier_delivered: named by receipts.
         orders, deliveries: what came, in order.
@@ -128,6 +130,7 @@ class FakeDesk:
         self.deliveries: list[FakeDelivery] = []
         self.withdrawn: list[RequestID] = []
         self.health = (True, "1 of 1 workers are up")
+        self.content_type = b"text/event-stream"
         self.served: tuple[ModelName, ...] = (MODEL, ModelName("lab/other"))
 
     def key_of(self, secret: bytes) -> KeyView | None:
@@ -162,6 +165,7 @@ class FakeDesk:
             worker=WorkerID("w"),
         )
         delivery = FakeDelivery(order, self.script, receipt)
+        delivery.content_type = self.content_type
         delivery.settle_error, delivery.before_settle = self.settle_error, self.before_settle
         self.deliveries.append(delivery)
         return delivery

@@ -18,7 +18,7 @@ from tokenworks.catalogue.factory_config import PoolConfig
 from tokenworks.catalogue.price_book import PriceBook, PriceBooks
 from tokenworks.core.errors import LedgerUnavailable, WorkerFailed
 from tokenworks.core.ids import KeyID, ModelName, PoolID, PriceID, RequestID, TenantID, WorkerID
-from tokenworks.core.orders import KeyView, Order, Outcome, Usage
+from tokenworks.core.orders import CHAT_PATH, JSON_TYPE, KeyView, Order, Outcome, Usage
 from tokenworks.core.slo import Measured, Tier
 from tokenworks.dispatch.dispatcher import Dispatcher
 from tokenworks.dispatch.events import Ticked
@@ -148,7 +148,7 @@ class FakeStream:
     """A worker's answer; the test feeds it."""
 
     def __init__(self, status: int, body: bytes = b"") -> None:
-        self.status = status
+        self.status, self.content_type = status, b"text/event-stream"
         self.aborted = False
         self.broken: str | None = None
         self._parts: list[bytes] = [body] if body else []
@@ -192,8 +192,8 @@ class FakeStream:
 class Exchange:
     """One request as a worker got it; the test answers it."""
 
-    def __init__(self, body: bytes) -> None:
-        self.body = body
+    def __init__(self, body: bytes, path: str = CHAT_PATH, content_type: str = JSON_TYPE) -> None:
+        self.body, self.path, self.content_type = body, path, content_type
         self.cancelled = False
         self.head: asyncio.Future[FakeStream] = asyncio.get_running_loop().create_future()
 
@@ -214,9 +214,10 @@ class FakeClient:
         self.streams: list[FakeStream] = []
         self.auto: Any = None
 
-    async def post_stream(self, path: str, body: bytes) -> FakeStream:
-        assert path == "/v1/chat/completions"
-        exchange = Exchange(body)
+    async def post_stream(
+        self, path: str, body: bytes, content_type: str = JSON_TYPE
+    ) -> FakeStream:
+        exchange = Exchange(body, path, content_type)
         self.exchanges.append(exchange)
         if self.auto is not None:
             self.auto(exchange)

@@ -27,6 +27,8 @@ Ending = Literal["done", "disconnected", "failed"]
 CHAT_PATH: Final = "/v1/chat/completions"
 """Where a worker takes requests for answers."""
 
+JSON_TYPE: Final = "application/json"
+
 MeteredBy = Literal["worker", "gateway"]
 """Who counted an answer's tokens: the worker said how many, or the gateway counted what it saw."""
 
@@ -95,6 +97,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
         session: the conversation that it belongs to, by a name of the tenant's.
         hints: what its agent knows of it.
         worker_path: where a worker takes it.
+        content_type: what ``body`` is.
     """
 
     request: RequestID
@@ -115,6 +118,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     session: str | None = None
     hints: Hints | None = None
     worker_path: str = CHAT_PATH
+    content_type: str = JSON_TYPE
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False):

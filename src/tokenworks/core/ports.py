@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from tokenworks.core.ids import ModelName
-from tokenworks.core.orders import KeyView, Order, Outcome, Receipt
+from tokenworks.core.orders import JSON_TYPE, KeyView, Order, Outcome, Receipt
 from tokenworks.core.slo import Tier
 
 
@@ -26,9 +26,11 @@ class AnswerStream(Protocol):
 
     Attributes:
         status: as in HTTP: 200, or the worker's refusal.
+        content_type: what it says its answer is; empty where it says nothing.
     """
 
     status: int
+    content_type: bytes
 
     async def read(self) -> bytes:
         """What has come since the last read; ``b""`` at the end.
@@ -51,7 +53,9 @@ class AnswerStream(Protocol):
 class WorkerPort(Protocol):
     """The way to one worker that is up, real or modelled; safe for many tasks of one loop."""
 
-    async def post_stream(self, path: str, body: bytes) -> AnswerStream:
+    async def post_stream(
+        self, path: str, body: bytes, content_type: str = JSON_TYPE
+    ) -> AnswerStream:
         """Send a request; returns once its answer begins. Cancelling stops the worker's work on it.
 
         Raises:
@@ -75,6 +79,11 @@ class WorkerPort(Protocol):
 
 class Delivery(Protocol):
     """One answer while it is being made. Exactly one ``settle`` ends it."""
+
+    @property
+    def content_type(self) -> bytes:
+        """What the worker says its answer is; empty where it says nothing."""
+        ...
 
     async def read(self) -> bytes:
         """The next bytes of the worker's event stream as they came; ``b""`` at its end.

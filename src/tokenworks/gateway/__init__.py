@@ -10,6 +10,7 @@ __all__ = [
     "completions",
     "dialect",
     "event_stream",
+    "form_fields",
     "http_io",
     "json_body",
     "messages",
@@ -23,4 +24,6 @@ __all__ = [
     "routes",
     "schema_limits",
     "server",
+    "told_usage",
+    "whole_answers",
 ]

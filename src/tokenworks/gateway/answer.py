@@ -123,7 +123,7 @@ class Answers:
         arrived_ns = self._clock.now_ns()
         own = own_headers(headers, key.labels)
         asked = dialect.read(raw, key, own, self._output_default)
-        order = self._order(asked, key, arrived_ns, own)
+        order = self.order(asked, key, arrived_ns, own)
         hangup = asyncio.ensure_future(_disconnected(receive))
         try:
             delivery = await self._open(order, hangup)
@@ -147,7 +147,8 @@ class Answers:
             )
         return key
 
-    def _order(self, asked: Asked, key: KeyView, arrived_ns: int, own: OwnHeaders) -> Order:
+    def order(self, asked: Asked, key: KeyView, arrived_ns: int, own: OwnHeaders) -> Order:
+        """The request as the factory takes it, under an id of its own."""
         unix_ms = self._clock.unix_ns() // NS_PER_MS
         return Order(
             # Ids that rise with time keep a request's entries easy to find.
@@ -168,7 +169,12 @@ class Answers:
             session=own.session,
             hints=own.hints,
             worker_path=asked.worker_path,
+            content_type=asked.content_type,
         )
+
+    async def open(self, order: Order) -> Delivery:
+        """See ``Desk``."""
+        return await self._desk.open(order)
 
     def _output_default(self, model: ModelName, tier: Tier) -> int:
         if model not in self._desk.models():

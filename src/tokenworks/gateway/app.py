@@ -31,6 +31,7 @@ from tokenworks.gateway.messages import Messages
 from tokenworks.gateway.metrics import CONTENT_TYPE, GatewayMetrics
 from tokenworks.gateway.openai_errors import OpenAIErrors
 from tokenworks.gateway.routes import AnyDialect, Request, Response, Route, Routes, check_method
+from tokenworks.gateway.whole_answers import WholeAnswers
 
 _log: Final = logging.getLogger("tokenworks.gateway")
 
@@ -43,8 +44,9 @@ MODELS: Final = "/v1/models"
 class Gateway:
     """Serves the factory's HTTP interface.
 
-    Routes: those of ``DIALECTS``, ``GET /v1/models``, ``GET /v1/models/<model>``, ``GET /healthz``,
-    ``GET /metrics``. The last two need no key, and name no tenant, no key and no content.
+    Routes: those of ``DIALECTS`` and of ``whole_answers.SERVICES``, ``GET /v1/models``,
+    ``GET /v1/models/<model>``, ``GET /healthz``, ``GET /metrics``. The last
+    two need no key, and name no tenant, no key and no content.
 
     Args:
         desk: the way into the factory.
@@ -72,6 +74,7 @@ class Gateway:
                 Route(path=MODELS + "/", handlers={"GET": self._models}),
                 Route(path="/healthz", handlers={"GET": self._health}, keyed=False),
                 Route(path="/metrics", handlers={"GET": self._metrics}, keyed=False),
+                *WholeAnswers(self._answers, clock).routes(),
                 *more,
             ),
         )

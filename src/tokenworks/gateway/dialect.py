@@ -13,7 +13,7 @@ import msgspec
 
 from tokenworks.core.errors import TokenworksError
 from tokenworks.core.ids import ModelName, RequestID
-from tokenworks.core.orders import CHAT_PATH, KeyView
+from tokenworks.core.orders import CHAT_PATH, JSON_TYPE, KeyView
 from tokenworks.core.slo import Tier
 from tokenworks.gateway.assemble import Completion
 from tokenworks.gateway.event_stream import EventStream
@@ -42,6 +42,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
         extra_fields: the kinds of parts in messages that are not text, then the names of fields in
             the body that are neither OpenAI's nor samplers known to be safe, both sorted.
         worker_path: where the worker takes it.
+        content_type: what ``body`` is.
     """
 
     model: ModelName
@@ -54,6 +55,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     body: bytes
     extra_fields: tuple[str, ...] = ()
     worker_path: str = CHAT_PATH
+    content_type: str = JSON_TYPE
 
 
 class ErrorForm(Protocol):

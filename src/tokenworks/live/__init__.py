@@ -24,5 +24,6 @@ __all__ = [
     "sqlite",
     "store",
     "sum_tables",
+    "worker_body",
     "workers",
 ]

@@ -32,7 +32,7 @@ from tokenworks.core.errors import (
 )
 from tokenworks.core.ids import ModelName, PoolID, RequestID, WorkerID
 from tokenworks.core.needs import NO_OFFERS, nothing_offers
-from tokenworks.core.orders import KeyView, Order, Outcome, Receipt
+from tokenworks.core.orders import CHAT_PATH, KeyView, Order, Outcome, Receipt
 from tokenworks.core.ports import AnswerStream, Clock, WorkerPort
 from tokenworks.core.slo import Tier
 from tokenworks.core.units import NS_PER_MS, NS_PER_S, PPM
@@ -71,6 +71,7 @@ from tokenworks.ledger.store_port import LedgerStore
 from tokenworks.live.bookkeeper import Bookkeeper
 from tokenworks.live.journal import JournalWriter
 from tokenworks.live.quota_leases import QuotaLeases
+from tokenworks.live.worker_body import worker_body
 from tokenworks.perf.timing import Timing
 
 ANSWER_NS_MAX: Final = 3_000 * NS_PER_S
@@ -91,8 +92,8 @@ QUEUE_LEN_MAX: Final = 512
 LIMITS: Final = Limits(queue_len_max=dict.fromkeys(Tier, QUEUE_LEN_MAX))
 CALLER_AT_FAULT: Final = frozenset({400, 413, 422})
 """A worker's statuses that blame the request. Others, such as 401, blame how we reach it."""
-_TELL_PROGRESS: Final = b'{"return_progress":true,'
-"""llama.cpp then says how much of the prompt it has read: a disconnect is billed exactly."""
+NO_SUCH_PATH: Final = frozenset({404, 405, 501})
+"""Said by a worker that serves no embeddings, sound and so on; every worker serves chat."""
 
 _log: Final = logging.getLogger("tokenworks.driver")
 
@@ -152,6 +153,11 @@ class LiveDelivery:
         loop = asyncio.get_running_loop()
         left_ns = max(0, flight.cut_off_ns - driver.now_ns())
         self._cut_off = loop.call_later(driver.loop_s(left_ns), stream.abort)
+
+    @property
+    def content_type(self) -> bytes:
+        """See ``Delivery``."""
+        return self._stream.content_type
 
     async def read(self) -> bytes:
         """See ``Delivery``."""
@@ -553,7 +559,9 @@ class Driver:
         elif stream.status == 200:
             self.tell(Started(request=flight.order.request))
             flight.opened.set_result(LiveDelivery(self, flight, stream))
-        elif stream.status in CALLER_AT_FAULT:
+        elif stream.status in CALLER_AT_FAULT or (
+            stream.status in NO_SUCH_PATH and flight.order.worker_path != CHAT_PATH
+        ):
             self._refuse(flight, stream.status, said)
         else:
             why = f"status {stream.status}: {said[:200]!r}"
@@ -562,12 +570,10 @@ class Driver:
     async def _post(self, order: Order, seat: Seat) -> AnswerStream:
         if seat.client is None:
             raise WorkerUnavailable(f"Worker {seat.worker} is down.")
-        body = order.body
-        if seat.config.engine == "embedded":
-            body = _TELL_PROGRESS + body[1:]
-        elif seat.config.cache_salt:
-            body = b'{"cache_salt":"%b",' % order.cache_salt.encode() + body[1:]
-        return await seat.client.post_stream(order.worker_path, body)
+        body = worker_body(
+            order, embedded=seat.config.engine == "embedded", cache_salt=seat.config.cache_salt
+        )
+        return await seat.client.post_stream(order.worker_path, body, order.content_type)
 
     async def _broke_off(self, flight: _Flight, seat: Seat, attempt: int, why: str) -> None:
         await asyncio.sleep(BREATHER_NS / NS_PER_S)

@@ -14,6 +14,7 @@ from typing import Final, cast
 import httptools
 
 from tokenworks.core.errors import ConfigInvalid, WorkerFailed, WorkerUnavailable
+from tokenworks.core.orders import JSON_TYPE
 from tokenworks.core.units import NS_PER_S
 
 HEADER_BYTES_MAX: Final = 64 * 1024
@@ -35,12 +36,23 @@ class WorkerStream:
 
     Attributes:
         status: the HTTP status.
+        content_type: what the worker says its answer is; empty where it says nothing.
     """
 
-    __slots__ = ("_chunks", "_connection", "_ended", "_failure", "_size_bytes", "_waiter", "status")
+    __slots__ = (
+        "_chunks",
+        "_connection",
+        "_ended",
+        "_failure",
+        "_size_bytes",
+        "_waiter",
+        "content_type",
+        "status",
+    )
 
     def __init__(self, connection: _Connection) -> None:
         self.status = 0
+        self.content_type = b""
         self._connection: _Connection | None = connection
         self._chunks: list[bytes] = []
         self._size_bytes = 0
@@ -217,8 +229,12 @@ class _Connection(asyncio.Protocol):
         self._header_bytes += len(name) + len(value) + 4
         if self._header_bytes > HEADER_BYTES_MAX:
             self.fail(f"the worker's headers exceed {HEADER_BYTES_MAX} bytes")
-        elif name.lower() in (b"content-length", b"transfer-encoding"):
+            return
+        lower = name.lower()
+        if lower in (b"content-length", b"transfer-encoding"):
             self._framed = True
+        elif lower == b"content-type" and self._stream is not None:
+            self._stream.content_type = value
 
     def on_headers_complete(self) -> None:
         """Let the caller of ``post_stream`` go on."""
@@ -302,21 +318,27 @@ class WorkerClient:
             self._headers += f"Authorization: Bearer {api_key}\r\n"
         self._post_heads: dict[str, bytes] = {}
 
-    async def post_stream(self, path: str, body: bytes) -> WorkerStream:
-        """Send JSON; returns when the answer's headers are in. Cancelling closes the socket.
+    async def post_stream(
+        self, path: str, body: bytes, content_type: str = JSON_TYPE
+    ) -> WorkerStream:
+        """Send a body; returns when the answer's headers are in. Cancelling closes the socket.
 
         A request that meets a kept connection which the worker has just closed is sent once more
         on a fresh one; nothing else is retried.
 
         Args:
             path: begins with ``/``; one of a few, since its head is kept.
-            body: JSON.
+            body: what is sent.
+            content_type: what it is.
 
         Raises:
             WorkerFailed: no connection, no answer, or one that is not HTTP.
             WorkerUnavailable: ``connections_max`` are busy, or the client is closed.
         """
-        request = b"%b%d\r\n\r\n%b" % (self._post_head(path), len(body), body)
+        head = self._post_head(path)
+        if content_type != JSON_TYPE:
+            head = head.replace(JSON_TYPE.encode(), content_type.encode("latin-1"), 1)
+        request = b"%b%d\r\n\r\n%b" % (head, len(body), body)
         connection = self._take_idle()
         if connection is not None:
             stream = connection.exchange(request)
@@ -363,7 +385,7 @@ class WorkerClient:
             assert len(self._post_heads) < 64, "paths are a closed set"
             head = self._post_heads[path] = (
                 f"POST {self._base_path}{path} HTTP/1.1\r\n{self._headers}"
-                "Content-Type: application/json\r\nContent-Length: "
+                f"Content-Type: {JSON_TYPE}\r\nContent-Length: "
             ).encode("ascii")
         return head
 

@@ -23,7 +23,7 @@ from typing import Final, Protocol
 import msgspec
 
 from tokenworks.core.errors import WorkerFailed, WorkerUnavailable
-from tokenworks.core.orders import CHAT_PATH
+from tokenworks.core.orders import CHAT_PATH, JSON_TYPE
 from tokenworks.core.ports import AnswerStream, WorkerPort
 from tokenworks.core.rng import WORD
 from tokenworks.core.units import NS_PER_S
@@ -156,7 +156,7 @@ class Refusal:
     """An answer that is an error."""
 
     def __init__(self, status: int, message: str) -> None:
-        self.status = status
+        self.status, self.content_type = status, JSON_TYPE.encode()
         error = {"message": message, "type": "invalid_request_error", "code": status}
         self._body = msgspec.json.encode({"error": error})
 
@@ -182,6 +182,7 @@ class Answer:
     """
 
     status = 200
+    content_type = b"text/event-stream"
 
     def __init__(
         self, engines: Engines, attempt: Attempt, asked: Asked, model: str, created_s: int
@@ -450,7 +451,12 @@ class ModelledClient:
         self._engines, self._index = engines, index
         self._closed: str | None = None
 
-    async def post_stream(self, path: str, body: bytes) -> AnswerStream:
+    async def post_stream(
+        self,
+        path: str,
+        body: bytes,
+        content_type: str = JSON_TYPE,  # noqa: ARG002  what isn't JSON is refused as such
+    ) -> AnswerStream:
         """See ``WorkerPort``."""
         self._check_open()
         if path != CHAT_PATH:
