@@ -11,9 +11,12 @@ import json
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
+import msgspec
+
 from tokenworks.core.errors import TokenworksError, WorkerFailed
 from tokenworks.core.ids import KeyID, ModelName, PoolID, RequestID, TenantID, WorkerID
 from tokenworks.core.orders import KeyView, Order, Outcome, Receipt
+from tokenworks.core.ports import Shelved
 from tokenworks.core.slo import Tier
 from tokenworks.gateway.app import Gateway
 
@@ -174,6 +177,35 @@ class FakeDesk:
     def delivery(self) -> FakeDelivery:
         assert len(self.deliveries) == 1, self.deliveries
         return self.deliveries[0]
+
+
+class FakeShelf:
+    """A shelf in memory; tests/live/test_shelf.py holds it to the same contract."""
+
+    def __init__(self) -> None:
+        self.items: dict[tuple[str, str], dict[str, Shelved]] = {}
+
+    async def put(self, tenant: TenantID, kind: str, item: Shelved) -> None:
+        kept = self.items.setdefault((tenant, kind), {})
+        first = kept.get(item.id, item)
+        kept[item.id] = msgspec.structs.replace(item, unix_ns=first.unix_ns)
+
+    async def get(self, tenant: TenantID, kind: str, item_id: str) -> Shelved | None:
+        return self.items.get((tenant, kind), {}).get(item_id)
+
+    async def delete(self, tenant: TenantID, kind: str, item_id: str) -> bool:
+        return self.items.get((tenant, kind), {}).pop(item_id, None) is not None
+
+    async def page(
+        self, tenant: TenantID, kind: str, *, after: str | None, limit: int, newest_first: bool
+    ) -> list[Shelved]:
+        kept = list(self.items.get((tenant, kind), {}).values())
+        if newest_first:
+            kept.reverse()
+        if after is not None:
+            at = next((i for i, item in enumerate(kept) if item.id == after), len(kept))
+            kept = kept[at + 1 :]
+        return kept[:limit]
 
 
 class Caller:

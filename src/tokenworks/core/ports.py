@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from tokenworks.core.ids import ModelName
+import msgspec
+
+from tokenworks.core.ids import ModelName, TenantID
 from tokenworks.core.orders import JSON_TYPE, KeyView, Order, Outcome, Receipt
 from tokenworks.core.slo import Tier
 
@@ -103,6 +105,49 @@ class Delivery(Protocol):
         Raises:
             LedgerUnavailable: the entry could not be written; nothing was billed.
         """
+        ...
+
+
+class Shelved(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """What a tenant keeps here.
+
+    Attributes:
+        id: unique within its kind.
+        unix_ns: when it was first put there.
+        data: what it is.
+    """
+
+    id: str
+    unix_ns: int
+    data: bytes
+
+
+class Shelf(Protocol):
+    """Keeps what tenants leave for later: responses, files, batches. No tenant sees another's.
+
+    Every method raises ``LedgerUnavailable`` where it cannot be reached.
+    """
+
+    async def put(self, tenant: TenantID, kind: str, item: Shelved) -> None:
+        """Keep an item, in place of one of the same id; returns once it is durable.
+
+        Raises:
+            QuotaExceeded: the tenant keeps as much as it may.
+        """
+        ...
+
+    async def get(self, tenant: TenantID, kind: str, item_id: str) -> Shelved | None:
+        """An item, or None."""
+        ...
+
+    async def delete(self, tenant: TenantID, kind: str, item_id: str) -> bool:
+        """Forget an item; whether there was one."""
+        ...
+
+    async def page(
+        self, tenant: TenantID, kind: str, *, after: str | None, limit: int, newest_first: bool
+    ) -> list[Shelved]:
+        """Items in the order in which they came, those after one; none if it is not there."""
         ...
 
 

@@ -21,6 +21,8 @@ __all__ = [
     "own_headers",
     "pieces",
     "request_fields",
+    "responses_answer",
+    "responses_request",
     "routes",
     "schema_limits",
     "server",

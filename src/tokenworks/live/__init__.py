@@ -21,6 +21,7 @@ __all__ = [
     "postgres",
     "quota_leases",
     "settings_store",
+    "shelf",
     "sqlite",
     "store",
     "sum_tables",
