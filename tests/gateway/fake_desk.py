@@ -281,8 +281,10 @@ class Caller:
     @property
     def events(self) -> list[Any]:
         """The decoded events of a stream; ``[DONE]`` as it is."""
-        *events, rest = self.body.decode().split("\n\n")
+        *whole, rest = self.body.decode().split("\n\n")
         assert rest == ""
+        # Some dialects name an event on a line before it.
+        events = [e.split("\n", 1)[1] if e.startswith("event: ") else e for e in whole]
         assert all(event.startswith("data: ") for event in events), events
         return [e[6:] if e == "data: [DONE]" else json.loads(e[6:]) for e in events]
 

@@ -371,6 +371,8 @@ class Shout(Bare):
     """A dialect that does to bytes what can be seen."""
 
     path = "/v1/shout"
+    fetch = None
+    kept = None
 
     def read(self, raw: bytes, key: KeyView, own: OwnHeaders, output_default: Any) -> Asked:
         return Chat().read(raw, key, own, output_default)

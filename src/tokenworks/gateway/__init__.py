@@ -21,6 +21,7 @@ __all__ = [
     "own_headers",
     "pieces",
     "request_fields",
+    "responses",
     "responses_answer",
     "responses_request",
     "routes",

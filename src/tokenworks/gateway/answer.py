@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from typing import Final
 
 from tokenworks.core.errors import ModelNotFound, TokenworksError, Unauthorized, WorkerFailed
-from tokenworks.core.ids import ModelName, RequestID
+from tokenworks.core.ids import ModelName, RequestID, TenantID
 from tokenworks.core.orders import Ending, KeyView, Order, Outcome, Receipt
-from tokenworks.core.ports import Clock, Delivery, Desk
+from tokenworks.core.ports import Clock, Delivery, Desk, Shelf, Shelved
 from tokenworks.core.slo import Measured, Tier
 from tokenworks.core.units import NS_PER_MS, NS_PER_S
 from tokenworks.gateway.assemble import Assembler
@@ -102,8 +102,11 @@ class Meter:
 class Answers:
     """Serves answers through a desk."""
 
-    def __init__(self, desk: Desk, clock: Clock, metrics: GatewayMetrics) -> None:
+    def __init__(
+        self, desk: Desk, clock: Clock, metrics: GatewayMetrics, shelf: Shelf | None = None
+    ) -> None:
         self._desk = desk
+        self._shelf = shelf
         self._clock = clock
         self._metrics = metrics
 
@@ -122,6 +125,8 @@ class Answers:
         raw = await read_body(receive, BODY_BYTES_MAX)
         arrived_ns = self._clock.now_ns()
         own = own_headers(headers, key.labels)
+        if dialect.fetch is not None:
+            dialect = await dialect.fetch(raw, key)
         asked = dialect.read(raw, key, own, self._output_default)
         order = self.order(asked, key, arrived_ns, own)
         hangup = asyncio.ensure_future(_disconnected(receive))
@@ -207,6 +212,18 @@ class Answers:
         usage = EventStream().usage_so_far()
         measured = Measured(ttft_ns=None, decode_ns=0, output_tokens=0)
         await self.settle(delivery, Outcome(usage=usage, measured=measured, ending="failed"))
+
+    async def keep(self, tenant: TenantID, kind: str, item: Shelved) -> None:
+        """Keep what an answer leaves.
+
+        It has been made and billed: that it cannot be kept is said to the operator, and to the
+        caller when it asks for it.
+        """
+        assert self._shelf is not None, kind
+        try:
+            await self._shelf.put(tenant, kind, item)
+        except TokenworksError as error:
+            _log.warning("%s %s of %s is not kept: %s", kind, item.id, tenant, error)
 
     def now_ns(self) -> int:
         """The driver's clock."""
@@ -416,12 +433,18 @@ class Answer:
         with self._watched():
             if self._assembler is not None:
                 body = self._writer.whole(self._assembler.completion(), tier)
+                await self._keep()
                 await respond(self._send, 200, body, self._headers())
                 return
             if not self._started:
                 await self._start()
             closing = self._writer.closing(self._events, tier)
+            await self._keep()
             await self._send({"type": "http.response.body", "body": closing})
+
+    async def _keep(self) -> None:
+        if self._writer.kept is not None:
+            await self._route.keep(self._order.key.tenant, *self._writer.kept)
 
     async def _tell(self, error: TokenworksError) -> None:
         """End a stream that has begun with an error event."""

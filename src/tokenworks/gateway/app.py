@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 from tokenworks.core.errors import MethodNotAllowed, ModelNotFound, TokenworksError
-from tokenworks.core.ports import Clock, Desk
+from tokenworks.core.ports import Clock, Desk, Shelf
 from tokenworks.core.units import NS_PER_S
 from tokenworks.gateway.answer import Answers
 from tokenworks.gateway.chat import Chat
@@ -30,6 +30,7 @@ from tokenworks.gateway.http_io import (
 from tokenworks.gateway.messages import Messages
 from tokenworks.gateway.metrics import CONTENT_TYPE, GatewayMetrics
 from tokenworks.gateway.openai_errors import OpenAIErrors
+from tokenworks.gateway.responses import Responses
 from tokenworks.gateway.routes import AnyDialect, Request, Response, Route, Routes, check_method
 from tokenworks.gateway.whole_answers import WholeAnswers
 
@@ -44,14 +45,15 @@ MODELS: Final = "/v1/models"
 class Gateway:
     """Serves the factory's HTTP interface.
 
-    Routes: those of ``DIALECTS`` and of ``whole_answers.SERVICES``, ``GET /v1/models``,
+    Routes: those of ``DIALECTS``, ``responses`` and ``whole_answers.SERVICES``, ``GET /v1/models``,
     ``GET /v1/models/<model>``, ``GET /healthz``, ``GET /metrics``. The last
     two need no key, and name no tenant, no key and no content.
 
     Args:
         desk: the way into the factory.
         clock: time.
-        dialects: what answers can be asked for in.
+        dialects: what answers can be asked for in, besides Responses.
+        shelf: where what tenants leave is kept; None keeps nothing.
         more: further routes.
     """
 
@@ -61,19 +63,22 @@ class Gateway:
         clock: Clock,
         *,
         dialects: tuple[AnyDialect, ...] = DIALECTS,
+        shelf: Shelf | None = None,
         more: tuple[Route, ...] = (),
     ) -> None:
         self._desk = desk
         self._clock = clock
         self.metrics = GatewayMetrics()
-        self._answers = Answers(desk, clock, self.metrics)
+        self._answers = Answers(desk, clock, self.metrics, shelf)
+        responses = Responses(clock, shelf)
         self._routes = Routes(
-            dialects,
+            (*dialects, responses),
             (
                 Route(path=MODELS, handlers={"GET": self._models}),
                 Route(path=MODELS + "/", handlers={"GET": self._models}),
                 Route(path="/healthz", handlers={"GET": self._health}, keyed=False),
                 Route(path="/metrics", handlers={"GET": self._metrics}, keyed=False),
+                *responses.routes(),
                 *WholeAnswers(self._answers, clock).routes(),
                 *more,
             ),

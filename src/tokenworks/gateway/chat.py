@@ -20,6 +20,7 @@ class Chat(OpenAIErrors):
     """Implements ``dialect.Dialect``."""
 
     path = CHAT_PATH
+    fetch = None
 
     def read(
         self, raw: bytes, key: KeyView, own: OwnHeaders, output_default: OutputDefault
@@ -37,6 +38,7 @@ class ChatWriter:
     """Implements ``dialect.Writer``."""
 
     __slots__ = ("_errors", "_include_usage")
+    kept = None
 
     def __init__(self, errors: OpenAIErrors, *, include_usage: bool) -> None:
         self._errors, self._include_usage = errors, include_usage

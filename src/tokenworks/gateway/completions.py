@@ -42,6 +42,7 @@ class Completions(OpenAIErrors):
     """Implements ``dialect.Dialect``."""
 
     path = COMPLETIONS_PATH
+    fetch = None
 
     def read(
         self, raw: bytes, key: KeyView, own: OwnHeaders, output_default: OutputDefault

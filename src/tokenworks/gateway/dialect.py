@@ -6,14 +6,15 @@ its own request into that one, and the worker's events into its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol, TypeVar
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
 from tokenworks.core.errors import TokenworksError
 from tokenworks.core.ids import ModelName, RequestID
 from tokenworks.core.orders import CHAT_PATH, JSON_TYPE, KeyView
+from tokenworks.core.ports import Shelved
 from tokenworks.core.slo import Tier
 from tokenworks.gateway.assemble import Completion
 from tokenworks.gateway.event_stream import EventStream
@@ -81,6 +82,11 @@ class Writer(Protocol):
         """
         ...
 
+    @property
+    def kept(self) -> tuple[str, Shelved] | None:
+        """What is to be kept of the answer once it has ended, and its kind; mostly nothing."""
+        ...
+
     def closing(self, events: EventStream, tier: Tier) -> bytes:
         """The end of a stream, once it is settled: the events held back, the delivered tier."""
         ...
@@ -108,6 +114,15 @@ class Dialect(ErrorForm, Protocol[A]):
     @property
     def path(self) -> str:
         """The route, which takes POST."""
+        ...
+
+    @property
+    def fetch(self) -> Callable[[bytes, KeyView], Awaitable[Dialect[Any]]] | None:
+        """Gives the dialect for one request that may go on from what was kept; mostly None.
+
+        It is called with the body and the key before ``read``, and raises what that does, and
+        NotFound.
+        """
         ...
 
     def read(self, raw: bytes, key: KeyView, own: OwnHeaders, output_default: OutputDefault) -> A:

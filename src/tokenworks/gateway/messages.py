@@ -30,6 +30,7 @@ class Messages(MessagesErrors):
     """Implements ``dialect.Dialect``."""
 
     path = MESSAGES_PATH
+    fetch = None
 
     def read(
         self, raw: bytes, key: KeyView, own: OwnHeaders, output_default: OutputDefault

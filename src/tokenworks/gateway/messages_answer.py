@@ -109,6 +109,7 @@ class MessagesAnswer:
         thinking: what the caller wants to see of the reasoning.
     """
 
+    kept = None
     __slots__ = ("_blocks", "_chars", "_head", "_id", "_model", "_open", "_stop", "_thinking")
 
     def __init__(self, request: str, model: str, thinking: Thinking) -> None:

@@ -119,7 +119,7 @@ class ResponsesAnswer:
         return msgspec.json.encode(self._end(usage_of(completion.get("usage")), tier))
 
     def error_event(self, error: TokenworksError) -> bytes:
-        """See ``Writer``: the response has failed, which SDKs pass on, and the error they raise."""
+        """See ``Writer``: the response as far as it came, and why it ends there."""
         told = {"code": "server_error", "message": str(error)}
         failed = self._shown("failed", [item.shown("incomplete") for item in self._items])
         out: list[bytes] = []
@@ -239,8 +239,9 @@ class ResponsesAnswer:
 
 def answer_turns(response: JSONObject) -> list[JSONObject]:
     """What a response adds to its conversation, as messages of a chat completion."""
-    turn: JSONObject = {"role": "assistant", "content": None}
     calls: list[JSONObject] = []
+    said: list[str] = []
+    thought: list[str] = []
     output = response["output"]
     assert isinstance(output, list), output
     for item in output:
@@ -249,12 +250,15 @@ def answer_turns(response: JSONObject) -> list[JSONObject]:
             calls.append({"id": item["call_id"], "type": "function", "function": function})
         elif item["type"] == "message":
             (part,) = item["content"]
-            turn["content"] = part.get("text", part.get("refusal"))
+            said.append(part.get("text") or part.get("refusal") or "")
         else:
-            turn["reasoning_content"] = item["content"][0]["text"]
+            thought.append(item["content"][0]["text"])
+    turn: JSONObject = {"role": "assistant", "content": "\n".join(said) if said else None}
+    if thought:
+        turn["reasoning_content"] = "\n".join(thought)
     if calls:
         turn["tool_calls"] = calls
-    elif turn["content"] is None:
+    elif not said:
         turn["content"] = ""
     return [turn]
 

@@ -24,7 +24,6 @@ KEPT: Final = (
     "service_tier",
     "stream",
     "temperature",
-    "top_logprobs",
     "top_p",
     "user",
 )
@@ -36,6 +35,7 @@ TRANSLATED: Final = frozenset(
         *("previous_response_id", "reasoning", "store", "stream_options", "text", "tool_choice"),
         *("tools", "truncation", "model", "context_management", "prompt_cache_options"),
         *("prompt_cache_retention", "background_options", "access_programs", "image"),
+        "top_logprobs",
     }
 )
 """Fields that are written anew, or that say nothing to a worker; any other passes as it is."""
@@ -103,9 +103,10 @@ def read_responses_request(given: JSONObject, before: Turns) -> ResponsesRequest
     _tools(given, fields)
     include = given.get("include")
     if isinstance(include, list) and LOGPROBS in include:
-        fields["logprobs"] = True
-    else:
-        fields.pop("top_logprobs", None)
+        raise InvalidRequest(
+            f"`include` asks for {LOGPROBS}, which is not offered here.",
+            hint="POST /v1/chat/completions gives log probabilities.",
+        )
     store = given.get("store")
     if store is not None and not isinstance(store, bool):
         raise wrong("store", store, "true or false")
