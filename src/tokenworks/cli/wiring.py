@@ -135,7 +135,9 @@ class Factory:
                 speedup=1.0 if fast is None else fast.speedup,
                 on_scale=self._scale,
             )
-            self.gateway = Gateway(self.driver, self.clock)
+            self._shelf = home.open_shelf()
+            stack.callback(self._shelf.close)
+            self.gateway = Gateway(self.driver, self.clock, shelf=self._shelf)
             if modelled is not None and fast is not None:
                 self._seat_modelled(modelled, fast)
             else:
@@ -234,6 +236,7 @@ class Factory:
             await self.driver.close()
             await asyncio.gather(*(worker.stop() for worker in self.workers), self.growth.stop())
             await asyncio.to_thread(self.store.close)
+            await asyncio.to_thread(self._shelf.close)
             for name in (signal.SIGINT, signal.SIGTERM):
                 with contextlib.suppress(ValueError):
                     loop.remove_signal_handler(name)
