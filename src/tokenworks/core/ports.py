@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from tokenworks.core.errors import WorkerFailed
 from tokenworks.core.ids import ModelName
 from tokenworks.core.orders import KeyView, Order, Outcome, Receipt
 from tokenworks.core.slo import Tier
@@ -21,8 +22,20 @@ class Clock(Protocol):
         ...
 
 
+class Sink(Protocol):
+    """Takes an answer as it comes; called on the event loop, and does not raise."""
+
+    def data(self, data: bytes) -> None:
+        """Some bytes, never none."""
+        ...
+
+    def ended(self, failure: WorkerFailed | None) -> None:
+        """The end, once: by itself, or because the worker broke off or ``abort`` was called."""
+        ...
+
+
 class AnswerStream(Protocol):
-    """One answer of a worker while it arrives; not for two tasks at once.
+    """One answer of a worker while it arrives: for one task that reads it, or for one sink.
 
     Attributes:
         status: as in HTTP: 200, or the worker's refusal.
@@ -41,6 +54,18 @@ class AnswerStream(Protocol):
 
     async def read_all(self) -> bytes:
         """The rest of a small body, such as an error's."""
+        ...
+
+    def pipe(self, sink: Sink) -> None:
+        """Hand over what has come, now, and what comes, when it does; nobody may read any more."""
+        ...
+
+    def pause(self) -> None:
+        """Let the worker wait: the sink takes no more for now, though a little may still come."""
+        ...
+
+    def resume(self) -> None:
+        """Go on after ``pause``; harmless without."""
         ...
 
     def abort(self) -> None:
@@ -76,12 +101,16 @@ class WorkerPort(Protocol):
 class Delivery(Protocol):
     """One answer while it is being made. Exactly one ``settle`` ends it."""
 
-    async def read(self) -> bytes:
-        """The next bytes of the worker's event stream as they came; ``b""`` at its end.
+    def pipe(self, sink: Sink) -> None:
+        """Hand over the worker's event stream as it comes, once; see ``AnswerStream``."""
+        ...
 
-        Raises:
-            WorkerFailed: the worker broke off; what was read before it stands.
-        """
+    def pause(self) -> None:
+        """See ``AnswerStream``."""
+        ...
+
+    def resume(self) -> None:
+        """See ``AnswerStream``."""
         ...
 
     def abort(self) -> None:
