@@ -20,7 +20,7 @@ from tokenworks.core.errors import (
 from tokenworks.core.ids import RequestID
 from tokenworks.core.orders import KeyView
 from tokenworks.core.slo import Tier
-from tokenworks.gateway import answer as answers
+from tokenworks.gateway import app
 from tokenworks.gateway.app import Gateway
 from tokenworks.gateway.assemble import Completion
 from tokenworks.gateway.chat import Chat
@@ -36,7 +36,6 @@ def served(run: Run, caller: Caller, desk: FakeDesk | None = None) -> Caller:
     gateway = Gateway(desk or FakeDesk(answer("a")), FakeClock())
     found: Caller = run(caller.call(gateway))
     assert found.complete
-    assert int(found.headers.get("content-length", len(found.body))) == len(found.body)
     return found
 
 
@@ -53,7 +52,7 @@ KEYED = ["/v1/models", "/v1/models/", "/v1/models/foreman", CHAT]
 )
 def test_a_key_is_required(run: Run, path: str, authorization: str) -> None:
     method = "POST" if path == CHAT else "GET"
-    body = ask()._parts if path == CHAT else b""
+    body = ask().request if path == CHAT else b""
     caller = served(run, Caller(method, path, body, {"authorization": authorization}))
     assert caller.status == 401
     assert caller.json["error"] == {
@@ -112,7 +111,7 @@ def test_a_model_that_is_not_served(run: Run) -> None:
     assert "none at present" in served(run, ask(), desk).json["error"]["message"]
 
 
-@pytest.mark.parametrize("path", ["/", "", "/v1", "/v1/chat", CHAT + "/", "/v2/" + "x" * 9_000])
+@pytest.mark.parametrize("path", ["/", "*", "/v1", "/v1/chat", CHAT + "/", "/v2/" + "x" * 8_000])
 def test_wrong_paths(run: Run, path: str) -> None:
     caller = get(run, path)
     assert caller.status == 404
@@ -127,7 +126,7 @@ def test_wrong_paths(run: Run, path: str) -> None:
         ("GET", CHAT, "POST"),
         ("POST", "/v1/models", "GET"),
         ("DELETE", "/v1/models/foreman", "GET"),
-        ("HEAD", "/healthz", "GET"),
+        ("HEAD", CHAT, "POST"),
         ("POST", "/metrics", "GET"),
     ],
 )
@@ -135,7 +134,7 @@ def test_wrong_methods(run: Run, method: str, path: str, allowed: str) -> None:
     caller = served(run, Caller(method, path))
     assert caller.status == 405
     assert caller.headers["allow"] == allowed
-    assert caller.json["error"]["code"] == "method_not_allowed"
+    assert method == "HEAD" or caller.json["error"]["code"] == "method_not_allowed"
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "x" * 5_000])
@@ -148,25 +147,23 @@ def test_wrong_content_types(run: Run, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["", "application/json", "Application/JSON; charset=utf-8"])
 def test_right_content_types(run: Run, kind: str) -> None:
-    caller = ask()
-    caller.scope["headers"].append((b"content-type", kind.encode()))
-    assert served(run, caller).status == 200
+    assert served(run, ask(named={"content-type": kind})).status == 200
 
 
 def test_a_body_in_parts(run: Run) -> None:
-    (whole,) = ask()._parts
+    whole = ask().request
     parts = [whole[:5], b"", whole[5:], b""]
     assert served(run, Caller("POST", CHAT, parts)).status == 200
 
 
 def test_a_body_that_is_too_large(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(answers, "BODY_BYTES_MAX", 1_000)
-    caller = Caller("POST", CHAT, [b" " * 400] * 5)
+    monkeypatch.setattr(app, "BODY_BYTES_MAX", 1_000)
+    caller = Caller("POST", CHAT, b" " * 1_001)
     served(run, caller)
     assert caller.status == 413
     assert caller.json["error"]["code"] == "request_too_large"
-    assert len(caller._parts) == 2
-    (whole,) = ask()._parts
+    assert caller.headers["connection"] == "close"
+    whole = ask().request
     exact = Caller("POST", CHAT, whole + b" " * (1_000 - len(whole)))
     assert served(run, exact).status == 200
 
@@ -195,8 +192,14 @@ def test_429(run: Run, error: TokenworksError, kind: str, headers: dict[str, str
     assert caller.status == 429
     assert caller.json["error"]["type"] == kind
     assert caller.json["error"]["code"] == error.code
-    found = {k: v for k, v in caller.headers.items() if not k.startswith("content-")}
+    found = {k: v for k, v in caller.headers.items() if not k.startswith(("content-", "date"))}
     assert found == headers
+
+
+def test_a_head_alone(run: Run) -> None:
+    whole, alone = get(run, "/v1/models"), served(run, Caller("HEAD", "/v1/models"))
+    assert alone.headers == whole.headers
+    assert (alone.status, alone.body) == (200, b"")
 
 
 def test_health(run: Run) -> None:
@@ -248,7 +251,7 @@ def test_metrics(run: Run) -> None:
     assert value("ttft_seconds_count", tier="high") == 1
     assert value("interactivity_tokens_per_second_sum", tier="high") == pytest.approx(100)
     assert value("open_requests") == 1  # the one that reads this
-    assert third.sent == []
+    assert third.received == b""
 
 
 def test_open_requests_are_counted(run: Run) -> None:
@@ -283,25 +286,6 @@ def test_a_mistake_of_ours_is_answered_and_logged(
     assert "secret of ours" in caplog.text
 
 
-def test_a_caller_who_is_gone_before_an_error_is_sent(run: Run) -> None:
-    caller = Caller("GET", "/nowhere")
-
-    async def gone(_: object) -> None:
-        raise OSError("gone")
-
-    caller.on_send = gone
-    run(caller.call(Gateway(FakeDesk(), FakeClock())))
-    assert caller.sent == []
-
-
-@pytest.mark.parametrize("kind", ["lifespan", "websocket"])
-def test_other_kinds_of_connection_are_left_alone(run: Run, kind: str) -> None:
-    caller = Caller("GET", "/")
-    caller.scope["type"] = kind
-    run(caller.call(Gateway(FakeDesk(), FakeClock())))
-    assert caller.sent == []
-
-
 def test_errors_are_json_objects_of_openais_shape(run: Run) -> None:
     for caller in (get(run, "/nowhere"), served(run, ask(model="gpt"))):
         error = json.loads(caller.body)["error"]
@@ -330,7 +314,7 @@ class Bare:
 async def echo(request: Request) -> Response:
     assert request.key is not None
     said = b" ".join([request.path.encode(), request.query, request.body])
-    kind = request.header(b"content-type") or b"none"
+    kind = request.get(b"content-type") or b"none"
     return Response(status=201, body=said, content_type=kind, headers=[(b"x-more", b"1")])
 
 
@@ -404,13 +388,12 @@ def test_a_dialect_of_its_own(run: Run) -> None:
         return found
 
     assert shouted().body == b"1111 medium"
-    assert [len(m["body"]) for m in shouted().sent[1:]] == [1, 1, 1, 8]
+    assert shouted().chunks == [b"1", b"1", b"1", b"1 medium", b""]
     assert shouted(stream=False).body.startswith(b"['choices', 'created', 'id', 'model', 'object'")
     refused = shouted(model="gpt")
     assert (refused.status, refused.body) == (404, b"bare model_not_found")
     desk.script = [*answer("a")[:2], WorkerFailed("broke off")]
     assert shouted().body == b"11went wrong: bare worker_failed"
-    assert ask(path=CHAT).scope["path"] == CHAT
     assert run(ask().call(gateway)).status == 404
 
 

@@ -19,6 +19,7 @@ from tokenworks.catalogue.price_book import PriceBook, PriceBooks
 from tokenworks.core.errors import LedgerUnavailable, WorkerFailed
 from tokenworks.core.ids import KeyID, ModelName, PoolID, PriceID, RequestID, TenantID, WorkerID
 from tokenworks.core.orders import CHAT_PATH, JSON_TYPE, KeyView, Order, Outcome, Usage
+from tokenworks.core.ports import Sink
 from tokenworks.core.slo import Measured, Tier
 from tokenworks.dispatch.dispatcher import Dispatcher
 from tokenworks.dispatch.events import Ticked
@@ -153,19 +154,21 @@ class FakeStream:
         self.broken: str | None = None
         self._parts: list[bytes] = [body] if body else []
         self._ended = status != 200
+        self._sink: Sink | None = None
+        self.paused = False
         self._changed = asyncio.Event()
 
     def feed(self, part: bytes) -> None:
         self._parts.append(part)
-        self._changed.set()
+        self._hand_over()
 
     def end(self) -> None:
         self._ended = True
-        self._changed.set()
+        self._hand_over()
 
     def break_off(self, why: str = "the worker broke off") -> None:
         self.broken = self.broken or why
-        self._changed.set()
+        self._hand_over()
 
     async def read(self) -> bytes:
         while not self._parts:
@@ -182,6 +185,27 @@ class FakeStream:
         while part := await self.read():
             whole += part
         return whole
+
+    def pipe(self, sink: Sink) -> None:
+        self._sink = sink
+        self._hand_over()
+
+    def pause(self) -> None:
+        self.paused = True
+
+    def resume(self) -> None:
+        self.paused = False
+        self._hand_over()
+
+    def _hand_over(self) -> None:
+        self._changed.set()
+        if self._sink is None or self.paused:
+            return
+        while self._parts:
+            self._sink.data(self._parts.pop(0))
+        if self._ended or self.broken is not None:
+            sink, self._sink = self._sink, None
+            sink.ended(None if self.broken is None else WorkerFailed(self.broken))
 
     def abort(self) -> None:
         if not self._ended:

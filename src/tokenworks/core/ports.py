@@ -6,6 +6,7 @@ from typing import Protocol
 
 import msgspec
 
+from tokenworks.core.errors import WorkerFailed
 from tokenworks.core.ids import ModelName, TenantID
 from tokenworks.core.orders import JSON_TYPE, KeyView, Order, Outcome, Receipt
 from tokenworks.core.slo import Tier
@@ -23,8 +24,20 @@ class Clock(Protocol):
         ...
 
 
+class Sink(Protocol):
+    """Takes an answer as it comes; called on the event loop, and does not raise."""
+
+    def data(self, data: bytes) -> None:
+        """Some bytes, never none."""
+        ...
+
+    def ended(self, failure: WorkerFailed | None) -> None:
+        """The end, once: by itself, or because the worker broke off or ``abort`` was called."""
+        ...
+
+
 class AnswerStream(Protocol):
-    """One answer of a worker while it arrives; not for two tasks at once.
+    """One answer of a worker while it arrives: for one task that reads it, or for one sink.
 
     Attributes:
         status: as in HTTP: 200, or the worker's refusal.
@@ -45,6 +58,18 @@ class AnswerStream(Protocol):
 
     async def read_all(self) -> bytes:
         """The rest of a small body, such as an error's."""
+        ...
+
+    def pipe(self, sink: Sink) -> None:
+        """Hand over what has come, now, and what comes, when it does; nobody may read any more."""
+        ...
+
+    def pause(self) -> None:
+        """Let the worker wait: the sink takes no more for now, though a little may still come."""
+        ...
+
+    def resume(self) -> None:
+        """Go on after ``pause``; harmless without."""
         ...
 
     def abort(self) -> None:
@@ -87,12 +112,16 @@ class Delivery(Protocol):
         """What the worker says its answer is; empty where it says nothing."""
         ...
 
-    async def read(self) -> bytes:
-        """The next bytes of the worker's event stream as they came; ``b""`` at its end.
+    def pipe(self, sink: Sink) -> None:
+        """Hand over the worker's event stream as it comes, once; see ``AnswerStream``."""
+        ...
 
-        Raises:
-            WorkerFailed: the worker broke off; what was read before it stands.
-        """
+    def pause(self) -> None:
+        """See ``AnswerStream``."""
+        ...
+
+    def resume(self) -> None:
+        """See ``AnswerStream``."""
         ...
 
     def abort(self) -> None:

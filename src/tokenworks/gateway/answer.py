@@ -1,15 +1,16 @@
-"""Serves answers, whatever the dialect: from a request's first byte to its settlement.
+"""Serves answers, whatever the dialect: from a whole request to its settlement.
 
-It needs nothing of the server but ASGI's receive and send, so a faster server replaces that alone.
+An answer has one task, which sleeps while the answer is made: each read of the worker's socket goes
+to the caller's by calls alone.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import secrets
-from collections.abc import Iterator
 from typing import Final
 
 from tokenworks.core.errors import ModelNotFound, TokenworksError, Unauthorized, WorkerFailed
@@ -17,37 +18,24 @@ from tokenworks.core.ids import ModelName, RequestID, TenantID
 from tokenworks.core.orders import Ending, KeyView, Order, Outcome, Receipt
 from tokenworks.core.ports import Clock, Delivery, Desk, Shelf, Shelved
 from tokenworks.core.slo import Measured, Tier
-from tokenworks.core.units import NS_PER_MS, NS_PER_S
+from tokenworks.core.units import NS_PER_MS
 from tokenworks.gateway.assemble import Assembler
+from tokenworks.gateway.connection import Exchange
 from tokenworks.gateway.dialect import Asked, Writer
 from tokenworks.gateway.event_stream import EventStream
-from tokenworks.gateway.http_io import (
-    BODY_BYTES_MAX,
-    ClientGone,
-    Headers,
-    Receive,
-    Send,
-    broken,
-    check_json,
-    read_body,
-    respond,
-    secret_of,
-)
+from tokenworks.gateway.http_head import Head
+from tokenworks.gateway.http_io import JSON, ClientGone, Headers, check_json, secret_of
 from tokenworks.gateway.metrics import GatewayMetrics
-from tokenworks.gateway.own_headers import OwnHeaders, own_headers
+from tokenworks.gateway.own_headers import PREFIX, OwnHeaders, own_headers
 from tokenworks.gateway.routes import AnyDialect
 
 _log: Final = logging.getLogger("tokenworks.gateway")
 
 SEND_WAIT_NS_MIN: Final = NS_PER_MS
-"""A send that takes longer than this waited for the caller to read; that time is the caller's."""
+"""A caller who takes no more for longer than this is slow, and that time is the caller's."""
 
-SEND_NS_MAX: Final = 60 * NS_PER_S
-"""A caller who reads nothing for this long has left, though its connection stands: it must not keep
-a worker's slot."""
-
-SEND_CHECK_S: Final = 5
-"""Between two looks at whether a send is stuck; looking costs less than a timeout for each send."""
+EVENTS: Final = b"text/event-stream"
+_NO_CACHE: Final = (b"cache-control", b"no-cache")
 
 
 class Meter:
@@ -105,46 +93,21 @@ class Answers:
     def __init__(
         self, desk: Desk, clock: Clock, metrics: GatewayMetrics, shelf: Shelf | None = None
     ) -> None:
-        self._desk = desk
+        self.desk = desk
         self._shelf = shelf
-        self._clock = clock
-        self._metrics = metrics
+        self.clock = clock
+        self.metrics = metrics
+        self._salt = secrets.token_hex(4)
+        self._count = itertools.count()
 
-    async def serve(
-        self, dialect: AnyDialect, headers: Headers, receive: Receive, send: Send
-    ) -> None:
-        """One request, from its first byte to its settlement.
-
-        Raises:
-            TokenworksError: what went wrong. The caller of this answers with it if nothing was
-                sent yet; else the stream has ended with it already.
-            ClientGone: the caller hung up, and what was made for it is settled.
-        """
-        key = self.key_of(headers)
-        check_json(headers)
-        raw = await read_body(receive, BODY_BYTES_MAX)
-        arrived_ns = self._clock.now_ns()
-        own = own_headers(headers, key.labels)
-        if dialect.fetch is not None:
-            dialect = await dialect.fetch(raw, key)
-        asked = dialect.read(raw, key, own, self._output_default)
-        order = self.order(asked, key, arrived_ns, own)
-        hangup = asyncio.ensure_future(_disconnected(receive))
-        try:
-            delivery = await self._open(order, hangup)
-            writer = dialect.writer(asked, order.request)
-            await Answer(self, order, delivery, writer, send, stream=asked.stream).run(hangup)
-        finally:
-            hangup.cancel()
-
-    def key_of(self, headers: Headers) -> KeyView:
+    def key_of(self, head: Head) -> KeyView:
         """Who asks.
 
         Raises:
             Unauthorized: there is no key, or none that is known.
         """
-        secret = secret_of(headers)
-        key = self._desk.key_of(secret) if secret else None
+        secret = secret_of(head)
+        key = self.desk.key_of(secret) if secret else None
         if key is None:
             raise Unauthorized(
                 "There is no valid key." if secret is None else "The key is unknown or revoked.",
@@ -152,12 +115,42 @@ class Answers:
             )
         return key
 
+    def prepare(self, dialect: AnyDialect, exchange: Exchange, key: KeyView) -> Answer:
+        """Check a whole request, and make ready to answer it.
+
+        Raises:
+            TokenworksError: what is wrong with it.
+        """
+        head = exchange.head
+        assert head is not None
+        check_json(head)
+        arrived_ns = self.clock.now_ns()
+        named = head.headers() if head.has(PREFIX) else []
+        own = own_headers(named, key.labels)
+        asked = dialect.read(exchange.body, key, own, self._output_default)
+        exchange.body = b""
+        order = self.order(asked, key, arrived_ns, own)
+        writer = dialect.writer(asked, order.request)
+        return Answer(self, order, writer, exchange, stream=asked.stream)
+
+    async def keep(self, tenant: TenantID, kind: str, item: Shelved) -> None:
+        """Keep what an answer leaves.
+
+        It has been made and billed: that it cannot be kept is said to the operator, and to the
+        caller when it asks for it.
+        """
+        assert self._shelf is not None, kind
+        try:
+            await self._shelf.put(tenant, kind, item)
+        except TokenworksError as error:
+            _log.warning("%s %s of %s is not kept: %s", kind, item.id, tenant, error)
+
     def order(self, asked: Asked, key: KeyView, arrived_ns: int, own: OwnHeaders) -> Order:
         """The request as the factory takes it, under an id of its own."""
-        unix_ms = self._clock.unix_ns() // NS_PER_MS
+        unix_ms = self.clock.unix_ns() // NS_PER_MS
         return Order(
             # Ids that rise with time keep a request's entries easy to find.
-            request=RequestID(f"req_{unix_ms:012x}{secrets.token_hex(6)}"),
+            request=RequestID(f"req_{unix_ms:012x}{next(self._count):08x}{self._salt}"),
             key=key,
             model=asked.model,
             tier=asked.tier,
@@ -177,292 +170,235 @@ class Answers:
             content_type=asked.content_type,
         )
 
-    async def open(self, order: Order) -> Delivery:
-        """See ``Desk``."""
-        return await self._desk.open(order)
-
     def _output_default(self, model: ModelName, tier: Tier) -> int:
-        if model not in self._desk.models():
+        if model not in self.desk.models():
             raise ModelNotFound(
                 f"The model {model!r} is not served here.",
-                hint=f"Models: {', '.join(self._desk.models()) or 'none at present'}.",
+                hint=f"Models: {', '.join(self.desk.models()) or 'none at present'}.",
             )
-        return self._desk.output_tokens_default(model, tier)
-
-    async def _open(self, order: Order, hangup: asyncio.Future[None]) -> Delivery:
-        """The delivery; a caller who leaves while it waits withdraws its request."""
-        opening = asyncio.ensure_future(self._desk.open(order))
-        both: set[asyncio.Future[Delivery] | asyncio.Future[None]] = {opening, hangup}
-        try:
-            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-            if not opening.done():
-                opening.cancel()
-                await asyncio.wait({opening})
-        except asyncio.CancelledError:
-            if not opening.cancel() and opening.exception() is None:
-                # It opened in the moment that we were stopped: nobody else would end it.
-                await self._drop(opening.result())
-            raise
-        if opening.cancelled():
-            raise ClientGone
-        return opening.result()
-
-    async def _drop(self, delivery: Delivery) -> None:
-        delivery.abort()
-        usage = EventStream().usage_so_far()
-        measured = Measured(ttft_ns=None, decode_ns=0, output_tokens=0)
-        await self.settle(delivery, Outcome(usage=usage, measured=measured, ending="failed"))
-
-    async def keep(self, tenant: TenantID, kind: str, item: Shelved) -> None:
-        """Keep what an answer leaves.
-
-        It has been made and billed: that it cannot be kept is said to the operator, and to the
-        caller when it asks for it.
-        """
-        assert self._shelf is not None, kind
-        try:
-            await self._shelf.put(tenant, kind, item)
-        except TokenworksError as error:
-            _log.warning("%s %s of %s is not kept: %s", kind, item.id, tenant, error)
-
-    def now_ns(self) -> int:
-        """The driver's clock."""
-        return self._clock.now_ns()
-
-    async def settle(self, delivery: Delivery, outcome: Outcome) -> Receipt:
-        """Bill and count one answer; once begun it is carried through, whoever stops waiting."""
-        receipt = await asyncio.shield(asyncio.ensure_future(delivery.settle(outcome)))
-        self._metrics.settle(outcome, receipt)
-        return receipt
+        return self.desk.output_tokens_default(model, tier)
 
 
 class Answer:
-    """One answer on its way out. However it ends, it is settled once, and the caller is told."""
+    """One answer on its way out. However it ends, it is settled once, and the caller is told.
+
+    It implements ``ports.Sink``.
+    """
 
     __slots__ = (
+        "_answers",
         "_assembler",
         "_delivery",
         "_events",
+        "_exchange",
+        "_failure",
         "_meter",
         "_order",
-        "_route",
-        "_send",
-        "_sending_ns",
-        "_started",
-        "_watch",
+        "_over",
+        "_paused_ns",
+        "_task",
+        "_waiter",
         "_writer",
     )
 
     def __init__(
-        self,
-        route: Answers,
-        order: Order,
-        delivery: Delivery,
-        writer: Writer,
-        send: Send,
-        *,
-        stream: bool,
+        self, answers: Answers, order: Order, writer: Writer, exchange: Exchange, *, stream: bool
     ) -> None:
-        self._route, self._order, self._delivery = route, order, delivery
-        self._writer, self._send = writer, send
+        self._answers, self._order, self._writer, self._exchange = answers, order, writer, exchange
         self._events = EventStream()
         self._meter = Meter(order.arrived_ns)
         self._assembler = None if stream else Assembler()
-        self._started = False
-        self._sending_ns: int | None = None
-        self._watch: asyncio.TimerHandle | None = None
+        self._task: asyncio.Task[object] | None = None
+        self._delivery: Delivery | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._over = False
+        """Whether nothing more is taken from the worker."""
+        self._failure: Exception | None = None
+        self._paused_ns: int | None = None
 
-    async def run(self, hangup: asyncio.Future[None]) -> None:
-        """Forward or assemble until the end, then settle, then close.
-
-        Args:
-            hangup: done once the caller has left.
+    async def run(self) -> None:
+        """Open, forward or assemble until the end, settle, close.
 
         Raises:
-            TokenworksError: what went wrong; a stream that had begun has ended with it.
-            ClientGone: the caller left.
+            TokenworksError: what went wrong; ``tell`` tells the caller.
+            ClientGone: the caller left, and what was made for it is settled.
         """
-        try:
-            await self._run(hangup)
-        except TokenworksError as error:
-            await self._tell(error)
-            raise
-        except ClientGone:
-            raise
-        except Exception:
-            await self._tell(broken())
-            raise
-
-    async def _run(self, hangup: asyncio.Future[None]) -> None:
-        failure = await self._pass_on(hangup)
-        if hangup.done() or isinstance(failure, ClientGone):
-            self._delivery.abort()
-            await self._settle("disconnected")
-            if failure is None or isinstance(failure, TokenworksError | ClientGone):
+        exchange = self._exchange
+        delivery = self._delivery = await self._open()
+        exchange.on_gone = self._left
+        if exchange.gone:
+            self._left()
+        await self._pass_on(delivery)
+        failure = self._failure
+        if exchange.gone:
+            await self._settle(delivery, "disconnected")
+            if failure is None or isinstance(failure, TokenworksError):
                 raise ClientGone
             raise failure
         if failure is not None:
-            self._delivery.abort()
+            delivery.abort()
             try:
-                await self._settle("failed")
+                await self._settle(delivery, "failed")
             except TokenworksError as error:
                 raise error from failure
             raise failure
-        receipt = await self._settle("done")
-        await self._close(receipt.tier_delivered)
+        receipt = await self._settle(delivery, "done")
+        last = self._last(receipt.tier_delivered)
+        if self._writer.kept is not None:
+            await self._answers.keep(self._order.key.tenant, *self._writer.kept)
+        if exchange.gone:
+            raise ClientGone
+        self._close(last)
 
-    async def _pass_on(self, hangup: asyncio.Future[None]) -> Exception | None:
-        """Move the answer, and return what stopped it, if anything did."""
+    def tell(self, error: TokenworksError) -> bool:
+        """End a stream that has begun with an error event; False if none has begun."""
+        if not self._exchange.status:
+            return False
+        self._exchange.end(self._writer.error_event(error))
+        return True
 
-        def leave(_: asyncio.Future[None]) -> None:
-            self._delivery.abort()
-
-        hangup.add_done_callback(leave)
+    async def _open(self) -> Delivery:
+        """The delivery; a caller who leaves while it waits withdraws its request."""
+        exchange, self._task = self._exchange, asyncio.current_task()
+        exchange.on_gone = self._withdraw
+        if exchange.gone:
+            raise ClientGone
         try:
-            with self._watched():
-                assembler = self._assembler
-                await (self._forward() if assembler is None else self._collect(assembler))
+            return await self._answers.desk.open(self._order)
         except asyncio.CancelledError:
-            self._delivery.abort()
-            with contextlib.suppress(TokenworksError):
-                await self._settle("failed")
-            raise
-        except Exception as error:  # noqa: BLE001 - raised again once the answer is settled
-            return error
-        finally:
-            hangup.remove_done_callback(leave)
-        return None
-
-    @contextlib.contextmanager
-    def _watched(self) -> Iterator[None]:
-        """Break off a send within that is stuck.
-
-        Raises:
-            ClientGone: the caller has read nothing for SEND_NS_MAX.
-        """
-        task = asyncio.current_task()
-        assert task is not None
-        self._look(task)
-        try:
-            yield
-        except asyncio.CancelledError:
-            if self._watch is None and not task.uncancel():
+            assert self._task is not None
+            if exchange.gone and not self._task.uncancel():
                 raise ClientGone from None
             raise
-        finally:
-            if self._watch is not None:
-                self._watch.cancel()
 
-    def _look(self, task: asyncio.Task[object]) -> None:
-        """Stop a send that is stuck; else look again later."""
-        since = self._sending_ns
-        if since is not None and self._route.now_ns() - since >= SEND_NS_MAX:
-            self._watch = None
-            task.cancel()
-        else:
-            loop = asyncio.get_running_loop()
-            self._watch = loop.call_later(SEND_CHECK_S, self._look, task)
+    def _withdraw(self) -> None:
+        assert self._task is not None
+        self._task.cancel()
 
-    async def _forward(self) -> None:
-        events, meter, clock = self._events, self._meter, self._route.now_ns
-        read, send, write = self._delivery.read, self._send, self._writer.forward
-        while not events.done and (data := await read()):
-            before = events.token_events
-            ready = events.feed(data)
-            ready = write(ready) if ready else ready
-            if events.finished:
-                meter.ended(clock())
-            if not ready and events.token_events == before:
-                continue
-            sending_ns = self._sending_ns = clock()
-            if events.token_events > before:
-                meter.tokens_sent(sending_ns)
-            if ready:
-                if not self._started:
-                    await self._start()
-                await send({"type": "http.response.body", "body": ready, "more_body": True})
-                meter.waited(clock() - sending_ns)
-            self._sending_ns = None
-        self._check_whole()
+    def _left(self) -> None:
+        """The caller has left: the worker stops now."""
+        assert self._delivery is not None
+        self._delivery.abort()
+        self._stop(None)
 
-    async def _collect(self, assembler: Assembler) -> None:
+    async def _pass_on(self, delivery: Delivery) -> None:
+        """Return once the answer has ended, or cannot go on."""
+        exchange = self._exchange
+        exchange.on_pause, exchange.on_resume = self._pause, self._resume
+        try:
+            delivery.pipe(self)
+            if not self._over:
+                self._waiter = asyncio.get_running_loop().create_future()
+                await self._waiter
+        except asyncio.CancelledError:
+            self._stop(None)
+            delivery.abort()
+            with contextlib.suppress(TokenworksError):
+                await self._settle(delivery, "failed")
+            raise
+        if self._failure is None and not exchange.gone:
+            self._failure = self._missing()
+
+    # What comes from the worker, and what the caller does meanwhile.
+
+    def data(self, data: bytes) -> None:
+        """See ``Sink``."""
+        if self._over:
+            return
+        try:
+            self._take(data)
+        except Exception as error:  # noqa: BLE001 - raised again once the answer is settled
+            self._failure = self._failure or error
+            self._stop(error)
+
+    def ended(self, failure: WorkerFailed | None) -> None:
+        """See ``Sink``."""
+        self._stop(failure)
+
+    def _take(self, data: bytes) -> None:
         events = self._events
-        while not events.done and (data := await self._delivery.read()):
-            before = events.token_events
-            ready = events.feed(data)
-            if events.token_events > before:
-                self._meter.tokens_sent(self._route.now_ns())
-            if events.finished:
-                self._meter.ended(self._route.now_ns())
-            assembler.add(ready)
-        self._check_whole()
-        assembler.add(b"\n\n".join([*events.held, events.usage_event or b""]))
+        before = events.token_events
+        ready = events.feed(data)
+        if events.token_events != before:
+            self._meter.tokens_sent(self._answers.clock.now_ns())
+        if events.finished:
+            self._meter.ended(self._answers.clock.now_ns())
+        if ready:
+            if self._assembler is not None:
+                self._assembler.add(ready)
+            elif written := self._writer.forward(ready):
+                if not self._exchange.status:
+                    self._begin()
+                self._exchange.write(written)
+        if events.done:
+            self._stop(None)
 
-    def _check_whole(self) -> None:
-        """A clean end after ``finish_reason`` is an end, with or without ``[DONE]``."""
-        if self._events.failure is not None:
-            raise self._events.failure
-        if not (self._events.done or self._events.finished):
-            raise WorkerFailed(
+    def _stop(self, failure: Exception | None) -> None:
+        if self._over:
+            return
+        self._over, self._failure = True, self._failure or failure
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _pause(self) -> None:
+        if self._delivery is not None and self._paused_ns is None:
+            self._paused_ns = self._answers.clock.now_ns()
+            self._delivery.pause()
+
+    def _resume(self) -> None:
+        if self._delivery is not None and self._paused_ns is not None:
+            self._meter.waited(self._answers.clock.now_ns() - self._paused_ns)
+            self._paused_ns = None
+            self._delivery.resume()
+
+    # The end.
+
+    def _missing(self) -> Exception | None:
+        """What an answer that has ended lacks; it is whole with or without ``[DONE]``."""
+        events = self._events
+        if events.failure is not None:
+            return events.failure
+        if not (events.done or events.finished):
+            return WorkerFailed(
                 "The worker ended the stream before the answer was whole.", hint="Try again."
             )
+        if self._assembler is not None:
+            try:
+                self._assembler.add(b"\n\n".join([*events.held, events.usage_event or b""]))
+            except WorkerFailed as failure:
+                return failure
+        return None
 
-    async def _settle(self, ending: Ending) -> Receipt:
+    async def _settle(self, delivery: Delivery, ending: Ending) -> Receipt:
+        """Bill and count the answer."""
         usage = self._events.usage_so_far()
-        measured = self._meter.measured(usage.completion_tokens, self._route.now_ns())
         outcome = Outcome(
             usage=usage,
-            measured=measured,
+            measured=self._meter.measured(usage.completion_tokens, self._answers.clock.now_ns()),
             ending=ending,
             metered_by=self._events.metered_by,
         )
-        return await self._route.settle(self._delivery, outcome)
+        receipt = await delivery.settle(outcome)
+        self._answers.metrics.settle(outcome, receipt)
+        return receipt
 
-    async def _start(self) -> None:
+    def _begin(self) -> None:
         """Say 200, at the first bytes: what fails before them is answered with its own status."""
-        self._started = True
-        headers = [
-            (b"content-type", b"text/event-stream"),
-            (b"cache-control", b"no-cache"),
-            *self._headers(),
-        ]
-        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+        self._exchange.begin(200, EVENTS, [_NO_CACHE, *self._headers()])
 
-    async def _close(self, tier: Tier) -> None:
-        self._sending_ns = self._route.now_ns()
-        with self._watched():
-            if self._assembler is not None:
-                body = self._writer.whole(self._assembler.completion(), tier)
-                await self._keep()
-                await respond(self._send, 200, body, self._headers())
-                return
-            if not self._started:
-                await self._start()
-            closing = self._writer.closing(self._events, tier)
-            await self._keep()
-            await self._send({"type": "http.response.body", "body": closing})
+    def _last(self, tier: Tier) -> bytes:
+        """The whole body, or the end of a stream."""
+        if self._assembler is not None:
+            return self._writer.whole(self._assembler.completion(), tier)
+        return self._writer.closing(self._events, tier)
 
-    async def _keep(self) -> None:
-        if self._writer.kept is not None:
-            await self._route.keep(self._order.key.tenant, *self._writer.kept)
-
-    async def _tell(self, error: TokenworksError) -> None:
-        """End a stream that has begun with an error event."""
-        if self._started:
-            body = self._writer.error_event(error)
-            self._sending_ns = self._route.now_ns()
-            with self._watched():
-                await self._send({"type": "http.response.body", "body": body})
+    def _close(self, last: bytes) -> None:
+        if self._assembler is not None:
+            self._exchange.respond(200, last, JSON, self._headers())
+            return
+        if not self._exchange.status:
+            self._begin()
+        self._exchange.end(last)
 
     def _headers(self) -> Headers:
         return [(b"x-request-id", self._order.request.encode())]
-
-
-async def _disconnected(receive: Receive) -> None:
-    """Returns when the caller has left."""
-    try:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-    except Exception:  # noqa: BLE001
-        # A server that cannot listen any more has lost its caller.
-        _log.exception("the server broke while it listened for a disconnect")

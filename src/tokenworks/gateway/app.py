@@ -1,32 +1,25 @@
-"""The gateway as one ASGI application: its table of routes, and what it answers itself."""
+"""The gateway as one application: its table of routes, and what it answers itself."""
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
 import logging
 import reprlib
+from collections.abc import Coroutine
 from typing import Final
 
 import msgspec
 
 from tokenworks.core.errors import MethodNotAllowed, ModelNotFound, TokenworksError
+from tokenworks.core.orders import KeyView
 from tokenworks.core.ports import Clock, Desk, Shelf
 from tokenworks.core.units import NS_PER_S
-from tokenworks.gateway.answer import Answers
+from tokenworks.gateway.answer import Answer, Answers
 from tokenworks.gateway.chat import Chat
 from tokenworks.gateway.completions import Completions
-from tokenworks.gateway.dialect import ErrorForm
-from tokenworks.gateway.http_io import (
-    ClientGone,
-    Headers,
-    Message,
-    Receive,
-    Scope,
-    Send,
-    broken,
-    read_body,
-    respond,
-)
+from tokenworks.gateway.connection import Exchange
+from tokenworks.gateway.dialect import ErrorForm, Fetch
+from tokenworks.gateway.http_io import BODY_BYTES_MAX, JSON, ClientGone, Headers, broken
 from tokenworks.gateway.messages import Messages
 from tokenworks.gateway.metrics import CONTENT_TYPE, GatewayMetrics
 from tokenworks.gateway.openai_errors import OpenAIErrors
@@ -40,14 +33,36 @@ DIALECTS: Final[tuple[AnyDialect, ...]] = (Chat(), Completions(), Messages())
 """What answers can be asked for in, where nothing else is said."""
 
 MODELS: Final = "/v1/models"
+_POST: Final = {"POST": None}.keys()
+_OPENAI: Final = OpenAIErrors()
+
+
+class _Accepted:
+    """What is known of a request from its head."""
+
+    __slots__ = ("answer", "dialect", "errors", "key", "name", "route")
+
+    def __init__(self) -> None:
+        self.name = "other"
+        self.errors: ErrorForm = _OPENAI
+        self.dialect: AnyDialect | None = None
+        self.route: Route | None = None
+        self.key: KeyView | None = None
+        self.answer: Answer | None = None
+
+
+def _accepted(exchange: Exchange) -> _Accepted:
+    """The same for any exchange; nothing is known of one without a head."""
+    found = exchange.accepted
+    return found if isinstance(found, _Accepted) else _Accepted()
 
 
 class Gateway:
     """Serves the factory's HTTP interface.
 
     Routes: those of ``DIALECTS``, ``responses`` and ``whole_answers.SERVICES``, ``GET /v1/models``,
-    ``GET /v1/models/<model>``, ``GET /healthz``, ``GET /metrics``. The last
-    two need no key, and name no tenant, no key and no content.
+    ``GET /v1/models/<model>``, ``GET /healthz``, ``GET /metrics``. The last two need no key, and
+    name no tenant, no key and no content.
 
     Args:
         desk: the way into the factory.
@@ -55,6 +70,10 @@ class Gateway:
         dialects: what answers can be asked for in, besides Responses.
         shelf: where what tenants leave is kept; None keeps nothing.
         more: further routes.
+
+    Attributes:
+        metrics: what it counts.
+        serving: requests that are being answered, with their tasks.
     """
 
     def __init__(
@@ -71,6 +90,7 @@ class Gateway:
         self.metrics = GatewayMetrics()
         self._answers = Answers(desk, clock, self.metrics, shelf)
         responses = Responses(clock, shelf)
+        self.serving: dict[Exchange, asyncio.Task[None]] = {}
         self._routes = Routes(
             (*dialects, responses),
             (
@@ -84,72 +104,124 @@ class Gateway:
             ),
         )
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One ASGI connection."""
-        if scope["type"] != "http":
-            assert scope["type"] in ("lifespan", "websocket"), scope["type"]
-            return
-        path, status = scope["path"], 200
-        errors: ErrorForm = OpenAIErrors()
-        started = False
+    # What a connection calls; see ``connection.Application``.
 
-        async def counted(message: Message) -> None:
-            nonlocal status, started
-            if not started:
-                status, started = message["status"], True
-            try:
-                await send(message)
-            except OSError as error:  # ASGI's word for a caller who left
-                raise ClientGone from error
-
-        async def answer(error: TokenworksError, headers: Headers) -> None:
-            nonlocal status
-            status = error.status
-            if not started:
-                with contextlib.suppress(ClientGone):
-                    await respond(counted, status, errors.error_body(error), headers)
-
-        self.metrics.streams.inc()
+    def accept(self, exchange: Exchange) -> int | None:
+        """Find the route and check the key, before the body is read."""
+        head = exchange.head
+        assert head is not None
+        accepted = exchange.accepted = _Accepted()
         try:
-            found = self._routes.find(path)
-            errors = found.errors if isinstance(found, Route) else found
+            found = self._routes.find(head.path)
             if isinstance(found, Route):
-                response = await self._handle(found, scope, receive)
-                await respond(
-                    counted, response.status, response.body, response.headers, response.content_type
-                )
+                accepted.errors, accepted.route, keyed = found.errors, found, found.keyed
+                allowed, bytes_max = found.handlers.keys(), found.body_bytes_max
             else:
-                check_method(path, scope["method"], ("POST",))
-                await self._answers.serve(found, scope["headers"], receive, counted)
-        except ClientGone:
-            status = 499
+                accepted.errors, accepted.dialect, keyed = found, found, True
+                allowed, bytes_max = _POST, BODY_BYTES_MAX
+            accepted.name = self._routes.name(head.path)
+            check_method(head.path, head.method, allowed)
+            if keyed:
+                accepted.key = self._answers.key_of(head)
         except MethodNotAllowed as error:
-            allowed = ", ".join(found.handlers) if isinstance(found, Route) else "POST"
-            await answer(error, [(b"allow", allowed.encode())])
+            self._fail(exchange, error, [(b"allow", ", ".join(allowed).encode())])
         except TokenworksError as error:
-            await answer(error, errors.error_headers(error))
+            self._fail(exchange, error)
+        else:
+            return bytes_max
+        return None
+
+    def refuse(self, exchange: Exchange, error: TokenworksError) -> None:
+        """Answer a request that cannot be read."""
+        self._fail(exchange, error)
+
+    def serve(self, exchange: Exchange) -> None:
+        """Begin to answer a whole request."""
+        accepted = _accepted(exchange)
+        work: Coroutine[object, object, None]
+        try:
+            if accepted.dialect is not None and accepted.key is not None:
+                if accepted.dialect.fetch is None:
+                    answer = self._answers.prepare(accepted.dialect, exchange, accepted.key)
+                    accepted.answer = answer
+                    work = answer.run()
+                else:
+                    work = self._fetch(exchange, accepted, accepted.dialect.fetch, accepted.key)
+            else:
+                work = self._handle(exchange, accepted)
+        except TokenworksError as error:
+            self._fail(exchange, error)
+        except Exception:  # noqa: BLE001 - logged, and answered as our fault
+            _log.exception("a request to %s broke", accepted.name)
+            self._fail(exchange, broken())
+        else:
+            task = asyncio.get_running_loop().create_task(self._finish(exchange, work))
+            self.serving[exchange] = task
+
+    async def _fetch(
+        self, exchange: Exchange, accepted: _Accepted, fetch: Fetch, key: KeyView
+    ) -> None:
+        """Answer a request that may go on from what was kept."""
+        dialect = await fetch(exchange.body, key)
+        answer = accepted.answer = self._answers.prepare(dialect, exchange, key)
+        await answer.run()
+
+    async def _finish(self, exchange: Exchange, work: Coroutine[object, object, None]) -> None:
+        accepted = _accepted(exchange)
+        self.metrics.streams.inc()
+        failure: TokenworksError | None = None
+        try:
+            await work
+        except ClientGone:
+            pass
+        except TokenworksError as error:
+            failure = error
         except Exception:  # noqa: BLE001 - the last stop: logged, and answered as our fault
-            _log.exception("a request to %s broke", path)
-            await answer(broken(), [])
+            _log.exception("a request to %s broke", accepted.name)
+            failure = broken()
         finally:
             self.metrics.streams.dec()
-            self.metrics.responses.labels(self._routes.name(path), str(status)).inc()
+            del self.serving[exchange]
+        if failure is None:
+            self._count(exchange, 499 if exchange.gone else exchange.status)
+        elif accepted.answer is not None and accepted.answer.tell(failure):
+            self._count(exchange, failure.status)
+        else:
+            self._fail(exchange, failure)
 
-    async def _handle(self, route: Route, scope: Scope, receive: Receive) -> Response:
-        check_method(scope["path"], scope["method"], route.handlers)
-        handler = route.handlers[scope["method"]]
-        headers = scope["headers"]
-        key = self._answers.key_of(headers) if route.keyed else None
-        return await handler(
+    def _fail(
+        self, exchange: Exchange, error: TokenworksError, headers: Headers | None = None
+    ) -> None:
+        errors = _accepted(exchange).errors
+        more = errors.error_headers(error) if headers is None else headers
+        self._count(exchange, error.status)
+        exchange.respond(error.status, errors.error_body(error), JSON, more)
+
+    def _count(self, exchange: Exchange, status: int) -> None:
+        self.metrics.responses.labels(_accepted(exchange).name, str(status)).inc()
+
+    async def _handle(self, exchange: Exchange, accepted: _Accepted) -> None:
+        """Another route than an answer's."""
+        head, route = exchange.head, accepted.route
+        assert head is not None
+        assert route is not None
+        method = "GET" if head.method == "HEAD" and "HEAD" not in route.handlers else head.method
+        response = await route.handlers[method](
             Request(
-                method=scope["method"],
-                path=scope["path"],
-                query=scope.get("query_string", b""),
-                headers=headers,
-                body=await read_body(receive, route.body_bytes_max),
-                key=key,
+                method=head.method,
+                path=head.path,
+                query=head.query,
+                headers=head.headers(),
+                body=exchange.body,
+                key=accepted.key,
             )
         )
+        if not exchange.gone:
+            exchange.respond(
+                response.status, response.body, response.content_type, response.headers
+            )
+
+    # Routes of its own.
 
     async def _metrics(self, _: Request) -> Response:
         return Response(body=self.metrics.text(), content_type=CONTENT_TYPE)

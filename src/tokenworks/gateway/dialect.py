@@ -117,7 +117,7 @@ class Dialect(ErrorForm, Protocol[A]):
         ...
 
     @property
-    def fetch(self) -> Callable[[bytes, KeyView], Awaitable[Dialect[Any]]] | None:
+    def fetch(self) -> Fetch | None:
         """Gives the dialect for one request that may go on from what was kept; mostly None.
 
         It is called with the body and the key before ``read``, and raises what that does, and
@@ -143,3 +143,7 @@ class Dialect(ErrorForm, Protocol[A]):
     def writer(self, asked: A, request: RequestID) -> Writer:
         """The writer of one answer; ids of its own may be made of the request's."""
         ...
+
+
+Fetch = Callable[[bytes, KeyView], Awaitable[Dialect[Any]]]
+"""From a request's body and its key: the dialect for that request."""

@@ -1,19 +1,14 @@
-"""The pieces of ASGI and HTTP that the routes share: reading a body, its headers, answering."""
+"""What the routes share of HTTP: reading headers, and what went wrong."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, Final
+from typing import Final, Protocol
 
-from tokenworks.core.errors import InvalidRequest, RequestTooLarge, TokenworksError
+from tokenworks.core.errors import InvalidRequest, TokenworksError
 
 BODY_BYTES_MAX: Final = 8_000_000
 LABEL_LEN_MAX: Final = 128
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
 JSON: Final = b"application/json"
@@ -23,41 +18,19 @@ class ClientGone(Exception):
     """The caller hung up; there is nobody to answer."""
 
 
-async def read_body(receive: Receive, bytes_max: int) -> bytes:
-    """The whole body.
+class HasHeaders(Protocol):
+    """A request's head, or a whole request."""
 
-    Raises:
-        RequestTooLarge: more than ``bytes_max``.
-        ClientGone: the connection closed first.
-    """
-    parts: list[bytes] = []
-    size = 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientGone
-        part = message.get("body", b"")
-        size += len(part)
-        if size > bytes_max:
-            raise RequestTooLarge(
-                f"The body has more than {bytes_max} bytes.", hint="Send a shorter prompt."
-            )
-        if part:
-            parts.append(part)
-        if not message.get("more_body", False):
-            return b"".join(parts)
+    def get(self, name: bytes) -> bytes | None:
+        """The value of the first header of a name in lower case."""
+        ...
 
 
-def header(headers: Headers, name: bytes) -> bytes | None:
-    """The first header of a name in lower case."""
-    return next((value for each, value in headers if each == name), None)
-
-
-def secret_of(headers: Headers) -> bytes | None:
+def secret_of(head: HasHeaders) -> bytes | None:
     """The secret of the key, if there is one: a bearer's, else that of ``x-api-key``."""
-    given = header(headers, b"authorization")
+    given = head.get(b"authorization")
     if given is None:
-        return header(headers, b"x-api-key") or None
+        return head.get(b"x-api-key") or None
     scheme, _, secret = given.partition(b" ")
     return (secret.strip() or None) if scheme.lower() == b"bearer" else None
 
@@ -82,37 +55,19 @@ def label_of(header: bytes, value: bytes, len_max: int = LABEL_LEN_MAX) -> str:
     return text
 
 
-async def respond(
-    send: Send, status: int, body: bytes, headers: Headers, content_type: bytes = JSON
-) -> None:
-    """A whole response."""
-    await send(
-        {
-            "type": "http.response.start",
-            "status": status,
-            "headers": [
-                (b"content-type", content_type),
-                (b"content-length", str(len(body)).encode()),
-                *headers,
-            ],
-        }
-    )
-    await send({"type": "http.response.body", "body": body})
-
-
 def broken() -> TokenworksError:
     """What callers are told of a mistake of ours; the log has the rest."""
     return TokenworksError("The gateway broke on this request.", hint="Report it.")
 
 
-def check_json(headers: Headers) -> None:
+def check_json(head: HasHeaders) -> None:
     """Refuse a body that says it is something else than JSON.
 
     Raises:
         InvalidRequest: another content type.
     """
-    kind = header(headers, b"content-type")
-    if kind and b"json" not in kind.lower():
+    kind = head.get(b"content-type")
+    if kind and kind != JSON and b"json" not in kind.lower():
         raise InvalidRequest(
             f"The content type is {kind[:80].decode('latin-1')!r}.", hint="Send application/json."
         )

@@ -11,7 +11,7 @@ import msgspec
 from tokenworks.core.errors import MethodNotAllowed, RouteNotFound
 from tokenworks.core.orders import KeyView
 from tokenworks.gateway.dialect import Dialect, ErrorForm
-from tokenworks.gateway.http_io import BODY_BYTES_MAX, JSON, Headers, header
+from tokenworks.gateway.http_io import BODY_BYTES_MAX, JSON, Headers
 from tokenworks.gateway.openai_errors import OpenAIErrors
 
 
@@ -34,9 +34,9 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     body: bytes = b""
     key: KeyView | None = None
 
-    def header(self, name: bytes) -> bytes | None:
-        """The first header of a name in lower case."""
-        return header(self.headers, name)
+    def get(self, name: bytes) -> bytes | None:
+        """The value of the first header of a name in lower case."""
+        return next((value for each, value in self.headers if each == name), None)
 
 
 class Response(msgspec.Struct, frozen=True, kw_only=True):
@@ -122,7 +122,7 @@ def check_method(path: str, method: str, allowed: Collection[str]) -> None:
     Raises:
         MethodNotAllowed: the header ``allow`` of its answer names what is ``allowed``.
     """
-    if method not in allowed:
+    if method not in allowed and not (method == "HEAD" and "GET" in allowed):
         names = ", ".join(allowed)
         raise MethodNotAllowed(
             f"{reprlib.repr(path)} takes {names}, not {method}.", hint=f"Use {names}."

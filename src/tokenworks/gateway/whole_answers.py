@@ -6,12 +6,13 @@ says of usage is billed. Which of these a worker serves is the worker's to say.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Final
 
 import msgspec
 
-from tokenworks.core.errors import InvalidRequest, NotOffered, TokenworksError, WorkerFailed
+from tokenworks.core.errors import InvalidRequest, NotOffered, WorkerFailed
 from tokenworks.core.orders import Ending, KeyView, Outcome
 from tokenworks.core.ports import Clock, Delivery
 from tokenworks.core.slo import Measured
@@ -87,8 +88,8 @@ class WholeAnswers:
         own = own_headers(request.headers, key.labels)
         asked = _read(service, request, key, own)
         order = self._answers.order(asked, key, arrived_ns, own)
-        delivery = await self._answers.open(order)
-        body, failure = await _collect(delivery)
+        delivery = await self._answers.desk.open(order)
+        body, failure = await _Collector(delivery).collect()
         usage = nothing_used()
         if failure is None:
             try:
@@ -98,9 +99,9 @@ class WholeAnswers:
         elapsed_ns = self._clock.now_ns() - arrived_ns
         measured = Measured(ttft_ns=elapsed_ns, decode_ns=0, output_tokens=usage.completion_tokens)
         ending: Ending = "done" if failure is None else "failed"
-        receipt = await self._answers.settle(
-            delivery, Outcome(usage=usage, measured=measured, ending=ending)
-        )
+        outcome = Outcome(usage=usage, measured=measured, ending=ending)
+        receipt = await delivery.settle(outcome)
+        self._answers.metrics.settle(outcome, receipt)
         if failure is not None:
             raise failure
         headers = [
@@ -110,23 +111,40 @@ class WholeAnswers:
         return Response(body=body, content_type=delivery.content_type or JSON, headers=headers)
 
 
-async def _collect(delivery: Delivery) -> tuple[bytes, TokenworksError | None]:
-    parts: list[bytes] = []
-    size = 0
-    try:
-        while data := await delivery.read():
-            parts.append(data)
-            size += len(data)
-            if size > ANSWER_BYTES_MAX:
-                delivery.abort()
-                return b"", WorkerFailed(f"A worker's answer has over {ANSWER_BYTES_MAX} bytes.")
-    except WorkerFailed as error:
-        return b"", error
-    return b"".join(parts), None
+class _Collector:
+    """Takes an answer in one piece; implements ``ports.Sink``."""
+
+    def __init__(self, delivery: Delivery) -> None:
+        self._delivery = delivery
+        self._parts: list[bytes] = []
+        self._bytes = 0
+        self._failure: WorkerFailed | None = None
+        self._whole: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def collect(self) -> tuple[bytes, WorkerFailed | None]:
+        """The whole answer, or why there is none."""
+        self._delivery.pipe(self)
+        await self._whole
+        return (b"" if self._failure else b"".join(self._parts)), self._failure
+
+    def data(self, data: bytes) -> None:
+        """See ``Sink``."""
+        self._bytes += len(data)
+        if self._bytes <= ANSWER_BYTES_MAX:
+            self._parts.append(data)
+        elif self._failure is None:
+            self._failure = WorkerFailed(f"A worker's answer has over {ANSWER_BYTES_MAX} bytes.")
+            self._delivery.abort()
+
+    def ended(self, failure: WorkerFailed | None) -> None:
+        """See ``Sink``."""
+        self._failure = self._failure or failure
+        if not self._whole.done():
+            self._whole.set_result(None)
 
 
 def _read(service: Service, request: Request, key: KeyView, own: OwnHeaders) -> Asked:
-    content_type = request.header(b"content-type") or b""
+    content_type = request.get(b"content-type") or b""
     is_form = content_type.lower().startswith(b"multipart/form-data")
     if is_form and not service.form:
         raise InvalidRequest(f"{service.path} takes JSON.", hint=f"Send {service.example}.")

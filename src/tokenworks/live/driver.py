@@ -33,7 +33,7 @@ from tokenworks.core.errors import (
 from tokenworks.core.ids import ModelName, PoolID, RequestID, WorkerID
 from tokenworks.core.needs import NO_OFFERS, nothing_offers
 from tokenworks.core.orders import CHAT_PATH, KeyView, Order, Outcome, Receipt
-from tokenworks.core.ports import AnswerStream, Clock, WorkerPort
+from tokenworks.core.ports import AnswerStream, Clock, Sink, WorkerPort
 from tokenworks.core.slo import Tier
 from tokenworks.core.units import NS_PER_MS, NS_PER_S, PPM
 from tokenworks.dispatch.commands import (
@@ -159,9 +159,17 @@ class LiveDelivery:
         """See ``Delivery``."""
         return self._stream.content_type
 
-    async def read(self) -> bytes:
+    def pipe(self, sink: Sink) -> None:
         """See ``Delivery``."""
-        return await self._stream.read()
+        self._stream.pipe(sink)
+
+    def pause(self) -> None:
+        """See ``Delivery``."""
+        self._stream.pause()
+
+    def resume(self) -> None:
+        """See ``Delivery``."""
+        self._stream.resume()
 
     def abort(self) -> None:
         """See ``Delivery``."""

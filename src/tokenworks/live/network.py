@@ -15,6 +15,7 @@ import httptools
 
 from tokenworks.core.errors import ConfigInvalid, WorkerFailed, WorkerUnavailable
 from tokenworks.core.orders import JSON_TYPE
+from tokenworks.core.ports import Sink
 from tokenworks.core.units import NS_PER_S
 
 HEADER_BYTES_MAX: Final = 64 * 1024
@@ -28,7 +29,7 @@ HEAD_NS_MAX: Final = 600 * NS_PER_S
 """llama.cpp sends the head with the first token, so this bounds queueing plus prefill."""
 
 IDLE_NS_MAX: Final = 3 * NS_PER_S
-"""llama.cpp and uvicorn both close a connection after 5 s of silence: be gone before."""
+"""llama.cpp, and vLLM's server too, close a connection after 5 s of silence: be gone before."""
 
 
 class WorkerStream:
@@ -40,12 +41,7 @@ class WorkerStream:
     """
 
     __slots__ = (
-        "_chunks",
-        "_connection",
-        "_ended",
-        "_failure",
-        "_size_bytes",
-        "_waiter",
+        *("_chunks", "_connection", "_ended", "_failure", "_sink", "_size_bytes", "_waiter"),
         "content_type",
         "status",
     )
@@ -59,6 +55,7 @@ class WorkerStream:
         self._ended = False
         self._failure: str | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._sink: Sink | None = None
 
     async def read(self) -> bytes:
         """Whatever part of the body has come since the last read, joined; ``b""`` at its end.
@@ -94,6 +91,26 @@ class WorkerStream:
                 return bytes(whole[:bytes_max])
         return bytes(whole)
 
+    def pipe(self, sink: Sink) -> None:
+        """See ``AnswerStream``."""
+        assert self._sink is None, "two read one stream"
+        self._sink = sink
+        self._flush()
+        if self._connection is None:
+            sink.ended(None if self._failure is None else WorkerFailed(self._failure))
+        else:
+            self._connection.resume()
+
+    def pause(self) -> None:
+        """See ``AnswerStream``."""
+        if self._connection is not None:
+            self._connection.pause()
+
+    def resume(self) -> None:
+        """See ``AnswerStream``."""
+        if self._connection is not None:
+            self._connection.resume()
+
     def abort(self) -> None:
         """Close the socket at once, so that the worker stops; harmless after the end."""
         if self._connection is not None:
@@ -125,17 +142,31 @@ class WorkerStream:
         self._wake()
 
     def _on_body(self, data: bytes) -> int:
+        """How much waits to be read; a sink gets it all together, once what came is parsed."""
         self._chunks.append(data)
+        if self._sink is not None:
+            return 0
         self._size_bytes += len(data)
         self._wake()
         return self._size_bytes
+
+    def _flush(self) -> None:
+        if self._chunks and self._sink is not None:
+            data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+            self._chunks.clear()
+            self._size_bytes = 0
+            self._sink.data(data)
 
     def _on_end(self, failure: str | None) -> None:
         if not self._ended and self._failure is None:
             self._ended = failure is None
             self._failure = failure
-        self._connection = None
-        self._wake()
+        had, self._connection = self._connection, None
+        if self._sink is None:
+            self._wake()
+        elif had is not None:
+            self._flush()
+            self._sink.ended(None if self._failure is None else WorkerFailed(self._failure))
 
 
 class _Connection(asyncio.Protocol):
@@ -172,6 +203,12 @@ class _Connection(asyncio.Protocol):
         """Whether the socket was still open when we last looked."""
         return self._transport is not None and not self._transport.is_closing()
 
+    def pause(self) -> None:
+        """Read the socket no more for now."""
+        if not self._paused and self._transport is not None:
+            self._paused = True
+            self._transport.pause_reading()
+
     def resume(self) -> None:
         """Read the socket again after the stream was drained."""
         if self._paused and self._transport is not None:
@@ -205,6 +242,8 @@ class _Connection(asyncio.Protocol):
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self.fail(f"the worker's answer is not HTTP: {error!r}")
+        if self._stream is not None:
+            self._stream._flush()  # noqa: SLF001
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The other side closed, or we did."""
@@ -250,9 +289,8 @@ class _Connection(asyncio.Protocol):
         if self._stream is None:
             return
         unread_bytes = self._stream._on_body(data)  # noqa: SLF001
-        if unread_bytes > STREAM_BYTES_HIGH and not self._paused and self._transport is not None:
-            self._paused = True
-            self._transport.pause_reading()
+        if unread_bytes > STREAM_BYTES_HIGH:
+            self.pause()
 
     def on_message_complete(self) -> None:
         """End the stream and give the connection back."""

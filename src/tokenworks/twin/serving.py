@@ -24,7 +24,7 @@ import msgspec
 
 from tokenworks.core.errors import WorkerFailed, WorkerUnavailable
 from tokenworks.core.orders import CHAT_PATH, JSON_TYPE
-from tokenworks.core.ports import AnswerStream, WorkerPort
+from tokenworks.core.ports import AnswerStream, Sink, WorkerPort
 from tokenworks.core.rng import WORD
 from tokenworks.core.units import NS_PER_S
 from tokenworks.twin.clock import FastClock
@@ -169,6 +169,17 @@ class Refusal:
         """See ``AnswerStream``."""
         return await self.read()
 
+    def pipe(self, sink: Sink) -> None:
+        """See ``AnswerStream``."""
+        sink.data(self._body)
+        sink.ended(None)
+
+    def pause(self) -> None:
+        """See ``AnswerStream``."""
+
+    def resume(self) -> None:
+        """See ``AnswerStream``."""
+
     def abort(self) -> None:
         """See ``AnswerStream``."""
 
@@ -196,6 +207,8 @@ class Answer:
         self._ended = False
         self._failure: str | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._sink: Sink | None = None
+        self._paused = False
         named = msgspec.json.encode(model)
         self._head = (
             b'data: {"id":"chatcmpl-twin-%d","object":"chat.completion.chunk","created":%d,'
@@ -229,6 +242,20 @@ class Answer:
             whole += data
         return bytes(whole)
 
+    def pipe(self, sink: Sink) -> None:
+        """See ``AnswerStream``."""
+        self._sink = sink
+        self._hand_over(sink)
+
+    def pause(self) -> None:
+        """See ``AnswerStream``; what is made meanwhile waits in the count."""
+        self._paused = True
+
+    def resume(self) -> None:
+        """See ``AnswerStream``."""
+        self._paused = False
+        self._wake()
+
     def abort(self) -> None:
         """See ``AnswerStream``."""
         if not self._ended and self._failure is None:
@@ -257,12 +284,12 @@ class Answer:
         made = self.attempt.made
         if made > self._told:
             self._emit(made)
+        self._ended = True
         reason = b"length" if made == self._asked.output_tokens_max else b"stop"
         self._put(
             b'%b[{"index":0,"delta":{},"finish_reason":"%b"}]}\n\n' % (self._head, reason)
             + b"%b[],%b}\n\ndata: [DONE]\n\n" % (self._head, self._usage())
         )
-        self._ended = True
 
     def break_off(self, why: str) -> None:
         """There will be no more."""
@@ -294,8 +321,23 @@ class Answer:
         self._wake()
 
     def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
+        if self._sink is not None:
+            self._hand_over(self._sink)
+        elif self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+    def _hand_over(self, sink: Sink) -> None:
+        """Give the sink what there is, and the end after it."""
+        if self._paused and self._failure is None:
+            return
+        if self._parts:
+            data = b"".join(self._parts)
+            self._parts.clear()
+            self._unread_bytes = 0
+            sink.data(data)
+        if self._ended or self._failure is not None:
+            self._sink = None
+            sink.ended(None if self._failure is None else WorkerFailed(self._failure))
 
 
 class Engines:
