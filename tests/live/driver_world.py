@@ -29,8 +29,9 @@ from tokenworks.ledger.ledger import Ledger
 from tokenworks.ledger.quotas import KeyRecord, Limit, LimitState, NodeID
 from tokenworks.ledger.rollup import balances
 from tokenworks.ledger.store_port import InDoubt, recover
-from tokenworks.live.driver import Driver, LiveDelivery, Seat
+from tokenworks.live.driver import Driver, LiveDelivery
 from tokenworks.live.journal import JournalWriter, journal_files, replay
+from tokenworks.live.seats import Seat
 
 MODEL = ledger_samples.MODEL
 BOOK = ledger_samples.BOOK

@@ -185,6 +185,8 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
         tier_delivered: the tier whose promise was met, which is the one that is billed.
         charged_nanodollars: what the tenant pays, before credits.
         credited_nanodollars: what it gets back because the asked tier's promise was broken.
+        cost_nanodollars: its share of its worker's energy and capital.
+        waited_ns: from its arrival until it was sent to who made it.
         pool: where it was made.
         worker: who made it.
     """
@@ -195,3 +197,5 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     pool: PoolID
     worker: WorkerID
     credited_nanodollars: int = 0
+    cost_nanodollars: int = 0
+    waited_ns: int = 0

@@ -12,4 +12,5 @@ __all__ = [
     "own_headers",
     "schema_limits",
     "server",
+    "tallies",
 ]

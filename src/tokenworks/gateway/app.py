@@ -80,11 +80,12 @@ class Gateway:
         async def answer(error: TokenworksError, headers: Headers) -> None:
             nonlocal status
             status = error.status
+            self.metrics.refuse(error)
             if not started:
                 with contextlib.suppress(ClientGone):
                     await respond(counted, status, error_body(error), headers)
 
-        self.metrics.streams.inc()
+        self.metrics.open_requests += 1
         try:
             await self._route(scope, receive, counted)
         except ClientGone:
@@ -97,8 +98,8 @@ class Gateway:
             _log.exception("a request to %s broke", path)
             await answer(broken(), [])
         finally:
-            self.metrics.streams.dec()
-            self.metrics.responses.labels(route, str(status)).inc()
+            self.metrics.open_requests -= 1
+            self.metrics.respond(route, status)
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         path, method = scope["path"], scope["method"]

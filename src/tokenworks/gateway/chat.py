@@ -183,26 +183,28 @@ class ChatRoute:
         except asyncio.CancelledError:
             if not opening.cancel() and opening.exception() is None:
                 # It opened in the moment that we were stopped: nobody else would end it.
-                await self._drop(opening.result())
+                await self._drop(order, opening.result())
             raise
         if opening.cancelled():
             raise ClientGone
         return opening.result()
 
-    async def _drop(self, delivery: Delivery) -> None:
+    async def _drop(self, order: Order, delivery: Delivery) -> None:
         delivery.abort()
         usage = EventStream().usage_so_far()
         measured = Measured(ttft_ns=None, decode_ns=0, output_tokens=0)
-        await self.settle(delivery, Outcome(usage=usage, measured=measured, ending="failed"))
+        outcome = Outcome(usage=usage, measured=measured, ending="failed")
+        await self.settle(order, delivery, outcome)
 
     def now_ns(self) -> int:
         """The driver's clock."""
         return self._clock.now_ns()
 
-    async def settle(self, delivery: Delivery, outcome: Outcome) -> Receipt:
+    async def settle(self, order: Order, delivery: Delivery, outcome: Outcome) -> Receipt:
         """Bill and count one answer; once begun it is carried through, whoever stops waiting."""
+        ended_ns = self._clock.now_ns()
         receipt = await asyncio.shield(asyncio.ensure_future(delivery.settle(outcome)))
-        self._metrics.settle(outcome, receipt)
+        self._metrics.settle(order, outcome, receipt, ended_ns, self._clock.now_ns())
         return receipt
 
 
@@ -378,7 +380,7 @@ class Answer:
             ending=ending,
             metered_by=self._events.metered_by,
         )
-        return await self._route.settle(self._delivery, outcome)
+        return await self._route.settle(self._order, self._delivery, outcome)
 
     async def _start(self) -> None:
         """Say 200, at the first bytes: what fails before them is answered with its own status."""
