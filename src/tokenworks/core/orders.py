@@ -20,6 +20,7 @@ from tokenworks.core.ids import (
 )
 from tokenworks.core.needs import Hints, Needs
 from tokenworks.core.slo import Measured, Tier
+from tokenworks.core.traces import Trace
 
 Ending = Literal["done", "disconnected", "failed"]
 """``done``; the client left; the worker broke off."""
@@ -90,6 +91,8 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
         needs: what the worker must have; None if any of the model will do.
         session: the conversation that it belongs to, by a name of the tenant's.
         hints: what its agent knows of it.
+        caller_request: its caller's own name for it.
+        trace: where it stands in a trace, which its worker is told.
     """
 
     request: RequestID
@@ -109,6 +112,8 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     needs: Needs | None = None
     session: str | None = None
     hints: Hints | None = None
+    caller_request: str | None = None
+    trace: Trace | None = None
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False):

@@ -10,6 +10,7 @@ __all__ = [
     "http_io",
     "metrics",
     "own_headers",
+    "request_ids",
     "schema_limits",
     "server",
     "tallies",

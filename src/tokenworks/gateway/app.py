@@ -33,6 +33,7 @@ from tokenworks.gateway.http_io import (
     respond,
 )
 from tokenworks.gateway.metrics import CONTENT_TYPE, GatewayMetrics
+from tokenworks.gateway.request_ids import ids_of, with_ids
 
 _log: Final = logging.getLogger("tokenworks.gateway")
 
@@ -72,6 +73,8 @@ class Gateway:
             nonlocal status, started
             if not started:
                 status, started = message["status"], True
+                unix_ns = self._clock.unix_ns()
+                message["headers"] = with_ids(message["headers"], scope, unix_ns)
             try:
                 await send(message)
             except OSError as error:  # ASGI's word for a caller who left
@@ -95,7 +98,8 @@ class Gateway:
         except TokenworksError as error:
             await answer(error, error_headers(error))
         except Exception:  # noqa: BLE001 - the last stop: logged, and answered as our fault
-            _log.exception("a request to %s broke", path)
+            named = ids_of(scope, self._clock.unix_ns())
+            _log.exception("a request to %s broke: %s, to its caller %s", path, *named)
             await answer(broken(), [])
         finally:
             self.metrics.open_requests -= 1

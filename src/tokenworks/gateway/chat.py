@@ -8,12 +8,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import secrets
 from collections.abc import Iterator
 from typing import Final
 
 from tokenworks.core.errors import ModelNotFound, TokenworksError, Unauthorized, WorkerFailed
-from tokenworks.core.ids import ModelName, RequestID
+from tokenworks.core.ids import ModelName
 from tokenworks.core.orders import Ending, KeyView, Order, Outcome, Receipt
 from tokenworks.core.ports import Clock, Delivery, Desk
 from tokenworks.core.slo import Measured, Tier
@@ -36,6 +35,7 @@ from tokenworks.gateway.http_io import (
 )
 from tokenworks.gateway.metrics import GatewayMetrics
 from tokenworks.gateway.own_headers import OwnHeaders, own_headers
+from tokenworks.gateway.request_ids import id_headers, new_request_id, remember
 
 _log: Final = logging.getLogger("tokenworks.gateway")
 
@@ -134,6 +134,7 @@ class ChatRoute:
             None if own.needs is None else own.needs.adapter,
         )
         order = self._order(request, key, arrived_ns, own)
+        remember(scope, order.request)
         hangup = asyncio.ensure_future(_disconnected(receive))
         try:
             delivery = await self._open(order, hangup)
@@ -142,10 +143,8 @@ class ChatRoute:
             hangup.cancel()
 
     def _order(self, request: ChatRequest, key: KeyView, arrived_ns: int, own: OwnHeaders) -> Order:
-        unix_ms = self._clock.unix_ns() // NS_PER_MS
         return Order(
-            # Ids that rise with time keep a request's entries easy to find.
-            request=RequestID(f"req_{unix_ms:012x}{secrets.token_hex(6)}"),
+            request=new_request_id(self._clock.unix_ns()),
             key=key,
             model=request.model,
             tier=request.tier,
@@ -161,6 +160,8 @@ class ChatRoute:
             needs=own.needs,
             session=own.session,
             hints=own.hints,
+            caller_request=own.caller_request,
+            trace=own.trace,
         )
 
     def _output_default(self, model: ModelName, tier: Tier) -> int:
@@ -414,7 +415,7 @@ class Answer:
                 await self._send({"type": "http.response.body", "body": body})
 
     def _headers(self) -> Headers:
-        return [(b"x-request-id", self._order.request.encode())]
+        return id_headers(self._order.request, self._order.caller_request)
 
 
 async def _disconnected(receive: Receive) -> None:

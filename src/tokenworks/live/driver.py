@@ -36,6 +36,7 @@ from tokenworks.core.needs import NO_OFFERS, nothing_offers
 from tokenworks.core.orders import KeyView, Order, Outcome, Receipt
 from tokenworks.core.ports import AnswerStream, Clock, WorkerPort
 from tokenworks.core.slo import Tier
+from tokenworks.core.traces import header_lines
 from tokenworks.core.units import NS_PER_MS, NS_PER_S, PPM
 from tokenworks.dispatch.commands import (
     Abort,
@@ -560,7 +561,8 @@ class Driver:
             body = _TELL_PROGRESS + body[1:]
         elif seat.config.cache_salt:
             body = b'{"cache_salt":"%b",' % order.cache_salt.encode() + body[1:]
-        return await seat.client.post_stream(CHAT_PATH, body)
+        lines = header_lines(order.request, order.trace)
+        return await seat.client.post_stream(CHAT_PATH, body, lines)
 
     async def _broke_off(self, flight: _Flight, seat: Seat, attempt: int, why: str) -> None:
         await asyncio.sleep(BREATHER_NS / NS_PER_S)
