@@ -30,8 +30,9 @@ from tokenworks.ledger.ledger import Ledger
 from tokenworks.ledger.quotas import KeyRecord, Limit, LimitState, NodeID
 from tokenworks.ledger.rollup import balances
 from tokenworks.ledger.store_port import InDoubt, recover
-from tokenworks.live.driver import Driver, LiveDelivery, Seat
+from tokenworks.live.driver import Driver, LiveDelivery
 from tokenworks.live.journal import JournalWriter, journal_files, replay
+from tokenworks.live.seats import Seat
 
 MODEL = ledger_samples.MODEL
 BOOK = ledger_samples.BOOK
@@ -216,8 +217,8 @@ class FakeStream:
 class Exchange:
     """One request as a worker got it; the test answers it."""
 
-    def __init__(self, body: bytes) -> None:
-        self.body = body
+    def __init__(self, body: bytes, lines: bytes = b"") -> None:
+        self.body, self.lines = body, lines
         self.cancelled = False
         self.head: asyncio.Future[FakeStream] = asyncio.get_running_loop().create_future()
 
@@ -238,9 +239,9 @@ class FakeClient:
         self.streams: list[FakeStream] = []
         self.auto: Any = None
 
-    async def post_stream(self, path: str, body: bytes) -> FakeStream:
+    async def post_stream(self, path: str, body: bytes, lines: bytes = b"") -> FakeStream:
         assert path == "/v1/chat/completions"
-        exchange = Exchange(body)
+        exchange = Exchange(body, lines)
         self.exchanges.append(exchange)
         if self.auto is not None:
             self.auto(exchange)

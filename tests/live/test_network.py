@@ -76,6 +76,19 @@ def test_streams_on_kept_connections(
         runner.run(streams_and_reuses())
 
 
+def test_further_headers_come_before_the_body() -> None:
+    async def main() -> None:
+        async with pair() as (server, client):
+            await whole(await client.post_stream(PATH, BODY, b"x-a: 1\r\nx-b: 2\r\n"))
+            await whole(await client.post_stream(PATH, BODY))
+            first, second = server.received
+            assert (first.headers["x-a"], first.headers["x-b"]) == ("1", "2")
+            assert "x-a" not in second.headers
+            assert first.body == second.body == BODY
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop])
 def test_nagle_is_off(loop_factory: Callable[[], asyncio.AbstractEventLoop]) -> None:
     async def main() -> None:

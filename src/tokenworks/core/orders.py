@@ -20,6 +20,7 @@ from tokenworks.core.ids import (
 )
 from tokenworks.core.needs import Hints, Needs
 from tokenworks.core.slo import Measured, Tier
+from tokenworks.core.traces import Trace
 
 Ending = Literal["done", "disconnected", "failed"]
 """``done``; the client left; the worker broke off."""
@@ -94,6 +95,8 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
         session: the conversation that it belongs to, by a name of the tenant's.
         hints: what its agent knows of it.
         worker_path: where a worker takes it.
+        caller_request: its caller's own name for it.
+        trace: where it stands in a trace, which its worker is told.
     """
 
     request: RequestID
@@ -114,6 +117,8 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     session: str | None = None
     hints: Hints | None = None
     worker_path: str = CHAT_PATH
+    caller_request: str | None = None
+    trace: Trace | None = None
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False):
@@ -190,6 +195,8 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
         tier_delivered: the tier whose promise was met, which is the one that is billed.
         charged_nanodollars: what the tenant pays, before credits.
         credited_nanodollars: what it gets back because the asked tier's promise was broken.
+        cost_nanodollars: its share of its worker's energy and capital.
+        waited_ns: from its arrival until it was sent to who made it.
         pool: where it was made.
         worker: who made it.
     """
@@ -200,3 +207,5 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     pool: PoolID
     worker: WorkerID
     credited_nanodollars: int = 0
+    cost_nanodollars: int = 0
+    waited_ns: int = 0

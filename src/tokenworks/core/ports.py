@@ -76,8 +76,13 @@ class AnswerStream(Protocol):
 class WorkerPort(Protocol):
     """The way to one worker that is up, real or modelled; safe for many tasks of one loop."""
 
-    async def post_stream(self, path: str, body: bytes) -> AnswerStream:
+    async def post_stream(self, path: str, body: bytes, lines: bytes = b"") -> AnswerStream:
         """Send a request; returns once its answer begins. Cancelling stops the worker's work on it.
+
+        Args:
+            path: where to.
+            body: JSON.
+            lines: further header lines, each with its line end.
 
         Raises:
             WorkerFailed: it broke off before it answered.

@@ -16,7 +16,9 @@ __all__ = [
     "metrics",
     "openai_errors",
     "own_headers",
+    "request_ids",
     "routes",
     "schema_limits",
     "server",
+    "tallies",
 ]

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
-import secrets
 from typing import Final
 
 from tokenworks.core.errors import ModelNotFound, TokenworksError, Unauthorized, WorkerFailed
@@ -25,7 +23,8 @@ from tokenworks.gateway.event_stream import EventStream
 from tokenworks.gateway.http_head import Head
 from tokenworks.gateway.http_io import JSON, ClientGone, Headers, check_json, secret_of
 from tokenworks.gateway.metrics import GatewayMetrics
-from tokenworks.gateway.own_headers import PREFIX, OwnHeaders, own_headers
+from tokenworks.gateway.own_headers import READ, OwnHeaders, own_headers
+from tokenworks.gateway.request_ids import id_headers
 from tokenworks.gateway.routes import AnyDialect
 
 SEND_WAIT_NS_MIN: Final = NS_PER_MS
@@ -91,8 +90,6 @@ class Answers:
         self.desk = desk
         self.clock = clock
         self.metrics = metrics
-        self._salt = secrets.token_hex(4)
-        self._count = itertools.count()
 
     def key_of(self, head: Head) -> KeyView:
         """Who asks.
@@ -109,8 +106,22 @@ class Answers:
             )
         return key
 
-    def prepare(self, dialect: AnyDialect, exchange: Exchange, key: KeyView) -> Answer:
+    def prepare(
+        self,
+        dialect: AnyDialect,
+        exchange: Exchange,
+        key: KeyView,
+        request: RequestID,
+        callers: str | None,
+    ) -> Answer:
         """Check a whole request, and make ready to answer it.
+
+        Args:
+            dialect: what it speaks.
+            exchange: the request.
+            key: who asks.
+            request: our name for it.
+            callers: its caller's name for it.
 
         Raises:
             TokenworksError: what is wrong with it.
@@ -119,18 +130,18 @@ class Answers:
         assert head is not None
         check_json(head)
         arrived_ns = self.clock.now_ns()
-        named = head.headers() if head.has(PREFIX) else []
+        named = head.headers() if any(map(head.has, READ)) else []
         own = own_headers(named, key.labels)
         asked = dialect.read(exchange.body, key, own, self._output_default)
         exchange.body = b""
-        order = self._order(asked, key, arrived_ns, own)
-        return Answer(self, order, dialect.writer(asked), exchange, stream=asked.stream)
+        order = self._order(asked, key, arrived_ns, own, request)
+        return Answer(self, order, dialect.writer(asked), exchange, callers, stream=asked.stream)
 
-    def _order(self, asked: Asked, key: KeyView, arrived_ns: int, own: OwnHeaders) -> Order:
-        unix_ms = self.clock.unix_ns() // NS_PER_MS
+    def _order(
+        self, asked: Asked, key: KeyView, arrived_ns: int, own: OwnHeaders, request: RequestID
+    ) -> Order:
         return Order(
-            # Ids that rise with time keep a request's entries easy to find.
-            request=RequestID(f"req_{unix_ms:012x}{next(self._count):08x}{self._salt}"),
+            request=request,
             key=key,
             model=asked.model,
             tier=asked.tier,
@@ -147,6 +158,8 @@ class Answers:
             session=own.session,
             hints=own.hints,
             worker_path=asked.worker_path,
+            caller_request=own.caller_request,
+            trace=own.trace,
         )
 
     def _output_default(self, model: ModelName, tier: Tier) -> int:
@@ -167,6 +180,7 @@ class Answer:
     __slots__ = (
         "_answers",
         "_assembler",
+        "_callers",
         "_delivery",
         "_events",
         "_exchange",
@@ -181,8 +195,16 @@ class Answer:
     )
 
     def __init__(
-        self, answers: Answers, order: Order, writer: Writer, exchange: Exchange, *, stream: bool
+        self,
+        answers: Answers,
+        order: Order,
+        writer: Writer,
+        exchange: Exchange,
+        callers: str | None,
+        *,
+        stream: bool,
     ) -> None:
+        self._callers = callers
         self._answers, self._order, self._writer, self._exchange = answers, order, writer, exchange
         self._events = EventStream()
         self._meter = Meter(order.arrived_ns)
@@ -354,8 +376,10 @@ class Answer:
             ending=ending,
             metered_by=self._events.metered_by,
         )
+        ended_ns = self._answers.clock.now_ns()
         receipt = await delivery.settle(outcome)
-        self._answers.metrics.settle(outcome, receipt)
+        durable_ns = self._answers.clock.now_ns()
+        self._answers.metrics.settle(self._order, outcome, receipt, ended_ns, durable_ns)
         return receipt
 
     def _begin(self) -> None:
@@ -373,4 +397,4 @@ class Answer:
         self._exchange.end(closing)
 
     def _headers(self) -> Headers:
-        return [(b"x-request-id", self._order.request.encode())]
+        return id_headers(self._order.request, self._callers)

@@ -11,6 +11,7 @@ from typing import Final
 import msgspec
 
 from tokenworks.core.errors import MethodNotAllowed, ModelNotFound, TokenworksError
+from tokenworks.core.ids import RequestID
 from tokenworks.core.orders import KeyView
 from tokenworks.core.ports import Clock, Desk
 from tokenworks.core.units import NS_PER_S
@@ -21,6 +22,7 @@ from tokenworks.gateway.dialect import ErrorForm
 from tokenworks.gateway.http_io import BODY_BYTES_MAX, JSON, ClientGone, Headers, broken
 from tokenworks.gateway.metrics import CONTENT_TYPE, GatewayMetrics
 from tokenworks.gateway.openai_errors import OpenAIErrors
+from tokenworks.gateway.request_ids import REQUEST_ID, RequestNames, caller_id, id_headers
 from tokenworks.gateway.routes import AnyDialect, Request, Response, Route, Routes, check_method
 
 _log: Final = logging.getLogger("tokenworks.gateway")
@@ -31,25 +33,25 @@ DIALECTS: Final[tuple[AnyDialect, ...]] = (Chat(),)
 MODELS: Final = "/v1/models"
 _POST: Final = {"POST": None}.keys()
 _OPENAI: Final = OpenAIErrors()
+BROKE: Final = "a request to %s broke: %s, to its caller %s"
 
 
 class _Accepted:
     """What is known of a request from its head."""
 
-    __slots__ = ("dialect", "errors", "key", "name", "route")
+    __slots__ = ("callers", "dialect", "errors", "key", "name", "request", "route")
 
-    def __init__(self) -> None:
+    def __init__(self, request: RequestID, callers: str | None) -> None:
+        self.request, self.callers = request, callers
         self.name = "other"
         self.errors: ErrorForm = _OPENAI
         self.dialect: AnyDialect | None = None
         self.route: Route | None = None
         self.key: KeyView | None = None
 
-
-def _accepted(exchange: Exchange) -> _Accepted:
-    """The same for any exchange; nothing is known of one without a head."""
-    found = exchange.accepted
-    return found if isinstance(found, _Accepted) else _Accepted()
+    def ids(self) -> Headers:
+        """The request's names, as its answer tells them."""
+        return id_headers(self.request, self.callers)
 
 
 class Gateway:
@@ -81,6 +83,7 @@ class Gateway:
         self._clock = clock
         self.metrics = GatewayMetrics()
         self._answers = Answers(desk, clock, self.metrics)
+        self._names = RequestNames()
         self.serving: dict[Exchange, asyncio.Task[None]] = {}
         self._routes = Routes(
             dialects,
@@ -95,11 +98,22 @@ class Gateway:
 
     # What a connection calls; see ``connection.Application``.
 
+    def _accepted(self, exchange: Exchange) -> _Accepted:
+        """What is known of a request, which has a name as soon as anything is."""
+        found = exchange.accepted
+        if not isinstance(found, _Accepted):
+            callers = None if exchange.head is None else exchange.head.get(REQUEST_ID)
+            found = exchange.accepted = _Accepted(
+                self._names.new(self._clock.unix_ns()),
+                None if callers is None else caller_id(callers),
+            )
+        return found
+
     def accept(self, exchange: Exchange) -> int | None:
         """Find the route and check the key, before the body is read."""
         head = exchange.head
         assert head is not None
-        accepted = exchange.accepted = _Accepted()
+        accepted = self._accepted(exchange)
         try:
             found = self._routes.find(head.path)
             if isinstance(found, Route):
@@ -126,18 +140,20 @@ class Gateway:
 
     def serve(self, exchange: Exchange) -> None:
         """Begin to answer a whole request."""
-        accepted, answer = _accepted(exchange), None
+        accepted, answer = self._accepted(exchange), None
         work: Coroutine[object, object, None]
         try:
             if accepted.dialect is not None and accepted.key is not None:
-                answer = self._answers.prepare(accepted.dialect, exchange, accepted.key)
+                answer = self._answers.prepare(
+                    accepted.dialect, exchange, accepted.key, accepted.request, accepted.callers
+                )
                 work = answer.run()
             else:
                 work = self._handle(exchange, accepted)
         except TokenworksError as error:
             self._fail(exchange, error)
         except Exception:  # noqa: BLE001 - logged, and answered as our fault
-            _log.exception("a request to %s broke", accepted.name)
+            _log.exception(BROKE, accepted.name, accepted.request, accepted.callers)
             self._fail(exchange, broken())
         else:
             task = asyncio.get_running_loop().create_task(self._finish(exchange, work, answer))
@@ -146,8 +162,8 @@ class Gateway:
     async def _finish(
         self, exchange: Exchange, work: Coroutine[object, object, None], answer: Answer | None
     ) -> None:
-        accepted = _accepted(exchange)
-        self.metrics.streams.inc()
+        accepted = self._accepted(exchange)
+        self.metrics.open_requests += 1
         failure: TokenworksError | None = None
         try:
             await work
@@ -156,28 +172,28 @@ class Gateway:
         except TokenworksError as error:
             failure = error
         except Exception:  # noqa: BLE001 - the last stop: logged, and answered as our fault
-            _log.exception("a request to %s broke", accepted.name)
+            _log.exception(BROKE, accepted.name, accepted.request, accepted.callers)
             failure = broken()
         finally:
-            self.metrics.streams.dec()
+            self.metrics.open_requests -= 1
             del self.serving[exchange]
         if failure is None:
-            self._count(exchange, 499 if exchange.gone else exchange.status)
+            self.metrics.respond(accepted.name, 499 if exchange.gone else exchange.status)
         elif answer is not None and answer.tell(failure):
-            self._count(exchange, failure.status)
+            self.metrics.refuse(failure)
+            self.metrics.respond(accepted.name, failure.status)
         else:
             self._fail(exchange, failure)
 
     def _fail(
         self, exchange: Exchange, error: TokenworksError, headers: Headers | None = None
     ) -> None:
-        errors = _accepted(exchange).errors
-        more = errors.error_headers(error) if headers is None else headers
-        self._count(exchange, error.status)
-        exchange.respond(error.status, errors.error_body(error), JSON, more)
-
-    def _count(self, exchange: Exchange, status: int) -> None:
-        self.metrics.responses.labels(_accepted(exchange).name, str(status)).inc()
+        accepted = self._accepted(exchange)
+        more = accepted.errors.error_headers(error) if headers is None else headers
+        self.metrics.refuse(error)
+        self.metrics.respond(accepted.name, error.status)
+        body = accepted.errors.error_body(error)
+        exchange.respond(error.status, body, JSON, [*more, *accepted.ids()])
 
     async def _handle(self, exchange: Exchange, accepted: _Accepted) -> None:
         """Another route than an answer's."""
@@ -197,7 +213,10 @@ class Gateway:
         )
         if not exchange.gone:
             exchange.respond(
-                response.status, response.body, response.content_type, response.headers
+                response.status,
+                response.body,
+                response.content_type,
+                [*response.headers, *accepted.ids()],
             )
 
     # Routes of its own.

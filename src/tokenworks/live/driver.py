@@ -18,7 +18,7 @@ from typing import Final, NamedTuple, assert_never
 import msgspec
 from msgspec import UNSET
 
-from tokenworks.catalogue.factory_config import CurvePoint, PoolConfig
+from tokenworks.catalogue.factory_config import PoolConfig
 from tokenworks.catalogue.price_book import PriceBook, PriceBooks
 from tokenworks.core.errors import (
     CapacityExceeded,
@@ -30,11 +30,13 @@ from tokenworks.core.errors import (
     WorkerFailed,
     WorkerUnavailable,
 )
+from tokenworks.core.gauges import Gauges
 from tokenworks.core.ids import ModelName, PoolID, RequestID, WorkerID
 from tokenworks.core.needs import NO_OFFERS, nothing_offers
 from tokenworks.core.orders import KeyView, Order, Outcome, Receipt
 from tokenworks.core.ports import AnswerStream, Clock, Sink, WorkerPort
 from tokenworks.core.slo import Tier
+from tokenworks.core.traces import header_lines
 from tokenworks.core.units import NS_PER_MS, NS_PER_S, PPM
 from tokenworks.dispatch.commands import (
     Abort,
@@ -71,7 +73,7 @@ from tokenworks.ledger.store_port import LedgerStore
 from tokenworks.live.bookkeeper import Bookkeeper
 from tokenworks.live.journal import JournalWriter
 from tokenworks.live.quota_leases import QuotaLeases
-from tokenworks.perf.timing import Timing
+from tokenworks.live.seats import Seat, gauges_of
 
 ANSWER_NS_MAX: Final = 3_000 * NS_PER_S
 """From the reservation to the end of the answer, queueing included; less than
@@ -95,22 +97,6 @@ _TELL_PROGRESS: Final = b'{"return_progress":true,'
 """llama.cpp then says how much of the prompt it has read: a disconnect is billed exactly."""
 
 _log: Final = logging.getLogger("tokenworks.driver")
-
-
-class Seat(msgspec.Struct, kw_only=True):
-    """A worker's place in the factory: what it is, and its client while it is up.
-
-    What is not known of its engine is None; see ``WorkerUp``.
-    """
-
-    worker: WorkerID
-    pool: PoolID
-    config: PoolConfig
-    curve: tuple[CurvePoint, ...]
-    timing: Timing | None = None
-    kv_blocks: int | None = None
-    batch_tokens_max: int | None = None
-    client: WorkerPort | None = None
 
 
 class _Flight:
@@ -404,9 +390,16 @@ class Driver:
             tier_delivered=entry.tier_delivered,
             charged_nanodollars=entry.charged_nanodollars,
             credited_nanodollars=entry.credited_nanodollars,
+            cost_nanodollars=entry.energy_nanodollars + entry.capital_nanodollars,
+            waited_ns=max(0, flight.sent_ns - order.arrived_ns),
             pool=entry.pool,
             worker=entry.worker,
         )
+
+    def gauges(self) -> Gauges:
+        """What the factory has now."""
+        promises = self._book.promises
+        return gauges_of(self._seats, self._dispatcher, self._bookkeeper, promises)
 
     # What workers say.
 
@@ -575,7 +568,8 @@ class Driver:
             body = _TELL_PROGRESS + body[1:]
         elif seat.config.cache_salt:
             body = b'{"cache_salt":"%b",' % order.cache_salt.encode() + body[1:]
-        return await seat.client.post_stream(order.worker_path, body)
+        lines = header_lines(order.request, order.trace)
+        return await seat.client.post_stream(order.worker_path, body, lines)
 
     async def _broke_off(self, flight: _Flight, seat: Seat, attempt: int, why: str) -> None:
         await asyncio.sleep(BREATHER_NS / NS_PER_S)

@@ -348,7 +348,7 @@ class WorkerClient:
             self._headers += f"Authorization: Bearer {api_key}\r\n"
         self._post_heads: dict[str, bytes] = {}
 
-    async def post_stream(self, path: str, body: bytes) -> WorkerStream:
+    async def post_stream(self, path: str, body: bytes, lines: bytes = b"") -> WorkerStream:
         """Send JSON; returns when the answer's headers are in. Cancelling closes the socket.
 
         A request that meets a kept connection which the worker has just closed is sent once more
@@ -357,12 +357,13 @@ class WorkerClient:
         Args:
             path: begins with ``/``; one of a few, since its head is kept.
             body: JSON.
+            lines: further header lines, each with its line end.
 
         Raises:
             WorkerFailed: no connection, no answer, or one that is not HTTP.
             WorkerUnavailable: ``connections_max`` are busy, or the client is closed.
         """
-        request = b"%b%d\r\n\r\n%b" % (self._post_head(path), len(body), body)
+        request = b"%b%d\r\n%b\r\n%b" % (self._post_head(path), len(body), lines, body)
         connection = self._take_idle()
         if connection is not None:
             stream = connection.exchange(request)

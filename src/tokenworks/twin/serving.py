@@ -492,7 +492,7 @@ class ModelledClient:
         self._engines, self._index = engines, index
         self._closed: str | None = None
 
-    async def post_stream(self, path: str, body: bytes) -> AnswerStream:
+    async def post_stream(self, path: str, body: bytes, lines: bytes = b"") -> AnswerStream:  # noqa: ARG002
         """See ``WorkerPort``."""
         self._check_open()
         if path != CHAT_PATH:
