@@ -37,7 +37,12 @@ THIRD_PARTY: Final[dict[str, frozenset[str]]] = {
     "twin": frozenset({"msgspec", "zstandard"}),
     "live": frozenset({"msgspec", "uvloop", "httptools", "xllamacpp", "psycopg"}),
     "gateway": frozenset({"msgspec", "prometheus_client"}),
-    "cli": frozenset({"msgspec", "click", "fpdf", "matplotlib", "pyarrow", "uvloop"}),
+    "cli": frozenset(
+        {
+            *("msgspec", "click", "fpdf", "matplotlib", "prometheus_client"),
+            *("pyarrow", "uvloop"),
+        }
+    ),
 }
 LAZY: Final = frozenset({"fpdf", "matplotlib", "numpy", "psycopg", "pyarrow", "scipy", "zstandard"})
 """Imported inside the function that needs them only: they are slow, or may be absent."""

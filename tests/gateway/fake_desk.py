@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -68,7 +69,9 @@ class FakeDelivery:
         self.reads = 0
         self.aborts = 0
         self.outcomes: list[Outcome] = []
-        self.content_type = b"text/event-stream"
+        self.stream: Any = SimpleNamespace(
+            status=200, content_type=b"text/event-stream", headers=[]
+        )
         self._script = list(script)
         self._receipt = receipt
         self._sink: Sink | None = None
@@ -145,7 +148,7 @@ class FakeDesk:
         script: what the next answers send.
         open_error: raised by ``open``.
         settle_error: raised by ``settle``.
-        content_type: what answers are.
+        status, content_type, headers: of answers.
         queued: set to make ``open`` wait; set the event to let it on.
         tier_delivered: named by receipts.
         orders, deliveries: what came, in order.
@@ -164,7 +167,8 @@ class FakeDesk:
         self.deliveries: list[FakeDelivery] = []
         self.withdrawn: list[RequestID] = []
         self.health = (True, "1 of 1 workers are up")
-        self.content_type = b"text/event-stream"
+        self.status, self.content_type = 200, b"text/event-stream"
+        self.headers: list[tuple[bytes, bytes]] = []
         self.served: tuple[ModelName, ...] = (MODEL, ModelName("lab/other"))
 
     def key_of(self, secret: bytes) -> KeyView | None:
@@ -199,7 +203,7 @@ class FakeDesk:
             worker=WorkerID("w"),
         )
         delivery = FakeDelivery(order, self.script, receipt)
-        delivery.content_type = self.content_type
+        delivery.stream = self
         delivery.settle_error, delivery.before_settle = self.settle_error, self.before_settle
         self.deliveries.append(delivery)
         return delivery

@@ -30,8 +30,9 @@ from tokenworks.ledger.ledger import Ledger
 from tokenworks.ledger.quotas import KeyRecord, Limit, LimitState, NodeID
 from tokenworks.ledger.rollup import balances
 from tokenworks.ledger.store_port import InDoubt, recover
-from tokenworks.live.driver import Driver, LiveDelivery, Seat
+from tokenworks.live.driver import Driver, LiveDelivery
 from tokenworks.live.journal import JournalWriter, journal_files, replay
+from tokenworks.live.seats import Seat
 
 MODEL = ledger_samples.MODEL
 BOOK = ledger_samples.BOOK
@@ -216,8 +217,14 @@ class FakeStream:
 class Exchange:
     """One request as a worker got it; the test answers it."""
 
-    def __init__(self, body: bytes, path: str = CHAT_PATH, content_type: str = JSON_TYPE) -> None:
-        self.body, self.path, self.content_type = body, path, content_type
+    def __init__(
+        self,
+        body: bytes,
+        path: str = CHAT_PATH,
+        lines: bytes = b"",
+        content_type: str = JSON_TYPE,
+    ) -> None:
+        self.body, self.path, self.lines, self.content_type = body, path, lines, content_type
         self.cancelled = False
         self.head: asyncio.Future[FakeStream] = asyncio.get_running_loop().create_future()
 
@@ -239,9 +246,9 @@ class FakeClient:
         self.auto: Any = None
 
     async def post_stream(
-        self, path: str, body: bytes, content_type: str = JSON_TYPE
+        self, path: str, body: bytes, lines: bytes = b"", content_type: str = JSON_TYPE
     ) -> FakeStream:
-        exchange = Exchange(body, path, content_type)
+        exchange = Exchange(body, path, lines, content_type)
         self.exchanges.append(exchange)
         if self.auto is not None:
             self.auto(exchange)

@@ -12,6 +12,7 @@ import pytest
 from tests.live.driver_world import CONFIG, MODEL, World, outcome, settle_down
 from tokenworks.core.errors import NotOffered, WorkerUnavailable
 from tokenworks.core.needs import Hints, Needs
+from tokenworks.core.traces import trace_of
 from tokenworks.core.units import NS_PER_S
 
 EU = Needs(labels=("eu",))
@@ -94,3 +95,20 @@ def test_a_dispatcher_that_knows_better_than_the_settings_is_heard(
             await opening
 
     live(test, config=LABELLED)
+
+
+def test_a_worker_is_told_the_requests_name_and_its_place_in_the_trace(
+    live: Callable[..., None],
+) -> None:
+    async def test(world: World) -> None:
+        client = world.up()
+        trace = trace_of("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")
+        delivery, stream = await world.answering(client, trace=trace)
+        name, parent, end = client.exchanges[0].lines.split(b"\r\n")
+        assert name == b"x-request-id: r1"
+        assert parent == b"traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+        assert end == b""
+        stream.end()
+        await delivery.settle(outcome())
+
+    live(test)

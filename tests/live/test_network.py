@@ -72,7 +72,7 @@ def test_a_body_may_be_something_else_than_json(run: Callable[[Awaitable[None]],
     async def test() -> None:
         async with pair() as (worker, client):
             form = "multipart/form-data; boundary=x\xe9"
-            stream = await client.post_stream(PATH, BODY, form)
+            stream = await client.post_stream(PATH, BODY, content_type=form)
             assert stream.content_type == b"text/event-stream"
             await whole(stream)
             stream = await client.post_stream(PATH, BODY)
@@ -89,6 +89,19 @@ def test_streams_on_kept_connections(
 ) -> None:
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         runner.run(streams_and_reuses())
+
+
+def test_further_headers_come_before_the_body() -> None:
+    async def main() -> None:
+        async with pair() as (server, client):
+            await whole(await client.post_stream(PATH, BODY, b"x-a: 1\r\nx-b: 2\r\n"))
+            await whole(await client.post_stream(PATH, BODY))
+            first, second = server.received
+            assert (first.headers["x-a"], first.headers["x-b"]) == ("1", "2")
+            assert "x-a" not in second.headers
+            assert first.body == second.body == BODY
+
+    asyncio.run(main())
 
 
 @pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop])

@@ -18,6 +18,7 @@ GROUPS: Final = (
         "Create tokens",
         {
             "up": ("up", "Start the factory: engine, ledger and gateway on one port."),
+            "top": ("top", "Watch a running factory: tiers, promises, workers, money."),
             "doctor": ("doctor", "Say what is wrong with this machine or its settings."),
         },
     ),

@@ -29,11 +29,12 @@ from tokenworks.gateway.app import Gateway
 from tokenworks.gateway.server import GatewayServer
 from tokenworks.ledger.store_port import LedgerStore, join, recover
 from tokenworks.live.clock import SystemClock
-from tokenworks.live.driver import LIMITS, Driver, Seat
+from tokenworks.live.driver import LIMITS, Driver
 from tokenworks.live.growth import Growth
 from tokenworks.live.home import Curves, Home, foreman_facts, model_path
 from tokenworks.live.journal import JournalWriter
 from tokenworks.live.quota_leases import QuotaLeases
+from tokenworks.live.seats import Seat
 from tokenworks.live.workers import (
     AttachedSpec,
     AttachedWorker,
@@ -137,13 +138,18 @@ class Factory:
             )
             self._shelf = home.open_shelf()
             stack.callback(self._shelf.close)
-            self.gateway = Gateway(self.driver, self.clock, shelf=self._shelf)
+            self.gateway = self._gateway()
             if modelled is not None and fast is not None:
                 self._seat_modelled(modelled, fast)
             else:
                 for name, pool in settings.pool.items():
                     self._seat_pool(PoolID(name), pool, curve_of(name, pool, curves))
             stack.pop_all()
+
+    def _gateway(self) -> Gateway:
+        gateway = Gateway(self.driver, self.clock, shelf=self._shelf)
+        gateway.metrics.watch(self.driver.gauges)
+        return gateway
 
     @staticmethod
     def _check_models(settings: FactoryConfig, books: PriceBooks) -> None:
@@ -158,7 +164,7 @@ class Factory:
 
     def _scale(self, command: Scale) -> None:
         """Start what an embedded pool lacks, or stop what it gives back; others are only told."""
-        self.gateway.metrics.workers_wanted.labels(command.pool).set(command.workers)
+        self.gateway.metrics.wanted[command.pool] = command.workers
         self.growth.scale(command, self.driver.is_up)
 
     def _seat_pool(self, pool: PoolID, config: PoolConfig, curve: tuple[CurvePoint, ...]) -> None:

@@ -1,3 +1,3 @@
 """Words that every room uses: units, ids, tiers, orders, errors, ports. Pure."""
 
-__all__ = ["errors", "ids", "needs", "orders", "ports", "rng", "slo", "units"]
+__all__ = ["errors", "gauges", "ids", "needs", "orders", "ports", "rng", "slo", "traces", "units"]

@@ -121,9 +121,14 @@ class RequestTooLarge(CallerError):
 
 
 class QuotaExceeded(CallerError):
-    """The key's quota cannot hold this request."""
+    """The key's quota cannot hold this request.
+
+    Attributes:
+        limit: the kind of the limit that refused, such as ``tenant/tokens/month``; one of a few.
+    """
 
     code, status = "quota_exceeded", 429
+    limit: str = ""
 
 
 class CapacityExceeded(CallerError):

@@ -20,6 +20,7 @@ from tokenworks.core.ids import (
 )
 from tokenworks.core.needs import Hints, Needs
 from tokenworks.core.slo import Measured, Tier
+from tokenworks.core.traces import Trace
 
 Ending = Literal["done", "disconnected", "failed"]
 """``done``; the client left; the worker broke off."""
@@ -73,6 +74,20 @@ class KeyView(msgspec.Struct, frozen=True, kw_only=True):
     labels: tuple[str, ...] = ()
 
 
+class Passing(msgspec.Struct, frozen=True, kw_only=True):
+    """How a request is passed on as it came, instead of as a POST of ours.
+
+    Attributes:
+        method: the HTTP method.
+        target: path and query.
+        headers: names in lower case; neither the connection's own nor keys.
+    """
+
+    method: str
+    target: str
+    headers: tuple[tuple[bytes, bytes], ...]
+
+
 class Order(msgspec.Struct, frozen=True, kw_only=True):
     """One request, parsed and checked, as the factory takes it.
 
@@ -98,6 +113,9 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
         hints: what its agent knows of it.
         worker_path: where a worker takes it.
         content_type: what ``body`` is.
+        passing: how it is passed on as it came; its answer comes back as it is, errors too.
+        caller_request: its caller's own name for it.
+        trace: where it stands in a trace, which its worker is told.
     """
 
     request: RequestID
@@ -119,6 +137,9 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     hints: Hints | None = None
     worker_path: str = CHAT_PATH
     content_type: str = JSON_TYPE
+    passing: Passing | None = None
+    caller_request: str | None = None
+    trace: Trace | None = None
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False):
@@ -195,6 +216,8 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
         tier_delivered: the tier whose promise was met, which is the one that is billed.
         charged_nanodollars: what the tenant pays, before credits.
         credited_nanodollars: what it gets back because the asked tier's promise was broken.
+        cost_nanodollars: its share of its worker's energy and capital.
+        waited_ns: from its arrival until it was sent to who made it.
         pool: where it was made.
         worker: who made it.
     """
@@ -205,3 +228,5 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     pool: PoolID
     worker: WorkerID
     credited_nanodollars: int = 0
+    cost_nanodollars: int = 0
+    waited_ns: int = 0

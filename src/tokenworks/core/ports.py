@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import msgspec
 
 from tokenworks.core.errors import WorkerFailed
 from tokenworks.core.ids import ModelName, TenantID
-from tokenworks.core.orders import JSON_TYPE, KeyView, Order, Outcome, Receipt
+from tokenworks.core.orders import JSON_TYPE, KeyView, Order, Outcome, Passing, Receipt
 from tokenworks.core.slo import Tier
 
 
@@ -47,6 +48,11 @@ class AnswerStream(Protocol):
     status: int
     content_type: bytes
 
+    @property
+    def headers(self) -> Sequence[tuple[bytes, bytes]]:
+        """All that it said, names in lower case, if the request was passed on as it came."""
+        ...
+
     async def read(self) -> bytes:
         """What has come since the last read; ``b""`` at the end.
 
@@ -81,14 +87,24 @@ class WorkerPort(Protocol):
     """The way to one worker that is up, real or modelled; safe for many tasks of one loop."""
 
     async def post_stream(
-        self, path: str, body: bytes, content_type: str = JSON_TYPE
+        self, path: str, body: bytes, lines: bytes = b"", content_type: str = JSON_TYPE
     ) -> AnswerStream:
         """Send a request; returns once its answer begins. Cancelling stops the worker's work on it.
+
+        Args:
+            path: where to.
+            body: what is sent.
+            lines: further header lines, each with its line end.
+            content_type: what ``body`` is.
 
         Raises:
             WorkerFailed: it broke off before it answered.
             WorkerUnavailable: it takes no more, or is closed.
         """
+        ...
+
+    async def pass_on(self, passing: Passing, body: bytes) -> AnswerStream:
+        """Send a request as it came to us; as ``post_stream`` otherwise."""
         ...
 
     async def get(self, path: str) -> tuple[int, bytes]:
@@ -108,8 +124,8 @@ class Delivery(Protocol):
     """One answer while it is being made. Exactly one ``settle`` ends it."""
 
     @property
-    def content_type(self) -> bytes:
-        """What the worker says its answer is; empty where it says nothing."""
+    def stream(self) -> AnswerStream:
+        """The worker's answer: its status and headers; what comes is handed over by ``pipe``."""
         ...
 
     def pipe(self, sink: Sink) -> None:

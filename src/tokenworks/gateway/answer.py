@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import logging
-import secrets
 from typing import Final
 
 from tokenworks.core.errors import ModelNotFound, TokenworksError, Unauthorized, WorkerFailed
@@ -26,7 +24,8 @@ from tokenworks.gateway.event_stream import EventStream
 from tokenworks.gateway.http_head import Head
 from tokenworks.gateway.http_io import JSON, ClientGone, Headers, check_json, secret_of
 from tokenworks.gateway.metrics import GatewayMetrics
-from tokenworks.gateway.own_headers import PREFIX, OwnHeaders, own_headers
+from tokenworks.gateway.own_headers import READ, OwnHeaders, own_headers
+from tokenworks.gateway.request_ids import id_headers
 from tokenworks.gateway.routes import AnyDialect
 
 _log: Final = logging.getLogger("tokenworks.gateway")
@@ -97,8 +96,6 @@ class Answers:
         self._shelf = shelf
         self.clock = clock
         self.metrics = metrics
-        self._salt = secrets.token_hex(4)
-        self._count = itertools.count()
 
     def key_of(self, head: Head) -> KeyView:
         """Who asks.
@@ -115,8 +112,22 @@ class Answers:
             )
         return key
 
-    def prepare(self, dialect: AnyDialect, exchange: Exchange, key: KeyView) -> Answer:
+    def prepare(
+        self,
+        dialect: AnyDialect,
+        exchange: Exchange,
+        key: KeyView,
+        request: RequestID,
+        callers: str | None,
+    ) -> Answer:
         """Check a whole request, and make ready to answer it.
+
+        Args:
+            dialect: what it speaks.
+            exchange: the request.
+            key: who asks.
+            request: our name for it.
+            callers: its caller's name for it.
 
         Raises:
             TokenworksError: what is wrong with it.
@@ -125,13 +136,13 @@ class Answers:
         assert head is not None
         check_json(head)
         arrived_ns = self.clock.now_ns()
-        named = head.headers() if head.has(PREFIX) else []
+        named = head.headers() if any(map(head.has, READ)) else []
         own = own_headers(named, key.labels)
         asked = dialect.read(exchange.body, key, own, self._output_default)
         exchange.body = b""
-        order = self.order(asked, key, arrived_ns, own)
-        writer = dialect.writer(asked, order.request)
-        return Answer(self, order, writer, exchange, stream=asked.stream)
+        order = self.order(asked, key, arrived_ns, own, request)
+        writer = dialect.writer(asked, request)
+        return Answer(self, order, writer, exchange, callers, stream=asked.stream)
 
     async def keep(self, tenant: TenantID, kind: str, item: Shelved) -> None:
         """Keep what an answer leaves.
@@ -145,12 +156,37 @@ class Answers:
         except TokenworksError as error:
             _log.warning("%s %s of %s is not kept: %s", kind, item.id, tenant, error)
 
-    def order(self, asked: Asked, key: KeyView, arrived_ns: int, own: OwnHeaders) -> Order:
-        """The request as the factory takes it, under an id of its own."""
-        unix_ms = self.clock.unix_ns() // NS_PER_MS
+    async def opened(self, exchange: Exchange, order: Order) -> Delivery:
+        """The delivery; a caller who leaves while it waits withdraws its request.
+
+        Raises:
+            ClientGone: the caller left.
+        """
+        task = asyncio.current_task()
+        assert task is not None
+        exchange.on_gone = task.cancel
+        if exchange.gone:
+            raise ClientGone
+        try:
+            return await self.desk.open(order)
+        except asyncio.CancelledError:
+            if exchange.gone and not task.uncancel():
+                raise ClientGone from None
+            raise
+
+    async def settle(self, order: Order, delivery: Delivery, outcome: Outcome) -> Receipt:
+        """Bill and count an answer."""
+        ended_ns = self.clock.now_ns()
+        receipt = await delivery.settle(outcome)
+        self.metrics.settle(order, outcome, receipt, ended_ns, self.clock.now_ns())
+        return receipt
+
+    def order(
+        self, asked: Asked, key: KeyView, arrived_ns: int, own: OwnHeaders, request: RequestID
+    ) -> Order:
+        """The request as the factory takes it."""
         return Order(
-            # Ids that rise with time keep a request's entries easy to find.
-            request=RequestID(f"req_{unix_ms:012x}{next(self._count):08x}{self._salt}"),
+            request=request,
             key=key,
             model=asked.model,
             tier=asked.tier,
@@ -168,6 +204,8 @@ class Answers:
             hints=own.hints,
             worker_path=asked.worker_path,
             content_type=asked.content_type,
+            caller_request=own.caller_request,
+            trace=own.trace,
         )
 
     def _output_default(self, model: ModelName, tier: Tier) -> int:
@@ -188,6 +226,7 @@ class Answer:
     __slots__ = (
         "_answers",
         "_assembler",
+        "_callers",
         "_delivery",
         "_events",
         "_exchange",
@@ -196,19 +235,25 @@ class Answer:
         "_order",
         "_over",
         "_paused_ns",
-        "_task",
         "_waiter",
         "_writer",
     )
 
     def __init__(
-        self, answers: Answers, order: Order, writer: Writer, exchange: Exchange, *, stream: bool
+        self,
+        answers: Answers,
+        order: Order,
+        writer: Writer,
+        exchange: Exchange,
+        callers: str | None,
+        *,
+        stream: bool,
     ) -> None:
+        self._callers = callers
         self._answers, self._order, self._writer, self._exchange = answers, order, writer, exchange
         self._events = EventStream()
         self._meter = Meter(order.arrived_ns)
         self._assembler = None if stream else Assembler()
-        self._task: asyncio.Task[object] | None = None
         self._delivery: Delivery | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._over = False
@@ -224,7 +269,7 @@ class Answer:
             ClientGone: the caller left, and what was made for it is settled.
         """
         exchange = self._exchange
-        delivery = self._delivery = await self._open()
+        delivery = self._delivery = await self._answers.opened(exchange, self._order)
         exchange.on_gone = self._left
         if exchange.gone:
             self._left()
@@ -256,24 +301,6 @@ class Answer:
             return False
         self._exchange.end(self._writer.error_event(error))
         return True
-
-    async def _open(self) -> Delivery:
-        """The delivery; a caller who leaves while it waits withdraws its request."""
-        exchange, self._task = self._exchange, asyncio.current_task()
-        exchange.on_gone = self._withdraw
-        if exchange.gone:
-            raise ClientGone
-        try:
-            return await self._answers.desk.open(self._order)
-        except asyncio.CancelledError:
-            assert self._task is not None
-            if exchange.gone and not self._task.uncancel():
-                raise ClientGone from None
-            raise
-
-    def _withdraw(self) -> None:
-        assert self._task is not None
-        self._task.cancel()
 
     def _left(self) -> None:
         """The caller has left: the worker stops now."""
@@ -378,9 +405,7 @@ class Answer:
             ending=ending,
             metered_by=self._events.metered_by,
         )
-        receipt = await delivery.settle(outcome)
-        self._answers.metrics.settle(outcome, receipt)
-        return receipt
+        return await self._answers.settle(self._order, delivery, outcome)
 
     def _begin(self) -> None:
         """Say 200, at the first bytes: what fails before them is answered with its own status."""
@@ -401,4 +426,4 @@ class Answer:
         self._exchange.end(last)
 
     def _headers(self) -> Headers:
-        return [(b"x-request-id", self._order.request.encode())]
+        return id_headers(self._order.request, self._callers)

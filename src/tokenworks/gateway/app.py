@@ -11,6 +11,7 @@ from typing import Final
 import msgspec
 
 from tokenworks.core.errors import MethodNotAllowed, ModelNotFound, TokenworksError
+from tokenworks.core.ids import RequestID
 from tokenworks.core.orders import KeyView
 from tokenworks.core.ports import Clock, Desk, Shelf
 from tokenworks.core.units import NS_PER_S
@@ -23,6 +24,9 @@ from tokenworks.gateway.http_io import BODY_BYTES_MAX, JSON, ClientGone, Headers
 from tokenworks.gateway.messages import Messages
 from tokenworks.gateway.metrics import CONTENT_TYPE, GatewayMetrics
 from tokenworks.gateway.openai_errors import OpenAIErrors
+from tokenworks.gateway.pass_through import BODY_BYTES_MAX as PASSED_BYTES_MAX
+from tokenworks.gateway.pass_through import PassThrough
+from tokenworks.gateway.request_ids import REQUEST_ID, RequestNames, caller_id, id_headers
 from tokenworks.gateway.responses import Responses
 from tokenworks.gateway.routes import AnyDialect, Request, Response, Route, Routes, check_method
 from tokenworks.gateway.whole_answers import WholeAnswers
@@ -35,26 +39,37 @@ DIALECTS: Final[tuple[AnyDialect, ...]] = (Chat(), Completions(), Messages())
 MODELS: Final = "/v1/models"
 _POST: Final = {"POST": None}.keys()
 _OPENAI: Final = OpenAIErrors()
+BROKE: Final = "a request to %s broke: %s, to its caller %s"
 
 
 class _Accepted:
     """What is known of a request from its head."""
 
-    __slots__ = ("answer", "dialect", "errors", "key", "name", "route")
+    __slots__ = (
+        "answer",
+        "callers",
+        "dialect",
+        "errors",
+        "key",
+        "name",
+        "passing",
+        "request",
+        "route",
+    )
 
-    def __init__(self) -> None:
+    def __init__(self, request: RequestID, callers: str | None) -> None:
+        self.request, self.callers = request, callers
         self.name = "other"
         self.errors: ErrorForm = _OPENAI
         self.dialect: AnyDialect | None = None
         self.route: Route | None = None
+        self.passing: PassThrough | None = None
         self.key: KeyView | None = None
         self.answer: Answer | None = None
 
-
-def _accepted(exchange: Exchange) -> _Accepted:
-    """The same for any exchange; nothing is known of one without a head."""
-    found = exchange.accepted
-    return found if isinstance(found, _Accepted) else _Accepted()
+    def ids(self) -> Headers:
+        """The request's names, as its answer tells them."""
+        return id_headers(self.request, self.callers)
 
 
 class Gateway:
@@ -70,6 +85,7 @@ class Gateway:
         dialects: what answers can be asked for in, besides Responses.
         shelf: where what tenants leave is kept; None keeps nothing.
         more: further routes.
+        passes_on: pass on all below ``/v1/`` as it comes; see ``pass_through``.
 
     Attributes:
         metrics: what it counts.
@@ -84,12 +100,15 @@ class Gateway:
         dialects: tuple[AnyDialect, ...] = DIALECTS,
         shelf: Shelf | None = None,
         more: tuple[Route, ...] = (),
+        passes_on: bool = False,
     ) -> None:
         self._desk = desk
         self._clock = clock
         self.metrics = GatewayMetrics()
         self._answers = Answers(desk, clock, self.metrics, shelf)
+        self._passing = PassThrough(self._answers) if passes_on else None
         responses = Responses(clock, shelf)
+        self._names = RequestNames()
         self.serving: dict[Exchange, asyncio.Task[None]] = {}
         self._routes = Routes(
             (*dialects, responses),
@@ -106,12 +125,27 @@ class Gateway:
 
     # What a connection calls; see ``connection.Application``.
 
+    def _accepted(self, exchange: Exchange) -> _Accepted:
+        """What is known of a request, which has a name as soon as anything is."""
+        found = exchange.accepted
+        if not isinstance(found, _Accepted):
+            callers = None if exchange.head is None else exchange.head.get(REQUEST_ID)
+            found = exchange.accepted = _Accepted(
+                self._names.new(self._clock.unix_ns()),
+                None if callers is None else caller_id(callers),
+            )
+        return found
+
     def accept(self, exchange: Exchange) -> int | None:
         """Find the route and check the key, before the body is read."""
         head = exchange.head
         assert head is not None
-        accepted = exchange.accepted = _Accepted()
+        accepted = self._accepted(exchange)
         try:
+            if self._passing is not None and head.path.startswith("/v1/"):
+                accepted.name, accepted.passing = "/v1/", self._passing
+                accepted.key = self._answers.key_of(head)
+                return PASSED_BYTES_MAX
             found = self._routes.find(head.path)
             if isinstance(found, Route):
                 accepted.errors, accepted.route, keyed = found.errors, found, found.keyed
@@ -137,14 +171,14 @@ class Gateway:
 
     def serve(self, exchange: Exchange) -> None:
         """Begin to answer a whole request."""
-        accepted = _accepted(exchange)
+        accepted = self._accepted(exchange)
         work: Coroutine[object, object, None]
         try:
-            if accepted.dialect is not None and accepted.key is not None:
+            if accepted.passing is not None:
+                work = accepted.passing.serve(exchange, accepted)
+            elif accepted.dialect is not None and accepted.key is not None:
                 if accepted.dialect.fetch is None:
-                    answer = self._answers.prepare(accepted.dialect, exchange, accepted.key)
-                    accepted.answer = answer
-                    work = answer.run()
+                    work = self._answer(exchange, accepted, accepted.dialect).run()
                 else:
                     work = self._fetch(exchange, accepted, accepted.dialect.fetch, accepted.key)
             else:
@@ -152,7 +186,7 @@ class Gateway:
         except TokenworksError as error:
             self._fail(exchange, error)
         except Exception:  # noqa: BLE001 - logged, and answered as our fault
-            _log.exception("a request to %s broke", accepted.name)
+            _log.exception(BROKE, accepted.name, accepted.request, accepted.callers)
             self._fail(exchange, broken())
         else:
             task = asyncio.get_running_loop().create_task(self._finish(exchange, work))
@@ -162,13 +196,18 @@ class Gateway:
         self, exchange: Exchange, accepted: _Accepted, fetch: Fetch, key: KeyView
     ) -> None:
         """Answer a request that may go on from what was kept."""
-        dialect = await fetch(exchange.body, key)
-        answer = accepted.answer = self._answers.prepare(dialect, exchange, key)
-        await answer.run()
+        await self._answer(exchange, accepted, await fetch(exchange.body, key)).run()
+
+    def _answer(self, exchange: Exchange, accepted: _Accepted, dialect: AnyDialect) -> Answer:
+        assert accepted.key is not None
+        answer = accepted.answer = self._answers.prepare(
+            dialect, exchange, accepted.key, accepted.request, accepted.callers
+        )
+        return answer
 
     async def _finish(self, exchange: Exchange, work: Coroutine[object, object, None]) -> None:
-        accepted = _accepted(exchange)
-        self.metrics.streams.inc()
+        accepted = self._accepted(exchange)
+        self.metrics.open_requests += 1
         failure: TokenworksError | None = None
         try:
             await work
@@ -177,28 +216,28 @@ class Gateway:
         except TokenworksError as error:
             failure = error
         except Exception:  # noqa: BLE001 - the last stop: logged, and answered as our fault
-            _log.exception("a request to %s broke", accepted.name)
+            _log.exception(BROKE, accepted.name, accepted.request, accepted.callers)
             failure = broken()
         finally:
-            self.metrics.streams.dec()
+            self.metrics.open_requests -= 1
             del self.serving[exchange]
         if failure is None:
-            self._count(exchange, 499 if exchange.gone else exchange.status)
+            self.metrics.respond(accepted.name, 499 if exchange.gone else exchange.status)
         elif accepted.answer is not None and accepted.answer.tell(failure):
-            self._count(exchange, failure.status)
+            self.metrics.refuse(failure)
+            self.metrics.respond(accepted.name, failure.status)
         else:
             self._fail(exchange, failure)
 
     def _fail(
         self, exchange: Exchange, error: TokenworksError, headers: Headers | None = None
     ) -> None:
-        errors = _accepted(exchange).errors
-        more = errors.error_headers(error) if headers is None else headers
-        self._count(exchange, error.status)
-        exchange.respond(error.status, errors.error_body(error), JSON, more)
-
-    def _count(self, exchange: Exchange, status: int) -> None:
-        self.metrics.responses.labels(_accepted(exchange).name, str(status)).inc()
+        accepted = self._accepted(exchange)
+        more = accepted.errors.error_headers(error) if headers is None else headers
+        self.metrics.refuse(error)
+        self.metrics.respond(accepted.name, error.status)
+        body = accepted.errors.error_body(error)
+        exchange.respond(error.status, body, JSON, [*more, *accepted.ids()])
 
     async def _handle(self, exchange: Exchange, accepted: _Accepted) -> None:
         """Another route than an answer's."""
@@ -214,11 +253,15 @@ class Gateway:
                 headers=head.headers(),
                 body=exchange.body,
                 key=accepted.key,
+                id=accepted.request,
             )
         )
         if not exchange.gone:
             exchange.respond(
-                response.status, response.body, response.content_type, response.headers
+                response.status,
+                response.body,
+                response.content_type,
+                [*response.headers, *accepted.ids()],
             )
 
     # Routes of its own.

@@ -9,8 +9,10 @@ import msgspec
 from tokenworks.core.errors import InvalidRequest
 from tokenworks.core.ids import AgentName, RunID
 from tokenworks.core.needs import LABELS_MAX, Hints, Needs, words_of
+from tokenworks.core.traces import Trace, trace_of
 from tokenworks.core.units import NS_PER_S
 from tokenworks.gateway.http_io import LABEL_LEN_MAX, Headers, label_of
+from tokenworks.gateway.request_ids import REQUEST_ID, caller_id
 
 PREFIX: Final = b"x-tokenworks-"
 
@@ -53,6 +55,8 @@ class OwnHeaders(msgspec.Struct, frozen=True, kw_only=True):
         needs: what the worker must have; None if any will do.
         session: the conversation that it belongs to.
         hints: what the agent knows of its request; None if it says nothing.
+        caller_request: the caller's own name for its request.
+        trace: where the request stands in the caller's trace.
     """
 
     agent: AgentName | None = None
@@ -60,10 +64,12 @@ class OwnHeaders(msgspec.Struct, frozen=True, kw_only=True):
     needs: Needs | None = None
     session: str | None = None
     hints: Hints | None = None
+    caller_request: str | None = None
+    trace: Trace | None = None
 
 
 def own_headers(headers: Headers, key_labels: tuple[str, ...]) -> OwnHeaders:
-    """Read the headers of our own; others of the prefix are ignored.
+    """Read the headers of our own, and those that everybody passes on; others are ignored.
 
     Labels of several headers hold together, as whoever passes a request on may have set some.
 
@@ -75,8 +81,11 @@ def own_headers(headers: Headers, key_labels: tuple[str, ...]) -> OwnHeaders:
         InvalidRequest: one of them says what it cannot, or another than that of labels comes twice.
     """
     values: dict[bytes, bytes] = {}
+    passed: dict[bytes, bytes] = {}
     for name, value in headers:
-        if name.startswith(PREFIX) and name in _NAMES:
+        if name in _PASSED:
+            passed[name] = passed[name] + b"," + value if name in passed else value
+        elif name in _NAMES:
             if name in values and name != LABELS_HEADER:
                 raise InvalidRequest(
                     f"The header {name.decode()} comes twice.", hint="Send it once."
@@ -86,7 +95,7 @@ def own_headers(headers: Headers, key_labels: tuple[str, ...]) -> OwnHeaders:
         name: label_of(name, value, LABELS_LEN_MAX if name == LABELS_HEADER else LABEL_LEN_MAX)
         for name, value in values.items()
     }
-    if not found and not key_labels:
+    if not (found or key_labels or passed):
         return _NOTHING
     agent, run = found.get(AGENT_HEADER), found.get(RUN_HEADER)
     return OwnHeaders(
@@ -95,7 +104,14 @@ def own_headers(headers: Headers, key_labels: tuple[str, ...]) -> OwnHeaders:
         needs=_needs(found, key_labels),
         session=found.get(SESSION_HEADER),
         hints=_hints(found),
+        caller_request=caller_id(passed[REQUEST_ID]) if REQUEST_ID in passed else None,
+        trace=_trace(passed) if _TRACEPARENT in passed else None,
     )
+
+
+def _trace(passed: dict[bytes, bytes]) -> Trace | None:
+    parent, state = passed[_TRACEPARENT], passed.get(_TRACESTATE, b"")
+    return trace_of(bytes(parent).decode("latin-1"), bytes(state).decode("latin-1"))
 
 
 def _needs(found: dict[bytes, str], key_labels: tuple[str, ...]) -> Needs | None:
@@ -154,6 +170,14 @@ def _wrong(name: bytes, text: str, want: str) -> InvalidRequest:
         hint="Mend it or leave it out.",
     )
 
+
+_TRACEPARENT: Final = b"traceparent"
+_TRACESTATE: Final = b"tracestate"
+_PASSED: Final = frozenset({REQUEST_ID, _TRACEPARENT, _TRACESTATE})
+"""Of these nothing is refused: what cannot be used is left out."""
+
+READ: Final = (PREFIX, *(name + b":" for name in sorted(_PASSED)))
+"""How the headers that are read here begin."""
 
 _NOTHING: Final = OwnHeaders()
 _NO_HINTS: Final = Hints()

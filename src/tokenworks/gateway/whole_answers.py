@@ -87,7 +87,7 @@ class WholeAnswers:
         arrived_ns = self._clock.now_ns()
         own = own_headers(request.headers, key.labels)
         asked = _read(service, request, key, own)
-        order = self._answers.order(asked, key, arrived_ns, own)
+        order = self._answers.order(asked, key, arrived_ns, own, request.id)
         delivery = await self._answers.desk.open(order)
         body, failure = await _Collector(delivery).collect()
         usage = nothing_used()
@@ -100,15 +100,12 @@ class WholeAnswers:
         measured = Measured(ttft_ns=elapsed_ns, decode_ns=0, output_tokens=usage.completion_tokens)
         ending: Ending = "done" if failure is None else "failed"
         outcome = Outcome(usage=usage, measured=measured, ending=ending)
-        receipt = await delivery.settle(outcome)
-        self._answers.metrics.settle(outcome, receipt)
+        receipt = await self._answers.settle(order, delivery, outcome)
         if failure is not None:
             raise failure
-        headers = [
-            (b"x-request-id", order.request.encode()),
-            (b"x-tokenworks-tier", receipt.tier_delivered.value.encode()),
-        ]
-        return Response(body=body, content_type=delivery.content_type or JSON, headers=headers)
+        headers = [(b"x-tokenworks-tier", receipt.tier_delivered.value.encode())]
+        content_type = delivery.stream.content_type or JSON
+        return Response(body=body, content_type=content_type, headers=headers)
 
 
 class _Collector:

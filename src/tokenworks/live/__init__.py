@@ -20,6 +20,7 @@ __all__ = [
     "numbered_names",
     "postgres",
     "quota_leases",
+    "seats",
     "settings_store",
     "shelf",
     "sqlite",

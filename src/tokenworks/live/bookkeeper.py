@@ -63,7 +63,8 @@ class Bookkeeper:
         self._pools, self._leases = pools, leases
         self._trouble: str | None = None
         self._doubt: InDoubt | None = None
-        self._storing: set[asyncio.Future[None]] = set()
+        self._storing: dict[asyncio.Future[None], int] = {}
+        """Appends that are not durable yet, and since when."""
         self._unstored: list[Entry] = []
         self._cost: asyncio.Future[None] | None = None
         self._began_unix_ns = clock.unix_ns()
@@ -77,11 +78,32 @@ class Bookkeeper:
         """Pools whose cost this process writes down, and until when it has."""
         self._accrue_at_ns = clock.now_ns() + ACCRUE_NS
         self._claim_at_ns = clock.now_ns()
+        self._costs = dict.fromkeys(pools, (0, 0))
 
     @property
     def trouble(self) -> str | None:
         """Why nothing can be stored at present, or any more, if that is so."""
         return self._trouble if self._doubt is None else str(self._doubt)
+
+    def lag(self) -> tuple[int, int, int]:
+        """Appends that are not durable, entries to be tried again, age of the oldest append, ns."""
+        oldest_ns = next(iter(self._storing.values()), None)
+        lag_ns = 0 if oldest_ns is None else self._clock.now_ns() - oldest_ns
+        return len(self._storing), len(self._unstored), lag_ns
+
+    def costs(self) -> dict[PoolID, tuple[int, int]]:
+        """What each pool has cost until now, as far as this process writes it down.
+
+        Returns:
+            Nano-dollars of energy and of capital.
+        """
+        now_ns, costs = self._clock.now_ns(), dict(self._costs)
+        for pool, done in self._accrued.items():
+            config, (energy, capital) = self._pools[pool], costs[pool]
+            since_ns = max(0, now_ns - done.ns)
+            energy += config.energy_nanodollars(since_ns)
+            costs[pool] = energy, capital + config.capital_nanodollars(since_ns)
+        return costs
 
     def begin(self) -> None:
         """Free what a dead process held.
@@ -240,8 +262,8 @@ class Bookkeeper:
 
     def _append(self, entries: Sequence[Entry]) -> asyncio.Future[None]:
         stored = asyncio.ensure_future(self._store.append(entries))
-        self._storing.add(stored)
-        stored.add_done_callback(self._storing.discard)
+        self._storing[stored] = self._clock.now_ns()
+        stored.add_done_callback(self._storing.pop)
         return stored
 
     def _keep(self, entries: Sequence[Entry], *, again: bool = False) -> asyncio.Future[None]:
@@ -311,6 +333,9 @@ class Bookkeeper:
             )
             assert not isinstance(entry, Refused), entry  # intervals don't overlap
             entries.append(entry)
+            energy, capital = self._costs[pool]
+            energy += entry.energy_nanodollars
+            self._costs[pool] = energy, capital + entry.capital_nanodollars
         return entries
 
 
@@ -328,7 +353,11 @@ def _refusal(refused: Refused, unix_ns: int) -> TokenworksError:
             resets = refused.quota.resets_unix_ns if refused.quota is not None else None
             wait_s = None if resets is None else max(1, -(-(resets - unix_ns) // NS_PER_S))
             hint = "Ask for less, or have the limit raised (`tokenworks quota extra`)."
-            return QuotaExceeded(message, hint=hint, retry_after_s=wait_s)
+            error = QuotaExceeded(message, hint=hint, retry_after_s=wait_s)
+            if refused.quota is not None:
+                kind = refused.quota.node.partition(":")[0]
+                error.limit = f"{kind}/{refused.quota.unit}/{refused.quota.period}"
+            return error
         case "invalid_api_key":
             return Unauthorized(message, hint="Use another key.")
         case "model_not_found":

@@ -18,7 +18,7 @@ from typing import Final, NamedTuple, assert_never
 import msgspec
 from msgspec import UNSET
 
-from tokenworks.catalogue.factory_config import CurvePoint, PoolConfig
+from tokenworks.catalogue.factory_config import PoolConfig
 from tokenworks.catalogue.price_book import PriceBook, PriceBooks
 from tokenworks.core.errors import (
     CapacityExceeded,
@@ -30,11 +30,13 @@ from tokenworks.core.errors import (
     WorkerFailed,
     WorkerUnavailable,
 )
+from tokenworks.core.gauges import Gauges
 from tokenworks.core.ids import ModelName, PoolID, RequestID, WorkerID
 from tokenworks.core.needs import NO_OFFERS, nothing_offers
 from tokenworks.core.orders import CHAT_PATH, KeyView, Order, Outcome, Receipt
 from tokenworks.core.ports import AnswerStream, Clock, Sink, WorkerPort
 from tokenworks.core.slo import Tier
+from tokenworks.core.traces import header_lines
 from tokenworks.core.units import NS_PER_MS, NS_PER_S, PPM
 from tokenworks.dispatch.commands import (
     Abort,
@@ -71,8 +73,8 @@ from tokenworks.ledger.store_port import LedgerStore
 from tokenworks.live.bookkeeper import Bookkeeper
 from tokenworks.live.journal import JournalWriter
 from tokenworks.live.quota_leases import QuotaLeases
+from tokenworks.live.seats import Seat, gauges_of
 from tokenworks.live.worker_body import worker_body
-from tokenworks.perf.timing import Timing
 
 ANSWER_NS_MAX: Final = 3_000 * NS_PER_S
 """From the reservation to the end of the answer, queueing included; less than
@@ -96,22 +98,6 @@ NO_SUCH_PATH: Final = frozenset({404, 405, 501})
 """Said by a worker that serves no embeddings, sound and so on; every worker serves chat."""
 
 _log: Final = logging.getLogger("tokenworks.driver")
-
-
-class Seat(msgspec.Struct, kw_only=True):
-    """A worker's place in the factory: what it is, and its client while it is up.
-
-    What is not known of its engine is None; see ``WorkerUp``.
-    """
-
-    worker: WorkerID
-    pool: PoolID
-    config: PoolConfig
-    curve: tuple[CurvePoint, ...]
-    timing: Timing | None = None
-    kv_blocks: int | None = None
-    batch_tokens_max: int | None = None
-    client: WorkerPort | None = None
 
 
 class _Flight:
@@ -155,9 +141,9 @@ class LiveDelivery:
         self._cut_off = loop.call_later(driver.loop_s(left_ns), stream.abort)
 
     @property
-    def content_type(self) -> bytes:
+    def stream(self) -> AnswerStream:
         """See ``Delivery``."""
-        return self._stream.content_type
+        return self._stream
 
     def pipe(self, sink: Sink) -> None:
         """See ``Delivery``."""
@@ -410,9 +396,16 @@ class Driver:
             tier_delivered=entry.tier_delivered,
             charged_nanodollars=entry.charged_nanodollars,
             credited_nanodollars=entry.credited_nanodollars,
+            cost_nanodollars=entry.energy_nanodollars + entry.capital_nanodollars,
+            waited_ns=max(0, flight.sent_ns - order.arrived_ns),
             pool=entry.pool,
             worker=entry.worker,
         )
+
+    def gauges(self) -> Gauges:
+        """What the factory has now."""
+        promises = self._book.promises
+        return gauges_of(self._seats, self._dispatcher, self._bookkeeper, promises)
 
     # What workers say.
 
@@ -554,7 +547,8 @@ class Driver:
         stream: AnswerStream | None = None
         try:
             stream = await self._post(flight.order, seat)
-            said = b"" if stream.status == 200 else await stream.read_all()
+            passed = stream.status == 200 or flight.order.passing is not None
+            said = b"" if passed else await stream.read_all()
         except (WorkerFailed, WorkerUnavailable) as error:
             await self._broke_off(flight, seat, attempt, str(error))
             return
@@ -564,7 +558,7 @@ class Driver:
             raise
         if not flight.awaits(attempt):
             stream.abort()
-        elif stream.status == 200:
+        elif passed:
             self.tell(Started(request=flight.order.request))
             flight.opened.set_result(LiveDelivery(self, flight, stream))
         elif stream.status in CALLER_AT_FAULT or (
@@ -578,10 +572,13 @@ class Driver:
     async def _post(self, order: Order, seat: Seat) -> AnswerStream:
         if seat.client is None:
             raise WorkerUnavailable(f"Worker {seat.worker} is down.")
+        if order.passing is not None:
+            return await seat.client.pass_on(order.passing, order.body)
         body = worker_body(
             order, embedded=seat.config.engine == "embedded", cache_salt=seat.config.cache_salt
         )
-        return await seat.client.post_stream(order.worker_path, body, order.content_type)
+        lines = header_lines(order.request, order.trace)
+        return await seat.client.post_stream(order.worker_path, body, lines, order.content_type)
 
     async def _broke_off(self, flight: _Flight, seat: Seat, attempt: int, why: str) -> None:
         await asyncio.sleep(BREATHER_NS / NS_PER_S)
