@@ -85,7 +85,7 @@ class Gateway:
         dialects: what answers can be asked for in, besides Responses.
         shelf: where what tenants leave is kept; None keeps nothing.
         more: further routes.
-        passes_on: pass on all below ``/v1/`` as it comes; see ``pass_through``.
+        passes_on: pass on all that needs a key as it comes; see ``pass_through``.
 
     Attributes:
         metrics: what it counts.
@@ -142,8 +142,8 @@ class Gateway:
         assert head is not None
         accepted = self._accepted(exchange)
         try:
-            if self._passing is not None and head.path.startswith("/v1/"):
-                accepted.name, accepted.passing = "/v1/", self._passing
+            if self._passing is not None and head.path not in self._routes.open_paths:
+                accepted.name, accepted.passing = "passed on", self._passing
                 accepted.key = self._answers.key_of(head)
                 return PASSED_BYTES_MAX
             found = self._routes.find(head.path)
