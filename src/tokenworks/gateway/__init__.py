@@ -9,6 +9,7 @@ __all__ = [
     "chat_request",
     "connection",
     "dialect",
+    "envelope",
     "event_stream",
     "http_body",
     "http_head",
