@@ -123,11 +123,16 @@ class Head:
 
 
 def _target(target: bytes) -> tuple[str, bytes]:
-    """Path and query of a request's target, whether it names a server or not."""
-    if not target.startswith(b"/"):
+    """Path and query of a request's target, whether it names a server or not.
+
+    Raises:
+        InvalidRequest: it is neither a path nor an address of HTTP nor ``*``.
+    """
+    if not target.startswith(b"/") and target != b"*":
         scheme, _, rest = target.partition(b"://")
-        if scheme.lower() in (b"http", b"https"):
-            target = b"/" + rest.partition(b"/")[2]
+        if scheme.lower() not in {b"http", b"https"}:
+            raise InvalidRequest("The request's target must be a path.")
+        target = b"/" + rest.partition(b"/")[2]
     path, _, query = target.partition(b"?")
     if b"%" in path:
         path = unquote_to_bytes(path)
