@@ -17,6 +17,7 @@ from tokenworks.core.errors import (
     TokenworksError,
     WorkerFailed,
 )
+from tokenworks.core.ids import RequestID
 from tokenworks.core.orders import KeyView
 from tokenworks.core.slo import Tier
 from tokenworks.gateway import app
@@ -355,11 +356,13 @@ class Shout(Bare):
     """A dialect that does to bytes what can be seen."""
 
     path = "/v1/shout"
+    fetch = None
+    kept = None
 
     def read(self, raw: bytes, key: KeyView, own: OwnHeaders, output_default: Any) -> Asked:
         return Chat().read(raw, key, own, output_default)
 
-    def writer(self, asked: Asked) -> Shout:
+    def writer(self, asked: Asked, request: RequestID) -> Shout:
         return self
 
     def forward(self, ready: bytes) -> bytes:

@@ -37,8 +37,14 @@ HELLO: Any = [{"role": "user", "content": "hello"}]
 
 @asynccontextmanager
 async def serving(desk: FakeDesk) -> AsyncIterator[GatewayServer]:
+    async with serving_gateway(Gateway(desk, FakeClock())) as server:
+        yield server
+
+
+@asynccontextmanager
+async def serving_gateway(gateway: Gateway) -> AsyncIterator[GatewayServer]:
     server = GatewayServer("127.0.0.1", 0)
-    task = asyncio.ensure_future(server.serve(Gateway(desk, FakeClock())))
+    task = asyncio.ensure_future(server.serve(gateway))
     try:
         yield server
     finally:

@@ -110,7 +110,9 @@ class Assembler:
                 if name in ("delta", "index") or value is None:
                     continue
                 have = kept.get(name)
-                if name == "logprobs" and isinstance(have, dict):
+                if name == "text" and isinstance(have, str) and isinstance(value, str):
+                    kept[name] = have + value
+                elif name == "logprobs" and isinstance(have, dict):
                     _merge_logprobs(have, _object(value))
                 else:
                     kept[name] = value

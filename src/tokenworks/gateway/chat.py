@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from tokenworks.core.errors import TokenworksError
+from tokenworks.core.ids import RequestID
 from tokenworks.core.orders import CHAT_PATH, KeyView
 from tokenworks.core.slo import Tier
 from tokenworks.gateway.assemble import Completion
@@ -19,6 +20,7 @@ class Chat(OpenAIErrors):
     """Implements ``dialect.Dialect``."""
 
     path = CHAT_PATH
+    fetch = None
 
     def read(
         self, raw: bytes, key: KeyView, own: OwnHeaders, output_default: OutputDefault
@@ -27,7 +29,7 @@ class Chat(OpenAIErrors):
         adapter = None if own.needs is None else own.needs.adapter
         return parse_chat_request(raw, key.tier_default, output_default, key.tenant, adapter)
 
-    def writer(self, asked: ChatRequest) -> ChatWriter:
+    def writer(self, asked: ChatRequest, request: RequestID) -> ChatWriter:  # noqa: ARG002
         """See ``Dialect``."""
         return ChatWriter(self, include_usage=asked.include_usage)
 
@@ -36,6 +38,7 @@ class ChatWriter:
     """Implements ``dialect.Writer``."""
 
     __slots__ = ("_errors", "_include_usage")
+    kept = None
 
     def __init__(self, errors: OpenAIErrors, *, include_usage: bool) -> None:
         self._errors, self._include_usage = errors, include_usage

@@ -140,7 +140,7 @@ class Exchange:
         self.gone = False
         self.ended = False
         self.accepted: object = None
-        self.on_gone: Callable[[], None] | None = None
+        self.on_gone: Callable[[], object] | None = None
         self.on_pause: Callable[[], None] | None = None
         self.on_resume: Callable[[], None] | None = None
 
@@ -183,6 +183,12 @@ class Exchange:
             data = b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data) if data else b"0\r\n\r\n"
         self._connection.write(data)
         self._end()
+
+    def break_off(self) -> None:
+        """Close the connection without an end, so that what was sent is not taken for whole."""
+        self.ended = True
+        self.on_gone = self.on_pause = self.on_resume = None
+        self._connection.break_off()
 
     def _begin(self, status: int) -> bytes:
         assert not self.status, "answered twice"
@@ -352,6 +358,11 @@ class Connection(asyncio.Protocol):
             self._transport.resume_reading()
         if self._buffer and not self._advancing:
             self._advance()
+
+    def break_off(self) -> None:
+        """Close at once: the answer has no end."""
+        self._exchange = None
+        self._drop()
 
     # Reading.
 

@@ -96,16 +96,31 @@ class _Rest:
         return part
 
 
+def usage_of(told: object) -> Usage:
+    """What an answer's ``usage`` says, in disjoint classes; nothing of none.
+
+    Raises:
+        WorkerFailed: it is no usage.
+    """
+    if told is None:
+        return Usage(uncached_input_tokens=0, cached_input_tokens=0, output_tokens=0)
+    try:
+        return msgspec.convert(told, _Usage).disjoint()
+    except msgspec.ValidationError as error:
+        raise WorkerFailed(f"A worker's usage cannot be read: {error}.") from error
+
+
 class _Choice(msgspec.Struct):
     finish_reason: str | None = None
     delta: dict[str, object] | None = None
     logprobs: object = None
+    text: str | None = None
 
     def has_token(self) -> bool:
         """Whether it carries a part of the answer: text, a call, or a token's probability alone."""
         odds = self.logprobs if isinstance(self.logprobs, dict) else {}
         said = (value for name, value in (self.delta or {}).items() if name != "role")
-        return any(said) or any(odds.values())
+        return bool(self.text) or any(said) or any(odds.values())
 
 
 class _Progress(msgspec.Struct):

@@ -80,6 +80,11 @@ class Head:
         expect = self.get(b"expect")
         self.expects = expect is not None and expect.lower() == b"100-continue"
 
+    @property
+    def raw_path(self) -> bytes:
+        """The path as it came, percent signs and all; never the scheme and host."""
+        return _without_server(self._raw.split(b" ", 2)[1]).partition(b"?")[0]
+
     def get(self, name: bytes) -> bytes | None:
         """The value of the first header of a name in lower case, without space around it."""
         needle = b"\r\n" + name + b":"
@@ -122,18 +127,23 @@ class Head:
         return int(value)
 
 
-def _target(target: bytes) -> tuple[str, bytes]:
-    """Path and query of a request's target, whether it names a server or not.
+def _without_server(target: bytes) -> bytes:
+    """A request's target without the server that it may name.
 
     Raises:
         InvalidRequest: it is neither a path nor an address of HTTP nor ``*``.
     """
-    if not target.startswith(b"/") and target != b"*":
-        scheme, _, rest = target.partition(b"://")
-        if scheme.lower() not in {b"http", b"https"}:
-            raise InvalidRequest("The request's target must be a path.")
-        target = b"/" + rest.partition(b"/")[2]
-    path, _, query = target.partition(b"?")
+    if target.startswith(b"/") or target == b"*":
+        return target
+    scheme, _, rest = target.partition(b"://")
+    if scheme.lower() not in {b"http", b"https"}:
+        raise InvalidRequest("The request's target must be a path.")
+    return b"/" + rest.partition(b"/")[2]
+
+
+def _target(target: bytes) -> tuple[str, bytes]:
+    """Path and query of a request's target."""
+    path, _, query = _without_server(target).partition(b"?")
     if b"%" in path:
         path = unquote_to_bytes(path)
     return path.decode("utf-8", "replace"), query

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from tokenworks.core.errors import MethodNotAllowed, RouteNotFound
+from tokenworks.core.ids import RequestID
 from tokenworks.core.orders import KeyView
 from tokenworks.gateway.dialect import Dialect, ErrorForm
 from tokenworks.gateway.http_io import BODY_BYTES_MAX, JSON, Headers
@@ -21,6 +22,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         method: in capitals.
         path: without the query, percent signs decoded.
+        id: our name for it.
         query: as it came, without the question mark.
         headers: names in lower case, in the order in which they came.
         body: all of it.
@@ -30,6 +32,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     method: str
     path: str
     headers: Headers
+    id: RequestID
     query: bytes = b""
     body: bytes = b""
     key: KeyView | None = None
