@@ -109,10 +109,7 @@ class Factory:
             shared = home.shares_ledger()
             self.store = home.open_ledger(owner, sole=not shared, shared=shared)
             stack.callback(self.store.close)
-            try:
-                check_clock(self.store, self.clock.unix_ns())
-            except ConfigInvalid as error:
-                _log.warning("%s. %s", error.message, error.hint)
+            self._check_clock()
             self.secret = operator_key(home, self.store, self.clock)
             ledger = (join if shared else recover)(self.store, self.clock.unix_ns())
             pools = {PoolID(name): pool for name, pool in settings.pool.items()}
@@ -150,6 +147,12 @@ class Factory:
         gateway = Gateway(self.driver, self.clock, shelf=self._shelf, passes_on=passes_on)
         gateway.metrics.watch(self.driver.gauges)
         return gateway
+
+    def _check_clock(self) -> None:
+        try:
+            check_clock(self.store, self.clock.unix_ns())
+        except ConfigInvalid as error:
+            _log.warning("%s. %s", error.message, error.hint)
 
     @staticmethod
     def _check_models(settings: FactoryConfig, books: PriceBooks) -> None:

@@ -10,6 +10,7 @@ __all__ = [
     "completions",
     "connection",
     "dialect",
+    "envelope",
     "event_stream",
     "form_fields",
     "http_body",

@@ -392,6 +392,7 @@ class Answer:
         if self._assembler is not None:
             try:
                 self._assembler.add(b"\n\n".join([*events.held, events.usage_event or b""]))
+                self._assembler.close()
             except WorkerFailed as failure:
                 return failure
         return None

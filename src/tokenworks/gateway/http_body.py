@@ -11,7 +11,7 @@ CHUNK_LINE_BYTES_MAX: Final = 1_024
 """A chunk's size with its extensions, which are not read."""
 
 TRAILER_BYTES_MAX: Final = 8 * 1_024
-_SIZE: Final = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*+(?:;[^\x00-\x08\x0a-\x1f\x7f]*+)?+\r\n")
+_SIZE: Final = re.compile(rb"([0-9A-Fa-f]{1,8})(?:[ \t]*+;[^\x00-\x08\x0a-\x1f\x7f]*+)?+\r\n")
 _CRLF: Final = b"\r\n"
 
 

@@ -128,15 +128,21 @@ class Head:
 
 
 def _without_server(target: bytes) -> bytes:
-    if not target.startswith(b"/"):
-        scheme, _, rest = target.partition(b"://")
-        if scheme.lower() in (b"http", b"https"):
-            return b"/" + rest.partition(b"/")[2]
-    return target
+    """A request's target without the server that it may name.
+
+    Raises:
+        InvalidRequest: it is neither a path nor an address of HTTP nor ``*``.
+    """
+    if target.startswith(b"/") or target == b"*":
+        return target
+    scheme, _, rest = target.partition(b"://")
+    if scheme.lower() not in {b"http", b"https"}:
+        raise InvalidRequest("The request's target must be a path.")
+    return b"/" + rest.partition(b"/")[2]
 
 
 def _target(target: bytes) -> tuple[str, bytes]:
-    """Path and query of a request's target, whether it names a server or not."""
+    """Path and query of a request's target."""
     path, _, query = _without_server(target).partition(b"?")
     if b"%" in path:
         path = unquote_to_bytes(path)
