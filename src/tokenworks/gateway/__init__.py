@@ -34,6 +34,7 @@ __all__ = [
     "schema_limits",
     "server",
     "tallies",
+    "token_counts",
     "told_usage",
     "whole_answers",
 ]

@@ -29,6 +29,7 @@ from tokenworks.gateway.pass_through import PassThrough
 from tokenworks.gateway.request_ids import REQUEST_ID, RequestNames, caller_id, id_headers
 from tokenworks.gateway.responses import Responses
 from tokenworks.gateway.routes import AnyDialect, Request, Response, Route, Routes, check_method
+from tokenworks.gateway.token_counts import TokenCounts
 from tokenworks.gateway.whole_answers import WholeAnswers
 
 _log: Final = logging.getLogger("tokenworks.gateway")
@@ -118,6 +119,7 @@ class Gateway:
                 Route(path="/healthz", handlers={"GET": self._health}, keyed=False),
                 Route(path="/metrics", handlers={"GET": self._metrics}, keyed=False),
                 *responses.routes(),
+                *TokenCounts(desk).routes(),
                 *WholeAnswers(self._answers, clock).routes(),
                 *more,
             ),
