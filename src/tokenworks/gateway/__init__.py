@@ -22,6 +22,7 @@ __all__ = [
     "messages_request",
     "metrics",
     "openai_errors",
+    "openapi",
     "own_headers",
     "pass_through",
     "pieces",

@@ -24,6 +24,7 @@ from tokenworks.gateway.http_io import BODY_BYTES_MAX, JSON, ClientGone, Headers
 from tokenworks.gateway.messages import Messages
 from tokenworks.gateway.metrics import CONTENT_TYPE, GatewayMetrics
 from tokenworks.gateway.openai_errors import OpenAIErrors
+from tokenworks.gateway.openapi import OPENAPI_PATH, document
 from tokenworks.gateway.pass_through import BODY_BYTES_MAX as PASSED_BYTES_MAX
 from tokenworks.gateway.pass_through import PassThrough
 from tokenworks.gateway.request_ids import REQUEST_ID, RequestNames, caller_id, id_headers
@@ -118,6 +119,7 @@ class Gateway:
                 Route(path=MODELS + "/", handlers={"GET": self._models}),
                 Route(path="/healthz", handlers={"GET": self._health}, keyed=False),
                 Route(path="/metrics", handlers={"GET": self._metrics}, keyed=False),
+                Route(path=OPENAPI_PATH, handlers={"GET": self._openapi}, keyed=False),
                 *responses.routes(),
                 *TokenCounts(desk).routes(),
                 *WholeAnswers(self._answers, clock).routes(),
@@ -270,6 +272,9 @@ class Gateway:
 
     async def _metrics(self, _: Request) -> Response:
         return Response(body=self.metrics.text(), content_type=CONTENT_TYPE)
+
+    async def _openapi(self, _: Request) -> Response:
+        return Response(body=msgspec.json.encode(document()))
 
     async def _health(self, _: Request) -> Response:
         healthy, why = self._desk.healthy()
