@@ -28,6 +28,8 @@ _NOT_FINISHED: Final = b'"finish_reason":null'
 _SPECIAL: Final = re.compile(rb'"(?:role":|usage":\{|delta":\{\}|content":""|prompt_progress":)')
 """What a plain token event does not have; one search for all is the quickest."""
 
+_SAYS_MORE: Final = (b'"usage":{', b'"prompt_progress":', b'"logprobs":{', b'"error":', b'"text":')
+
 
 class _PromptDetails(msgspec.Struct):
     cached_tokens: int | None = None
@@ -57,6 +59,17 @@ class _Usage(msgspec.Struct):
             WorkerFailed: a figure is below zero.
         """
         read, made = self.prompt_tokens_details, self.completion_tokens_details
+        prompt, tokens = self.prompt_tokens, self.completion_tokens
+        cached = (read.cached_tokens or 0) if read else 0
+        more = read is not None and (
+            read.cache_write_tokens or read.audio_tokens or read.image_tokens
+        )
+        if made is None and not more and 0 <= cached <= prompt <= TOKENS_MAX >= tokens >= 0:
+            return Usage(
+                uncached_input_tokens=prompt - cached,
+                cached_input_tokens=cached,
+                output_tokens=tokens,
+            )
         left = _Rest(self.prompt_tokens, self)
         cached = left.take(read.cached_tokens if read else 0)
         write = left.take(read.cache_write_tokens if read else 0)
@@ -251,7 +264,7 @@ class EventStream:
             self.token_events += 1
             if not self.finished:
                 self._envelope = envelope_of(event)
-        else:
+        elif not _is_opening(event):
             chunk = _decode(body)
             if chunk.prompt_progress is not None:
                 self._progress = chunk.prompt_progress
@@ -321,6 +334,13 @@ def _is_plain(event: bytes) -> bool:
     like these fields; what isn't plain is decoded, so a miss costs time and nothing else.
     """
     return event.startswith(_DATA) and _NOT_FINISHED in event and not _SPECIAL.search(event)
+
+
+def _is_opening(event: bytes) -> bool:
+    """Whether an event names the role and says nothing else, as an answer's first mostly does."""
+    named = b'"delta":{"role":"assistant","content":' in event and _NOT_FINISHED in event
+    empty = named and (b'"content":null}' in event or b'"content":""}' in event)
+    return empty and not any(field in event for field in _SAYS_MORE)
 
 
 def _decode(body: bytes) -> _Chunk:
