@@ -26,6 +26,7 @@ __all__ = [
     "own_headers",
     "pass_through",
     "pieces",
+    "plain_request",
     "request_fields",
     "request_ids",
     "responses",

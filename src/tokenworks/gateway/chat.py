@@ -14,6 +14,7 @@ from tokenworks.gateway.dialect import OutputDefault
 from tokenworks.gateway.event_stream import EventStream
 from tokenworks.gateway.openai_errors import OpenAIErrors
 from tokenworks.gateway.own_headers import OwnHeaders
+from tokenworks.gateway.plain_request import read_plain
 
 
 class Chat(OpenAIErrors):
@@ -27,6 +28,10 @@ class Chat(OpenAIErrors):
     ) -> ChatRequest:
         """See ``Dialect``."""
         adapter = None if own.needs is None else own.needs.adapter
+        if adapter is None:
+            plain = read_plain(raw, key.tier_default, output_default, key.tenant)
+            if plain is not None:
+                return plain
         return parse_chat_request(raw, key.tier_default, output_default, key.tenant, adapter)
 
     def writer(self, asked: ChatRequest, request: RequestID) -> ChatWriter:  # noqa: ARG002

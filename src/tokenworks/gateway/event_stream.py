@@ -57,6 +57,17 @@ class _Usage(msgspec.Struct):
             WorkerFailed: a figure is below zero.
         """
         read, made = self.prompt_tokens_details, self.completion_tokens_details
+        prompt, tokens = self.prompt_tokens, self.completion_tokens
+        cached = (read.cached_tokens or 0) if read else 0
+        more = read is not None and (
+            read.cache_write_tokens or read.audio_tokens or read.image_tokens
+        )
+        if made is None and not more and 0 <= cached <= prompt <= TOKENS_MAX >= tokens >= 0:
+            return Usage(
+                uncached_input_tokens=prompt - cached,
+                cached_input_tokens=cached,
+                output_tokens=tokens,
+            )
         left = _Rest(self.prompt_tokens, self)
         cached = left.take(read.cached_tokens if read else 0)
         write = left.take(read.cache_write_tokens if read else 0)
@@ -118,9 +129,13 @@ class _Choice(msgspec.Struct):
 
     def has_token(self) -> bool:
         """Whether it carries a part of the answer: text, a call, or a token's probability alone."""
-        odds = self.logprobs if isinstance(self.logprobs, dict) else {}
-        said = (value for name, value in (self.delta or {}).items() if name != "role")
-        return bool(self.text) or any(said) or any(odds.values())
+        if self.text:
+            return True
+        if self.delta is not None:
+            for name, value in self.delta.items():
+                if value and name != "role":
+                    return True
+        return isinstance(self.logprobs, dict) and any(self.logprobs.values())
 
 
 class _Progress(msgspec.Struct):
