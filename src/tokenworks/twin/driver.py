@@ -18,7 +18,6 @@ import msgspec
 
 from tokenworks.core.ids import RequestID, WorkerID
 from tokenworks.core.needs import NO_OFFERS
-from tokenworks.core.units import NS_PER_S
 from tokenworks.dispatch.commands import (
     Abort,
     Command,
@@ -64,6 +63,7 @@ from tokenworks.twin.records import (
 )
 from tokenworks.twin.scaling import Scaling
 from tokenworks.twin.sequence import GONE, HANDED, IDLE, STARTED, Sequence
+from tokenworks.twin.transfers import Transfers
 from tokenworks.twin.workers import KEY_SHIFT, WORKERS_MAX, Worker
 
 PROGRESS_REQUESTS: Final = 1_000
@@ -199,7 +199,6 @@ class Driver:
         # Each request's latest attempt, while it is at a worker, and whether it has answered.
         self._attempts: list[Sequence | None] = [None] * len(requests)
         self._answering = bytearray(len(requests))
-        self._hosts = HostTiers(self.workers, self.at, self._transfer)
         self._kept: dict[int, Sequence] = {}  # of those that wait to go on
         self.stopping: set[Sequence] = set()
         # Attempts that were the last of their requests and have not made all tokens.
@@ -211,6 +210,9 @@ class Driver:
         self._followers = Followers(requests, self._places)
         send = None if self._direct else functools.partial(self._message, "blocks")
         self._publishing = Publishing(self.feeds, self._told_up, self._tell, send)
+        publish = self._publishing.publish if publishes else None
+        self._transfer = Transfers(self.workers, self.clock, self.at, publish).start
+        self._hosts = HostTiers(self.workers, self.at, self._transfer)
         self._agenda = Agenda(requests, self._followers.leaders)
 
     # For hooks.
@@ -744,20 +746,8 @@ class Driver:
             return  # aborted, which frees its blocks at the next boundary
         self._sequences += 1
         index = self.outcomes.worker[place]
-        following = self._attempts[place] = Sequence(
-            self._sequences,
-            place,
-            index,
-            sequence.attempt,
-            sequence.input_tokens,
-            sequence.output_tokens,
-            sequence.blocks,
-        )
-        following.arrives = True
-        following.source = sequence
-        following.made = sequence.made
-        following.token_fs = sequence.token_fs
-        following.cached_tokens = sequence.cached_tokens
+        following = sequence.handed_over(self._sequences, index)
+        self._attempts[place] = following
         if self._up_since_ns[index] is not None:
             self.workers[index].submit(following, self._now_ns)
             self._transfer(self.workers[index])
@@ -777,24 +767,3 @@ class Driver:
         self._stop(sequence)
         self._failed(sequence)
         return True
-
-    def _transfer(self, engine: Worker) -> None:
-        """Send the KV caches for which a worker has made room."""
-        if not engine.arrivals and not self.feeds:
-            return
-        for sequence, size_bytes in engine.arrivals:
-            delay_ns = -(-size_bytes * NS_PER_S // engine.spec.link_bytes_per_s)
-            arrived = functools.partial(self._kv_arrived, sequence)
-            self.at(self._now_ns + delay_ns, arrived)
-        engine.arrivals.clear()
-        if self.feeds:  # who waits for a KV cache may have made room without an iteration
-            self.at(self._now_ns, functools.partial(self._publishing.publish, engine))
-
-    def _kv_arrived(self, sequence: Sequence) -> None:
-        source, sequence.source = sequence.source, None
-        if source is None:
-            return  # aborted, or a worker was lost
-        self.workers[source.worker].release(source, self._now_ns)
-        self._transfer(self.workers[source.worker])
-        self.workers[sequence.worker].join(sequence, self._now_ns)
-        self._transfer(self.workers[sequence.worker])

@@ -125,6 +125,29 @@ class Sequence:
         kept.token_fs = now_ns * FS_PER_NS
         return kept
 
+    def handed_over(self, number: int, worker: int) -> Sequence:
+        """The same attempt where it will be decoded, before its KV cache is there.
+
+        Args:
+            number: of what goes on there.
+            worker: who decodes.
+        """
+        following = Sequence(
+            number,
+            self.place,
+            worker,
+            self.attempt,
+            self.input_tokens,
+            self.output_tokens,
+            self.blocks,
+        )
+        following.arrives = True
+        following.source = self
+        following.made = self.made
+        following.token_fs = self.token_fs
+        following.cached_tokens = self.cached_tokens
+        return following
+
     def go_on_after(self, kept: Sequence) -> None:
         """Go on where an earlier attempt was stopped."""
         self._keep(kept, kept.made)
