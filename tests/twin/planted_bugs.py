@@ -214,6 +214,11 @@ def sent_to_the_lost(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Dispatcher, "_worker_down", lambda self, event, commands: None)
 
 
+def full_workers_named(patch: pytest.MonkeyPatch) -> None:
+    """Policies name workers that have no slot free, and are overruled."""
+    patch.setattr(policies, "others_first", lambda fleet, request, candidates: fleet.up)
+
+
 PLANTED = {
     double_settle: "holds_counted",
     lost_request: "drains",
@@ -235,5 +240,6 @@ PLANTED = {
     own_dice: "journal_replays",
     context_drifts: "kv_counted",
     sent_to_the_lost: "worker_is_up",
+    full_workers_named: "policy_right",
 }
 """Each with an invariant that it breaks."""
