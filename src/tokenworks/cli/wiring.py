@@ -29,7 +29,8 @@ from tokenworks.gateway.app import Gateway
 from tokenworks.gateway.server import GatewayServer
 from tokenworks.ledger.store_port import LedgerStore, join, recover
 from tokenworks.live.clock import SystemClock
-from tokenworks.live.driver import LIMITS, Driver, Seat
+from tokenworks.live.driver import LIMITS, Driver
+from tokenworks.live.flights import Seat
 from tokenworks.live.growth import Growth
 from tokenworks.live.home import Curves, Home, foreman_facts, model_path
 from tokenworks.live.journal import JournalWriter
@@ -134,13 +135,13 @@ class Factory:
                 ledger_clock=dates,
                 speedup=1.0 if fast is None else fast.speedup,
                 on_scale=self._scale,
+                scaling=None if modelled is None else modelled.scaling,
             )
             self.gateway = Gateway(self.driver, self.clock)
             if modelled is not None and fast is not None:
                 self._seat_modelled(modelled, fast)
             else:
-                for name, pool in settings.pool.items():
-                    self._seat_pool(PoolID(name), pool, curve_of(name, pool, curves))
+                self._seat_pools(settings, curves)
             stack.pop_all()
 
     @staticmethod
@@ -155,9 +156,13 @@ class Factory:
                     )
 
     def _scale(self, command: Scale) -> None:
-        """Start what an embedded pool lacks, or stop what it gives back; others are only told."""
+        """Start what a pool lacks, or stop what it gives back; attached ones are only told."""
         self.gateway.metrics.workers_wanted.labels(command.pool).set(command.workers)
         self.growth.scale(command, self.driver.is_up)
+
+    def _seat_pools(self, settings: FactoryConfig, curves: Curves) -> None:
+        for name, pool in settings.pool.items():
+            self._seat_pool(PoolID(name), pool, curve_of(name, pool, curves))
 
     def _seat_pool(self, pool: PoolID, config: PoolConfig, curve: tuple[CurvePoint, ...]) -> None:
         attached = config.engine == "attached"
@@ -187,6 +192,7 @@ class Factory:
     def _seat_modelled(self, modelled: Modelled, clock: FastClock) -> None:
         specs, pools = modelled.specs(), modelled.pools(by_date=False)
         engines = Engines(specs, clock, output_tokens=modelled.output_tokens)
+        least = {pool.pool: pool.workers_min for pool in modelled.scaling}
         for index, spec in enumerate(specs):
             self.driver.seat(
                 Seat(
@@ -197,11 +203,19 @@ class Factory:
                     timing=spec.timing,
                     kv_blocks=spec.kv_blocks,
                     batch_tokens_max=spec.batch_tokens_max,
+                    kv_bytes_per_token=spec.kv_bytes_per_token,
+                    preempts=spec.preempts,
+                    host_bytes_per_s=spec.host_bytes_per_s,
                 )
             )
             up = functools.partial(self._up, spec.worker)
             down = functools.partial(self.driver.worker_down, spec.worker)
-            self.workers.append(ModelledWorker(engines, index, up, down))
+            make = functools.partial(ModelledWorker, engines, index, up, down)
+            if spec.pool in least:
+                self.growth.seat(spec.pool, spec.worker, make, first=least[spec.pool] > 0)
+                least[spec.pool] -= 1
+            else:
+                self.workers.append(make())
 
     def _up(self, worker: WorkerID, client: WorkerPort) -> None:
         self.driver.worker_up(worker, client)

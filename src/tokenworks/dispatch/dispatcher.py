@@ -142,7 +142,7 @@ class Dispatcher:
         self._counts.events += 1
         commands: list[Command] = []
         if self._wakes and self._wakes[0][0] <= now_ns:
-            self._wake(commands)
+            self._wake(event, commands)
         handler(event, commands)
         if self._scaler is not None:
             self._scale(self._scaler, commands)
@@ -485,11 +485,16 @@ class Dispatcher:
         self._queued -= 1
         self._send(fleet, request, choice, commands)
 
-    def _displace(self, fleet: Fleet, request: Request, commands: list[Command]) -> None:
+    def _displace(
+        self, fleet: Fleet, request: Request, event: Event, commands: list[Command]
+    ) -> None:
         """Let a request that waits take the place of others, if its policy wants that."""
         found = self._policy.displace(fleet, request, self._now_ns, self._requests)
         if found is None:
             return
+        told_of = getattr(event, "request", None)
+        if any(victim.request == told_of for victim in found.victims):
+            return  # it may have ended
         for rank, count in Counter(victim.rank for victim in found.victims).items():
             if fleet.waiting(rank) + count > self._limits.queue_len_max[TIERS[rank]]:
                 return  # one of them would be turned away
@@ -638,7 +643,7 @@ class Dispatcher:
 
     # Time.
 
-    def _wake(self, commands: list[Command]) -> None:
+    def _wake(self, event: Event, commands: list[Command]) -> None:
         """Send what became late; reject what has waited as long as its tier's patience allows."""
         changed: dict[ModelName, None] = {}
         due: list[Request] = []
@@ -656,7 +661,7 @@ class Dispatcher:
             self._drain(self._fleets[model], commands)
         for request in late:
             if self._is_queued(request.request):
-                self._displace(self._fleets[request.model], request, commands)
+                self._displace(self._fleets[request.model], request, event, commands)
         for request in due:
             if request.state is _QUEUED and self._is_queued(request.request):
                 fleet = self._fleets[request.model]

@@ -18,7 +18,7 @@ from typing import Final, NamedTuple, assert_never
 import msgspec
 from msgspec import UNSET
 
-from tokenworks.catalogue.factory_config import CurvePoint, PoolConfig
+from tokenworks.catalogue.factory_config import PoolConfig
 from tokenworks.catalogue.price_book import PriceBook, PriceBooks
 from tokenworks.core.errors import (
     CapacityExceeded,
@@ -33,7 +33,7 @@ from tokenworks.core.errors import (
 from tokenworks.core.ids import ModelName, PoolID, RequestID, WorkerID
 from tokenworks.core.needs import NO_OFFERS, nothing_offers
 from tokenworks.core.orders import KeyView, Order, Outcome, Receipt
-from tokenworks.core.ports import AnswerStream, Clock, WorkerPort
+from tokenworks.core.ports import AnswerStream, Clock, KeepingPort, TieredPort, WorkerPort
 from tokenworks.core.slo import Tier
 from tokenworks.core.units import NS_PER_MS, NS_PER_S, PPM
 from tokenworks.dispatch.commands import (
@@ -69,15 +69,13 @@ from tokenworks.ledger.ledger import Ledger, Work
 from tokenworks.ledger.quotas import KeyRecord, LimitState, window_end
 from tokenworks.ledger.store_port import LedgerStore
 from tokenworks.live.bookkeeper import Bookkeeper
+from tokenworks.live.flights import Flight, LiveDelivery, Seat
 from tokenworks.live.journal import JournalWriter
 from tokenworks.live.quota_leases import QuotaLeases
-from tokenworks.perf.timing import Timing
 
 ANSWER_NS_MAX: Final = 3_000 * NS_PER_S
 """From the reservation to the end of the answer, queueing included; less than
 ``bookkeeper.HOLD_NS_MAX``."""
-LINGER_NS_MAX: Final = 5 * NS_PER_S
-"""A worker that keeps its stream open this long after the answer was settled loses its socket."""
 BREATHER_NS: Final = 50 * NS_PER_MS
 """Between a worker's failure and the next try. If the worker is going down, supervision says so
 meanwhile, and the request waits in its line instead of spending its tries."""
@@ -98,79 +96,6 @@ _TELL_PROGRESS: Final = b'{"return_progress":true,'
 _log: Final = logging.getLogger("tokenworks.driver")
 
 
-class Seat(msgspec.Struct, kw_only=True):
-    """A worker's place in the factory: what it is, and its client while it is up.
-
-    What is not known of its engine is None; see ``WorkerUp``.
-    """
-
-    worker: WorkerID
-    pool: PoolID
-    config: PoolConfig
-    curve: tuple[CurvePoint, ...]
-    timing: Timing | None = None
-    kv_blocks: int | None = None
-    batch_tokens_max: int | None = None
-    client: WorkerPort | None = None
-
-
-class _Flight:
-    """One request between its arrival and its settlement."""
-
-    __slots__ = (
-        *("attempt", "cut_off_ns", "opened", "order", "seat", "sending", "sent_ns", "settled"),
-    )
-
-    def __init__(self, order: Order, opened: asyncio.Future[LiveDelivery], cut_off_ns: int) -> None:
-        self.order = order
-        self.opened = opened
-        self.cut_off_ns = cut_off_ns
-        self.attempt = 0
-        """The try that may still begin the answer; 0 while there is none."""
-        self.seat: Seat | None = None
-        self.sent_ns = 0
-        self.sending: asyncio.Task[None] | None = None
-        self.settled = False
-
-    def awaits(self, attempt: int) -> bool:
-        """Whether this try may still begin the answer."""
-        return self.attempt == attempt and not self.opened.done()
-
-    def drop_attempt(self) -> None:
-        """Stop the try under way; whatever it still says comes too late."""
-        self.attempt = 0
-        if self.sending is not None:
-            self.sending.cancel()
-
-
-class LiveDelivery:
-    """One answer of a real worker; implements ``core.ports.Delivery``."""
-
-    __slots__ = ("_cut_off", "_driver", "_flight", "_stream")
-
-    def __init__(self, driver: Driver, flight: _Flight, stream: AnswerStream) -> None:
-        self._driver, self._flight, self._stream = driver, flight, stream
-        loop = asyncio.get_running_loop()
-        left_ns = max(0, flight.cut_off_ns - driver.now_ns())
-        self._cut_off = loop.call_later(driver.loop_s(left_ns), stream.abort)
-
-    async def read(self) -> bytes:
-        """See ``Delivery``."""
-        return await self._stream.read()
-
-    def abort(self) -> None:
-        """See ``Delivery``."""
-        self._cut_off.cancel()
-        self._stream.abort()
-
-    async def settle(self, outcome: Outcome) -> Receipt:
-        """See ``Delivery``."""
-        self._cut_off.cancel()
-        loop = asyncio.get_running_loop()
-        self._cut_off = loop.call_later(LINGER_NS_MAX / NS_PER_S, self._stream.abort)
-        return await self._driver.settle(self._flight, outcome)
-
-
 class Driver:
     """The factory's desk, on the real clock.
 
@@ -188,6 +113,7 @@ class Driver:
         ledger_clock: of dates, costs and reservations; ``clock`` if it is None.
         speedup: how many times faster than the event loop's clock ``clock`` runs.
         on_scale: told what pools want; it may start and stop workers, and may not raise.
+        scaling: pools whose number of workers may change; None for what ``pools`` say of that.
     """
 
     def __init__(
@@ -206,9 +132,10 @@ class Driver:
         ledger_clock: Clock | None = None,
         speedup: float = 1.0,
         on_scale: Callable[[Scale], None] | None = None,
+        scaling: tuple[PoolScale, ...] | None = None,
     ) -> None:
         self._on_scale = on_scale
-        self._scaling = scaling_of(pools)
+        self._scaling = scaling_of(pools) if scaling is None else scaling
         self._clock, self._dispatcher = clock, dispatcher
         self._policy, self._limits, self._speedup = policy, limits, speedup
         self._journal: JournalWriter | None = journal
@@ -218,7 +145,7 @@ class Driver:
         )
         self._books, self._book = books, books.at(clock.unix_ns())
         self._seats: dict[WorkerID, Seat] = {}
-        self._flights: dict[RequestID, _Flight] = {}
+        self._flights: dict[RequestID, Flight] = {}
         self._keys: dict[str, KeyRecord] = {}
         self._settings_version = -1
         self._timer: asyncio.TimerHandle | None = None
@@ -337,7 +264,7 @@ class Driver:
             self._bookkeeper.void(order.request, "rejected")
             raise _shutting_down()
         opened: asyncio.Future[LiveDelivery] = asyncio.get_running_loop().create_future()
-        flight = _Flight(order, opened, cut_off_ns)
+        flight = Flight(order, opened, cut_off_ns)
         self._flights[order.request] = flight
         self.tell(
             Arrived(
@@ -380,15 +307,18 @@ class Driver:
         if lacking is not None:
             raise _not_offered(order, lacking)
 
-    async def settle(self, flight: _Flight, outcome: Outcome) -> Receipt:
+    async def settle(self, flight: Flight, outcome: Outcome) -> Receipt:
         """Tell the dispatcher that an answer ended, and bill it; returns when that is durable."""
         assert not flight.settled, flight.order.request
         assert flight.seat is not None
         flight.settled = True
         order, seat = flight.order, flight.seat
-        self._flights.pop(order.request, None)
+        worked_ns = flight.worked_ns
+        if flight.attempt:
+            worked_ns += max(0, self._clock.now_ns() - flight.sent_ns)
         self.tell(_ending(flight, seat, outcome))
-        work = _work(seat, max(0, self._clock.now_ns() - flight.sent_ns))
+        self._flights.pop(order.request, None)
+        work = _work(seat, worked_ns)
         if not self._flights:
             self._landed.set()
         entry = await self._bookkeeper.bill(order.request, outcome, work)
@@ -430,6 +360,14 @@ class Driver:
             up = msgspec.structs.replace(up, batch_tokens_max=seat.batch_tokens_max)
         if seat.config.offers != NO_OFFERS:
             up = msgspec.structs.replace(up, offers=seat.config.offers)
+        if seat.preempts:
+            up = msgspec.structs.replace(up, preempts=True)
+        if seat.host_bytes_per_s:
+            up = msgspec.structs.replace(
+                up,
+                kv_bytes_per_token=seat.kv_bytes_per_token,
+                host_bytes_per_s=seat.host_bytes_per_s,
+            )
         self.tell(up)
 
     def worker_down(self, worker: WorkerID, why: str) -> None:
@@ -440,10 +378,12 @@ class Driver:
             return
         _log.warning("worker %s is down: %s", worker, why)
         for flight in self._flights.values():
-            if flight.seat is seat and not flight.opened.done():
+            if flight.seat is seat and flight.attempt and flight.is_open:
                 # Headers that are in already must not begin an answer that the dispatcher is
-                # about to queue again.
+                # about to queue again, nor go on with one that it is about to give up.
                 flight.drop_attempt()
+                if flight.delivery is not None:
+                    flight.delivery.break_off(f"worker {worker} is down: {why}")
         self.tell(WorkerDown(worker=worker, why=why))
 
     # The brain.
@@ -486,8 +426,12 @@ class Driver:
                 self._set_timer(command.at_ns)
             case Scale():
                 self._scale(command)
-            case Preempt() | Offload() | Fetch():
-                raise AssertionError(command)  # no worker has said that it can
+            case Preempt():
+                self._flights[command.request].stop(self._clock.now_ns())
+            case Fetch():
+                self._flights[command.request].fetch = command
+            case Offload():
+                self._offload(command)
             case Queue() | Abort():
                 pass  # whoever withdraws a request stops its worker
             case _:
@@ -515,18 +459,32 @@ class Driver:
         delay_s = self.loop_s(max(0, at_ns - self._clock.now_ns()))
         self._timer = asyncio.get_running_loop().call_later(delay_s, self.tell, Ticked())
 
+    def _offload(self, command: Offload) -> None:
+        """Let a worker move what a session has read; whether it does is its own affair."""
+        client = self._seats[command.worker].client
+        if client is None:
+            return  # gone, and the dispatcher is about to hear of it
+        assert isinstance(client, TieredPort), command
+        prefix = self._flights[command.request].order.prefix[: command.first + command.blocks]
+        errand = _quietly(client.offload(prefix, command.first))
+        task = asyncio.get_running_loop().create_task(errand)
+        self._sending.add(task)
+        task.add_done_callback(self._sending.discard)
+
     def _send(self, command: Send) -> None:
         flight = self._flights[command.request]
-        if flight.opened.done():
+        if flight.delivery is None and flight.opened.done():
             return  # cancelled, and about to be withdrawn
         seat = self._seats[command.worker]
         flight.attempt, flight.seat, flight.sent_ns = command.attempt, seat, self._clock.now_ns()
+        if not flight.is_open:
+            return  # it had made its answer when it was to make room, and is about to be settled
         task = asyncio.get_running_loop().create_task(self._start(flight, seat, command.attempt))
         flight.sending = task
         self._sending.add(task)
         task.add_done_callback(functools.partial(self._sent, flight, seat, command.attempt))
 
-    def _sent(self, flight: _Flight, seat: Seat, attempt: int, task: asyncio.Task[None]) -> None:
+    def _sent(self, flight: Flight, seat: Seat, attempt: int, task: asyncio.Task[None]) -> None:
         """A try has begun its answer or failed; one that broke by a mistake of ours has failed."""
         self._sending.discard(task)
         if task.cancelled() or task.exception() is None:
@@ -534,13 +492,13 @@ class Driver:
         request = flight.order.request
         _log.critical("sending %s broke", request, exc_info=task.exception())
         if flight.awaits(attempt):
-            self.tell(Failed(request=request, worker=seat.worker, started=False))
+            self._give_up(flight, seat, "sending it broke")
 
-    async def _start(self, flight: _Flight, seat: Seat, attempt: int) -> None:
+    async def _start(self, flight: Flight, seat: Seat, attempt: int) -> None:
         """Send the request; open its delivery, or tell what went wrong."""
         stream: AnswerStream | None = None
         try:
-            stream = await self._post(flight.order, seat)
+            stream = await self._post(flight, seat)
             said = b"" if stream.status == 200 else await stream.read_all()
         except (WorkerFailed, WorkerUnavailable) as error:
             await self._broke_off(flight, seat, attempt, str(error))
@@ -552,31 +510,56 @@ class Driver:
         if not flight.awaits(attempt):
             stream.abort()
         elif stream.status == 200:
-            self.tell(Started(request=flight.order.request))
-            flight.opened.set_result(LiveDelivery(self, flight, stream))
-        elif stream.status in CALLER_AT_FAULT:
+            self._begin(flight, stream)
+        elif stream.status in CALLER_AT_FAULT and flight.delivery is None:
             self._refuse(flight, stream.status, said)
         else:
             why = f"status {stream.status}: {said[:200]!r}"
             await self._broke_off(flight, seat, attempt, why)
 
-    async def _post(self, order: Order, seat: Seat) -> AnswerStream:
-        if seat.client is None:
+    def _begin(self, flight: Flight, stream: AnswerStream) -> None:
+        """A worker has begun an answer, or goes on with one."""
+        self.tell(Started(request=flight.order.request))
+        if flight.delivery is not None:
+            flight.delivery.go_on(stream)
+            return
+        left_s = self.loop_s(max(0, flight.cut_off_ns - self._clock.now_ns()))
+        flight.delivery = LiveDelivery(flight, stream, left_s, self.settle)
+        flight.opened.set_result(flight.delivery)
+
+    async def _post(self, flight: Flight, seat: Seat) -> AnswerStream:
+        client, order, fetch = seat.client, flight.order, flight.fetch
+        if client is None:
             raise WorkerUnavailable(f"Worker {seat.worker} is down.")
+        flight.fetch = None
+        if fetch is not None and fetch.worker == seat.worker:
+            assert isinstance(client, TieredPort), fetch
+            await client.fetch(order.prefix[: fetch.first + fetch.blocks], fetch.first)
         body = order.body
         if seat.config.engine == "embedded":
             body = _TELL_PROGRESS + body[1:]
         elif seat.config.cache_salt:
             body = b'{"cache_salt":"%b",' % order.cache_salt.encode() + body[1:]
-        return await seat.client.post_stream(CHAT_PATH, body)
+        if flight.kept is None:
+            return await client.post_stream(CHAT_PATH, body)
+        if not isinstance(client, KeepingPort):
+            raise WorkerUnavailable(f"Worker {seat.worker} cannot go on with an answer.")
+        return await client.go_on_stream(CHAT_PATH, body, flight.kept)
 
-    async def _broke_off(self, flight: _Flight, seat: Seat, attempt: int, why: str) -> None:
+    async def _broke_off(self, flight: Flight, seat: Seat, attempt: int, why: str) -> None:
         await asyncio.sleep(BREATHER_NS / NS_PER_S)
         if flight.awaits(attempt):
             _log.warning("worker %s broke off %s: %s", seat.worker, flight.order.request, why)
-            self.tell(Failed(request=flight.order.request, worker=seat.worker, started=False))
+            self._give_up(flight, seat, why)
 
-    def _refuse(self, flight: _Flight, status: int, said: bytes) -> None:
+    def _give_up(self, flight: Flight, seat: Seat, why: str) -> None:
+        """A try has failed; an answer that has begun ends with it, when that is settled."""
+        if flight.delivery is None:
+            self.tell(Failed(request=flight.order.request, worker=seat.worker, started=False))
+        else:
+            flight.delivery.break_off(why)
+
+    def _refuse(self, flight: Flight, status: int, said: bytes) -> None:
         """The worker found the request itself at fault; another worker would too."""
         request = flight.order.request
         del self._flights[request]
@@ -591,9 +574,13 @@ class Driver:
         )
 
     def _reject(self, command: Reject) -> None:
-        flight = self._flights.pop(command.request, None)
+        flight = self._flights.get(command.request)
         if flight is None:
             return
+        if flight.delivery is not None:  # it made room; what it has is all that it will get
+            flight.delivery.break_off("no worker was free to go on with the answer in time")
+            return
+        del self._flights[command.request]
         failed = command.code == "worker_failed"
         self._bookkeeper.void(command.request, "failed" if failed else "rejected")
         if not flight.opened.done():
@@ -624,14 +611,14 @@ class Driver:
             f"Workers broke off this request {command.attempts} times.", hint="Try again."
         )
 
-    def _withdraw(self, flight: _Flight) -> None:
+    def _withdraw(self, flight: Flight) -> None:
         """Its ``open`` was cancelled, which may have crossed with its beginning or its end."""
         opened = flight.opened
         if opened.done() and not opened.cancelled() and opened.exception() is None:
             opened.result().abort()
         self._leave(flight, "withdrawn")
 
-    def _dismiss(self, flight: _Flight) -> None:
+    def _dismiss(self, flight: Flight) -> None:
         """The factory closes: stop its answer, which is then settled, or its waiting."""
         if not flight.opened.done():
             self._leave(flight, "rejected")
@@ -639,7 +626,7 @@ class Driver:
         elif not flight.opened.cancelled():
             flight.opened.result().abort()
 
-    def _leave(self, flight: _Flight, reason: VoidReason) -> None:
+    def _leave(self, flight: Flight, reason: VoidReason) -> None:
         """Take a request out, wherever it is, unless it has ended."""
         request = flight.order.request
         if self._flights.pop(request, None) is None:
@@ -766,8 +753,16 @@ def _not_offered(order: Order, lacking: str) -> NotOffered:
     )
 
 
-def _ending(flight: _Flight, seat: Seat, outcome: Outcome) -> Event:
+async def _quietly(errand: Awaitable[None]) -> None:
+    """What nobody waits for: a worker that is lost meanwhile says so elsewhere."""
+    with contextlib.suppress(WorkerFailed, WorkerUnavailable):
+        await errand
+
+
+def _ending(flight: Flight, seat: Seat, outcome: Outcome) -> Event:
     request = flight.order.request
+    if not flight.attempt:
+        return Withdrawn(request=request)  # it made room, and no worker has it
     if outcome.ending == "failed":
         return Failed(request=request, worker=seat.worker, started=True)
     if outcome.ending == "disconnected":

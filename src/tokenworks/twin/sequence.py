@@ -153,10 +153,19 @@ class Sequence:
         self._keep(kept, kept.made)
         self.token_fs = kept.token_fs
 
-    def _keep(self, stopped: Sequence, made: int) -> None:
+    def keep(self, made: int, cached_tokens: int) -> None:
+        """Begin after tokens that were made before, at most all but its last one.
+
+        Args:
+            made: how many.
+            cached_tokens: of its prompt, found in the prefix cache when the first was made.
+        """
         self.made = self.kept = min(made, self.output_tokens - 1)
         self.prompt = self.input_tokens + self.made
+        if self.made:
+            self.cached_tokens = cached_tokens
+
+    def _keep(self, stopped: Sequence, made: int) -> None:
+        self.keep(made, stopped.cached_tokens)
         self.preemptions = stopped.preemptions
         self.itl_max_fs = stopped.itl_max_fs
-        if self.made:
-            self.cached_tokens = stopped.cached_tokens
