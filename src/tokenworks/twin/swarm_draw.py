@@ -14,7 +14,7 @@ from msgspec import UNSET
 
 from tokenworks.catalogue.price_book import PriceBook, parse_price_book
 from tokenworks.core.ids import LimitID, ModelName, PoolID, RequestID, TenantID, WorkerID
-from tokenworks.core.needs import Hints, Needs, Offers
+from tokenworks.core.needs import PRIORITY_MAX, Hints, Needs, Offers
 from tokenworks.core.rng import mix64
 from tokenworks.core.slo import Promise, Tier
 from tokenworks.core.units import NS_PER_MS, NS_PER_S, PPM
@@ -51,6 +51,7 @@ _NEEDS: Final = 0x6E65656473
 _HOSTS: Final = 0x686F737473
 _SCALING: Final = 0x7363616C65
 _PREEMPTING: Final = 0x707265656D7074
+_PRIORITIES: Final = 0x7072696F72
 WORKERS_MAX: Final = 6
 _MODELS: Final = (MODEL, ModelName("other"))
 _FS_PER_US: Final = 1_000 * FS_PER_NS
@@ -119,6 +120,7 @@ def draw(seed: int, policies: Sequence[str] = NAMES) -> Case:
     requests = _requests(dice, workers)
     # With dice of their own: what is drawn by the others stays as it was without them.
     workers, requests = _with_needs(Dice(mix64(seed ^ _NEEDS)), workers, requests)
+    requests = _with_priorities(Dice(mix64(seed ^ _PRIORITIES)), requests)
     configured = _with_scaling(Dice(mix64(seed ^ _SCALING)), workers, configured)
     workers = _with_preempting(Dice(mix64(seed ^ _PREEMPTING)), workers)
     workers = _with_hosts(Dice(mix64(seed ^ _HOSTS)), workers)
@@ -326,6 +328,24 @@ def _with_needs(
         session = f"s{request.blocks[0] % 50}" if request.blocks else f"s{number % 7}"
         needing.append(msgspec.structs.replace(request, needs=needs, hints=hints, session=session))
     return offering, tuple(needing)
+
+
+def _with_priorities(dice: Dice, requests: tuple[TwinRequest, ...]) -> tuple[TwinRequest, ...]:
+    """What agents say of how urgent requests are, in a third of the cases."""
+    if chance(dice, PPM * 2 // 3):
+        return requests
+    share = _pick(dice, (10, 50, 100))
+    return tuple(
+        msgspec.structs.replace(
+            each,
+            hints=msgspec.structs.replace(
+                each.hints or Hints(), priority=dice.below(PRIORITY_MAX + 1)
+            ),
+        )
+        if dice.below(100) < share
+        else each
+        for each in requests
+    )
 
 
 def _with_scaling(dice: Dice, workers: Sequence[WorkerSpec], configured: Configured) -> Configured:
