@@ -44,6 +44,7 @@ from tokenworks.dispatch.events import (
     Failed,
     Finished,
     Limits,
+    PoolScale,
     Started,
     Ticked,
     Withdrawn,
@@ -711,12 +712,30 @@ class Dispatcher:
                     self._fleets[wish.pool.model].retire(wish.retire)
                     self._retiring[wish.retire.worker] = wish.retire
                     continue
-                commands.append(wish.command())
+                up = wish.up + self._take_back(wish.pool, wish.workers - wish.up, commands)
+                if up < wish.workers:
+                    commands.append(wish._replace(up=up).command())
         for worker in list(self._retiring.values()):
             if not worker.running and not worker.prefilling:
                 self._give_back(worker, commands)
         if not self._retiring and not self._scaling.pools:
             self._scaler = None  # as it is after a restart
+
+    def _take_back(self, pool: PoolScale, count: int, commands: list[Command]) -> int:
+        """Let workers of a pool stay that still end what they have, the last one first.
+
+        Returns:
+            How many, at most ``count``.
+        """
+        ending = [each for each in self._retiring.values() if each.pool == pool.pool][-count:]
+        if ending:
+            fleet = self._fleets[pool.model]
+            for worker in reversed(ending):
+                del self._retiring[worker.worker]
+                fleet.take_back(worker)
+            fleet.renew()
+            self._drain(fleet, commands)
+        return len(ending)
 
     def _give_back(self, worker: Worker, commands: list[Command]) -> None:
         del self._retiring[worker.worker]

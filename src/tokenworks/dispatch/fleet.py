@@ -478,6 +478,11 @@ class Fleet:
         self.forget(worker)
         self.renew()
 
+    def take_back(self, worker: Worker) -> None:
+        """Put back a worker that was taken out and is not empty yet; the sets must be renewed."""
+        worker.retiring = False
+        self.workers.append(worker)
+
     def least_loaded(self, mask: int) -> int:
         """Those of some workers, at least one of the fleet's, that have the least load."""
         loads = self.loads
