@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from msgspec import UNSET
 from msgspec.structs import replace
 
 from tests.twin.planted_bugs import BUGS, PLANTED
@@ -35,6 +36,20 @@ def test_nothing_breaks_in_200_seeds() -> None:
     assert ends["open"] == 0
     assert min(ends[name] for name in ("done", "rejected", "failed", "withdrawn")) > 500
     assert policies == set(NAMES)
+
+
+def test_nobody_waits_beyond_the_bound_under_the_economic_policy() -> None:
+    cases = [draw(seed, ["economic"]) for seed in range(1_000, 1_080)]
+    scaled = sum(case.configured.scaling is not UNSET for case in cases)
+    preempting = sum(any(spec.preempts for spec in case.workers) for case in cases)
+    hinted = sum(any(each.hints for each in case.requests) for case in cases)
+    assert min(scaled, preempting, hinted) > 10
+    late = 0
+    for case in cases:
+        found = run_case(case)
+        assert not found.violations, found
+        late += found.ends["rejected"]
+    assert late > 500
 
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.__name__)
