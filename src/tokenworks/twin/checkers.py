@@ -175,7 +175,7 @@ class Checker(Hooks):
             if count > 1 and self._driver.outcomes.end[place] == End.OPEN:
                 self._found("one_attempt", request, attempts=count)
         if self._bookkeeper is not None:
-            self.violations += check_quotas(self._bookkeeper.ledger, self.now_ns())
+            self.violations += check_quotas(self._bookkeeper, self.now_ns())
         self._check_memory(snapshot.decode(self._dispatcher.snapshot()))
 
     def _check_memory(self, memory: snapshot.Snapshot) -> None:

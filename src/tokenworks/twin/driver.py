@@ -146,6 +146,7 @@ class Driver:
     """One run. Hooks may use its public methods.
 
     Attributes:
+        bookkeeper: reserves and bills; None if nobody does.
         clock: the run's time.
         feeds: by worker, what is published of its prefix cache; empty if nothing is.
         outcomes: what became of each request until now.
@@ -179,7 +180,7 @@ class Driver:
             for index, spec in enumerate(scenario.workers)
         ]
         self.feeds = [Feed(spec.worker) for spec in scenario.workers] if publishes else []
-        self._bookkeeper, self._probe_ns = bookkeeper, probe_ns
+        self.bookkeeper, self._probe_ns = bookkeeper, probe_ns
         self._read_ns: int | None = None  # the clock's latest reading, once it is wrong
         self._handle = dispatcher.handle
         self._journal = journal
@@ -226,7 +227,7 @@ class Driver:
         place = self._places[request]
         if self.outcomes.arrived_ns[place] == NEVER or self.outcomes.end[place] != _OPEN:
             return
-        let_in = self._bookkeeper is None or self._bookkeeper.has_let_in(place)
+        let_in = self.bookkeeper is None or self.bookkeeper.has_let_in(place)
         self._close(place, End.WITHDRAWN, self._attempts[place] or self._let_go(place))
         if let_in:
             self._tell(Withdrawn(request=request))
@@ -337,8 +338,8 @@ class Driver:
     def run(self) -> RunResult:
         """From the first event to the last."""
         begun_ns = time.thread_time_ns()
-        if self._bookkeeper is not None:
-            self._bookkeeper.begin(self, self.requests, self.scenario, self.outcomes)
+        if self.bookkeeper is not None:
+            self.bookkeeper.begin(self, self.requests, self.scenario, self.outcomes)
         if self._hooks is not None:
             self._hooks.begin(self)
         self._tell(self.scenario.configured)
@@ -450,10 +451,10 @@ class Driver:
     def _arrive(self, place: int) -> None:
         now_ns = self._now_ns
         self.outcomes.arrived_ns[place] = now_ns
-        if self._bookkeeper is None:
+        if self.bookkeeper is None:
             self._admit(place, self.reading())
         else:
-            self._bookkeeper.reserve(place)
+            self.bookkeeper.reserve(place)
 
     def admit(self, place: int, arrived_ns: int) -> None:
         """For the bookkeeper: what a request may use is held; it came at this reading."""
@@ -477,8 +478,8 @@ class Driver:
         assert self.outcomes.end[place] == _OPEN, "it ends twice"
         self.outcomes.end[place] = end
         self.outcomes.finished_ns[place] = self._now_ns
-        if self._bookkeeper is not None:
-            self._bookkeeper.settle(place, end, sequence)
+        if self.bookkeeper is not None:
+            self.bookkeeper.settle(place, end, sequence)
         self._ended += 1
         if self._progress is not None and self._ended % PROGRESS_REQUESTS == 0:
             self._progress(self._ended, len(self.requests))

@@ -36,8 +36,11 @@ from tokenworks.twin.faults import (
     Jump,
     Leave,
     Noise,
+    PutLimits,
+    Revoke,
     Slow,
     Stall,
+    TurnPage,
     chance,
 )
 from tokenworks.twin.kinds import MODEL
@@ -52,6 +55,7 @@ _HOSTS: Final = 0x686F737473
 _SCALING: Final = 0x7363616C65
 _PREEMPTING: Final = 0x707265656D7074
 _PRIORITIES: Final = 0x7072696F72
+_MONEY: Final = 0x6D6F6E6579
 WORKERS_MAX: Final = 6
 _MODELS: Final = (MODEL, ModelName("other"))
 _FS_PER_US: Final = 1_000 * FS_PER_NS
@@ -124,14 +128,17 @@ def draw(seed: int, policies: Sequence[str] = NAMES) -> Case:
     configured = _with_scaling(Dice(mix64(seed ^ _SCALING)), workers, configured)
     workers = _with_preempting(Dice(mix64(seed ^ _PREEMPTING)), workers)
     workers = _with_hosts(Dice(mix64(seed ^ _HOSTS)), workers)
+    quotas = _quotas(dice, requests)
+    plan = _plan(dice, workers, requests, configured, echoes=echoes)
+    operator = _operator(Dice(mix64(seed ^ _MONEY)), requests, quotas, configured, plan.heal_ns)
     return Case(
         seed=seed,
         workers=workers,
         configured=configured,
         price_book=book.text,
         requests=requests,
-        quotas=_quotas(dice, requests),
-        plan=_plan(dice, workers, requests, configured, echoes=echoes),
+        quotas=quotas,
+        plan=msgspec.structs.replace(plan, faults=(*plan.faults, *operator)),
         exact=chance(dice, PPM // 10),
         shadow_from=1 + dice.below(2 * len(requests)),
     )
@@ -575,4 +582,39 @@ def _changes(dice: Dice, configured: Configured, until_ns: int) -> list[Fault]:
             configured, promises=_promises(dice), limits=limits, policy=policy
         )
         faults.append(Change(at_ns=dice.below(until_ns), configured=changed))
+    return faults
+
+
+def _operator(
+    dice: Dice,
+    requests: Sequence[TwinRequest],
+    quotas: tuple[Limit, ...],
+    configured: Configured,
+    until_ns: int,
+) -> list[Fault]:
+    """An operator who changes limits, keys and prices while requests are under way."""
+    faults: list[Fault] = []
+    if quotas and chance(dice, PPM // 3):
+        for _ in range(_between(dice, 1, 3)):
+            limits = tuple(
+                msgspec.structs.replace(each, amount=each.amount * _pick(dice, (0, 1, 5, 20)) // 10)
+                for each in quotas
+                if dice.below(100) < 80
+            )
+            faults.append(PutLimits(at_ns=dice.below(until_ns), limits=limits))
+    if chance(dice, PPM // 4):
+        faults += [
+            Revoke(at_ns=dice.below(until_ns), tenant=tenant)
+            for tenant in sorted({request.tenant for request in requests})
+            if chance(dice, PPM // 2)
+        ]
+    if chance(dice, PPM // 4):
+        for _ in range(_between(dice, 1, 2)):
+            book = _book(dice)
+            other = msgspec.structs.replace(
+                configured, promises=book.promises, prices=token_prices(book)
+            )
+            faults.append(
+                TurnPage(at_ns=dice.below(until_ns), price_book=book.text, configured=other)
+            )
     return faults
