@@ -344,7 +344,7 @@ def test_all_who_make_room_find_room_in_their_line(room: int, moved: int) -> Non
 @pytest.mark.parametrize("event", [finished("low0"), failed("low0"), withdrawn("low0")])
 def test_who_ends_when_somebody_is_late_makes_room_by_that(event: Event) -> None:
     dispatcher = full()
-    commands = dispatcher.handle(LATE_NS, event)
+    commands = dispatcher.handle(1 + LATE_NS, event)
     assert not preempted(commands)
     (send,) = [each for each in commands if isinstance(each, Send)]
     assert send.request == "top"
