@@ -150,6 +150,27 @@ def test_a_reader_waits_while_an_answer_waits(live: Callable[..., None]) -> None
     live(test)
 
 
+def test_a_client_that_leaves_as_its_answer_goes_on_stops_both_workers(
+    live: Callable[..., None],
+) -> None:
+    async def test(world: World) -> None:
+        client = world.up()
+        free, _, _ = await displaced(world, client)
+        await make_way(world)
+        after = client.waiting()[0].answer()
+        await settle_down()
+        delivery = free.result()
+        delivery.abort()
+        assert after.aborted
+        assert await delivery.read() == b"one "
+        with pytest.raises(WorkerFailed, match="aborted"):
+            await delivery.read()
+        await delivery.settle(outcome(1, ending="disconnected"))
+        assert world.dispatcher.counts()["withdrawn"] == 1
+
+    live(test)
+
+
 def test_what_has_not_begun_begins_anew(live: Callable[..., None]) -> None:
     async def test(world: World) -> None:
         client = world.up()

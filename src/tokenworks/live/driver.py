@@ -462,8 +462,6 @@ class Driver:
     def _offload(self, command: Offload) -> None:
         """Let a worker move what a session has read; whether it does is its own affair."""
         client = self._seats[command.worker].client
-        if client is None:
-            return  # gone, and the dispatcher is about to hear of it
         assert isinstance(client, TieredPort), command
         prefix = self._flights[command.request].order.prefix[: command.first + command.blocks]
         errand = _quietly(client.offload(prefix, command.first))
