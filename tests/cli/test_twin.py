@@ -309,6 +309,7 @@ def test_whoever_waits_for_too_long_is_told(
     home: Home, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     assert "none was queued for longer" in done(home, "twin", "run", *SMALL)
+    assert 0 <= data(home, "twin", "run", *SMALL)["queued_bound_share_max"] < 1
     late_deadline(monkeypatch)
     factory = tmp_path / "one.toml"
     factory.write_text('name = "one"\n[worker.w]\nkind = "fast"\ncount = 1\nslots = 1\n')
@@ -323,6 +324,8 @@ def test_whoever_waits_for_too_long_is_told(
     assert result.exit_code == 1
     [row] = json.loads(result.stdout)["policies"]
     assert row["violations"][0]["invariant"] == "wait_bounded"
+    found = json.loads(invoke(home, "twin", "run", *crowd, "--policy", "edf", "--json").stdout)
+    assert found["queued_bound_share_max"] > 1
 
 
 # Swarm.

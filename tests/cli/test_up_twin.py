@@ -161,7 +161,7 @@ def test_a_factory_file_says_workers_limits_and_policy(
     assert [up.worker for up in events_of(home, WorkerUp)] == ["a-0", "b-0", "b-1"]
 
 
-def test_what_a_factory_file_says_and_only_a_run_does_is_said(
+def test_what_a_factory_file_says_of_engines_the_dispatcher_is_told(
     home: Home,
     tmp_path: pathlib.Path,
     when_ready: WhenReady,
@@ -172,17 +172,15 @@ def test_what_a_factory_file_says_and_only_a_run_does_is_said(
     words = ("up", "--twin", "--port", "0", "--speedup", "50")
     result = invoke(home, *words, "--scenario", str(tmp_path / "mine.toml"))
     assert result.exit_code == 0, result.exception
-    assert (
-        "Only `tokenworks twin run` does what preempts, host_kv_blocks, workers_min says."
-        in result.stdout
-    )
     (told,) = events_of(home, Configured)
-    assert told.scaling is UNSET
-    assert [up.worker for up in events_of(home, WorkerUp)] == ["a-0", "b-0", "b-1"]
-    assert {(up.preempts, up.host_bytes_per_s) for up in events_of(home, WorkerUp)} == {
-        (UNSET, UNSET)
-    }
-    assert fleet().unserved == ()
+    (pool,) = told.scaling
+    assert (pool.pool, pool.workers_min, pool.workers_max) == ("b", 1, 2)
+    ups = {up.worker: up for up in events_of(home, WorkerUp)}
+    assert list(ups) == ["a-0", "b-0"]
+    said = {name: (up.preempts, up.host_bytes_per_s) for name, up in ups.items()}
+    assert said == {"a-0": (UNSET, UNSET), "b-0": (True, 1_000_000)}
+    assert (ups["a-0"].kv_bytes_per_token, ups["b-0"].kv_bytes_per_token) == (0, 163_840)
+    assert fleet().scaling == ()
 
 
 def test_settings_choose_the_policy_unless_the_command_line_does(

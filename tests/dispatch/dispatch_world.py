@@ -384,6 +384,7 @@ class World:
                 prefix=tuple(100 * family + depth for depth in range(length)),
                 prompt=self.random.choice((1, 100, 30_000)),
                 session=self.random.choice((None, "s1", "s2")),
+                hints=self.random.choice((None, None, Hints(priority=self.random.randrange(10)))),
             )
         )
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.dispatch.dispatch_world import CURVE, arrived, configured, factory, promises, up
+from tokenworks.core.ids import RequestID
 from tokenworks.core.slo import Tier
 from tokenworks.dispatch import chains, fleet, policy, snapshot, states
 from tokenworks.dispatch.dispatcher import Dispatcher
@@ -120,6 +121,30 @@ def test_ties_go_to_the_least_loaded_then_to_the_lowest_index() -> None:
     index.insert((1,), 1, 0)
     index.insert((1, 2, 3), 0, 0)
     assert pick((1, 2, 3), 1) == (workers[2], "least_loaded", 2)
+
+
+def test_who_is_hidden_stays_so_until_it_is_shown_again() -> None:
+    one, other = worker(0), worker(1)
+    both = fleet_of(one, other)
+
+    def seen() -> list[int]:
+        return list(both.admitting)
+
+    both.hide(one, 2)
+    assert seen() == [2, 2, 3, 3, 3]
+    both.recount()
+    assert seen() == [2, 2, 3, 3, 3]
+    both.take(one, RequestID("r"), 2)
+    both.take(other, RequestID("s"), 0)
+    assert seen()[:3] == [2, 2, 3]
+    both.hide(one, 3)
+    assert seen()[:3] == [2, 2, 2]
+    both.unhide(one)
+    both.unhide(other)
+    shown = seen()
+    assert shown[:3] == [3, 3, 3]
+    both.recount()
+    assert seen() == shown
 
 
 def test_one_candidate_is_named_for_its_hit() -> None:

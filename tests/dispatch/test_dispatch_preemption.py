@@ -26,7 +26,7 @@ from tokenworks.core.slo import Tier
 from tokenworks.core.units import NS_PER_S
 from tokenworks.dispatch.commands import Command, Preempt, Queue, Reject, Send
 from tokenworks.dispatch.dispatcher import Dispatcher
-from tokenworks.dispatch.events import Configured, Ticked, WorkerUp
+from tokenworks.dispatch.events import Configured, Event, Ticked, WorkerUp
 from tokenworks.dispatch.fleet import Fleet
 from tokenworks.dispatch.policy import Choice, Forgetful
 from tokenworks.dispatch.preemption import Displacement, victims_on
@@ -339,3 +339,13 @@ def test_all_who_make_room_find_room_in_their_line(room: int, moved: int) -> Non
     commands = late(dispatcher)
     assert len(preempted(commands)) == moved
     assert not [each for each in commands if isinstance(each, Reject)]
+
+
+@pytest.mark.parametrize("event", [finished("low0"), failed("low0"), withdrawn("low0")])
+def test_who_ends_when_somebody_is_late_makes_room_by_that(event: Event) -> None:
+    dispatcher = full()
+    commands = dispatcher.handle(1 + LATE_NS, event)
+    assert not preempted(commands)
+    (send,) = [each for each in commands if isinstance(each, Send)]
+    assert send.request == "top"
+    assert dispatcher.counts()["displaced"] == dispatcher.counts()["ignored"] == 0

@@ -21,7 +21,7 @@ from tokenworks.core.ids import PoolID
 from tokenworks.core.slo import Tier
 from tokenworks.core.units import NS_PER_S
 from tokenworks.dispatch import scaling
-from tokenworks.dispatch.commands import Command, Scale, SetTimer
+from tokenworks.dispatch.commands import Command, Scale, Send, SetTimer
 from tokenworks.dispatch.dispatcher import Dispatcher
 from tokenworks.dispatch.events import Configured, Event, PoolScale, Ticked
 
@@ -283,3 +283,34 @@ def test_a_pool_of_which_nobody_is_up_may_be_what_is_needed() -> None:
     dispatcher.handle(0, arrived("eu", labels=("eu",)))
     found = [scale for at in (1.1, 2.2) for scale in scales(tick(dispatcher, at))]
     assert [each.pool for each in found] == ["p", "plain"]
+
+
+@pytest.mark.parametrize(("workers", "wanted"), [(2, []), (9, [(10, 9)])])
+def test_who_still_ends_what_it_has_is_taken_back_first(
+    workers: int, wanted: list[tuple[int, int]]
+) -> None:
+    pool = msgspec.structs.replace(POOL, workers_max=12)
+    names = "abcdefghi"[:workers]
+    dispatcher = factory(*(up(name, slots=4) for name in names), settings=settings(pool))
+    for number in range(workers):
+        dispatcher.handle(0, arrived(f"long{number}"))
+        dispatcher.handle(0, started(f"long{number}"))
+    calm(dispatcher, 1, 62)
+    (ending,) = dispatcher._retiring
+    number = 0
+    while not dispatcher.queue_lens()[MODEL, Tier.HIGH]:
+        dispatcher.handle(62 * S, arrived(f"more{number}", at=62 * S))
+        number += 1
+    dispatcher = same_again(dispatcher)
+    assert dispatcher.loads()[ending].running == 1
+    told = [each for at in (63.1, 64.2, 65.3) for each in tick(dispatcher, at)]
+    # It takes what waited, at once; who is still missing beside it is asked for.
+    assert {each.worker for each in told if isinstance(each, Send)} == {ending}
+    assert [(each.workers, each.up) for each in scales(told)] == wanted
+    assert not dispatcher._retiring
+    assert dispatcher.loads()[ending].running >= 2
+    same_again(dispatcher)
+    # It is a worker like others again: it may be lost, and be given back once more.
+    dispatcher.handle(66 * S, down(ending))
+    assert ending not in dispatcher.loads()
+    same_again(dispatcher)

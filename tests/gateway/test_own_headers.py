@@ -34,6 +34,8 @@ def test_hints_and_session_are_read() -> None:
     assert found.session == "s1"
     assert found.hints == Hints(output_tokens=300, tool_ns=2_500_000_000, session_ends=True)
     assert read(tool_seconds="4").hints == Hints(tool_ns=4_000_000_000)
+    assert read(priority="9").hints == Hints(priority=9)
+    assert read(priority="5").hints is None
 
 
 @pytest.mark.parametrize(
@@ -49,6 +51,8 @@ def test_hints_and_session_are_read() -> None:
         ("tool_seconds", "86401"),
         ("tool_seconds", "9" * 40),
         ("session_ends", "yes"),
+        ("priority", "10"),
+        ("priority", "-1"),
         ("labels", "a;b"),
     ],
 )

@@ -16,13 +16,21 @@ from tests.ledger import ledger_samples
 from tests.ledger.memory_store import MemoryStore
 from tokenworks.catalogue.factory_config import PoolConfig
 from tokenworks.catalogue.price_book import PriceBook, PriceBooks
-from tokenworks.core.errors import LedgerUnavailable, WorkerFailed
+from tokenworks.core.errors import LedgerUnavailable, WorkerFailed, WorkerUnavailable
 from tokenworks.core.ids import KeyID, ModelName, PoolID, PriceID, RequestID, TenantID, WorkerID
-from tokenworks.core.orders import CHAT_PATH, JSON_TYPE, KeyView, Order, Outcome, Usage
+from tokenworks.core.orders import (
+    CHAT_PATH,
+    JSON_TYPE,
+    KeyView,
+    Order,
+    Outcome,
+    Passing,
+    Usage,
+)
 from tokenworks.core.ports import Sink
 from tokenworks.core.slo import Measured, Tier
 from tokenworks.dispatch.dispatcher import Dispatcher
-from tokenworks.dispatch.events import Ticked
+from tokenworks.dispatch.events import PolicySettings, Ticked
 from tokenworks.ledger.blocks import decode_entries
 from tokenworks.ledger.entries import CostAccrued, Entry, Posted, Voided
 from tokenworks.ledger.extras import BILLED
@@ -30,7 +38,8 @@ from tokenworks.ledger.ledger import Ledger
 from tokenworks.ledger.quotas import KeyRecord, Limit, LimitState, NodeID
 from tokenworks.ledger.rollup import balances
 from tokenworks.ledger.store_port import InDoubt, recover
-from tokenworks.live.driver import Driver, LiveDelivery
+from tokenworks.live.driver import Driver
+from tokenworks.live.flights import LiveDelivery
 from tokenworks.live.journal import JournalWriter, journal_files, replay
 from tokenworks.live.seats import Seat
 
@@ -213,6 +222,13 @@ class FakeStream:
             self.aborted = True
             self.break_off("the request was aborted")
 
+    def stop(self) -> bytes | None:
+        """See ``KeepingStream``; a test that has ended it has nothing to keep."""
+        if self._ended or self.broken is not None:
+            return None
+        self.end()
+        return b"kept of %d" % len(self._parts)
+
 
 class Exchange:
     """One request as a worker got it; the test answers it."""
@@ -226,6 +242,7 @@ class Exchange:
     ) -> None:
         self.body, self.path, self.lines, self.content_type = body, path, lines, content_type
         self.cancelled = False
+        self.kept: bytes | None = None
         self.head: asyncio.Future[FakeStream] = asyncio.get_running_loop().create_future()
 
     def answer(self, status: int = 200, body: bytes = b"") -> FakeStream:
@@ -238,17 +255,42 @@ class Exchange:
 
 
 class FakeClient:
-    """Stands where ``WorkerClient`` does."""
+    """Stands where ``WorkerClient`` does, for workers that keep answers and have tiers, too."""
 
     def __init__(self) -> None:
         self.exchanges: list[Exchange] = []
         self.streams: list[FakeStream] = []
+        self.moves: list[tuple[str, tuple[int, ...], int]] = []
+        self.lost = False
         self.auto: Any = None
 
     async def post_stream(
         self, path: str, body: bytes, lines: bytes = b"", content_type: str = JSON_TYPE
     ) -> FakeStream:
-        exchange = Exchange(body, path, lines, content_type)
+        return await self._post(Exchange(body, path, lines, content_type))
+
+    async def go_on_stream(self, path: str, body: bytes, kept: bytes) -> FakeStream:
+        exchange = Exchange(body, path)
+        exchange.kept = kept
+        return await self._post(exchange)
+
+    async def pass_on(self, passing: Passing, body: bytes) -> FakeStream:
+        raise AssertionError(passing)
+
+    async def get(self, path: str) -> tuple[int, bytes]:
+        raise AssertionError(path)
+
+    async def offload(self, prefix: tuple[int, ...], first: int) -> None:
+        self.moves.append(("down", prefix, first))
+        if self.lost:
+            raise WorkerUnavailable("the worker is down")
+
+    async def fetch(self, prefix: tuple[int, ...], first: int) -> None:
+        self.moves.append(("up", prefix, first))
+        if self.lost:
+            raise WorkerUnavailable("the worker is down")
+
+    async def _post(self, exchange: Exchange) -> FakeStream:
         self.exchanges.append(exchange)
         if self.auto is not None:
             self.auto(exchange)
@@ -296,6 +338,8 @@ class World:
         books: Sequence[PriceBook] = (BOOK,),
         store: SteeredStore | None = None,
         config: PoolConfig = CONFIG,
+        policy: PolicySettings | None = None,
+        **engine: Any,
     ) -> None:
         self.folder = folder
         self.clock = FakeClock()
@@ -314,12 +358,13 @@ class World:
             books=PriceBooks(list(books)),
             pools={POOL: config},
             journal=JournalWriter(folder),
+            policy=policy,
         )
         self.complaints: list[dict[str, Any]] = []
         asyncio.get_running_loop().set_exception_handler(lambda _, c: self.complaints.append(c))
         self.seats = [WorkerID("w0"), WorkerID("w1")]
         for worker in self.seats:
-            self.driver.seat(Seat(worker=worker, pool=POOL, config=config, curve=CURVE))
+            self.driver.seat(Seat(worker=worker, pool=POOL, config=config, curve=CURVE, **engine))
         self.clients: dict[WorkerID, FakeClient] = {}
         self.driver.begin()
         self._requests = 0
@@ -354,6 +399,7 @@ class World:
         **more: Any,
     ) -> Order:
         self._requests += 1
+        more = {"prefix": ()} | more
         return Order(
             request=RequestID(f"r{self._requests}"),
             key=KeyView(key=KeyID(key), tenant=TenantID("tenant"), tier_default=Tier.HIGH),
@@ -362,7 +408,6 @@ class World:
             body=b'{"stream":true}',
             input_tokens_max=10,
             output_tokens_max=output,
-            prefix=(),
             arrived_ns=self.clock.now_ns(),
             **more,
         )

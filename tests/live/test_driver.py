@@ -43,6 +43,7 @@ from tokenworks.core.slo import Measured, Tier
 from tokenworks.core.units import NS_PER_HOUR, NS_PER_MS, NS_PER_S
 from tokenworks.ledger.entries import Reserved
 from tokenworks.live import driver as driver_module
+from tokenworks.live import flights as flights_module
 from tokenworks.live.network import WorkerClient
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
@@ -681,7 +682,7 @@ def test_a_settled_answer_frees_its_socket_even_if_the_worker_talks_on(
     live: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def test(world: World) -> None:
-        monkeypatch.setattr(driver_module, "LINGER_NS_MAX", 0)
+        monkeypatch.setattr(flights_module, "LINGER_NS_MAX", 0)
         delivery, stream = await world.answering(world.up())
         await delivery.settle(outcome())
         with pytest.raises(WorkerFailed):

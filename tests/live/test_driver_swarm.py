@@ -18,7 +18,7 @@ from tokenworks.core.slo import Measured, Tier
 from tokenworks.core.units import NS_PER_MS
 from tokenworks.ledger.entries import Posted, Reserved, Voided
 from tokenworks.live import driver as driver_module
-from tokenworks.live.driver import LiveDelivery
+from tokenworks.live.flights import LiveDelivery
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
 

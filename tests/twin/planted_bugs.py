@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from tokenworks.dispatch import policies
 from tokenworks.dispatch.commands import Command
@@ -15,7 +16,7 @@ from tokenworks.dispatch.waiting import Request
 from tokenworks.ledger import ledger
 from tokenworks.ledger.accounts import Accounts
 from tokenworks.ledger.ledger import Held, Ledger
-from tokenworks.ledger.quotas import QuotaTree
+from tokenworks.ledger.quotas import KeyRecord, QuotaTree
 from tokenworks.twin.bookkeeper import Bookkeeper
 from tokenworks.twin.driver import Driver
 from tokenworks.twin.kv_cache import KVCache
@@ -214,6 +215,29 @@ def sent_to_the_lost(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Dispatcher, "_worker_down", lambda self, event, commands: None)
 
 
+def full_workers_named(patch: pytest.MonkeyPatch) -> None:
+    """Policies name workers that have no slot free, and are overruled."""
+    patch.setattr(policies, "others_first", lambda fleet, request, candidates: fleet.up)
+
+
+def revoked_keys_open(patch: pytest.MonkeyPatch) -> None:
+    """The ledger does not hear that a key is revoked."""
+    set_key = Ledger.set_key
+
+    def deaf(self: Ledger, record: KeyRecord) -> None:
+        set_key(self, replace(record, revoked_unix_ns=None))
+
+    patch.setattr(Ledger, "set_key", deaf)
+
+
+def old_prices(patch: pytest.MonkeyPatch) -> None:
+    """What comes after a new price book is billed by the first one."""
+    hold = Bookkeeper._hold
+    patch.setattr(
+        Bookkeeper, "_hold", lambda self, order, book: hold(self, order, self._scenario.book)
+    )
+
+
 PLANTED = {
     double_settle: "holds_counted",
     lost_request: "drains",
@@ -235,5 +259,8 @@ PLANTED = {
     own_dice: "journal_replays",
     context_drifts: "kv_counted",
     sent_to_the_lost: "worker_is_up",
+    full_workers_named: "policy_right",
+    revoked_keys_open: "key_honoured",
+    old_prices: "price_kept",
 }
 """Each with an invariant that it breaks."""

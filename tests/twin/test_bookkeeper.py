@@ -47,7 +47,7 @@ def booked(
     factory = priced(worker(capital_udollars_per_hour=10**8), **changes)
     result = run(factory, requests, hooks=hooks, bookkeeper=books)
     assert check_money(books, factory, requests, result.outcomes, 0) == []
-    assert check_quotas(books.ledger, 0) == []
+    assert check_quotas(books, 0) == []
     return result, books, hooks
 
 

@@ -16,12 +16,14 @@ from tokenworks.core.errors import JournalInvalid
 from tokenworks.core.ids import RequestID, WorkerID
 from tokenworks.core.slo import Tier
 from tokenworks.core.units import NS_PER_S
+from tokenworks.dispatch.commands import Command, Preempt, Reject, Send
 from tokenworks.dispatch.dispatcher import Dispatcher
 from tokenworks.dispatch.events import (
     Arrived,
     Event,
     Failed,
     Finished,
+    PolicySettings,
     Started,
     Ticked,
     Withdrawn,
@@ -40,7 +42,7 @@ from tokenworks.perf.timing import FS_PER_NS
 from tokenworks.twin.driver import Driver, Hooks, run
 from tokenworks.twin.journal import FileJournal
 from tokenworks.twin.recorded import Reader, Recorded, book_of, timing_from
-from tokenworks.twin.records import End, TwinRequest
+from tokenworks.twin.records import End, TwinRequest, arrival_of, worker_up
 from tokenworks.twin.report import report
 from tokenworks.twin.scenarios import build
 from tokenworks.twin.workload import MIX_DEFAULT, Demand, generated_trace, requests_of
@@ -327,3 +329,88 @@ def test_prices_of_one_model_do_not_hide_the_others() -> None:
     two = CONFIGURED.prices | {"a/b.c": CONFIGURED.prices[model]}
     made = book_of(msgspec.structs.replace(CONFIGURED, prices=two), [BOOK])
     assert set(made.prices) == {model, "a/b.c"}
+
+
+# Who had what.
+
+
+def ends_of(recorded: Recorded) -> dict[RequestID, int]:
+    names = [each.request for each in recorded.requests]
+    return dict(zip(names, recorded.result.outcomes.end, strict=True))
+
+
+def test_only_answers_of_the_worker_that_fell_have_failed(tmp_path: Path) -> None:
+    requests = workload(4, 5)
+    path = tmp_path / "x.twj"
+    dispatcher = Dispatcher()
+    records = start_records(dispatcher, 1)
+
+    def tell(now_ns: int, event: Event) -> list[Command]:
+        nonlocal records
+        commands = dispatcher.handle(now_ns, event)
+        records += event_records(now_ns, event, commands)
+        return commands
+
+    policy = PolicySettings(name="round-robin")
+    tell(0, msgspec.structs.replace(SCENARIO.configured, policy=policy))
+    for spec in SCENARIO.workers:
+        tell(0, worker_up(spec))
+    had: dict[RequestID, WorkerID] = {}
+    for number, request in enumerate(requests[:12]):
+        for command in tell(number, arrival_of(request, number)):
+            if isinstance(command, Send):
+                had[command.request] = command.worker
+        tell(number, Started(request=request.request))
+    fallen = min(had.values(), key=list(had.values()).count)
+    lost = {name for name, worker in had.items() if worker == fallen}
+    assert 0 < len(lost) < len(had) == 12
+    tell(20, WorkerDown(worker=fallen, why="it fell"))
+    path.write_bytes(records)
+    recorded = read(path)
+    assert ends_of(recorded) == dict.fromkeys(lost, End.FAILED)
+    assert recorded.left_out == 12 - len(lost)
+    assert set(recorded.result.outcomes.finished_ns) == {20}
+    # Where this version decides otherwise than is on record, nobody knows who had what.
+    damaged = [
+        msgspec.structs.replace(each, commands_digest=b"another!")
+        if isinstance(each, JournalEntry)
+        else each
+        for each in entries_of(records, "x")
+    ]
+    reader = Reader()
+    reader.take(damaged)
+    assert len(reader.recorded("x", (BOOK,)).requests) == 12
+
+
+def test_who_makes_room_and_is_not_taken_up_again_has_failed(tmp_path: Path) -> None:
+    spec = msgspec.structs.replace(SCENARIO.workers[0], slots=1, preempts=True)
+    dispatcher = Dispatcher()
+    records = start_records(dispatcher, 1)
+
+    def tell(now_ns: int, event: Event) -> list[Command]:
+        nonlocal records
+        commands = dispatcher.handle(now_ns, event)
+        records += event_records(now_ns, event, commands)
+        return commands
+
+    tell(0, SCENARIO.configured)
+    tell(0, worker_up(spec))
+    low, top = (
+        msgspec.structs.replace(
+            workload(4, 5)[0], request=RequestID(tier.value), tier=tier, input_tokens=100, blocks=()
+        )
+        for tier in (Tier.FREE, Tier.ULTRA)
+    )
+    tell(0, arrival_of(low, 0))
+    tell(1, Started(request=low.request))
+    tell(2, arrival_of(top, 2))
+    told = tell(2 * S + 10, Ticked())
+    assert [type(each) for each in told][:2] == [Preempt, Send]
+    tell(3 * S, WorkerDown(worker=spec.worker, why="it fell"))
+    told = tell(70 * S, Ticked())
+    assert {type(each) for each in told} == {Reject}
+    path = tmp_path / "x.twj"
+    path.write_bytes(records)
+    recorded = read(path)
+    assert ends_of(recorded) == {low.request: End.FAILED, top.request: End.REJECTED}
+    assert set(recorded.result.outcomes.finished_ns) == {70 * S}

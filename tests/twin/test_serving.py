@@ -17,7 +17,7 @@ from tests.twin.factory import worker
 from tests.twin.hand import Hand
 from tokenworks.core.errors import WorkerFailed, WorkerUnavailable
 from tokenworks.core.orders import CHAT_PATH
-from tokenworks.core.ports import AnswerStream, WorkerPort
+from tokenworks.core.ports import AnswerStream, KeepingPort, KeepingStream, TieredPort, WorkerPort
 from tokenworks.core.units import NS_PER_MS, NS_PER_S
 from tokenworks.gateway.chat_request import prefix_hashes
 from tokenworks.gateway.event_stream import EventStream
@@ -581,5 +581,117 @@ def test_the_real_timer_is_the_event_loops(run: Run) -> None:
         done = asyncio.Event()
         call_later(0.0, done.set)
         await done.wait()
+
+    run(main())
+
+
+# What makes room, and goes on elsewhere.
+
+
+def test_an_answer_that_was_stopped_goes_on_at_another_worker(run: Run) -> None:
+    async def main() -> None:
+        bench = Bench()
+        sent = body(max_tokens=200)
+        reading = await bench.answer(sent)
+        await bench.hand.turn_until(lambda: len(reading.came) > 5)
+        bench.hand.ns += 20 * NS_PER_MS  # some tokens are made that nobody was told of
+        assert isinstance(reading.stream, KeepingStream)
+        kept = reading.stream.stop()
+        assert kept is not None
+        assert reading.stream.stop() is None
+        reading.stream.abort()
+        await bench.hand.turn_until(reading.task.done)
+        bench.engines.check()
+        other = ModelledClient(bench.engines, 1)
+        assert isinstance(other, KeepingPort)
+        opening = asyncio.ensure_future(other.go_on_stream(CHAT_PATH, sent, kept))
+        await bench.hand.turn_until(opening.done)
+        after = Reading(await opening, bench.hand)
+        await bench.hand.turn_until(after.task.done)
+        assert b"[DONE]" not in reading.text
+        after.came.insert(0, (0, reading.text))
+        *tokens, last, usage = after.events()
+        said = "".join(event["choices"][0]["delta"]["content"] for event in tokens)
+        assert said.encode() == filler(0, 200)
+        assert sum("role" in event["choices"][0]["delta"] for event in tokens) == 1
+        assert len({event["id"] for event in [*tokens, last, usage]}) == 1
+        assert usage["usage"]["completion_tokens"] == 200
+        counts = [event["usage"]["completion_tokens"] for event in tokens]
+        assert counts == sorted(set(counts))
+        assert last["choices"][0]["finish_reason"] == "length"
+        assert bench.engines.is_idle()
+
+    run(main())
+
+
+def test_an_answer_that_has_ended_keeps_nothing(run: Run) -> None:
+    async def main() -> None:
+        bench = Bench()
+        reading = await bench.answer(body())
+        await bench.hand.turn_until(lambda: len(reading.came) > 2)
+        # Its last token is made, and nobody has told it yet.
+        bench.hand.ns += 60 * NS_PER_S
+        assert isinstance(reading.stream, KeepingStream)
+        assert reading.stream.stop() is None
+        await bench.hand.turn_until(reading.task.done)
+        assert len(reading.events()) > 2
+        broken = await bench.answer(body())
+        bench.engines.crash(0, "power")
+        assert isinstance(broken.stream, KeepingStream)
+        assert broken.stream.stop() is None
+        with pytest.raises(WorkerFailed, match="power"):
+            await broken.task
+
+    run(main())
+
+
+# KV blocks that move down and up.
+
+
+def test_blocks_go_down_make_room_and_come_back(run: Run) -> None:
+    async def main() -> None:
+        per_block = BLOCK_TOKENS * 10
+        moves = {"kv_bytes_per_token": 10, "host_kv_blocks": 100, "host_bytes_per_s": per_block}
+        bench = Bench(**moves)
+        client = bench.client
+        assert isinstance(client, TieredPort)
+        sent = body("x" * 256 * 6)
+        blocks = asked_of(sent, 1).blocks
+
+        async def cached(sent: bytes) -> int:
+            reading = await bench.answer(sent)
+            await bench.hand.turn_until(reading.task.done)
+            usage = reading.events()[-1]["usage"]
+            return int(usage["prompt_tokens_details"]["cached_tokens"])
+
+        assert await cached(sent) == 0
+        assert await cached(sent) == 64 * len(blocks)
+        engine = bench.engines._engines[0]
+        await client.fetch(blocks, 2)  # nothing of it is below
+        await client.offload(blocks, 2)
+        assert set(blocks) <= engine.cached()
+        await bench.hand.turn(len(blocks))
+        bench.engines.check()
+        assert engine.cached() & set(blocks) == set(blocks[:2])
+        began_ns = bench.hand.ns
+        coming = asyncio.ensure_future(client.fetch(blocks, 2))
+        await bench.hand.turn_until(coming.done)
+        assert bench.hand.ns - began_ns >= (len(blocks) - 2) * NS_PER_S
+        assert set(blocks) <= engine.cached()
+        assert await cached(sent) == 64 * len(blocks)
+        # Who does not wait for them is not waited for, and what is lost below does not come.
+        await client.offload(blocks, 2)
+        await bench.hand.turn(len(blocks))
+        leaving = asyncio.ensure_future(client.fetch(blocks, 2))
+        await bench.hand.settle()
+        leaving.cancel()
+        await bench.hand.turn(len(blocks))
+        bench.engines.crash(0, "power")
+        await client.fetch(blocks, 2)
+        assert not engine.cached()
+        client.close("it is over")
+        for move in (client.fetch, client.offload):
+            with pytest.raises(WorkerUnavailable):
+                await move(blocks, 2)
 
     run(main())

@@ -10,12 +10,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from msgspec import UNSET
 from msgspec.structs import replace
 
 from tests.twin.planted_bugs import BUGS, PLANTED
+from tokenworks.catalogue.price_book import parse_price_book
 from tokenworks.core.errors import ConfigInvalid
 from tokenworks.dispatch.policies import NAMES
+from tokenworks.ledger.entries import Posted
 from tokenworks.twin import faults
+from tokenworks.twin.bookkeeper import Bookkeeper
+from tokenworks.twin.driver import run
+from tokenworks.twin.records import Scenario
 from tokenworks.twin.swarm import load, run_case, run_seed, run_seeds, save, shrunk
 from tokenworks.twin.swarm_draw import draw
 
@@ -35,6 +41,20 @@ def test_nothing_breaks_in_200_seeds() -> None:
     assert ends["open"] == 0
     assert min(ends[name] for name in ("done", "rejected", "failed", "withdrawn")) > 500
     assert policies == set(NAMES)
+
+
+def test_nobody_waits_beyond_the_bound_under_the_economic_policy() -> None:
+    cases = [draw(seed, ["economic"]) for seed in range(1_000, 1_080)]
+    scaled = sum(case.configured.scaling is not UNSET for case in cases)
+    preempting = sum(any(spec.preempts for spec in case.workers) for case in cases)
+    hinted = sum(any(each.hints for each in case.requests) for case in cases)
+    assert min(scaled, preempting, hinted) > 10
+    late = 0
+    for case in cases:
+        found = run_case(case)
+        assert not found.violations, found
+        late += found.ends["rejected"]
+    assert late > 500
 
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.__name__)
@@ -121,3 +141,33 @@ def test_every_invariant_is_seen_to_break(
         if wanted in broken:
             return
     pytest.fail(f"only {sorted(broken)} were broken")
+
+
+def test_operators_change_limits_keys_and_prices_while_requests_are_under_way() -> None:
+    lowered = billed_by_others = 0
+    refused: Counter[str] = Counter()
+    for seed in range(120):
+        case = draw(seed)
+        if not any(
+            isinstance(each, faults.PutLimits | faults.Revoke | faults.TurnPage)
+            for each in case.plan.faults
+        ):
+            continue
+        bookkeeper = Bookkeeper(case.plan.store(), case.quotas, unix_ns=0)
+        scenario = Scenario(
+            name="swarm",
+            workers=case.workers,
+            configured=case.configured,
+            book=parse_price_book(case.price_book),
+            energy_udollars_per_kwh=0,
+        )
+        # Without what slows messages down, which is not looked at here.
+        plan = replace(case.plan, to_worker_ns=0, to_dispatcher_ns=0, probe_ns=None)
+        kept = (faults.PutLimits, faults.Revoke, faults.TurnPage)
+        plan = replace(plan, faults=tuple(each for each in plan.faults if isinstance(each, kept)))
+        run(scenario, case.requests, hooks=faults.Faults(plan), bookkeeper=bookkeeper)
+        refused.update(bookkeeper.refused)
+        lowered += bool(bookkeeper.over)
+        posted = [each for each in bookkeeper.store.entries.values() if isinstance(each, Posted)]
+        billed_by_others += sum(each.price_id != scenario.book.price_id for each in posted)
+    assert min(lowered, refused["invalid_api_key"] // 50, billed_by_others // 50) > 1

@@ -298,7 +298,11 @@ def _lines(found: Report) -> list[str]:
 def _checked(found: Report) -> str:
     """Whether what must hold in every run has held."""
     if not found.violations:
-        return "Every request ended once, and none was queued for longer than its tier's patience"
+        most = _percent(found.queued_bound_share_max)
+        return (
+            "Every request ended once, and none was queued for longer than its tier's patience "
+            f"(at most {most} of it)"
+        )
     first = found.violations[0]
     numbers = ", ".join(f"{name} {value}" for name, value in first.numbers.items())
     return (

@@ -12,6 +12,7 @@ from tokenworks.catalogue.price_book import PriceBook, PriceBooks, parse_price_b
 from tokenworks.cli.twin_workload import setting_of
 from tokenworks.core.errors import ConfigInvalid
 from tokenworks.core.ids import PoolID
+from tokenworks.dispatch.events import PoolScale
 from tokenworks.live.home import Home
 from tokenworks.twin.records import WorkerSpec
 from tokenworks.twin.scenarios import Setting
@@ -39,15 +40,10 @@ class Modelled(msgspec.Struct, frozen=True, kw_only=True):
         return [served_spec(spec) for spec in self.setting.scenario.workers]
 
     @property
-    def unserved(self) -> tuple[str, ...]:
-        """What the scenario says and only a run does: keys of its workers, as a file has them."""
-        scenario = self.setting.scenario
-        said = {
-            "preempts": any(spec.preempts for spec in scenario.workers),
-            "host_kv_blocks": any(spec.host_kv_blocks for spec in scenario.workers),
-            "workers_min": scenario.configured.scaling is not UNSET,
-        }
-        return tuple(key for key, is_said in said.items() if is_said)
+    def scaling(self) -> tuple[PoolScale, ...]:
+        """Pools whose number of workers may change."""
+        scaling = self.setting.scenario.configured.scaling
+        return () if scaling is UNSET else scaling
 
     def pools(self, *, by_date: bool) -> dict[PoolID, PoolConfig]:
         """The engines as pools.

@@ -58,7 +58,7 @@ def replay(
         who = msgspec.structs.replace(who, settings=chosen(policy, None).settings)
     files = _files(journal or home.journal)
     decisions = _decisions(files, who)
-    recorded = _read(files, _books(home))
+    recorded = _read(files, _books(home), who)
     scenario = recorded.scenario
     if who.settings is not None:
         scenario = decided(scenario, who.settings)
@@ -135,8 +135,8 @@ def _decisions(files: list[Path], who: Chosen) -> dict[str, Any]:
     }
 
 
-def _read(files: list[Path], books: list[PriceBook]) -> Recorded:
-    reader = Reader()
+def _read(files: list[Path], books: list[PriceBook], who: Chosen) -> Recorded:
+    reader = Reader(functools.partial(Dispatcher.restore, own_policies=who.own))
     for path in files:
         reader.take(read_journal(path))
     return reader.recorded(files[0].stem, books)

@@ -244,9 +244,7 @@ def _warned(welcome: str, factory: Modelled) -> str:
     """The welcome of a modelled factory, which says in front that it is one."""
     scenario = factory.setting.scenario
     fast = "" if factory.speedup == 1 else f", {factory.speedup:g} times as fast as the clock"
-    unserved = ", ".join(factory.unserved)
-    without = f" Only `tokenworks twin run` does what {unserved} says." if unserved else ""
     return f"""
 THIS IS A MODEL. No engine runs: answers are filler text, and revenue in its ledger is modelled.
-{len(scenario.workers)} modelled workers of {scenario.name!r}{fast}.{without}
+{len(scenario.workers)} modelled workers of {scenario.name!r}{fast}.
 {welcome}"""

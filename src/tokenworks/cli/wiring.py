@@ -132,6 +132,7 @@ class Factory:
                 ledger_clock=dates,
                 speedup=1.0 if fast is None else fast.speedup,
                 on_scale=self._scale,
+                scaling=None if modelled is None else modelled.scaling,
             )
             self._shelf = home.open_shelf()
             stack.callback(self._shelf.close)
@@ -139,8 +140,7 @@ class Factory:
             if modelled is not None and fast is not None:
                 self._seat_modelled(modelled, fast)
             else:
-                for name, pool in settings.pool.items():
-                    self._seat_pool(PoolID(name), pool, curve_of(name, pool, curves))
+                self._seat_pools(settings, curves)
             stack.pop_all()
 
     def _gateway(self, *, passes_on: bool) -> Gateway:
@@ -170,6 +170,10 @@ class Factory:
         self.gateway.metrics.wanted[command.pool] = command.workers
         self.growth.scale(command, self.driver.is_up)
 
+    def _seat_pools(self, settings: FactoryConfig, curves: Curves) -> None:
+        for name, pool in settings.pool.items():
+            self._seat_pool(PoolID(name), pool, curve_of(name, pool, curves))
+
     def _seat_pool(self, pool: PoolID, config: PoolConfig, curve: tuple[CurvePoint, ...]) -> None:
         attached = config.engine == "attached"
         seats = len(config.urls) if attached else config.workers_max or config.workers
@@ -198,6 +202,7 @@ class Factory:
     def _seat_modelled(self, modelled: Modelled, clock: FastClock) -> None:
         specs, pools = modelled.specs(), modelled.pools(by_date=False)
         engines = Engines(specs, clock, output_tokens=modelled.output_tokens)
+        least = {pool.pool: pool.workers_min for pool in modelled.scaling}
         for index, spec in enumerate(specs):
             self.driver.seat(
                 Seat(
@@ -208,11 +213,19 @@ class Factory:
                     timing=spec.timing,
                     kv_blocks=spec.kv_blocks,
                     batch_tokens_max=spec.batch_tokens_max,
+                    kv_bytes_per_token=spec.kv_bytes_per_token,
+                    preempts=spec.preempts,
+                    host_bytes_per_s=spec.host_bytes_per_s,
                 )
             )
             up = functools.partial(self._up, spec.worker)
             down = functools.partial(self.driver.worker_down, spec.worker)
-            self.workers.append(ModelledWorker(engines, index, up, down))
+            make = functools.partial(ModelledWorker, engines, index, up, down)
+            if spec.pool in least:
+                self.growth.seat(spec.pool, spec.worker, make, first=least[spec.pool] > 0)
+                least[spec.pool] -= 1
+            else:
+                self.workers.append(make())
 
     def _up(self, worker: WorkerID, client: WorkerPort) -> None:
         self.driver.worker_up(worker, client)

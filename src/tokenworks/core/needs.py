@@ -14,6 +14,9 @@ LABELS_MAX: Final = 16
 """Labels of one request, key or pool."""
 ADAPTERS_MAX: Final = 256
 """Adapters of one pool."""
+PRIORITY_DEFAULT: Final = 5
+PRIORITY_MAX: Final = 9
+"""The most urgent; 0 is the least."""
 _WORD: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:-]{0,127}")
 
 
@@ -69,11 +72,14 @@ class Hints(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         tool_ns: how long a tool will take after this answer, before the session goes on; None if
             it does not say.
         session_ends: no request of its session follows.
+        priority: how urgent it is among those of its tenant that wait in the same tier, from 0 to
+            ``PRIORITY_MAX``. It takes nothing from other tenants.
     """
 
     output_tokens: int | None = None
     tool_ns: int | None = None
     session_ends: bool = False
+    priority: int = PRIORITY_DEFAULT
 
 
 def nothing_offers(all_offers: Iterable[Offers], needs: Needs) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
@@ -118,6 +118,61 @@ class WorkerPort(Protocol):
 
     def close(self, why: str) -> None:
         """End everything; what is being read raises WorkerFailed with the first reason given."""
+        ...
+
+
+@runtime_checkable
+class KeepingStream(AnswerStream, Protocol):
+    """An answer that can be stopped without a token being lost."""
+
+    def stop(self) -> bytes | None:
+        """Let the worker stop, and keep what it has made; what was made can still be read.
+
+        After that ``read`` gives ``b""``, without the end of the answer's event stream.
+
+        Returns:
+            What ``KeepingPort.go_on_stream`` of any worker of the model goes on from; None if
+            there is nothing to stop, as the answer has ended or was broken off.
+        """
+        ...
+
+
+@runtime_checkable
+class KeepingPort(WorkerPort, Protocol):
+    """The way to a worker whose streams are ``KeepingStream``."""
+
+    async def go_on_stream(self, path: str, body: bytes, kept: bytes) -> AnswerStream:
+        """Go on with an answer that was stopped; returns once it goes on.
+
+        The stream has what comes after the last token that was made, as if nothing had happened:
+        the same id, no role again, and usage that counts the whole answer, its prompt once.
+
+        Raises:
+            WorkerFailed, WorkerUnavailable: as ``post_stream``.
+        """
+        ...
+
+
+@runtime_checkable
+class TieredPort(WorkerPort, Protocol):
+    """The way to a worker with a place for KV blocks below its cache."""
+
+    async def offload(self, prefix: tuple[int, ...], first: int) -> None:
+        """Move the blocks of a prompt from one on down; returns when they are on their way.
+
+        Args:
+            prefix: hashes of the prompt's blocks, as ``Order.prefix``, up to the last that moves.
+            first: the first that moves; those before it stay.
+        """
+        ...
+
+    async def fetch(self, prefix: tuple[int, ...], first: int) -> None:
+        """Bring what is there of them back up; returns when it is in the cache, or none is there.
+
+        Args:
+            prefix: as above.
+            first: as above.
+        """
         ...
 
 

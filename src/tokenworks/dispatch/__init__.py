@@ -16,10 +16,12 @@ __all__ = [
     "preemption",
     "prefix_index",
     "promises",
+    "rejections",
     "restricted",
     "scaling",
     "settings",
     "snapshot",
     "states",
     "waiting",
+    "wakes",
 ]

@@ -15,7 +15,6 @@ import hashlib
 import itertools
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
-from heapq import heapify, heappop, heappush
 from typing import Any, Final
 
 import msgspec
@@ -24,13 +23,12 @@ from msgspec import UNSET
 from tokenworks.core.ids import ModelName, RequestID, WorkerID
 from tokenworks.core.needs import nothing_offers
 from tokenworks.core.slo import Promise, Tier
-from tokenworks.dispatch import policy, restricted, snapshot
+from tokenworks.dispatch import policy, restricted, snapshot, wakes
 from tokenworks.dispatch.commands import (
     Abort,
     Command,
     Preempt,
     Queue,
-    Reject,
     RejectCode,
     RejectReason,
     Scale,
@@ -46,6 +44,7 @@ from tokenworks.dispatch.events import (
     Failed,
     Finished,
     Limits,
+    PoolScale,
     Started,
     Ticked,
     Withdrawn,
@@ -57,6 +56,7 @@ from tokenworks.dispatch.kv_tiers import KVTiers
 from tokenworks.dispatch.oversight import Oversight
 from tokenworks.dispatch.policy import Choice, MakePolicy
 from tokenworks.dispatch.prefix_index import PrefixIndex
+from tokenworks.dispatch.rejections import rejection
 from tokenworks.dispatch.scaling import Scaler, ScalingMemory
 from tokenworks.dispatch.states import State, Step
 from tokenworks.dispatch.waiting import Line, Request
@@ -113,7 +113,7 @@ class Dispatcher:
         self._timer_ns: int | None = None
         self._requests: dict[RequestID, Request] = {}
         self._ended: OrderedDict[RequestID, None] = OrderedDict()
-        self._wakes: list[snapshot.Wake] = []
+        self._wakes: list[wakes.Wake] = []
         self._queued = 0
         self._workers: dict[WorkerID, Worker] = {}
         self._fleets: dict[ModelName, Fleet] = {}
@@ -143,7 +143,7 @@ class Dispatcher:
         self._counts.events += 1
         commands: list[Command] = []
         if self._wakes and self._wakes[0][0] <= now_ns:
-            self._wake(commands)
+            self._wake(event, commands)
         handler(event, commands)
         if self._scaler is not None:
             self._scale(self._scaler, commands)
@@ -486,11 +486,16 @@ class Dispatcher:
         self._queued -= 1
         self._send(fleet, request, choice, commands)
 
-    def _displace(self, fleet: Fleet, request: Request, commands: list[Command]) -> None:
+    def _displace(
+        self, fleet: Fleet, request: Request, event: Event, commands: list[Command]
+    ) -> None:
         """Let a request that waits take the place of others, if its policy wants that."""
         found = self._policy.displace(fleet, request, self._now_ns, self._requests)
         if found is None:
             return
+        told_of = getattr(event, "request", None)
+        if any(victim.request == told_of for victim in found.victims):
+            return  # it may have ended
         for rank, count in Counter(victim.rank for victim in found.victims).items():
             if fleet.waiting(rank) + count > self._limits.queue_len_max[TIERS[rank]]:
                 return  # one of them would be turned away
@@ -613,9 +618,7 @@ class Dispatcher:
             self._reject(request, code, "queue_full", commands)
             return
         deadline_ns = self._deadline_ns(request)
-        heappush(self._wakes, (deadline_ns, request.request))
-        if self._now_ns < request.late_ns < deadline_ns:
-            heappush(self._wakes, (request.late_ns, request.request))
+        wakes.put(self._wakes, request, deadline_ns, self._now_ns)
         workers = policy.permitted(fleet, request, fleet.up).bit_count()
         commands.append(
             Queue(
@@ -632,49 +635,21 @@ class Dispatcher:
     ) -> None:
         """End a request that is in no line any more."""
         fleet = self._fleets.get(request.model)
-        ahead, retry_after_ns, lacking = 0, None, None
-        if fleet is not None:
-            ahead = fleet.ahead(request.rank)
-            # With no worker up nothing is known but how long the tier is ready to wait.
-            retry_after_ns = policy.retry_after_bounded(self._promises[request.rank].patience_ns)
-            workers = fleet.workers
-            if request.needs is not None:
-                workers = list(fleet.each(fleet.having(request.needs)))
-                lacking = nothing_offers([each.offers for each in fleet.workers], request.needs)
-            if workers:
-                retry_after_ns = policy.retry_after_ns(
-                    workers,
-                    request.rank,
-                    ahead,
-                    request.output_tokens_max,
-                    fleet.sent_ranks,
-                )
-            if self._scaler is not None and code == "capacity_exceeded":
-                self._scaler.waited(fleet, request, self._promises[request.rank].ttft_ns)
+        promise = self._promises[request.rank]
+        if fleet is not None and self._scaler is not None and code == "capacity_exceeded":
+            self._scaler.waited(fleet, request, promise.ttft_ns)
         self._counts.rejected += 1
+        commands.append(rejection(request, code, reason, fleet, promise, self._now_ns))
         self._end(request, Step.REJECT)
-        commands.append(
-            Reject(
-                request=request.request,
-                code=code,
-                reason=reason,
-                retry_after_ns=retry_after_ns,
-                ahead=ahead,
-                waited_ns=self._now_ns - request.arrived_ns,
-                attempts=request.attempt,
-                lacking=UNSET if lacking is None else lacking,
-            )
-        )
 
     # Time.
 
-    def _wake(self, commands: list[Command]) -> None:
+    def _wake(self, event: Event, commands: list[Command]) -> None:
         """Send what became late; reject what has waited as long as its tier's patience allows."""
         changed: dict[ModelName, None] = {}
         due: list[Request] = []
         late: list[Request] = []
-        while self._wakes and self._wakes[0][0] <= self._now_ns:
-            _, name = heappop(self._wakes)
+        for name in wakes.take_due(self._wakes, self._now_ns):
             request = self._requests.get(name)
             if request is None or request.state is not _QUEUED:
                 continue
@@ -687,7 +662,7 @@ class Dispatcher:
             self._drain(self._fleets[model], commands)
         for request in late:
             if self._is_queued(request.request):
-                self._displace(self._fleets[request.model], request, commands)
+                self._displace(self._fleets[request.model], request, event, commands)
         for request in due:
             if request.state is _QUEUED and self._is_queued(request.request):
                 fleet = self._fleets[request.model]
@@ -708,23 +683,21 @@ class Dispatcher:
         """Ask for a tick when the earliest thing due is earlier than the tick that is coming."""
         if len(self._wakes) > 4 * self._queued + 64:
             self._rebuild_wakes()
-        wakes = self._wakes
-        while wakes and not self._is_queued(wakes[0][1]):
-            heappop(wakes)
-        if wakes and (self._timer_ns is None or wakes[0][0] < self._timer_ns):
-            self._timer_ns = wakes[0][0]
+        next_ns = wakes.next_ns(self._wakes, self._is_queued)
+        if next_ns is not None and (self._timer_ns is None or next_ns < self._timer_ns):
+            self._timer_ns = next_ns
             commands.append(SetTimer(at_ns=self._timer_ns, reason="waiting", queued=self._queued))
 
     def _rebuild_wakes(self) -> None:
-        self._wakes = []
-        for fleet in self._fleets.values():
-            for line in itertools.chain(fleet.lines, *fleet.restricted.values()):
-                for request in line.requests():
-                    deadline_ns = self._deadline_ns(request)
-                    self._wakes.append((deadline_ns, request.request))
-                    if self._now_ns < request.late_ns < deadline_ns:
-                        self._wakes.append((request.late_ns, request.request))
-        heapify(self._wakes)
+        self._wakes = wakes.of(
+            (
+                (request, self._deadline_ns(request))
+                for fleet in self._fleets.values()
+                for line in itertools.chain(fleet.lines, *fleet.restricted.values())
+                for request in line.requests()
+            ),
+            self._now_ns,
+        )
 
     def _deadline_ns(self, request: Request) -> int:
         return request.queued_ns + self._promises[request.rank].patience_ns
@@ -739,12 +712,30 @@ class Dispatcher:
                     self._fleets[wish.pool.model].retire(wish.retire)
                     self._retiring[wish.retire.worker] = wish.retire
                     continue
-                commands.append(wish.command())
+                up = wish.up + self._take_back(wish.pool, wish.workers - wish.up, commands)
+                if up < wish.workers:
+                    commands.append(wish._replace(up=up).command())
         for worker in list(self._retiring.values()):
             if not worker.running and not worker.prefilling:
                 self._give_back(worker, commands)
         if not self._retiring and not self._scaling.pools:
             self._scaler = None  # as it is after a restart
+
+    def _take_back(self, pool: PoolScale, count: int, commands: list[Command]) -> int:
+        """Let workers of a pool stay that still end what they have, the last one first.
+
+        Returns:
+            How many, at most ``count``.
+        """
+        ending = [each for each in self._retiring.values() if each.pool == pool.pool][-count:]
+        if ending:
+            fleet = self._fleets[pool.model]
+            for worker in reversed(ending):
+                del self._retiring[worker.worker]
+                fleet.take_back(worker)
+            fleet.renew()
+            self._drain(fleet, commands)
+        return len(ending)
 
     def _give_back(self, worker: Worker, commands: list[Command]) -> None:
         del self._retiring[worker.worker]

@@ -256,6 +256,7 @@ class Fleet:
 
     __slots__ = (
         "_alike",
+        "_hidden",
         "_scale",
         "_serving",
         "admitting",
@@ -286,6 +287,7 @@ class Fleet:
         self.restricted: dict[int, list[Line]] = {}
         self.offered: OrderedDict[Offers, None] = OrderedDict()
         self.sessions: OrderedDict[tuple[TenantID, str], int] = OrderedDict()
+        self._hidden: dict[int, int] = {}
         self._recall_offers()
         self.recount()
 
@@ -333,15 +335,16 @@ class Fleet:
             del self.restricted[may]
 
     def hide(self, worker: Worker, rank: int) -> None:
-        """Take a worker out of those that admit tiers below one, until ``unhide``."""
-        hidden = worker.admitted & ((1 << rank) - 1)
-        worker.admitted ^= hidden
-        for each in RANKS:
-            if hidden >> each & 1:
-                self.admitting[each] ^= 1 << worker.index
+        """Take a worker out of those that admit tiers below one, until ``unhide``.
+
+        Whatever it is sent meanwhile, and when all sets are derived again.
+        """
+        self._hidden[worker.index] = self._hidden.get(worker.index, 0) | ((1 << rank) - 1)
+        self._moved(worker)
 
     def unhide(self, worker: Worker) -> None:
         """Put a worker back among those that admit a tier."""
+        self._hidden.pop(worker.index, None)
         self._moved(worker)
 
     def renew(self) -> None:
@@ -478,6 +481,11 @@ class Fleet:
         self.forget(worker)
         self.renew()
 
+    def take_back(self, worker: Worker) -> None:
+        """Put back a worker that was taken out and is not empty yet; the sets must be renewed."""
+        worker.retiring = False
+        self.workers.append(worker)
+
     def least_loaded(self, mask: int) -> int:
         """Those of some workers, at least one of the fleet's, that have the least load."""
         loads = self.loads
@@ -517,6 +525,8 @@ class Fleet:
             if load < self.load_min or load > self.load_max or not loads[before]:
                 self._rebound(before, load)
         admitted = worker.admits[running] if running < worker.limit else 0
+        if self._hidden:
+            admitted &= ~self._hidden.get(worker.index, 0)
         changed = admitted ^ worker.admitted
         if changed:
             worker.admitted = admitted
@@ -543,10 +553,10 @@ class Fleet:
         # A worker whose slots became fewer may run more than it has.
         return min(self._scale, len(worker.running) * self._scale // worker.slots)
 
-    @staticmethod
-    def _admitted_by(worker: Worker) -> int:
+    def _admitted_by(self, worker: Worker) -> int:
         running = len(worker.running)
-        return worker.admits[running] if running < worker.limit else 0
+        admitted = worker.admits[running] if running < worker.limit else 0
+        return admitted & ~self._hidden.get(worker.index, 0)
 
 
 def _admits_of(caps: list[int], slots: int) -> list[int]:

@@ -36,20 +36,20 @@ def drain(policy: Oversight, fleet: Fleet, now_ns: int) -> Iterator[tuple[Reques
 
     Each is sent before the next one is asked for.
     """
-    hidden = _keep_free(policy, fleet, now_ns)
-    try:
-        restart = True
-        while restart and fleet.queued and fleet.open:
-            restart = False
+    restart = True
+    while restart and fleet.queued and fleet.open:
+        restart = False
+        hidden = _keep_free(policy, fleet, now_ns)
+        try:
             for request, choice in policy.drain(fleet, now_ns):
                 first = _ahead(policy, fleet, request, choice, now_ns)
                 yield first or (request, choice)
                 if first is not None:
-                    restart = True
+                    restart = True  # who is kept free for it need not be any more
                     break
-    finally:
-        for worker in hidden:
-            fleet.unhide(worker)
+        finally:
+            for worker in hidden:
+                fleet.unhide(worker)
     while found := _any(policy, fleet, fleet.up, 0, now_ns):
         yield found
 

@@ -14,6 +14,9 @@ in time are asked for again.
 all that runs at little more than half of their caps, gives its least loaded worker back: that is
 sent nothing more, and stops when it is empty. One at a time, each after a calm minute of its own.
 
+One that is wanted again while it still ends what it has is taken back at once, before any other is
+asked for: it is up, and its caches are warm.
+
 **No flapping.** More and fewer have thresholds far apart, and where a worker that was given back is
 wanted again within ten minutes, the calm that must come before the next one is twice as long, up to
 sixteen times.

@@ -15,11 +15,9 @@ from tokenworks.dispatch.kv_tiers import KVTiers
 from tokenworks.dispatch.prefix_index import PrefixRecord
 from tokenworks.dispatch.scaling import ScalingMemory
 from tokenworks.dispatch.waiting import Line, Request
+from tokenworks.dispatch.wakes import Wake
 
 SNAPSHOT_FORMAT: Final = 7
-
-Wake = tuple[int, RequestID]
-"""When something that waits is due; stale entries are dropped when they come up."""
 
 
 class LineRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -3,17 +3,21 @@
 Fairness: there is one line per model and tier. Inside it each tenant has its own line, first come
 first served, and the tenants take turns: who was served goes to the end of the rotation. A tenant
 with a thousand requests waiting delays another tenant of the tier by one request, not a thousand.
+
+A tenant's turn goes to the most urgent of its requests, by what its agents hint, and of equals to
+the first. So a hint moves a request before others of its own tenant and tier, and nobody else.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from typing import Final
 
 import msgspec
 
 from tokenworks.core.ids import ModelName, RequestID, TenantID, WorkerID
-from tokenworks.core.needs import Hints, Needs
+from tokenworks.core.needs import PRIORITY_DEFAULT, PRIORITY_MAX, Hints, Needs
 from tokenworks.dispatch.states import State, Step, after
 
 
@@ -73,6 +77,13 @@ class Request(msgspec.Struct, kw_only=True):
         self.state = after(self.state, step)
 
 
+_BEGUN: Final = PRIORITY_MAX + 1
+"""What a worker broke off, and who made room, go before all others of their tenant."""
+
+_Turns = dict[int, OrderedDict[RequestID, Request]]
+"""One tenant's requests by urgency, first come first."""
+
+
 class Line:
     """Requests of one model and tier that wait."""
 
@@ -81,7 +92,7 @@ class Line:
     def __init__(self) -> None:
         self._order: OrderedDict[RequestID, Request] = OrderedDict()
         self._late: OrderedDict[RequestID, Request] = OrderedDict()
-        self._tenants: OrderedDict[TenantID, OrderedDict[RequestID, Request]] = OrderedDict()
+        self._tenants: OrderedDict[TenantID, _Turns] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._order)
@@ -110,15 +121,22 @@ class Line:
         return list(self._late)
 
     def append(self, request: Request) -> None:
-        """Queue a newcomer behind all others of its tenant; a new tenant is last in turn."""
+        """Queue a newcomer behind all others of its tenant that are as urgent as it is.
+
+        A new tenant is last in turn.
+        """
         self._order[request.request] = request
-        self._tenants.setdefault(request.tenant, OrderedDict())[request.request] = request
+        turns = self._tenants.get(request.tenant)
+        if turns is None:
+            turns = self._tenants[request.tenant] = {}
+        turns.setdefault(_urgency(request), OrderedDict())[request.request] = request
 
     def put_back(self, request: Request) -> None:
         """Queue a request that a worker broke off before all others; its tenant is next."""
         self.append(request)
         self._order.move_to_end(request.request, last=False)
-        self._tenants[request.tenant].move_to_end(request.request, last=False)
+        alike = self._tenants[request.tenant][_urgency(request)]
+        alike.move_to_end(request.request, last=False)
         self._tenants.move_to_end(request.tenant, last=False)
 
     def head(self) -> Request:
@@ -130,9 +148,9 @@ class Line:
         return next(iter(self._order.values()))
 
     def heads(self) -> Iterator[Request]:
-        """The oldest of each tenant, next in turn first; then those that were set late."""
-        for tenant in self._tenants.values():
-            yield next(iter(tenant.values()))
+        """The most urgent of each tenant, next in turn first; then those that were set late."""
+        for turns in self._tenants.values():
+            yield next(iter(turns[max(turns)].values()))
         yield from self._late.values()
 
     def serve(self, request: Request) -> None:
@@ -148,10 +166,13 @@ class Line:
             self._leave_tenant(request)
 
     def _leave_tenant(self, request: Request) -> None:
-        tenant = self._tenants[request.tenant]
-        del tenant[request.request]
-        if not tenant:
-            del self._tenants[request.tenant]
+        turns, urgency = self._tenants[request.tenant], _urgency(request)
+        alike = turns[urgency]
+        del alike[request.request]
+        if not alike:
+            del turns[urgency]
+            if not turns:
+                del self._tenants[request.tenant]
 
     def requests(self) -> list[Request]:
         """All that wait, oldest first."""
@@ -189,3 +210,10 @@ class Line:
         for tenant in rotation:
             line._tenants.move_to_end(tenant)
         return line
+
+
+def _urgency(request: Request) -> int:
+    """How urgent a request is; the same for as long as it waits."""
+    if request.attempt:
+        return _BEGUN
+    return PRIORITY_DEFAULT if request.hints is None else request.hints.priority

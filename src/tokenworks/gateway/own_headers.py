@@ -8,7 +8,7 @@ import msgspec
 
 from tokenworks.core.errors import InvalidRequest
 from tokenworks.core.ids import AgentName, RunID
-from tokenworks.core.needs import LABELS_MAX, Hints, Needs, words_of
+from tokenworks.core.needs import LABELS_MAX, PRIORITY_DEFAULT, PRIORITY_MAX, Hints, Needs, words_of
 from tokenworks.core.traces import Trace, trace_of
 from tokenworks.core.units import NS_PER_S
 from tokenworks.gateway.http_io import LABEL_LEN_MAX, Headers, label_of
@@ -39,6 +39,9 @@ TOOL_HEADER: Final = b"x-tokenworks-tool-seconds"
 
 ENDS_HEADER: Final = b"x-tokenworks-session-ends"
 """``true``: no request of the session follows."""
+
+PRIORITY_HEADER: Final = b"x-tokenworks-priority"
+"""How urgent the request is among those of its tenant that wait in the same tier; 9 goes first."""
 
 LABELS_LEN_MAX: Final = LABELS_MAX * (LABEL_LEN_MAX + len(", "))
 """Characters of all labels of a request together."""
@@ -127,10 +130,12 @@ def _needs(found: dict[bytes, str], key_labels: tuple[str, ...]) -> Needs | None
 
 
 def _hints(found: dict[bytes, str]) -> Hints | None:
+    priority = _number(found, PRIORITY_HEADER, 0, PRIORITY_MAX)
     hints = Hints(
         output_tokens=_number(found, OUTPUT_HEADER, 1, TOKENS_MAX),
         tool_ns=_seconds(found, TOOL_HEADER),
         session_ends=_flag(found, ENDS_HEADER),
+        priority=PRIORITY_DEFAULT if priority is None else priority,
     )
     return None if hints == _NO_HINTS else hints
 
@@ -191,5 +196,6 @@ _NAMES: Final = frozenset(
         OUTPUT_HEADER,
         TOOL_HEADER,
         ENDS_HEADER,
+        PRIORITY_HEADER,
     }
 )

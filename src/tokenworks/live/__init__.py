@@ -9,6 +9,7 @@ __all__ = [
     "database",
     "driver",
     "embedded",
+    "flights",
     "group_commit",
     "growth",
     "home",

@@ -31,7 +31,7 @@ from tokenworks.core.gauges import Gauges
 from tokenworks.core.ids import ModelName, PoolID, RequestID, WorkerID
 from tokenworks.core.needs import NO_OFFERS, Needs, nothing_offers
 from tokenworks.core.orders import CHAT_PATH, KeyView, Order, Outcome, Receipt
-from tokenworks.core.ports import AnswerStream, Clock, Sink, WorkerPort
+from tokenworks.core.ports import AnswerStream, Clock, KeepingPort, TieredPort, WorkerPort
 from tokenworks.core.slo import Tier
 from tokenworks.core.traces import header_lines
 from tokenworks.core.units import NS_PER_MS, NS_PER_S, PPM
@@ -68,6 +68,7 @@ from tokenworks.ledger.ledger import Ledger, Work
 from tokenworks.ledger.quotas import KeyRecord, LimitState, window_end
 from tokenworks.ledger.store_port import LedgerStore
 from tokenworks.live.bookkeeper import Bookkeeper
+from tokenworks.live.flights import Flight, LiveDelivery
 from tokenworks.live.journal import JournalWriter
 from tokenworks.live.quota_leases import QuotaLeases
 from tokenworks.live.refusals import not_offered, rejection, shutting_down, words_of_error
@@ -78,8 +79,6 @@ from tokenworks.live.worker_body import worker_body
 ANSWER_NS_MAX: Final = 3_000 * NS_PER_S
 """From the reservation to the end of the answer, queueing included; less than
 ``bookkeeper.HOLD_NS_MAX``."""
-LINGER_NS_MAX: Final = 5 * NS_PER_S
-"""A worker that keeps its stream open this long after the answer was settled loses its socket."""
 BREATHER_NS: Final = 50 * NS_PER_MS
 """Between a worker's failure and the next try. If the worker is going down, supervision says so
 meanwhile, and the request waits in its line instead of spending its tries."""
@@ -99,76 +98,6 @@ NO_SUCH_PATH: Final = frozenset({404, 405, 501})
 _log: Final = logging.getLogger("tokenworks.driver")
 
 
-class _Flight:
-    """One request between its arrival and its settlement."""
-
-    __slots__ = (
-        *("attempt", "cut_off_ns", "opened", "order", "seat", "sending", "sent_ns", "settled"),
-    )
-
-    def __init__(self, order: Order, opened: asyncio.Future[LiveDelivery], cut_off_ns: int) -> None:
-        self.order = order
-        self.opened = opened
-        self.cut_off_ns = cut_off_ns
-        self.attempt = 0
-        """The try that may still begin the answer; 0 while there is none."""
-        self.seat: Seat | None = None
-        self.sent_ns = 0
-        self.sending: asyncio.Task[None] | None = None
-        self.settled = False
-
-    def awaits(self, attempt: int) -> bool:
-        """Whether this try may still begin the answer."""
-        return self.attempt == attempt and not self.opened.done()
-
-    def drop_attempt(self) -> None:
-        """Stop the try under way; whatever it still says comes too late."""
-        self.attempt = 0
-        if self.sending is not None:
-            self.sending.cancel()
-
-
-class LiveDelivery:
-    """One answer of a real worker; implements ``core.ports.Delivery``."""
-
-    __slots__ = ("_cut_off", "_driver", "_flight", "_stream")
-
-    def __init__(self, driver: Driver, flight: _Flight, stream: AnswerStream) -> None:
-        self._driver, self._flight, self._stream = driver, flight, stream
-        loop = asyncio.get_running_loop()
-        left_ns = max(0, flight.cut_off_ns - driver.now_ns())
-        self._cut_off = loop.call_later(driver.loop_s(left_ns), stream.abort)
-
-    @property
-    def stream(self) -> AnswerStream:
-        """See ``Delivery``."""
-        return self._stream
-
-    def pipe(self, sink: Sink) -> None:
-        """See ``Delivery``."""
-        self._stream.pipe(sink)
-
-    def pause(self) -> None:
-        """See ``Delivery``."""
-        self._stream.pause()
-
-    def resume(self) -> None:
-        """See ``Delivery``."""
-        self._stream.resume()
-
-    def abort(self) -> None:
-        """See ``Delivery``."""
-        self._cut_off.cancel()
-        self._stream.abort()
-
-    async def settle(self, outcome: Outcome) -> Receipt:
-        """See ``Delivery``."""
-        self._cut_off.cancel()
-        loop = asyncio.get_running_loop()
-        self._cut_off = loop.call_later(LINGER_NS_MAX / NS_PER_S, self._stream.abort)
-        return await self._driver.settle(self._flight, outcome)
-
-
 class Driver:
     """The factory's desk, on the real clock.
 
@@ -186,6 +115,7 @@ class Driver:
         ledger_clock: of dates, costs and reservations; ``clock`` if it is None.
         speedup: how many times faster than the event loop's clock ``clock`` runs.
         on_scale: told what pools want; it may start and stop workers, and may not raise.
+        scaling: pools whose number of workers may change; None for what ``pools`` say of that.
     """
 
     def __init__(
@@ -204,9 +134,10 @@ class Driver:
         ledger_clock: Clock | None = None,
         speedup: float = 1.0,
         on_scale: Callable[[Scale], None] | None = None,
+        scaling: tuple[PoolScale, ...] | None = None,
     ) -> None:
         self._on_scale = on_scale
-        self._scaling = scaling_of(pools)
+        self._scaling = scaling_of(pools) if scaling is None else scaling
         self._clock, self._dispatcher = clock, dispatcher
         self._policy, self._limits, self._speedup = policy, limits, speedup
         self._journal: JournalWriter | None = journal
@@ -216,7 +147,7 @@ class Driver:
         )
         self._books, self._book = books, books.at(clock.unix_ns())
         self._seats: dict[WorkerID, Seat] = {}
-        self._flights: dict[RequestID, _Flight] = {}
+        self._flights: dict[RequestID, Flight] = {}
         self._keys: dict[str, KeyRecord] = {}
         self._settings_version = -1
         self._timer: asyncio.TimerHandle | None = None
@@ -339,7 +270,7 @@ class Driver:
             self._bookkeeper.void(order.request, "rejected")
             raise shutting_down()
         opened: asyncio.Future[LiveDelivery] = asyncio.get_running_loop().create_future()
-        flight = _Flight(order, opened, cut_off_ns)
+        flight = Flight(order, opened, cut_off_ns)
         self._flights[order.request] = flight
         self.tell(
             Arrived(
@@ -382,15 +313,18 @@ class Driver:
         if lacking is not None:
             raise not_offered(order, lacking)
 
-    async def settle(self, flight: _Flight, outcome: Outcome) -> Receipt:
+    async def settle(self, flight: Flight, outcome: Outcome) -> Receipt:
         """Tell the dispatcher that an answer ended, and bill it; returns when that is durable."""
         assert not flight.settled, flight.order.request
         assert flight.seat is not None
         flight.settled = True
         order, seat = flight.order, flight.seat
-        self._flights.pop(order.request, None)
+        worked_ns = flight.worked_ns
+        if flight.attempt:
+            worked_ns += max(0, self._clock.now_ns() - flight.sent_ns)
         self.tell(_ending(flight, seat, outcome))
-        work = _work(seat, max(0, self._clock.now_ns() - flight.sent_ns))
+        self._flights.pop(order.request, None)
+        work = _work(seat, worked_ns)
         if not self._flights:
             self._landed.set()
         entry = await self._bookkeeper.bill(order.request, outcome, work)
@@ -439,6 +373,14 @@ class Driver:
             up = msgspec.structs.replace(up, batch_tokens_max=seat.batch_tokens_max)
         if seat.config.offers != NO_OFFERS:
             up = msgspec.structs.replace(up, offers=seat.config.offers)
+        if seat.preempts:
+            up = msgspec.structs.replace(up, preempts=True)
+        if seat.host_bytes_per_s:
+            up = msgspec.structs.replace(
+                up,
+                kv_bytes_per_token=seat.kv_bytes_per_token,
+                host_bytes_per_s=seat.host_bytes_per_s,
+            )
         self.tell(up)
 
     def worker_down(self, worker: WorkerID, why: str) -> None:
@@ -449,10 +391,12 @@ class Driver:
             return
         _log.warning("worker %s is down: %s", worker, why)
         for flight in self._flights.values():
-            if flight.seat is seat and not flight.opened.done():
+            if flight.seat is seat and flight.attempt and flight.is_open:
                 # Headers that are in already must not begin an answer that the dispatcher is
-                # about to queue again.
+                # about to queue again, nor go on with one that it is about to give up.
                 flight.drop_attempt()
+                if flight.delivery is not None:
+                    flight.delivery.break_off(f"worker {worker} is down: {why}")
         self.tell(WorkerDown(worker=worker, why=why))
 
     # The brain.
@@ -495,8 +439,12 @@ class Driver:
                 self._set_timer(command.at_ns)
             case Scale():
                 self._scale(command)
-            case Preempt() | Offload() | Fetch():
-                raise AssertionError(command)  # no worker has said that it can
+            case Preempt():
+                self._flights[command.request].stop(self._clock.now_ns())
+            case Fetch():
+                self._flights[command.request].fetch = command
+            case Offload():
+                self._offload(command)
             case Queue() | Abort():
                 pass  # whoever withdraws a request stops its worker
             case _:
@@ -524,18 +472,30 @@ class Driver:
         delay_s = self.loop_s(max(0, at_ns - self._clock.now_ns()))
         self._timer = asyncio.get_running_loop().call_later(delay_s, self.tell, Ticked())
 
+    def _offload(self, command: Offload) -> None:
+        """Let a worker move what a session has read; whether it does is its own affair."""
+        client = self._seats[command.worker].client
+        assert isinstance(client, TieredPort), command
+        prefix = self._flights[command.request].order.prefix[: command.first + command.blocks]
+        errand = _quietly(client.offload(prefix, command.first))
+        task = asyncio.get_running_loop().create_task(errand)
+        self._sending.add(task)
+        task.add_done_callback(self._sending.discard)
+
     def _send(self, command: Send) -> None:
         flight = self._flights[command.request]
-        if flight.opened.done():
+        if flight.delivery is None and flight.opened.done():
             return  # cancelled, and about to be withdrawn
         seat = self._seats[command.worker]
         flight.attempt, flight.seat, flight.sent_ns = command.attempt, seat, self._clock.now_ns()
+        if not flight.is_open:
+            return  # it had made its answer when it was to make room, and is about to be settled
         task = asyncio.get_running_loop().create_task(self._start(flight, seat, command.attempt))
         flight.sending = task
         self._sending.add(task)
         task.add_done_callback(functools.partial(self._sent, flight, seat, command.attempt))
 
-    def _sent(self, flight: _Flight, seat: Seat, attempt: int, task: asyncio.Task[None]) -> None:
+    def _sent(self, flight: Flight, seat: Seat, attempt: int, task: asyncio.Task[None]) -> None:
         """A try has begun its answer or failed; one that broke by a mistake of ours has failed."""
         self._sending.discard(task)
         if task.cancelled() or task.exception() is None:
@@ -543,13 +503,13 @@ class Driver:
         request = flight.order.request
         _log.critical("sending %s broke", request, exc_info=task.exception())
         if flight.awaits(attempt):
-            self.tell(Failed(request=request, worker=seat.worker, started=False))
+            self._give_up(flight, seat, "sending it broke")
 
-    async def _start(self, flight: _Flight, seat: Seat, attempt: int) -> None:
+    async def _start(self, flight: Flight, seat: Seat, attempt: int) -> None:
         """Send the request; open its delivery, or tell what went wrong."""
         stream: AnswerStream | None = None
         try:
-            stream = await self._post(flight.order, seat)
+            stream = await self._post(flight, seat)
             passed = stream.status == 200 or flight.order.passing is not None
             said = b"" if passed else await stream.read_all()
         except (WorkerFailed, WorkerUnavailable) as error:
@@ -562,34 +522,56 @@ class Driver:
         if not flight.awaits(attempt):
             stream.abort()
         elif passed:
-            self.tell(Started(request=flight.order.request))
-            flight.opened.set_result(LiveDelivery(self, flight, stream))
-        elif stream.status in CALLER_AT_FAULT or (
-            stream.status in NO_SUCH_PATH and flight.order.worker_path != CHAT_PATH
-        ):
+            self._begin(flight, stream)
+        elif flight.delivery is None and _at_fault(flight.order, stream.status):
             self._refuse(flight, stream.status, said)
         else:
             why = f"status {stream.status}: {said[:200]!r}"
             await self._broke_off(flight, seat, attempt, why)
 
-    async def _post(self, order: Order, seat: Seat) -> AnswerStream:
-        if seat.client is None:
+    def _begin(self, flight: Flight, stream: AnswerStream) -> None:
+        """A worker has begun an answer, or goes on with one."""
+        self.tell(Started(request=flight.order.request))
+        if flight.delivery is not None:
+            flight.delivery.go_on(stream)
+            return
+        left_s = self.loop_s(max(0, flight.cut_off_ns - self._clock.now_ns()))
+        flight.delivery = LiveDelivery(flight, stream, left_s, self.settle)
+        flight.opened.set_result(flight.delivery)
+
+    async def _post(self, flight: Flight, seat: Seat) -> AnswerStream:
+        client, order, fetch = seat.client, flight.order, flight.fetch
+        if client is None:
             raise WorkerUnavailable(f"Worker {seat.worker} is down.")
         if order.passing is not None:
-            return await seat.client.pass_on(order.passing, order.body)
-        body = worker_body(
-            order, embedded=seat.config.engine == "embedded", cache_salt=seat.config.cache_salt
-        )
-        lines = header_lines(order.request, order.trace)
-        return await seat.client.post_stream(order.worker_path, body, lines, order.content_type)
+            return await client.pass_on(order.passing, order.body)
+        flight.fetch = None
+        if fetch is not None and fetch.worker == seat.worker:
+            assert isinstance(client, TieredPort), fetch
+            await client.fetch(order.prefix[: fetch.first + fetch.blocks], fetch.first)
+        embedded = seat.config.engine == "embedded"
+        body = worker_body(order, embedded=embedded, cache_salt=seat.config.cache_salt)
+        if flight.kept is None:
+            lines = header_lines(order.request, order.trace)
+            return await client.post_stream(order.worker_path, body, lines, order.content_type)
+        if not isinstance(client, KeepingPort):
+            raise WorkerUnavailable(f"Worker {seat.worker} cannot go on with an answer.")
+        return await client.go_on_stream(order.worker_path, body, flight.kept)
 
-    async def _broke_off(self, flight: _Flight, seat: Seat, attempt: int, why: str) -> None:
+    async def _broke_off(self, flight: Flight, seat: Seat, attempt: int, why: str) -> None:
         await asyncio.sleep(BREATHER_NS / NS_PER_S)
         if flight.awaits(attempt):
             _log.warning("worker %s broke off %s: %s", seat.worker, flight.order.request, why)
-            self.tell(Failed(request=flight.order.request, worker=seat.worker, started=False))
+            self._give_up(flight, seat, why)
 
-    def _refuse(self, flight: _Flight, status: int, said: bytes) -> None:
+    def _give_up(self, flight: Flight, seat: Seat, why: str) -> None:
+        """A try has failed; an answer that has begun ends with it, when that is settled."""
+        if flight.delivery is None:
+            self.tell(Failed(request=flight.order.request, worker=seat.worker, started=False))
+        else:
+            flight.delivery.break_off(why)
+
+    def _refuse(self, flight: Flight, status: int, said: bytes) -> None:
         """The worker found the request itself at fault; another worker would too."""
         request = flight.order.request
         del self._flights[request]
@@ -604,22 +586,26 @@ class Driver:
         )
 
     def _reject(self, command: Reject) -> None:
-        flight = self._flights.pop(command.request, None)
+        flight = self._flights.get(command.request)
         if flight is None:
             return
+        if flight.delivery is not None:  # it made room; what it has is all that it will get
+            flight.delivery.break_off("no worker was free to go on with the answer in time")
+            return
+        del self._flights[command.request]
         failed = command.code == "worker_failed"
         self._bookkeeper.void(command.request, "failed" if failed else "rejected")
         if not flight.opened.done():
             flight.opened.set_exception(rejection(command, flight.order, self.loop_s))
 
-    def _withdraw(self, flight: _Flight) -> None:
+    def _withdraw(self, flight: Flight) -> None:
         """Its ``open`` was cancelled, which may have crossed with its beginning or its end."""
         opened = flight.opened
         if opened.done() and not opened.cancelled() and opened.exception() is None:
             opened.result().abort()
         self._leave(flight, "withdrawn")
 
-    def _dismiss(self, flight: _Flight) -> None:
+    def _dismiss(self, flight: Flight) -> None:
         """The factory closes: stop its answer, which is then settled, or its waiting."""
         if not flight.opened.done():
             self._leave(flight, "rejected")
@@ -627,7 +613,7 @@ class Driver:
         elif not flight.opened.cancelled():
             flight.opened.result().abort()
 
-    def _leave(self, flight: _Flight, reason: VoidReason) -> None:
+    def _leave(self, flight: Flight, reason: VoidReason) -> None:
         """Take a request out, wherever it is, unless it has ended."""
         request = flight.order.request
         if self._flights.pop(request, None) is None:
@@ -743,8 +729,22 @@ def _work(seat: Seat, worker_ns: int) -> Work:
     )
 
 
-def _ending(flight: _Flight, seat: Seat, outcome: Outcome) -> Event:
+def _at_fault(order: Order, status: int) -> bool:
+    """Whether a worker's status blames the request."""
+    nowhere = status in NO_SUCH_PATH and order.worker_path != CHAT_PATH
+    return status in CALLER_AT_FAULT or nowhere
+
+
+async def _quietly(errand: Awaitable[None]) -> None:
+    """What nobody waits for: a worker that is lost meanwhile says so elsewhere."""
+    with contextlib.suppress(WorkerFailed, WorkerUnavailable):
+        await errand
+
+
+def _ending(flight: Flight, seat: Seat, outcome: Outcome) -> Event:
     request = flight.order.request
+    if not flight.attempt:
+        return Withdrawn(request=request)  # it made room, and no worker has it
     if outcome.ending == "failed":
         return Failed(request=request, worker=seat.worker, started=True)
     if outcome.ending == "disconnected":

@@ -20,6 +20,10 @@ class Seat(msgspec.Struct, kw_only=True):
     """A worker's place in the factory: what it is, and its client while it is up.
 
     What is not known of its engine is None; see ``WorkerUp``.
+
+    Attributes:
+        preempts: its client is a ``KeepingPort``, and its streams are ``KeepingStream``.
+        host_bytes_per_s: its client is a ``TieredPort``, and this is how fast; 0 if it is none.
     """
 
     worker: WorkerID
@@ -29,6 +33,9 @@ class Seat(msgspec.Struct, kw_only=True):
     timing: Timing | None = None
     kv_blocks: int | None = None
     batch_tokens_max: int | None = None
+    kv_bytes_per_token: int = 0
+    preempts: bool = False
+    host_bytes_per_s: int = 0
     client: WorkerPort | None = None
 
 

@@ -35,6 +35,7 @@ __all__ = [
     "swarm_draw",
     "trace_files",
     "traces",
+    "transfers",
     "workers",
     "workload",
 ]

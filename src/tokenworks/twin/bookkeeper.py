@@ -11,8 +11,11 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Final, Literal, Protocol
 
+import msgspec
+
+from tokenworks.catalogue.price_book import PriceBook
 from tokenworks.core.errors import LedgerCorrupt
-from tokenworks.core.ids import KeyID, RequestID, TenantID
+from tokenworks.core.ids import KeyID, LimitID, RequestID, TenantID
 from tokenworks.core.orders import Ending, KeyView, Order, Outcome, Usage
 from tokenworks.core.slo import Measured, Tier
 from tokenworks.core.units import NS_PER_HOUR, NS_PER_MS, NS_PER_S
@@ -98,6 +101,10 @@ class Bookkeeper:
         store: where entries are kept.
         refused: requests for which the ledger would hold nothing, by its code.
         unbilled: answers that could not be stored, and so are not billed.
+        books: by place of a request, the prices and promises that hold for it.
+        revoked_unix_ns: when keys of tenants were revoked.
+        over: what limits had used and held that were lowered to less than that; they may go on with
+            that much, and no more.
     """
 
     def __init__(self, store: Store, limits: Sequence[Limit] = (), *, unix_ns: int = 0) -> None:
@@ -105,6 +112,9 @@ class Bookkeeper:
         self.store = store
         self.refused: dict[str, int] = {}
         self.unbilled: list[RequestID] = []
+        self.books: dict[int, PriceBook] = {}
+        self.revoked_unix_ns: dict[TenantID, int] = {}
+        self.over: dict[LimitID, int] = {}
         self._unix_ns = unix_ns
         self._keys: dict[TenantID, KeyView] = {}
         self._coming: dict[int, None] = {}
@@ -120,11 +130,39 @@ class Bookkeeper:
     ) -> None:
         """Before the run."""
         self._desk, self._requests = desk, requests
-        self._scenario, self._outcomes = scenario, outcomes
+        self._scenario, self._outcomes, self._book = scenario, outcomes, scenario.book
         for tenant in dict.fromkeys(request.tenant for request in requests):
             record = key_of(tenant)
             self.ledger.set_key(record)
             self._keys[tenant] = record.view()
+
+    # What an operator changes.
+
+    def put_limits(self, limits: Sequence[Limit]) -> None:
+        """Put exactly these limits into force; none that was not in force before."""
+        known = {window.limit.limit for window in self.ledger.windows()}
+        unix_ns = self.ledger.date(self._date())
+        self.ledger.set_limits(
+            LimitState(limit=each, start_unix_ns=window_start(each.period, unix_ns), used=0)
+            for each in limits
+            if each.limit in known
+        )
+        self.over = {
+            window.limit.limit: window.used + window.held
+            for window in self.ledger.windows()
+            if window.free < 0
+        }
+
+    def revoke(self, tenant: TenantID) -> None:
+        """Revoke a tenant's key: what it has begun goes on, and nothing new is let in."""
+        date = self.ledger.date(self._date())
+        record = msgspec.structs.replace(key_of(tenant), revoked_unix_ns=date)
+        self.ledger.set_key(record)
+        self.revoked_unix_ns.setdefault(tenant, date)
+
+    def open_book(self, book: PriceBook) -> None:
+        """Put other prices and promises into force, for what comes from now on."""
+        self._book = book
 
     # Reserving.
 
@@ -132,12 +170,13 @@ class Bookkeeper:
         """Hold the most that a request can use, and let it in, or refuse it."""
         arrived_ns = self._desk.reading()
         order = self._order(self._requests[place], arrived_ns)
-        held = self._hold(order)
+        book = self.books[place] = self._book
+        held = self._hold(order, book)
         if isinstance(held, Refused):
             self.refused[held.code] = self.refused.get(held.code, 0) + 1
             self._desk.refuse(place)
             return
-        again = functools.partial(self._hold, order)
+        again = functools.partial(self._hold, order, book)
         if not self._trouble:
             self._append([held], functools.partial(self._kept, [held]), again)
             self._desk.admit(place, arrived_ns)
@@ -161,8 +200,7 @@ class Bookkeeper:
         else:
             self._desk.refuse(place)
 
-    def _hold(self, order: Order) -> Reserved | Refused:
-        book = self._scenario.book
+    def _hold(self, order: Order, book: PriceBook) -> Reserved | Refused:
         return self.ledger.reserve(self._desk.reading(), self._date(), order, book, HOLD_NS_MAX)
 
     def _order(self, request: TwinRequest, arrived_ns: int) -> Order:

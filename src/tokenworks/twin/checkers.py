@@ -62,7 +62,8 @@ class Checker(Hooks):
     """Watches a run and keeps what it finds broken.
 
     Args:
-        dispatcher: the run's; it is read, never told anything.
+        dispatcher: the run's; it is read, never told anything. It has no policies of an operator's
+            own: those that come with the package are never to be overruled.
         bookkeeper: the run's, if it has one.
         deadline_ns: everything has ended by then.
         slack_ns: how much longer than configured a request may wait, see ``check_outcomes``.
@@ -90,6 +91,7 @@ class Checker(Hooks):
         self._lives = _Lives(self._found)
         self._patience_ns: dict[Tier, int] = {}
         self._queue_len_max: dict[Tier, int] = {}
+        self._policy_faults = 0
 
     def begin(self, driver: Driver) -> None:
         """See ``Hooks``."""
@@ -173,7 +175,7 @@ class Checker(Hooks):
             if count > 1 and self._driver.outcomes.end[place] == End.OPEN:
                 self._found("one_attempt", request, attempts=count)
         if self._bookkeeper is not None:
-            self.violations += check_quotas(self._bookkeeper.ledger, self.now_ns())
+            self.violations += check_quotas(self._bookkeeper, self.now_ns())
         self._check_memory(snapshot.decode(self._dispatcher.snapshot()))
 
     def _check_memory(self, memory: snapshot.Snapshot) -> None:
@@ -181,6 +183,10 @@ class Checker(Hooks):
         configured = memory.configured
         assert configured is not None
         limits = configured.limits
+        faults = memory.counts.policy_faults
+        if faults > self._policy_faults:
+            self._policy_faults = faults
+            self._found("policy_right", configured.policy.name, faults=faults)
         names = {each.request for each in memory.requests}
         if names != self._lives.open.keys():
             wrong = sorted(names ^ self._lives.open.keys())

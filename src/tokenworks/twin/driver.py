@@ -18,7 +18,6 @@ import msgspec
 
 from tokenworks.core.ids import RequestID, WorkerID
 from tokenworks.core.needs import NO_OFFERS
-from tokenworks.core.units import NS_PER_S
 from tokenworks.dispatch.commands import (
     Abort,
     Command,
@@ -64,6 +63,7 @@ from tokenworks.twin.records import (
 )
 from tokenworks.twin.scaling import Scaling
 from tokenworks.twin.sequence import GONE, HANDED, IDLE, STARTED, Sequence
+from tokenworks.twin.transfers import Transfers
 from tokenworks.twin.workers import KEY_SHIFT, WORKERS_MAX, Worker
 
 PROGRESS_REQUESTS: Final = 1_000
@@ -146,6 +146,7 @@ class Driver:
     """One run. Hooks may use its public methods.
 
     Attributes:
+        bookkeeper: reserves and bills; None if nobody does.
         clock: the run's time.
         feeds: by worker, what is published of its prefix cache; empty if nothing is.
         outcomes: what became of each request until now.
@@ -179,7 +180,7 @@ class Driver:
             for index, spec in enumerate(scenario.workers)
         ]
         self.feeds = [Feed(spec.worker) for spec in scenario.workers] if publishes else []
-        self._bookkeeper, self._probe_ns = bookkeeper, probe_ns
+        self.bookkeeper, self._probe_ns = bookkeeper, probe_ns
         self._read_ns: int | None = None  # the clock's latest reading, once it is wrong
         self._handle = dispatcher.handle
         self._journal = journal
@@ -199,7 +200,6 @@ class Driver:
         # Each request's latest attempt, while it is at a worker, and whether it has answered.
         self._attempts: list[Sequence | None] = [None] * len(requests)
         self._answering = bytearray(len(requests))
-        self._hosts = HostTiers(self.workers, self.at, self._transfer)
         self._kept: dict[int, Sequence] = {}  # of those that wait to go on
         self.stopping: set[Sequence] = set()
         # Attempts that were the last of their requests and have not made all tokens.
@@ -211,6 +211,9 @@ class Driver:
         self._followers = Followers(requests, self._places)
         send = None if self._direct else functools.partial(self._message, "blocks")
         self._publishing = Publishing(self.feeds, self._told_up, self._tell, send)
+        publish = self._publishing.publish if publishes else None
+        self._transfer = Transfers(self.workers, self.clock, self.at, publish).start
+        self._hosts = HostTiers(self.workers, self.at, self._transfer)
         self._agenda = Agenda(requests, self._followers.leaders)
 
     # For hooks.
@@ -224,7 +227,7 @@ class Driver:
         place = self._places[request]
         if self.outcomes.arrived_ns[place] == NEVER or self.outcomes.end[place] != _OPEN:
             return
-        let_in = self._bookkeeper is None or self._bookkeeper.has_let_in(place)
+        let_in = self.bookkeeper is None or self.bookkeeper.has_let_in(place)
         self._close(place, End.WITHDRAWN, self._attempts[place] or self._let_go(place))
         if let_in:
             self._tell(Withdrawn(request=request))
@@ -335,8 +338,8 @@ class Driver:
     def run(self) -> RunResult:
         """From the first event to the last."""
         begun_ns = time.thread_time_ns()
-        if self._bookkeeper is not None:
-            self._bookkeeper.begin(self, self.requests, self.scenario, self.outcomes)
+        if self.bookkeeper is not None:
+            self.bookkeeper.begin(self, self.requests, self.scenario, self.outcomes)
         if self._hooks is not None:
             self._hooks.begin(self)
         self._tell(self.scenario.configured)
@@ -448,10 +451,10 @@ class Driver:
     def _arrive(self, place: int) -> None:
         now_ns = self._now_ns
         self.outcomes.arrived_ns[place] = now_ns
-        if self._bookkeeper is None:
+        if self.bookkeeper is None:
             self._admit(place, self.reading())
         else:
-            self._bookkeeper.reserve(place)
+            self.bookkeeper.reserve(place)
 
     def admit(self, place: int, arrived_ns: int) -> None:
         """For the bookkeeper: what a request may use is held; it came at this reading."""
@@ -475,8 +478,8 @@ class Driver:
         assert self.outcomes.end[place] == _OPEN, "it ends twice"
         self.outcomes.end[place] = end
         self.outcomes.finished_ns[place] = self._now_ns
-        if self._bookkeeper is not None:
-            self._bookkeeper.settle(place, end, sequence)
+        if self.bookkeeper is not None:
+            self.bookkeeper.settle(place, end, sequence)
         self._ended += 1
         if self._progress is not None and self._ended % PROGRESS_REQUESTS == 0:
             self._progress(self._ended, len(self.requests))
@@ -744,20 +747,8 @@ class Driver:
             return  # aborted, which frees its blocks at the next boundary
         self._sequences += 1
         index = self.outcomes.worker[place]
-        following = self._attempts[place] = Sequence(
-            self._sequences,
-            place,
-            index,
-            sequence.attempt,
-            sequence.input_tokens,
-            sequence.output_tokens,
-            sequence.blocks,
-        )
-        following.arrives = True
-        following.source = sequence
-        following.made = sequence.made
-        following.token_fs = sequence.token_fs
-        following.cached_tokens = sequence.cached_tokens
+        following = sequence.handed_over(self._sequences, index)
+        self._attempts[place] = following
         if self._up_since_ns[index] is not None:
             self.workers[index].submit(following, self._now_ns)
             self._transfer(self.workers[index])
@@ -777,24 +768,3 @@ class Driver:
         self._stop(sequence)
         self._failed(sequence)
         return True
-
-    def _transfer(self, engine: Worker) -> None:
-        """Send the KV caches for which a worker has made room."""
-        if not engine.arrivals and not self.feeds:
-            return
-        for sequence, size_bytes in engine.arrivals:
-            delay_ns = -(-size_bytes * NS_PER_S // engine.spec.link_bytes_per_s)
-            arrived = functools.partial(self._kv_arrived, sequence)
-            self.at(self._now_ns + delay_ns, arrived)
-        engine.arrivals.clear()
-        if self.feeds:  # who waits for a KV cache may have made room without an iteration
-            self.at(self._now_ns, functools.partial(self._publishing.publish, engine))
-
-    def _kv_arrived(self, sequence: Sequence) -> None:
-        source, sequence.source = sequence.source, None
-        if source is None:
-            return  # aborted, or a worker was lost
-        self.workers[source.worker].release(source, self._now_ns)
-        self._transfer(self.workers[source.worker])
-        self.workers[sequence.worker].join(sequence, self._now_ns)
-        self._transfer(self.workers[sequence.worker])

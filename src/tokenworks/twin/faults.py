@@ -11,12 +11,15 @@ from collections.abc import Sequence
 
 import msgspec
 
-from tokenworks.core.ids import RequestID, WorkerID
+from tokenworks.catalogue.price_book import parse_price_book
+from tokenworks.core.ids import RequestID, TenantID, WorkerID
 from tokenworks.core.units import PPM
 from tokenworks.dispatch.commands import Command
 from tokenworks.dispatch.events import Arrived, Configured, Event, Finished, Withdrawn
 from tokenworks.dispatch.policy import Dice
+from tokenworks.ledger.quotas import Limit
 from tokenworks.perf.timing import Timing
+from tokenworks.twin.bookkeeper import Bookkeeper
 from tokenworks.twin.driver import Driver, Hooks
 from tokenworks.twin.network import Kind, Network
 from tokenworks.twin.store import AT_ONCE, Answer, Store
@@ -179,7 +182,44 @@ class Change(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     configured: Configured
 
 
-Fault = Crash | Hang | CutOff | Slow | Noise | Jump | Stall | Leave | BreakOff | Echo | Change
+class PutLimits(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Limits are raised, lowered and lifted while requests hold them."""
+
+    at_ns: int
+    limits: tuple[Limit, ...]
+
+
+class Revoke(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """A tenant's key is revoked while its requests are under way."""
+
+    at_ns: int
+    tenant: TenantID
+
+
+class TurnPage(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Another price book comes into force, and the dispatcher is told of it."""
+
+    at_ns: int
+    price_book: str
+    configured: Configured
+
+
+Fault = (
+    Crash
+    | Hang
+    | CutOff
+    | Slow
+    | Noise
+    | Jump
+    | Stall
+    | Leave
+    | BreakOff
+    | Echo
+    | Change
+    | PutLimits
+    | Revoke
+    | TurnPage
+)
 
 
 class FaultPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -222,7 +262,7 @@ class FaultPlan(msgspec.Struct, frozen=True, kw_only=True):
 
     def changes(self) -> list[Configured]:
         """The settings that come."""
-        return [each.configured for each in self.faults if isinstance(each, Change)]
+        return [each.configured for each in self.faults if isinstance(each, Change | TurnPage)]
 
 
 def chance(dice: Dice, ppm: int) -> bool:
@@ -324,8 +364,24 @@ class Faults(Hooks):
                 at(fault.at_ns, act(driver.fail, fault.request))
             case Change():
                 at(fault.at_ns, act(driver.tell, fault.configured))
+            case PutLimits():
+                at(fault.at_ns, act(_books_of(driver).put_limits, fault.limits))
+            case Revoke():
+                at(fault.at_ns, act(_books_of(driver).revoke, fault.tenant))
+            case TurnPage():
+                at(fault.at_ns, act(_turn_page, driver, fault))
             case _:
                 pass  # the network's, the store's, or ours
+
+
+def _books_of(driver: Driver) -> Bookkeeper:
+    assert driver.bookkeeper is not None, "nobody keeps books"
+    return driver.bookkeeper
+
+
+def _turn_page(driver: Driver, fault: TurnPage) -> None:
+    _books_of(driver).open_book(parse_price_book(fault.price_book))
+    driver.tell(fault.configured)
 
 
 def _hang(driver: Driver, fault: Hang) -> None:

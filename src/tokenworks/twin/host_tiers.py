@@ -57,30 +57,33 @@ class HostTiers:
             command: which of them go where.
             now_ns: now.
         """
+        chain = blocks[: command.first + command.blocks]
         if isinstance(command, Offload):
-            self._offload(index, blocks, command, now_ns)
-        else:
-            self._fetch(index, place, blocks, command, now_ns)
-
-    def _offload(self, index: int, blocks: tuple[int, ...], command: Offload, now_ns: int) -> None:
-        """Move the end of a chain down; it leaves the cache when all of it is there."""
-        stop = command.first + command.blocks
-        chain = blocks[:stop]
-        done_ns = self._tiers[index].transfer(command.blocks, now_ns)
-        left = functools.partial(self._left, index, chain, command.first)
-        self._move_at(done_ns, index, left)
-
-    def _fetch(
-        self, index: int, place: int, blocks: tuple[int, ...], command: Fetch, now_ns: int
-    ) -> None:
-        """Bring back what is still there; the request of that place waits for it."""
-        tier, first = self._tiers[index], command.first
-        count = tier.has(blocks[first : first + command.blocks])
-        if not count:
+            self.down(index, chain, command.first, now_ns)
             return
+        done_ns = self.up(index, chain, command.first, now_ns)
+        if done_ns is not None:
+            self.ready_ns[place] = done_ns
+
+    def down(self, index: int, chain: tuple[int, ...], first: int, now_ns: int) -> None:
+        """Move a chain from one block on down; they leave the cache when all of them are there."""
+        done_ns = self._tiers[index].transfer(len(chain) - first, now_ns)
+        self._move_at(done_ns, index, functools.partial(self._left, index, chain, first))
+
+    def up(self, index: int, chain: tuple[int, ...], first: int, now_ns: int) -> int | None:
+        """Bring back what is still there of a chain from one block on.
+
+        Returns:
+            When it is in the cache; None if nothing is there.
+        """
+        tier = self._tiers[index]
+        count = tier.has(chain[first:])
+        if not count:
+            return None
         tier.moved_up += count
-        done_ns = self.ready_ns[place] = tier.transfer(count, now_ns)
-        self._move_at(done_ns, index, functools.partial(_came, blocks[: first + count], first))
+        done_ns = tier.transfer(count, now_ns)
+        self._move_at(done_ns, index, functools.partial(_came, chain[: first + count], first))
+        return done_ns
 
     def lose(self, index: int) -> None:
         """A worker is gone, and what its host kept for it."""

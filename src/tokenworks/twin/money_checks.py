@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import msgspec
+
 from tokenworks.core.errors import LedgerCorrupt
 from tokenworks.core.ids import RequestID
 from tokenworks.ledger.accounts import Accounts
@@ -15,8 +17,12 @@ from tokenworks.twin.records import NEVER, End, Outcomes, Scenario, TwinRequest,
 from tokenworks.twin.report import judge
 
 
-def check_quotas(ledger: Ledger, at_ns: int) -> list[Violation]:
-    """No limit is overdrawn, and what is held is what open reservations hold."""
+def check_quotas(bookkeeper: Bookkeeper, at_ns: int) -> list[Violation]:
+    """No limit is overdrawn, and what is held is what open reservations hold.
+
+    One that was lowered to less than it had used and held has no more of that than it had.
+    """
+    ledger, over = bookkeeper.ledger, bookkeeper.over
     found = [
         Violation.of(
             "quota_kept",
@@ -27,7 +33,7 @@ def check_quotas(ledger: Ledger, at_ns: int) -> list[Violation]:
             allowed=window.allowed,
         )
         for window in ledger.windows()
-        if window.free < 0
+        if window.free < 0 and window.used + window.held > over.get(window.limit.limit, 0)
     ]
     try:
         ledger.check()
@@ -61,9 +67,39 @@ def check_money(
     found += _balanced(entries, at_ns)
     found += _used(bookkeeper.ledger, entries, at_ns)
     posted = {each.request: each for each in entries if isinstance(each, Posted)}
+    found += _keys_honoured(bookkeeper, entries, at_ns)
     found += _metered(posted, set(bookkeeper.unbilled), requests, outcomes)
-    found += _billed(posted, scenario, requests, outcomes)
+    books = {book.price_id: book for book in bookkeeper.books.values()}
+    for price_id, book in books.items():
+        priced = {name: each for name, each in posted.items() if each.price_id == price_id}
+        found += _billed(priced, msgspec.structs.replace(scenario, book=book), requests, outcomes)
+    found += _priced(bookkeeper, posted, requests, at_ns)
     return found
+
+
+def _keys_honoured(
+    bookkeeper: Bookkeeper, entries: Sequence[Entry], at_ns: int
+) -> Iterator[Violation]:
+    """Nothing is reserved with a key after it was revoked."""
+    for entry in entries:
+        if isinstance(entry, Reserved):
+            revoked = bookkeeper.revoked_unix_ns.get(entry.payer.tenant)
+            if revoked is not None and entry.at_unix_ns > revoked:
+                yield Violation.of("key_honoured", at_ns, entry.request, revoked_unix_ns=revoked)
+
+
+def _priced(
+    bookkeeper: Bookkeeper,
+    posted: dict[RequestID, Posted],
+    requests: Sequence[TwinRequest],
+    at_ns: int,
+) -> Iterator[Violation]:
+    """Each answer is billed by the prices that held when its request came."""
+    for place, book in bookkeeper.books.items():
+        entry = posted.get(requests[place].request)
+        if entry is not None and entry.price_id != book.price_id:
+            numbers = {"billed_by": entry.price_id, "held": book.price_id}
+            yield Violation.of("price_kept", at_ns, entry.request, **numbers)
 
 
 def _settled_once(entries: Sequence[Entry], at_ns: int) -> Iterator[Violation]:

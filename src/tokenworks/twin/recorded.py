@@ -1,16 +1,17 @@
 """From a journal of a factory, live or modelled, back to a factory and a workload to be run again.
 
 What is recorded is taken: arrivals, tenants, tiers, the hashes of prompts' blocks, lengths of
-answers that ended, workers and when they came and went. What no journal knows is estimated and
-counted: how long an answer would have become that was turned away, and the iterations of engines
-of which only a speed curve is known.
+answers that ended, workers and when they came and went. Who had which request is no event: it is
+what the dispatcher decided, so its decisions are made again, and believed for as long as they are
+those on record. What no journal knows is estimated and counted: how long an answer would have
+become that was turned away, and the iterations of engines of which only a speed curve is known.
 """
 
 from __future__ import annotations
 
 import functools
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 import msgspec
@@ -22,7 +23,9 @@ from tokenworks.core.ids import RequestID, WorkerID
 from tokenworks.core.needs import NO_OFFERS
 from tokenworks.core.slo import Tier
 from tokenworks.core.units import NS_PER_MS
-from tokenworks.dispatch import snapshot
+from tokenworks.dispatch import journal_format, snapshot
+from tokenworks.dispatch.commands import Preempt, Reject, Send
+from tokenworks.dispatch.dispatcher import Dispatcher
 from tokenworks.dispatch.events import (
     Arrived,
     Configured,
@@ -112,12 +115,21 @@ class _Life(msgspec.Struct):
     ended_ns: int | None = None
     end: End = End.OPEN
     finished: Finished | None = None
+    worker: WorkerID | None = None
+    placed: bool = False
+    """Whether it is known which worker has it, if any."""
 
 
 class Reader:
-    """Takes the records of a factory's journals, in their order."""
+    """Takes the records of a factory's journals, in their order.
 
-    def __init__(self) -> None:
+    Args:
+        restore: makes the dispatcher that decides again from a journal's snapshot.
+    """
+
+    def __init__(self, restore: Callable[[bytes], Dispatcher] = Dispatcher.restore) -> None:
+        self._restore = restore
+        self._again: Dispatcher | None = None
         self._configured: Configured | None = None
         self._settings_changed = 0
         self._began_ns: int | None = None
@@ -141,8 +153,39 @@ class Reader:
                     self._began_ns = record.now_ns
                 self._now_ns = record.now_ns
                 self._told(record.now_ns, record.event)
-            elif self._began_ns is None:
-                self._remember(record)
+                self._decide(record)
+            else:
+                if self._began_ns is None:
+                    self._remember(record)
+                self._again = self._restore(record.snapshot)
+
+    def _decide(self, record: JournalEntry) -> None:
+        """Decide again, to know who has what; not once that differs from the record."""
+        if self._again is None:
+            return
+        commands = self._again.handle(record.now_ns, record.event)
+        if journal_format.commands_digest(commands) != record.commands_digest:
+            self._again = None
+            return
+        for command in commands:
+            if not isinstance(command, Send | Preempt | Reject):
+                continue
+            life = self._lives.get(command.request)
+            if life is None:
+                continue  # it was open before the journal began
+            if isinstance(command, Send):
+                life.worker, life.placed = command.worker, True
+            elif isinstance(command, Preempt):
+                life.worker = None
+            elif life.end == End.OPEN:
+                life.end = End.REJECTED if life.started_ns is None else End.FAILED
+                life.ended_ns = record.now_ns
+
+    def _fell(self, worker: WorkerID, now_ns: int) -> None:
+        """Answers that went with their worker have no event of their own."""
+        for life in self._lives.values():
+            if life.worker == worker and life.end == End.OPEN and life.started_ns is not None:
+                life.end, life.ended_ns = End.FAILED, now_ns
 
     def _remember(self, start: JournalStart) -> None:
         """What was there before the first event."""
@@ -187,6 +230,7 @@ class Reader:
         elif isinstance(event, WorkerDown):
             if event.worker in self._is_up:
                 self._is_up.remove(event.worker)
+                self._fell(event.worker, now_ns)
                 self._downs_ns.append(now_ns)
                 self._moves.append(
                     Move(at_ns=self._since(now_ns), worker=event.worker, why=event.why)
@@ -275,8 +319,8 @@ class Reader:
             patience_ns = configured.promises[life.arrived.tier].patience_ns
             if self._now_ns > life.arrived.arrived_ns + patience_ns:
                 life.end, life.ended_ns = End.REJECTED, life.arrived.arrived_ns
-        elif life.end == End.OPEN and life.started_ns is not None:
-            # Answers that went with their worker have no event of their own.
+        elif life.end == End.OPEN and life.started_ns is not None and not life.placed:
+            # It may have been at any worker.
             for down_ns in self._downs_ns:
                 if down_ns >= life.started_ns:
                     life.end, life.ended_ns = End.FAILED, down_ns

@@ -147,6 +147,9 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         preemptions: of engines, and of the dispatcher.
         wait_ms_max_by_tenant: the longest that a request of each waited to be sent, or, not sent,
             to its end.
+        queued_bound_share_max: the largest part of its tier's patience, which is the bound on that,
+            for which any request was queued without a break; above 1 it is a violation. None
+            without requests.
         workers: each.
         revenue_course: (seconds, nano-dollars earned up to then).
         fluid_bound_share: revenue by the most that any policy could earn; None if not known.
@@ -176,6 +179,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     prefix_hit_share: float | None
     preemptions: int
     wait_ms_max_by_tenant: dict[TenantID, float]
+    queued_bound_share_max: float | None
     workers: tuple[WorkerReport, ...]
     revenue_course: tuple[tuple[float, int], ...]
     fluid_bound_share: float | None
@@ -302,6 +306,7 @@ def report(scenario: Scenario, requests: Sequence[TwinRequest], result: RunResul
         prefix_hit_share=_share(every.cached_tokens, every.input_tokens),
         preemptions=every.preemptions,
         wait_ms_max_by_tenant=_longest_waits(requests, outcomes),
+        queued_bound_share_max=_bound_share(scenario, requests, outcomes),
         workers=_workers(result, energy_w_ns),
         revenue_course=_course(outcomes, answers, result.ended_ns),
         fluid_bound_share=None,
@@ -434,6 +439,19 @@ def _longest_waits(requests: Sequence[TwinRequest], outcomes: Outcomes) -> dict[
         if waited_ns > longest.get(request.tenant, -1):
             longest[request.tenant] = waited_ns
     return {tenant: longest[tenant] / NS_PER_MS for tenant in sorted(longest)}
+
+
+def _bound_share(
+    scenario: Scenario, requests: Sequence[TwinRequest], outcomes: Outcomes
+) -> float | None:
+    promises = scenario.configured.promises
+    return max(
+        (
+            outcomes.wait_ns_max(place) / max(1, promises[request.tier].patience_ns)
+            for place, request in enumerate(requests)
+        ),
+        default=None,
+    )
 
 
 def _workers(result: RunResult, energy_w_ns: list[int]) -> tuple[WorkerReport, ...]:

@@ -125,15 +125,47 @@ class Sequence:
         kept.token_fs = now_ns * FS_PER_NS
         return kept
 
+    def handed_over(self, number: int, worker: int) -> Sequence:
+        """The same attempt where it will be decoded, before its KV cache is there.
+
+        Args:
+            number: of what goes on there.
+            worker: who decodes.
+        """
+        following = Sequence(
+            number,
+            self.place,
+            worker,
+            self.attempt,
+            self.input_tokens,
+            self.output_tokens,
+            self.blocks,
+        )
+        following.arrives = True
+        following.source = self
+        following.made = self.made
+        following.token_fs = self.token_fs
+        following.cached_tokens = self.cached_tokens
+        return following
+
     def go_on_after(self, kept: Sequence) -> None:
         """Go on where an earlier attempt was stopped."""
         self._keep(kept, kept.made)
         self.token_fs = kept.token_fs
 
-    def _keep(self, stopped: Sequence, made: int) -> None:
+    def keep(self, made: int, cached_tokens: int) -> None:
+        """Begin after tokens that were made before, at most all but its last one.
+
+        Args:
+            made: how many.
+            cached_tokens: of its prompt, found in the prefix cache when the first was made.
+        """
         self.made = self.kept = min(made, self.output_tokens - 1)
         self.prompt = self.input_tokens + self.made
+        if self.made:
+            self.cached_tokens = cached_tokens
+
+    def _keep(self, stopped: Sequence, made: int) -> None:
+        self.keep(made, stopped.cached_tokens)
         self.preemptions = stopped.preemptions
         self.itl_max_fs = stopped.itl_max_fs
-        if self.made:
-            self.cached_tokens = stopped.cached_tokens

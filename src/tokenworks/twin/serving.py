@@ -6,6 +6,9 @@ boundary of any engine and, while answers are being made, often enough to hand o
 between boundaries. However many answers there are, there is one timer, and no more than
 ``CHUNKS_PER_S_MAX`` chunks a second: with more answers each chunk holds more tokens.
 
+A worker can stop an answer and let another go on with it, and move KV blocks to its host's memory
+and back, as in a run (``host_tiers``).
+
 A token is ``BYTES_PER_TOKEN`` bytes of the prompt. How long an answer is follows from the request
 alone; what it says is filler, and says so.
 """
@@ -16,7 +19,7 @@ import asyncio
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from heapq import heappop
+from heapq import heappop, heappush
 from statistics import NormalDist
 from typing import Final, Protocol
 
@@ -28,6 +31,7 @@ from tokenworks.core.ports import AnswerStream, Sink, WorkerPort
 from tokenworks.core.rng import WORD
 from tokenworks.core.units import NS_PER_S
 from tokenworks.twin.clock import FastClock
+from tokenworks.twin.host_tiers import HostTiers
 from tokenworks.twin.records import WorkerSpec
 from tokenworks.twin.sequence import DECODING, FINISHED, GONE
 from tokenworks.twin.sequence import Sequence as Attempt
@@ -80,9 +84,12 @@ def call_later(delay_s: float, action: Callable[[], None]) -> Timer:
 
 def served_spec(spec: WorkerSpec) -> WorkerSpec:
     """The same engine with KV blocks of the gateway's size."""
-    tokens = spec.kv_blocks * spec.block_tokens
+    tokens, below = spec.kv_blocks * spec.block_tokens, spec.host_kv_blocks * spec.block_tokens
     return msgspec.structs.replace(
-        spec, block_tokens=BLOCK_TOKENS, kv_blocks=max(1, tokens // BLOCK_TOKENS)
+        spec,
+        block_tokens=BLOCK_TOKENS,
+        kv_blocks=max(1, tokens // BLOCK_TOKENS),
+        host_kv_blocks=below // BLOCK_TOKENS,
     )
 
 
@@ -93,6 +100,15 @@ class Asked(msgspec.Struct, frozen=True):
     output_tokens: int
     output_tokens_max: int
     blocks: tuple[int, ...]
+
+
+class _Kept(msgspec.Struct, frozen=True, array_like=True):
+    """What is kept of an answer that was stopped: who it is, and what was made of it."""
+
+    number: int
+    created_s: int
+    made: int
+    cached_tokens: int
 
 
 class _Body(msgspec.Struct):
@@ -190,7 +206,7 @@ class Refusal:
 
 
 class Answer:
-    """An answer that is being made; implements ``AnswerStream``.
+    """An answer that is being made; implements ``KeepingStream``.
 
     Attributes:
         attempt: its sequence in the engine.
@@ -202,12 +218,12 @@ class Answer:
     headers = ((b"content-type", content_type),)
 
     def __init__(
-        self, engines: Engines, attempt: Attempt, asked: Asked, model: str, created_s: int
+        self, engines: Engines, attempt: Attempt, asked: Asked, model: str, kept: _Kept
     ) -> None:
         self.attempt = attempt
         self.begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._engines, self._asked = engines, asked
-        self._told = 0
+        self._engines, self._asked, self._kept = engines, asked, kept
+        self._told = kept.made
         self._parts: list[bytes] = []
         self._unread_bytes = 0
         self._ended = False
@@ -218,7 +234,7 @@ class Answer:
         named = msgspec.json.encode(model)
         self._head = (
             b'data: {"id":"chatcmpl-twin-%d","object":"chat.completion.chunk","created":%d,'
-            b'"model":%b,"choices":' % (attempt.number, created_s, named)
+            b'"model":%b,"choices":' % (kept.number, kept.created_s, named)
         )
 
     # What a driver calls.
@@ -268,11 +284,26 @@ class Answer:
             self._engines.drop(self)
             self.break_off("the request was aborted")
 
+    def stop(self) -> bytes | None:
+        """See ``KeepingStream``."""
+        made = None if self._failure is not None else self._engines.stop(self)
+        if made is None:
+            return None
+        if made > self._told:
+            self._emit(made)
+        self._ended = True
+        self._wake()
+        kept = self._kept
+        return _KEPT_OUT.encode(
+            _Kept(kept.number, kept.created_s, made, self.attempt.cached_tokens)
+        )
+
     # What the engines call.
 
     def start(self) -> None:
-        """The prompt is read, and the first token is there."""
-        self._emit(self.attempt.made, b'{"role":"assistant","content":"')
+        """The prompt is read, and the first token is there, or the first of those that follow."""
+        role = b'{"content":"' if self._told else b'{"role":"assistant","content":"'
+        self._emit(self.attempt.made, role)
         if not self.begun.done():
             self.begun.set_result(None)
 
@@ -372,8 +403,10 @@ class Engines:
             Worker(index, spec, self._heap, exact=False) for index, spec in enumerate(specs)
         ]
         self._answers: list[dict[int, Answer]] = [{} for _ in specs]
-        self._open = self._attempts = self._flushed_ns = self._wake_ns = 0
+        self._open = self._attempts = self._flushed_ns = self._wake_ns = self._dues = 0
         self._timer: Timer | None = None
+        self._due: list[tuple[int, int, Callable[[], None]]] = []
+        self._hosts = HostTiers(self._engines, self._at, lambda _: None)
 
     def refusal(self, index: int, asked: Asked) -> str:
         """Why an engine can never serve a request; empty if it can."""
@@ -382,8 +415,8 @@ class Engines:
             return ""
         return f"This request needs {whole} tokens of KV cache; the worker has {room}."
 
-    def open(self, index: int, asked: Asked) -> Answer:
-        """Give an engine a request that it can serve."""
+    def open(self, index: int, asked: Asked, kept: _Kept | None = None) -> Answer:
+        """Give an engine a request that it can serve, perhaps with what was made of it before."""
         now_ns = self.advance()
         self._attempts += 1
         attempt = Attempt(
@@ -395,8 +428,11 @@ class Engines:
             asked.output_tokens,
             asked.blocks,
         )
-        created_s = self.clock.unix_ns() // NS_PER_S
-        answer = Answer(self, attempt, asked, self.specs[index].model, created_s)
+        if kept is None:
+            kept = _Kept(attempt.number, self.clock.unix_ns() // NS_PER_S, 0, 0)
+        else:
+            attempt.keep(kept.made, kept.cached_tokens)
+        answer = Answer(self, attempt, asked, self.specs[index].model, kept)
         self._answers[index][attempt.number] = answer
         self._open += 1
         self._engines[index].submit(attempt, now_ns)
@@ -411,9 +447,38 @@ class Engines:
             self._engines[attempt.worker].abort(attempt, now_ns)
             self._arm(now_ns)
 
+    def stop(self, answer: Answer) -> int | None:
+        """Stop the work on an answer, and return the tokens made; None if it has all of them."""
+        now_ns, attempt = self.advance(), answer.attempt
+        engine = self._engines[attempt.worker]
+        if attempt.state == GONE or self._forget(attempt) is None:
+            return None
+        made = engine.made_by(attempt, now_ns)
+        engine.abort(attempt, now_ns)
+        self._arm(now_ns)
+        return made
+
+    def offload(self, index: int, chain: tuple[int, ...], first: int) -> None:
+        """Move KV blocks of an engine to its host's memory."""
+        now_ns = self.advance()
+        self._hosts.down(index, chain, first, now_ns)
+        self._arm(now_ns)
+
+    def fetch(self, index: int, chain: tuple[int, ...], first: int) -> asyncio.Future[None] | None:
+        """Bring KV blocks back; done when they are in the cache. None if none of them is there."""
+        now_ns = self.advance()
+        done_ns = self._hosts.up(index, chain, first, now_ns)
+        if done_ns is None:
+            return None
+        there: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._at(done_ns, lambda: None if there.cancelled() else there.set_result(None))
+        self._arm(now_ns)
+        return there
+
     def crash(self, index: int, why: str) -> None:
         """An engine loses all that it has."""
         self._engines[index].crash(self.advance())
+        self._hosts.lose(index)
         answers = self._answers[index]
         lost, self._answers[index] = list(answers.values()), {}
         self._open -= len(lost)
@@ -422,8 +487,18 @@ class Engines:
 
     def advance(self) -> int:
         """Bring all engines up to now, and return how late that is."""
-        now_ns, heap, engines = self.clock.now_ns(), self._heap, self._engines
-        while heap and heap[0] >> KEY_SHIFT <= now_ns:
+        now_ns, due = self.clock.now_ns(), self._due
+        while due and due[0][0] <= now_ns:
+            at_ns, _, action = heappop(due)
+            self._go_on(at_ns)
+            action()
+        self._go_on(now_ns)
+        return now_ns
+
+    def _go_on(self, until_ns: int) -> None:
+        """Bring all engines up to a time."""
+        heap, engines = self._heap, self._engines
+        while heap and heap[0] >> KEY_SHIFT <= until_ns:
             key = heappop(heap)
             engine = engines[key & _WORKER_MASK]
             if engine.key != key:
@@ -439,7 +514,11 @@ class Engines:
                 else:
                     answer.start()
             engine.plan(key >> KEY_SHIFT)
-        return now_ns
+
+    def _at(self, at_ns: int, action: Callable[[], None]) -> None:
+        """Have something done between boundaries; the timer is set by whoever asks for it."""
+        self._dues += 1
+        heappush(self._due, (at_ns, self._dues, action))
 
     def check(self) -> None:
         """Assert that engines and answers agree."""
@@ -478,9 +557,12 @@ class Engines:
         heap = self._heap
         while heap and self._engines[heap[0] & _WORKER_MASK].key != heap[0]:
             heappop(heap)
-        if not heap:
+        due = self._due
+        if not heap and not due:
             return
-        wake_ns = heap[0] >> KEY_SHIFT
+        wake_ns = heap[0] >> KEY_SHIFT if heap else due[0][0]
+        if due:
+            wake_ns = min(wake_ns, due[0][0])
         if self._open:
             wake_ns = min(wake_ns, self._flushed_ns + self._flush_ns())
         if self._timer is not None:
@@ -492,8 +574,12 @@ class Engines:
         self._timer = self.later(delay_s, self._woken)
 
 
+_KEPT_OUT: Final = msgspec.msgpack.Encoder()
+_KEPT_IN: Final = msgspec.msgpack.Decoder(_Kept)
+
+
 class ModelledClient:
-    """The way to one modelled worker; implements ``WorkerPort``."""
+    """The way to one modelled worker; implements ``KeepingPort`` and ``TieredPort``."""
 
     def __init__(self, engines: Engines, index: int) -> None:
         self._engines, self._index = engines, index
@@ -507,6 +593,25 @@ class ModelledClient:
         content_type: str = JSON_TYPE,  # noqa: ARG002  what isn't JSON is refused as such
     ) -> AnswerStream:
         """See ``WorkerPort``."""
+        return await self._post(path, body, None)
+
+    async def go_on_stream(self, path: str, body: bytes, kept: bytes) -> AnswerStream:
+        """See ``KeepingPort``."""
+        return await self._post(path, body, _KEPT_IN.decode(kept))
+
+    async def offload(self, prefix: tuple[int, ...], first: int) -> None:
+        """See ``TieredPort``."""
+        self._check_open()
+        self._engines.offload(self._index, prefix, first)
+
+    async def fetch(self, prefix: tuple[int, ...], first: int) -> None:
+        """See ``TieredPort``."""
+        self._check_open()
+        there = self._engines.fetch(self._index, prefix, first)
+        if there is not None:
+            await there
+
+    async def _post(self, path: str, body: bytes, kept: _Kept | None) -> AnswerStream:
         self._check_open()
         if path == TOKENIZE_PATH:
             return self._count(body)
@@ -519,7 +624,7 @@ class ModelledClient:
         refused = self._engines.refusal(self._index, asked)
         if refused:
             return Refusal(400, refused)
-        answer = self._engines.open(self._index, asked)
+        answer = self._engines.open(self._index, asked, kept)
         try:
             await answer.begun
         except asyncio.CancelledError:

@@ -14,7 +14,7 @@ from msgspec import UNSET
 
 from tokenworks.catalogue.price_book import PriceBook, parse_price_book
 from tokenworks.core.ids import LimitID, ModelName, PoolID, RequestID, TenantID, WorkerID
-from tokenworks.core.needs import Hints, Needs, Offers
+from tokenworks.core.needs import PRIORITY_MAX, Hints, Needs, Offers
 from tokenworks.core.rng import mix64
 from tokenworks.core.slo import Promise, Tier
 from tokenworks.core.units import NS_PER_MS, NS_PER_S, PPM
@@ -36,8 +36,11 @@ from tokenworks.twin.faults import (
     Jump,
     Leave,
     Noise,
+    PutLimits,
+    Revoke,
     Slow,
     Stall,
+    TurnPage,
     chance,
 )
 from tokenworks.twin.kinds import MODEL
@@ -51,6 +54,8 @@ _NEEDS: Final = 0x6E65656473
 _HOSTS: Final = 0x686F737473
 _SCALING: Final = 0x7363616C65
 _PREEMPTING: Final = 0x707265656D7074
+_PRIORITIES: Final = 0x7072696F72
+_MONEY: Final = 0x6D6F6E6579
 WORKERS_MAX: Final = 6
 _MODELS: Final = (MODEL, ModelName("other"))
 _FS_PER_US: Final = 1_000 * FS_PER_NS
@@ -119,17 +124,21 @@ def draw(seed: int, policies: Sequence[str] = NAMES) -> Case:
     requests = _requests(dice, workers)
     # With dice of their own: what is drawn by the others stays as it was without them.
     workers, requests = _with_needs(Dice(mix64(seed ^ _NEEDS)), workers, requests)
+    requests = _with_priorities(Dice(mix64(seed ^ _PRIORITIES)), requests)
     configured = _with_scaling(Dice(mix64(seed ^ _SCALING)), workers, configured)
     workers = _with_preempting(Dice(mix64(seed ^ _PREEMPTING)), workers)
     workers = _with_hosts(Dice(mix64(seed ^ _HOSTS)), workers)
+    quotas = _quotas(dice, requests)
+    plan = _plan(dice, workers, requests, configured, echoes=echoes)
+    operator = _operator(Dice(mix64(seed ^ _MONEY)), requests, quotas, configured, plan.heal_ns)
     return Case(
         seed=seed,
         workers=workers,
         configured=configured,
         price_book=book.text,
         requests=requests,
-        quotas=_quotas(dice, requests),
-        plan=_plan(dice, workers, requests, configured, echoes=echoes),
+        quotas=quotas,
+        plan=msgspec.structs.replace(plan, faults=(*plan.faults, *operator)),
         exact=chance(dice, PPM // 10),
         shadow_from=1 + dice.below(2 * len(requests)),
     )
@@ -326,6 +335,24 @@ def _with_needs(
         session = f"s{request.blocks[0] % 50}" if request.blocks else f"s{number % 7}"
         needing.append(msgspec.structs.replace(request, needs=needs, hints=hints, session=session))
     return offering, tuple(needing)
+
+
+def _with_priorities(dice: Dice, requests: tuple[TwinRequest, ...]) -> tuple[TwinRequest, ...]:
+    """What agents say of how urgent requests are, in a third of the cases."""
+    if chance(dice, PPM * 2 // 3):
+        return requests
+    share = _pick(dice, (10, 50, 100))
+    return tuple(
+        msgspec.structs.replace(
+            each,
+            hints=msgspec.structs.replace(
+                each.hints or Hints(), priority=dice.below(PRIORITY_MAX + 1)
+            ),
+        )
+        if dice.below(100) < share
+        else each
+        for each in requests
+    )
 
 
 def _with_scaling(dice: Dice, workers: Sequence[WorkerSpec], configured: Configured) -> Configured:
@@ -555,4 +582,39 @@ def _changes(dice: Dice, configured: Configured, until_ns: int) -> list[Fault]:
             configured, promises=_promises(dice), limits=limits, policy=policy
         )
         faults.append(Change(at_ns=dice.below(until_ns), configured=changed))
+    return faults
+
+
+def _operator(
+    dice: Dice,
+    requests: Sequence[TwinRequest],
+    quotas: tuple[Limit, ...],
+    configured: Configured,
+    until_ns: int,
+) -> list[Fault]:
+    """An operator who changes limits, keys and prices while requests are under way."""
+    faults: list[Fault] = []
+    if quotas and chance(dice, PPM // 3):
+        for _ in range(_between(dice, 1, 3)):
+            limits = tuple(
+                msgspec.structs.replace(each, amount=each.amount * _pick(dice, (0, 1, 5, 20)) // 10)
+                for each in quotas
+                if dice.below(100) < 80
+            )
+            faults.append(PutLimits(at_ns=dice.below(until_ns), limits=limits))
+    if chance(dice, PPM // 4):
+        faults += [
+            Revoke(at_ns=dice.below(until_ns), tenant=tenant)
+            for tenant in sorted({request.tenant for request in requests})
+            if chance(dice, PPM // 2)
+        ]
+    if chance(dice, PPM // 4):
+        for _ in range(_between(dice, 1, 2)):
+            book = _book(dice)
+            other = msgspec.structs.replace(
+                configured, promises=book.promises, prices=token_prices(book)
+            )
+            faults.append(
+                TurnPage(at_ns=dice.below(until_ns), price_book=book.text, configured=other)
+            )
     return faults

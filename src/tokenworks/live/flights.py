@@ -1,0 +1,225 @@
+"""A request on its way through the factory: the seats of workers, the flight, and its answer.
+
+An answer may change its worker once or more: the dispatcher takes one off that makes room for a
+higher tier, and what its worker has made is kept. Whoever takes it waits until another worker goes
+on, and finds no gap.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from tokenworks.core.errors import WorkerFailed
+from tokenworks.core.orders import Order, Outcome, Receipt
+from tokenworks.core.ports import AnswerStream, KeepingStream, Sink
+from tokenworks.core.units import NS_PER_S
+from tokenworks.dispatch.commands import Fetch
+from tokenworks.live.seats import Seat
+
+LINGER_NS_MAX: Final = 5 * NS_PER_S
+"""A worker that keeps its stream open this long after the answer was settled loses its socket."""
+
+
+class Flight:
+    """One request between its arrival and its settlement.
+
+    Attributes:
+        order: what it asks for.
+        opened: its answer, once a worker has begun one.
+        cut_off_ns: when its answer ends at the latest.
+        attempt: the try that is under way or has begun the answer; 0 while no worker has it.
+        seat: of the worker that has it, or had it last.
+        sent_ns: when that was sent it.
+        worked_ns: how long workers had it that were told to stop.
+        sending: the try that may still begin the answer, or go on with it.
+        kept: what a worker that was told to stop has made of it; None if none was.
+        fetch: what is to be in its worker's cache before it is sent.
+        delivery: its answer; the same as ``opened`` holds.
+        settled: it was settled.
+    """
+
+    __slots__ = (
+        *("attempt", "cut_off_ns", "delivery", "fetch", "kept", "opened", "order", "seat"),
+        *("sending", "sent_ns", "settled", "worked_ns"),
+    )
+
+    def __init__(self, order: Order, opened: asyncio.Future[LiveDelivery], cut_off_ns: int) -> None:
+        self.order = order
+        self.opened = opened
+        self.cut_off_ns = cut_off_ns
+        self.attempt = self.sent_ns = self.worked_ns = 0
+        self.seat: Seat | None = None
+        self.sending: asyncio.Task[None] | None = None
+        self.kept: bytes | None = None
+        self.fetch: Fetch | None = None
+        self.delivery: LiveDelivery | None = None
+        self.settled = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether nobody makes its answer, and somebody still waits for that."""
+        if self.delivery is None:
+            return not self.opened.done()
+        return self.delivery.is_stopped
+
+    def awaits(self, attempt: int) -> bool:
+        """Whether this try may still begin the answer, or go on with it."""
+        return self.attempt == attempt and self.is_open
+
+    def drop_attempt(self) -> None:
+        """Stop the try under way; whatever it still says comes too late."""
+        self.attempt = 0
+        if self.sending is not None:
+            self.sending.cancel()
+
+    def stop(self, now_ns: int) -> None:
+        """It makes room at its worker, and waits in its line; what was made of it is kept."""
+        self.worked_ns += max(0, now_ns - self.sent_ns)
+        self.drop_attempt()
+        if self.delivery is not None:
+            self.kept = self.delivery.stop()
+
+
+class LiveDelivery:
+    """One answer of real workers; implements ``core.ports.Delivery``, and ``Sink`` of its streams.
+
+    Args:
+        flight: of which request.
+        stream: of the worker that has begun it.
+        cut_off_s: how long it may take, on the event loop's clock.
+        settle: bills it.
+
+    Attributes:
+        stream: of the worker that makes it now.
+    """
+
+    __slots__ = (
+        *("_cut_off", "_drained", "_end", "_failure", "_flight", "_next", "_paused", "_settle"),
+        *("_sink", "_stopping", "_waiting", "stream"),
+    )
+
+    def __init__(
+        self,
+        flight: Flight,
+        stream: AnswerStream,
+        cut_off_s: float,
+        settle: Callable[[Flight, Outcome], Awaitable[Receipt]],
+    ) -> None:
+        self._flight, self.stream, self._settle = flight, stream, settle
+        self._next: AnswerStream | None = None
+        self._sink: Sink | None = None
+        self._paused = False
+        self._stopping = self._waiting = self._drained = False
+        self._end: list[WorkerFailed | None] = []
+        self._failure = ""
+        self._cut_off = asyncio.get_running_loop().call_later(cut_off_s, self._abort_streams)
+
+    # What the gateway asks.
+
+    def pipe(self, sink: Sink) -> None:
+        """See ``Delivery``."""
+        self._sink = sink
+        seat = self._flight.seat
+        if seat is not None and seat.preempts:
+            self.stream.pipe(self)
+        else:
+            self.stream.pipe(sink)
+
+    def pause(self) -> None:
+        """See ``Delivery``."""
+        self._paused = True
+        self.stream.pause()
+
+    def resume(self) -> None:
+        """See ``Delivery``."""
+        self._paused = False
+        self.stream.resume()
+
+    def abort(self) -> None:
+        """See ``Delivery``."""
+        self._cut_off.cancel()
+        self._abort_streams()
+
+    async def settle(self, outcome: Outcome) -> Receipt:
+        """See ``Delivery``."""
+        self._cut_off.cancel()
+        loop = asyncio.get_running_loop()
+        self._cut_off = loop.call_later(LINGER_NS_MAX / NS_PER_S, self._abort_streams)
+        return await self._settle(self._flight, outcome)
+
+    # What a worker's stream says, where the worker can be stopped.
+
+    def data(self, data: bytes) -> None:
+        """See ``Sink``."""
+        assert self._sink is not None
+        self._sink.data(data)
+
+    def ended(self, failure: WorkerFailed | None) -> None:
+        """See ``Sink``."""
+        assert self._sink is not None
+        if self._stopping:
+            self._end.append(failure)
+        elif failure is not None or not (self._waiting or self._failure or self._next):
+            self._sink.ended(failure)
+        else:
+            self._drained = True
+            self._turn()
+
+    # What the driver says.
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether its worker was stopped, and it waits for another one to go on."""
+        return self._waiting
+
+    def stop(self) -> bytes | None:
+        """Stop its worker.
+
+        Returns:
+            What another one goes on from; None if the answer has ended by itself.
+        """
+        stream = self._next or self.stream
+        assert isinstance(stream, KeepingStream), "its worker has not said that it can"
+        self._stopping = True
+        kept = stream.stop()
+        self._stopping = False
+        self._waiting = kept is not None
+        if self._waiting:
+            assert self._next is None, "it makes room once"
+        if self._end:
+            self.ended(self._end.pop())
+        return kept
+
+    def go_on(self, stream: AnswerStream) -> None:
+        """Another worker goes on with it."""
+        assert self._waiting, "it was not stopped"
+        self._next, self._waiting = stream, False
+        self._turn()
+
+    def break_off(self, why: str) -> None:
+        """Nobody will go on with it; whoever reads it hears why."""
+        if self._waiting:
+            self._failure, self._waiting = why, False
+            self._turn()
+
+    def _turn(self) -> None:
+        """Go from a stream that is drained to the next, or to the end, once one is there."""
+        if not self._drained or self._waiting:
+            return
+        assert self._sink is not None
+        self._drained = False
+        if self._next is None:
+            self._sink.ended(WorkerFailed(self._failure))
+            return
+        self.stream, self._next = self._next, None
+        if self._paused:
+            self.stream.pause()
+        self.stream.pipe(self)
+
+    def _abort_streams(self) -> None:
+        self.stream.abort()
+        if self._next is not None:
+            self._next.abort()
+        self.break_off("the request was aborted")
