@@ -160,6 +160,7 @@ class FakeStream:
 
     def __init__(self, status: int, body: bytes = b"") -> None:
         self.status, self.content_type = status, b"text/event-stream"
+        self.headers: list[tuple[bytes, bytes]] = []
         self.aborted = False
         self.broken: str | None = None
         self._parts: list[bytes] = [body] if body else []

@@ -19,6 +19,7 @@ from tests.live.driver_world import (
     outcome,
     settle_down,
 )
+from tests.live.reading import Reading
 from tokenworks.core.errors import WorkerFailed
 from tokenworks.core.needs import Hints
 from tokenworks.core.slo import Tier
@@ -92,7 +93,8 @@ async def displaced(
     delivery = await top
     world.clock.advance(1)
     other.end()
-    assert await delivery.read() == b""
+    reading = Reading(delivery)
+    assert await reading.read() == b""
     return free, stream, other
 
 
@@ -118,10 +120,11 @@ def test_an_answer_makes_room_and_goes_on_without_a_gap(live: Callable[..., None
         await settle_down()
         after.feed(b"two ")
         # Whoever reads late misses nothing of the first.
-        assert await delivery.read() == b"one "
-        assert await delivery.read() == b"two "
+        reading = Reading(delivery)
+        assert await reading.read() == b"one "
+        assert await reading.read() == b"two "
         after.end()
-        assert await delivery.read() == b""
+        assert await reading.read() == b""
         world.clock.advance(NS_PER_S)
         receipt = await delivery.settle(outcome())
         assert receipt.tier_asked is Tier.FREE
@@ -137,13 +140,14 @@ def test_a_reader_waits_while_an_answer_waits(live: Callable[..., None]) -> None
         client = world.up()
         free, _, _ = await displaced(world, client)
         delivery = free.result()
-        assert await delivery.read() == b"one "
-        reading = asyncio.ensure_future(delivery.read())
+        reading = Reading(delivery)
+        assert await reading.read() == b"one "
+        reader = asyncio.ensure_future(reading.read())
         await settle_down()
-        assert not reading.done()
+        assert not reader.done()
         await make_way(world)
         client.waiting()[0].answer().feed(b"two ")
-        assert await reading == b"two "
+        assert await reader == b"two "
         delivery.abort()
         await delivery.settle(outcome(ending="disconnected"))
 
@@ -162,9 +166,10 @@ def test_a_client_that_leaves_as_its_answer_goes_on_stops_both_workers(
         delivery = free.result()
         delivery.abort()
         assert after.aborted
-        assert await delivery.read() == b"one "
+        reading = Reading(delivery)
+        assert await reading.read() == b"one "
         with pytest.raises(WorkerFailed, match="aborted"):
-            await delivery.read()
+            await reading.read()
         await delivery.settle(outcome(1, ending="disconnected"))
         assert world.dispatcher.counts()["withdrawn"] == 1
 
@@ -181,7 +186,8 @@ def test_what_has_not_begun_begins_anew(live: Callable[..., None]) -> None:
         assert exchange.kept is None
         exchange.answer().end()
         delivery = await free
-        assert await delivery.read() == b""
+        reading = Reading(delivery)
+        assert await reading.read() == b""
         await delivery.settle(outcome())
 
     live(test)
@@ -197,9 +203,10 @@ def test_a_client_that_leaves_while_its_request_waits(
         if begun:
             delivery = free.result()
             delivery.abort()
-            assert await delivery.read() == b"one "
+            reading = Reading(delivery)
+            assert await reading.read() == b"one "
             with pytest.raises(WorkerFailed, match="aborted"):
-                await delivery.read()
+                await reading.read()
             await delivery.settle(outcome(1, ending="disconnected"))
         else:
             free.cancel()
@@ -215,9 +222,10 @@ def test_an_answer_that_nobody_goes_on_with_in_time_ends(live: Callable[..., Non
         free, _, _ = await displaced(world, world.up())
         delivery = free.result()
         world.tick(PATIENCE_NS + 1)
-        assert await delivery.read() == b"one "
+        reading = Reading(delivery)
+        assert await reading.read() == b"one "
         with pytest.raises(WorkerFailed, match="in time"):
-            await delivery.read()
+            await reading.read()
         await delivery.settle(outcome(1, ending="failed"))
         await make_way(world)
         assert world.dispatcher.counts()["rejected"] == 1
@@ -244,9 +252,10 @@ def test_a_worker_that_does_not_go_on_with_an_answer_ends_it(
         else:
             exchange.answer(400, b"too long")
         await settle_down()
-        assert await delivery.read() == b"one "
+        reading = Reading(delivery)
+        assert await reading.read() == b"one "
         with pytest.raises(WorkerFailed):
-            await delivery.read()
+            await reading.read()
         await delivery.settle(outcome(1, ending="failed"))
         assert world.dispatcher.counts()["broken"] == 1
 
@@ -272,7 +281,8 @@ def test_what_was_whole_when_it_was_to_make_room_is_settled_as_it_is(
         # It was sent once more, as far as the dispatcher knows, and to nobody.
         await settle_down()
         assert not client.waiting()
-        assert await delivery.read() == b""
+        reading = Reading(delivery)
+        assert await reading.read() == b""
         await delivery.settle(outcome())
         assert world.dispatcher.counts()["finished"] == 2
 
@@ -307,9 +317,10 @@ def test_a_worker_that_lost_its_gift_ends_an_answer(live: Callable[..., None]) -
         world.driver._seats[world.seats[0]].client = Plain()
         await make_way(world)
         delivery = free.result()
-        assert await delivery.read() == b"one "
+        reading = Reading(delivery)
+        assert await reading.read() == b"one "
         with pytest.raises(WorkerFailed, match="cannot go on"):
-            await delivery.read()
+            await reading.read()
         await delivery.settle(outcome(1, ending="failed"))
 
     live(test)
@@ -334,9 +345,10 @@ def test_the_factory_closes_while_an_answer_waits(live: Callable[..., None]) -> 
         delivery = free.result()
         closing = asyncio.ensure_future(world.driver.close())
         await settle_down()
-        assert await delivery.read() == b"one "
+        reading = Reading(delivery)
+        assert await reading.read() == b"one "
         with pytest.raises(WorkerFailed, match="aborted"):
-            await delivery.read()
+            await reading.read()
         await delivery.settle(outcome(1, ending="failed"))
         await make_way(world)
         await closing
@@ -359,7 +371,8 @@ def test_a_sessions_blocks_go_down_and_come_up_before_its_next_request(
             more: dict[str, Any] = {"prefix": prefix, "session": f"s{prefix[0]}", "hints": hints}
             delivery, stream = await world.answering(client, **more)
             stream.end()
-            assert await delivery.read() == b""
+            reading = Reading(delivery)
+            assert await reading.read() == b""
             world.clock.advance(NS_PER_S)
             await delivery.settle(outcome())
             await settle_down()
@@ -384,7 +397,8 @@ def test_what_a_worker_cannot_bring_back_is_computed_at_the_next_try(
         for more in ({"prefix": (9,), "session": "t"}, first):
             delivery, stream = await world.answering(client, **more)
             stream.end()
-            await delivery.read()
+            reading = Reading(delivery)
+            await reading.read()
             world.clock.advance(NS_PER_S)
             await delivery.settle(outcome())
         client.lost = True
@@ -392,7 +406,7 @@ def test_what_a_worker_cannot_bring_back_is_computed_at_the_next_try(
         await settle_down(40)
         client.waiting()[0].answer().end()
         delivery = await opening
-        assert await delivery.read() == b""
+        assert await reading.read() == b""
         await delivery.settle(outcome())
         assert [what for what, *_ in client.moves] == ["down", "up"]
         assert world.dispatcher.counts()["sent"] == 4
