@@ -10,15 +10,19 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
-from tests.live.driver_world import World, outcome, settle_down
+from tests.live.driver_world import CONFIG, World, outcome, settle_down
 from tests.live.reading import Reading
 from tokenworks.core.errors import LedgerUnavailable, TokenworksError, WorkerFailed
+from tokenworks.core.needs import Hints
 from tokenworks.core.slo import Measured, Tier
 from tokenworks.core.units import NS_PER_MS
+from tokenworks.dispatch.events import PolicySettings
 from tokenworks.ledger.entries import Posted, Reserved, Voided
 from tokenworks.live import driver as driver_module
 from tokenworks.live.flights import LiveDelivery
+from tokenworks.perf.timing import FS_PER_NS, Timing
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
 
@@ -29,8 +33,8 @@ FAULTS = ("cancel", "refuse", "fail", "break", "worker", "disk", "time")
 class Swarm:
     """One seeded run; each run leaves out some of the faults."""
 
-    def __init__(self, world: World, seed: int) -> None:
-        self.world = world
+    def __init__(self, world: World, seed: int, *, gifted: bool = False) -> None:
+        self.world, self.gifted = world, gifted
         self.dice = random.Random(seed)
         self.faults = [fault for fault in FAULTS if self.dice.random() < 0.7]
         self.openings: list[asyncio.Task[LiveDelivery]] = []
@@ -40,6 +44,11 @@ class Swarm:
     async def step(self) -> None:
         world, dice = self.world, self.dice
         fault = dice.choice(FAULTS) if dice.random() < 0.4 else ""
+        if self.gifted and dice.random() < 0.2:
+            world.tick(130 * NS_PER_MS)
+            streams = [each for client in world.clients.values() for each in client.streams]
+            if streams and dice.random() < 0.5:
+                dice.choice(streams).end()
         exchanges = [each for client in world.clients.values() for each in client.waiting()]
         match fault if fault in self.faults else "":
             case "cancel" if self.openings:
@@ -82,11 +91,19 @@ class Swarm:
             stream = self.dice.choice(exchanges).answer()
             for _ in range(self.dice.randrange(3)):
                 stream.feed(b"data: x\n\n")
-            if self.dice.random() < 0.8:
+            if self.dice.random() < (0.2 if self.gifted else 0.8):
                 stream.end()
         else:
             key = self.dice.choice(["key", "key", "poor"])
-            task = self.world.open(tier=self.dice.choice(list(Tier)), key=key)
+            more: dict[str, Any] = {}
+            if self.gifted:
+                session = self.dice.randrange(4)
+                tool_ns = self.dice.choice([None, 10**9, 10**15])
+                hints = Hints(tool_ns=tool_ns, priority=self.dice.randrange(10))
+                prefix = tuple(range(10 * session, 10 * session + self.dice.randrange(1, 9)))
+                more = {"session": f"s{session}", "hints": hints, "prefix": prefix}
+            tiers = [Tier.FREE, Tier.ULTRA] if self.gifted else list(Tier)
+            task = self.world.open(tier=self.dice.choice(tiers), key=key, **more)
             self.openings.append(task)
             self.serving.append(asyncio.create_task(self.serve(task)))
 
@@ -145,17 +162,41 @@ class Swarm:
         await asyncio.gather(*self.serving)
 
 
+PLAIN: dict[str, Any] = {}
+GIFTED: dict[str, Any] = {
+    "config": replace(CONFIG, slots=1),
+    "policy": PolicySettings(name="economic"),
+    "timing": Timing(
+        launch_fs=1_000_000 * FS_PER_NS,
+        sequence_fs=10_000 * FS_PER_NS,
+        context_token_fs=0,
+        prefill_token_fs=100_000 * FS_PER_NS,
+        prefill_context_fs=0,
+    ),
+    "kv_blocks": 100,
+    "kv_bytes_per_token": 1,
+    "preempts": True,
+    "host_bytes_per_s": 10**9,
+}
+"""Workers that stop answers which others go on with, and move KV blocks down and up."""
+
+
 @pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("parts", [PLAIN, GIFTED], ids=["plain", "gifted"])
 def test_whatever_happens_everything_ends_and_adds_up(
-    run: Run, tmp_path: pathlib.Path, seed: int, monkeypatch: pytest.MonkeyPatch
+    run: Run,
+    tmp_path: pathlib.Path,
+    parts: dict[str, Any],
+    seed: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(driver_module, "BREATHER_NS", 0)
 
     async def main() -> None:
         records = [World.key(), World.key("poor", b"p")]
-        world = World(tmp_path, records=records, limits=[World.limit(300, "poor")])
+        world = World(tmp_path, records=records, limits=[World.limit(300, "poor")], **parts)
         world.up(0)
-        swarm = Swarm(world, seed)
+        swarm = Swarm(world, seed, gifted=parts is GIFTED)
         for _ in range(STEPS):
             await swarm.step()
         await swarm.heal()
