@@ -527,6 +527,30 @@ def test_a_port_that_is_taken() -> None:
             GatewayServer(host, port)
 
 
+def test_a_port_that_is_shared(run: Run) -> None:
+    async def main() -> None:
+        desk = FakeDesk(answer("a"))
+        first = GatewayServer("127.0.0.1", 0, shared=True)
+        second = GatewayServer(*first.address, shared=True)
+        with pytest.raises(ConfigInvalid):
+            GatewayServer(*first.address)
+        both = (first, second)
+        tasks = [asyncio.ensure_future(each.serve(Gateway(desk, FakeClock()))) for each in both]
+        async with contextlib.AsyncExitStack() as stack:
+            for _ in range(64):
+                caller = await stack.enter_async_context(connection(first))
+                caller.write(post(stream=False))
+                assert (await caller.response())[0] == 200
+            # A connection goes to either as its ports are mixed: not all of 64 to one of them.
+            assert 0 < len(first.connections) < 64
+            assert len(first.connections) + len(second.connections) == 64
+            for each in both:
+                each.stop()
+        await asyncio.gather(*tasks)
+
+    run(main())
+
+
 def test_stopping_before_serving_frees_the_port() -> None:
     server = GatewayServer("127.0.0.1", 0)
     server.stop()

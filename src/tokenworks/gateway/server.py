@@ -20,14 +20,20 @@ SWEEP_S: Final = 1.0
 """Between two looks at whether a connection has taken too long; one timer serves them all."""
 
 
-def listening(host: str, port: int) -> socket.socket:
-    """A socket that listens there; an address with colons is IPv6.
+def listening(host: str, port: int, *, shared: bool = False) -> socket.socket:
+    """A socket that listens there.
+
+    Args:
+        host: an address; one with colons is IPv6.
+        port: of TCP.
+        shared: whether other processes of this user may listen there, too; the kernel then gives
+            each of them a part of the connections.
 
     Raises:
         OSError: the address cannot be bound.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    made = socket.create_server((host, port), family=family, backlog=BACKLOG_MAX)
+    made = socket.create_server((host, port), family=family, backlog=BACKLOG_MAX, reuse_port=shared)
     # What is accepted inherits these.
     made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     # A caller whose machine is gone says nothing: the kernel asks.
@@ -46,6 +52,7 @@ class GatewayServer:
     Args:
         host, port: where to listen; port 0 takes any.
         limits: what callers may ask of a connection.
+        shared: whether others may listen there, too.
 
     Attributes:
         address: where it listens.
@@ -55,14 +62,16 @@ class GatewayServer:
 
     application: Application
 
-    def __init__(self, host: str, port: int, limits: HTTPLimits = LIMITS) -> None:
+    def __init__(
+        self, host: str, port: int, limits: HTTPLimits = LIMITS, *, shared: bool = False
+    ) -> None:
         """Bind.
 
         Raises:
             ConfigInvalid: the address cannot be bound.
         """
         try:
-            self._socket = listening(host, port)
+            self._socket = listening(host, port, shared=shared)
         except OSError as error:
             raise ConfigInvalid(
                 f"Cannot listen on {host}:{port}: {error.strerror or error}.",
