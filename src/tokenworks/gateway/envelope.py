@@ -41,7 +41,10 @@ class Envelope:
         end = events.rfind(after, begin)
         if end <= begin:
             return at, []
-        texts = events[begin:end].split(self._between)
+        inside = events[begin:end]
+        if b'"' not in inside and b"\\" not in inside and b"\n" not in inside:
+            return end + len(after), [inside]  # one event, as mostly
+        texts = inside.split(self._between)
         if not (all(texts) and _are_texts(texts)):
             end = events.find(after, begin)
             texts = [events[begin:end]]
