@@ -33,11 +33,14 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         host, port: where.
         pass_through: pass on all that comes below ``/v1/`` as it is to the one pool there is, an
             attached provider whose ``model`` is ``*``.
+        share_port: whether other factories on this machine may listen there, too, each for a part
+            of the connections.
     """
 
     host: str = "127.0.0.1"
     port: int = 8000
     pass_through: bool = False
+    share_port: bool = False
 
 
 class LedgerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -202,19 +202,20 @@ class EventStream:
         However the stream is cut into ``data``, the returned bytes add up to the same.
         """
         data = self._rest + data if self._rest else data
+        # The common case: every event is a token like the last one that was read.
+        if self._envelope is not None:
+            end, alike = self._envelope.run(data, 0)
+            if end == len(data):
+                self.token_events += len(alike)
+                self._rest = b""
+                return data
         if b"\r" in data:
             data = data.replace(b"\r\n", b"\n")
         cut = data.rfind(_END) + len(_END)
         if cut < len(_END):
             self._keep(data)
             return b""
-        ready = data[:cut]
-        # The common case: every event is a token like the last one that was read.
-        end, alike = (0, []) if self._envelope is None else self._envelope.run(ready, 0)
-        if end == cut:
-            self.token_events += len(alike)
-        else:
-            ready = self._sort(ready)
+        ready = self._sort(data[:cut])
         self._keep(data[cut:])
         return ready
 
