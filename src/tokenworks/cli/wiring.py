@@ -13,7 +13,12 @@ import signal
 from collections.abc import Callable
 from typing import Final
 
-from tokenworks.catalogue.factory_config import CurvePoint, FactoryConfig, PoolConfig
+from tokenworks.catalogue.factory_config import (
+    CurvePoint,
+    FactoryConfig,
+    PoolConfig,
+    TelemetryConfig,
+)
 from tokenworks.catalogue.price_book import PriceBooks
 from tokenworks.cli.keys import create_key
 from tokenworks.cli.ledger_at import check_clock
@@ -26,7 +31,10 @@ from tokenworks.core.slo import Tier
 from tokenworks.dispatch.commands import Scale
 from tokenworks.dispatch.dispatcher import Dispatcher
 from tokenworks.gateway.app import Gateway
+from tokenworks.gateway.metrics import GatewayMetrics
 from tokenworks.gateway.server import GatewayServer
+from tokenworks.gateway.telemetry import Telemetry, telemetry_of
+from tokenworks.gateway.traced_desk import Exporter, TracedDesk
 from tokenworks.ledger.store_port import LedgerStore, join, recover
 from tokenworks.live.clock import SystemClock
 from tokenworks.live.driver import LIMITS, Driver
@@ -83,6 +91,8 @@ class Factory:
         modelled: the workers, if they are only modelled.
     """
 
+    _otlp: Exporter | None = None
+
     def __init__(
         self,
         home: Home,
@@ -136,7 +146,7 @@ class Factory:
                 speedup=1.0 if fast is None else fast.speedup,
                 on_scale=self._scale,
             )
-            self.gateway = self._gateway()
+            self.gateway = self._gateway(settings.telemetry)
             if modelled is not None and fast is not None:
                 self._seat_modelled(modelled, fast)
             else:
@@ -144,10 +154,15 @@ class Factory:
                     self._seat_pool(PoolID(name), pool, curve_of(name, pool, curves))
             stack.pop_all()
 
-    def _gateway(self) -> Gateway:
-        gateway = Gateway(self.driver, self.clock)
-        gateway.metrics.watch(self.driver.gauges)
-        return gateway
+    def _gateway(self, settings: TelemetryConfig) -> Gateway:
+        metrics = GatewayMetrics()
+        metrics.watch(self.driver.gauges)
+        wanted = telemetry_of(settings.otlp, settings.content, os.environ)
+        if wanted is None:
+            return Gateway(self.driver, self.clock, metrics)
+        otlp = self._otlp = _exporter(wanted, metrics)
+        desk = TracedDesk(self.driver, self.clock, otlp, content=wanted.content)
+        return Gateway(desk, self.clock, metrics)
 
     @staticmethod
     def _check_models(settings: FactoryConfig, books: PriceBooks) -> None:
@@ -219,6 +234,8 @@ class Factory:
         for name in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(name, self.server.stop)
         self.driver.begin()
+        if self._otlp is not None:
+            self._otlp.start()
         for worker in self.workers:
             worker.start()
         self.growth.start()
@@ -239,6 +256,8 @@ class Factory:
             await asyncio.gather(*tasks, return_exceptions=True)
             await self.driver.close()
             await asyncio.gather(*(worker.stop() for worker in self.workers), self.growth.stop())
+            if self._otlp is not None:
+                await asyncio.to_thread(self._otlp.stop)
             await asyncio.to_thread(self.store.close)
             for name in (signal.SIGINT, signal.SIGTERM):
                 with contextlib.suppress(ValueError):
@@ -251,6 +270,20 @@ class Factory:
     async def _tell_ready(self, ready: Callable[[Factory], None]) -> None:
         await self.first_up.wait()
         ready(self)
+
+
+def _exporter(wanted: Telemetry, metrics: GatewayMetrics) -> Exporter:
+    """What exports spans and metrics; imported here alone, as it is slow and may be absent."""
+    try:
+        from tokenworks.gateway.otlp import Otlp
+    except ImportError as error:
+        raise ConfigInvalid(
+            f"Spans and metrics cannot be exported: {error}.",
+            hint="Install the extra: pip install 'tokenworks[otel]'; or unset what asks for it.",
+        ) from error
+    otlp = Otlp(wanted.endpoint, metrics.tallies)
+    metrics.registry.register(otlp)
+    return otlp
 
 
 def _worker_key(pool: PoolID, config: PoolConfig) -> str | None:

@@ -9,9 +9,13 @@ __all__ = [
     "event_stream",
     "http_io",
     "metrics",
+    "otlp",
     "own_headers",
     "request_ids",
     "schema_limits",
     "server",
+    "span_content",
     "tallies",
+    "telemetry",
+    "traced_desk",
 ]

@@ -54,10 +54,10 @@ class Gateway:
     key and no content.
     """
 
-    def __init__(self, desk: Desk, clock: Clock) -> None:
+    def __init__(self, desk: Desk, clock: Clock, metrics: GatewayMetrics | None = None) -> None:
         self._desk = desk
         self._clock = clock
-        self.metrics = GatewayMetrics()
+        self.metrics = metrics or GatewayMetrics()
         self._chat = ChatRoute(desk, clock, self.metrics)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -1,0 +1,262 @@
+"""Spans and metrics out of the factory by OTLP over HTTP, on a thread that nobody waits for.
+
+The only file that imports OpenTelemetry, and itself imported only where export is on.
+"""
+
+from __future__ import annotations
+
+import collections
+import os
+import threading
+import time
+from collections.abc import Iterator
+from typing import Final
+
+from opentelemetry.context import Context
+from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.metrics.export import (
+    AggregationTemporality,
+    Histogram,
+    HistogramDataPoint,
+    Metric,
+    MetricExportResult,
+    MetricsData,
+    ResourceMetrics,
+    ScopeMetrics,
+)
+from opentelemetry.sdk.resources import SERVICE_NAME, Resource
+from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import SpanExportResult
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import Span as AnySpan
+from opentelemetry.trace import SpanKind, Status, StatusCode, Tracer
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.core import Metric as PrometheusMetric
+from prometheus_client.registry import Collector
+
+from tokenworks import __version__
+from tokenworks.core.traces import Trace
+from tokenworks.gateway.metrics import GEN_AI_METRICS, PROVIDER, GenAIMetric
+from tokenworks.gateway.tallies import Buckets, Tallies
+from tokenworks.gateway.traced_desk import Attributes, OpenSpan
+
+SPANS_MAX: Final = 2_048
+"""Spans that wait to be exported; more are dropped and counted."""
+
+BATCH_MAX: Final = 512
+SPANS_EVERY_S: Final = 5.0
+METRICS_EVERY_S: Final = 60.0
+STOP_S_MAX: Final = 3.0
+"""How long the factory's end waits for the last export."""
+
+_KINDS: Final = {"server": SpanKind.SERVER, "client": SpanKind.CLIENT}
+_PROPAGATOR: Final = TraceContextTextMapPropagator()
+_SCOPE: Final = InstrumentationScope("tokenworks", __version__)
+
+
+class Otlp(Collector, SpanProcessor):
+    """Exports what the factory sees; the way there is OpenTelemetry's own exporter.
+
+    Requests hand over spans that have ended, which never waits. Metrics are sums since the start,
+    so that one export that fails loses nothing.
+
+    Args:
+        endpoint: where to, without ``/v1/traces`` and the like; None for what OpenTelemetry's
+            environment variables say.
+        tallies: of settled answers.
+        spans_max: see SPANS_MAX.
+        spans_every_s: between two exports of spans, unless a batch is full before.
+        metrics_every_s: between two exports of metrics.
+
+    Attributes:
+        tracer: makes spans.
+        counts: spans that were exported, dropped before that, or that failed on the way.
+    """
+
+    def __init__(
+        self,
+        endpoint: str | None,
+        tallies: Tallies,
+        *,
+        spans_max: int = SPANS_MAX,
+        spans_every_s: float = SPANS_EVERY_S,
+        metrics_every_s: float = METRICS_EVERY_S,
+    ) -> None:
+        self._resource = _resource()
+        provider = TracerProvider(resource=self._resource, shutdown_on_exit=False)
+        provider.add_span_processor(self)
+        self.tracer: Tracer = provider.get_tracer("tokenworks", __version__)
+        self.counts = dict.fromkeys(("exported", "dropped", "failed"), 0)
+        traces, metrics = (
+            None if endpoint is None else f"{endpoint.rstrip('/')}/v1/{signal}"
+            for signal in ("traces", "metrics")
+        )
+        self._spans = OTLPSpanExporter(traces) if _wanted("OTEL_TRACES_EXPORTER") else None
+        self._metrics = OTLPMetricExporter(metrics) if _wanted("OTEL_METRICS_EXPORTER") else None
+        self._tallies, self._spans_max = tallies, spans_max
+        self._spans_every_s, self._metrics_every_s = spans_every_s, metrics_every_s
+        self._began_unix_ns = time.time_ns()
+        self._queue: collections.deque[ReadableSpan] = collections.deque()
+        self._wake, self._stopping = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._run, name="otlp", daemon=True)
+
+    def start(self) -> None:
+        """Begin to export."""
+        self._thread.start()
+
+    def stop(self, wait_s: float = STOP_S_MAX) -> None:
+        """Export what is left, for so long at most; what is not out then is lost."""
+        self._stopping.set()
+        self._wake.set()
+        self._thread.join(wait_s)
+        for exporter in (self._spans, self._metrics):
+            if exporter is not None and self._thread.is_alive():
+                exporter.shutdown()  # ends the pauses between its tries
+
+    # What the desk calls.
+
+    def begin(
+        self, name: str, kind: str, trace: Trace | None, unix_ns: int, attributes: Attributes
+    ) -> OpenSpan:
+        """See ``Spans``."""
+        carrier = {}
+        if trace is not None:
+            carrier = {"traceparent": trace.parent, "tracestate": trace.state}
+        context = _PROPAGATOR.extract(carrier, Context())
+        span = self.tracer.start_span(
+            name, context, _KINDS[kind], attributes, start_time=unix_ns, record_exception=False
+        )
+        return OtlpSpan(span)
+
+    # What OpenTelemetry calls.
+
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+        """See ``SpanProcessor``."""
+
+    def on_end(self, span: ReadableSpan) -> None:
+        """Take a span that has ended; see ``SpanProcessor``."""
+        if self._spans is None or not span.context.trace_flags.sampled:
+            return
+        if len(self._queue) >= self._spans_max:
+            self.counts["dropped"] += 1
+            return
+        self._queue.append(span)
+        if len(self._queue) == BATCH_MAX:
+            self._wake.set()
+
+    # What Prometheus calls.
+
+    def collect(self) -> Iterator[PrometheusMetric]:
+        """How export goes; see ``Collector``."""
+        about = "Spans exported by OTLP, dropped because too many waited, or failed on the way."
+        spans = CounterMetricFamily("tokenworks_telemetry_spans", about, labels=["result"])
+        for result, count in self.counts.items():
+            spans.add_metric([result], count)
+        yield spans
+
+    # The thread.
+
+    def _run(self) -> None:
+        metrics_due_s = time.monotonic() + self._metrics_every_s
+        while not self._stopping.is_set():
+            left_s = metrics_due_s - time.monotonic()
+            self._wake.wait(max(0.0, min(self._spans_every_s, left_s)))
+            self._wake.clear()
+            self._export_spans()
+            if time.monotonic() >= metrics_due_s or self._stopping.is_set():
+                metrics_due_s = time.monotonic() + self._metrics_every_s
+                self._export_metrics()
+
+    def _export_spans(self) -> None:
+        while self._queue and self._spans is not None:
+            batch = [self._queue.popleft() for _ in range(min(BATCH_MAX, len(self._queue)))]
+            done = self._spans.export(batch) is SpanExportResult.SUCCESS
+            self.counts["exported" if done else "failed"] += len(batch)
+
+    def _export_metrics(self) -> MetricExportResult | None:
+        if self._metrics is None:
+            return None
+        return self._metrics.export(self._data())
+
+    def _data(self) -> MetricsData:
+        tallies, now_unix_ns = self._tallies.copy(), time.time_ns()
+
+        def points(metric: GenAIMetric) -> Iterator[HistogramDataPoint]:
+            for value, pick, only in metric.series:
+                more = {metric.label: value} if metric.label and value else {}
+                found: dict[str, Buckets] = {}
+                for kind in filter(only, tallies):
+                    buckets = pick(tallies[kind])
+                    found.setdefault(kind.model, Buckets(buckets.bounds)).join(buckets)
+                for model, buckets in found.items():
+                    yield HistogramDataPoint(
+                        attributes=_named(model) | more,
+                        start_time_unix_nano=self._began_unix_ns,
+                        time_unix_nano=now_unix_ns,
+                        count=sum(buckets.counts),
+                        sum=buckets.total / metric.scale,
+                        bucket_counts=buckets.counts,
+                        explicit_bounds=[bound / metric.scale for bound in buckets.bounds],
+                        min=None,  # type: ignore[arg-type]  # not known, which OTLP can say
+                        max=None,  # type: ignore[arg-type]
+                    )
+
+        metrics = [
+            Metric(
+                name=metric.name,
+                description=metric.about,
+                unit=metric.unit,
+                data=Histogram(list(points(metric)), AggregationTemporality.CUMULATIVE),
+            )
+            for metric in GEN_AI_METRICS
+        ]
+        scopes = [ScopeMetrics(scope=_SCOPE, metrics=metrics, schema_url="")]
+        return MetricsData([ResourceMetrics(self._resource, scopes, schema_url="")])
+
+
+class OtlpSpan:
+    """Implements ``traced_desk.OpenSpan``."""
+
+    __slots__ = ("_span",)
+
+    def __init__(self, span: AnySpan) -> None:
+        self._span = span
+
+    @property
+    def trace(self) -> Trace:
+        """See ``OpenSpan``."""
+        own = self._span.get_span_context()
+        parent = f"00-{own.trace_id:032x}-{own.span_id:016x}-{own.trace_flags:02x}"
+        return Trace(parent=parent, state=own.trace_state.to_header())
+
+    def end(self, unix_ns: int, attributes: Attributes, error: str) -> None:
+        """See ``OpenSpan``."""
+        self._span.set_attributes(attributes)
+        if error:
+            self._span.set_attribute("error.type", error)
+            self._span.set_status(Status(StatusCode.ERROR, error))
+        self._span.end(unix_ns)
+
+
+def _named(model: str) -> dict[str, str]:
+    return {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.provider.name": PROVIDER,
+        "gen_ai.request.model": model,
+        "gen_ai.response.model": model,
+    }
+
+
+def _resource() -> Resource:
+    """Who we are: ``tokenworks``, unless OTEL_SERVICE_NAME or OTEL_RESOURCE_ATTRIBUTES say."""
+    found = Resource.create()
+    if str(found.attributes.get(SERVICE_NAME, "")).startswith("unknown_service"):
+        ours = {SERVICE_NAME: "tokenworks", "service.version": __version__}
+        found = found.merge(Resource(ours))
+    return found
+
+
+def _wanted(variable: str) -> bool:
+    return os.environ.get(variable, "otlp").strip().lower() != "none"
