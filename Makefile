@@ -27,10 +27,10 @@ export PYTHONPATH := $(CURDIR)/src:$(CURDIR)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help up test check calibrate swarm bench bench-ledger soak bars foreman foreman-more ship lock clean
+.PHONY: help up test check calibrate swarm bench bench-ledger bench-gateway soak bars foreman foreman-more ship lock clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 up: $(VENV)/up.stamp ## Start a factory on this machine, and print a key and how to use it
 	$(BIN)/tokenworks up
@@ -64,6 +64,9 @@ bench: $(SETUP) ## Measure a decision, a chunk at the gateway, a ledger event, a
 
 bench-ledger: $(SETUP) ## Measure a ledger of ten million entries: start, invoice, reports, proof
 	$(BIN)/python -m bench.ledger_10m
+
+bench-gateway: $(SETUP) ## Measure the gateway's cost and delay against nginx (nginx-light of Debian)
+	$(BIN)/python -m bench.gateway
 
 soak: $(SETUP) ## Load a real factory for an hour (SOAK_S), and a million random steps of the ledger
 	$(BIN)/python -m bars.load --streams $(SOAK_STREAMS) --seconds $(SOAK_S)

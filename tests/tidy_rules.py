@@ -36,13 +36,11 @@ THIRD_PARTY: Final[dict[str, frozenset[str]]] = {
     "dispatch": frozenset({"msgspec"}),
     "twin": frozenset({"msgspec", "zstandard"}),
     "live": frozenset({"msgspec", "uvloop", "httptools", "xllamacpp", "psycopg"}),
-    "gateway": frozenset(
-        {"msgspec", "uvicorn", "uvloop", "httptools", "prometheus_client", "opentelemetry"}
-    ),
+    "gateway": frozenset({"msgspec", "prometheus_client", "opentelemetry"}),
     "cli": frozenset(
         {
             *("msgspec", "click", "fpdf", "matplotlib", "prometheus_client"),
-            *("pyarrow", "uvloop", "uvicorn"),
+            *("pyarrow", "uvloop"),
         }
     ),
 }

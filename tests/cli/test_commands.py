@@ -110,7 +110,7 @@ def test_what_succeeds_ends_with_status_0(
 
 def test_help_imports_no_engine_no_server_and_no_database() -> None:
     program = "import sys, tokenworks.cli.main as m; m.cli(['--help'], standalone_mode=False); "
-    program += "print(sorted({'uvicorn', 'uvloop', 'sqlite3', 'asyncio'} & set(sys.modules)))"
+    program += "print(sorted({'httptools', 'uvloop', 'sqlite3', 'asyncio'} & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
     assert found.stdout.decode().splitlines()[-1] == "[]"
 

@@ -13,15 +13,21 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from tests.gateway.fake_desk import ROLE, STOP, chunk, event, token, usage, usage_event
 from tokenworks.core.errors import WorkerFailed
+from tokenworks.core.slo import Tier
 from tokenworks.gateway.assemble import Assembler
+from tokenworks.gateway.chat import ChatWriter
 from tokenworks.gateway.event_stream import payload
+from tokenworks.gateway.openai_errors import OpenAIErrors
 
 
-def assembled(*events: bytes, tier: str = "high") -> dict[str, Any]:
+def assembled(*events: bytes) -> dict[str, Any]:
     assembler = Assembler()
     for each in events:
         assembler.add(each)
-    return msgspec.json.decode(assembler.completion(tier))
+    assembler.close()
+    return msgspec.json.decode(
+        ChatWriter(OpenAIErrors(), include_usage=False).whole(assembler.completion(), Tier.HIGH)
+    )
 
 
 def message(*events: bytes) -> Any:
@@ -197,13 +203,40 @@ def test_it_is_what_the_sdk_accumulates(deltas: list[dict[str, Any]]) -> None:
         chunk_of = ChatCompletionChunk.model_validate_json(payload(each.strip()))
         state.handle_chunk(chunk_of)
     theirs = state.get_final_completion().model_dump(exclude_none=True)
-    ours = ChatCompletion.model_validate_json(
-        msgspec.json.encode(assembled(*events, tier="default"))
-    ).model_dump(exclude_none=True)
-    assert ours.pop("service_tier") == "default"
+    whole = assembled(*events)
+    assert whole.pop("service_tier") == "high"
+    ours = ChatCompletion.model_validate_json(msgspec.json.encode(whole)).model_dump(
+        exclude_none=True
+    )
     for choice in theirs["choices"]:
         choice["message"].pop("parsed", None)
         for each in choice["message"]["tool_calls"]:
             each["function"].pop("parsed_arguments", None)
             each.pop("index", None)
     assert ours == theirs
+
+
+@settings(derandomize=True)
+@given(
+    st.lists(st.text(), min_size=1, max_size=8),
+    st.sampled_from(["content", "reasoning_content"]),
+    st.data(),
+)
+def test_texts_add_up_however_they_come(texts: list[str], name: str, data: st.DataObject) -> None:
+    whole = b"".join([ROLE, *(chunk({name: text}) for text in texts), token("x"), STOP])
+    events = [event + b"\n\n" for event in whole.split(b"\n\n")[:-1]]
+    batches, begun = list[bytes](), 0
+    while begun < len(events):
+        size = data.draw(st.integers(1, len(events) - begun))
+        batches.append(b"".join(events[begun : begun + size]))
+        begun += size
+    said = message(*batches)
+    assert said.get(name) == "".join(texts) + ("x" if name == "content" else "")
+
+
+def test_a_text_that_is_no_json_is_the_workers_fault() -> None:
+    assembler = Assembler()
+    odd = token("b").replace(b'"b"', b'"\\x"')
+    assembler.add(token("a") + odd + odd)
+    with pytest.raises(WorkerFailed, match="text"):
+        assembler.close()

@@ -61,7 +61,7 @@ class House:
         self.otlp = Otlp(receiver.url, self.metrics.tallies, **patience | parts)
         self.metrics.registry.register(self.otlp)
         desk = TracedDesk(self.desk, self.clock, self.otlp, content=content)
-        self.gateway = Gateway(desk, self.clock, self.metrics)
+        self.gateway = Gateway(desk, self.clock, metrics=self.metrics)
 
     async def serve(self, caller: Caller) -> Caller:
         return await caller.call(self.gateway)
@@ -531,3 +531,44 @@ def test_what_comes_after_the_end_of_an_answer_is_not_read() -> None:
         answered.add(part)
     answered.add(b"data: nonsense\n\n")
     assert "gen_ai.output.messages" in answered.attributes()
+
+
+# Other routes.
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "operation"),
+    [
+        ("/v1/completions", {"prompt": "Hi"}, "text_completion"),
+        ("/v1/embeddings", {"input": "Hi"}, "embeddings"),
+        ("/v1/responses", {"input": "Hi"}, "chat"),
+        (
+            "/v1/messages",
+            {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 5},
+            "chat",
+        ),
+    ],
+)
+def test_each_route_has_its_own_name_and_its_operation(
+    run: Run,
+    receiver: Receiver,
+    house: Callable[..., House],
+    path: str,
+    body: dict[str, Any],
+    operation: str,
+) -> None:
+    here = house(content=True)
+    if path == "/v1/embeddings":
+        usage = {"prompt_tokens": 1, "total_tokens": 1}
+        here.desk.script = [json.dumps({"data": [], "usage": usage}).encode()]
+    request = json.dumps({"model": MODEL, **body}).encode()
+    named = {"content-type": "application/json"}
+    run(here.serve(Caller("POST", path, request, named)))
+    receiver.until(lambda: f"POST {path}" in receiver.spans)
+    client = receiver.spans[f"{operation} {MODEL}"]
+    assert attributes_of(receiver.spans[f"POST {path}"])["http.route"] == path
+    assert attributes_of(client)["gen_ai.operation.name"] == operation
+    assert ("gen_ai.output.messages" in attributes_of(client)) == (operation == "chat")
+    receiver.until(lambda: receiver.metrics.get("gen_ai.server.request.duration"))
+    (point,) = receiver.metrics["gen_ai.server.request.duration"]
+    assert attributes_of(point)["gen_ai.operation.name"] == operation

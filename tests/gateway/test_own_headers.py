@@ -14,7 +14,7 @@ def read(*key_labels: str, **headers: str) -> OwnHeaders:
         (f"x-tokenworks-{name.replace('_', '-')}".encode(), value.encode())
         for name, value in headers.items()
     ]
-    return own_headers({"headers": [(b"host", b"x"), *pairs]}, key_labels)
+    return own_headers([(b"host", b"x"), *pairs], key_labels)
 
 
 def test_nothing_is_asked_where_nothing_is_said() -> None:
@@ -64,7 +64,7 @@ def test_key_and_header_together_have_few_labels() -> None:
 
 def test_labels_of_all_headers_hold() -> None:
     pairs = [(b"x-tokenworks-labels", b"eu"), (b"x-tokenworks-labels", b"medical, eu")]
-    assert own_headers({"headers": pairs}, ("us",)).needs == Needs(labels=("eu", "medical", "us"))
+    assert own_headers(pairs, ("us",)).needs == Needs(labels=("eu", "medical", "us"))
 
 
 def test_as_many_long_labels_as_a_key_may_have_are_read() -> None:
@@ -80,4 +80,4 @@ def test_as_many_long_labels_as_a_key_may_have_are_read() -> None:
 def test_another_header_may_not_come_twice() -> None:
     pairs = [(b"x-tokenworks-adapter", b"support")] * 2
     with pytest.raises(InvalidRequest, match="x-tokenworks-adapter comes twice"):
-        own_headers({"headers": pairs}, ())
+        own_headers(pairs, ())

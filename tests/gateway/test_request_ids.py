@@ -11,7 +11,7 @@ import pytest
 from tests.gateway.fake_desk import Caller, FakeClock, FakeDesk, Step, answer, ask
 from tokenworks.core.errors import CapacityExceeded, WorkerFailed
 from tokenworks.gateway.app import Gateway
-from tokenworks.gateway.request_ids import caller_id, new_request_id
+from tokenworks.gateway.request_ids import RequestNames, caller_id
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
 PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
@@ -45,9 +45,7 @@ def test_a_callers_own_name_comes_back_beside_ours(run: Run, stream: bool) -> No
 def test_a_name_that_cannot_be_shown_is_left_out(run: Run, name: str) -> None:
     assert caller_id(name.encode("latin-1")) is None
     desk = FakeDesk(answer("a"))
-    caller = ask()
-    caller.scope["headers"].append((b"x-request-id", name.encode("latin-1")))
-    served(run, desk, caller)
+    caller = served(run, desk, ask(named={"x-request-id": name.replace("\x7f", "\tb")}))
     assert caller.headers["x-request-id"] == desk.orders[0].request
     assert desk.orders[0].caller_request is None
 
@@ -92,14 +90,15 @@ def test_the_log_of_a_mistake_of_ours_has_both_names(
 
 
 def test_names_rise_with_time() -> None:
-    names = [new_request_id(ms * 1_000_000) for ms in range(5)]
-    assert names == sorted(names)
+    names = RequestNames()
+    made = [names.new(ms * 1_000_000) for ms in range(5)]
+    assert made == sorted(made)
+    assert len({names.new(0) for _ in range(1_000)}) == 1_000
 
 
 def test_a_callers_trace_is_in_the_order(run: Run) -> None:
     desk = FakeDesk(answer("a"))
-    caller = ask(named={"traceparent": PARENT, "tracestate": "a=1"})
-    caller.scope["headers"].append((b"tracestate", b"b=2"))
+    caller = ask(named={"traceparent": PARENT, "tracestate": "a=1\r\ntracestate: b=2"})
     served(run, desk, caller)
     trace = desk.orders[0].trace
     assert trace is not None
@@ -109,7 +108,6 @@ def test_a_callers_trace_is_in_the_order(run: Run) -> None:
 @pytest.mark.parametrize("parents", [["nonsense"], [PARENT, PARENT]])
 def test_a_trace_that_is_not_valid_is_no_error(run: Run, parents: list[str]) -> None:
     desk = FakeDesk(answer("a"))
-    caller = ask()
-    caller.scope["headers"] += [(b"traceparent", parent.encode()) for parent in parents]
+    caller = ask(named={"traceparent": "\r\ntraceparent: ".join(parents)})
     assert served(run, desk, caller).status == 200
     assert desk.orders[0].trace is None

@@ -1,4 +1,4 @@
-"""The gateway behind a real socket: uvicorn's habits, and OpenAI's own SDK as a caller."""
+"""The gateway behind a real socket: a socket's habits, and OpenAI's own SDK as a caller."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ from tests.gateway.fake_desk import (
 )
 from tokenworks.core.errors import CapacityExceeded, ConfigInvalid, QuotaExceeded, WorkerFailed
 from tokenworks.gateway.app import Gateway
-from tokenworks.gateway.server import HEAD_BYTES_MAX, GatewayServer
+from tokenworks.gateway.connection import LIMITS
+from tokenworks.gateway.server import GatewayServer
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
 HELLO: Any = [{"role": "user", "content": "hello"}]
@@ -36,8 +37,14 @@ HELLO: Any = [{"role": "user", "content": "hello"}]
 
 @asynccontextmanager
 async def serving(desk: FakeDesk) -> AsyncIterator[GatewayServer]:
+    async with serving_gateway(Gateway(desk, FakeClock())) as server:
+        yield server
+
+
+@asynccontextmanager
+async def serving_gateway(gateway: Gateway) -> AsyncIterator[GatewayServer]:
     server = GatewayServer("127.0.0.1", 0)
-    task = asyncio.ensure_future(server.serve(Gateway(desk, FakeClock())))
+    task = asyncio.ensure_future(server.serve(gateway))
     try:
         yield server
     finally:
@@ -91,7 +98,7 @@ async def connection(server: GatewayServer) -> AsyncIterator[Socket]:
 
 
 def post(body: bytes | None = None, *more: str, **fields: Any) -> bytes:
-    (whole,) = ask(**fields)._parts
+    whole = ask(**fields).request
     body = whole if body is None else body
     head = [f"POST {CHAT} HTTP/1.1", "host: x", f"authorization: Bearer {SECRET.decode()}", *more]
     return "\r\n".join([*head, f"content-length: {len(body)}", "", ""]).encode() + body
@@ -362,9 +369,9 @@ def test_a_head_that_does_not_end(run: Run, start: bytes) -> None:
         async with serving(FakeDesk()) as server, connection(server) as caller:
             caller.write(start)
             for _ in range(100):
-                caller.write(b"x" * HEAD_BYTES_MAX)
+                caller.write(b"x" * LIMITS.head_bytes_max)
             status, headers, _ = await caller.response()
-            assert status == 400
+            assert status == 431
             assert headers["connection"] == "close"
 
     run(main())

@@ -25,6 +25,7 @@ from tests.live.driver_world import (
     settle_down,
 )
 from tests.live.fake_worker import FakeWorker, Script
+from tests.live.reading import Reading
 from tokenworks.catalogue.factory_config import PoolConfig
 from tokenworks.catalogue.price_book import parse_price_book
 from tokenworks.core.errors import (
@@ -81,10 +82,15 @@ def test_an_answer_is_reserved_sent_started_settled_and_billed(live: Callable[..
         stream = client.waiting()[0].answer()
         delivery = await opening
         assert world.dispatcher.loads()[world.seats[0]].running == 1
+        reading = Reading(delivery)
         stream.feed(b"data: x\n\n")
-        assert await delivery.read() == b"data: x\n\n"
+        assert await reading.read() == b"data: x\n\n"
+        delivery.pause()
+        assert stream.paused
+        delivery.resume()
+        assert not stream.paused
         stream.end()
-        assert await delivery.read() == b""
+        assert await reading.read() == b""
         world.clock.advance(NS_PER_S)
         receipt = await delivery.settle(outcome())
         price = BOOK.prices[MODEL][Tier.PREMIUM]
@@ -141,7 +147,7 @@ def test_a_client_that_leaves_pays_for_what_was_made(live: Callable[..., None]) 
         delivery.abort()
         assert stream.aborted
         with pytest.raises(WorkerFailed):
-            await delivery.read()
+            await Reading(delivery).read()
         await delivery.settle(outcome(5, ending="disconnected"))
         assert world.posted[0].charged_nanodollars > 0
         assert world.posted[0].usage.output_tokens == 5
@@ -475,6 +481,35 @@ def test_leaving_crosses_with_a_rejection(live: Callable[..., None]) -> None:
 # Workers that fail.
 
 
+def test_a_worker_gets_a_body_as_what_it_is_where_it_takes_it(live: Callable[..., None]) -> None:
+    async def test(world: World) -> None:
+        client = world.up()
+        form = {"worker_path": "/v1/audio/translations", "content_type": "multipart/form-data"}
+        delivery, _ = await world.answering(client, **form)
+        exchange = client.exchanges[-1]
+        assert (exchange.path, exchange.content_type) == tuple(form.values())
+        assert exchange.body == b'{"stream":true}'
+        await delivery.settle(outcome())
+
+    live(test)
+
+
+@pytest.mark.parametrize("status", [404, 405, 501])
+def test_a_worker_that_does_not_serve_a_path_is_not_asked_again(
+    live: Callable[..., None], status: int
+) -> None:
+    async def test(world: World) -> None:
+        client = world.up()
+        opening = world.open(worker_path="/v1/embeddings")
+        await settle_down()
+        client.waiting()[0].answer(status, b"no such path")
+        with pytest.raises(InvalidRequest, match=f"status {status}: no such path"):
+            await opening
+        assert len(client.exchanges) == 1
+
+    live(test)
+
+
 def test_a_refusal_is_in_the_workers_own_words(live: Callable[..., None]) -> None:
     async def test(world: World) -> None:
         client = world.up()
@@ -611,10 +646,11 @@ def test_a_worker_down_in_mid_answer_fails_that_answer_unbilled(
     async def test(world: World) -> None:
         delivery, stream = await world.answering(world.up())
         stream.feed(b"data: half")
-        assert await delivery.read() == b"data: half"
+        reading = Reading(delivery)
+        assert await reading.read() == b"data: half"
         world.down()
         with pytest.raises(WorkerFailed):
-            await delivery.read()
+            await reading.read()
         receipt = await delivery.settle(outcome(3, ending="failed"))
         assert receipt.charged_nanodollars == 0
         assert world.used_tokens() == 0
@@ -634,7 +670,7 @@ def test_an_answer_has_a_longest_time_from_its_reservation_on(
         stream = client.waiting()[0].answer()
         delivery = await opening
         with pytest.raises(WorkerFailed):
-            await delivery.read()
+            await Reading(delivery).read()
         assert stream.aborted
         await delivery.settle(outcome(0, ending="failed"))
 
@@ -737,7 +773,7 @@ def test_closing_dismisses_who_waits_and_cuts_off_who_is_served(
 
         async def serve(delivery: Any) -> None:
             with pytest.raises(WorkerFailed):
-                await delivery.read()
+                await Reading(delivery).read()
             await delivery.settle(outcome(1, ending="failed"))
 
         serving = [asyncio.create_task(serve(delivery)) for delivery in deliveries]
@@ -853,7 +889,8 @@ def test_a_real_answer_comes_over_a_real_socket(live: Callable[..., None]) -> No
             world.driver.worker_up(world.seats[0], client)
             delivery = await world.driver.open(world.order())
             said = b""
-            while data := await delivery.read():
+            reading = Reading(delivery)
+            while data := await reading.read():
                 said += data
             assert b"[DONE]" in said
             await delivery.settle(outcome(2))

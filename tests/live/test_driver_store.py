@@ -12,6 +12,7 @@ import pytest
 from tests.ledger import ledger_samples
 from tests.ledger.memory_store import MemoryStore
 from tests.live.driver_world import SECRET, HangingStore, World, outcome, settle_down, until
+from tests.live.reading import Reading
 from tokenworks.catalogue.price_book import parse_price_book
 from tokenworks.core.errors import CapacityExceeded, LedgerCorrupt, LedgerUnavailable
 from tokenworks.core.ids import KeyID
@@ -263,7 +264,7 @@ def test_a_store_that_hangs_stops_no_stream_and_no_question(
         world.clock.advance(20 * NS_PER_S)
         delivery, stream = await world.answering(client)
         stream.feed(b"part")
-        assert await delivery.read() == b"part"
+        assert await Reading(delivery).read() == b"part"
         receipt = await delivery.settle(outcome())
         assert receipt.charged_nanodollars > 0
         assert world.driver.healthy()[0]

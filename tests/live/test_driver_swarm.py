@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.live.driver_world import World, outcome, settle_down
+from tests.live.reading import Reading
 from tokenworks.core.errors import LedgerUnavailable, TokenworksError, WorkerFailed
 from tokenworks.core.slo import Measured, Tier
 from tokenworks.core.units import NS_PER_MS
@@ -103,7 +104,8 @@ class Swarm:
         delivery = opening.result()
         made = 0
         try:
-            while await delivery.read():
+            reading = Reading(delivery)
+            while await reading.read():
                 made += 1
                 if self.dice.random() < 0.1:
                     delivery.abort()

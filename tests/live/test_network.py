@@ -13,6 +13,7 @@ import pytest
 import uvloop
 
 from tests.live.fake_worker import FakeWorker, Script
+from tests.live.reading import Reading
 from tokenworks.core.errors import ConfigInvalid, WorkerFailed, WorkerUnavailable
 from tokenworks.live import network
 from tokenworks.live.clock import SystemClock
@@ -32,7 +33,12 @@ async def pair(script: Script | None = None) -> AsyncIterator[tuple[FakeWorker, 
             client.close()
 
 
-async def whole(stream: WorkerStream, parts: list[bytes] | None = None) -> bytes:
+Source = Callable[[WorkerStream], WorkerStream | Reading]
+HOW = pytest.mark.parametrize("source", [lambda stream: stream, Reading], ids=["read", "pipe"])
+"""Both ways to take an answer keep the same promises."""
+
+
+async def whole(stream: WorkerStream | Reading, parts: list[bytes] | None = None) -> bytes:
     parts = [] if parts is None else parts
     while data := await stream.read():
         parts.append(data)
@@ -48,6 +54,10 @@ async def streams_and_reuses() -> None:
             assert text.endswith(b"data: [DONE]\n\n")
             assert text.count(b'"tok "') == 8
             assert await stream.read() == b""
+            late = Reading(stream)
+            assert (late.parts, late.over, late.failure) == ([], True, None)
+            stream.pause()
+            stream.resume()
             stream.abort()  # harmless after the end
         assert worker.connections == 1
         first = worker.received[0]
@@ -56,6 +66,21 @@ async def streams_and_reuses() -> None:
         assert first.headers["content-type"] == "application/json"
         assert await client.get("/health") == (200, b'{"status": "ok"}')
         assert worker.connections == 2
+
+
+def test_a_body_may_be_something_else_than_json(run: Callable[[Awaitable[None]], None]) -> None:
+    async def test() -> None:
+        async with pair() as (worker, client):
+            form = "multipart/form-data; boundary=x\xe9"
+            stream = await client.post_stream(PATH, BODY, content_type=form)
+            assert stream.content_type == b"text/event-stream"
+            await whole(stream)
+            stream = await client.post_stream(PATH, BODY)
+            await whole(stream)
+            types = [each.headers["content-type"] for each in worker.received]
+            assert types == [form, "application/json"]
+
+    run(test())
 
 
 @pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop])
@@ -94,11 +119,12 @@ def test_nagle_is_off(loop_factory: Callable[[], asyncio.AbstractEventLoop]) -> 
         runner.run(main())
 
 
-def test_each_read_is_what_has_come(run: Callable[[Awaitable[None]], None]) -> None:
+@HOW
+def test_each_read_is_what_has_come(run: Callable[[Awaitable[None]], None], source: Source) -> None:
     async def main() -> None:
         async with pair() as (worker, client):
             worker.gate.close()
-            stream = await client.post_stream(PATH, BODY)
+            stream = source(await client.post_stream(PATH, BODY))
             assert b'"role"' in await stream.read()
             for _ in range(7):
                 worker.gate.permit(1)
@@ -109,10 +135,13 @@ def test_each_read_is_what_has_come(run: Callable[[Awaitable[None]], None]) -> N
     run(main())
 
 
-def test_what_came_before_a_break_is_handed_out(run: Callable[[Awaitable[None]], None]) -> None:
+@HOW
+def test_what_came_before_a_break_is_handed_out(
+    run: Callable[[Awaitable[None]], None], source: Source
+) -> None:
     async def main() -> None:
         async with pair(Script(break_after=3)) as (worker, client):
-            stream = await client.post_stream(PATH, BODY)
+            stream = source(await client.post_stream(PATH, BODY))
             await worker.until(lambda: worker.running == 0)
             parts: list[bytes] = []
             with pytest.raises(WorkerFailed):
@@ -124,16 +153,18 @@ def test_what_came_before_a_break_is_handed_out(run: Callable[[Awaitable[None]],
     run(main())
 
 
-def test_abort_stops_the_worker(run: Callable[[Awaitable[None]], None]) -> None:
+@HOW
+def test_abort_stops_the_worker(run: Callable[[Awaitable[None]], None], source: Source) -> None:
     async def main() -> None:
         async with pair() as (worker, client):
             worker.gate.close()
             stream = await client.post_stream(PATH, BODY)
+            reading = source(stream)
             stream.abort()
             await worker.until(lambda: worker.aborted == 1)
-            await stream.read()  # the head and the first event came together
+            await reading.read()  # the head and the first event came together
             with pytest.raises(WorkerFailed, match="aborted"):
-                await stream.read()
+                await reading.read()
             worker.gate.open()
             await whole(await client.post_stream(PATH, BODY))
             assert worker.connections == 2
@@ -355,6 +386,25 @@ def test_back_pressure_stops_reading(
             assert 0 < rest < size
             assert not connection._paused
             assert client._idle == [connection]
+
+    run(main())
+
+
+def test_a_sink_that_waits_stops_reading(run: Callable[[Awaitable[None]], None]) -> None:
+    async def main() -> None:
+        size = 8_000_000
+        head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size
+        async with raw(head + b"x" * size) as client:
+            stream = await client.post_stream(PATH, BODY)
+            sink = Reading(stream)
+            stream.pause()
+            for _ in range(1_000):
+                await asyncio.sleep(0)
+            assert sum(map(len, sink.parts)) < size
+            assert not sink.over
+            stream.resume()
+            assert len(await whole(sink)) == size
+            assert sink.over
 
     run(main())
 

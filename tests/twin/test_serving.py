@@ -11,10 +11,12 @@ import msgspec
 import pytest
 
 from tests.live.fake_worker import FakeWorker, Script
+from tests.live.reading import Reading as Sunk
 from tests.live.test_workers import Desk, alternates
 from tests.twin.factory import worker
 from tests.twin.hand import Hand
 from tokenworks.core.errors import WorkerFailed, WorkerUnavailable
+from tokenworks.core.orders import CHAT_PATH
 from tokenworks.core.ports import AnswerStream, WorkerPort
 from tokenworks.core.units import NS_PER_MS, NS_PER_S
 from tokenworks.gateway.chat_request import prefix_hashes
@@ -24,7 +26,6 @@ from tokenworks.perf.timing import FS_PER_NS
 from tokenworks.twin.clock import FastClock
 from tokenworks.twin.serving import (
     BLOCK_TOKENS,
-    CHAT_PATH,
     CHUNKS_PER_S_MAX,
     Engines,
     ModelledClient,
@@ -282,6 +283,11 @@ def test_what_cannot_be_served_is_refused(
         assert said in json.loads(await stream.read_all())["error"]["message"]
         assert await stream.read() == b""
         stream.abort()
+        sink = Sunk(await bench.client.post_stream(path, sent))
+        assert said in json.loads(b"".join(sink.parts))["error"]["message"]
+        assert sink.over
+        stream.pause()
+        stream.resume()
 
     run(main())
 
@@ -347,7 +353,7 @@ def test_preempted_answers_go_on_where_they_were(run: Run) -> None:
 def real(check: Callable[[WorkerPort, Hand | None], Awaitable[None]]) -> Coroutine[Any, Any, None]:
     async def main() -> None:
         async with FakeWorker(Script(tokens=["tok "] * 8)) as server:
-            if check in (breaks_off_with_the_first_reason, stops_when_aborted):
+            if check in BROKEN_OFF:
                 server.gate.close()
                 server.gate.permit(2)
             client = WorkerClient(server.host, server.port, None)
@@ -422,12 +428,61 @@ async def stops_when_cancelled(client: WorkerPort, hand: Hand | None) -> None:
     await streams_whole(client, hand)
 
 
+async def hands_over_to_a_sink(client: WorkerPort, hand: Hand | None) -> None:
+    stream = await passing(hand, client.post_stream(CHAT_PATH, body()))
+    sink, events = Sunk(stream), EventStream()
+    while data := await passing(hand, sink.read()):
+        events.feed(data)
+    assert events.done
+    assert events.usage_so_far().completion_tokens > 0
+    assert sink.failure is None
+
+
+async def tells_a_sink_why_it_broke_off(client: WorkerPort, hand: Hand | None) -> None:
+    sink = Sunk(await passing(hand, client.post_stream(CHAT_PATH, body())))
+    client.close("the first")
+    client.close("the second")
+    assert str(sink.failure) == "the first"
+
+
+async def waits_for_a_sink(client: WorkerPort, hand: Hand | None) -> None:
+    stream = await passing(hand, client.post_stream(CHAT_PATH, body()))
+    sink = Sunk(stream)
+    stream.pause()
+    stream.pause()
+    if hand is not None:  # that a socket is not read is tested with the client
+        began = len(sink.parts)
+        await hand.turn(10)
+        assert (len(sink.parts), sink.over) == (began, False)
+    stream.resume()
+    stream.resume()
+    while await passing(hand, sink.read()):
+        pass
+    assert sink.failure is None
+
+
+async def stops_for_a_sink_that_waits(client: WorkerPort, hand: Hand | None) -> None:
+    stream = await passing(hand, client.post_stream(CHAT_PATH, body()))
+    sink = Sunk(stream)
+    stream.pause()
+    stream.abort()
+    assert "aborted" in str(sink.failure)
+
+
 async def answers_small_questions(client: WorkerPort, _: Hand | None) -> None:
     status, listing = await client.get("/v1/models")
     assert status == 200
     assert len(json.loads(listing)["data"]) == 1
     assert (await client.get("/health"))[0] == 200
     assert (await client.get("/nothing"))[0] == 404
+
+
+BROKEN_OFF = (
+    breaks_off_with_the_first_reason,
+    stops_when_aborted,
+    tells_a_sink_why_it_broke_off,
+    stops_for_a_sink_that_waits,
+)
 
 
 @pytest.mark.parametrize("world", [real, model])
@@ -438,6 +493,10 @@ async def answers_small_questions(client: WorkerPort, _: Hand | None) -> None:
         breaks_off_with_the_first_reason,
         stops_when_aborted,
         stops_when_cancelled,
+        hands_over_to_a_sink,
+        tells_a_sink_why_it_broke_off,
+        waits_for_a_sink,
+        stops_for_a_sink_that_waits,
         answers_small_questions,
     ],
 )

@@ -26,7 +26,7 @@ from tokenworks.cli.policy_file import Chosen
 from tokenworks.cli.twin_factory import Modelled
 from tokenworks.core.errors import ConfigInvalid
 from tokenworks.core.ids import ModelName, PoolID, TenantID, WorkerID
-from tokenworks.core.ports import Clock, WorkerPort
+from tokenworks.core.ports import Clock, Desk, WorkerPort
 from tokenworks.core.slo import Tier
 from tokenworks.dispatch.commands import Scale
 from tokenworks.dispatch.dispatcher import Dispatcher
@@ -119,10 +119,7 @@ class Factory:
             shared = home.shares_ledger()
             self.store = home.open_ledger(owner, sole=not shared, shared=shared)
             stack.callback(self.store.close)
-            try:
-                check_clock(self.store, self.clock.unix_ns())
-            except ConfigInvalid as error:
-                _log.warning("%s. %s", error.message, error.hint)
+            self._check_clock()
             self.secret = operator_key(home, self.store, self.clock)
             ledger = (join if shared else recover)(self.store, self.clock.unix_ns())
             pools = {PoolID(name): pool for name, pool in settings.pool.items()}
@@ -146,6 +143,8 @@ class Factory:
                 speedup=1.0 if fast is None else fast.speedup,
                 on_scale=self._scale,
             )
+            self._shelf = home.open_shelf()
+            stack.callback(self._shelf.close)
             self.gateway = self._gateway(settings.telemetry)
             if modelled is not None and fast is not None:
                 self._seat_modelled(modelled, fast)
@@ -158,11 +157,17 @@ class Factory:
         metrics = GatewayMetrics()
         metrics.watch(self.driver.gauges)
         wanted = telemetry_of(settings.otlp, settings.content, os.environ)
-        if wanted is None:
-            return Gateway(self.driver, self.clock, metrics)
-        otlp = self._otlp = _exporter(wanted, metrics)
-        desk = TracedDesk(self.driver, self.clock, otlp, content=wanted.content)
-        return Gateway(desk, self.clock, metrics)
+        desk: Desk = self.driver
+        if wanted is not None:
+            otlp = self._otlp = _exporter(wanted, metrics)
+            desk = TracedDesk(self.driver, self.clock, otlp, content=wanted.content)
+        return Gateway(desk, self.clock, metrics=metrics, shelf=self._shelf)
+
+    def _check_clock(self) -> None:
+        try:
+            check_clock(self.store, self.clock.unix_ns())
+        except ConfigInvalid as error:
+            _log.warning("%s. %s", error.message, error.hint)
 
     @staticmethod
     def _check_models(settings: FactoryConfig, books: PriceBooks) -> None:
@@ -259,6 +264,7 @@ class Factory:
             if self._otlp is not None:
                 await asyncio.to_thread(self._otlp.stop)
             await asyncio.to_thread(self.store.close)
+            await asyncio.to_thread(self._shelf.close)
             for name in (signal.SIGINT, signal.SIGTERM):
                 with contextlib.suppress(ValueError):
                     loop.remove_signal_handler(name)

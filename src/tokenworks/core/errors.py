@@ -8,9 +8,12 @@
     │   ├── Unauthorized            401 invalid_api_key
     │   ├── NotOffered              400 not_offered
     │   ├── ModelNotFound           404 model_not_found
+    │   ├── NotFound                404 not_found
     │   ├── RouteNotFound           404 route_not_found
     │   ├── MethodNotAllowed        405 method_not_allowed
+    │   ├── RequestTimeout          408 request_timeout
     │   ├── RequestTooLarge         413 request_too_large
+    │   ├── HeadTooLarge            431 head_too_large
     │   ├── QuotaExceeded           429 quota_exceeded
     │   └── CapacityExceeded        429 capacity_exceeded
     ├── OperatorError               a setting or a file is at fault
@@ -81,6 +84,12 @@ class ModelNotFound(CallerError):
     code, status = "model_not_found", 404
 
 
+class NotFound(CallerError):
+    """What was asked for is not kept here, or is another tenant's."""
+
+    code, status = "not_found", 404
+
+
 class RouteNotFound(CallerError):
     """No such path."""
 
@@ -91,6 +100,18 @@ class MethodNotAllowed(CallerError):
     """The path exists, the method does not."""
 
     code, status = "method_not_allowed", 405
+
+
+class RequestTimeout(CallerError):
+    """The request has not come to its end in time."""
+
+    code, status = "request_timeout", 408
+
+
+class HeadTooLarge(CallerError):
+    """The request's head is larger than the gateway's limit, or has too many fields."""
+
+    code, status = "head_too_large", 431
 
 
 class RequestTooLarge(CallerError):

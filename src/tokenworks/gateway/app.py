@@ -1,142 +1,283 @@
-"""The gateway as one ASGI application: a table of routes and the shape of errors."""
+"""The gateway as one application: its table of routes, and what it answers itself."""
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
 import logging
 import reprlib
+from collections.abc import Coroutine
 from typing import Final
 
 import msgspec
 
-from tokenworks.core.errors import (
-    MethodNotAllowed,
-    ModelNotFound,
-    RouteNotFound,
-    TokenworksError,
-    Unauthorized,
-)
-from tokenworks.core.ports import Clock, Desk
+from tokenworks.core.errors import MethodNotAllowed, ModelNotFound, TokenworksError
+from tokenworks.core.ids import RequestID
+from tokenworks.core.orders import KeyView
+from tokenworks.core.ports import Clock, Desk, Shelf
 from tokenworks.core.units import NS_PER_S
-from tokenworks.gateway.chat import ChatRoute
-from tokenworks.gateway.http_io import (
-    ClientGone,
-    Headers,
-    Message,
-    Receive,
-    Scope,
-    Send,
-    bearer,
-    broken,
-    error_body,
-    error_headers,
-    respond,
-)
+from tokenworks.gateway.answer import Answer, Answers
+from tokenworks.gateway.chat import Chat
+from tokenworks.gateway.completions import Completions
+from tokenworks.gateway.connection import Exchange
+from tokenworks.gateway.dialect import ErrorForm, Fetch
+from tokenworks.gateway.http_io import BODY_BYTES_MAX, JSON, ClientGone, Headers, broken
+from tokenworks.gateway.messages import Messages
 from tokenworks.gateway.metrics import CONTENT_TYPE, GatewayMetrics
-from tokenworks.gateway.request_ids import ids_of, with_ids
+from tokenworks.gateway.openai_errors import OpenAIErrors
+from tokenworks.gateway.pass_through import BODY_BYTES_MAX as PASSED_BYTES_MAX
+from tokenworks.gateway.pass_through import PassThrough
+from tokenworks.gateway.request_ids import REQUEST_ID, RequestNames, caller_id, id_headers
+from tokenworks.gateway.responses import Responses
+from tokenworks.gateway.routes import AnyDialect, Request, Response, Route, Routes, check_method
+from tokenworks.gateway.whole_answers import WholeAnswers
 
 _log: Final = logging.getLogger("tokenworks.gateway")
 
-METHODS: Final = {
-    "/v1/chat/completions": "POST",
-    "/v1/models": "GET",
-    "/healthz": "GET",
-    "/metrics": "GET",
-}
-MODEL_PREFIX: Final = "/v1/models/"
+DIALECTS: Final[tuple[AnyDialect, ...]] = (Chat(), Completions(), Messages())
+"""What answers can be asked for in, where nothing else is said."""
+
+MODELS: Final = "/v1/models"
+_POST: Final = {"POST": None}.keys()
+_OPENAI: Final = OpenAIErrors()
+BROKE: Final = "a request to %s broke: %s, to its caller %s"
+
+
+class _Accepted:
+    """What is known of a request from its head."""
+
+    __slots__ = (
+        "answer",
+        "callers",
+        "dialect",
+        "errors",
+        "key",
+        "name",
+        "passing",
+        "request",
+        "route",
+    )
+
+    def __init__(self, request: RequestID, callers: str | None) -> None:
+        self.request, self.callers = request, callers
+        self.name = "other"
+        self.errors: ErrorForm = _OPENAI
+        self.dialect: AnyDialect | None = None
+        self.route: Route | None = None
+        self.passing: PassThrough | None = None
+        self.key: KeyView | None = None
+        self.answer: Answer | None = None
+
+    def ids(self) -> Headers:
+        """The request's names, as its answer tells them."""
+        return id_headers(self.request, self.callers)
 
 
 class Gateway:
     """Serves the factory's HTTP interface.
 
-    Routes: ``POST /v1/chat/completions``, ``GET /v1/models``, ``GET /v1/models/<model>``,
-    ``GET /healthz``, ``GET /metrics``. The first three need a key. The last two name no tenant, no
-    key and no content.
+    Routes: those of ``DIALECTS``, ``responses`` and ``whole_answers.SERVICES``, ``GET /v1/models``,
+    ``GET /v1/models/<model>``, ``GET /healthz``, ``GET /metrics``. The last two need no key, and
+    name no tenant, no key and no content.
+
+    Args:
+        desk: the way into the factory.
+        clock: time.
+        metrics: where it counts; None for some of its own.
+        dialects: what answers can be asked for in, besides Responses.
+        shelf: where what tenants leave is kept; None keeps nothing.
+        more: further routes.
+        passes_on: pass on all below ``/v1/`` as it comes; see ``pass_through``.
+
+    Attributes:
+        metrics: what it counts.
+        serving: requests that are being answered, with their tasks.
     """
 
-    def __init__(self, desk: Desk, clock: Clock, metrics: GatewayMetrics | None = None) -> None:
+    def __init__(
+        self,
+        desk: Desk,
+        clock: Clock,
+        *,
+        metrics: GatewayMetrics | None = None,
+        dialects: tuple[AnyDialect, ...] = DIALECTS,
+        shelf: Shelf | None = None,
+        more: tuple[Route, ...] = (),
+        passes_on: bool = False,
+    ) -> None:
         self._desk = desk
         self._clock = clock
         self.metrics = metrics or GatewayMetrics()
-        self._chat = ChatRoute(desk, clock, self.metrics)
+        self._answers = Answers(desk, clock, self.metrics, shelf)
+        self._passing = PassThrough(self._answers) if passes_on else None
+        responses = Responses(clock, shelf)
+        self._names = RequestNames()
+        self.serving: dict[Exchange, asyncio.Task[None]] = {}
+        self._routes = Routes(
+            (*dialects, responses),
+            (
+                Route(path=MODELS, handlers={"GET": self._models}),
+                Route(path=MODELS + "/", handlers={"GET": self._models}),
+                Route(path="/healthz", handlers={"GET": self._health}, keyed=False),
+                Route(path="/metrics", handlers={"GET": self._metrics}, keyed=False),
+                *responses.routes(),
+                *WholeAnswers(self._answers, clock).routes(),
+                *more,
+            ),
+        )
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One ASGI connection."""
-        if scope["type"] != "http":
-            assert scope["type"] in ("lifespan", "websocket"), scope["type"]
-            return
-        path, status = scope["path"], 200
-        route = path if path in METHODS else "other"
-        started = False
+    # What a connection calls; see ``connection.Application``.
 
-        async def counted(message: Message) -> None:
-            nonlocal status, started
-            if not started:
-                status, started = message["status"], True
-                unix_ns = self._clock.unix_ns()
-                message["headers"] = with_ids(message["headers"], scope, unix_ns)
-            try:
-                await send(message)
-            except OSError as error:  # ASGI's word for a caller who left
-                raise ClientGone from error
+    def _accepted(self, exchange: Exchange) -> _Accepted:
+        """What is known of a request, which has a name as soon as anything is."""
+        found = exchange.accepted
+        if not isinstance(found, _Accepted):
+            callers = None if exchange.head is None else exchange.head.get(REQUEST_ID)
+            found = exchange.accepted = _Accepted(
+                self._names.new(self._clock.unix_ns()),
+                None if callers is None else caller_id(callers),
+            )
+        return found
 
-        async def answer(error: TokenworksError, headers: Headers) -> None:
-            nonlocal status
-            status = error.status
-            self.metrics.refuse(error)
-            if not started:
-                with contextlib.suppress(ClientGone):
-                    await respond(counted, status, error_body(error), headers)
-
-        self.metrics.open_requests += 1
+    def accept(self, exchange: Exchange) -> int | None:
+        """Find the route and check the key, before the body is read."""
+        head = exchange.head
+        assert head is not None
+        accepted = self._accepted(exchange)
         try:
-            await self._route(scope, receive, counted)
-        except ClientGone:
-            status = 499
+            if self._passing is not None and head.path.startswith("/v1/"):
+                accepted.name, accepted.passing = "/v1/", self._passing
+                accepted.key = self._answers.key_of(head)
+                return PASSED_BYTES_MAX
+            found = self._routes.find(head.path)
+            if isinstance(found, Route):
+                accepted.errors, accepted.route, keyed = found.errors, found, found.keyed
+                allowed, bytes_max = found.handlers.keys(), found.body_bytes_max
+            else:
+                accepted.errors, accepted.dialect, keyed = found, found, True
+                allowed, bytes_max = _POST, BODY_BYTES_MAX
+            accepted.name = self._routes.name(head.path)
+            check_method(head.path, head.method, allowed)
+            if keyed:
+                accepted.key = self._answers.key_of(head)
         except MethodNotAllowed as error:
-            await answer(error, [(b"allow", _method(path).encode())])
+            self._fail(exchange, error, [(b"allow", ", ".join(allowed).encode())])
         except TokenworksError as error:
-            await answer(error, error_headers(error))
+            self._fail(exchange, error)
+        else:
+            return bytes_max
+        return None
+
+    def refuse(self, exchange: Exchange, error: TokenworksError) -> None:
+        """Answer a request that cannot be read."""
+        self._fail(exchange, error)
+
+    def serve(self, exchange: Exchange) -> None:
+        """Begin to answer a whole request."""
+        accepted = self._accepted(exchange)
+        work: Coroutine[object, object, None]
+        try:
+            if accepted.passing is not None:
+                work = accepted.passing.serve(exchange, accepted)
+            elif accepted.dialect is not None and accepted.key is not None:
+                if accepted.dialect.fetch is None:
+                    work = self._answer(exchange, accepted, accepted.dialect).run()
+                else:
+                    work = self._fetch(exchange, accepted, accepted.dialect.fetch, accepted.key)
+            else:
+                work = self._handle(exchange, accepted)
+        except TokenworksError as error:
+            self._fail(exchange, error)
+        except Exception:  # noqa: BLE001 - logged, and answered as our fault
+            _log.exception(BROKE, accepted.name, accepted.request, accepted.callers)
+            self._fail(exchange, broken())
+        else:
+            task = asyncio.get_running_loop().create_task(self._finish(exchange, work))
+            self.serving[exchange] = task
+
+    async def _fetch(
+        self, exchange: Exchange, accepted: _Accepted, fetch: Fetch, key: KeyView
+    ) -> None:
+        """Answer a request that may go on from what was kept."""
+        await self._answer(exchange, accepted, await fetch(exchange.body, key)).run()
+
+    def _answer(self, exchange: Exchange, accepted: _Accepted, dialect: AnyDialect) -> Answer:
+        assert accepted.key is not None
+        answer = accepted.answer = self._answers.prepare(
+            dialect, exchange, accepted.key, accepted.request, accepted.callers
+        )
+        return answer
+
+    async def _finish(self, exchange: Exchange, work: Coroutine[object, object, None]) -> None:
+        accepted = self._accepted(exchange)
+        self.metrics.open_requests += 1
+        failure: TokenworksError | None = None
+        try:
+            await work
+        except ClientGone:
+            pass
+        except TokenworksError as error:
+            failure = error
         except Exception:  # noqa: BLE001 - the last stop: logged, and answered as our fault
-            named = ids_of(scope, self._clock.unix_ns())
-            _log.exception("a request to %s broke: %s, to its caller %s", path, *named)
-            await answer(broken(), [])
+            _log.exception(BROKE, accepted.name, accepted.request, accepted.callers)
+            failure = broken()
         finally:
             self.metrics.open_requests -= 1
-            self.metrics.respond(route, status)
-
-    async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path, method = scope["path"], scope["method"]
-        wanted = _method(path)
-        if not wanted:
-            raise RouteNotFound(
-                f"There is no {reprlib.repr(path)} here.", hint=f"Routes: {', '.join(METHODS)}."
-            )
-        if method != wanted:
-            raise MethodNotAllowed(
-                f"{reprlib.repr(path)} takes {wanted}, not {method}.", hint=f"Use {wanted}."
-            )
-        if path == "/v1/chat/completions":
-            await self._chat(scope, receive, send)
-        elif path == "/healthz":
-            await self._health(send)
-        elif path == "/metrics":
-            await respond(send, 200, self.metrics.text(), [], CONTENT_TYPE)
+            del self.serving[exchange]
+        if failure is None:
+            self.metrics.respond(accepted.name, 499 if exchange.gone else exchange.status)
+        elif accepted.answer is not None and accepted.answer.tell(failure):
+            self.metrics.refuse(failure)
+            self.metrics.respond(accepted.name, failure.status)
         else:
-            self._require_key(scope)
-            await self._models(path.removeprefix("/v1/models").strip("/"), send)
+            self._fail(exchange, failure)
 
-    def _require_key(self, scope: Scope) -> None:
-        secret = bearer(scope)
-        if secret is None or self._desk.key_of(secret) is None:
-            raise Unauthorized("There is no valid key.", hint="Send `Authorization: Bearer <key>`.")
+    def _fail(
+        self, exchange: Exchange, error: TokenworksError, headers: Headers | None = None
+    ) -> None:
+        accepted = self._accepted(exchange)
+        more = accepted.errors.error_headers(error) if headers is None else headers
+        self.metrics.refuse(error)
+        self.metrics.respond(accepted.name, error.status)
+        body = accepted.errors.error_body(error)
+        exchange.respond(error.status, body, JSON, [*more, *accepted.ids()])
 
-    async def _health(self, send: Send) -> None:
+    async def _handle(self, exchange: Exchange, accepted: _Accepted) -> None:
+        """Another route than an answer's."""
+        head, route = exchange.head, accepted.route
+        assert head is not None
+        assert route is not None
+        method = "GET" if head.method == "HEAD" and "HEAD" not in route.handlers else head.method
+        response = await route.handlers[method](
+            Request(
+                method=head.method,
+                path=head.path,
+                query=head.query,
+                headers=head.headers(),
+                body=exchange.body,
+                key=accepted.key,
+                id=accepted.request,
+            )
+        )
+        if not exchange.gone:
+            exchange.respond(
+                response.status,
+                response.body,
+                response.content_type,
+                [*response.headers, *accepted.ids()],
+            )
+
+    # Routes of its own.
+
+    async def _metrics(self, _: Request) -> Response:
+        return Response(body=self.metrics.text(), content_type=CONTENT_TYPE)
+
+    async def _health(self, _: Request) -> Response:
         healthy, why = self._desk.healthy()
         body = msgspec.json.encode({"status": "ok" if healthy else "unavailable", "detail": why})
-        await respond(send, 200 if healthy else 503, body, [])
+        return Response(body=body, status=200 if healthy else 503)
 
-    async def _models(self, name: str, send: Send) -> None:
+    async def _models(self, request: Request) -> Response:
+        name = request.path.removeprefix(MODELS).strip("/")
         created = self._clock.unix_ns() // NS_PER_S
         rows = [
             {"id": model, "object": "model", "created": created, "owned_by": "tokenworks"}
@@ -144,15 +285,9 @@ class Gateway:
             if not name or model == name
         ]
         if not name:
-            await respond(send, 200, msgspec.json.encode({"object": "list", "data": rows}), [])
-            return
+            return Response(body=msgspec.json.encode({"object": "list", "data": rows}))
         if not rows:
             raise ModelNotFound(
                 f"There is no model {reprlib.repr(name)}.", hint="GET /v1/models lists them."
             )
-        await respond(send, 200, msgspec.json.encode(rows[0]), [])
-
-
-def _method(path: str) -> str:
-    """The one method that a path takes; empty if there is no such path."""
-    return "GET" if path.startswith(MODEL_PREFIX) else METHODS.get(path, "")
+        return Response(body=msgspec.json.encode(rows[0]))

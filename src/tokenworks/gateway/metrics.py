@@ -221,7 +221,7 @@ def _gen_ai(tallies: list[tuple[Kind, Tally]]) -> Iterator[Metric]:
 
 
 def _named(kind: Kind) -> tuple[str, ...]:
-    return "chat", PROVIDER, kind.model, kind.model
+    return kind.operation, PROVIDER, kind.model, kind.model
 
 
 class GenAIMetric:

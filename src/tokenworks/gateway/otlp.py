@@ -186,13 +186,14 @@ class Otlp(Collector, SpanProcessor):
         def points(metric: GenAIMetric) -> Iterator[HistogramDataPoint]:
             for value, pick, only in metric.series:
                 more = {metric.label: value} if metric.label and value else {}
-                found: dict[str, Buckets] = {}
+                found: dict[tuple[str, str], Buckets] = {}
                 for kind in filter(only, tallies):
                     buckets = pick(tallies[kind])
-                    found.setdefault(kind.model, Buckets(buckets.bounds)).join(buckets)
-                for model, buckets in found.items():
+                    key = kind.operation, kind.model
+                    found.setdefault(key, Buckets(buckets.bounds)).join(buckets)
+                for (operation, model), buckets in found.items():
                     yield HistogramDataPoint(
-                        attributes=_named(model) | more,
+                        attributes=_named(operation, model) | more,
                         start_time_unix_nano=self._began_unix_ns,
                         time_unix_nano=now_unix_ns,
                         count=sum(buckets.counts),
@@ -240,9 +241,9 @@ class OtlpSpan:
         self._span.end(unix_ns)
 
 
-def _named(model: str) -> dict[str, str]:
+def _named(operation: str, model: str) -> dict[str, str]:
     return {
-        "gen_ai.operation.name": "chat",
+        "gen_ai.operation.name": operation,
         "gen_ai.provider.name": PROVIDER,
         "gen_ai.request.model": model,
         "gen_ai.response.model": model,

@@ -11,8 +11,10 @@ from tokenworks.core.ids import AgentName, RunID
 from tokenworks.core.needs import LABELS_MAX, Hints, Needs, words_of
 from tokenworks.core.traces import Trace, trace_of
 from tokenworks.core.units import NS_PER_S
-from tokenworks.gateway.http_io import LABEL_LEN_MAX, Scope, label_of
+from tokenworks.gateway.http_io import LABEL_LEN_MAX, Headers, label_of
 from tokenworks.gateway.request_ids import REQUEST_ID, caller_id
+
+PREFIX: Final = b"x-tokenworks-"
 
 AGENT_HEADER: Final = b"x-tokenworks-agent"
 """The name of the agent that asks, for reports."""
@@ -66,13 +68,13 @@ class OwnHeaders(msgspec.Struct, frozen=True, kw_only=True):
     trace: Trace | None = None
 
 
-def own_headers(scope: Scope, key_labels: tuple[str, ...]) -> OwnHeaders:
+def own_headers(headers: Headers, key_labels: tuple[str, ...]) -> OwnHeaders:
     """Read the headers of our own, and those that everybody passes on; others are ignored.
 
     Labels of several headers hold together, as whoever passes a request on may have set some.
 
     Args:
-        scope: the request.
+        headers: the request's, names in lower case.
         key_labels: data labels of its key, which hold whatever a header says.
 
     Raises:
@@ -80,7 +82,7 @@ def own_headers(scope: Scope, key_labels: tuple[str, ...]) -> OwnHeaders:
     """
     values: dict[bytes, bytes] = {}
     passed: dict[bytes, bytes] = {}
-    for name, value in scope["headers"]:
+    for name, value in headers:
         if name in _PASSED:
             passed[name] = passed[name] + b"," + value if name in passed else value
         elif name in _NAMES:
@@ -173,6 +175,9 @@ _TRACEPARENT: Final = b"traceparent"
 _TRACESTATE: Final = b"tracestate"
 _PASSED: Final = frozenset({REQUEST_ID, _TRACEPARENT, _TRACESTATE})
 """Of these nothing is refused: what cannot be used is left out."""
+
+READ: Final = (PREFIX, *(name + b":" for name in sorted(_PASSED)))
+"""How the headers that are read here begin."""
 
 _NOTHING: Final = OwnHeaders()
 _NO_HINTS: Final = Hints()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import secrets
-from collections.abc import Iterable
 from typing import Final
 
 from tokenworks.core.ids import RequestID
 from tokenworks.core.units import NS_PER_MS
-from tokenworks.gateway.http_io import Headers, Scope
+from tokenworks.gateway.http_io import Headers
 
 REQUEST_ID: Final = b"x-request-id"
 """In a request, the caller's own name for it; in an answer, that name or else ours."""
@@ -17,17 +17,27 @@ OUR_ID: Final = b"x-tokenworks-request"
 """Our name, in answers to callers who gave one of their own."""
 
 CHARS_MAX: Final = 128
-_SCOPE: Final = "tokenworks.request"
+_BITS: Final = 24
 
 
-def new_request_id(unix_ns: int) -> RequestID:
-    """A name that no other request has; names rise with time, so entries are easy to find."""
-    return RequestID(f"req_{unix_ns // NS_PER_MS:012x}{secrets.token_hex(6)}")
+class RequestNames:
+    """Gives requests names that no other has; they rise with time, so entries are easy to find.
 
+    A name is the millisecond, a count, and what is drawn once for all names of a process. Two
+    processes can give the same only in one millisecond, after the same draw, at the same count,
+    which begins anywhere.
+    """
 
-def remember(scope: Scope, request: RequestID) -> None:
-    """Let whatever answers this request later know its name."""
-    scope[_SCOPE] = request
+    __slots__ = ("_count", "_drawn")
+
+    def __init__(self) -> None:
+        self._count = itertools.count(secrets.randbits(_BITS))
+        self._drawn = f"{secrets.randbits(_BITS):06x}"
+
+    def new(self, unix_ns: int) -> RequestID:
+        """The next name, at this time."""
+        count = next(self._count) & ((1 << _BITS) - 1)
+        return RequestID(f"req_{unix_ns // NS_PER_MS:012x}{count:06x}{self._drawn}")
 
 
 def caller_id(value: bytes) -> str | None:
@@ -42,19 +52,3 @@ def id_headers(request: RequestID, callers: str | None) -> Headers:
     if callers is None:
         return [(REQUEST_ID, request.encode())]
     return [(REQUEST_ID, callers.encode()), (OUR_ID, request.encode())]
-
-
-def ids_of(scope: Scope, unix_ns: int) -> tuple[RequestID, str | None]:
-    """The names of a request, of which ours is made now if it has none yet."""
-    request = scope.get(_SCOPE) or new_request_id(unix_ns)
-    remember(scope, request)
-    found: Iterable[bytes] = (value for name, value in scope["headers"] if name == REQUEST_ID)
-    first = next(iter(found), None)
-    return request, None if first is None else caller_id(first)
-
-
-def with_ids(headers: Headers, scope: Scope, unix_ns: int) -> Headers:
-    """The headers of an answer, with its names where they are missing."""
-    if any(name == REQUEST_ID for name, _ in headers):
-        return headers
-    return [*headers, *id_headers(*ids_of(scope, unix_ns))]

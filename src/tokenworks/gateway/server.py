@@ -1,96 +1,19 @@
-"""Runs the gateway under uvicorn: uvloop, httptools, loopback unless told otherwise.
-
-This is the one file that a faster server replaces.
-"""
+"""Runs the gateway: listens, keeps account of connections, and drains before it stops."""
 
 from __future__ import annotations
 
-import contextlib
-import re
+import asyncio
+import email.utils
 import socket
-from collections.abc import Iterator
-from typing import Any, Final
-
-import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+import time
+from typing import Final
 
 from tokenworks.core.errors import ConfigInvalid
-from tokenworks.gateway.app import Gateway
+from tokenworks.gateway.connection import LIMITS, Application, Connection, HTTPLimits
 
 BACKLOG_MAX: Final = 2_048
-CONNECTIONS_MAX: Final = 12_000
-_UPGRADE: Final = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
-HEAD_BYTES_MAX: Final = 64 * 1024
-"""A head that spans several reads of the socket may have no more."""
-
-IDLE_S_MAX: Final = 75
-DRAIN_S_MAX: Final = 20
-
-
-def _hide_upgrade(data: bytes) -> bytes:
-    """The same head with its ``Upgrade`` under another name; HTTP lets a server ignore an offer."""
-    end = data.find(b"\r\n\r\n")
-    found = _UPGRADE.search(data, 0, end if end >= 0 else len(data))
-    if found is None:
-        return data
-    return data[: found.start()] + b"\r\nx-ignored-upgrade:" + data[found.end() :]
-
-
-class _Protocol(HttpToolsProtocol):
-    """uvicorn's HTTP connection, with a bound on a request's head and two repairs.
-
-    Neither httptools nor uvicorn bounds a head. Where a caller sends its next request before it has
-    the answer to the last, uvicorn tells only the newest of them of a lost connection. And a body
-    that comes with an offer to upgrade, which Java's HTTP client makes on every connection, is
-    lost to the parser, unless the offer is hidden from it.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._head_bytes = 0
-        self._in_head = True
-        self._head_ended = False
-        self._unanswered: list[RequestResponseCycle] = []
-
-    def data_received(self, data: bytes) -> None:
-        """Parse, and give up on a head that does not end."""
-        in_head, self._head_ended = self._in_head, False
-        if in_head:
-            data = _hide_upgrade(data)
-        super().data_received(data)
-        if not in_head or self._head_ended or self.transport.is_closing():
-            return
-        self._head_bytes += len(data)
-        if self._head_bytes > HEAD_BYTES_MAX:
-            self.send_400_response("The request's head is too long.")
-
-    def on_headers_complete(self) -> None:
-        """Begin a request."""
-        super().on_headers_complete()
-        self._in_head, self._head_ended, self._head_bytes = False, True, 0
-        waiting = [cycle for cycle in self._unanswered if not cycle.response_complete]
-        self._unanswered = [*waiting, self.cycle]
-
-    def on_message_complete(self) -> None:
-        """Expect the next head."""
-        super().on_message_complete()
-        self._in_head = True
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Tell every request of this connection that its caller is gone."""
-        for cycle in self._unanswered:
-            if not cycle.response_complete:
-                cycle.disconnected = True
-                cycle.message_event.set()
-        super().connection_lost(exc)
-
-
-class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers: the factory has its own."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
+SWEEP_S: Final = 1.0
+"""Between two looks at whether a connection has taken too long; one timer serves them all."""
 
 
 def listening(host: str, port: int) -> socket.socket:
@@ -104,9 +27,23 @@ def listening(host: str, port: int) -> socket.socket:
 
 
 class GatewayServer:
-    """Binds first, so that a taken port is known before anything else starts."""
+    """Binds first, so that a taken port is known before anything else starts.
 
-    def __init__(self, host: str, port: int) -> None:
+    It implements ``connection.Server``.
+
+    Args:
+        host, port: where to listen; port 0 takes any.
+        limits: what callers may ask of a connection.
+
+    Attributes:
+        address: where it listens.
+        connections: those that are open.
+        limits, application, date, draining, now_s: see ``connection.Server``.
+    """
+
+    application: Application
+
+    def __init__(self, host: str, port: int, limits: HTTPLimits = LIMITS) -> None:
         """Bind.
 
         Raises:
@@ -120,35 +57,70 @@ class GatewayServer:
                 hint="Choose another with --port, or stop what holds it.",
             ) from error
         self.address: tuple[str, int] = self._socket.getsockname()[:2]
-        self._server: _Server | None = None
+        self.limits = limits
+        self.date = _date()
+        self.draining = False
+        self.now_s = 0.0
+        self.connections: set[Connection] = set()
+        self._sweeping: asyncio.TimerHandle | None = None
+        self._stopped: asyncio.Event | None = None
+        self._empty: asyncio.Event | None = None
 
-    async def serve(self, gateway: Gateway) -> None:
-        """Serve until ``stop``; then finish what is open, for at most DRAIN_S_MAX.
+    async def serve(self, application: Application) -> None:
+        """Serve until ``stop``; then finish what is open, for at most ``drain_s_max``.
 
         What is open after that, or after a second ``stop``, goes on until the desk ends it.
         """
-        config = uvicorn.Config(
-            gateway,
-            loop="uvloop",
-            http=_Protocol,
-            ws="none",
-            lifespan="off",
-            interface="asgi3",
-            access_log=False,
-            log_config=None,
-            server_header=False,
-            date_header=True,
-            limit_concurrency=CONNECTIONS_MAX,
-            timeout_keep_alive=IDLE_S_MAX,
-            timeout_graceful_shutdown=DRAIN_S_MAX,
-        )
-        self._server = _Server(config)
-        await self._server.serve(sockets=[self._socket])
+        loop = asyncio.get_running_loop()
+        self.application = application
+        self._stopped, self._empty = asyncio.Event(), asyncio.Event()
+        self._tick()
+        server = await loop.create_server(lambda: Connection(self), sock=self._socket)
+        try:
+            await self._stopped.wait()
+            self.draining = True
+            server.close()
+            for connection in tuple(self.connections):
+                connection.drain()
+            if self.connections:
+                loop.call_later(self.limits.drain_s_max, self._empty.set)
+                await self._empty.wait()
+        finally:
+            server.close()
+            if self._sweeping is not None:
+                self._sweeping.cancel()
 
     def stop(self) -> None:
         """Begin to drain; called again, do not wait for what is still open."""
-        if self._server is not None:
-            self._server.force_exit = self._server.should_exit
-            self._server.should_exit = True
-        else:
+        if self._stopped is None or self._empty is None:
             self._socket.close()
+            return
+        if self._stopped.is_set():
+            self._empty.set()
+        self._stopped.set()
+
+    def opened(self, connection: Connection) -> bool:
+        """See ``connection.Server``."""
+        self.connections.add(connection)
+        return len(self.connections) <= self.limits.connections_max
+
+    def closed(self, connection: Connection) -> None:
+        """See ``connection.Server``."""
+        self.connections.discard(connection)
+        if self.draining and not self.connections and self._empty is not None:
+            self._empty.set()
+
+    def sweep(self, now_s: float) -> None:
+        """End what has taken too long until a time of the event loop's."""
+        self.now_s, self.date = now_s, _date()
+        for connection in tuple(self.connections):
+            connection.sweep(now_s)
+
+    def _tick(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.sweep(loop.time())
+        self._sweeping = loop.call_later(SWEEP_S, self._tick)
+
+
+def _date() -> bytes:
+    return f"date: {email.utils.formatdate(time.time(), usegmt=True)}\r\n".encode()

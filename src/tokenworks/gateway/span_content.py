@@ -69,7 +69,6 @@ class _Said(msgspec.Struct):
 
 _sampling: Final = msgspec.json.Decoder(_Sampling)
 _asked: Final = msgspec.json.Decoder(_Asked)
-_said: Final = msgspec.json.Decoder(_Said)
 
 
 def asked_attributes(body: bytes) -> dict[str, Value]:
@@ -130,9 +129,12 @@ class AnswerContent:
             return {"tokenworks.content.left_out_bytes": self._size_bytes}
         try:
             self._assembler.add(b"\n\n".join(self._events.held))
-            said = _said.decode(self._assembler.completion(""))
+            self._assembler.close()
+            said = msgspec.convert(self._assembler.completion(), _Said)
         except (WorkerFailed, msgspec.MsgspecError):
             return {"tokenworks.content.left_out_bytes": self._size_bytes}
+        if not said.choices:
+            return {}  # no chat: vectors, pictures, sound
         reasons = [each.finish_reason or "" for each in said.choices]
         shaped = [
             {"role": "assistant", "parts": _parts(each.message), "finish_reason": reason}

@@ -12,10 +12,10 @@ from typing import Final, Protocol
 
 import msgspec
 
-from tokenworks.core.errors import TokenworksError
+from tokenworks.core.errors import TokenworksError, WorkerFailed
 from tokenworks.core.ids import ModelName
-from tokenworks.core.orders import KeyView, Order, Outcome, Receipt
-from tokenworks.core.ports import Clock, Delivery, Desk
+from tokenworks.core.orders import CHAT_PATH, KeyView, Order, Outcome, Receipt
+from tokenworks.core.ports import AnswerStream, Clock, Delivery, Desk, Sink
 from tokenworks.core.slo import Tier
 from tokenworks.core.traces import Trace
 from tokenworks.core.units import NS_PER_S
@@ -26,10 +26,9 @@ from tokenworks.gateway.span_content import (
     asked_attributes,
     input_attributes,
 )
+from tokenworks.gateway.tallies import OPERATIONS, OTHER
 
 Attributes = dict[str, Value]
-
-ROUTE: Final = "/v1/chat/completions"
 
 
 class OpenSpan(Protocol):
@@ -125,7 +124,8 @@ class TracedDesk:
         except BaseException as error:
             pair.end({}, type(error).__name__, 500)
             raise
-        return TracedDelivery(delivery, order, pair, AnswerContent() if self._content else None)
+        heard = self._content and order.worker_path == CHAT_PATH
+        return TracedDelivery(delivery, order, pair, AnswerContent() if heard else None)
 
     def _begin(self, order: Order) -> _Pair:
         unix_ns, waited_ns = self._clock.unix_ns(), self._clock.now_ns() - order.arrived_ns
@@ -133,21 +133,23 @@ class TracedDesk:
         names: Attributes = {"tokenworks.request.id": order.request}
         if order.caller_request is not None:
             names["tokenworks.request.caller_id"] = order.caller_request
+        method = "POST" if order.passing is None else order.passing.method
+        operation = OPERATIONS.get(order.worker_path, OTHER)
         request = self._spans.begin(
-            f"POST {ROUTE}",
+            f"{method} {order.route}",
             "server",
             order.trace,
             began_unix_ns,
             {
-                "http.request.method": "POST",
-                "http.route": ROUTE,
-                "url.path": ROUTE,
+                "http.request.method": method,
+                "http.route": order.route,
+                "url.path": order.route if order.passing is None else order.worker_path,
                 "url.scheme": "http",
                 **names,
             },
         )
         attributes: Attributes = {
-            "gen_ai.operation.name": "chat",
+            "gen_ai.operation.name": operation,
             "gen_ai.provider.name": PROVIDER,
             "gen_ai.request.model": order.model,
             "gen_ai.request.stream": True,
@@ -162,7 +164,7 @@ class TracedDesk:
             attributes["gen_ai.agent.name"] = order.agent
         if self._content:
             attributes |= input_attributes(order.body)
-        name = f"chat {order.model}"
+        name = f"{operation} {order.model}"
         inference = self._spans.begin(name, "client", request.trace, unix_ns, attributes)
         return _Pair(request, inference, self._clock)
 
@@ -195,12 +197,23 @@ class TracedDelivery:
         self._delivery, self._order, self._pair = delivery, order, pair
         self._content = content
 
-    async def read(self) -> bytes:
+    @property
+    def stream(self) -> AnswerStream:
         """See ``Delivery``."""
-        data = await self._delivery.read()
-        if self._content is not None:
-            self._content.add(data)
-        return data
+        return self._delivery.stream
+
+    def pipe(self, sink: Sink) -> None:
+        """See ``Delivery``; where content is wanted, it is heard on the way."""
+        content = self._content
+        self._delivery.pipe(sink if content is None else _Heard(sink, content))
+
+    def pause(self) -> None:
+        """See ``Delivery``."""
+        self._delivery.pause()
+
+    def resume(self) -> None:
+        """See ``Delivery``."""
+        self._delivery.resume()
 
     def abort(self) -> None:
         """See ``Delivery``."""
@@ -221,6 +234,24 @@ class TracedDelivery:
             attributes |= self._content.attributes()
         self._pair.end(attributes, *_ENDINGS[outcome.ending])
         return receipt
+
+
+class _Heard:
+    """Implements ``core.ports.Sink`` by another one, and keeps what comes."""
+
+    __slots__ = ("_content", "_sink")
+
+    def __init__(self, sink: Sink, content: AnswerContent) -> None:
+        self._sink, self._content = sink, content
+
+    def data(self, data: bytes) -> None:
+        """See ``Sink``."""
+        self._content.add(data)
+        self._sink.data(data)
+
+    def ended(self, failure: WorkerFailed | None) -> None:
+        """See ``Sink``."""
+        self._sink.ended(failure)
 
 
 _ENDINGS: Final = {

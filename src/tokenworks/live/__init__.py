@@ -22,8 +22,10 @@ __all__ = [
     "quota_leases",
     "seats",
     "settings_store",
+    "shelf",
     "sqlite",
     "store",
     "sum_tables",
+    "worker_body",
     "workers",
 ]

@@ -33,8 +33,8 @@ from tokenworks.core.errors import (
 from tokenworks.core.gauges import Gauges
 from tokenworks.core.ids import ModelName, PoolID, RequestID, WorkerID
 from tokenworks.core.needs import NO_OFFERS, nothing_offers
-from tokenworks.core.orders import KeyView, Order, Outcome, Receipt
-from tokenworks.core.ports import AnswerStream, Clock, WorkerPort
+from tokenworks.core.orders import CHAT_PATH, KeyView, Order, Outcome, Receipt
+from tokenworks.core.ports import AnswerStream, Clock, Sink, WorkerPort
 from tokenworks.core.slo import Tier
 from tokenworks.core.traces import header_lines
 from tokenworks.core.units import NS_PER_MS, NS_PER_S, PPM
@@ -74,6 +74,7 @@ from tokenworks.live.bookkeeper import Bookkeeper
 from tokenworks.live.journal import JournalWriter
 from tokenworks.live.quota_leases import QuotaLeases
 from tokenworks.live.seats import Seat, gauges_of
+from tokenworks.live.worker_body import worker_body
 
 ANSWER_NS_MAX: Final = 3_000 * NS_PER_S
 """From the reservation to the end of the answer, queueing included; less than
@@ -91,11 +92,10 @@ FLIGHTS_MAX: Final = 16_384
 HOUSEKEEPING_NS: Final = 200 * NS_PER_MS
 QUEUE_LEN_MAX: Final = 512
 LIMITS: Final = Limits(queue_len_max=dict.fromkeys(Tier, QUEUE_LEN_MAX))
-CHAT_PATH: Final = "/v1/chat/completions"
 CALLER_AT_FAULT: Final = frozenset({400, 413, 422})
 """A worker's statuses that blame the request. Others, such as 401, blame how we reach it."""
-_TELL_PROGRESS: Final = b'{"return_progress":true,'
-"""llama.cpp then says how much of the prompt it has read: a disconnect is billed exactly."""
+NO_SUCH_PATH: Final = frozenset({404, 405, 501})
+"""Said by a worker that serves no embeddings, sound and so on; every worker serves chat."""
 
 _log: Final = logging.getLogger("tokenworks.driver")
 
@@ -140,9 +140,22 @@ class LiveDelivery:
         left_ns = max(0, flight.cut_off_ns - driver.now_ns())
         self._cut_off = loop.call_later(driver.loop_s(left_ns), stream.abort)
 
-    async def read(self) -> bytes:
+    @property
+    def stream(self) -> AnswerStream:
         """See ``Delivery``."""
-        return await self._stream.read()
+        return self._stream
+
+    def pipe(self, sink: Sink) -> None:
+        """See ``Delivery``."""
+        self._stream.pipe(sink)
+
+    def pause(self) -> None:
+        """See ``Delivery``."""
+        self._stream.pause()
+
+    def resume(self) -> None:
+        """See ``Delivery``."""
+        self._stream.resume()
 
     def abort(self) -> None:
         """See ``Delivery``."""
@@ -354,7 +367,7 @@ class Driver:
         if embedded and order.extra_fields:
             raise InvalidRequest(
                 f"The engine of {order.model!r} does not take {order.extra_fields[0]!r}.",
-                hint="Leave the field out; OpenAI's own fields and common samplers pass.",
+                hint="Leave it out; text, OpenAI's own fields and common samplers pass.",
             )
 
     def _check_needs(self, order: Order) -> None:
@@ -534,7 +547,8 @@ class Driver:
         stream: AnswerStream | None = None
         try:
             stream = await self._post(flight.order, seat)
-            said = b"" if stream.status == 200 else await stream.read_all()
+            passed = stream.status == 200 or flight.order.passing is not None
+            said = b"" if passed else await stream.read_all()
         except (WorkerFailed, WorkerUnavailable) as error:
             await self._broke_off(flight, seat, attempt, str(error))
             return
@@ -544,10 +558,12 @@ class Driver:
             raise
         if not flight.awaits(attempt):
             stream.abort()
-        elif stream.status == 200:
+        elif passed:
             self.tell(Started(request=flight.order.request))
             flight.opened.set_result(LiveDelivery(self, flight, stream))
-        elif stream.status in CALLER_AT_FAULT:
+        elif stream.status in CALLER_AT_FAULT or (
+            stream.status in NO_SUCH_PATH and flight.order.worker_path != CHAT_PATH
+        ):
             self._refuse(flight, stream.status, said)
         else:
             why = f"status {stream.status}: {said[:200]!r}"
@@ -556,13 +572,13 @@ class Driver:
     async def _post(self, order: Order, seat: Seat) -> AnswerStream:
         if seat.client is None:
             raise WorkerUnavailable(f"Worker {seat.worker} is down.")
-        body = order.body
-        if seat.config.engine == "embedded":
-            body = _TELL_PROGRESS + body[1:]
-        elif seat.config.cache_salt:
-            body = b'{"cache_salt":"%b",' % order.cache_salt.encode() + body[1:]
+        if order.passing is not None:
+            return await seat.client.pass_on(order.passing, order.body)
+        body = worker_body(
+            order, embedded=seat.config.engine == "embedded", cache_salt=seat.config.cache_salt
+        )
         lines = header_lines(order.request, order.trace)
-        return await seat.client.post_stream(CHAT_PATH, body, lines)
+        return await seat.client.post_stream(order.worker_path, body, lines, order.content_type)
 
     async def _broke_off(self, flight: _Flight, seat: Seat, attempt: int, why: str) -> None:
         await asyncio.sleep(BREATHER_NS / NS_PER_S)

@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import secrets
+import ssl
 import sys
 import urllib.parse
 from collections.abc import Awaitable, Callable, Coroutine
@@ -22,7 +23,7 @@ from tokenworks.core.errors import ConfigInvalid, FactoryError, WorkerFailed
 from tokenworks.core.ids import ModelName, PoolID, WorkerID
 from tokenworks.core.ports import Clock, WorkerPort
 from tokenworks.core.units import NS_PER_MS, NS_PER_S
-from tokenworks.live.network import WorkerClient
+from tokenworks.live.network import HTTP_PORT, HTTPS_PORT, WorkerClient
 
 KEY_VARIABLE: Final = "TOKENWORKS_WORKER_KEY"
 """Where the worker process finds its API key."""
@@ -38,6 +39,9 @@ ENVIRONMENT_PASSED: Final = (
     *("OMP_", "GGML_", "CUDA_", "NVIDIA_", "HIP_", "ROCR_", "SYSTEMROOT"),
 )
 """Beginnings of the variables a worker gets; the factory's secrets are not among them."""
+
+ANY_MODEL: Final = "*"
+"""The model of a pool that requests are passed on to as they came, whatever they ask for."""
 
 STOPPED: Final = "it was stopped"
 
@@ -502,7 +506,7 @@ class AttachedWorker:
             raise WorkerFailed("/v1/models did not answer in time") from None
         except msgspec.DecodeError as error:
             raise WorkerFailed(f"/v1/models answered {body[:200]!r}: {error}") from error
-        if self.spec.model not in names:
+        if self.spec.model not in (*names, ANY_MODEL):
             raise WorkerFailed(f"it serves {names!r}, not {self.spec.model!r}")
         return self.spec.model
 
@@ -520,15 +524,16 @@ class _ModelList(msgspec.Struct, frozen=True):
 def _client_of(spec: AttachedSpec) -> WorkerClient:
     parts = urllib.parse.urlsplit(spec.url)
     if (
-        parts.scheme != "http" or not parts.hostname
+        parts.scheme not in ("http", "https") or not parts.hostname
         or parts.username is not None or parts.query or parts.fragment
     ):  # fmt: skip
         raise ConfigInvalid(
             f"worker {spec.worker!r} has the URL {spec.url!r}, which is not http://host[:port]",
-            hint="Keys go into their own setting; for https put a proxy in front.",
+            hint="It may begin with https://; keys go into their own setting.",
         )
     try:
-        port = parts.port or 80
+        secure = parts.scheme == "https"
+        port = parts.port or (HTTPS_PORT if secure else HTTP_PORT)
     except ValueError as error:
         raise ConfigInvalid(f"worker {spec.worker!r}: {error} in {spec.url!r}") from error
     return WorkerClient(
@@ -537,6 +542,7 @@ def _client_of(spec: AttachedSpec) -> WorkerClient:
         spec.api_key,
         connections_max=ATTACHED_CONNECTIONS_MAX,
         base_path=parts.path.rstrip("/").removesuffix("/v1"),
+        tls=ssl.create_default_context() if secure else None,
     )
 
 

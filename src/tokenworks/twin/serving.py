@@ -23,7 +23,8 @@ from typing import Final, Protocol
 import msgspec
 
 from tokenworks.core.errors import WorkerFailed, WorkerUnavailable
-from tokenworks.core.ports import AnswerStream, WorkerPort
+from tokenworks.core.orders import CHAT_PATH, JSON_TYPE, Passing
+from tokenworks.core.ports import AnswerStream, Sink, WorkerPort
 from tokenworks.core.rng import WORD
 from tokenworks.core.units import NS_PER_S
 from tokenworks.twin.clock import FastClock
@@ -44,7 +45,6 @@ CHUNKS_PER_S_MAX: Final = 4_000
 UNREAD_BYTES_MAX: Final = 64 * 1024
 """What is made for a caller who reads nothing waits in the count, not as bytes."""
 RESTART_S: Final = 1.0
-CHAT_PATH: Final = "/v1/chat/completions"
 STOPPED: Final = "it was stopped"
 
 _WORKER_MASK: Final = WORKERS_MAX - 1
@@ -156,7 +156,8 @@ class Refusal:
     """An answer that is an error."""
 
     def __init__(self, status: int, message: str) -> None:
-        self.status = status
+        self.status, self.content_type = status, JSON_TYPE.encode()
+        self.headers = ((b"content-type", self.content_type),)
         error = {"message": message, "type": "invalid_request_error", "code": status}
         self._body = msgspec.json.encode({"error": error})
 
@@ -168,6 +169,17 @@ class Refusal:
     async def read_all(self) -> bytes:
         """See ``AnswerStream``."""
         return await self.read()
+
+    def pipe(self, sink: Sink) -> None:
+        """See ``AnswerStream``."""
+        sink.data(self._body)
+        sink.ended(None)
+
+    def pause(self) -> None:
+        """See ``AnswerStream``."""
+
+    def resume(self) -> None:
+        """See ``AnswerStream``."""
 
     def abort(self) -> None:
         """See ``AnswerStream``."""
@@ -182,6 +194,8 @@ class Answer:
     """
 
     status = 200
+    content_type = b"text/event-stream"
+    headers = ((b"content-type", content_type),)
 
     def __init__(
         self, engines: Engines, attempt: Attempt, asked: Asked, model: str, created_s: int
@@ -195,6 +209,8 @@ class Answer:
         self._ended = False
         self._failure: str | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._sink: Sink | None = None
+        self._paused = False
         named = msgspec.json.encode(model)
         self._head = (
             b'data: {"id":"chatcmpl-twin-%d","object":"chat.completion.chunk","created":%d,'
@@ -228,6 +244,20 @@ class Answer:
             whole += data
         return bytes(whole)
 
+    def pipe(self, sink: Sink) -> None:
+        """See ``AnswerStream``."""
+        self._sink = sink
+        self._hand_over(sink)
+
+    def pause(self) -> None:
+        """See ``AnswerStream``; what is made meanwhile waits in the count."""
+        self._paused = True
+
+    def resume(self) -> None:
+        """See ``AnswerStream``."""
+        self._paused = False
+        self._wake()
+
     def abort(self) -> None:
         """See ``AnswerStream``."""
         if not self._ended and self._failure is None:
@@ -256,12 +286,12 @@ class Answer:
         made = self.attempt.made
         if made > self._told:
             self._emit(made)
+        self._ended = True
         reason = b"length" if made == self._asked.output_tokens_max else b"stop"
         self._put(
             b'%b[{"index":0,"delta":{},"finish_reason":"%b"}]}\n\n' % (self._head, reason)
             + b"%b[],%b}\n\ndata: [DONE]\n\n" % (self._head, self._usage())
         )
-        self._ended = True
 
     def break_off(self, why: str) -> None:
         """There will be no more."""
@@ -293,8 +323,23 @@ class Answer:
         self._wake()
 
     def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
+        if self._sink is not None:
+            self._hand_over(self._sink)
+        elif self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+    def _hand_over(self, sink: Sink) -> None:
+        """Give the sink what there is, and the end after it."""
+        if self._paused and self._failure is None:
+            return
+        if self._parts:
+            data = b"".join(self._parts)
+            self._parts.clear()
+            self._unread_bytes = 0
+            sink.data(data)
+        if self._ended or self._failure is not None:
+            self._sink = None
+            sink.ended(None if self._failure is None else WorkerFailed(self._failure))
 
 
 class Engines:
@@ -450,7 +495,13 @@ class ModelledClient:
         self._engines, self._index = engines, index
         self._closed: str | None = None
 
-    async def post_stream(self, path: str, body: bytes, lines: bytes = b"") -> AnswerStream:  # noqa: ARG002
+    async def post_stream(
+        self,
+        path: str,
+        body: bytes,
+        lines: bytes = b"",  # noqa: ARG002
+        content_type: str = JSON_TYPE,  # noqa: ARG002  what isn't JSON is refused as such
+    ) -> AnswerStream:
         """See ``WorkerPort``."""
         self._check_open()
         if path != CHAT_PATH:
@@ -469,6 +520,13 @@ class ModelledClient:
             answer.abort()
             raise
         return answer
+
+    async def pass_on(self, passing: Passing, body: bytes) -> AnswerStream:
+        """See ``WorkerPort``."""
+        if passing.method != "POST":
+            self._check_open()
+            return Refusal(404, f"A modelled worker serves POST {CHAT_PATH} alone.")
+        return await self.post_stream(passing.target, body)
 
     async def get(self, path: str) -> tuple[int, bytes]:
         """See ``WorkerPort``."""

@@ -1,0 +1,437 @@
+"""Serves answers, whatever the dialect: from a whole request to its settlement.
+
+An answer has one task, which sleeps while the answer is made: each read of the worker's socket goes
+to the caller's by calls alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import Final
+
+from tokenworks.core.errors import ModelNotFound, TokenworksError, Unauthorized, WorkerFailed
+from tokenworks.core.ids import ModelName, RequestID, TenantID
+from tokenworks.core.orders import Ending, KeyView, Order, Outcome, Receipt
+from tokenworks.core.ports import Clock, Delivery, Desk, Shelf, Shelved
+from tokenworks.core.slo import Measured, Tier
+from tokenworks.core.units import NS_PER_MS
+from tokenworks.gateway.assemble import Assembler
+from tokenworks.gateway.connection import Exchange
+from tokenworks.gateway.dialect import Asked, Writer
+from tokenworks.gateway.event_stream import EventStream
+from tokenworks.gateway.http_head import Head
+from tokenworks.gateway.http_io import JSON, ClientGone, Headers, check_json, secret_of
+from tokenworks.gateway.metrics import GatewayMetrics
+from tokenworks.gateway.own_headers import READ, OwnHeaders, own_headers
+from tokenworks.gateway.request_ids import id_headers
+from tokenworks.gateway.routes import AnyDialect
+
+_log: Final = logging.getLogger("tokenworks.gateway")
+
+SEND_WAIT_NS_MIN: Final = NS_PER_MS
+"""A caller who takes no more for longer than this is slow, and that time is the caller's."""
+
+EVENTS: Final = b"text/event-stream"
+_NO_CACHE: Final = (b"cache-control", b"no-cache")
+
+
+class Meter:
+    """Times one answer at the moments it is sent."""
+
+    __slots__ = ("_arrived_ns", "_ended_ns", "_first_ns", "_last_ns", "_waited_ns")
+
+    def __init__(self, arrived_ns: int) -> None:
+        self._arrived_ns = arrived_ns
+        self._ended_ns: int | None = None
+        self._first_ns: int | None = None
+        self._last_ns = arrived_ns
+        self._waited_ns = 0
+
+    def tokens_sent(self, now_ns: int) -> None:
+        """A part of the answer goes out now."""
+        self._last_ns = now_ns - self._waited_ns
+        if self._first_ns is None:
+            self._first_ns = self._last_ns
+
+    def waited(self, duration_ns: int) -> None:
+        """A send took this long."""
+        if duration_ns >= SEND_WAIT_NS_MIN:
+            self._waited_ns += duration_ns
+
+    def ended(self, now_ns: int) -> None:
+        """The worker has said why it stopped."""
+        if self._ended_ns is None:
+            self._ended_ns = now_ns - self._waited_ns
+
+    def measured(self, output_tokens: int, now_ns: int) -> Measured:
+        """The speed so far.
+
+        Args:
+            output_tokens: what the worker made. Where none of it was text to send, as before a
+                stop string or an immediate end, the end of the answer counts as its first token.
+            now_ns: the time of settling, which is that end if the worker never named one.
+        """
+        first_ns, last_ns = self._first_ns, self._last_ns
+        if first_ns is None and output_tokens > 0:
+            ended_ns = self._ended_ns
+            first_ns = last_ns = now_ns - self._waited_ns if ended_ns is None else ended_ns
+        if first_ns is None:
+            return Measured(ttft_ns=None, decode_ns=0, output_tokens=output_tokens)
+        return Measured(
+            ttft_ns=first_ns - self._arrived_ns,
+            decode_ns=last_ns - first_ns,
+            output_tokens=output_tokens,
+        )
+
+
+class Answers:
+    """Serves answers through a desk."""
+
+    def __init__(
+        self, desk: Desk, clock: Clock, metrics: GatewayMetrics, shelf: Shelf | None = None
+    ) -> None:
+        self.desk = desk
+        self._shelf = shelf
+        self.clock = clock
+        self.metrics = metrics
+
+    def key_of(self, head: Head) -> KeyView:
+        """Who asks.
+
+        Raises:
+            Unauthorized: there is no key, or none that is known.
+        """
+        secret = secret_of(head)
+        key = self.desk.key_of(secret) if secret else None
+        if key is None:
+            raise Unauthorized(
+                "There is no valid key." if secret is None else "The key is unknown or revoked.",
+                hint="Send `Authorization: Bearer <key>`; `tokenworks key create` makes one.",
+            )
+        return key
+
+    def prepare(
+        self,
+        dialect: AnyDialect,
+        exchange: Exchange,
+        key: KeyView,
+        request: RequestID,
+        callers: str | None,
+    ) -> Answer:
+        """Check a whole request, and make ready to answer it.
+
+        Args:
+            dialect: what it speaks.
+            exchange: the request.
+            key: who asks.
+            request: our name for it.
+            callers: its caller's name for it.
+
+        Raises:
+            TokenworksError: what is wrong with it.
+        """
+        head = exchange.head
+        assert head is not None
+        check_json(head)
+        arrived_ns = self.clock.now_ns()
+        named = head.headers() if any(map(head.has, READ)) else []
+        own = own_headers(named, key.labels)
+        asked = dialect.read(exchange.body, key, own, self._output_default)
+        exchange.body = b""
+        order = self.order(asked, key, arrived_ns, own, request, dialect.path)
+        writer = dialect.writer(asked, request)
+        return Answer(self, order, writer, exchange, callers, stream=asked.stream)
+
+    async def keep(self, tenant: TenantID, kind: str, item: Shelved) -> None:
+        """Keep what an answer leaves.
+
+        It has been made and billed: that it cannot be kept is said to the operator, and to the
+        caller when it asks for it.
+        """
+        assert self._shelf is not None, kind
+        try:
+            await self._shelf.put(tenant, kind, item)
+        except TokenworksError as error:
+            _log.warning("%s %s of %s is not kept: %s", kind, item.id, tenant, error)
+
+    async def opened(self, exchange: Exchange, order: Order) -> Delivery:
+        """The delivery; a caller who leaves while it waits withdraws its request.
+
+        Raises:
+            ClientGone: the caller left.
+        """
+        task = asyncio.current_task()
+        assert task is not None
+        exchange.on_gone = task.cancel
+        if exchange.gone:
+            raise ClientGone
+        try:
+            return await self.desk.open(order)
+        except asyncio.CancelledError:
+            if exchange.gone and not task.uncancel():
+                raise ClientGone from None
+            raise
+
+    async def settle(self, order: Order, delivery: Delivery, outcome: Outcome) -> Receipt:
+        """Bill and count an answer."""
+        ended_ns = self.clock.now_ns()
+        receipt = await delivery.settle(outcome)
+        self.metrics.settle(order, outcome, receipt, ended_ns, self.clock.now_ns())
+        return receipt
+
+    def order(
+        self,
+        asked: Asked,
+        key: KeyView,
+        arrived_ns: int,
+        own: OwnHeaders,
+        request: RequestID,
+        route: str,
+    ) -> Order:
+        """The request as the factory takes it; ``route`` is the gateway's, one of a few."""
+        return Order(
+            request=request,
+            key=key,
+            model=asked.model,
+            tier=asked.tier,
+            body=asked.body,
+            input_tokens_max=asked.input_tokens_max,
+            output_tokens_max=asked.output_tokens_max,
+            prefix=asked.prefix,
+            arrived_ns=arrived_ns,
+            agent=own.agent,
+            run=own.run,
+            extra_fields=asked.extra_fields,
+            cache_salt=asked.cache_salt,
+            needs=own.needs,
+            session=own.session,
+            hints=own.hints,
+            worker_path=asked.worker_path,
+            route=route,
+            content_type=asked.content_type,
+            caller_request=own.caller_request,
+            trace=own.trace,
+        )
+
+    def _output_default(self, model: ModelName, tier: Tier) -> int:
+        if model not in self.desk.models():
+            raise ModelNotFound(
+                f"The model {model!r} is not served here.",
+                hint=f"Models: {', '.join(self.desk.models()) or 'none at present'}.",
+            )
+        return self.desk.output_tokens_default(model, tier)
+
+
+class Answer:
+    """One answer on its way out. However it ends, it is settled once, and the caller is told.
+
+    It implements ``ports.Sink``.
+    """
+
+    __slots__ = (
+        "_answers",
+        "_assembler",
+        "_callers",
+        "_delivery",
+        "_events",
+        "_exchange",
+        "_failure",
+        "_meter",
+        "_order",
+        "_over",
+        "_paused_ns",
+        "_waiter",
+        "_writer",
+    )
+
+    def __init__(
+        self,
+        answers: Answers,
+        order: Order,
+        writer: Writer,
+        exchange: Exchange,
+        callers: str | None,
+        *,
+        stream: bool,
+    ) -> None:
+        self._callers = callers
+        self._answers, self._order, self._writer, self._exchange = answers, order, writer, exchange
+        self._events = EventStream()
+        self._meter = Meter(order.arrived_ns)
+        self._assembler = None if stream else Assembler()
+        self._delivery: Delivery | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._over = False
+        """Whether nothing more is taken from the worker."""
+        self._failure: Exception | None = None
+        self._paused_ns: int | None = None
+
+    async def run(self) -> None:
+        """Open, forward or assemble until the end, settle, close.
+
+        Raises:
+            TokenworksError: what went wrong; ``tell`` tells the caller.
+            ClientGone: the caller left, and what was made for it is settled.
+        """
+        exchange = self._exchange
+        delivery = self._delivery = await self._answers.opened(exchange, self._order)
+        exchange.on_gone = self._left
+        if exchange.gone:
+            self._left()
+        await self._pass_on(delivery)
+        failure = self._failure
+        if exchange.gone:
+            await self._settle(delivery, "disconnected")
+            if failure is None or isinstance(failure, TokenworksError):
+                raise ClientGone
+            raise failure
+        if failure is not None:
+            delivery.abort()
+            try:
+                await self._settle(delivery, "failed")
+            except TokenworksError as error:
+                raise error from failure
+            raise failure
+        receipt = await self._settle(delivery, "done")
+        last = self._last(receipt.tier_delivered)
+        if self._writer.kept is not None:
+            await self._answers.keep(self._order.key.tenant, *self._writer.kept)
+        if exchange.gone:
+            raise ClientGone
+        self._close(last)
+
+    def tell(self, error: TokenworksError) -> bool:
+        """End a stream that has begun with an error event; False if none has begun."""
+        if not self._exchange.status:
+            return False
+        self._exchange.end(self._writer.error_event(error))
+        return True
+
+    def _left(self) -> None:
+        """The caller has left: the worker stops now."""
+        assert self._delivery is not None
+        self._delivery.abort()
+        self._stop(None)
+
+    async def _pass_on(self, delivery: Delivery) -> None:
+        """Return once the answer has ended, or cannot go on."""
+        exchange = self._exchange
+        exchange.on_pause, exchange.on_resume = self._pause, self._resume
+        try:
+            delivery.pipe(self)
+            if not self._over:
+                self._waiter = asyncio.get_running_loop().create_future()
+                await self._waiter
+        except asyncio.CancelledError:
+            self._stop(None)
+            delivery.abort()
+            with contextlib.suppress(TokenworksError):
+                await self._settle(delivery, "failed")
+            raise
+        if self._failure is None and not exchange.gone:
+            self._failure = self._missing()
+
+    # What comes from the worker, and what the caller does meanwhile.
+
+    def data(self, data: bytes) -> None:
+        """See ``Sink``."""
+        if self._over:
+            return
+        try:
+            self._take(data)
+        except Exception as error:  # noqa: BLE001 - raised again once the answer is settled
+            self._failure = self._failure or error
+            self._stop(error)
+
+    def ended(self, failure: WorkerFailed | None) -> None:
+        """See ``Sink``."""
+        self._stop(failure)
+
+    def _take(self, data: bytes) -> None:
+        events = self._events
+        before = events.token_events
+        ready = events.feed(data)
+        if events.token_events != before:
+            self._meter.tokens_sent(self._answers.clock.now_ns())
+        if events.finished:
+            self._meter.ended(self._answers.clock.now_ns())
+        if ready:
+            if self._assembler is not None:
+                self._assembler.add(ready)
+            elif written := self._writer.forward(ready):
+                if not self._exchange.status:
+                    self._begin()
+                self._exchange.write(written)
+        if events.done:
+            self._stop(None)
+
+    def _stop(self, failure: Exception | None) -> None:
+        if self._over:
+            return
+        self._over, self._failure = True, self._failure or failure
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _pause(self) -> None:
+        if self._delivery is not None and self._paused_ns is None:
+            self._paused_ns = self._answers.clock.now_ns()
+            self._delivery.pause()
+
+    def _resume(self) -> None:
+        if self._delivery is not None and self._paused_ns is not None:
+            self._meter.waited(self._answers.clock.now_ns() - self._paused_ns)
+            self._paused_ns = None
+            self._delivery.resume()
+
+    # The end.
+
+    def _missing(self) -> Exception | None:
+        """What an answer that has ended lacks; it is whole with or without ``[DONE]``."""
+        events = self._events
+        if events.failure is not None:
+            return events.failure
+        if not (events.done or events.finished):
+            return WorkerFailed(
+                "The worker ended the stream before the answer was whole.", hint="Try again."
+            )
+        if self._assembler is not None:
+            try:
+                self._assembler.add(b"\n\n".join([*events.held, events.usage_event or b""]))
+                self._assembler.close()
+            except WorkerFailed as failure:
+                return failure
+        return None
+
+    async def _settle(self, delivery: Delivery, ending: Ending) -> Receipt:
+        """Bill and count the answer."""
+        usage = self._events.usage_so_far()
+        outcome = Outcome(
+            usage=usage,
+            measured=self._meter.measured(usage.completion_tokens, self._answers.clock.now_ns()),
+            ending=ending,
+            metered_by=self._events.metered_by,
+        )
+        return await self._answers.settle(self._order, delivery, outcome)
+
+    def _begin(self) -> None:
+        """Say 200, at the first bytes: what fails before them is answered with its own status."""
+        self._exchange.begin(200, EVENTS, [_NO_CACHE, *self._headers()])
+
+    def _last(self, tier: Tier) -> bytes:
+        """The whole body, or the end of a stream."""
+        if self._assembler is not None:
+            return self._writer.whole(self._assembler.completion(), tier)
+        return self._writer.closing(self._events, tier)
+
+    def _close(self, last: bytes) -> None:
+        if self._assembler is not None:
+            self._exchange.respond(200, last, JSON, self._headers())
+            return
+        if not self._exchange.status:
+            self._begin()
+        self._exchange.end(last)
+
+    def _headers(self) -> Headers:
+        return id_headers(self._order.request, self._callers)

@@ -1,0 +1,133 @@
+"""The body of a request: of a known length, or in chunks; bounded, however it is cut into reads."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from tokenworks.core.errors import InvalidRequest, RequestTooLarge
+
+CHUNK_LINE_BYTES_MAX: Final = 1_024
+"""A chunk's size with its extensions, which are not read."""
+
+TRAILER_BYTES_MAX: Final = 8 * 1_024
+_SIZE: Final = re.compile(rb"([0-9A-Fa-f]{1,8})(?:[ \t]*+;[^\x00-\x08\x0a-\x1f\x7f]*+)?+\r\n")
+_CRLF: Final = b"\r\n"
+
+
+class SizedBody:
+    """A body whose length is known.
+
+    Attributes:
+        whole: the body, once it is there.
+    """
+
+    __slots__ = ("_left", "_parts", "whole")
+
+    def __init__(self, length: int) -> None:
+        self._left = length
+        self._parts: list[bytes] = []
+        self.whole: bytes | None = None
+
+    def feed(self, data: bytes) -> bytes:
+        """Take what is of the body; return what comes after it."""
+        rest = b""
+        if len(data) > self._left:
+            data, rest = data[: self._left], data[self._left :]
+        self._left -= len(data)
+        self._parts.append(data)
+        if not self._left:
+            self.whole = data if len(self._parts) == 1 else b"".join(self._parts)
+        return rest
+
+
+class ChunkedBody:
+    """A body in chunks; extensions and trailers are checked for length and dropped.
+
+    Args:
+        bytes_max: the body may have no more.
+
+    Attributes:
+        whole: the body, once it is there.
+    """
+
+    __slots__ = ("_bytes_max", "_in_trailer", "_left", "_parts", "_rest", "_size", "whole")
+
+    def __init__(self, bytes_max: int) -> None:
+        self._bytes_max = bytes_max
+        self._parts: list[bytes] = []
+        self._rest = b""
+        self._size = 0
+        self._left = 0
+        """Bytes of the present chunk that have not come, with its line end."""
+        self._in_trailer = False
+        self.whole: bytes | None = None
+
+    def feed(self, data: bytes) -> bytes:
+        """Take what is of the body; return what comes after it.
+
+        Raises:
+            InvalidRequest: a chunk is not as it must be.
+            RequestTooLarge: more than ``bytes_max``.
+        """
+        data = self._rest + data if self._rest else data
+        at = 0
+        while self.whole is None:
+            step = self._chunk(data, at) if self._left else self._line(data, at)
+            if step == at:
+                self._rest = data[at:]
+                return b""
+            at = step
+        return data[at:]
+
+    def _chunk(self, data: bytes, at: int) -> int:
+        """Take of a chunk's bytes what is there; the place after it."""
+        body = self._left - len(_CRLF)
+        if body > 0:
+            part = data[at : at + body]
+            self._parts.append(part)
+            self._left -= len(part)
+            return at + len(part)
+        if len(data) - at < self._left:
+            return at
+        if data[at : at + len(_CRLF)] != _CRLF:
+            raise InvalidRequest("A chunk of the request's body is longer than it says.")
+        self._left = 0
+        return at + len(_CRLF)
+
+    def _line(self, data: bytes, at: int) -> int:
+        """Take the line of a chunk's size, or one of the trailer; the place after it."""
+        end = data.find(b"\n", at) + 1
+        bytes_max = TRAILER_BYTES_MAX if self._in_trailer else CHUNK_LINE_BYTES_MAX
+        if (end or len(data)) - at > bytes_max:
+            raise InvalidRequest(f"A line between the request's chunks exceeds {bytes_max} bytes.")
+        if not end:
+            return at
+        line = data[at:end]
+        if self._in_trailer:
+            self._trailer(line)
+            return end
+        match = _SIZE.fullmatch(line)
+        if match is None:
+            raise InvalidRequest("The size of a chunk of the body is no hexadecimal number.")
+        size = int(match[1], 16)
+        self._size += size
+        if self._size > self._bytes_max:
+            raise body_too_large(self._bytes_max)
+        self._in_trailer = not size
+        self._left = size + len(_CRLF) if size else 0
+        return end
+
+    def _trailer(self, line: bytes) -> None:
+        self._size += len(line)
+        if not line.endswith(_CRLF) or self._size > self._bytes_max + TRAILER_BYTES_MAX:
+            raise InvalidRequest("The trailer of the request's body is not HTTP/1.1.")
+        if line == _CRLF:
+            self.whole = b"".join(self._parts)
+
+
+def body_too_large(bytes_max: int) -> RequestTooLarge:
+    """The refusal of a body."""
+    return RequestTooLarge(
+        f"The body has more than {bytes_max} bytes.", hint="Send a shorter prompt."
+    )

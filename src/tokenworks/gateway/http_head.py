@@ -1,0 +1,149 @@
+"""The head of a request: strictly HTTP/1.1's grammar, or refused.
+
+A head is taken whole and must be what RFC 9112 says, to the letter, so that no proxy before us can
+read another request out of the same bytes than we do. Values are looked up in the head as it is:
+nothing is built of headers that nobody asks for.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+from urllib.parse import unquote_to_bytes
+
+from tokenworks.core.errors import InvalidRequest
+from tokenworks.gateway.http_io import Headers
+
+_TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
+_HEAD: Final = re.compile(
+    rb"(" + _TOKEN + rb") ([\x21-\x7e]++) HTTP/1\.([01])\r\n"
+    rb"(?:" + _TOKEN + rb":[^\x00-\x08\x0a-\x1f\x7f]*+\r\n)*+\r\n"
+)
+"""A request line and header fields. There is no space before a colon, no folded line, no bare line
+feed and no control character."""
+
+_LINE: Final = re.compile(rb"\r\n([^:\r\n]+):[ \t]*([^\r\n]*)")
+_LENGTH_DIGITS_MAX: Final = 15
+_SPACE: Final = b" \t"
+HEAD_END: Final = b"\r\n\r\n"
+
+
+class Head:
+    """A request's head.
+
+    Attributes:
+        method: as it came; methods are case-sensitive.
+        path: without the query, percent signs decoded; never the scheme and host.
+        query: as it came, without the question mark.
+        http_1_0: whether the caller speaks HTTP/1.0.
+        length: the body's bytes; None if it comes in chunks.
+        keep_alive: whether the caller may send another request after this.
+        expects: whether the caller waits for ``100 Continue`` before it sends the body.
+    """
+
+    __slots__ = (
+        "_lower",
+        "_raw",
+        "expects",
+        "http_1_0",
+        "keep_alive",
+        "length",
+        "method",
+        "path",
+        "query",
+    )
+
+    def __init__(self, raw: bytes) -> None:
+        """Read a head.
+
+        Args:
+            raw: from the request line to the empty line, both included.
+
+        Raises:
+            InvalidRequest: it is not HTTP, or what it says of the body can be read in two ways.
+        """
+        match = _HEAD.fullmatch(raw)
+        if match is None:
+            raise InvalidRequest("The request's head is not HTTP/1.1.")
+        method, target, minor = match.groups()
+        self._raw = raw
+        self._lower = raw.lower()
+        self.method = method.decode("ascii")
+        self.http_1_0 = minor == b"0"
+        self.path, self.query = _target(target)
+        self._check_host()
+        self.length = self._length()
+        connection = self.get(b"connection")
+        self.keep_alive = not self.http_1_0
+        if connection is not None and self.keep_alive:
+            self.keep_alive = b"close" not in connection.lower()
+        expect = self.get(b"expect")
+        self.expects = expect is not None and expect.lower() == b"100-continue"
+
+    @property
+    def raw_path(self) -> bytes:
+        """The path as it came, percent signs and all; never the scheme and host."""
+        return _without_server(self._raw.split(b" ", 2)[1]).partition(b"?")[0]
+
+    def get(self, name: bytes) -> bytes | None:
+        """The value of the first header of a name in lower case, without space around it."""
+        needle = b"\r\n" + name + b":"
+        at = self._lower.find(needle)
+        if at < 0:
+            return None
+        at += len(needle)
+        return self._raw[at : self._raw.index(b"\r\n", at)].strip(_SPACE)
+
+    def has(self, prefix: bytes) -> bool:
+        """Whether the name of any header begins so."""
+        return b"\r\n" + prefix in self._lower
+
+    def headers(self) -> Headers:
+        """All of them, in order, names in lower case."""
+        found = _LINE.findall(self._raw)
+        return [(name.lower(), value.rstrip(_SPACE)) for name, value in found]
+
+    def _check_host(self) -> None:
+        hosts = self._lower.count(b"\r\nhost:")
+        if hosts > 1 or not (hosts or self.http_1_0):
+            raise InvalidRequest(f"The request has {hosts} `Host` headers; it must have one.")
+
+    def _length(self) -> int | None:
+        lengths = self._lower.count(b"\r\ncontent-length:")
+        coding = self.get(b"transfer-encoding")
+        if coding is not None:
+            once = self._lower.count(b"\r\ntransfer-encoding:") == 1
+            if lengths or self.http_1_0 or not once or coding.lower() != b"chunked":
+                raise InvalidRequest(
+                    "The request's `Transfer-Encoding` must be `chunked`, alone, once, without "
+                    "`Content-Length`."
+                )
+            return None
+        if not lengths:
+            return 0
+        value = self.get(b"content-length") or b""
+        if lengths > 1 or not value.isdigit() or len(value) > _LENGTH_DIGITS_MAX:
+            raise InvalidRequest("The request's `Content-Length` must be one whole number.")
+        return int(value)
+
+
+def _without_server(target: bytes) -> bytes:
+    """A request's target without the server that it may name.
+
+    Raises:
+        InvalidRequest: it is neither a path nor an address of HTTP nor ``*``.
+    """
+    if target.startswith(b"/") or target == b"*":
+        return target
+    scheme, _, rest = target.partition(b"://")
+    if scheme.lower() not in {b"http", b"https"}:
+        raise InvalidRequest("The request's target must be a path.")
+    return b"/" + rest.partition(b"/")[2]
+
+
+def _target(target: bytes) -> tuple[str, bytes]:
+    """Path and query of a request's target."""
+    path, _, query = _without_server(target).partition(b"?")
+    if b"%" in path:
+        path = unquote_to_bytes(path)
+    return path.decode("utf-8", "replace"), query

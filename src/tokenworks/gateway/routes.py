@@ -1,0 +1,132 @@
+"""The table of routes: which path and method has which handler, and how its errors are worded."""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from typing import Any
+
+import msgspec
+
+from tokenworks.core.errors import MethodNotAllowed, RouteNotFound
+from tokenworks.core.ids import RequestID
+from tokenworks.core.orders import KeyView
+from tokenworks.gateway.dialect import Dialect, ErrorForm
+from tokenworks.gateway.http_io import BODY_BYTES_MAX, JSON, Headers
+from tokenworks.gateway.openai_errors import OpenAIErrors
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """A whole request.
+
+    Attributes:
+        method: in capitals.
+        path: without the query, percent signs decoded.
+        id: our name for it.
+        query: as it came, without the question mark.
+        headers: names in lower case, in the order in which they came.
+        body: all of it.
+        key: who asks; None on a route that needs no key.
+    """
+
+    method: str
+    path: str
+    headers: Headers
+    id: RequestID
+    query: bytes = b""
+    body: bytes = b""
+    key: KeyView | None = None
+
+    def get(self, name: bytes) -> bytes | None:
+        """The value of the first header of a name in lower case."""
+        return next((value for each, value in self.headers if each == name), None)
+
+
+class Response(msgspec.Struct, frozen=True, kw_only=True):
+    """A whole response; its length is written for it.
+
+    Attributes:
+        status: as in HTTP.
+        body: all of it.
+        content_type: what it is.
+        headers: more of them, names in lower case.
+    """
+
+    body: bytes = b""
+    status: int = 200
+    content_type: bytes = JSON
+    headers: Headers = []
+
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+AnyDialect = Dialect[Any]
+"""Each has a kind of request of its own, which nobody else looks into."""
+
+
+class Route(msgspec.Struct, frozen=True, kw_only=True):
+    """One path, or all below one.
+
+    Attributes:
+        path: in full; one that ends in a slash stands for all that begin with it, too.
+        handlers: by method.
+        keyed: whether a key is needed.
+        errors: how its errors are worded.
+        body_bytes_max: a request's body may have no more.
+    """
+
+    path: str
+    handlers: Mapping[str, Handler]
+    keyed: bool = True
+    errors: ErrorForm = OpenAIErrors()
+    body_bytes_max: int = BODY_BYTES_MAX
+
+
+class Routes:
+    """Finds what a path belongs to.
+
+    Args:
+        answers: routes that a worker answers.
+        others: all others. Where several begin a path, the longest has it.
+    """
+
+    def __init__(self, answers: tuple[AnyDialect, ...], others: tuple[Route, ...]) -> None:
+        self._answers = {dialect.path: dialect for dialect in answers}
+        self._others = {route.path: route for route in others}
+        self._below = sorted(
+            (route for route in others if route.path.endswith("/")),
+            key=lambda route: len(route.path),
+            reverse=True,
+        )
+        assert len({*self._answers, *self._others}) == len(answers) + len(others), "a path twice"
+
+    def find(self, path: str) -> AnyDialect | Route:
+        """What a path belongs to.
+
+        Raises:
+            RouteNotFound: nothing.
+        """
+        found = self._answers.get(path) or self._others.get(path)
+        if found is None:
+            found = next((route for route in self._below if path.startswith(route.path)), None)
+        if found is None:
+            paths = ", ".join([*self._answers, *self._others])
+            raise RouteNotFound(f"There is no {reprlib.repr(path)} here.", hint=f"Routes: {paths}.")
+        return found
+
+    def name(self, path: str) -> str:
+        """A path as metrics name it: a closed set."""
+        return path if path in self._answers or path in self._others else "other"
+
+
+def check_method(path: str, method: str, allowed: Collection[str]) -> None:
+    """Refuse a method that a path does not take.
+
+    Raises:
+        MethodNotAllowed: the header ``allow`` of its answer names what is ``allowed``.
+    """
+    if method not in allowed and not (method == "HEAD" and "GET" in allowed):
+        names = ", ".join(allowed)
+        raise MethodNotAllowed(
+            f"{reprlib.repr(path)} takes {names}, not {method}.", hint=f"Use {names}."
+        )
