@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections
 import os
+import secrets
 import threading
 import time
 from collections.abc import Iterator
@@ -26,12 +27,20 @@ from opentelemetry.sdk.metrics.export import (
     ScopeMetrics,
 )
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource
-from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SpanExportResult
+from opentelemetry.sdk.trace.sampling import Decision
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import Span as AnySpan
-from opentelemetry.trace import SpanKind, Status, StatusCode, Tracer
-from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from opentelemetry.trace import (
+    NonRecordingSpan,
+    SpanContext,
+    SpanKind,
+    Status,
+    StatusCode,
+    TraceFlags,
+    TraceState,
+    set_span_in_context,
+)
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.core import Metric as PrometheusMetric
 from prometheus_client.registry import Collector
@@ -52,15 +61,19 @@ STOP_S_MAX: Final = 3.0
 """How long the factory's end waits for the last export."""
 
 _KINDS: Final = {"server": SpanKind.SERVER, "client": SpanKind.CLIENT}
-_PROPAGATOR: Final = TraceContextTextMapPropagator()
+_SAMPLED: Final = 1
+_RANDOM: Final = 2
+"""Flags of a trace: it is kept; its id is random."""
+
 _SCOPE: Final = InstrumentationScope("tokenworks", __version__)
 
 
-class Otlp(Collector, SpanProcessor):
-    """Exports what the factory sees; the way there is OpenTelemetry's own exporter.
+class Otlp(Collector):
+    """Exports what the factory sees; samplers and the way out are OpenTelemetry's own.
 
-    Requests hand over spans that have ended, which never waits. Metrics are sums since the start,
-    so that one export that fails loses nothing.
+    Requests note what a span is to have and hand that over at its end, which never waits; the
+    thread makes spans of it. Metrics are sums since the start, so that one export that fails loses
+    nothing. Implements ``traced_desk.Exporter``.
 
     Args:
         endpoint: where to, without ``/v1/traces`` and the like; None for what OpenTelemetry's
@@ -71,7 +84,6 @@ class Otlp(Collector, SpanProcessor):
         metrics_every_s: between two exports of metrics.
 
     Attributes:
-        tracer: makes spans.
         counts: spans that were exported, dropped before that, or that failed on the way.
     """
 
@@ -86,8 +98,7 @@ class Otlp(Collector, SpanProcessor):
     ) -> None:
         self._resource = _resource()
         provider = TracerProvider(resource=self._resource, shutdown_on_exit=False)
-        provider.add_span_processor(self)
-        self.tracer: Tracer = provider.get_tracer("tokenworks", __version__)
+        self._sampler = provider.sampler  # as OpenTelemetry's variables say
         self.counts = dict.fromkeys(("exported", "dropped", "failed"), 0)
         traces, metrics = (
             None if endpoint is None else f"{endpoint.rstrip('/')}/v1/{signal}"
@@ -98,7 +109,7 @@ class Otlp(Collector, SpanProcessor):
         self._tallies, self._spans_max = tallies, spans_max
         self._spans_every_s, self._metrics_every_s = spans_every_s, metrics_every_s
         self._began_unix_ns = time.time_ns()
-        self._queue: collections.deque[ReadableSpan] = collections.deque()
+        self._queue: collections.deque[OtlpSpan] = collections.deque()
         self._wake, self._stopping = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="otlp", daemon=True)
 
@@ -120,24 +131,42 @@ class Otlp(Collector, SpanProcessor):
     def begin(
         self, name: str, kind: str, trace: Trace | None, unix_ns: int, attributes: Attributes
     ) -> OpenSpan:
-        """See ``Spans``."""
-        carrier = {}
+        """See ``Spans``; what is decided of a request's first span holds for those within it."""
+        flags, trace_id, parent_id, state = _RANDOM, secrets.randbits(128) or 1, 0, ""
         if trace is not None:
-            carrier = {"traceparent": trace.parent, "tracestate": trace.state}
-        context = _PROPAGATOR.extract(carrier, Context())
-        span = self.tracer.start_span(
-            name, context, _KINDS[kind], attributes, start_time=unix_ns, record_exception=False
+            _, trace_word, parent_word, flags_word = trace.parent.split("-")[:4]
+            trace_id, parent_id = int(trace_word, 16), int(parent_word, 16)
+            flags, state = int(flags_word, 16), trace.state
+        sampled = bool(flags & _SAMPLED)
+        if kind == "server":
+            parent = _context(trace_id, parent_id, flags, state) if parent_id else None
+            sampled = self._samples(parent, trace_id, name, attributes)
+        return OtlpSpan(
+            self,
+            name=name,
+            kind=kind,
+            trace_id=trace_id,
+            parent_id=parent_id,
+            flags=(flags & _RANDOM) | sampled,
+            state=state,
+            unix_ns=unix_ns,
+            attributes=attributes,
         )
-        return OtlpSpan(span)
 
-    # What OpenTelemetry calls.
+    def _samples(
+        self, parent: SpanContext | None, trace_id: int, name: str, attributes: Attributes
+    ) -> bool:
+        if self._spans is None:
+            return parent is not None and parent.trace_flags.sampled
+        context = Context()
+        if parent is not None:
+            context = set_span_in_context(NonRecordingSpan(parent), context)
+        found = self._sampler.should_sample(context, trace_id, name, SpanKind.SERVER, attributes)
+        return found.decision is Decision.RECORD_AND_SAMPLE
 
-    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
-        """See ``SpanProcessor``."""
-
-    def on_end(self, span: ReadableSpan) -> None:
-        """Take a span that has ended; see ``SpanProcessor``."""
-        if self._spans is None or not span.context.trace_flags.sampled:
+    def take(self, span: OtlpSpan) -> None:
+        """Export a span that has ended, unless too many wait."""
+        if self._spans is None:
             return
         if len(self._queue) >= self._spans_max:
             self.counts["dropped"] += 1
@@ -171,7 +200,8 @@ class Otlp(Collector, SpanProcessor):
 
     def _export_spans(self) -> None:
         while self._queue and self._spans is not None:
-            batch = [self._queue.popleft() for _ in range(min(BATCH_MAX, len(self._queue)))]
+            count = min(BATCH_MAX, len(self._queue))
+            batch = [self._queue.popleft().whole(self._resource) for _ in range(count)]
             done = self._spans.export(batch) is SpanExportResult.SUCCESS
             self.counts["exported" if done else "failed"] += len(batch)
 
@@ -218,27 +248,73 @@ class Otlp(Collector, SpanProcessor):
 
 
 class OtlpSpan:
-    """Implements ``traced_desk.OpenSpan``."""
+    """What a span is to have; implements ``traced_desk.OpenSpan``."""
 
-    __slots__ = ("_span",)
+    __slots__ = (
+        *("_attributes", "_ended_unix_ns", "_error", "_flags", "_kind", "_name", "_otlp"),
+        *("_parent_id", "_span_id", "_state", "_trace_id", "_unix_ns"),
+    )
 
-    def __init__(self, span: AnySpan) -> None:
-        self._span = span
+    def __init__(
+        self,
+        otlp: Otlp,
+        *,
+        name: str,
+        kind: str,
+        trace_id: int,
+        parent_id: int,
+        flags: int,
+        state: str,
+        unix_ns: int,
+        attributes: Attributes,
+    ) -> None:
+        self._otlp, self._name, self._kind = otlp, name, kind
+        self._trace_id, self._parent_id, self._flags = trace_id, parent_id, flags
+        self._state, self._unix_ns, self._attributes = state, unix_ns, attributes
+        self._span_id = secrets.randbits(64) or 1
+        self._ended_unix_ns, self._error = unix_ns, ""
 
     @property
     def trace(self) -> Trace:
         """See ``OpenSpan``."""
-        own = self._span.get_span_context()
-        parent = f"00-{own.trace_id:032x}-{own.span_id:016x}-{own.trace_flags:02x}"
-        return Trace(parent=parent, state=own.trace_state.to_header())
+        parent = f"00-{self._trace_id:032x}-{self._span_id:016x}-{self._flags:02x}"
+        return Trace(parent=parent, state=self._state)
 
     def end(self, unix_ns: int, attributes: Attributes, error: str) -> None:
         """See ``OpenSpan``."""
-        self._span.set_attributes(attributes)
+        if not self._flags & _SAMPLED:
+            return
+        self._attributes |= attributes
+        self._ended_unix_ns, self._error = unix_ns, error
         if error:
-            self._span.set_attribute("error.type", error)
-            self._span.set_status(Status(StatusCode.ERROR, error))
-        self._span.end(unix_ns)
+            self._attributes["error.type"] = error
+        self._otlp.take(self)
+
+    def whole(self, resource: Resource) -> ReadableSpan:
+        """The span itself; for the thread that exports it."""
+        flags, state, parent = self._flags, self._state, None
+        if self._parent_id:
+            remote = self._kind == "server"
+            parent = _context(self._trace_id, self._parent_id, flags, state, remote=remote)
+        return ReadableSpan(
+            self._name,
+            _context(self._trace_id, self._span_id, flags, state, remote=False),
+            parent=parent,
+            resource=resource,
+            attributes=self._attributes,
+            kind=_KINDS[self._kind],
+            status=Status(StatusCode.ERROR, self._error) if self._error else Status(),
+            start_time=self._unix_ns,
+            end_time=self._ended_unix_ns,
+            instrumentation_scope=_SCOPE,
+        )
+
+
+def _context(
+    trace_id: int, span_id: int, flags: int, state: str, *, remote: bool = True
+) -> SpanContext:
+    found = TraceState.from_header([state]) if state else TraceState()
+    return SpanContext(trace_id, span_id, remote, TraceFlags(flags), found)
 
 
 def _named(operation: str, model: str) -> dict[str, str]:
