@@ -401,3 +401,16 @@ def test_a_dialect_of_its_own(run: Run) -> None:
 def test_a_path_has_one_route() -> None:
     with pytest.raises(AssertionError, match="twice"):
         Gateway(FakeDesk(), FakeClock(), more=(Route(path=CHAT, handlers={}),))
+
+
+def test_a_mistake_while_a_request_is_read_is_answered_and_logged(
+    run: Run, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(*_: object) -> Asked:
+        raise ZeroDivisionError("a secret of ours")
+
+    monkeypatch.setattr(Chat, "read", read)
+    caller = served(run, ask())
+    assert caller.status == 500
+    assert "secret of ours" not in caller.body.decode()
+    assert "secret of ours" in caplog.text

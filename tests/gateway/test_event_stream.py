@@ -390,3 +390,9 @@ def test_a_text_that_is_not_closed_is_not_taken_for_one() -> None:
     assert stream.token_events == 3  # looked at by its bytes, as before
     assert envelope_of(b'data: {"content":"a":1}') is None
     assert envelope_of(b'data: {"content":""}') is None
+
+
+def test_a_text_of_the_older_completions_is_a_token() -> None:
+    stream = EventStream()
+    stream.feed(event({"choices": [{"index": 0, "text": "a", "finish_reason": "stop"}]}))
+    assert (stream.token_events, stream.finished) == (1, True)

@@ -23,10 +23,17 @@ CurvePoint = tuple[int, int]
 
 
 class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where the gateway listens. Anything but loopback is the operator's explicit choice."""
+    """Where the gateway listens. Anything but loopback is the operator's explicit choice.
+
+    Attributes:
+        host, port: where.
+        share_port: whether other factories on this machine may listen there, too, each for a part
+            of the connections.
+    """
 
     host: str = "127.0.0.1"
     port: int = 8000
+    share_port: bool = False
 
 
 class LedgerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

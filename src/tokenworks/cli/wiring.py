@@ -114,7 +114,7 @@ class Factory:
         self.workers, self.growth = list[Worker](), Growth()
         self.first_up = asyncio.Event()
         with contextlib.ExitStack() as stack:
-            self.server = GatewayServer(host, port)
+            self.server = GatewayServer(host, port, shared=settings.gateway.share_port)
             stack.callback(self.server.stop)
             shared = home.shares_ledger()
             self.store = home.open_ledger(owner, sole=not shared, shared=shared)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import socket
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Final, Protocol, cast
@@ -251,11 +250,8 @@ class Connection(asyncio.Protocol):
     # What the event loop calls.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Set up the socket, or send it away."""
+        """Take the socket, or send it away."""
         self._transport = cast("asyncio.Transport", transport)  # uvloop's only looks like one
-        sock = transport.get_extra_info("socket")
-        if sock is not None:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._transport.set_write_buffer_limits(self._server.limits.write_bytes_high)
         if self._server.opened(self):
             self._wait(self._server.limits.idle_s_max)

@@ -35,13 +35,22 @@ class Envelope:
             or the first alone, or none. No text is empty.
         """
         before, after = self._before, self._after
-        if events.startswith(before, at):
-            begin = at + len(before)
-            for end in (events.rfind(after, begin), events.find(after, begin)):
-                texts = events[begin:end].split(self._between) if end > begin else []
-                if all(texts) and _are_texts(texts):
-                    return (end + len(after), texts) if texts else (at, texts)
-        return at, []
+        if not events.startswith(before, at):
+            return at, []
+        begin = at + len(before)
+        end = events.rfind(after, begin)
+        if end <= begin:
+            return at, []
+        inside = events[begin:end]
+        if b'"' not in inside and b"\\" not in inside and b"\n" not in inside:
+            return end + len(after), [inside]  # one event, as mostly
+        texts = inside.split(self._between)
+        if not (all(texts) and _are_texts(texts)):
+            end = events.find(after, begin)
+            texts = [events[begin:end]]
+            if end == begin or not _are_texts(texts):
+                return at, []
+        return end + len(after), texts
 
 
 def _are_texts(texts: list[bytes]) -> bool:

@@ -28,8 +28,6 @@ _NOT_FINISHED: Final = b'"finish_reason":null'
 _SPECIAL: Final = re.compile(rb'"(?:role":|usage":\{|delta":\{\}|content":""|prompt_progress":)')
 """What a plain token event does not have; one search for all is the quickest."""
 
-_SAYS_MORE: Final = (b'"usage":{', b'"prompt_progress":', b'"logprobs":{', b'"error":', b'"text":')
-
 
 class _PromptDetails(msgspec.Struct):
     cached_tokens: int | None = None
@@ -131,9 +129,13 @@ class _Choice(msgspec.Struct):
 
     def has_token(self) -> bool:
         """Whether it carries a part of the answer: text, a call, or a token's probability alone."""
-        odds = self.logprobs if isinstance(self.logprobs, dict) else {}
-        said = (value for name, value in (self.delta or {}).items() if name != "role")
-        return bool(self.text) or any(said) or any(odds.values())
+        if self.text:
+            return True
+        if self.delta is not None:
+            for name, value in self.delta.items():
+                if value and name != "role":
+                    return True
+        return isinstance(self.logprobs, dict) and any(self.logprobs.values())
 
 
 class _Progress(msgspec.Struct):
@@ -200,19 +202,20 @@ class EventStream:
         However the stream is cut into ``data``, the returned bytes add up to the same.
         """
         data = self._rest + data if self._rest else data
+        # The common case: every event is a token like the last one that was read.
+        if self._envelope is not None:
+            end, alike = self._envelope.run(data, 0)
+            if end == len(data):
+                self.token_events += len(alike)
+                self._rest = b""
+                return data
         if b"\r" in data:
             data = data.replace(b"\r\n", b"\n")
         cut = data.rfind(_END) + len(_END)
         if cut < len(_END):
             self._keep(data)
             return b""
-        ready = data[:cut]
-        # The common case: every event is a token like the last one that was read.
-        end, alike = (0, []) if self._envelope is None else self._envelope.run(ready, 0)
-        if end == cut:
-            self.token_events += len(alike)
-        else:
-            ready = self._sort(ready)
+        ready = self._sort(data[:cut])
         self._keep(data[cut:])
         return ready
 
@@ -264,7 +267,7 @@ class EventStream:
             self.token_events += 1
             if not self.finished:
                 self._envelope = envelope_of(event)
-        elif not _is_opening(event):
+        else:
             chunk = _decode(body)
             if chunk.prompt_progress is not None:
                 self._progress = chunk.prompt_progress
@@ -334,13 +337,6 @@ def _is_plain(event: bytes) -> bool:
     like these fields; what isn't plain is decoded, so a miss costs time and nothing else.
     """
     return event.startswith(_DATA) and _NOT_FINISHED in event and not _SPECIAL.search(event)
-
-
-def _is_opening(event: bytes) -> bool:
-    """Whether an event names the role and says nothing else, as an answer's first mostly does."""
-    named = b'"delta":{"role":"assistant","content":' in event and _NOT_FINISHED in event
-    empty = named and (b'"content":null}' in event or b'"content":""}' in event)
-    return empty and not any(field in event for field in _SAYS_MORE)
 
 
 def _decode(body: bytes) -> _Chunk:
