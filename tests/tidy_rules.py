@@ -36,7 +36,7 @@ THIRD_PARTY: Final[dict[str, frozenset[str]]] = {
     "dispatch": frozenset({"msgspec"}),
     "twin": frozenset({"msgspec", "zstandard"}),
     "live": frozenset({"msgspec", "uvloop", "httptools", "xllamacpp", "psycopg"}),
-    "gateway": frozenset({"msgspec", "prometheus_client"}),
+    "gateway": frozenset({"msgspec", "prometheus_client", "opentelemetry"}),
     "cli": frozenset(
         {
             *("msgspec", "click", "fpdf", "matplotlib", "prometheus_client"),

@@ -30,8 +30,10 @@ def test_the_smallest_settings_listen_on_loopback() -> None:
 def test_settings_are_read_as_written() -> None:
     text = "[gateway]\nport = 0\n" + POOL + "curve = [[1, 200], [8, 90]]\n"
     text += ATTACHED + 'urls = ["http://127.0.0.1:8001"]\n'
+    text += '[telemetry]\notlp = "https://c:4318"\ncontent = true\n'
     config = parse_factory_config(text)
     assert config.gateway.port == 0
+    assert (config.telemetry.otlp, config.telemetry.content) == ("https://c:4318", True)
     assert config.pool["laptop"].curve == ((1, 200), (8, 90))
     assert config.pool["big"].urls == ("http://127.0.0.1:8001",)
 
@@ -55,6 +57,8 @@ def test_settings_are_read_as_written() -> None:
         (POOL + "capital_udollars_per_hour = -1\n", "capital_udollars_per_hour"),
         (POOL + "curve = [[8, 90], [1, 200]]\n", "[pool.laptop] curve"),
         (ATTACHED, "names no server"),
+        (POOL + "[telemetry]\notlp = 'c:4318'\n", "[telemetry] otlp is 'c:4318'"),
+        (POOL + "[telemetry]\notpl = 'http://c'\n", "otpl"),
     ],
 )
 def test_wrong_settings_are_refused_by_name(text: str, said: str) -> None:

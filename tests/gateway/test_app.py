@@ -116,7 +116,7 @@ def test_wrong_paths(run: Run, path: str) -> None:
     caller = get(run, path)
     assert caller.status == 404
     assert caller.json["error"]["code"] == "route_not_found"
-    assert CHAT in caller.json["error"]["message"]
+    assert "openapi.json" in caller.json["error"]["message"]
     assert len(caller.body) < 500
 
 
@@ -349,7 +349,6 @@ def test_further_routes(run: Run) -> None:
         assert (refused.status, refused.body) == (401, b"bare invalid_api_key")
         assert refused.headers["x-bare"] == "401"
     assert ask_for("DELETE", "/v1/files").headers["allow"] == "GET, POST"
-    assert "/v1/files/" in ask_for("GET", "/nowhere").json["error"]["message"]
 
 
 class Shout(Bare):

@@ -169,6 +169,19 @@ class PoolConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         return divide_half_even(self.capital_udollars_per_hour * 1_000 * duration_ns, NS_PER_HOUR)
 
 
+class TelemetryConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``[telemetry]``: spans and metrics for OpenTelemetry.
+
+    Attributes:
+        otlp: a collector's address for OTLP over HTTP, such as ``http://127.0.0.1:4318``; nothing
+            leaves it to OpenTelemetry's environment variables, and without these nothing is sent.
+        content: prompts and answers are sent, too.
+    """
+
+    otlp: str = ""
+    content: bool = False
+
+
 class FactoryConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The whole of ``factory.toml``."""
 
@@ -176,6 +189,7 @@ class FactoryConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     gateway: GatewayConfig = GatewayConfig()
     ledger: LedgerConfig = LedgerConfig()
     dispatch: DispatchConfig = DispatchConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
 
 
 def parse_factory_config(text: str) -> FactoryConfig:
@@ -197,6 +211,11 @@ def parse_factory_config(text: str) -> FactoryConfig:
     _check_ledger(config.ledger)
     if config.dispatch.policy and config.dispatch.policy_file:
         raise ConfigInvalid("[dispatch] has both policy and policy_file.", hint="Keep one.")
+    otlp = config.telemetry.otlp
+    if otlp and not otlp.startswith(("http://", "https://")):
+        raise ConfigInvalid(
+            f"[telemetry] otlp is {otlp!r}.", hint="Name a collector: http://127.0.0.1:4318."
+        )
     for name, pool in config.pool.items():
         _check_pool(name, pool)
     _check_pass_through(config)

@@ -13,7 +13,11 @@ import signal
 from collections.abc import Callable
 from typing import Final
 
-from tokenworks.catalogue.factory_config import CurvePoint, FactoryConfig, PoolConfig
+from tokenworks.catalogue.factory_config import (
+    CurvePoint,
+    FactoryConfig,
+    PoolConfig,
+)
 from tokenworks.catalogue.price_book import PriceBooks
 from tokenworks.cli.keys import create_key
 from tokenworks.cli.ledger_at import check_clock
@@ -21,12 +25,15 @@ from tokenworks.cli.policy_file import Chosen
 from tokenworks.cli.twin_factory import Modelled
 from tokenworks.core.errors import ConfigInvalid
 from tokenworks.core.ids import ModelName, PoolID, TenantID, WorkerID
-from tokenworks.core.ports import Clock, WorkerPort
+from tokenworks.core.ports import Clock, Desk, WorkerPort
 from tokenworks.core.slo import Tier
 from tokenworks.dispatch.commands import Scale
 from tokenworks.dispatch.dispatcher import Dispatcher
 from tokenworks.gateway.app import Gateway
+from tokenworks.gateway.metrics import GatewayMetrics
 from tokenworks.gateway.server import GatewayServer
+from tokenworks.gateway.telemetry import Telemetry, telemetry_of
+from tokenworks.gateway.traced_desk import Exporter, TracedDesk
 from tokenworks.ledger.store_port import LedgerStore, join, recover
 from tokenworks.live.clock import SystemClock
 from tokenworks.live.driver import LIMITS, Driver
@@ -83,6 +90,8 @@ class Factory:
         modelled: the workers, if they are only modelled.
     """
 
+    _otlp: Exporter | None = None
+
     def __init__(
         self,
         home: Home,
@@ -136,17 +145,29 @@ class Factory:
             )
             self._shelf = home.open_shelf()
             stack.callback(self._shelf.close)
-            self.gateway = self._gateway(passes_on=settings.gateway.pass_through)
+            self.gateway = self._gateway(settings)
             if modelled is not None and fast is not None:
                 self._seat_modelled(modelled, fast)
             else:
                 self._seat_pools(settings, curves)
             stack.pop_all()
 
-    def _gateway(self, *, passes_on: bool) -> Gateway:
-        gateway = Gateway(self.driver, self.clock, shelf=self._shelf, passes_on=passes_on)
-        gateway.metrics.watch(self.driver.gauges)
-        return gateway
+    def _gateway(self, settings: FactoryConfig) -> Gateway:
+        metrics = GatewayMetrics()
+        metrics.watch(self.driver.gauges)
+        told = settings.telemetry
+        wanted = telemetry_of(told.otlp, told.content, os.environ)
+        desk: Desk = self.driver
+        if wanted is not None:
+            otlp = self._otlp = _exporter(wanted, metrics)
+            desk = TracedDesk(self.driver, self.clock, otlp, content=wanted.content)
+        return Gateway(
+            desk,
+            self.clock,
+            metrics=metrics,
+            shelf=self._shelf,
+            passes_on=settings.gateway.pass_through,
+        )
 
     def _check_clock(self) -> None:
         try:
@@ -237,6 +258,8 @@ class Factory:
         for name in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(name, self.server.stop)
         self.driver.begin()
+        if self._otlp is not None:
+            self._otlp.start()
         for worker in self.workers:
             worker.start()
         self.growth.start()
@@ -257,6 +280,8 @@ class Factory:
             await asyncio.gather(*tasks, return_exceptions=True)
             await self.driver.close()
             await asyncio.gather(*(worker.stop() for worker in self.workers), self.growth.stop())
+            if self._otlp is not None:
+                await asyncio.to_thread(self._otlp.stop)
             await asyncio.to_thread(self.store.close)
             await asyncio.to_thread(self._shelf.close)
             for name in (signal.SIGINT, signal.SIGTERM):
@@ -270,6 +295,20 @@ class Factory:
     async def _tell_ready(self, ready: Callable[[Factory], None]) -> None:
         await self.first_up.wait()
         ready(self)
+
+
+def _exporter(wanted: Telemetry, metrics: GatewayMetrics) -> Exporter:
+    """What exports spans and metrics; imported here alone, as it is slow and may be absent."""
+    try:
+        from tokenworks.gateway.otlp import Otlp
+    except ImportError as error:
+        raise ConfigInvalid(
+            f"Spans and metrics cannot be exported: {error}.",
+            hint="Install the extra: pip install 'tokenworks[otel]'; or unset what asks for it.",
+        ) from error
+    otlp = Otlp(wanted.endpoint, metrics.tallies)
+    metrics.registry.register(otlp)
+    return otlp
 
 
 def _worker_key(pool: PoolID, config: PoolConfig) -> str | None:

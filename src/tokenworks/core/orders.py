@@ -112,6 +112,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
         session: the conversation that it belongs to, by a name of the tenant's.
         hints: what its agent knows of it.
         worker_path: where a worker takes it.
+        route: the gateway's route that it came by, one of a few.
         content_type: what ``body`` is.
         passing: how it is passed on as it came; its answer comes back as it is, errors too.
         caller_request: its caller's own name for it.
@@ -136,6 +137,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     session: str | None = None
     hints: Hints | None = None
     worker_path: str = CHAT_PATH
+    route: str = CHAT_PATH
     content_type: str = JSON_TYPE
     passing: Passing | None = None
     caller_request: str | None = None

@@ -140,7 +140,7 @@ class Answers:
         own = own_headers(named, key.labels)
         asked = dialect.read(exchange.body, key, own, self._output_default)
         exchange.body = b""
-        order = self.order(asked, key, arrived_ns, own, request)
+        order = self.order(asked, key, arrived_ns, own, request, dialect.path)
         writer = dialect.writer(asked, request)
         return Answer(self, order, writer, exchange, callers, stream=asked.stream)
 
@@ -182,9 +182,15 @@ class Answers:
         return receipt
 
     def order(
-        self, asked: Asked, key: KeyView, arrived_ns: int, own: OwnHeaders, request: RequestID
+        self,
+        asked: Asked,
+        key: KeyView,
+        arrived_ns: int,
+        own: OwnHeaders,
+        request: RequestID,
+        route: str,
     ) -> Order:
-        """The request as the factory takes it."""
+        """The request as the factory takes it; ``route`` is the gateway's, one of a few."""
         return Order(
             request=request,
             key=key,
@@ -203,6 +209,7 @@ class Answers:
             session=own.session,
             hints=own.hints,
             worker_path=asked.worker_path,
+            route=route,
             content_type=asked.content_type,
             caller_request=own.caller_request,
             trace=own.trace,

@@ -84,6 +84,7 @@ class Gateway:
     Args:
         desk: the way into the factory.
         clock: time.
+        metrics: where it counts; None for some of its own.
         dialects: what answers can be asked for in, besides Responses.
         shelf: where what tenants leave is kept; None keeps nothing.
         more: further routes.
@@ -99,6 +100,7 @@ class Gateway:
         desk: Desk,
         clock: Clock,
         *,
+        metrics: GatewayMetrics | None = None,
         dialects: tuple[AnyDialect, ...] = DIALECTS,
         shelf: Shelf | None = None,
         more: tuple[Route, ...] = (),
@@ -106,7 +108,7 @@ class Gateway:
     ) -> None:
         self._desk = desk
         self._clock = clock
-        self.metrics = GatewayMetrics()
+        self.metrics = metrics or GatewayMetrics()
         self._answers = Answers(desk, clock, self.metrics, shelf)
         self._passing = PassThrough(self._answers) if passes_on else None
         responses = Responses(clock, shelf)

@@ -143,8 +143,9 @@ def _answers(tallies: list[tuple[Kind, Tally]]) -> Iterator[Metric]:
                 tokens[name.removesuffix("_tokens"), tier] += count
         settled[kind.asked.value, tier, kind.ending] += tally.answers
         if kind.ending == "done":
-            kept = "kept" if kind.asked is kind.delivered else "broken"
-            promises[kind.asked.value, kept] += tally.answers
+            kept = kind.asked is kind.delivered
+            promises[kind.asked.value, "kept"] += tally.answers * kept
+            promises[kind.asked.value, "broken"] += tally.answers * (not kept)
         money["revenue"][(tier,)] += tally.charged_nanodollars - tally.credited_nanodollars
         money["credits"][(tier,)] += tally.credited_nanodollars
         money["cost"][(tier,)] += tally.cost_nanodollars
@@ -220,7 +221,7 @@ def _gen_ai(tallies: list[tuple[Kind, Tally]]) -> Iterator[Metric]:
 
 
 def _named(kind: Kind) -> tuple[str, ...]:
-    return "chat", PROVIDER, kind.model, kind.model
+    return kind.operation, PROVIDER, kind.model, kind.model
 
 
 class GenAIMetric:

@@ -128,7 +128,7 @@ class PassThrough:
             body=body,
             worker_path=head.path,
         )
-        order = self._answers.order(asked, key, arrived_ns, own, request)
+        order = self._answers.order(asked, key, arrived_ns, own, request, "/v1/")
         passing = Passing(method=head.method, target=target, headers=tuple(sent))
         return msgspec.structs.replace(order, passing=passing)
 

@@ -114,8 +114,9 @@ class Routes:
         if found is None:
             found = next((route for route in self._below if path.startswith(route.path)), None)
         if found is None:
-            paths = ", ".join([*self._answers, *self._others])
-            raise RouteNotFound(f"There is no {reprlib.repr(path)} here.", hint=f"Routes: {paths}.")
+            raise RouteNotFound(
+                f"There is no {reprlib.repr(path)} here.", hint="GET /openapi.json lists what is."
+            )
         return found
 
     def name(self, path: str) -> str:

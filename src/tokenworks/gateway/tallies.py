@@ -9,7 +9,7 @@ from bisect import bisect_left
 from typing import Final, NamedTuple
 
 from tokenworks.core.ids import ModelName
-from tokenworks.core.orders import TOKEN_CLASSES, Ending, Order, Outcome, Receipt
+from tokenworks.core.orders import CHAT_PATH, TOKEN_CLASSES, Ending, Order, Outcome, Receipt
 from tokenworks.core.slo import Tier
 from tokenworks.core.units import NS_PER_S
 
@@ -63,9 +63,30 @@ class Buckets:
         self.total += other.total
 
 
+OPERATIONS: Final = {
+    CHAT_PATH: "chat",
+    "/v1/completions": "text_completion",
+    "/v1/embeddings": "embeddings",
+    "/v1/moderations": "moderation",
+    "/v1/rerank": "rerank",
+    "/v1/images/generations": "generate_content",
+    "/v1/images/edits": "generate_content",
+    "/v1/images/variations": "generate_content",
+    "/v1/audio/speech": "generate_content",
+    "/v1/audio/transcriptions": "transcription",
+    "/v1/audio/translations": "transcription",
+}
+"""``gen_ai.operation.name`` by where a worker takes a request; the conventions' words where they
+have one."""
+
+OTHER: Final = "other"
+"""Of what is passed on as it comes."""
+
+
 class Kind(NamedTuple):
     """What answers of one tally have in common; each is one of a few."""
 
+    operation: str
     model: ModelName
     asked: Tier
     delivered: Tier
@@ -150,7 +171,10 @@ class Tallies(dict[Kind, Tally]):
             ended_ns: when the answer ended, on the driver's clock.
             durable_ns: when its bill was durable.
         """
-        kind = Kind(order.model, receipt.tier_asked, receipt.tier_delivered, outcome.ending)
+        operation = OPERATIONS.get(order.worker_path, OTHER)
+        kind = Kind(
+            operation, order.model, receipt.tier_asked, receipt.tier_delivered, outcome.ending
+        )
         tally = self.get(kind)
         if tally is None:
             tally = self[kind] = Tally()

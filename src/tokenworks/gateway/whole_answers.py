@@ -87,7 +87,7 @@ class WholeAnswers:
         arrived_ns = self._clock.now_ns()
         own = own_headers(request.headers, key.labels)
         asked = _read(service, request, key, own)
-        order = self._answers.order(asked, key, arrived_ns, own, request.id)
+        order = self._answers.order(asked, key, arrived_ns, own, request.id, service.path)
         delivery = await self._answers.desk.open(order)
         body, failure = await _Collector(delivery).collect()
         usage = nothing_used()
