@@ -17,6 +17,7 @@ import msgspec
 
 from tokenworks.core.errors import TokenworksError, WorkerFailed
 from tokenworks.core.ids import KeyID, ModelName, PoolID, RequestID, TenantID, WorkerID
+from tokenworks.core.needs import Needs
 from tokenworks.core.orders import KeyView, Order, Outcome, Receipt
 from tokenworks.core.ports import Shelved, Sink
 from tokenworks.core.slo import Tier
@@ -152,6 +153,7 @@ class FakeDesk:
         queued: set to make ``open`` wait; set the event to let it on.
         tier_delivered: named by receipts.
         orders, deliveries: what came, in order.
+        counted: what ``count_tokens`` was called with.
         withdrawn: orders whose ``open`` was cancelled.
     """
 
@@ -169,6 +171,7 @@ class FakeDesk:
         self.health = (True, "1 of 1 workers are up")
         self.status, self.content_type = 200, b"text/event-stream"
         self.headers: list[tuple[bytes, bytes]] = []
+        self.counted: list[tuple[ModelName, bytes, Needs | None]] = []
         self.served: tuple[ModelName, ...] = (MODEL, ModelName("lab/other"))
 
     def key_of(self, secret: bytes) -> KeyView | None:
@@ -180,6 +183,12 @@ class FakeDesk:
     def output_tokens_default(self, model: ModelName, tier: Tier) -> int:
         assert model in self.served
         return 100 + tier.rank
+
+    async def count_tokens(self, model: ModelName, body: bytes, needs: Needs | None) -> int:
+        self.counted.append((model, body, needs))
+        if self.open_error is not None:
+            raise self.open_error
+        return 17
 
     def healthy(self) -> tuple[bool, str]:
         return self.health

@@ -188,14 +188,24 @@ PICTURE_USAGE = (
     b'{"usage":{"input_tokens":9,"input_tokens_details":{"image_tokens":4},'
     b'"output_tokens":7,"output_tokens_details":{"image_tokens":7}}}'
 )
+ANTHROPIC_EVENTS = (
+    b'event: message_start\ndata: {"message":{"usage":{"input_tokens":377,"output_tokens":1,'
+    b'"cache_read_input_tokens":9,"cache_creation_input_tokens":4}}}\n\n'
+    b'event: message_delta\ndata: {"usage":{"output_tokens":65,"input_tokens":null}}\n\n'
+)
 EVENTS_WITH_USAGE = (
     b'data: {"type":"a","usage":{"input_tokens":1,"output_tokens":1}}\n\n'
     b'event: b\ndata: {"type":"b","usage":{"input_tokens":2,"output_tokens":3}}\n\n'
 )
 
 
-def used(read: int, made: int, **more: int) -> Usage:
-    return Usage(uncached_input_tokens=read, cached_input_tokens=0, output_tokens=made, **more)
+def used(read: int, made: int, cached_input_tokens: int = 0, **more: int) -> Usage:
+    return Usage(
+        uncached_input_tokens=read,
+        cached_input_tokens=cached_input_tokens,
+        output_tokens=made,
+        **more,
+    )
 
 
 @pytest.mark.parametrize(
@@ -225,6 +235,8 @@ def used(read: int, made: int, **more: int) -> Usage:
         (b'data: "usage"\n\n', None),
         (b'data: {"response":{"usage":{"input_tokens":4,"output_tokens":1}}}\n\n', used(4, 1)),
         (b'data: {"response":{"usage":null}}\n\n', None),
+        (ANTHROPIC_EVENTS, used(377, 65, cached_input_tokens=9, cache_write_tokens=4)),
+        (b'{"message":"\\"usage\\" is unknown","usage":{"input_tokens":2}}', used(2, 0)),
     ],
 )
 def test_usage_in_many_words(body: bytes, usage: Usage | None) -> None:

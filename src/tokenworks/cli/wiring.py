@@ -135,7 +135,7 @@ class Factory:
             )
             self._shelf = home.open_shelf()
             stack.callback(self._shelf.close)
-            self.gateway = self._gateway()
+            self.gateway = self._gateway(passes_on=settings.gateway.pass_through)
             if modelled is not None and fast is not None:
                 self._seat_modelled(modelled, fast)
             else:
@@ -143,8 +143,8 @@ class Factory:
                     self._seat_pool(PoolID(name), pool, curve_of(name, pool, curves))
             stack.pop_all()
 
-    def _gateway(self) -> Gateway:
-        gateway = Gateway(self.driver, self.clock, shelf=self._shelf)
+    def _gateway(self, *, passes_on: bool) -> Gateway:
+        gateway = Gateway(self.driver, self.clock, shelf=self._shelf, passes_on=passes_on)
         gateway.metrics.watch(self.driver.gauges)
         return gateway
 

@@ -9,6 +9,7 @@ import msgspec
 
 from tokenworks.core.errors import WorkerFailed
 from tokenworks.core.ids import ModelName, TenantID
+from tokenworks.core.needs import Needs
 from tokenworks.core.orders import JSON_TYPE, KeyView, Order, Outcome, Passing, Receipt
 from tokenworks.core.slo import Tier
 
@@ -209,6 +210,14 @@ class Desk(Protocol):
 
     def output_tokens_default(self, model: ModelName, tier: Tier) -> int:
         """The output limit of a request that names none, at this tier."""
+        ...
+
+    async def count_tokens(self, model: ModelName, body: bytes, needs: Needs | None) -> int:
+        """How many tokens a chat completion request's prompt has, by the engine that would read it.
+
+        Raises:
+            ModelNotFound, NotOffered, WorkerFailed, WorkerUnavailable: as of ``open``.
+        """
         ...
 
     def healthy(self) -> tuple[bool, str]:

@@ -22,6 +22,7 @@ __all__ = [
     "messages_request",
     "metrics",
     "openai_errors",
+    "openapi",
     "own_headers",
     "pass_through",
     "pieces",
@@ -35,6 +36,7 @@ __all__ = [
     "schema_limits",
     "server",
     "tallies",
+    "token_counts",
     "told_usage",
     "whole_answers",
 ]

@@ -24,11 +24,13 @@ from tokenworks.gateway.http_io import BODY_BYTES_MAX, JSON, ClientGone, Headers
 from tokenworks.gateway.messages import Messages
 from tokenworks.gateway.metrics import CONTENT_TYPE, GatewayMetrics
 from tokenworks.gateway.openai_errors import OpenAIErrors
+from tokenworks.gateway.openapi import OPENAPI_PATH, document
 from tokenworks.gateway.pass_through import BODY_BYTES_MAX as PASSED_BYTES_MAX
 from tokenworks.gateway.pass_through import PassThrough
 from tokenworks.gateway.request_ids import REQUEST_ID, RequestNames, caller_id, id_headers
 from tokenworks.gateway.responses import Responses
 from tokenworks.gateway.routes import AnyDialect, Request, Response, Route, Routes, check_method
+from tokenworks.gateway.token_counts import TokenCounts
 from tokenworks.gateway.whole_answers import WholeAnswers
 
 _log: Final = logging.getLogger("tokenworks.gateway")
@@ -85,7 +87,7 @@ class Gateway:
         dialects: what answers can be asked for in, besides Responses.
         shelf: where what tenants leave is kept; None keeps nothing.
         more: further routes.
-        passes_on: pass on all below ``/v1/`` as it comes; see ``pass_through``.
+        passes_on: pass on all that needs a key as it comes; see ``pass_through``.
 
     Attributes:
         metrics: what it counts.
@@ -117,7 +119,9 @@ class Gateway:
                 Route(path=MODELS + "/", handlers={"GET": self._models}),
                 Route(path="/healthz", handlers={"GET": self._health}, keyed=False),
                 Route(path="/metrics", handlers={"GET": self._metrics}, keyed=False),
+                Route(path=OPENAPI_PATH, handlers={"GET": self._openapi}, keyed=False),
                 *responses.routes(),
+                *TokenCounts(desk).routes(),
                 *WholeAnswers(self._answers, clock).routes(),
                 *more,
             ),
@@ -142,8 +146,8 @@ class Gateway:
         assert head is not None
         accepted = self._accepted(exchange)
         try:
-            if self._passing is not None and head.path.startswith("/v1/"):
-                accepted.name, accepted.passing = "/v1/", self._passing
+            if self._passing is not None and head.path not in self._routes.open_paths:
+                accepted.name, accepted.passing = "passed on", self._passing
                 accepted.key = self._answers.key_of(head)
                 return PASSED_BYTES_MAX
             found = self._routes.find(head.path)
@@ -268,6 +272,9 @@ class Gateway:
 
     async def _metrics(self, _: Request) -> Response:
         return Response(body=self.metrics.text(), content_type=CONTENT_TYPE)
+
+    async def _openapi(self, _: Request) -> Response:
+        return Response(body=msgspec.json.encode(document()))
 
     async def _health(self, _: Request) -> Response:
         healthy, why = self._desk.healthy()

@@ -13,19 +13,22 @@ from typing import Final, Protocol
 
 import msgspec
 
+from tokenworks.catalogue import factory_config
 from tokenworks.core.errors import RouteNotFound, TokenworksError, WorkerFailed
 from tokenworks.core.ids import ModelName, RequestID
 from tokenworks.core.orders import Ending, KeyView, Order, Outcome, Passing, Usage
 from tokenworks.core.ports import Delivery
 from tokenworks.gateway.answer import Answers, Meter
+from tokenworks.gateway.chat_fields import JSONObject
 from tokenworks.gateway.connection import Exchange
 from tokenworks.gateway.dialect import Asked
+from tokenworks.gateway.event_stream import payload
 from tokenworks.gateway.http_head import Head
 from tokenworks.gateway.http_io import ClientGone, Headers
 from tokenworks.gateway.own_headers import own_headers
-from tokenworks.gateway.told_usage import nothing_used, told_usage
+from tokenworks.gateway.told_usage import as_usage, nothing_used, told_usage, usage_words
 
-ANY_MODEL: Final = ModelName("*")
+ANY_MODEL: Final = ModelName(factory_config.ANY_MODEL)
 """What a pool serves, and a price book prices, that requests are passed on to."""
 
 BODY_BYTES_MAX: Final = 64 * 1024 * 1024
@@ -61,8 +64,10 @@ PATHS: Final = frozenset(
         *("images", "messages", "models", "moderations", "rerank", "responses", "uploads"),
     }
 )
-"""What may follow ``/v1/``: what makes and keeps tokens, not what manages a provider's account."""
+"""What a path may begin with, after ``/v1`` or without: what makes and keeps tokens, not what
+manages a provider's account."""
 
+_PREFIX: Final = b"/v1"
 _OWN: Final = b"x-tokenworks-"
 _LIMIT: Final = re.compile(rb'"max_(?:completion_|output_)?tokens"\s*:\s*(\d{1,7})\b')
 
@@ -105,7 +110,7 @@ class PassThrough:
         headers = head.headers()
         own = own_headers(headers, key.labels)
         query = b"?" + head.query if head.query else b""
-        target = head.raw_path.decode("latin-1") + query.decode("latin-1")
+        target = (head.raw_path.removeprefix(_PREFIX) + query).decode("latin-1")
         sent = [
             (name, value)
             for name, value in headers
@@ -135,12 +140,12 @@ def _check_path(head: Head) -> None:
         RouteNotFound: with what there is.
     """
     raw = head.raw_path
-    first = raw.removeprefix(b"/v1/").partition(b"/")[0].decode("latin-1")
+    first = raw.removeprefix(_PREFIX)[1:].partition(b"/")[0].decode("latin-1")
     steps = head.path.split("/")
     if first not in PATHS or ".." in steps or "." in steps or b"%2f" in raw.lower():
         raise RouteNotFound(
             f"There is no {reprlib.repr(head.path)} to pass requests on to.",
-            hint=f"Paths begin with /v1/ and one of {', '.join(sorted(PATHS))}.",
+            hint=f"Paths begin with /v1 and one of {', '.join(sorted(PATHS))}.",
         )
 
 
@@ -259,7 +264,7 @@ class UsageWatch:
         self._parts: list[bytes] = []
         self._bytes = 0
         self._rest = b""
-        self._last = b""
+        self._told: JSONObject = {}
         self._events = 0
 
     def feed(self, data: bytes) -> None:
@@ -282,14 +287,13 @@ class UsageWatch:
         events = whole.split(b"\n\n")
         self._events += len(events)
         for event in events:
-            if b'"usage"' in event and told_usage(event) is not None:
-                self._last = event
+            if b'"usage"' in event:
+                self._told |= usage_words(payload(event))
 
     def usage(self) -> Usage | None:
         """What it says it has used; None if it says nothing, or what cannot be."""
-        body = self._last if self._streams else b"".join(self._parts)
         try:
-            return told_usage(body)
+            return as_usage(self._told) if self._streams else told_usage(b"".join(self._parts))
         except WorkerFailed:
             return None
 

@@ -88,11 +88,15 @@ class Routes:
     Args:
         answers: routes that a worker answers.
         others: all others. Where several begin a path, the longest has it.
+
+    Attributes:
+        open_paths: paths that need no key.
     """
 
     def __init__(self, answers: tuple[AnyDialect, ...], others: tuple[Route, ...]) -> None:
         self._answers = {dialect.path: dialect for dialect in answers}
         self._others = {route.path: route for route in others}
+        self.open_paths = frozenset(route.path for route in others if not route.keyed)
         self._below = sorted(
             (route for route in others if route.path.endswith("/")),
             key=lambda route: len(route.path),

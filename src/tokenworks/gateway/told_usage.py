@@ -7,6 +7,7 @@ from typing import Final
 import msgspec
 
 from tokenworks.core.orders import Usage
+from tokenworks.gateway.chat_fields import JSONObject
 from tokenworks.gateway.event_stream import payload, usage_of
 
 _USAGE: Final = b'"usage"'
@@ -24,19 +25,26 @@ _DETAILS: Final = {
 }
 
 
+_APART: Final = ("cache_read_input_tokens", "cache_creation_input_tokens")
+"""Anthropic's, which ``input_tokens`` does not include."""
+
+
 class _Told(msgspec.Struct):
     usage: dict[str, object] | None = None
     response: dict[str, object] | None = None
+    message: dict[str, object] | str | None = None
 
 
 _decoder: Final = msgspec.json.Decoder(_Told)
 
 
 def told_usage(body: bytes) -> Usage | None:
-    """What a body of JSON or of events says was used, the last word of several.
+    """What a body of JSON or of events says was used.
 
     Images, audio and embeddings call it ``input_tokens`` or ``prompt_tokens``; rerankers give
     ``total_tokens`` alone; the Responses API puts it into the response that its last event holds.
+    Anthropic says in its first event what was read and in its last what was made, and leaves
+    cached tokens out of ``input_tokens``: of several words on one figure the last counts.
 
     Returns:
         None where the body says nothing of tokens, as for sound that is measured in seconds.
@@ -52,45 +60,54 @@ def told_usage(body: bytes) -> Usage | None:
     if _USAGE not in body:
         return None
     if body[:1] == b"{":
-        return _read(body)
-    for event in reversed(body.replace(b"\r\n", b"\n").split(b"\n\n")):
+        return as_usage(usage_words(body))
+    told: JSONObject = {}
+    for event in body.replace(b"\r\n", b"\n").split(b"\n\n"):
         if _USAGE in event:
-            found = _read(payload(event))
-            if found is not None:
-                return found
-    return None
+            told |= usage_words(payload(event))
+    return as_usage(told)
 
 
-def _read(text: bytes) -> Usage | None:
+def usage_words(text: bytes) -> JSONObject:
+    """What one JSON object says of usage, in its own words; nothing if it says nothing."""
     try:
         told = _decoder.decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None  # a text that only looks like it
+        return {}  # a text that only looks like it
     usage = told.usage
-    if usage is None and told.response is not None:
-        inner = told.response.get("usage")
-        usage = inner if isinstance(inner, dict) else None
-    return None if usage is None else _as_chat(usage)
+    for outer in (told.response, told.message):
+        if usage is None and isinstance(outer, dict):
+            inner = outer.get("usage")
+            usage = inner if isinstance(inner, dict) else None
+    return {} if usage is None else {k: v for k, v in usage.items() if v is not None}
 
 
-def _as_chat(usage: dict[str, object]) -> Usage | None:
-    """In the words of chat completions."""
-    read = _first(usage, ("prompt_tokens", "input_tokens"))
-    made = _first(usage, ("completion_tokens", "output_tokens"))
-    total = usage.get("total_tokens")
+def as_usage(told: JSONObject) -> Usage | None:
+    """Usage in any of these words; None if they say nothing of tokens.
+
+    Raises:
+        WorkerFailed: the figures cannot be.
+    """
+    read = _first(told, ("prompt_tokens", "input_tokens"))
+    made = _first(told, ("completion_tokens", "output_tokens"))
+    total = told.get("total_tokens")
     if read is None and made is None and total is None:
         return None
     if read is None and isinstance(total, int) and isinstance(made, int | None):
         read = total - (made or 0)
-    told = {"prompt_tokens": read, "completion_tokens": 0 if made is None else made}
+    usage = {"prompt_tokens": read or 0, "completion_tokens": 0 if made is None else made}
     for name, names in _DETAILS.items():
-        details = _first(usage, names)
+        details = _first(told, names)
         if details is not None:
-            told[name] = details
-    return usage_of(told)
+            usage[name] = details
+    cached, kept = (told.get(name) or 0 for name in _APART)
+    if (cached or kept) and isinstance(cached, int) and isinstance(kept, int):
+        usage["prompt_tokens"] = (read if isinstance(read, int) else 0) + cached + kept
+        usage["prompt_tokens_details"] = {"cached_tokens": cached, "cache_write_tokens": kept}
+    return usage_of(usage)
 
 
-def _first(fields: dict[str, object], names: tuple[str, ...]) -> object:
+def _first(fields: JSONObject, names: tuple[str, ...]) -> object:
     return next((fields[name] for name in names if fields.get(name) is not None), None)
 
 

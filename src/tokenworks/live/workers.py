@@ -19,6 +19,7 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
+from tokenworks.catalogue.factory_config import ANY_MODEL
 from tokenworks.core.errors import ConfigInvalid, FactoryError, WorkerFailed
 from tokenworks.core.ids import ModelName, PoolID, WorkerID
 from tokenworks.core.ports import Clock, WorkerPort
@@ -39,9 +40,6 @@ ENVIRONMENT_PASSED: Final = (
     *("OMP_", "GGML_", "CUDA_", "NVIDIA_", "HIP_", "ROCR_", "SYSTEMROOT"),
 )
 """Beginnings of the variables a worker gets; the factory's secrets are not among them."""
-
-ANY_MODEL: Final = "*"
-"""The model of a pool that requests are passed on to as they came, whatever they ask for."""
 
 STOPPED: Final = "it was stopped"
 
@@ -465,6 +463,8 @@ class AttachedWorker:
     ) -> None:
         self.spec = spec
         _client_of(spec)  # a wrong URL shows at once
+        # A provider's URL is what its paths follow; a server's may end in /v1 or not.
+        self._models = "/models" if spec.model == ANY_MODEL else "/v1/models"
         self._supervisor = _Supervisor(
             spec.worker, clock=clock, on_up=on_up, on_down=on_down, limits=limits, pause=pause
         )
@@ -487,7 +487,7 @@ class AttachedWorker:
         try:
             if await self._supervisor.unless_stopped(self._serves(client)) is None:
                 return STOPPED
-            watched = self._supervisor.watch(client, "/v1/models")
+            watched = self._supervisor.watch(client, self._models)
             return await self._supervisor.serve(client, watched)
         except FactoryError as error:
             return error.message
@@ -498,14 +498,14 @@ class AttachedWorker:
         """The model's name once the server lists it; raises WorkerFailed if it doesn't."""
         try:
             async with asyncio.timeout(self._supervisor.limits.health_ns_max / NS_PER_S):
-                status, body = await client.get("/v1/models")
+                status, body = await client.get(self._models)
             if status != 200:
-                raise WorkerFailed(f"/v1/models answered {status}")
+                raise WorkerFailed(f"{self._models} answered {status}")
             names = [model.id for model in msgspec.json.decode(body, type=_ModelList).data]
         except TimeoutError:
-            raise WorkerFailed("/v1/models did not answer in time") from None
+            raise WorkerFailed(f"{self._models} did not answer in time") from None
         except msgspec.DecodeError as error:
-            raise WorkerFailed(f"/v1/models answered {body[:200]!r}: {error}") from error
+            raise WorkerFailed(f"{self._models} answered {body[:200]!r}: {error}") from error
         if self.spec.model not in (*names, ANY_MODEL):
             raise WorkerFailed(f"it serves {names!r}, not {self.spec.model!r}")
         return self.spec.model
@@ -536,12 +536,13 @@ def _client_of(spec: AttachedSpec) -> WorkerClient:
         port = parts.port or (HTTPS_PORT if secure else HTTP_PORT)
     except ValueError as error:
         raise ConfigInvalid(f"worker {spec.worker!r}: {error} in {spec.url!r}") from error
+    base = parts.path.rstrip("/")
     return WorkerClient(
         parts.hostname,
         port,
         spec.api_key,
         connections_max=ATTACHED_CONNECTIONS_MAX,
-        base_path=parts.path.rstrip("/").removesuffix("/v1"),
+        base_path=base if spec.model == ANY_MODEL else base.removesuffix("/v1"),
         tls=ssl.create_default_context() if secure else None,
     )
 

@@ -152,14 +152,18 @@ def filler(start: int, end: int) -> bytes:
     return b"".join((_WORDS * (count // len(_WORDS) + 2))[first : first + count])
 
 
-class Refusal:
-    """An answer that is an error."""
+TOKENIZE_PATH: Final = "/tokenize"
+"""Where vLLM counts a prompt's tokens."""
 
-    def __init__(self, status: int, message: str) -> None:
+
+class Refusal:
+    """An answer in one piece: an error, or what ``body`` says."""
+
+    def __init__(self, status: int, message: str, body: bytes | None = None) -> None:
         self.status, self.content_type = status, JSON_TYPE.encode()
         self.headers = ((b"content-type", self.content_type),)
         error = {"message": message, "type": "invalid_request_error", "code": status}
-        self._body = msgspec.json.encode({"error": error})
+        self._body = msgspec.json.encode({"error": error}) if body is None else body
 
     async def read(self) -> bytes:
         """See ``AnswerStream``."""
@@ -504,6 +508,8 @@ class ModelledClient:
     ) -> AnswerStream:
         """See ``WorkerPort``."""
         self._check_open()
+        if path == TOKENIZE_PATH:
+            return self._count(body)
         if path != CHAT_PATH:
             return Refusal(404, f"There is no {path!r}; a modelled worker serves {CHAT_PATH}.")
         try:
@@ -520,6 +526,13 @@ class ModelledClient:
             answer.abort()
             raise
         return answer
+
+    def _count(self, body: bytes) -> AnswerStream:
+        try:
+            count = asked_of(body, self._engines.output_tokens).input_tokens
+        except msgspec.MsgspecError as error:
+            return Refusal(400, f"The body is no request: {error}.")
+        return Refusal(200, "", msgspec.json.encode({"count": count}))
 
     async def pass_on(self, passing: Passing, body: bytes) -> AnswerStream:
         """See ``WorkerPort``."""
