@@ -79,13 +79,7 @@ def create_key(
     for level, own in (("team", team), ("engineer", engineer)):
         if own is not None:
             parse_node(f"{level}:{tenant}/{own}")
-    if secret is None:
-        secret = KEY_PREFIX + secrets.token_urlsafe(24)
-    elif not SECRET_CHARS_MIN <= len(secret) <= SECRET_CHARS_MAX or not _plain(secret):
-        raise InvalidRequest(
-            f"The secret has {len(secret)} characters, or some that HTTP cannot carry.",
-            hint=f"Take {SECRET_CHARS_MIN} to {SECRET_CHARS_MAX} printable ASCII characters.",
-        )
+    secret = _checked(secret) if secret is not None else KEY_PREFIX + secrets.token_urlsafe(24)
     digest = hashlib.sha256(secret.encode()).hexdigest()
     if any(known.secret_sha256 == digest for known in store.load_keys()):
         raise InvalidRequest("There is a key with this secret.", hint="Take another secret.")
@@ -108,8 +102,15 @@ def create_key(
     return NewKey(secret=secret, record=record, limits=limits)
 
 
-def _plain(secret: str) -> bool:
-    return secret.isascii() and secret.isprintable() and secret == secret.strip()
+def _checked(secret: str) -> str:
+    """A secret that callers have already, if HTTP can carry it."""
+    plain = secret.isascii() and secret.isprintable() and secret == secret.strip()
+    if not SECRET_CHARS_MIN <= len(secret) <= SECRET_CHARS_MAX or not plain:
+        raise InvalidRequest(
+            f"The secret has {len(secret)} characters, or some that HTTP cannot carry.",
+            hint=f"Take {SECRET_CHARS_MIN} to {SECRET_CHARS_MAX} printable ASCII characters.",
+        )
+    return secret
 
 
 def _limits(
