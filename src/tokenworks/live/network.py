@@ -175,7 +175,9 @@ class WorkerStream:
         if self._sink is None:
             self._wake()
         elif had is not None:
-            self._sink.ended(None if self._failure is None else WorkerFailed(self._failure))
+            # Whoever keeps the stream does not keep what took the answer.
+            sink, self._sink = self._sink, None
+            sink.ended(None if self._failure is None else WorkerFailed(self._failure))
 
 
 class _Connection(asyncio.Protocol):
