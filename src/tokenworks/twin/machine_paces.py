@@ -236,7 +236,8 @@ def _projected(
     return Pace(
         law=_law(step_of(layout), made, slots, kv_tokens, token_ms / gpus, pair_ms / gpus),
         source="projected",
-        told=f"projected by {projection.name!r} of {machine.dtype} weights",
+        told=f"projected by {projection.name!r} of {machine.dtype} weights"
+        + (f", {made:g} tokens a step with drafts" if made > 1 else ""),
         gpus=gpus,
         lpus=lpus,
         tensor=gpus // layout.dp,
