@@ -32,6 +32,8 @@ from tokenworks.twin.machines import Machines, machines, parse_wanted
 from tokenworks.twin.records import End, Outcomes, Scenario, TwinRequest
 from tokenworks.twin.report import report
 from tokenworks.twin.scenarios import with_policy
+from tokenworks.twin.swarm import run_case
+from tokenworks.twin.swarm_draw import draw
 from tokenworks.twin.workload import MIX_DEFAULT, Demand, generated_trace, requests_of
 
 CATALOGUE = read_catalogue()
@@ -308,6 +310,18 @@ def test_slower_is_slower_at_every_batch() -> None:
     slower = _slower(timing, 2_000_000)
     for batch in (1, 7, 100):
         assert slower.decode_fs(batch, 10**5) == pytest.approx(2 * timing.decode_fs(batch, 10**5))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_what_must_hold_holds_for_workers_with_lpus(seed: int) -> None:
+    """Under everything that a swarm's seed has go wrong; iterations are those of real kinds."""
+    case = draw(seed)
+    laws = [kind(text).spec.timing for text in ("vr-nvl72x1+lpx", "vr-nvl72x1", "lpx")]
+    mixed = tuple(
+        msgspec.structs.replace(spec, timing=laws[place % 3].slower(5, 1))
+        for place, spec in enumerate(case.workers)
+    )
+    assert not run_case(msgspec.structs.replace(case, workers=mixed)).violations
 
 
 # Factories.
