@@ -41,6 +41,7 @@ __all__ = [
     "twin_picture",
     "twin_replay",
     "twin_swarm",
+    "twin_systems",
     "twin_workload",
     "up",
     "wiring",

@@ -619,6 +619,8 @@ class _Offer:
             + running * timing.sequence_fs
             + worker.context_tokens * timing.context_token_fs
         )
+        if timing.knots:
+            decode_fs = timing.decode_fs(running, worker.context_tokens)
         # Between the chunks of all that is to be prefilled before, those that decode go on.
         chunks = 2 + queued // worker.batch_tokens_max
         if own_fs + queued * timing.prefill_token_fs + chunks * decode_fs > self._ttft_fs:

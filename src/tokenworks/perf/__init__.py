@@ -18,6 +18,7 @@ __all__ = [
     "speculative",
     "split",
     "sweep",
+    "tabulated",
     "terms",
     "timing",
     "validate",
