@@ -328,7 +328,7 @@ def test_a_plan_is_the_sum_of_its_parts_and_keeps_its_limits(case: dict) -> None
     assert plan.value_usd_per_h == pytest.approx(revenue - cost)
     assert all(pool.utilisation <= asked.utilisation * (1 + 1e-6) for pool in plan.pools)
     lpus = {each.system: each.count for each in plan.bought}.get("lpu", 0)
-    needed = sum(case["lpus"] * p.gpu_systems for p in plan.pools if p.mode == "gpu+lpu")
+    needed = sum(case["lpus"] * p.gpu_systems for p in plan.pools if p.mode == "disaggregated+lpu")
     assert needed <= lpus + 1e-6
     assert lpus == 0 or lpus >= case["least"]
 

@@ -21,7 +21,7 @@ from tokenworks.live.home import Home
 from tokenworks.perf.estimate import Estimator
 from tokenworks.plan.assumptions import Assumption
 from tokenworks.plan.mix import MixPlan, plan_mix, with_worth
-from tokenworks.plan.mix_assumptions import RULES, assumptions
+from tokenworks.plan.mix_assumptions import MEASURED_RULES, RULES, assumptions
 from tokenworks.plan.mix_inputs import Question
 from tokenworks.plan.mix_measured import Measured
 from tokenworks.plan.mix_offers import Offerer
@@ -82,7 +82,7 @@ _OPTIONS: Final = (
     click.option(
         "--speedup", default=1.0, show_default=True, help="The trace arrives so many times faster."
     ),
-    click.option("--engine", help="Speeds as measured of trtllm, vllm or sglang; without LPUs."),
+    click.option("--engine", help="Speeds as measured of trtllm, vllm or sglang."),
     click.option("--objective", type=click.Choice(["profit", "revenue", "cost"])),
     click.option("--utilisation", type=float, help="Of what a pool could make, at most."),
     click.option("--what-if", "changes", multiple=True, help="Plan again with other figures."),
@@ -160,8 +160,7 @@ def mix(
         rule = (
             f"speeds are those of {engine} as calibrated: `tokenworks perf predict` has error bars"
         )
-        used = tuple(each for each in answer.assumptions if not each.what.startswith("projection"))
-        answer = msgspec.structs.replace(answer, rules=(*answer.rules, rule), assumptions=used)
+        answer = msgspec.structs.replace(answer, rules=(*answer.rules, rule, *MEASURED_RULES))
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(_filled(answer)), indent=2))
     else:
@@ -191,7 +190,7 @@ def _answer(
         what_ifs=tuple(_what_if(offerer, case, change, tell) for change in changes),
         sweep=sweep(offerer, case, kind, tier, tell) if kind else None,
         tornado=tuple(tornado(offerer, case, plan, tell)) if swings else (),
-        assumptions=assumptions(case, market),
+        assumptions=assumptions(case, market, measured=offerer.measured),
         rules=RULES,
         left_out=market.left_out,
     )

@@ -149,15 +149,33 @@ def _bought(each: Any) -> dict[str, Any]:
     }
 
 
+_MODES: Final = {
+    "aggregated": "together",
+    "disaggregated": "apart",
+    "disaggregated+lpu": "apart, LPUs",
+}
+"""How prefill and decode are placed, in few letters."""
+
+
+def _apart(decoding: int, prefilling: int | None) -> str:
+    """Workers of a pool; first those that prefill only, where they are told apart.
+
+    >>> _apart(3, None), _apart(3, 1)
+    ('3', '1+3')
+    """
+    return str(decoding) if prefilling is None else f"{prefilling}+{decoding}"
+
+
 def _pool(each: Any) -> dict[str, Any]:
     return {
         "tiers": "+".join(each.tokens_per_s),
         "systems": each.systems,
+        "mode": _MODES[each.mode],
         "model": each.model,
         "GPU systems": each.gpu_systems,
         "LPU systems": round(each.lpu_systems, 1),
-        "workers": each.workers,
-        "GPUs each": each.gpus_per_worker,
+        "workers": _apart(each.workers, each.prefill_workers),
+        "GPUs each": _apart(each.gpus_per_worker, each.prefill_gpus_per_worker),
         "batch": each.batch_max,
         "tokens/s/user": round(each.interactivity_tokens_per_s),
         "tokens/s": round(sum(each.tokens_per_s.values())),

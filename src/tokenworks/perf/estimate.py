@@ -181,6 +181,12 @@ class Curve:
         """What a decode step's nominal times are multiplied by."""
         return Pass(*self._tpot_factors[: len(Pass._fields)])
 
+    def prefill_share(self, concurrency: float) -> float:
+        """Share of TPOT that prompts take which are prefilled beside; 0 where that is apart."""
+        nominal = terms_of(self.case, self._rates, self._ready, concurrency).tpot
+        parts = list(map(mul, self._tpot_factors, nominal))
+        return float(sum(parts[len(Pass._fields) :]) / sum(parts))
+
     @property
     def hidden(self) -> float:
         """Tokens per step that rows of the group show without saying so."""

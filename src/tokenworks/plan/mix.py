@@ -36,8 +36,10 @@ class PoolPlan(msgspec.Struct, frozen=True, kw_only=True):
         context_tokens: of a sequence.
         gpu_systems: bought for it.
         lpu_systems: its part of the LPU systems that pools of one model share.
-        workers: replicas.
+        workers: replicas that decode, or do both.
         gpus_per_worker: of each.
+        prefill_workers: replicas that prefill only; None where the model says no more than a share.
+        prefill_gpus_per_worker: of each; likewise.
         batch_max: sequences that a worker decodes at a time.
         interactivity_tokens_per_s: that each user sees.
         tokens_per_s: of output, by tier.
@@ -55,6 +57,8 @@ class PoolPlan(msgspec.Struct, frozen=True, kw_only=True):
     lpu_systems: float
     workers: int
     gpus_per_worker: int
+    prefill_workers: int | None
+    prefill_gpus_per_worker: int | None
     batch_max: int
     interactivity_tokens_per_s: float
     tokens_per_s: dict[str, float]
@@ -330,8 +334,10 @@ def _pool(
         context_tokens=offer.work.context_tokens,
         gpu_systems=count,
         lpu_systems=lpu_systems,
-        workers=count * offer.replicas,
+        workers=count // offer.unit * offer.replicas,
         gpus_per_worker=offer.gpus_per_replica,
+        prefill_workers=count // offer.unit * offer.prefill_replicas or None,
+        prefill_gpus_per_worker=offer.prefill_gpus_per_replica or None,
         batch_max=offer.batch_max,
         interactivity_tokens_per_s=offer.interactivity_tokens_per_s,
         tokens_per_s=made,

@@ -83,17 +83,39 @@ def machine_of(catalogue: Catalogue, systems: str, projection: Projection) -> Ma
         layer_latency_s=gpu.known("layer_latency_s")
         * projection.layer_latency_scales.get(gpu.name, 1.0),
     )
-    return _with_lpus(catalogue, machine, catalogue.system(second), share) if second else machine
+    if not second:
+        return machine
+    beside = rack_of(catalogue, catalogue.system(second), projection)
+    return msgspec.structs.replace(machine, lpus=beside.lpus, lpu_power_w=beside.power_w)
 
 
-def _with_lpus(catalogue: Catalogue, machine: Machine, rack: System, share: float) -> Machine:
+class Rack(msgspec.Struct, frozen=True, kw_only=True):
+    """LPUs that stand beside GPUs.
+
+    Attributes:
+        name: of the system.
+        lpus: of one rack, at the speed that software reaches.
+        power_w: of one rack, all in.
+    """
+
+    name: str
+    lpus: Lpus
+    power_w: float
+
+
+def rack_of(catalogue: Catalogue, rack: System, projection: Projection) -> Rack:
+    """A system of LPUs.
+
+    Raises:
+        ConfigInvalid: it has none, or lacks a number.
+    """
     if not rack.lpu:
         raise ConfigInvalid(
             f"{rack.name!r} has no LPUs.", hint="Only LPUs stand beside GPUs, as in vr-nvl72+lpx."
         )
-    lpu = catalogue.accelerator(rack.lpu)
-    return msgspec.structs.replace(
-        machine,
+    lpu, share = catalogue.accelerator(rack.lpu), projection.peak_share
+    return Rack(
+        name=rack.name,
         lpus=Lpus(
             count=rack.lpus,
             rates=reached(rates_of(lpu), share, share, rack.lpus),
@@ -102,7 +124,7 @@ def _with_lpus(catalogue: Catalogue, machine: Machine, rack: System, share: floa
             link_bytes_per_ms=rack.known("link_bandwidth_bytes_per_s") * share / 1e3,
             round_trip_ms=rack.known("link_latency_s") * 1e3,
         ),
-        lpu_power_w=rack.known("all_in_power_w"),
+        power_w=rack.known("all_in_power_w"),
     )
 
 
