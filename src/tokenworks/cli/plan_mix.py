@@ -308,6 +308,7 @@ def _sums(plan: MixPlan, built: dict[str, Any]) -> dict[str, Any]:
     return built | {
         "profit_usd_per_h": plan.profit_usd_per_h,
         "usd_per_mtok": plan.usd_per_mtok,
+        "kwh_per_mtok": plan.kwh_per_mtok,
         "gap": plan.gap,
     }
 

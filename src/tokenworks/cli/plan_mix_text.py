@@ -29,7 +29,7 @@ def say(
         show([_pool(each) for each in plan.pools], as_json=False, empty="")
     click.echo("\nTiers:")
     show([_tier(each) for each in plan.tiers], as_json=False, empty="")
-    click.echo("\nUS dollars for 1M tokens of output:")
+    click.echo("\nUS dollars, and energy, for 1M tokens of output:")
     show([_cost(each) for each in plan.tiers if each.cost_per_mtok], as_json=False, empty="None.")
     click.echo("\nWhat a change is worth:")
     rows = [
@@ -208,6 +208,7 @@ def _cost(each: TierPlan) -> dict[str, Any]:
         **{part: round(getattr(cost, f"{part}_usd"), 4) for part in PARTS},
         "cost": round(cost.usd, 4),
         "revenue": round(made, 4),
+        "kWh": None if each.kwh_per_mtok is None else round(each.kwh_per_mtok, 4),
     }
 
 
@@ -235,4 +236,9 @@ def _lines(question: Question, plan: MixPlan) -> list[str]:
     ]
     if per_mtok is not None:
         lines.insert(0, f"1M tokens of output cost ${per_mtok:,.4f} over all tiers")
+        lines.insert(
+            1,
+            f"{plan.power_mw:,.4g} MW are provisioned, {plan.drawn_mw:,.4g} MW drawn at the mean: "
+            f"{plan.kwh_per_mtok:,.4g} kWh for 1M tokens",
+        )
     return [f"{line}." for line in lines]

@@ -17,7 +17,8 @@ BOUGHT: Final = ("price_usd", "install_h")
 
 RULES: Final = (
     f"all-in power holds the PUE of {SITE}; another PUE scales it",
-    "systems take their power, and cost the same, whether busy or idle",
+    "all-in power is provisioned for every system, and drawn by one that is always busy",
+    "a system without work draws the site's idle_power_share; one between them, in proportion",
     f"LPUs stand beside systems with the CPU {LPU_HOST_CPU!r} only",
     "LPUs hold a whole copy of the feed-forward weights",
     "a system of GPUs serves one pool; prefill takes its share of the pool's GPUs",

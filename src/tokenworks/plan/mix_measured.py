@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from operator import mul
 from typing import Final
 
 import msgspec
@@ -17,7 +18,7 @@ from tokenworks.core.errors import ConfigInvalid
 from tokenworks.perf.architecture import Shape
 from tokenworks.perf.case import Case, Layout, cache_bytes_per_element, check_fits
 from tokenworks.perf.estimate import Curve, Estimator
-from tokenworks.perf.passes import Pass, Rates, decode_pass, rates_of
+from tokenworks.perf.passes import Pass, Rates, bound_ms, decode_pass, rates_of
 from tokenworks.perf.split import (
     MICRO_BATCHES,
     Lpus,
@@ -255,20 +256,20 @@ def _attention_of(shape: Shape) -> Shape:
 def _attention_ms(curve: Curve, rates: Rates, batch: float, tpot_ms: float) -> tuple[float, float]:
     """What a step's attention takes on GPUs: what grows with the batch, and each layer's floor.
 
-    The step's parts are shared out as the calibrated factors have them.
+    The step's parts are shared out as the calibrated factors have them, and the roofline holds.
     """
     case = curve.case
 
-    def parts(shape: Shape) -> list[float]:
+    def nominal(shape: Shape) -> Pass:
         element = cache_bytes_per_element(case.engine, case.dtype)
         context = case.isl + case.osl / 2
-        step = decode_pass(shape, rates, case.decode, case.dtype, element, batch, context)
-        return [factor * nominal for factor, nominal in zip(curve.step_factors, step, strict=True)]
+        return decode_pass(shape, rates, case.decode, case.dtype, element, batch, context)
 
-    near = Pass(*parts(_attention_of(case.shape)))
-    scale = tpot_ms / sum(parts(case.shape))
+    attention = nominal(_attention_of(case.shape))
+    near = Pass(*map(mul, curve.step_factors, attention))
+    scale = tpot_ms / sum(map(mul, curve.step_factors, nominal(case.shape)))
     floor = near.reduce + near.layers + near.linear_layers
-    return scale * (sum(near) - floor), scale * floor
+    return max(scale * (sum(near) - floor), bound_ms(attention)), scale * floor
 
 
 def _apart(

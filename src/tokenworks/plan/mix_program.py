@@ -20,6 +20,7 @@ from typing import Final, Literal
 
 import msgspec
 
+from tokenworks.catalogue.records import Site
 from tokenworks.core.errors import ConfigInvalid
 from tokenworks.plan.mix_cost import capital_usd, cost_per_h
 from tokenworks.plan.mix_inputs import (
@@ -171,8 +172,7 @@ def _pool(made: Programme, p: int, offer: Offer, aim: Aim) -> None:
     made.add(("capacity", str(p)), n, -question.utilisation * offer.unit)
     for tier in question.tiers:
         if offer.keeps(tier, question.utilisation):
-            gain = earned_per_h(tier) if aim in {"profit", "revenue"} else 0.0
-            z = made.column("served", p, tier.tier, gain=gain)
+            z = made.column("served", p, tier.tier, gain=_gain(made, offer, tier, aim))
             made.add(("capacity", str(p)), z, tier.tokens_per_s / offer.tokens_per_s)
             made.add(("demand", tier.tier), z, 1.0)
             if ("must", tier.tier) in made.limits:
@@ -208,9 +208,12 @@ def _systems_max(made: Programme, offer: Offer) -> float:
 
 
 def _bought(made: Programme, system: str, aim: Aim, *name: object, each: int = 1) -> int:
-    """A column of systems, so many each time, in all rows that bound them."""
+    """A column of systems, so many each time, in all rows that bound them.
+
+    They cost what they do idle; what work adds is the work's.
+    """
     question, hardware = made.question, made.hardware[system]
-    cost = cost_per_h(hardware, question.site).usd * each
+    cost = cost_per_h(hardware, question.site, busy=0.0).usd * each
     capital = capital_usd(hardware, question.site) * each
     power_w = hardware.power_w * each
     costs = {
@@ -238,6 +241,25 @@ def crew_h(question: Question, day: datetime.date) -> float:
     """Hours that crews can work from a day on."""
     site = question.site
     return (question.by - day).days * site.install_crews * site.install_h_per_day
+
+
+def _gain(made: Programme, offer: Offer, tier: TierDemand, aim: Aim) -> float:
+    """What serving a tier's whole demand adds to the aim, its energy beyond idling taken off."""
+    site, busy = made.question.site, tier.tokens_per_s / offer.tokens_per_s
+    energy = busy * _work_usd_per_h(made.hardware[offer.system], site)
+    if offer.lpu_system:
+        lpu = made.hardware[offer.lpu_system]
+        energy += busy * offer.lpu_systems * _work_usd_per_h(lpu, site)
+    gains = {
+        "profit": earned_per_h(tier) - energy,
+        "revenue": earned_per_h(tier) - energy * COST_BY_THE_WAY,
+        "cost": -energy,
+    }
+    return gains.get(aim, 0.0)
+
+
+def _work_usd_per_h(hardware: Hardware, site: Site) -> float:
+    return cost_per_h(hardware, site).usd - cost_per_h(hardware, site, busy=0.0).usd
 
 
 def earned_per_h(tier: TierDemand) -> float:

@@ -227,6 +227,8 @@ def check(question: Question) -> None:
         wrong.append(("utilisation", question.utilisation, "between 0 and 1"))
     if not 1 <= question.site.pue < float("inf"):
         wrong.append(("pue", question.site.pue, "1 or more"))
+    if not 0 <= question.site.idle_power_share <= 1:
+        wrong.append(("site.idle_power_share", question.site.idle_power_share, "from 0 to 1"))
     if not question.tiers:
         wrong.append(("tier", "empty", "one tier or more"))
     for field in ("system_years", "facility_years", "install_crews", "install_h_per_day"):
