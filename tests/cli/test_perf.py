@@ -243,3 +243,37 @@ def test_files_that_are_none_are_refused(
         path.write_bytes(content)
         with pytest.raises(ConfigInvalid, match="No calibration can be read"):
             read_calibration(path)
+
+
+@pytest.mark.parametrize("form", ["svg", "png"])
+def test_errors_are_drawn_with_what_is_drawn_behind_them(
+    home: Home, few_rows: pathlib.Path, tmp_path: pathlib.Path, form: str
+) -> None:
+    path = tmp_path / f"errors.{form}"
+    found = data(home, "perf", "validate", str(few_rows), "--picture", str(path))
+    assert path.stat().st_size > 10_000
+    drawn = found["picture"]
+    read = found["rows"] - len(found["unpredicted"])
+    assert len([p for p in drawn["points"] if p["target"] == "tpot"]) == read
+    for kind in drawn["spreads"]:
+        assert kind["stated_low"] <= 1 <= kind["stated_high"]
+        assert kind["low"] <= kind["median"] <= kind["high"]
+    # The picture and the report say the same of each kind.
+    told = {(g["by"], g["name"]): g["tpot"]["coverage80"] for g in found["groups"]}
+    for kind in drawn["spreads"]:
+        if kind["target"] == "tpot":
+            assert kind["coverage80"] == pytest.approx(told[kind["by"], kind["name"]])
+    assert "picture" not in data(home, "perf", "validate", str(few_rows))
+
+
+def test_rows_of_which_none_can_be_read_make_an_empty_picture(
+    home: Home, few_rows: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    lines = few_rows.read_text().splitlines()
+    few_rows.write_text("\n".join([lines[0], lines[-1]]) + "\n")
+    path = tmp_path / "errors.svg"
+    found = data(home, "perf", "validate", str(few_rows), "--picture", str(path))
+    assert found["picture"] == {"points": [], "spreads": []}
+    assert path.exists()
+    wrong = invoke(home, "perf", "validate", str(few_rows), "--picture", "errors.txt")
+    assert "End it in .png or .svg" in str(wrong.exception)

@@ -309,10 +309,17 @@ def _progress(text: str) -> None:
 )
 @click.option("--seed", type=int, default=1, show_default=True, help="Of the folds.")
 @click.option("--calibration", type=_ROWS, help="A file of perf calibrate's.")
+@click.option(
+    "--picture",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Draw errors and their intervals into a .png or .svg file.",
+)
 @catalogue_option
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON; with what --picture draws.")
 @click.pass_obj
-def validate(home: Home, /, path: Path, *, as_json: bool, **asked: Any) -> None:
+def validate(
+    home: Home, /, path: Path, picture: Path | None, *, as_json: bool, **asked: Any
+) -> None:
     """Compare predictions with measured rows: as fitted, or cross-validated on these rows."""
     from tokenworks.perf import validate as validation
 
@@ -346,8 +353,17 @@ def validate(home: Home, /, path: Path, *, as_json: bool, **asked: Any) -> None:
         if asked["kept_rows"]:
             how += f", {asked['kept_rows']} rows of each kept"
     found = validation.report(checked, unread, how=how, calibration_rows=fitted, bands=bands)
+    said = msgspec.to_builtins(found)
+    if picture:
+        from tokenworks.cli.perf_picture import draw_spreads
+        from tokenworks.perf.spread import spread_points, spreads
+
+        points = spread_points(checked, validation.bands_by_fold(checked, bands))
+        kinds = spreads(points)
+        draw_spreads(points, kinds, how, picture)
+        said["picture"] = {"points": points, "spreads": kinds}
     if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(found), indent=2))
+        click.echo(msgspec.json.format(msgspec.json.encode(said), indent=2))
         return
     _show_report(found)
 
