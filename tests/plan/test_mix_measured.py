@@ -18,10 +18,11 @@ from tokenworks.perf.split import lpus_needed
 from tokenworks.plan.mix import MixPlan, plan_mix
 from tokenworks.plan.mix_assumptions import assumptions
 from tokenworks.plan.mix_inputs import Offer
-from tokenworks.plan.mix_measured import PREFILL_TOKENS, UNIT_MAX, Measured
+from tokenworks.plan.mix_measured import UNIT_MAX, Measured
 from tokenworks.plan.mix_offers import Market, Offerer
 from tokenworks.plan.mix_question import Case, case_of, parse_question
 from tokenworks.plan.projection import rack_of
+from tokenworks.plan.worker_speed import PREFILL_TOKENS
 
 ESTIMATOR = Estimator(read_calibration())
 SIZES = {

@@ -8,9 +8,9 @@ from typing import Final
 from tokenworks.catalogue.records import Record
 from tokenworks.plan.assumptions import Assumption, used_by
 from tokenworks.plan.mix_inputs import Offer
-from tokenworks.plan.mix_measured import PREFILL_TOKENS
 from tokenworks.plan.mix_offers import LPU_HOST_CPU, Market, choices
 from tokenworks.plan.mix_question import SITE, Case
+from tokenworks.plan.worker_speed import PREFILL_TOKENS
 
 BOUGHT: Final = ("price_usd", "install_h")
 """Fields of a system that a plan reads besides those that its projection does."""

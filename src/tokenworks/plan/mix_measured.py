@@ -30,20 +30,14 @@ from tokenworks.perf.split import (
 )
 from tokenworks.plan.mix_inputs import Offer, Work
 from tokenworks.plan.projection import Rack
+from tokenworks.plan.worker_speed import LOADS, Prefiller, decode_steps, prefiller
 
 OUTPUT_TOKENS_MAX: Final = 400
 """Of an answer, or half of the context where that is less. The length of answers matters little
 beside context and new tokens of prompt, which are the work's."""
-LOADS: Final = tuple(2**i for i in range(13))
-"""Requests at one time at one worker."""
 GPUS: Final = (1, 2, 4, 8, 16, 32)
 PREFILL_GPUS_MAX: Final = 8
 """Of a worker that prefills only: a wider one is faster for nobody, and wastes more."""
-PREFILL_TOKENS: Final = 8192
-"""That a worker prefills in one iteration: shorter prompts share it.
-
-Source: max_num_batched_tokens of vLLM and max_num_tokens of TensorRT-LLM are 8,192 by default.
-"""
 UNIT_MAX: Final = 4
 """Servers that workers of both kinds share, where a server is a scale-up domain of its own."""
 SERVER_GPUS_MAX: Final = 8
@@ -67,20 +61,6 @@ class Decoder(msgspec.Struct, frozen=True, kw_only=True):
     step_ms: float
     racks: float = 0.0
     copies: int = 0
-
-
-class Prefiller(msgspec.Struct, frozen=True, kw_only=True):
-    """A worker that prefills only.
-
-    Attributes:
-        gpus: of it.
-        ttft_ms: of a prompt that comes alone.
-        tokens_per_ms: of output whose prompts it keeps up with.
-    """
-
-    gpus: int
-    ttft_ms: float
-    tokens_per_ms: float
 
 
 class Measured:
@@ -109,16 +89,14 @@ class Measured:
         found: list[Offer] = []
         for layout in layouts:
             together = msgspec.structs.replace(asked, decode=layout, prefill=layout)
-            try:
-                check_fits(together)
-            except ConfigInvalid:
+            if not _fits(together):
                 continue
             if rack is None:
                 found += self._together(system, together, work)
             beside = prefilling[layout.gpus]
             for decoder in self._decoders(together, beside, rack.lpus if rack else None):
-                for prefiller in prefillers:
-                    found += _apart(system, decoder, prefiller, asked.osl, work, rack)
+                for each in prefillers:
+                    found += _apart(system, decoder, each, asked.osl, work, rack)
         return found
 
     def _together(self, system: System, case: Case, work: Work) -> Iterator[Offer]:
@@ -149,55 +127,24 @@ class Measured:
 
     def _prefilling(self, case: Case, layouts: list[Layout]) -> dict[int, Prefiller]:
         """Workers that prefill only, by their GPUs: one for each size that fits in memory."""
-        found = {}
-        for layout in layouts:
-            alone = msgspec.structs.replace(case, mode="disagg", decode=layout, prefill=layout)
-            try:
-                check_fits(alone)
-            except ConfigInvalid:
-                continue
-            if layout.dp > 1:
-                continue
-            ttft_ms = self._estimator.predict(alone).ttft_ms
-            new = case.isl * (1 - case.hit_share)
-            prompts = max(1, int(PREFILL_TOKENS / max(new, 1.0)))
-            whole = case.isl - new + prompts * new
-            full = msgspec.structs.replace(alone, isl=whole, hit_share=(case.isl - new) / whole)
-            busy_ms = max(ttft_ms, self._estimator.predict(full).ttft_ms)
-            found[layout.gpus] = Prefiller(
-                gpus=layout.gpus, ttft_ms=ttft_ms, tokens_per_ms=prompts * case.osl / busy_ms
-            )
-        return found
+        own = (
+            msgspec.structs.replace(case, decode=layout, prefill=layout)
+            for layout in layouts
+            if layout.dp == 1
+        )
+        return {each.prefill.gpus: prefiller(self._estimator, each) for each in own if _fits(each)}
 
     def _decoders(self, case: Case, beside: Prefiller, lpus: Lpus | None) -> Iterator[Decoder]:
-        """A worker that decodes only, under each load that fits.
-
-        Two kinds of rows speak of it: those of workers that do both, once the part of a step that
-        prefill takes is left out, and those of workers apart. The slower of the two is believed:
-        rows of workers apart hide speculative decoding, and how many share their load. Prefill
-        takes no more of a step than the same prompts would take ``beside``, and no larger batch is
-        faster.
-        """
-        both = self._estimator.curve(case)
-        apart = self._estimator.curve(msgspec.structs.replace(case, mode="disagg"))
-        tpot_ms = 0.0
-        for load in LOADS:
-            found = both.predict(load)
-            if load > found.batch_max:
-                break
-            answer_ms = case.osl * found.tpot_ms
-            decoding = load * answer_ms / (found.ttft_ms + answer_ms)
-            busy = decoding / found.tpot_ms / beside.tokens_per_ms
-            alone_ms = found.tpot_ms * (1 - min(both.prefill_share(load), busy))
-            tpot_ms = max(tpot_ms, alone_ms, apart.predict(decoding).tpot_ms)
+        """A worker that decodes only, under each load that fits."""
+        for step in decode_steps(self._estimator, case, beside):
             if lpus is not None:
-                yield from _with_lpus(both, lpus, decoding, tpot_ms)
+                yield from _with_lpus(self._estimator.curve(case), lpus, *step)
                 continue
             yield Decoder(
                 gpus=case.decode.gpus,
-                batch=max(1, round(decoding)),
-                tokens_per_ms=decoding / tpot_ms,
-                step_ms=tpot_ms,
+                batch=max(1, round(step.batch)),
+                tokens_per_ms=step.batch / step.step_ms,
+                step_ms=step.step_ms,
             )
 
 
@@ -225,6 +172,14 @@ def _with_lpus(curve: Curve, lpus: Lpus, batch: float, tpot_ms: float) -> Iterat
             racks=max(copies * feed_ms / all_ms, keeping_up(shape, lpus, made)),
             copies=copies,
         )
+
+
+def _fits(case: Case) -> bool:
+    try:
+        check_fits(case)
+    except ConfigInvalid:
+        return False
+    return True
 
 
 def _unbeaten(workers: list[Prefiller]) -> list[Prefiller]:

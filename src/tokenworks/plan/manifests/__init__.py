@@ -4,6 +4,7 @@ __all__ = [
     "arguments",
     "deployment",
     "dynamo",
+    "factory",
     "feasible",
     "llmd",
     "manifest",
@@ -11,5 +12,6 @@ __all__ = [
     "ray",
     "render",
     "shell",
+    "worker_model",
     "yaml_text",
 ]
