@@ -10,9 +10,10 @@ from typing import Any, Final, TypeVar
 import click
 import msgspec
 
-from tokenworks.catalogue.records import Accelerator, Dtype, Engine
+from tokenworks.catalogue.records import Accelerator, Dtype, Engine, Model
 from tokenworks.catalogue.shelves import Catalogue
 from tokenworks.cli.catalogue import catalogue_at, catalogue_option
+from tokenworks.cli.picture import PICTURE
 from tokenworks.cli.table import show as show_table
 from tokenworks.core.errors import ConfigInvalid, InvalidRequest
 from tokenworks.live.calibration_file import read_calibration, write_calibration
@@ -81,8 +82,15 @@ def _device(catalogue: Catalogue, name: str) -> Accelerator:
     """An accelerator, or that of a system."""
     try:
         return catalogue.accelerator(name)
-    except ConfigInvalid:
+    except ConfigInvalid as error:
+        no_accelerator = error
+    try:
         system = catalogue.system(name)
+    except ConfigInvalid as error:
+        raise ConfigInvalid(
+            f"The catalogue has no system and no accelerator {name!r}.",
+            hint=f"Systems: {error.hint} Accelerators: {no_accelerator.hint}",
+        ) from error
     if not system.accelerator:
         raise ConfigInvalid(
             f"System {system.name!r} has no GPUs to decode on.",
@@ -108,6 +116,7 @@ def _case(catalogue: Catalogue, asked: dict[str, Any], layout: Layout, concurren
     dtype: Dtype = asked["dtype"]
     mode: Mode = asked["mode"]
     model = catalogue.model(asked["model"])
+    _check_spread(model, layout)
     check_context(model, asked["isl"] + asked["osl"])
     return Case(
         shape=shape_of(model),
@@ -159,6 +168,21 @@ def _check(asked: dict[str, Any]) -> None:
                 f"{_option(name)} has no meaning where nothing is drafted.",
                 hint="Leave it out, or add --draft-tokens.",
             )
+
+
+def _check_spread(model: Model, layout: Layout) -> None:
+    """What no engine runs: experts that are not there, and heads that cannot be shared out."""
+    if not model.experts and (layout.ep > 1 or layout.dp > 1):
+        raise ConfigInvalid(
+            f"--ep {layout.ep} and --dp {layout.dp} spread experts; {model.name} has none.",
+            hint="Leave them out, so that its layers are split over all GPUs.",
+        )
+    tp = int(layout.tp)
+    if model.heads % tp:
+        raise ConfigInvalid(
+            f"{tp} GPUs cannot share the {model.heads} heads of {model.name}.",
+            hint="Take --gpus (over --pp and --dp) that divide them, such as 1, 2, 4 or 8.",
+        )
 
 
 def _option(name: str) -> str:
@@ -254,9 +278,15 @@ def sweep(home: Home, /, *, as_json: bool, **asked: Any) -> None:
         for each in layouts(counts, experts=first.shape.experts > 0)
     ]
     swept, refused = sweep_cases(Estimator(read_calibration(asked["calibration"])), cases, loads)
+    if not swept:
+        raise ConfigInvalid(
+            f"None of {refused} layouts of {asked['model']} in {asked['dtype']} fits into the "
+            f"memory of {first.device.name!r}.",
+            hint="Allow more GPUs (--gpus), or fewer bits for each weight (--dtype).",
+        )
     best = frontier(swept)
     rows = [_swept(each) for each in best]
-    show_table(rows, as_json=as_json, empty="None of them fits into memory.")
+    show_table(rows, as_json=as_json, empty="")
     if not as_json:
         click.echo(f"{len(best)} of {len(swept)} that fit; {refused} layouts do not fit.")
 
@@ -311,7 +341,7 @@ def _progress(text: str) -> None:
 @click.option("--calibration", type=_ROWS, help="A file of perf calibrate's.")
 @click.option(
     "--picture",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=PICTURE,
     help="Draw errors and their intervals into a .png or .svg file.",
 )
 @catalogue_option

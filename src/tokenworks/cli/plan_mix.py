@@ -13,6 +13,7 @@ import click
 import msgspec
 
 from tokenworks.cli.catalogue import catalogue_at, catalogue_option
+from tokenworks.cli.picture import PICTURE
 from tokenworks.cli.plan_mix_demand import tiers_of_trace
 from tokenworks.cli.plan_mix_text import say, say_assumed, say_sweep, say_tornado, say_what_ifs
 from tokenworks.core.errors import ConfigInvalid, InvalidRequest
@@ -80,7 +81,7 @@ _OPTIONS: Final = (
         help="Lengths, rate and cached share of a recorded workload; tiers as in --mix.",
     ),
     click.option(
-        "--speedup", default=1.0, show_default=True, help="The trace arrives so many times faster."
+        "--speedup", type=float, help="The trace arrives so many times faster.  [default: 1]"
     ),
     click.option("--engine", help="Speeds as measured of trtllm, vllm or sglang."),
     click.option("--objective", type=click.Choice(["profit", "revenue", "cost"])),
@@ -93,7 +94,7 @@ _OPTIONS: Final = (
     click.option(
         "--picture",
         "--out",
-        type=click.Path(dir_okay=False, path_type=Path),
+        type=PICTURE,
         help="Draw costs, or the sweep or the tornado, to a .png or .svg file.",
     ),
     click.option("--progress/--no-progress", default=None, help="[default: on a TTY]"),
@@ -226,6 +227,15 @@ def _said(given: dict[str, Any]) -> QuestionFile:
             raise ConfigInvalid(f"{str(file)!r} cannot be read: {error}.") from error
     trace, speedup = given.pop("trace"), given.pop("speedup")
     more = {name: value for name, value in given.items() if value is not None}
+    if trace is None and speedup is not None:
+        raise InvalidRequest(
+            "--speedup has no meaning without a trace.", hint="Leave it out, or add --trace."
+        )
+    if trace is not None and "mtok_per_s" in more:
+        raise InvalidRequest(
+            "The trace says the demand, and so does --mtok-per-s.",
+            hint="Leave out one of them; --speedup makes a trace arrive faster.",
+        )
     for name in ("systems", "without", "tiers"):
         if name in more:
             more[name] = tuple(each.strip() for each in more[name].split(",") if each.strip())
@@ -244,7 +254,8 @@ def _said(given: dict[str, Any]) -> QuestionFile:
         )
     said = msgspec.structs.replace(said, **more)
     if trace is not None:
-        said = msgspec.structs.replace(said, tier=tiers_of_trace(trace, said.mix, speedup), mix={})
+        demand = tiers_of_trace(trace, said.mix, 1.0 if speedup is None else speedup)
+        said = msgspec.structs.replace(said, tier=demand, mix={})
     return said
 
 

@@ -324,6 +324,13 @@ class Curve:
             )
         if case.decode_workers is None:
             found.append("how many workers share the load is unknown")
+        domain = self._rates.domain
+        if case.decode.stage > domain > 0:
+            found.append(
+                f"a worker spans {-(-case.decode.stage // domain)} scale-up domains of {domain}"
+            )
+        if case.dtype == "fp4" and not case.device.fp4_flop_per_s:
+            found.append(f"{case.device.name} has no FP4 arithmetic: weights are expanded")
         found += [f"{case.device.name}.{field} is assumed" for field in case.device.assumed()]
         return tuple(found)
 

@@ -97,6 +97,8 @@ class Offerer:
                     continue
                 for work in works:
                     offers += self._offers(catalogue, machine, work, projection)
+        if offers:  # LPUs that were named have their systems
+            left_out = {name: why for name, why in left_out.items() if name not in lpus}
         return Market(hardware=hardware, offers=tuple(offers), left_out=left_out)
 
     def _engine_offers(
@@ -227,6 +229,15 @@ def _rank(offer: Offer) -> tuple[float, ...]:
     )
 
 
+def _why_not(system: System, banned: set[str]) -> str:
+    """Why a system that was named decodes nothing by itself."""
+    if system.name in banned:
+        return "It is named in `without`, too."
+    if not (system.accelerator or system.lpu):
+        return "It has neither GPUs nor LPUs."
+    return "" if system.accelerator else "LPUs decode beside systems of GPUs only."
+
+
 def _hardware(
     catalogue: Catalogue, question: Question
 ) -> tuple[dict[str, Hardware], dict[str, str]]:
@@ -235,6 +246,8 @@ def _hardware(
     hardware: dict[str, Hardware] = {}
     left_out: dict[str, str] = {}
     for system in named or catalogue.all_of(System):
+        if named and (why := _why_not(system, banned)):
+            left_out[system.name] = why
         if system.name in banned or not (system.accelerator or system.lpu):
             continue
         try:
