@@ -454,11 +454,13 @@ def _shadow_prices(question: Question, solution: Solution) -> tuple[Worth, ...]:
         day_h = question.site.install_crews * question.site.install_h_per_day
         found.append(Worth(what="one more day to install", usd_per_h=sum(crews) * day_h, how=how))
     for tier in question.tiers:
-        asked = tier.tokens_per_s
-        usd = 1e3 / asked * duals["demand", tier.tier] if asked else 0.0
+        asked, must = tier.tokens_per_s, duals.get(("must", tier.tier), 0.0)
+        # Of more demand, as large a share must be served.
+        least = 1.0 if question.objective == "cost" else tier.at_least
+        one = duals["demand", tier.tier] - least * must
         what = f"demand for 1,000 more {tier.tier} tokens/s"
-        found.append(Worth(what=what, usd_per_h=usd, how=how))
-        if must := duals.get(("must", tier.tier)):
+        found.append(Worth(what=what, usd_per_h=1e3 / asked * one if asked else 0.0, how=how))
+        if must:
             what = f"having to serve 1 % less of {tier.tier}"
             found.append(Worth(what=what, usd_per_h=0.01 * must, how=how))
     return tuple(found)
