@@ -21,6 +21,8 @@ from tokenworks.live.calibration_file import read_calibration
 from tokenworks.live.home import Home
 from tokenworks.perf.estimate import Estimator
 from tokenworks.plan.assumptions import Assumption
+from tokenworks.plan.manifests.deployment import ENGINES, Engine
+from tokenworks.plan.manifests.planned import deployments_of
 from tokenworks.plan.mix import MixPlan, plan_mix, with_worth
 from tokenworks.plan.mix_assumptions import MEASURED_RULES, RULES, assumptions
 from tokenworks.plan.mix_inputs import Question
@@ -97,6 +99,11 @@ _OPTIONS: Final = (
         type=PICTURE,
         help="Draw costs, or the sweep or the tornado, to a .png or .svg file.",
     ),
+    click.option(
+        "--deployments",
+        type=click.Path(file_okay=False, path_type=Path),
+        help="A folder to write each pool into, for `plan manifests`; of --engine vllm or sglang.",
+    ),
     click.option("--progress/--no-progress", default=None, help="[default: on a TTY]"),
     click.option("--example", is_flag=True, help="Print a FILE that works, and stop."),
     click.option("--json", "as_json", is_flag=True, help="As JSON."),
@@ -121,6 +128,7 @@ def mix(
     swept: str | None,
     engine: str | None,
     picture: Path | None,
+    deployments: Path | None,
     *,
     swings: bool,
     progress: bool | None,
@@ -152,22 +160,56 @@ def mix(
     said = _said(given)
     today = datetime.datetime.now(datetime.UTC).date()
     case = case_of(said, catalogue_at(home, folders), today)
+    runs = _runs(case, engine) if deployments else None
     with _told(progress=progress) as tell:
         offerer = Offerer(_measured(case, engine))
         answer = _answer(case, offerer, tell, changes=changes, swept=swept, swings=swings)
-    if not said.tier:
-        answer = msgspec.structs.replace(answer, rules=(*answer.rules, *DEFAULTS))
-    if engine is not None:
-        rule = (
-            f"speeds are those of {engine} as calibrated: `tokenworks perf predict` has error bars"
-        )
-        answer = msgspec.structs.replace(answer, rules=(*answer.rules, rule, *MEASURED_RULES))
+    rules = (*RULES, *(() if said.tier else DEFAULTS), *_engine_rules(engine))
+    answer = msgspec.structs.replace(answer, rules=rules)
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(_filled(answer)), indent=2))
     else:
         _say(answer)
     if picture:
         _draw(answer, picture)
+    if deployments and runs:
+        _deploy(case, answer.plan, runs, deployments)
+
+
+def _engine_rules(engine: str | None) -> tuple[str, ...]:
+    if engine is None:
+        return ()
+    rule = f"speeds are those of {engine} as calibrated: `tokenworks perf predict` has error bars"
+    return (rule, *MEASURED_RULES)
+
+
+def _runs(case: Case, engine: str | None) -> Engine:
+    """An engine that there are manifests for."""
+    if engine is None:
+        raise InvalidRequest(
+            "--deployments needs whole workers of an engine.",
+            hint=f"Plan with --engine {' or '.join(ENGINES)}.",
+        )
+    name = case.catalogue.engine(engine).name
+    for known in ENGINES:
+        if known == name:
+            return known
+    raise InvalidRequest(
+        f"--deployments has no manifests of {name}.", hint=f"Plan with {' or '.join(ENGINES)}."
+    )
+
+
+def _deploy(case: Case, plan: MixPlan, engine: Engine, folder: Path) -> None:
+    made, left = deployments_of(plan, case.catalogue, engine)
+    folder.mkdir(parents=True, exist_ok=True)
+    for each in made:
+        path = folder / f"{each.name}.json"
+        path.write_bytes(msgspec.json.format(msgspec.json.encode(each), indent=2) + b"\n")
+        click.echo(
+            f"Written: {path}; try `tokenworks plan manifests {path} --for {engine}`.", err=True
+        )
+    for tiers in left:
+        click.echo(f"Not written: the pool of {tiers}, whose LPUs no engine here runs.", err=True)
 
 
 def _answer(

@@ -38,6 +38,7 @@ class PoolPlan(msgspec.Struct, frozen=True, kw_only=True):
         lpu_systems: its part of the LPU systems that pools of one model share.
         workers: replicas that decode, or do both.
         gpus_per_worker: of each.
+        attention_dp: groups of each that attend to their own sequences, where that is told.
         prefill_workers: replicas that prefill only; None where the model says no more than a share.
         prefill_gpus_per_worker: of each; likewise.
         batch_max: sequences that a worker decodes at a time.
@@ -58,6 +59,7 @@ class PoolPlan(msgspec.Struct, frozen=True, kw_only=True):
     lpu_systems: float
     workers: int
     gpus_per_worker: int
+    attention_dp: int
     prefill_workers: int | None
     prefill_gpus_per_worker: int | None
     batch_max: int
@@ -353,6 +355,7 @@ def _pool(
         lpu_systems=lpu_systems,
         workers=count // offer.unit * offer.replicas,
         gpus_per_worker=offer.gpus_per_replica,
+        attention_dp=offer.attention_dp,
         prefill_workers=count // offer.unit * offer.prefill_replicas or None,
         prefill_gpus_per_worker=offer.prefill_gpus_per_replica or None,
         batch_max=offer.batch_max,

@@ -117,6 +117,7 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True, order=True):
         work: that it does.
         unit: systems that workers of both kinds share, bought together.
         gpus_per_replica: of a worker that decodes.
+        attention_dp: groups of it that each attend to their own sequences, where that is told.
         replicas: workers that decode, in a unit.
         prefill_gpus_per_replica: of a worker that prefills only; 0 where none is told apart.
         prefill_replicas: such workers, in a unit.
@@ -136,6 +137,7 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True, order=True):
     work: Work
     unit: int = 1
     gpus_per_replica: int
+    attention_dp: int = 1
     replicas: int
     prefill_gpus_per_replica: int = 0
     prefill_replicas: int = 0

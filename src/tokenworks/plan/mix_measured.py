@@ -48,6 +48,7 @@ class Decoder(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         gpus: of it.
+        attention_dp: groups of it.
         batch: sequences that it decodes at a time.
         tokens_per_ms: of output.
         step_ms: that each user waits for a token.
@@ -56,6 +57,7 @@ class Decoder(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     gpus: int
+    attention_dp: int
     batch: int
     tokens_per_ms: float
     step_ms: float
@@ -116,6 +118,7 @@ class Measured:
                 mode="aggregated",
                 work=work,
                 gpus_per_replica=case.decode.gpus,
+                attention_dp=case.decode.dp,
                 replicas=replicas,
                 batch_max=load,
                 interactivity_tokens_per_s=found.tokens_per_s_per_user,
@@ -142,6 +145,7 @@ class Measured:
                 continue
             yield Decoder(
                 gpus=case.decode.gpus,
+                attention_dp=case.decode.dp,
                 batch=max(1, round(step.batch)),
                 tokens_per_ms=step.batch / step.step_ms,
                 step_ms=step.step_ms,
@@ -166,6 +170,7 @@ def _with_lpus(curve: Curve, lpus: Lpus, batch: float, tpot_ms: float) -> Iterat
         made = batch / all_ms
         yield Decoder(
             gpus=case.decode.gpus,
+            attention_dp=case.decode.dp,
             batch=max(1, round(batch)),
             tokens_per_ms=made,
             step_ms=all_ms,
@@ -251,6 +256,7 @@ def _apart(
             work=work,
             unit=unit,
             gpus_per_replica=decoder.gpus,
+            attention_dp=decoder.attention_dp,
             replicas=decoders,
             prefill_gpus_per_replica=prefiller.gpus,
             prefill_replicas=prefills,

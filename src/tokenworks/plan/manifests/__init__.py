@@ -8,6 +8,7 @@ __all__ = [
     "feasible",
     "llmd",
     "manifest",
+    "planned",
     "pods",
     "ray",
     "render",

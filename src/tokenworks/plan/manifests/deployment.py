@@ -24,6 +24,7 @@ Count = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 Tokens = Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000)]
 
 Engine = Literal["vllm", "sglang"]
+ENGINES: Final[tuple[Engine, ...]] = ("vllm", "sglang")
 Role = Literal["aggregated", "prefill", "decode"]
 Quantisation = Literal["checkpoint", "fp8", "nvfp4", "mxfp4", "awq"]
 KVDtype = Literal["auto", "bf16", "fp8", "fp4"]
