@@ -9,6 +9,7 @@ import re
 import pytest
 
 from tests.cli.command_line import data, done, invoke
+from tokenworks.cli import perf
 from tokenworks.core.errors import ConfigInvalid, InvalidRequest
 from tokenworks.live.calibration_file import read_calibration
 from tokenworks.live.home import Home
@@ -275,3 +276,12 @@ def test_rows_of_which_none_can_be_read_make_an_empty_picture(
     found = data(home, "perf", "validate", str(few_rows), "--picture", str(path))
     assert found["picture"] == {"points": [], "spreads": []}
     assert path.exists()
+
+
+def test_who_looks_sees_how_far_it_is(
+    few_rows: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    rows = list(range(300))
+    assert list(perf._counted(rows)) == rows  # type: ignore[arg-type]
+    assert "row 250 of 300" in capsys.readouterr().err

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -322,6 +323,23 @@ def _read(path: Path, catalogue: Catalogue) -> tuple[list[Row], list[Unread]]:
     return rows, unread
 
 
+ROWS_BETWEEN: Final = 250
+"""From one word of progress to the next: about half a second."""
+
+
+def _counted(rows: list[Row]) -> Iterator[Row]:
+    """The same rows, with how many there were so far where somebody looks."""
+    looked_at = sys.stderr.isatty()
+    for number, row in enumerate(rows):
+        if looked_at and number % ROWS_BETWEEN == 0:
+            click.echo(
+                f"\r\x1b[2KPredicting: row {number:,} of {len(rows):,} …", err=True, nl=False
+            )
+        yield row
+    if looked_at:
+        click.echo("\r\x1b[2K", err=True, nl=False)
+
+
 def _progress(text: str) -> None:
     click.echo(text, err=True)
 
@@ -367,7 +385,7 @@ def validate(
     rows, unread = _read(path, catalogue_at(home, asked["folders"]))
     if by is None:
         calibration = read_calibration(asked["calibration"])
-        checked, bands = validation.check(rows, calibration), calibration.bands
+        checked, bands = validation.check(_counted(rows), calibration), calibration.bands
         how, fitted = "as fitted", calibration.rows
     else:
         folds = validation.FOLDS if by == "configuration" else validation.GROUP_FOLDS
