@@ -18,10 +18,9 @@ from tokenworks.perf.split import lpus_needed
 from tokenworks.plan.mix import MixPlan, plan_mix
 from tokenworks.plan.mix_assumptions import assumptions
 from tokenworks.plan.mix_inputs import Offer
-from tokenworks.plan.mix_measured import UNIT_MAX, Measured
+from tokenworks.plan.mix_measured import UNIT_MAX, Measured, rack_of
 from tokenworks.plan.mix_offers import Market, Offerer
 from tokenworks.plan.mix_question import Case, case_of, parse_question
-from tokenworks.plan.projection import rack_of
 from tokenworks.plan.worker_speed import PREFILL_TOKENS
 
 ESTIMATOR = Estimator(read_calibration())
@@ -170,7 +169,7 @@ def test_a_worker_that_only_decodes_is_never_faster_with_more_to_do(engine: str)
 def test_lpus_speed_up_decoding_and_need_room_for_the_weights() -> None:
     case = posed("deepseek-r1", "vr-nvl72+lpx", prompt=8000)
     shape = shape_of(SHIPPED.model("deepseek-r1"))
-    rack = rack_of(SHIPPED, SHIPPED.system("lpx"), case.projection)
+    rack = rack_of(SHIPPED, "lpx", case.projection)
     beside, alone = of_mode(case, "disaggregated+lpu"), of_mode(case, "disaggregated")
     least = math.ceil(lpus_needed(shape, rack.lpus) / rack.lpus.count)
     assert {offer.lpu_systems_min for offer in beside} == {least}
@@ -196,7 +195,7 @@ def test_lpus_are_worth_it_where_there_is_much_fast_traffic() -> None:
 
 def test_more_link_or_bandwidth_for_lpus_is_never_slower() -> None:
     case = posed("deepseek-r1", "vr-nvl72+lpx", prompt=8000)
-    rack = rack_of(SHIPPED, SHIPPED.system("lpx"), case.projection)
+    rack = rack_of(SHIPPED, "lpx", case.projection)
     faster = msgspec.structs.replace(
         rack, lpus=msgspec.structs.replace(rack.lpus, link_bytes_per_ms=1e12, round_trip_ms=0.0)
     )

@@ -181,10 +181,14 @@ class Curve:
         """What a decode step's nominal times are multiplied by."""
         return Pass(*self._tpot_factors[: len(Pass._fields)])
 
+    def tpot_parts(self, concurrency: float) -> list[float]:
+        """The terms of TPOT, calibrated: those of ``Pass``, then of prompts prefilled beside."""
+        nominal = terms_of(self.case, self._rates, self._ready, concurrency).tpot
+        return list(map(mul, self._tpot_factors, nominal))
+
     def prefill_share(self, concurrency: float) -> float:
         """Share of TPOT that prompts take which are prefilled beside; 0 where that is apart."""
-        nominal = terms_of(self.case, self._rates, self._ready, concurrency).tpot
-        parts = list(map(mul, self._tpot_factors, nominal))
+        parts = self.tpot_parts(concurrency)
         return float(sum(parts[len(Pass._fields) :]) / sum(parts))
 
     @property

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from operator import mul
 from typing import Final
 
 import msgspec
 
-from tokenworks.catalogue.records import Accelerator, Dtype, System
+from tokenworks.catalogue.records import Accelerator, Dtype, Projection, System
+from tokenworks.catalogue.shelves import Catalogue
 from tokenworks.core.errors import ConfigInvalid
 from tokenworks.perf.architecture import Shape
 from tokenworks.perf.case import Case, Layout, cache_bytes_per_element, check_fits
@@ -29,7 +29,7 @@ from tokenworks.perf.split import (
     step_ms,
 )
 from tokenworks.plan.mix_inputs import Offer, Work
-from tokenworks.plan.projection import Rack
+from tokenworks.plan.projection import lpus_of
 from tokenworks.plan.worker_speed import LOADS, Prefiller, decode_steps, prefiller
 
 OUTPUT_TOKENS_MAX: Final = 400
@@ -41,6 +41,28 @@ PREFILL_GPUS_MAX: Final = 8
 UNIT_MAX: Final = 4
 """Servers that workers of both kinds share, where a server is a scale-up domain of its own."""
 SERVER_GPUS_MAX: Final = 8
+
+
+class Rack(msgspec.Struct, frozen=True, kw_only=True):
+    """LPUs that stand beside GPUs.
+
+    Attributes:
+        name: of the system.
+        lpus: of one rack, at the speed that software is declared to reach.
+    """
+
+    name: str
+    lpus: Lpus
+
+
+def rack_of(catalogue: Catalogue, name: str, projection: Projection) -> Rack:
+    """A system of LPUs.
+
+    Raises:
+        ConfigInvalid: it has none, or lacks a number.
+    """
+    rack = catalogue.system(name)
+    return Rack(name=rack.name, lpus=lpus_of(catalogue, rack, projection.peak_share))
 
 
 class Decoder(msgspec.Struct, frozen=True, kw_only=True):
@@ -225,9 +247,15 @@ def _attention_ms(curve: Curve, rates: Rates, batch: float, tpot_ms: float) -> t
         context = case.isl + case.osl / 2
         return decode_pass(shape, rates, case.decode, case.dtype, element, batch, context)
 
-    attention = nominal(_attention_of(case.shape))
-    near = Pass(*map(mul, curve.step_factors, attention))
-    scale = tpot_ms / sum(map(mul, curve.step_factors, nominal(case.shape)))
+    attention, whole = nominal(_attention_of(case.shape)), nominal(case.shape)
+    parts = curve.tpot_parts(batch)[: len(whole)]
+    near = Pass(
+        *(
+            part * mine / all_of_it if all_of_it else 0.0
+            for part, mine, all_of_it in zip(parts, attention, whole, strict=True)
+        )
+    )
+    scale = tpot_ms / sum(parts)
     floor = near.reduce + near.layers + near.linear_layers
     return max(scale * (sum(near) - floor), bound_ms(attention)), scale * floor
 

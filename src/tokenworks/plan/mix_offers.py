@@ -17,15 +17,8 @@ from tokenworks.perf.case import check_context
 from tokenworks.perf.split import lpus_needed
 from tokenworks.plan.mix_cost import hardware_of
 from tokenworks.plan.mix_inputs import Hardware, Offer, Question, TierDemand, Work
-from tokenworks.plan.mix_measured import Measured
-from tokenworks.plan.projection import (
-    Machine,
-    Rack,
-    candidates,
-    machine_of,
-    prefill_s_per_output,
-    rack_of,
-)
+from tokenworks.plan.mix_measured import Measured, Rack, rack_of
+from tokenworks.plan.projection import Machine, candidates, machine_of, prefill_s_per_output
 from tokenworks.plan.projection import Work as Decoding
 
 LPU_HOST_CPU: Final = "vera"
@@ -81,9 +74,7 @@ class Offerer:
             if self._measured is not None:
                 for work in works:
                     for lpu in beside:
-                        rack = (
-                            rack_of(catalogue, catalogue.system(lpu), projection) if lpu else None
-                        )
+                        rack = rack_of(catalogue, lpu, projection) if lpu else None
                         offers += self._engine_offers(catalogue, system, rack, work)
                 continue
             for lpu in beside:

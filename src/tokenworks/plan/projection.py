@@ -88,48 +88,41 @@ def machine_of(catalogue: Catalogue, systems: str, projection: Projection) -> Ma
         layer_latency_s=gpu.known("layer_latency_s")
         * projection.layer_latency_scales.get(gpu.name, 1.0),
     )
-    if not second:
-        return machine
-    beside = rack_of(catalogue, catalogue.system(second), projection)
-    return msgspec.structs.replace(machine, lpus=beside.lpus, lpu_power_w=beside.power_w)
+    return _with_lpus(catalogue, machine, catalogue.system(second), share) if second else machine
 
 
-class Rack(msgspec.Struct, frozen=True, kw_only=True):
-    """LPUs that stand beside GPUs.
-
-    Attributes:
-        name: of the system.
-        lpus: of one rack, at the speed that software reaches.
-        power_w: of one rack, all in.
-    """
-
-    name: str
-    lpus: Lpus
-    power_w: float
+def _with_lpus(catalogue: Catalogue, machine: Machine, rack: System, share: float) -> Machine:
+    return msgspec.structs.replace(
+        machine,
+        lpus=lpus_of(catalogue, rack, share),
+        lpu_power_w=rack.known("all_in_power_w"),
+    )
 
 
-def rack_of(catalogue: Catalogue, rack: System, projection: Projection) -> Rack:
-    """A system of LPUs.
+def lpus_of(catalogue: Catalogue, rack: System, share: float, racks: int = 1) -> Lpus:
+    """The LPUs of some racks.
+
+    Args:
+        catalogue: that has the LPU.
+        rack: one of them.
+        share: of peaks that is reached.
+        racks: how many.
 
     Raises:
-        ConfigInvalid: it has none, or lacks a number.
+        ConfigInvalid: the rack has no LPUs, or a number is not known.
     """
     if not rack.lpu:
         raise ConfigInvalid(
             f"{rack.name!r} has no LPUs.", hint="Only LPUs stand beside GPUs, as in vr-nvl72+lpx."
         )
-    lpu, share = catalogue.accelerator(rack.lpu), projection.peak_share
-    return Rack(
-        name=rack.name,
-        lpus=Lpus(
-            count=rack.lpus,
-            rates=reached(rates_of(lpu), share, share, rack.lpus),
-            memory_bytes=lpu.known("memory_bytes"),
-            dtype="fp4" if lpu.fp4_flop_per_s else "fp8",
-            link_bytes_per_ms=rack.known("link_bandwidth_bytes_per_s") * share / 1e3,
-            round_trip_ms=rack.known("link_latency_s") * 1e3,
-        ),
-        power_w=rack.known("all_in_power_w"),
+    lpu = catalogue.accelerator(rack.lpu)
+    return Lpus(
+        count=racks * rack.lpus,
+        rates=reached(rates_of(lpu), share, share, rack.lpus),
+        memory_bytes=lpu.known("memory_bytes"),
+        dtype="fp4" if lpu.fp4_flop_per_s else "fp8",
+        link_bytes_per_ms=racks * rack.known("link_bandwidth_bytes_per_s") * share / 1e3,
+        round_trip_ms=rack.known("link_latency_s") * 1e3,
     )
 
 
