@@ -145,8 +145,9 @@ def test_the_plan_chooses_the_mode() -> None:
     # Short prompts stall nobody for long; long ones stall those who decode beside them.
     chat = planned(posed("llama-3.1-8b", "hgx-h200", prompt=200, speed=30))
     assert {pool.mode for pool in chat.pools} == {"aggregated"}
-    long = planned(posed("deepseek-r1", "gb200-nvl72", prompt=8000, speed=60, ttft_s=2))
-    assert "disaggregated" in {pool.mode for pool in long.pools}
+    for engine in ("trtllm", "vllm"):
+        long = planned(posed("deepseek-r1", "gb200-nvl72", prompt=8000, speed=90), engine)
+        assert "disaggregated" in {pool.mode for pool in long.pools}
     # One server is enough for three requests a second, and can't be both kinds of workers.
     few = planned(posed("deepseek-r1", "hgx-h200", prompt=200, speed=20, rate=3))
     assert {pool.mode for pool in few.pools} == {"aggregated"}
