@@ -199,3 +199,11 @@ def test_a_part_of_a_step_has_its_own_factor() -> None:
     factors = Curve(CALIBRATION, case_of()).step_factors
     assert all(factor > 0 for factor in factors)
     assert factors.weights < 5
+
+
+def test_prefill_takes_a_share_of_steps_where_it_is_beside() -> None:
+    shares = [Curve(CALIBRATION, case_of()).prefill_share(load) for load in (1, 8, 64)]
+    assert shares[0] == 0
+    assert shares == sorted(shares)
+    assert 0 < shares[-1] < 1
+    assert Curve(CALIBRATION, case_of(mode="disagg")).prefill_share(64) == 0

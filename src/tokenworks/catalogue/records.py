@@ -338,6 +338,7 @@ class Site(Record, frozen=True, kw_only=True, tag=False):
     Attributes:
         usd_per_kwh: electricity.
         pue: power of the utility's over power of the systems.
+        idle_power_share: of their all-in power, that systems draw with models loaded and no work.
         facility_usd_per_mw: building, power and cooling plant.
         facility_years: it is written off in.
         system_years: systems are written off in.
@@ -352,6 +353,7 @@ class Site(Record, frozen=True, kw_only=True, tag=False):
 
     usd_per_kwh: float
     pue: float
+    idle_power_share: float
     facility_usd_per_mw: float
     facility_years: float
     system_years: float

@@ -15,6 +15,7 @@ __all__ = [
     "ledger_at",
     "main",
     "perf",
+    "perf_picture",
     "period",
     "picture",
     "plan",

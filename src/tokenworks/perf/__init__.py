@@ -17,6 +17,7 @@ __all__ = [
     "rows",
     "speculative",
     "split",
+    "spread",
     "sweep",
     "tabulated",
     "terms",

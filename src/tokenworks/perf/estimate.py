@@ -181,6 +181,16 @@ class Curve:
         """What a decode step's nominal times are multiplied by."""
         return Pass(*self._tpot_factors[: len(Pass._fields)])
 
+    def tpot_parts(self, concurrency: float) -> list[float]:
+        """The terms of TPOT, calibrated: those of ``Pass``, then of prompts prefilled beside."""
+        nominal = terms_of(self.case, self._rates, self._ready, concurrency).tpot
+        return list(map(mul, self._tpot_factors, nominal))
+
+    def prefill_share(self, concurrency: float) -> float:
+        """Share of TPOT that prompts take which are prefilled beside; 0 where that is apart."""
+        parts = self.tpot_parts(concurrency)
+        return float(sum(parts[len(Pass._fields) :]) / sum(parts))
+
     @property
     def hidden(self) -> float:
         """Tokens per step that rows of the group show without saying so."""
@@ -318,6 +328,13 @@ class Curve:
             )
         if case.decode_workers is None:
             found.append("how many workers share the load is unknown")
+        domain = self._rates.domain
+        if case.decode.stage > domain > 0:
+            found.append(
+                f"a worker spans {-(-case.decode.stage // domain)} scale-up domains of {domain}"
+            )
+        if case.dtype == "fp4" and not case.device.fp4_flop_per_s:
+            found.append(f"{case.device.name} has no FP4 arithmetic: weights are expanded")
         found += [f"{case.device.name}.{field} is assumed" for field in case.device.assumed()]
         return tuple(found)
 

@@ -62,6 +62,11 @@ def machine_of(catalogue: Catalogue, systems: str, projection: Projection) -> Ma
         ConfigInvalid: a system is unknown, has no GPUs, or lacks a number.
     """
     first, _, second = systems.partition("+")
+    if "+" in second:
+        raise ConfigInvalid(
+            f"{systems!r} names more than two systems.",
+            hint="Name one of GPUs, and at most one of LPUs beside it, as in vr-nvl72+lpx.",
+        )
     system = catalogue.system(first)
     if not system.accelerator:
         raise ConfigInvalid(
