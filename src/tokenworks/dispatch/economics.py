@@ -417,7 +417,7 @@ class Economics:
 
 def _shortlist(fleet: Fleet, book: Book, own: int) -> int:
     """Of those at home in the tier, at least one, the least loaded and two at random."""
-    some = fleet.least_loaded(own)
+    some = fleet.loads[fleet.load_min] & own or fleet.least_loaded(own)
     some &= -some
     return some | _few(book, own) if own & (own - 1) else some
 

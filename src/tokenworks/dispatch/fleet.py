@@ -44,6 +44,10 @@ SERVING_MAX: Final = 1_024
 
 RANKS: Final = tuple(range(len(Tier)))
 _UNKNOWN: Final = 1 << 62
+_RANKS_OF: Final = tuple(
+    tuple(rank for rank in RANKS if bits >> rank & 1) for bits in range(1 << len(RANKS))
+)
+"""By ranks as bits, the same as a tuple."""
 
 
 class Worker(msgspec.Struct, kw_only=True):
@@ -537,9 +541,8 @@ class Fleet:
         if changed:
             worker.admitted = admitted
             admitting = self.admitting
-            for rank in RANKS:
-                if changed >> rank & 1:
-                    admitting[rank] ^= bit
+            for rank in _RANKS_OF[changed]:
+                admitting[rank] ^= bit
 
     def _bound(self) -> None:
         """Find the least and the largest load again."""

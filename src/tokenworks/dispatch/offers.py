@@ -100,7 +100,8 @@ class Seat:
         pace_fs: a hundred times the time per token up to which it is filled where it only decodes.
         allowed_fs: time per token that each promise allows.
         price: what a second of it is worth, in nano-dollars.
-        launch_fs, sequence_fs, context_token_fs, prefill_token_fs: of its ``Timing``.
+        launch_fs, sequence_fs, context_token_fs, prefill_token_fs, prefill_context_fs: of its
+            ``Timing``.
     """
 
     __slots__ = (
@@ -112,6 +113,7 @@ class Seat:
         "kind",
         "launch_fs",
         "pace_fs",
+        "prefill_context_fs",
         "prefill_token_fs",
         "price",
         "running_max",
@@ -131,6 +133,7 @@ class Seat:
         self.launch_fs, self.sequence_fs = timing.launch_fs, timing.sequence_fs
         self.context_token_fs = timing.context_token_fs
         self.prefill_token_fs = timing.prefill_token_fs
+        self.prefill_context_fs = timing.prefill_context_fs
 
 
 class Desk:
@@ -216,7 +219,6 @@ class Offer:
     """
 
     __slots__ = (
-        "_earned",
         "_made",
         "_now_ns",
         "_price",
@@ -251,7 +253,6 @@ class Offer:
             # kept, so it has none to lose.
             self._queued_tokens_max = self._ttft_fs = FOREVER_FS
         self._worths: dict[int | tuple[int, int], _Worth] = {}
-        self._earned: dict[tuple[int, int], tuple[int, int]] = {}
 
     # Where the one that decodes it prefills it, too.
 
@@ -283,26 +284,18 @@ class Offer:
             own_fs, value, cost, base, slope, full = worths.get(key) or self._worth_at(
                 seat, worker, depth if holders & bit else 0, key
             )
-            running, queued = len(worker.running), worker.prefill_tokens
-            if (
-                value <= most  # all that follows only takes from it
-                or running > seat.running_max[rank]
-                or queued > self._queued_tokens_max
-            ):
-                continue
+            running = len(worker.running)
+            if value <= most or running > seat.running_max[rank]:
+                continue  # all that follows only takes from it
             if full:
                 if slope:
                     cost = (base + running * slope) // FS_PER_S
                 value -= cost * (min(full, running)) // full
                 if value <= most:
                     continue
-            decode_fs = seat.launch_fs + running * seat.sequence_fs  # as Timing.decode_fs says
-            decode_fs += worker.context_tokens * seat.context_token_fs
-            # Between the chunks of all that is to be prefilled before, those that decode go on.
-            chunks_fs = (2 + queued // worker.batch_tokens_max) * decode_fs
+            decode_fs = self._decode_fs_if_kept(seat, worker, running, own_fs)
             if (
-                (rank and own_fs + queued * seat.prefill_token_fs + chunks_fs > self._ttft_fs)
-                or (worker.dearest and self._stalls(seat, worker, own_fs, decode_fs))
+                decode_fs < 0
                 or (tight and not self.fits(worker))
                 or (
                     own_fs > seat.prefill_token_fs * self._usual_tokens
@@ -340,23 +333,46 @@ class Offer:
         computed = max(1, self._prompt - hit * worker.block_tokens)
         return revenue_nanodollars(price, computed, self._prompt, self._made)
 
-    def _stalls(self, seat: Seat, worker: Worker, own_fs: int, decode_fs: int) -> bool:
-        """Whether its prefill is more than those who decode there can bear, after the last ones.
+    def _decode_fs_if_kept(self, seat: Seat, worker: Worker, running: int, own_fs: int) -> int:
+        """An iteration that decodes on a worker now, if it can keep what is promised; else -1.
 
-        One of the dearest tier there, which is paid for, can bear as much prefill in its life as
-        its promise leaves beside its iterations. What was sent before is forgotten at the rate at
-        which that comes.
+        The answer is to begin in time, and its prefill must not be more than those who decode there
+        can bear, after the last ones. One of the dearest tier there, which is paid for, can bear as
+        much prefill in its life as its promise leaves beside its iterations. What was sent before
+        is forgotten at the rate at which that comes.
         """
-        dearest, desk = worker.dearest, self.desk
+        queued, desk = worker.prefill_tokens, self.desk
+        # As Timing.decode_fs says.
+        decode_fs = (
+            seat.launch_fs
+            + running * seat.sequence_fs
+            + worker.context_tokens * seat.context_token_fs
+        )
+        # Between the chunks of all that is to be prefilled before, those that decode go on.
+        if queued > self._queued_tokens_max or (
+            self.rank
+            and own_fs
+            + queued * seat.prefill_token_fs
+            + (2 + queued // worker.batch_tokens_max) * decode_fs
+            > self._ttft_fs
+        ):
+            return -1
+        dearest = worker.dearest
+        if not dearest:
+            return decode_fs
         allowed = seat.allowed_fs[dearest]
         spare = allowed - decode_fs if decode_fs < allowed else 1
         bearable = desk.means[dearest].output_tokens * spare - own_fs
         if bearable < 0:
-            return True
+            return -1
         known = desk.stalls.get(worker.index)
-        if known is None or known[0] <= bearable:  # it becomes only less
-            return False
-        return known[0] - (self._now_ns - known[1]) * FS_PER_NS * spare // allowed > bearable
+        if (
+            known is not None
+            and known[0] > bearable  # it becomes only less
+            and known[0] - (self._now_ns - known[1]) * FS_PER_NS * spare // allowed > bearable
+        ):
+            return -1
+        return decode_fs
 
     def _broken(self, seat: Seat, worker: Worker, own_fs: int) -> int:
         """What a prefill that is much longer than most breaks of the promises that run there."""
@@ -389,7 +405,8 @@ class Offer:
             The worker or None, blocks of its prompt in the prefix cache there, and what it earns
             less the prefill that this takes, in nano-dollars.
         """
-        seats, by_index, known = self.desk.seats, fleet.by_index, self._earned
+        seats, by_index = self.desk.seats, fleet.by_index
+        known: dict[tuple[int, int], tuple[int, int]] = {}
         tight = self._prompt >= fleet.kv_tokens_min
         if avoided is not None and not some & (some - 1):
             avoided = None
@@ -399,7 +416,10 @@ class Offer:
             some ^= bit
             index = bit.bit_length() - 1
             worker, seat, hit = by_index[index], seats[index], depth if holders & bit else 0
-            own_fs, earned = known.get((seat.at, hit)) or self._earned_at(seat, worker, hit)
+            found = known.get((seat.at, hit))
+            if found is None:
+                found = known[seat.at, hit] = self._earned_at(seat, worker, hit)
+            own_fs, earned = found
             if own_fs >= least:
                 continue
             queued = worker.prefill_tokens
@@ -490,21 +510,21 @@ class Offer:
 
     def _earned_at(self, seat: Seat, worker: Worker, hit: int) -> tuple[int, int]:
         """Its prefill and its revenue on a class, with so many blocks of its prompt cached."""
-        prompt, price, timing = self._prompt, self._price, seat.kind.timing
+        prompt, price = self._prompt, self._price
         computed = prompt - hit * worker.block_tokens
         if computed < 1:
             computed = 1
         cached = prompt - computed
-        # As Timing.prefill_fs and revenue_nanodollars say.
-        pairs = computed * cached + computed * (computed - 1) // 2
-        own_fs = computed * timing.prefill_token_fs + pairs * timing.prefill_context_fs
+        # As Timing.prefill_fs says: to half of the chunk's tokens, and to all before it.
+        twice = 2 * seat.prefill_token_fs + (prompt + cached - 1) * seat.prefill_context_fs
+        own_fs = computed * twice >> 1
+        # As revenue_nanodollars says.
         earned = (
             computed * price.input_udollars_per_mtok
             + (max(0, cached)) * price.cached_udollars_per_mtok
             + self._made * price.output_udollars_per_mtok
         ) // 1_000
-        self._earned[seat.at, hit] = found = (own_fs, earned)
-        return found
+        return own_fs, earned
 
     def _taking(self, seat: Seat, own_fs: int) -> _Taking:
         """What it takes from others at the class's price."""
