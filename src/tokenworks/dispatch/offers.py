@@ -2,7 +2,8 @@
 
 This is asked three or four times in each decision, so it is written to be quick: what follows from
 a plan alone stands ready at each worker's *seat*, what follows from the request alone in its
-*offer*, and each question is one loop over the workers that it is about.
+*offer*, and each question is one loop over the workers that it is about. A conditional expression
+takes a third of the time of ``min`` and ``max``.
 """
 
 from __future__ import annotations
@@ -288,9 +289,8 @@ class Offer:
             if value <= most or running > seat.running_max[rank]:
                 continue  # all that follows only takes from it
             if full:
-                if slope:
-                    cost = (base + running * slope) // FS_PER_S
-                value -= cost * (min(full, running)) // full
+                cost = (base + running * slope) // FS_PER_S if slope else cost
+                value -= cost * (running if running < full else full) // full  # noqa: FURB136
                 if value <= most:
                     continue
             decode_fs = self._decode_fs_if_kept(seat, worker, running, own_fs)
@@ -467,16 +467,15 @@ class Offer:
                 continue
             if running and seat.price:
                 cost, base, slope, full = self._taking(seat, 0)
-                if slope:
-                    cost = (base + running * slope) // FS_PER_S
-                value -= cost * (min(full, running)) // full
+                cost = (base + running * slope) // FS_PER_S if slope else cost
+                value -= cost * (running if running < full else full) // full  # noqa: FURB136
             if value <= most and (
                 value < most or best is None or worker.load >= best.load
             ):  # of equals, the one with less to do
                 continue
             batch = running + 1
             context = worker.context_tokens + prompt + batch * half
-            dearest = max(rank, worker.dearest)
+            dearest = worker.dearest if worker.dearest > rank else rank  # noqa: FURB136
             if (
                 dearest
                 and 100
@@ -521,7 +520,7 @@ class Offer:
         # As revenue_nanodollars says.
         earned = (
             computed * price.input_udollars_per_mtok
-            + (max(0, cached)) * price.cached_udollars_per_mtok
+            + (cached if cached > 0 else 0) * price.cached_udollars_per_mtok  # noqa: FURB136
             + self._made * price.output_udollars_per_mtok
         ) // 1_000
         return own_fs, earned
