@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable
 from typing import Any
@@ -35,6 +36,16 @@ def test_a_factory_starts_serves_and_stops(
     total = data(attached, "report")["rows"][-1]
     assert total["requests"] == 1
     assert total["revenue_nanodollars"] == row["used_nanodollars"] > 0
+
+
+def test_a_running_factory_seldom_searches_for_cycles(
+    attached: Home, when_ready: Callable[..., list[Any]]
+) -> None:
+    before = gc.get_threshold()
+    results = when_ready(attached, lambda: (gc.get_threshold(), gc.get_freeze_count() > 0))
+    assert invoke(attached, "up", "--quiet").exit_code == 0
+    assert results == [(wiring.GC_THRESHOLDS, True)]
+    assert (gc.get_threshold(), gc.get_freeze_count()) == (before, 0)
 
 
 def test_a_second_start_keeps_the_key_and_says_one_line_of_json(

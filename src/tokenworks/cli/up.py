@@ -143,7 +143,7 @@ class _Start:
 
     async def run(self) -> None:
         """Until it is told to stop."""
-        from tokenworks.cli.wiring import Factory
+        from tokenworks.cli.wiring import Factory, rare_collections
 
         factory = Factory(
             self._home,
@@ -159,9 +159,10 @@ class _Start:
         if self.speaks == "words":
             click.echo("Starting the workers ...", err=True)
         try:
-            await factory.run(
-                lambda up: self._ready(up.server.address, up.secret, list(up.driver.models()))
-            )
+            with rare_collections():
+                await factory.run(
+                    lambda up: self._ready(up.server.address, up.secret, list(up.driver.models()))
+                )
         finally:
             self._home.forget_url()
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import gc
 import hashlib
 import logging
 import os
 import secrets
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from tokenworks.catalogue.factory_config import CurvePoint, FactoryConfig, PoolConfig
@@ -47,6 +48,9 @@ from tokenworks.twin.records import speed_curve
 from tokenworks.twin.serving import Engines, ModelledWorker
 
 LOCAL_TENANT: Final = TenantID("local")
+GC_THRESHOLDS: Final = (20_000, 20, 20)
+"""Objects made and not freed between two searches for cycles. A request makes hundreds and leaves
+none behind, so that Python's own 700 would search what is in flight at every other request."""
 
 _log: Final = logging.getLogger("tokenworks.ledger")
 
@@ -69,6 +73,20 @@ def operator_key(home: Home, store: LedgerStore, clock: Clock) -> str:
 def curve_of(name: str, pool: PoolConfig, measured: Curves) -> tuple[CurvePoint, ...]:
     """A pool's speed: from its settings, else measured here, else as shipped."""
     return pool.curve or measured.get(name, ()) or foreman_facts().curve
+
+
+@contextlib.contextmanager
+def rare_collections() -> Iterator[None]:
+    """Search for cycles seldom, and never among what is there now, for the length of a block."""
+    thresholds = gc.get_threshold()
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.unfreeze()
 
 
 class Factory:

@@ -7,9 +7,11 @@ It is the gateway's ``Desk``. Every event is in the journal before its commands 
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
 import functools
 import hashlib
+import itertools
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, NamedTuple, assert_never
@@ -79,7 +81,8 @@ ANSWER_NS_MAX: Final = 3_000 * NS_PER_S
 """From the reservation to the end of the answer, queueing included; less than
 ``bookkeeper.HOLD_NS_MAX``."""
 LINGER_NS_MAX: Final = 5 * NS_PER_S
-"""A worker that keeps its stream open this long after the answer was settled loses its socket."""
+"""A worker that keeps its stream open this long after the answer was settled loses its socket.
+Housekeeping looks after both, since a timer for each answer would cost more than it is worth."""
 BREATHER_NS: Final = 50 * NS_PER_MS
 """Between a worker's failure and the next try. If the worker is going down, supervision says so
 meanwhile, and the request waits in its line instead of spending its tries."""
@@ -131,13 +134,10 @@ class _Flight:
 class LiveDelivery:
     """One answer of a real worker; implements ``core.ports.Delivery``."""
 
-    __slots__ = ("_cut_off", "_driver", "_flight", "_stream")
+    __slots__ = ("_driver", "_flight", "_stream")
 
     def __init__(self, driver: Driver, flight: _Flight, stream: AnswerStream) -> None:
         self._driver, self._flight, self._stream = driver, flight, stream
-        loop = asyncio.get_running_loop()
-        left_ns = max(0, flight.cut_off_ns - driver.now_ns())
-        self._cut_off = loop.call_later(driver.loop_s(left_ns), stream.abort)
 
     @property
     def stream(self) -> AnswerStream:
@@ -158,14 +158,11 @@ class LiveDelivery:
 
     def abort(self) -> None:
         """See ``Delivery``."""
-        self._cut_off.cancel()
         self._stream.abort()
 
     async def settle(self, outcome: Outcome) -> Receipt:
         """See ``Delivery``."""
-        self._cut_off.cancel()
-        loop = asyncio.get_running_loop()
-        self._cut_off = loop.call_later(LINGER_NS_MAX / NS_PER_S, self._stream.abort)
+        self._driver.let_linger(self._stream)
         return await self._driver.settle(self._flight, outcome)
 
 
@@ -222,6 +219,7 @@ class Driver:
         self._timer: asyncio.TimerHandle | None = None
         self._keys_trouble: str | None = None
         self._sending: set[asyncio.Task[None]] = set()
+        self._lingering: collections.deque[tuple[float, AnswerStream]] = collections.deque()
         self._last_ns = 0
         self._closed = False
         self._landed = asyncio.Event()
@@ -260,11 +258,29 @@ class Driver:
 
     def housekeep_once(self) -> None:
         """One round of what waits for nobody; what fails is tried again in the next."""
+        self._cut_off_late()
         self._bookkeeper.round()
         self._write_journal(lambda journal: journal.flush())
 
     async def _round(self) -> None:
         self.housekeep_once()
+
+    def _cut_off_late(self) -> None:
+        """Stop answers that take too long, and streams that outlive their answers."""
+        now_ns, now_s = self._clock.now_ns(), asyncio.get_running_loop().time()
+        # The oldest come first.
+        late = itertools.takewhile(lambda each: each.cut_off_ns <= now_ns, self._flights.values())
+        for flight in tuple(late):
+            opened = flight.opened
+            if opened.done() and not opened.cancelled() and opened.exception() is None:
+                opened.result().abort()
+        while self._lingering and self._lingering[0][0] <= now_s:
+            self._lingering.popleft()[1].abort()
+
+    def let_linger(self, stream: AnswerStream) -> None:
+        """Give the stream of a settled answer a little time to end by itself."""
+        due_s = asyncio.get_running_loop().time() + LINGER_NS_MAX / NS_PER_S
+        self._lingering.append((due_s, stream))
 
     async def keep_up(self) -> None:
         """Read settings that have changed, and take up the next price book on its day."""
@@ -461,9 +477,11 @@ class Driver:
         """Journal an event, hand it to the dispatcher and carry out what it says."""
         now_ns = self._last_ns = max(self._last_ns, self._clock.now_ns())
         commands = self._dispatcher.handle(now_ns, event)
-        self._write_journal(
-            lambda journal: journal.write(now_ns, event, commands, self._dispatcher)
-        )
+        if self._journal is not None:
+            try:
+                self._journal.write(now_ns, event, commands, self._dispatcher)
+            except OSError as error:
+                self._end_journal(error)
         for command in commands:
             self._carry_out(command)
 
@@ -476,14 +494,17 @@ class Driver:
         return duration_ns / (NS_PER_S * self._speedup)
 
     def _write_journal(self, write: Callable[[JournalWriter], None]) -> None:
-        """The journal is for replays; a factory whose disk refuses it goes on without one."""
         if self._journal is None:
             return
         try:
             write(self._journal)
         except OSError as error:
-            self._journal = None
-            _log.error("the journal ends here, it cannot be written: %s", error)
+            self._end_journal(error)
+
+    def _end_journal(self, error: OSError) -> None:
+        """The journal is for replays; a factory whose disk refuses it goes on without one."""
+        self._journal = None
+        _log.error("the journal ends here, it cannot be written: %s", error)
 
     def _carry_out(self, command: Command) -> None:
         match command:
