@@ -69,13 +69,13 @@ from tokenworks.dispatch.events import (
 )
 from tokenworks.dispatch.settings import settings_for
 from tokenworks.ledger.entries import VoidReason
-from tokenworks.ledger.ledger import Ledger, Work
+from tokenworks.ledger.ledger import Ledger
 from tokenworks.ledger.quotas import KeyRecord, LimitState, window_end
 from tokenworks.ledger.store_port import LedgerStore
 from tokenworks.live.bookkeeper import Bookkeeper
 from tokenworks.live.journal import JournalWriter
 from tokenworks.live.quota_leases import QuotaLeases
-from tokenworks.live.seats import Seat, gauges_of
+from tokenworks.live.seats import Seat, gauges_of, work_of
 
 ANSWER_NS_MAX: Final = 3_000 * NS_PER_S
 """From the reservation to the end of the answer, queueing included; less than
@@ -397,7 +397,7 @@ class Driver:
         order, seat = flight.order, flight.seat
         self._flights.pop(order.request, None)
         self.tell(_ending(flight, seat, outcome))
-        work = _work(seat, max(0, self._clock.now_ns() - flight.sent_ns))
+        work = work_of(seat, max(0, self._clock.now_ns() - flight.sent_ns))
         if not self._flights:
             self._landed.set()
         entry = await self._bookkeeper.bill(order.request, outcome, work)
@@ -761,19 +761,6 @@ def scaling_of(pools: Mapping[PoolID, PoolConfig]) -> tuple[PoolScale, ...]:
         )
         for name, config in pools.items()
         if config.workers_max is not None
-    )
-
-
-def _work(seat: Seat, worker_ns: int) -> Work:
-    """Who made an answer, and a slot's share of its pool's cost over the time."""
-    config = seat.config
-    slots = config.slots * max(config.workers, len(config.urls))
-    return Work(
-        pool=seat.pool,
-        worker=seat.worker,
-        worker_ns=worker_ns,
-        energy_nanodollars=config.energy_nanodollars(worker_ns) // slots,
-        capital_nanodollars=config.capital_nanodollars(worker_ns) // slots,
     )
 
 
