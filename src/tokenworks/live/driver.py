@@ -66,7 +66,7 @@ from tokenworks.dispatch.events import (
 )
 from tokenworks.dispatch.settings import settings_for
 from tokenworks.ledger.entries import VoidReason
-from tokenworks.ledger.ledger import Ledger, Work
+from tokenworks.ledger.ledger import Ledger
 from tokenworks.ledger.quotas import KeyRecord, LimitState, window_end
 from tokenworks.ledger.store_port import LedgerStore
 from tokenworks.live.bookkeeper import Bookkeeper
@@ -74,7 +74,7 @@ from tokenworks.live.flights import Flight, LiveDelivery
 from tokenworks.live.journal import JournalWriter
 from tokenworks.live.quota_leases import QuotaLeases
 from tokenworks.live.refusals import not_offered, rejection, shutting_down, words_of_error
-from tokenworks.live.seats import Seat, gauges_of
+from tokenworks.live.seats import Seat, gauges_of, work_of
 from tokenworks.live.token_counts import count_at_any
 from tokenworks.live.worker_body import worker_body
 
@@ -343,7 +343,7 @@ class Driver:
             worked_ns += max(0, self._clock.now_ns() - flight.sent_ns)
         self.tell(_ending(flight, seat, outcome))
         self._flights.pop(order.request, None)
-        work = _work(seat, worked_ns)
+        work = work_of(seat, worked_ns)
         if not self._flights:
             self._landed.set()
         assert flight.delivery is not None, flight.order.request
@@ -740,19 +740,6 @@ def scaling_of(pools: Mapping[PoolID, PoolConfig]) -> tuple[PoolScale, ...]:
         )
         for name, config in pools.items()
         if config.workers_max is not None
-    )
-
-
-def _work(seat: Seat, worker_ns: int) -> Work:
-    """Who made an answer, and a slot's share of its pool's cost over the time."""
-    config = seat.config
-    slots = config.slots * max(config.workers, len(config.urls))
-    return Work(
-        pool=seat.pool,
-        worker=seat.worker,
-        worker_ns=worker_ns,
-        energy_nanodollars=config.energy_nanodollars(worker_ns) // slots,
-        capital_nanodollars=config.capital_nanodollars(worker_ns) // slots,
     )
 
 
