@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -185,6 +186,24 @@ def test_cancelling_a_post_closes_its_socket(run: Callable[[Awaitable[None]], No
             assert client._sockets == 0
 
     run(main())
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE])
+def test_a_process_without_file_descriptors_does_not_blame_the_worker(
+    run: Callable[[Awaitable[None]], None], code: int
+) -> None:
+    async def test() -> None:
+        async with pair() as (_, client):
+
+            async def full(*_: object, **__: object) -> None:
+                raise OSError(code, "Too many open files")
+
+            loop = asyncio.get_running_loop()
+            loop.create_connection = full  # type: ignore[method-assign,assignment]
+            with pytest.raises(WorkerUnavailable, match="may open no more files"):
+                await client.post_stream(PATH, BODY)
+
+    run(test())
 
 
 def test_a_stale_connection_is_retried_once(run: Callable[[Awaitable[None]], None]) -> None:

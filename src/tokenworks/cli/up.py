@@ -145,7 +145,7 @@ class _Start:
 
     async def run(self) -> None:
         """Until it is told to stop."""
-        from tokenworks.cli.wiring import Factory, rare_collections
+        from tokenworks.cli.wiring import Factory, many_files, rare_collections
 
         factory = Factory(
             self._home,
@@ -156,6 +156,7 @@ class _Start:
             chosen=self._chosen,
             modelled=self._modelled,
         )
+        many_files()
         # From here on the folder is ours; the address of a factory that was killed is void.
         self._home.forget_url()
         if self.speaks == "words":

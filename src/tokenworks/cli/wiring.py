@@ -9,6 +9,7 @@ import gc
 import hashlib
 import logging
 import os
+import resource
 import secrets
 import signal
 from collections.abc import Callable, Iterator
@@ -54,6 +55,9 @@ from tokenworks.twin.clock import FastClock
 from tokenworks.twin.records import speed_curve
 from tokenworks.twin.serving import Engines, ModelledWorker
 
+FILES_MAX: Final = 1 << 17
+"""Sockets of callers and of workers; as many as any front door here can use."""
+
 LOCAL_TENANT: Final = TenantID("local")
 GC_THRESHOLDS: Final = (20_000, 20, 20)
 """Objects made and not freed between two searches for cycles. A request makes hundreds and leaves
@@ -94,6 +98,14 @@ def rare_collections() -> Iterator[None]:
     finally:
         gc.set_threshold(*thresholds)
         gc.unfreeze()
+
+
+def many_files() -> None:
+    """Let this process have as many sockets and files open as its hard limit allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = FILES_MAX if hard == resource.RLIM_INFINITY else min(hard, FILES_MAX)
+    if soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 class Factory:
@@ -228,6 +240,7 @@ class Factory:
                     model=ModelName(config.model),
                     url=config.urls[i],
                     api_key=_worker_key(pool, config),
+                    slots=config.slots,
                 )
                 self.workers.append(AttachedWorker(spec, self.clock, up, down))
             else:

@@ -8,6 +8,7 @@ engine is told to stop.
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 import ssl
 from typing import Final, cast
@@ -41,6 +42,7 @@ SWEEP_NS_MAX: Final = NS_PER_S // 2
 """Between two looks at what takes too long: one timer for all connections of a client, where one
 for each request would cost more than its time-out is worth."""
 
+_NO_FILES: Final = frozenset({errno.EMFILE, errno.ENFILE})
 _FRAMING: Final = frozenset({b"content-length", b"transfer-encoding"})
 
 
@@ -438,7 +440,8 @@ class WorkerClient:
 
         Raises:
             WorkerFailed: no connection, no answer, or one that is not HTTP.
-            WorkerUnavailable: ``connections_max`` are busy, or the client is closed.
+            WorkerUnavailable: ``connections_max`` are busy, the client is closed, or this process
+                may open no more files.
         """
         head = self._post_head(path)
         if content_type != JSON_TYPE:
@@ -550,6 +553,11 @@ class WorkerClient:
                     lambda: _Connection(self), self.host, self.port, ssl=self._tls
                 )
         except (OSError, TimeoutError) as error:  # that of TLS is an OSError, too
+            if isinstance(error, OSError) and error.errno in _NO_FILES:
+                raise WorkerUnavailable(
+                    f"this process may open no more files: {error.strerror}",
+                    hint="Raise the limit: ulimit -n.",
+                ) from error
             raise WorkerFailed(
                 f"cannot connect to the worker at {self.host}:{self.port}: {error!r}"
             ) from error
