@@ -553,7 +553,7 @@ class WorkerClient:
                     lambda: _Connection(self), self.host, self.port, ssl=self._tls
                 )
         except (OSError, TimeoutError) as error:  # that of TLS is an OSError, too
-            if isinstance(error, OSError) and error.errno in _NO_FILES:
+            if error.errno in _NO_FILES:
                 raise WorkerUnavailable(
                     f"this process may open no more files: {error.strerror}",
                     hint="Raise the limit: ulimit -n.",
