@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import resource
 from collections.abc import Callable
 from typing import Any
 
@@ -46,6 +47,19 @@ def test_a_running_factory_seldom_searches_for_cycles(
     assert invoke(attached, "up", "--quiet").exit_code == 0
     assert results == [(wiring.GC_THRESHOLDS, True)]
     assert (gc.get_threshold(), gc.get_freeze_count()) == (before, 0)
+
+
+def test_a_factory_may_open_as_many_files_as_the_system_allows(
+    attached: Home, when_ready: Callable[..., list[Any]]
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 512), hard))
+    try:
+        results = when_ready(attached, lambda: resource.getrlimit(resource.RLIMIT_NOFILE))
+        assert invoke(attached, "up", "--quiet").exit_code == 0
+        assert results == [(hard, hard)]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_a_second_start_keeps_the_key_and_says_one_line_of_json(
