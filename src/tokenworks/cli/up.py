@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
-import resource
 import shlex
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -120,17 +118,9 @@ def command(
         modelled=factory,
         speaks="json" if as_json else "nothing" if quiet else "words",
     )
-    _allow_files()
     uvloop.run(start.run())
     if start.speaks == "words":
         click.echo("The factory has stopped; every settled answer is in the ledger.", err=True)
-
-
-def _allow_files() -> None:
-    """Open as many files as the system lets us: a stream takes two, the usual limit is 1,024."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError):  # macOS says "unlimited" and means less
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 class _Start:
