@@ -193,9 +193,3 @@ def test_a_sweep_keeps_those_that_none_beats(catalogue: Catalogue) -> None:
             for b in best
         )
     assert [layout.gpus for layout in layouts([1, 2], experts=False)] == [1, 2]
-
-
-def test_a_part_of_a_step_has_its_own_factor() -> None:
-    factors = Curve(CALIBRATION, case_of()).step_factors
-    assert all(factor > 0 for factor in factors)
-    assert factors.weights < 5
