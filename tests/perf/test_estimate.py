@@ -164,6 +164,8 @@ def test_an_estimator_keeps_curves_and_forgets_them(
     assert estimator.curve(case_of(concurrency=7.0)) is one
     estimator.curve(case_of(isl=2000.0))
     assert estimator.curve(case_of()) is not one
+    for gpus in (8, 16, 32, 64):
+        estimator.curve(case_of(gpus=gpus))
     assert [p.tpot_ms for p in estimator.sweep(case_of(), [1, 4])] == [
         estimator.predict(case_of(concurrency=load)).tpot_ms for load in (1.0, 4.0)
     ]
