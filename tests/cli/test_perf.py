@@ -14,7 +14,6 @@ from tokenworks.core.errors import ConfigInvalid, InvalidRequest
 from tokenworks.live.calibration_file import read_calibration
 from tokenworks.live.home import Home
 from tokenworks.perf import fit, validate
-from tokenworks.perf.boosting import Boosting
 
 APART = ("--mode", "disagg")
 ROWS = pathlib.Path(__file__).parents[2] / "bench" / "data" / "silicon_rows.csv"
@@ -33,7 +32,6 @@ def few_rows(tmp_path: pathlib.Path) -> pathlib.Path:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fit, "STEPS_MAX", 20)
-    monkeypatch.setattr(fit, "Boosting", lambda: Boosting(trees=3))
     monkeypatch.setattr(validate, "FOLDS", 2)
     monkeypatch.setattr(validate, "GROUP_FOLDS", 2)
 

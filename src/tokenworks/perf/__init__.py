@@ -2,7 +2,6 @@
 
 __all__ = [
     "architecture",
-    "boosting",
     "calibrated",
     "calibration",
     "case",
