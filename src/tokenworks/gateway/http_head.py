@@ -14,10 +14,10 @@ from urllib.parse import unquote_to_bytes
 from tokenworks.core.errors import InvalidRequest
 from tokenworks.gateway.http_io import Headers
 
-_TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
+TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
+FIELD: Final = TOKEN + rb":[^\x00-\x08\x0a-\x1f\x7f]*+\r\n"
 _HEAD: Final = re.compile(
-    rb"(" + _TOKEN + rb") ([\x21-\x7e]++) HTTP/1\.([01])\r\n"
-    rb"(?:" + _TOKEN + rb":[^\x00-\x08\x0a-\x1f\x7f]*+\r\n)*+\r\n"
+    rb"(" + TOKEN + rb") ([\x21-\x7e]++) HTTP/1\.([01])\r\n(?:" + FIELD + rb")*+\r\n"
 )
 """A request line and header fields. There is no space before a colon, no folded line, no bare line
 feed and no control character."""
