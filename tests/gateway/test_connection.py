@@ -357,6 +357,8 @@ TWO_WAYS = {
     "a coding after chunked": b"transfer-encoding: chunked, gzip\r\n",
     "a coding before chunked": b"transfer-encoding: gzip, chunked\r\n",
     "nearly chunked": b"transfer-encoding: xchunked\r\n",
+    "a tab after chunked": b"transfer-encoding: chunked\t\r\n",
+    "two spaces before chunked": b"transfer-encoding:  chunked\r\n",
     "a vertical tab": b"transfer-encoding: \x0bchunked\r\n",
     "two codings": b"transfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n",
     "a space before the colon": b"content-length : 3\r\n",
