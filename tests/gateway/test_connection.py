@@ -440,6 +440,7 @@ def test_a_caller_of_http_1_0_may_not_send_chunks() -> None:
         b"0\r\na: b\n\r\n",
         b"0\r\n a: b\r\n\r\n",
         b"0\r\na : b\r\n\r\n",
+        b"0\r\nContent-Length: 3\r\n\r\n",
         b"0\r\n" + b"a: b\r\n" * 2_000,
     ],
 )

@@ -15,6 +15,7 @@ TRAILER_BYTES_MAX: Final = 8 * 1_024
 _VALUE: Final = rb"(?:" + TOKEN + rb'|"[^"\\\x00-\x1f\x7f]*+")'
 _SIZE: Final = re.compile(rb"([0-9A-Fa-f]{1,8})(?:;" + TOKEN + rb"(?:=" + _VALUE + rb")?+)*+\r\n")
 _FIELD: Final = re.compile(FIELD)
+_OF_FRAMING: Final = (b"content-length:", b"transfer-encoding:")
 _CRLF: Final = b"\r\n"
 
 
@@ -124,6 +125,7 @@ class ChunkedBody:
     def _trailer(self, line: bytes) -> None:
         self._size += len(line)
         field = line == _CRLF or _FIELD.fullmatch(line) is not None
+        field = field and not line.lower().startswith(_OF_FRAMING)
         if not field or self._size > self._bytes_max + TRAILER_BYTES_MAX:
             raise InvalidRequest("The trailer of the request's body is not HTTP/1.1.")
         if line == _CRLF:
