@@ -12,6 +12,7 @@ import pytest
 
 from tokenworks.core import errors
 from tokenworks.core.errors import TokenworksError
+from tokenworks.gateway.connection import LIMITS
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("changes/*.md")})
@@ -162,3 +163,9 @@ def test_commands_are_joined_and_output_is_left_out() -> None:
     console = doc_blocks.Block("console", "$ make up\nready\n$ KEY=1 curl x\n", 1)
     assert doc_blocks.commands(console) == ["make up", "KEY=1 curl x"]
     assert doc_blocks.program("KEY=1 curl x") == "curl"
+
+
+def test_limits_of_a_connection_are_the_codes() -> None:
+    page = {row[0]: row[1] for row in rows("front-door.md") if row[0] != "limit"}
+    code = {f"`{name}`": f"{getattr(LIMITS, name):g}" for name in LIMITS.__struct_fields__}
+    assert {limit: f"{float(value):g}" for limit, value in page.items()} == code

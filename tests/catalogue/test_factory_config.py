@@ -222,3 +222,33 @@ def test_a_wrong_offer_is_refused(text: str, said: str) -> None:
     with pytest.raises(ConfigInvalid) as caught:
         parse_factory_config(f"{POOL}{text}\n")
     assert said in str(caught.value)
+
+
+PASSING = """
+[gateway]
+pass_through = true
+[pool.out]
+engine = "attached"
+model = "*"
+urls = ["https://api.example.com/v1"]
+"""
+
+
+def test_a_factory_that_passes_requests_on() -> None:
+    found = parse_factory_config(PASSING)
+    assert found.gateway.pass_through
+    assert found.pool["out"].model == "*"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        PASSING.replace("true", "false"),
+        PASSING.replace('"*"', '"m"'),
+        PASSING + '[pool.more]\nengine = "embedded"\nmodel = "m"\n',
+        PASSING.replace('engine = "attached"', "").replace("urls", "#") + 'engine = "embedded"\n',
+    ],
+)
+def test_only_one_provider_is_passed_on_to(text: str) -> None:
+    with pytest.raises(ConfigInvalid, match=r"\*"):
+        parse_factory_config(text)

@@ -103,3 +103,23 @@ def test_revoking_what_is_not_there_is_an_error(home: Home) -> None:
     assert not home.path.exists()
     done(home, "key", "create")
     assert isinstance(invoke(home, "key", "revoke", "key_x").exception, InvalidRequest)
+
+
+def test_a_secret_that_callers_have_already(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OLD_KEY", "My API Key")
+    assert data(home, "key", "create", "--secret-env", "OLD_KEY")["secret"] == "My API Key"
+    again = invoke(home, "key", "create", "--secret-env", "OLD_KEY").exception
+    assert "There is a key with this secret" in str(again)
+    monkeypatch.setenv("OLD_KEY", "")
+    unset = invoke(home, "key", "create", "--secret-env", "OLD_KEY").exception
+    assert "is not set" in str(unset)
+
+
+@pytest.mark.parametrize("secret", ["short", "x" * 513, "schlüssel-1", " padded-1", "line\nline"])
+def test_a_secret_that_no_header_carries(
+    home: Home, monkeypatch: pytest.MonkeyPatch, secret: str
+) -> None:
+    monkeypatch.setenv("OLD_KEY", secret)
+    refused = str(invoke(home, "key", "create", "--secret-env", "OLD_KEY").exception)
+    assert "printable ASCII" in refused
+    assert secret not in refused

@@ -10,12 +10,16 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from types import SimpleNamespace
 from typing import Any
+
+import msgspec
 
 from tokenworks.core.errors import TokenworksError, WorkerFailed
 from tokenworks.core.ids import KeyID, ModelName, PoolID, RequestID, TenantID, WorkerID
+from tokenworks.core.needs import Needs
 from tokenworks.core.orders import KeyView, Order, Outcome, Receipt
-from tokenworks.core.ports import Sink
+from tokenworks.core.ports import Shelved, Sink
 from tokenworks.core.slo import Tier
 from tokenworks.gateway.app import Gateway
 from tokenworks.gateway.connection import LIMITS, Application, Connection, HTTPLimits
@@ -66,6 +70,9 @@ class FakeDelivery:
         self.reads = 0
         self.aborts = 0
         self.outcomes: list[Outcome] = []
+        self.stream: Any = SimpleNamespace(
+            status=200, content_type=b"text/event-stream", headers=[]
+        )
         self._script = list(script)
         self._receipt = receipt
         self._sink: Sink | None = None
@@ -142,9 +149,11 @@ class FakeDesk:
         script: what the next answers send.
         open_error: raised by ``open``.
         settle_error: raised by ``settle``.
+        status, content_type, headers: of answers.
         queued: set to make ``open`` wait; set the event to let it on.
         tier_delivered: named by receipts.
         orders, deliveries: what came, in order.
+        counted: what ``count_tokens`` was called with.
         withdrawn: orders whose ``open`` was cancelled.
     """
 
@@ -160,6 +169,9 @@ class FakeDesk:
         self.deliveries: list[FakeDelivery] = []
         self.withdrawn: list[RequestID] = []
         self.health = (True, "1 of 1 workers are up")
+        self.status, self.content_type = 200, b"text/event-stream"
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.counted: list[tuple[ModelName, bytes, Needs | None]] = []
         self.served: tuple[ModelName, ...] = (MODEL, ModelName("lab/other"))
 
     def key_of(self, secret: bytes) -> KeyView | None:
@@ -171,6 +183,12 @@ class FakeDesk:
     def output_tokens_default(self, model: ModelName, tier: Tier) -> int:
         assert model in self.served
         return 100 + tier.rank
+
+    async def count_tokens(self, model: ModelName, body: bytes, needs: Needs | None) -> int:
+        self.counted.append((model, body, needs))
+        if self.open_error is not None:
+            raise self.open_error
+        return 17
 
     def healthy(self) -> tuple[bool, str]:
         return self.health
@@ -194,6 +212,7 @@ class FakeDesk:
             worker=WorkerID("w"),
         )
         delivery = FakeDelivery(order, self.script, receipt)
+        delivery.stream = self
         delivery.settle_error, delivery.before_settle = self.settle_error, self.before_settle
         self.deliveries.append(delivery)
         return delivery
@@ -202,6 +221,35 @@ class FakeDesk:
     def delivery(self) -> FakeDelivery:
         assert len(self.deliveries) == 1, self.deliveries
         return self.deliveries[0]
+
+
+class FakeShelf:
+    """A shelf in memory; tests/live/test_shelf.py holds it to the same contract."""
+
+    def __init__(self) -> None:
+        self.items: dict[tuple[str, str], dict[str, Shelved]] = {}
+
+    async def put(self, tenant: TenantID, kind: str, item: Shelved) -> None:
+        kept = self.items.setdefault((tenant, kind), {})
+        first = kept.get(item.id, item)
+        kept[item.id] = msgspec.structs.replace(item, unix_ns=first.unix_ns)
+
+    async def get(self, tenant: TenantID, kind: str, item_id: str) -> Shelved | None:
+        return self.items.get((tenant, kind), {}).get(item_id)
+
+    async def delete(self, tenant: TenantID, kind: str, item_id: str) -> bool:
+        return self.items.get((tenant, kind), {}).pop(item_id, None) is not None
+
+    async def page(
+        self, tenant: TenantID, kind: str, *, after: str | None, limit: int, newest_first: bool
+    ) -> list[Shelved]:
+        kept = list(self.items.get((tenant, kind), {}).values())
+        if newest_first:
+            kept.reverse()
+        if after is not None:
+            at = next((i for i, item in enumerate(kept) if item.id == after), len(kept))
+            kept = kept[at + 1 :]
+        return kept[:limit]
 
 
 class FakeTransport(asyncio.Transport):
@@ -388,8 +436,10 @@ class Caller:
     @property
     def events(self) -> list[Any]:
         """The decoded events of a stream; ``[DONE]`` as it is."""
-        *events, rest = self.body.decode().split("\n\n")
+        *whole, rest = self.body.decode().split("\n\n")
         assert rest == ""
+        # Some dialects name an event on a line before it.
+        events = [e.split("\n", 1)[1] if e.startswith("event: ") else e for e in whole]
         assert all(event.startswith("data: ") for event in events), events
         return [e[6:] if e == "data: [DONE]" else json.loads(e[6:]) for e in events]
 

@@ -24,6 +24,7 @@ def assembled(*events: bytes) -> dict[str, Any]:
     assembler = Assembler()
     for each in events:
         assembler.add(each)
+    assembler.close()
     return msgspec.json.decode(
         ChatWriter(OpenAIErrors(), include_usage=False).whole(assembler.completion(), Tier.HIGH)
     )
@@ -213,3 +214,29 @@ def test_it_is_what_the_sdk_accumulates(deltas: list[dict[str, Any]]) -> None:
             each["function"].pop("parsed_arguments", None)
             each.pop("index", None)
     assert ours == theirs
+
+
+@settings(derandomize=True)
+@given(
+    st.lists(st.text(), min_size=1, max_size=8),
+    st.sampled_from(["content", "reasoning_content"]),
+    st.data(),
+)
+def test_texts_add_up_however_they_come(texts: list[str], name: str, data: st.DataObject) -> None:
+    whole = b"".join([ROLE, *(chunk({name: text}) for text in texts), token("x"), STOP])
+    events = [event + b"\n\n" for event in whole.split(b"\n\n")[:-1]]
+    batches, begun = list[bytes](), 0
+    while begun < len(events):
+        size = data.draw(st.integers(1, len(events) - begun))
+        batches.append(b"".join(events[begun : begun + size]))
+        begun += size
+    said = message(*batches)
+    assert said.get(name) == "".join(texts) + ("x" if name == "content" else "")
+
+
+def test_a_text_that_is_no_json_is_the_workers_fault() -> None:
+    assembler = Assembler()
+    odd = token("b").replace(b'"b"', b'"\\x"')
+    assembler.add(token("a") + odd + odd)
+    with pytest.raises(WorkerFailed, match="text"):
+        assembler.close()

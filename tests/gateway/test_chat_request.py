@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from tokenworks.core.errors import InvalidRequest, ModelNotFound
 from tokenworks.core.ids import ModelName
 from tokenworks.core.slo import Tier
-from tokenworks.gateway import chat_request
 from tokenworks.gateway.chat_fields import (
     KNOWN_FIELDS,
     LOGIT_BIAS_MAX,
@@ -24,20 +23,28 @@ from tokenworks.gateway.chat_fields import (
     WORKER_FIELDS,
 )
 from tokenworks.gateway.chat_request import (
+    IMAGE_TOKENS_MAX,
     MESSAGES_MAX,
-    MODEL_CHARS_MAX,
-    OUTPUT_TOKENS_MAX,
     PREFIX_BLOCK_BYTES,
     PREFIX_BLOCKS_MAX,
     TEMPLATE_TOKENS_PER_MESSAGE,
-    TIER_WORDS,
     ChatRequest,
     parse_chat_request,
     prefix_hashes,
 )
+from tokenworks.gateway.json_body import encode
+from tokenworks.gateway.request_fields import MODEL_CHARS_MAX, OUTPUT_TOKENS_MAX, TIER_WORDS
 
 HELLO = [{"role": "user", "content": "hello"}]
 FUNCTION = {"type": "function", "function": {"name": "f"}}
+
+
+TEXT = {"type": "text", "text": ""}
+REFUSAL = {"type": "refusal", "refusal": "no"}
+
+
+def picture(url: str) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": url}}
 
 
 def one_tool(**function: object) -> list[dict[str, Any]]:
@@ -242,8 +249,11 @@ def test_arguments_of_a_tool_call_that_are_no_object(arguments: object) -> None:
         ("tool_calls[0]", {"tool_calls": [{"function": {"arguments": "{}"}}]}),
         ("content[0]", {"content": ["hello"]}),
         ("content[0]", {"content": [{"text": "hello"}]}),
-        ("content[1]", {"content": [{"type": "text", "text": ""}, {"type": "image_url"}]}),
-        ("content[0]", {"content": [{"type": "input_audio", "input_audio": {}}]}),
+        ("content[1].image_url", {"content": [TEXT, {"type": "image_url"}]}),
+        ("content[0].image_url", {"content": [{"type": "image_url", "image_url": {"url": 1}}]}),
+        ("content[0].image_url", {"content": [picture("file:///etc/passwd")]}),
+        ("content[0]", {"content": [{"type": 5}]}),
+        ("content[0].refusal", {"content": [{"type": "refusal"}]}),
         ("content[0].text", {"content": [{"type": "text"}]}),
         ("content[0].text", {"content": [{"type": "text", "text": 5}]}),
     ],
@@ -251,8 +261,18 @@ def test_arguments_of_a_tool_call_that_are_no_object(arguments: object) -> None:
 def test_wrong_parts_of_a_message_are_named(place: str, message: dict[str, Any]) -> None:
     said = refused(messages=[{"role": "assistant", **message}])
     assert f"`messages[0].{place}`" in said
-    if place[:9] == "content[0" and not place.endswith("text"):
-        assert "type text" in said
+
+
+def test_pictures_and_sound_are_for_engines_that_take_them() -> None:
+    sound = {"type": "input_audio", "input_audio": {"data": "x", "format": "wav"}}
+    small = parse(messages=[{"role": "user", "content": [TEXT, picture("http://x/a.png")]}])
+    large = parse(messages=[{"role": "user", "content": [TEXT, picture("data:" + "x" * 99_999)]}])
+    both = parse(messages=[{"role": "user", "content": [picture("http://x"), sound]}], seed=1, ab=2)
+    assert small.extra_fields == large.extra_fields == ("image_url",)
+    assert both.extra_fields == ("image_url", "input_audio", "ab")
+    assert small.input_tokens_max == large.input_tokens_max
+    assert IMAGE_TOKENS_MAX < small.input_tokens_max < IMAGE_TOKENS_MAX + 200
+    assert parse(messages=[{"role": "assistant", "content": [TEXT, REFUSAL]}]).extra_fields == ()
 
 
 @pytest.mark.parametrize(
@@ -353,7 +373,7 @@ def test_what_can_be_read_but_not_written_is_refused() -> None:
     for _ in range(DEEP):
         deep = [deep]
     with pytest.raises(InvalidRequest, match="nested too deeply"):
-        chat_request._encode(deep)
+        encode(deep)
 
 
 def test_a_wrong_value_is_shown_briefly() -> None:

@@ -26,6 +26,7 @@ from tests.gateway.fake_desk import (
 from tokenworks.core.errors import WorkerFailed
 from tokenworks.core.orders import Usage
 from tokenworks.gateway import event_stream
+from tokenworks.gateway.envelope import envelope_of
 from tokenworks.gateway.event_stream import EventStream, payload, with_service_tier
 
 
@@ -353,3 +354,45 @@ def test_the_delivered_tier_replaces_the_workers() -> None:
     assert spaced == b'data: {"service_tier":"free","id": 1}'
     text = b'data: {"choices":[{"delta":{"content":"say \\"service_tier\\""}}]}'
     assert with_service_tier(text, "free").startswith(b'data: {"service_tier":"free","choices"')
+
+
+# Events that differ in their text alone.
+
+SAID = st.lists(
+    st.one_of(
+        st.text(max_size=6),
+        st.sampled_from(['"', "\\", '\\"', "\\\\", ",", '","role":"', "x\n\ndata: y", "é\u2028"]),
+    ),
+    max_size=12,
+)
+
+
+@settings(derandomize=True)
+@given(SAID, st.sampled_from(["content", "reasoning_content"]))
+def test_tokens_that_are_alike_are_counted_as_if_each_were_read(
+    texts: list[str], name: str
+) -> None:
+    events = [token("first"), *(chunk({name: text}) for text in texts), token("last")]
+    together, apart = EventStream(), EventStream()
+    whole = together.feed(events[0] + b"".join(events[1:]))
+    assert whole == b"".join(events)
+    for each in events:
+        apart._envelope = None
+        assert apart.feed(each) == each
+    assert together.token_events == apart.token_events
+    assert name != "content" or together.token_events == sum(map(bool, texts)) + 2
+
+
+def test_a_text_that_is_not_closed_is_not_taken_for_one() -> None:
+    odd = token("b").replace(b'"b"', b'"b\\"')
+    stream = EventStream()
+    stream.feed(token("a") + token("b") + odd)
+    assert stream.token_events == 3  # looked at by its bytes, as before
+    assert envelope_of(b'data: {"content":"a":1}') is None
+    assert envelope_of(b'data: {"content":""}') is None
+
+
+def test_a_text_of_the_older_completions_is_a_token() -> None:
+    stream = EventStream()
+    stream.feed(event({"choices": [{"index": 0, "text": "a", "finish_reason": "stop"}]}))
+    assert (stream.token_events, stream.finished) == (1, True)

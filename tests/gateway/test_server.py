@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -11,6 +12,7 @@ from typing import Any
 
 import openai
 import pytest
+import uvloop
 
 from tests.gateway.fake_desk import (
     CHAT,
@@ -28,7 +30,7 @@ from tests.gateway.fake_desk import (
 )
 from tokenworks.core.errors import CapacityExceeded, ConfigInvalid, QuotaExceeded, WorkerFailed
 from tokenworks.gateway.app import Gateway
-from tokenworks.gateway.connection import LIMITS
+from tokenworks.gateway.connection import LIMITS, HTTPLimits
 from tokenworks.gateway.server import GatewayServer
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
@@ -37,8 +39,14 @@ HELLO: Any = [{"role": "user", "content": "hello"}]
 
 @asynccontextmanager
 async def serving(desk: FakeDesk) -> AsyncIterator[GatewayServer]:
+    async with serving_gateway(Gateway(desk, FakeClock())) as server:
+        yield server
+
+
+@asynccontextmanager
+async def serving_gateway(gateway: Gateway) -> AsyncIterator[GatewayServer]:
     server = GatewayServer("127.0.0.1", 0)
-    task = asyncio.ensure_future(server.serve(Gateway(desk, FakeClock())))
+    task = asyncio.ensure_future(server.serve(gateway))
     try:
         yield server
     finally:
@@ -239,6 +247,59 @@ def test_a_connection_is_used_again(run: Run) -> None:
                 assert (await caller.response())[0] == 200
         assert [d.outcome.ending for d in desk.deliveries] == ["done"] * 3
         assert [d.aborts for d in desk.deliveries] == [0] * 3
+
+    run(main())
+
+
+@pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_sockets_are_quick_and_ask_after_silent_callers(loop_factory: Any) -> None:
+    async def main() -> None:
+        async with serving(FakeDesk()) as server, connection(server) as caller:
+            caller.write(GET)
+            assert (await caller.response())[0] == 200
+            (served,) = server.connections
+            assert served._transport is not None
+            sock = served._transport.get_extra_info("socket")
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) != 0
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(main())
+
+
+def test_idle_connections_are_kept_and_cost_little(run: Run) -> None:
+    async def main() -> None:
+        desk = FakeDesk(answer("a"))
+        async with serving(desk) as server, contextlib.AsyncExitStack() as stack:
+            idle = [await stack.enter_async_context(connection(server)) for _ in range(300)]
+            for caller in idle[::50]:
+                caller.write(post())
+                assert (await caller.response())[0] == 200
+            assert len(server.connections) == 300
+            server.sweep(server.now_s + LIMITS.idle_s_max + 1)
+            assert await idle[0].reader.read() == b""
+            for _ in range(100):
+                await asyncio.sleep(0)
+            assert not server.connections
+
+    run(main())
+
+
+def test_a_server_that_stops_waits_no_longer_than_it_may(run: Run) -> None:
+    async def main() -> None:
+        desk = FakeDesk([token("a"), Hold()])
+        server = GatewayServer("127.0.0.1", 0, HTTPLimits(drain_s_max=0.0))
+        gateway = Gateway(desk, FakeClock())
+        task = asyncio.ensure_future(server.serve(gateway))
+        async with connection(server) as caller:
+            caller.write(post())
+            await caller.reader.readuntil(b"\r\n\r\n")
+            server.stop()
+            await task
+            assert gateway.serving
+            desk.delivery.abort()  # as the desk does when it closes
+            await asyncio.wait(gateway.serving.values())
+            assert desk.delivery.outcome.ending == "failed"
 
     run(main())
 
@@ -464,6 +525,30 @@ def test_a_port_that_is_taken() -> None:
         host, port = taken.getsockname()
         with pytest.raises(ConfigInvalid, match=f"{host}:{port}"):
             GatewayServer(host, port)
+
+
+def test_a_port_that_is_shared(run: Run) -> None:
+    async def main() -> None:
+        desk = FakeDesk(answer("a"))
+        first = GatewayServer("127.0.0.1", 0, shared=True)
+        second = GatewayServer(*first.address, shared=True)
+        with pytest.raises(ConfigInvalid):
+            GatewayServer(*first.address)
+        both = (first, second)
+        tasks = [asyncio.ensure_future(each.serve(Gateway(desk, FakeClock()))) for each in both]
+        async with contextlib.AsyncExitStack() as stack:
+            for _ in range(64):
+                caller = await stack.enter_async_context(connection(first))
+                caller.write(post(stream=False))
+                assert (await caller.response())[0] == 200
+            # A connection goes to either as its ports are mixed: not all of 64 to one of them.
+            assert 0 < len(first.connections) < 64
+            assert len(first.connections) + len(second.connections) == 64
+            for each in both:
+                each.stop()
+        await asyncio.gather(*tasks)
+
+    run(main())
 
 
 def test_stopping_before_serving_frees_the_port() -> None:

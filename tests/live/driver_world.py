@@ -18,7 +18,7 @@ from tokenworks.catalogue.factory_config import PoolConfig
 from tokenworks.catalogue.price_book import PriceBook, PriceBooks
 from tokenworks.core.errors import LedgerUnavailable, WorkerFailed
 from tokenworks.core.ids import KeyID, ModelName, PoolID, PriceID, RequestID, TenantID, WorkerID
-from tokenworks.core.orders import KeyView, Order, Outcome, Usage
+from tokenworks.core.orders import CHAT_PATH, JSON_TYPE, KeyView, Order, Outcome, Usage
 from tokenworks.core.ports import Sink
 from tokenworks.core.slo import Measured, Tier
 from tokenworks.dispatch.dispatcher import Dispatcher
@@ -150,7 +150,7 @@ class FakeStream:
     """A worker's answer; the test feeds it."""
 
     def __init__(self, status: int, body: bytes = b"") -> None:
-        self.status = status
+        self.status, self.content_type = status, b"text/event-stream"
         self.aborted = False
         self.broken: str | None = None
         self._parts: list[bytes] = [body] if body else []
@@ -217,8 +217,14 @@ class FakeStream:
 class Exchange:
     """One request as a worker got it; the test answers it."""
 
-    def __init__(self, body: bytes, lines: bytes = b"") -> None:
-        self.body, self.lines = body, lines
+    def __init__(
+        self,
+        body: bytes,
+        path: str = CHAT_PATH,
+        lines: bytes = b"",
+        content_type: str = JSON_TYPE,
+    ) -> None:
+        self.body, self.path, self.lines, self.content_type = body, path, lines, content_type
         self.cancelled = False
         self.head: asyncio.Future[FakeStream] = asyncio.get_running_loop().create_future()
 
@@ -239,9 +245,10 @@ class FakeClient:
         self.streams: list[FakeStream] = []
         self.auto: Any = None
 
-    async def post_stream(self, path: str, body: bytes, lines: bytes = b"") -> FakeStream:
-        assert path == "/v1/chat/completions"
-        exchange = Exchange(body, lines)
+    async def post_stream(
+        self, path: str, body: bytes, lines: bytes = b"", content_type: str = JSON_TYPE
+    ) -> FakeStream:
+        exchange = Exchange(body, path, lines, content_type)
         self.exchanges.append(exchange)
         if self.auto is not None:
             self.auto(exchange)

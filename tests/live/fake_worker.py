@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -102,6 +103,8 @@ class FakeWorker:
         gate: every token of every stream passes it.
         healthy: whether GET /health and /v1/models answer 200.
         received: the POSTs, in order.
+        models_path: where it lists its model.
+        tls: how it speaks TLS, set before it starts; None for plain HTTP.
         connections: sockets accepted so far.
         running: streams being sent now.
         aborted: streams whose client went away before their end.
@@ -118,6 +121,8 @@ class FakeWorker:
         self.connections = 0
         self.running = 0
         self.aborted = 0
+        self.models_path = "/v1/models"
+        self.tls: ssl.SSLContext | None = None
         self.host = "127.0.0.1"
         self.port = 0
         self._server: asyncio.Server | None = None
@@ -126,7 +131,7 @@ class FakeWorker:
 
     @property
     def url(self) -> str:
-        return f"http://{self.host}:{self.port}"
+        return f"http{'' if self.tls is None else 's'}://{self.host}:{self.port}"
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -142,7 +147,7 @@ class FakeWorker:
 
     async def start(self) -> None:
         """Listen, on the port of the time before if there was one."""
-        self._server = await asyncio.start_server(self._accept, self.host, self.port)
+        self._server = await asyncio.start_server(self._accept, self.host, self.port, ssl=self.tls)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
@@ -182,7 +187,7 @@ class FakeWorker:
 
     async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         """One request; returns whether the connection stays."""
-        head = (await reader.readuntil(b"\r\n\r\n")).decode("ascii").split("\r\n")
+        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
         method, path, _ = head[0].split(" ")
         pairs = (line.split(": ", 1) for line in head[1:] if line)
         headers = {name.lower(): value for name, value in pairs}
@@ -207,7 +212,7 @@ class FakeWorker:
     def _get(self, writer: asyncio.StreamWriter, path: str, *, keep: bool) -> bool:
         if not self.healthy:
             return self._whole(writer, 503, {"error": {"message": "Loading model"}}, keep=keep)
-        if path == "/v1/models":
+        if path == self.models_path:
             listing = {"object": "list", "data": [{"id": self.model, "object": "model"}]}
             return self._whole(writer, 200, listing, keep=keep)
         status = 200 if path == "/health" else 404

@@ -481,6 +481,35 @@ def test_leaving_crosses_with_a_rejection(live: Callable[..., None]) -> None:
 # Workers that fail.
 
 
+def test_a_worker_gets_a_body_as_what_it_is_where_it_takes_it(live: Callable[..., None]) -> None:
+    async def test(world: World) -> None:
+        client = world.up()
+        form = {"worker_path": "/v1/audio/translations", "content_type": "multipart/form-data"}
+        delivery, _ = await world.answering(client, **form)
+        exchange = client.exchanges[-1]
+        assert (exchange.path, exchange.content_type) == tuple(form.values())
+        assert exchange.body == b'{"stream":true}'
+        await delivery.settle(outcome())
+
+    live(test)
+
+
+@pytest.mark.parametrize("status", [404, 405, 501])
+def test_a_worker_that_does_not_serve_a_path_is_not_asked_again(
+    live: Callable[..., None], status: int
+) -> None:
+    async def test(world: World) -> None:
+        client = world.up()
+        opening = world.open(worker_path="/v1/embeddings")
+        await settle_down()
+        client.waiting()[0].answer(status, b"no such path")
+        with pytest.raises(InvalidRequest, match=f"status {status}: no such path"):
+            await opening
+        assert len(client.exchanges) == 1
+
+    live(test)
+
+
 def test_a_refusal_is_in_the_workers_own_words(live: Callable[..., None]) -> None:
     async def test(world: World) -> None:
         client = world.up()

@@ -119,8 +119,8 @@ class TornClient:
     def __init__(self, text: bytes, size: int) -> None:
         self.parts = [text[i : i + size] for i in range(0, len(text), size)]
 
-    async def post_stream(self, path: str, body: bytes) -> TornClient:
-        self.status = 200
+    async def post_stream(self, path: str, body: bytes, content_type: str = "") -> TornClient:
+        self.status, self.content_type = 200, b""
         return self
 
     async def read(self) -> bytes:

@@ -68,6 +68,21 @@ async def streams_and_reuses() -> None:
         assert worker.connections == 2
 
 
+def test_a_body_may_be_something_else_than_json(run: Callable[[Awaitable[None]], None]) -> None:
+    async def test() -> None:
+        async with pair() as (worker, client):
+            form = "multipart/form-data; boundary=x\xe9"
+            stream = await client.post_stream(PATH, BODY, content_type=form)
+            assert stream.content_type == b"text/event-stream"
+            await whole(stream)
+            stream = await client.post_stream(PATH, BODY)
+            await whole(stream)
+            types = [each.headers["content-type"] for each in worker.received]
+            assert types == [form, "application/json"]
+
+    run(test())
+
+
 @pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop])
 def test_streams_on_kept_connections(
     loop_factory: Callable[[], asyncio.AbstractEventLoop],

@@ -6,6 +6,8 @@ import asyncio
 import os
 import pathlib
 import signal
+import ssl
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -18,6 +20,7 @@ from tests.live.fake_worker import FakeWorker
 from tests.live.processes import ended
 from tokenworks.core.errors import ConfigInvalid, WorkerFailed, WorkerUnavailable
 from tokenworks.core.ids import ModelName, PoolID, WorkerID
+from tokenworks.core.orders import Passing
 from tokenworks.core.ports import WorkerPort
 from tokenworks.live.clock import SystemClock
 from tokenworks.live.network import WorkerClient
@@ -28,6 +31,7 @@ from tokenworks.live.workers import (
     SupervisionLimits,
     Worker,
     WorkerSpec,
+    _client_of,
     _Supervisor,
     backoff_ns,
     sleep_ns,
@@ -204,6 +208,71 @@ def test_attached_worker_comes_back(run: Callable[[Awaitable[None]], None]) -> N
                 server.healthy = False
 
             await alternates(worker, desk, fell, lambda: setattr(server, "healthy", True))
+
+    run(main())
+
+
+def certified(folder: pathlib.Path) -> tuple[pathlib.Path, ssl.SSLContext]:
+    """A certificate for 127.0.0.1, as its own authority, and a server's use of it."""
+    key, cert = folder / "key.pem", folder / "cert.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
+    command += ["-nodes", "-subj", "/CN=here", "-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run([*command, "-keyout", key, "-out", cert], check=True, capture_output=True)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(cert, key)
+    return cert, context
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_a_server_behind_tls_is_trusted_by_its_certificate(
+    run: Callable[[Awaitable[None]], None],
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    trusted: bool,
+) -> None:
+    cert, context = certified(tmp_path)
+    if trusted:
+        monkeypatch.setenv("SSL_CERT_FILE", str(cert))
+
+    async def main() -> None:
+        server = FakeWorker()
+        server.tls = context
+        async with server:
+            client = _client_of(attached(Desk(), server.url).spec)
+            if not trusted:
+                with pytest.raises(WorkerFailed, match="CERTIFICATE_VERIFY_FAILED"):
+                    await client.get("/v1/models")
+                return
+            assert (await client.get("/v1/models"))[0] == 200
+            for _ in range(2):
+                stream = await client.post_stream("/v1/chat/completions", b'{"stream":true}')
+                assert b"[DONE]" in await stream.read_all()
+            assert server.received[0].headers["host"] == f"127.0.0.1:{server.port}"
+            client.close()
+
+    run(main())
+
+
+def test_what_a_provider_serves_is_not_asked(run: Callable[[Awaitable[None]], None]) -> None:
+    async def main() -> None:
+        desk = Desk()
+        async with FakeWorker() as server:
+            server.api_key = "k"
+            server.models_path = "/base/models"
+            worker = attached(desk, server.url + "/base", model="*")
+            worker.start()
+            client = await desk.events.get()
+            assert isinstance(client, WorkerClient)
+            headers = ((b"accept", b"text/plain"), (b"content-type", b"application/json"))
+            passing = Passing(method="POST", target="/chat/completions?a=b", headers=headers)
+            stream = await client.pass_on(passing, b'{"stream":true}')
+            await stream.read_all()
+            (received,) = server.received
+            assert received.path == "/base/chat/completions?a=b"
+            assert received.headers["accept"] == "text/plain"
+            assert received.headers["authorization"] == "Bearer k"
+            assert (b"content-type", b"text/event-stream") in stream.headers
+            await worker.stop()
 
     run(main())
 
@@ -427,7 +496,15 @@ def test_an_attached_server_must_serve_the_model(run: Callable[[Awaitable[None]]
 @pytest.mark.parametrize(
     "url",
     [
-        *("https://a", "http://", "http://user:pw@a", "http://a?x=1", "http://a#b", "a:80"),
+        *(
+            "ftp://a",
+            "https://",
+            "http://",
+            "http://user:pw@a",
+            "http://a?x=1",
+            "http://a#b",
+            "a:80",
+        ),
         *("http://a:99999", "http://a b"),
     ],
 )

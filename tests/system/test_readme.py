@@ -1,4 +1,4 @@
-"""The README's examples, against a real factory."""
+"""The examples of the README and of docs/api.md, against a real factory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import pytest
 from bars.factory import Running, running
 
 ROOT = Path(__file__).parents[2]
-BLOCKS = [block for block in doc_blocks.blocks(ROOT / "README.md") if "factory" in block.words]
+PAGES = (ROOT / "README.md", ROOT / "docs" / "api.md")
+BLOCKS = [block for page in PAGES for block in doc_blocks.blocks(page) if "factory" in block.words]
 
 pytestmark = pytest.mark.slow
 

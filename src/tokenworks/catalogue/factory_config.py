@@ -22,11 +22,25 @@ CurvePoint = tuple[int, int]
 """(batch, tokens/s/user at that batch)."""
 
 
+ANY_MODEL: Final = "*"
+"""The model of a pool that requests are passed on to as they came, whatever they ask for."""
+
+
 class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where the gateway listens. Anything but loopback is the operator's explicit choice."""
+    """Where the gateway listens. Anything but loopback is the operator's explicit choice.
+
+    Attributes:
+        host, port: where.
+        share_port: whether other factories on this machine may listen there, too, each for a part
+            of the connections.
+        pass_through: pass on all that comes below ``/v1/`` as it is to the one pool there is, an
+            attached provider whose ``model`` is ``*``.
+    """
 
     host: str = "127.0.0.1"
     port: int = 8000
+    share_port: bool = False
+    pass_through: bool = False
 
 
 class LedgerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -88,7 +102,9 @@ class PoolConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         slots: requests that one worker runs at once.
         context_tokens: KV cache of one embedded worker, shared by its slots.
         threads: CPU threads of one embedded worker.
-        urls: the servers of an attached pool, ``http://host:port``.
+        urls: the servers of an attached pool, ``http://host:port`` or ``https://host``; of
+            a provider that requests are passed on to, what its paths follow, such as
+            ``https://api.openai.com/v1``.
         key_env: the environment variable that holds the attached servers' key.
         power_w: electric power of the whole pool at work.
         energy_udollars_per_kwh: price of that power.
@@ -183,7 +199,24 @@ def parse_factory_config(text: str) -> FactoryConfig:
         raise ConfigInvalid("[dispatch] has both policy and policy_file.", hint="Keep one.")
     for name, pool in config.pool.items():
         _check_pool(name, pool)
+    _check_pass_through(config)
     return config
+
+
+def _check_pass_through(config: FactoryConfig) -> None:
+    any_model = [name for name, pool in config.pool.items() if pool.model == ANY_MODEL]
+    if config.gateway.pass_through and (len(config.pool) != 1 or not any_model):
+        raise ConfigInvalid(
+            "[gateway] pass_through needs one pool whose model is '*'.",
+            hint='Have one attached pool with model = "*", and price "*" in the price book.',
+        )
+    for name in any_model:
+        if config.pool[name].engine != "attached" or not config.gateway.pass_through:
+            raise ConfigInvalid(
+                f"[pool.{name}] serves '*', which only an attached provider does that requests are"
+                " passed on to.",
+                hint="Set [gateway] pass_through = true, or name the model.",
+            )
 
 
 def _check_ledger(ledger: LedgerConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import click
@@ -28,6 +29,16 @@ def command() -> None:
     """
 
 
+def _secret(variable: str | None) -> str | None:
+    """A secret that is brought along: not on the command line, where others could read it."""
+    if variable is None:
+        return None
+    found = os.environ.get(variable)
+    if not found:
+        raise InvalidRequest(f"The variable {variable!r} is not set.", hint="Set it to the secret.")
+    return found
+
+
 @command.command()
 @click.option("--tenant", default="local", show_default=True, help="Who pays.")
 @click.option("--team", help="The tenant's team that it belongs to.")
@@ -50,6 +61,11 @@ def command() -> None:
     show_default=True,
     help="Over what time the limits hold (UTC).",
 )
+@click.option(
+    "--secret-env",
+    metavar="VARIABLE",
+    help="The environment variable with a secret that callers have already; else a new one.",
+)
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @click.pass_obj
 def create(
@@ -63,6 +79,7 @@ def create(
     per: Period,
     labels: str,
     *,
+    secret_env: str | None,
     as_json: bool,
     **belongs: str | None,
 ) -> None:
@@ -84,6 +101,7 @@ def create(
             nanodollars=nanodollars,
             per=per,
             labels=labelled,
+            secret=_secret(secret_env),
             **belongs,
         )
     row = {

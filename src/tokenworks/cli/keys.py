@@ -18,6 +18,10 @@ from tokenworks.ledger.quotas import KeyRecord, Limit, Period, Unit
 from tokenworks.ledger.store_port import LedgerStore
 
 KEY_PREFIX: Final = "tw_"
+SECRET_CHARS_MIN: Final = 8
+SECRET_CHARS_MAX: Final = 512
+"""Of a secret that is brought along; ours have 32 random characters."""
+
 DIGITS_MAX: Final = 40
 """Of an amount on the command line."""
 
@@ -49,6 +53,7 @@ def create_key(
     nanodollars: int | None = None,
     per: Period = "lifetime",
     labels: tuple[str, ...] = (),
+    secret: str | None = None,
 ) -> NewKey:
     """Make a key and store its hash; its limits come first, so that it never goes without.
 
@@ -64,6 +69,7 @@ def create_key(
         nanodollars: the most money, likewise.
         per: the period.
         labels: data labels of all its requests, sorted.
+        secret: what callers have already; None makes a new one.
 
     Raises:
         InvalidRequest: the tenant, team or engineer has no name that a quota tree can hold.
@@ -73,14 +79,17 @@ def create_key(
     for level, own in (("team", team), ("engineer", engineer)):
         if own is not None:
             parse_node(f"{level}:{tenant}/{own}")
-    secret = KEY_PREFIX + secrets.token_urlsafe(24)
+    secret = _checked(secret) if secret is not None else KEY_PREFIX + secrets.token_urlsafe(24)
+    digest = hashlib.sha256(secret.encode()).hexdigest()
+    if any(known.secret_sha256 == digest for known in store.load_keys()):
+        raise InvalidRequest("There is a key with this secret.", hint="Take another secret.")
     record = KeyRecord(
         key=KeyID(f"key_{secrets.token_hex(6)}"),
         tenant=TenantID(tenant),
         team=None if team is None else TeamID(team),
         engineer=None if engineer is None else EngineerID(engineer),
         name=name,
-        secret_sha256=hashlib.sha256(secret.encode()).hexdigest(),
+        secret_sha256=digest,
         tier_default=tier_default,
         created_unix_ns=unix_ns,
         revoked_unix_ns=None,
@@ -91,6 +100,17 @@ def create_key(
         store.put_limit(limit)
     store.put_key(record)
     return NewKey(secret=secret, record=record, limits=limits)
+
+
+def _checked(secret: str) -> str:
+    """A secret that callers have already, if HTTP can carry it."""
+    plain = secret.isascii() and secret.isprintable() and secret == secret.strip()
+    if not SECRET_CHARS_MIN <= len(secret) <= SECRET_CHARS_MAX or not plain:
+        raise InvalidRequest(
+            f"The secret has {len(secret)} characters, or some that HTTP cannot carry.",
+            hint=f"Take {SECRET_CHARS_MIN} to {SECRET_CHARS_MAX} printable ASCII characters.",
+        )
+    return secret
 
 
 def _limits(

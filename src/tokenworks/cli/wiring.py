@@ -122,15 +122,12 @@ class Factory:
         self.workers, self.growth = list[Worker](), Growth()
         self.first_up = asyncio.Event()
         with contextlib.ExitStack() as stack:
-            self.server = GatewayServer(host, port)
+            self.server = GatewayServer(host, port, shared=settings.gateway.share_port)
             stack.callback(self.server.stop)
             shared = home.shares_ledger()
             self.store = home.open_ledger(owner, sole=not shared, shared=shared)
             stack.callback(self.store.close)
-            try:
-                check_clock(self.store, self.clock.unix_ns())
-            except ConfigInvalid as error:
-                _log.warning("%s. %s", error.message, error.hint)
+            self._check_clock()
             self.secret = operator_key(home, self.store, self.clock)
             ledger = (join if shared else recover)(self.store, self.clock.unix_ns())
             pools = {PoolID(name): pool for name, pool in settings.pool.items()}
@@ -154,7 +151,9 @@ class Factory:
                 speedup=1.0 if fast is None else fast.speedup,
                 on_scale=self._scale,
             )
-            self.gateway = self._gateway()
+            self._shelf = home.open_shelf()
+            stack.callback(self._shelf.close)
+            self.gateway = self._gateway(passes_on=settings.gateway.pass_through)
             if modelled is not None and fast is not None:
                 self._seat_modelled(modelled, fast)
             else:
@@ -162,10 +161,16 @@ class Factory:
                     self._seat_pool(PoolID(name), pool, curve_of(name, pool, curves))
             stack.pop_all()
 
-    def _gateway(self) -> Gateway:
-        gateway = Gateway(self.driver, self.clock)
+    def _gateway(self, *, passes_on: bool) -> Gateway:
+        gateway = Gateway(self.driver, self.clock, shelf=self._shelf, passes_on=passes_on)
         gateway.metrics.watch(self.driver.gauges)
         return gateway
+
+    def _check_clock(self) -> None:
+        try:
+            check_clock(self.store, self.clock.unix_ns())
+        except ConfigInvalid as error:
+            _log.warning("%s. %s", error.message, error.hint)
 
     @staticmethod
     def _check_models(settings: FactoryConfig, books: PriceBooks) -> None:
@@ -258,6 +263,7 @@ class Factory:
             await self.driver.close()
             await asyncio.gather(*(worker.stop() for worker in self.workers), self.growth.stop())
             await asyncio.to_thread(self.store.close)
+            await asyncio.to_thread(self._shelf.close)
             for name in (signal.SIGINT, signal.SIGTERM):
                 with contextlib.suppress(ValueError):
                     loop.remove_signal_handler(name)

@@ -8,6 +8,7 @@
     │   ├── Unauthorized            401 invalid_api_key
     │   ├── NotOffered              400 not_offered
     │   ├── ModelNotFound           404 model_not_found
+    │   ├── NotFound                404 not_found
     │   ├── RouteNotFound           404 route_not_found
     │   ├── MethodNotAllowed        405 method_not_allowed
     │   ├── RequestTimeout          408 request_timeout
@@ -81,6 +82,12 @@ class ModelNotFound(CallerError):
     """No pool serves this model, or it has no price."""
 
     code, status = "model_not_found", 404
+
+
+class NotFound(CallerError):
+    """What was asked for is not kept here, or is another tenant's."""
+
+    code, status = "not_found", 404
 
 
 class RouteNotFound(CallerError):

@@ -28,6 +28,8 @@ Ending = Literal["done", "disconnected", "failed"]
 CHAT_PATH: Final = "/v1/chat/completions"
 """Where a worker takes requests for answers."""
 
+JSON_TYPE: Final = "application/json"
+
 MeteredBy = Literal["worker", "gateway"]
 """Who counted an answer's tokens: the worker said how many, or the gateway counted what it saw."""
 
@@ -72,6 +74,20 @@ class KeyView(msgspec.Struct, frozen=True, kw_only=True):
     labels: tuple[str, ...] = ()
 
 
+class Passing(msgspec.Struct, frozen=True, kw_only=True):
+    """How a request is passed on as it came, instead of as a POST of ours.
+
+    Attributes:
+        method: the HTTP method.
+        target: path and query.
+        headers: names in lower case; neither the connection's own nor keys.
+    """
+
+    method: str
+    target: str
+    headers: tuple[tuple[bytes, bytes], ...]
+
+
 class Order(msgspec.Struct, frozen=True, kw_only=True):
     """One request, parsed and checked, as the factory takes it.
 
@@ -88,13 +104,16 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
         agent: the name of the agent that asks, if it is one.
         run: the agent's run.
         batch: work that may wait, at the batch rate.
-        extra_fields: names of fields in the body that are neither OpenAI's nor samplers known to be
-            safe; an engine's adapter may refuse them.
+        extra_fields: the kinds of parts in messages that are not text, and the names of fields in
+            the body that are neither OpenAI's nor samplers known to be safe; an engine's adapter
+            may refuse them.
         cache_salt: what engines that keep tenants' caches apart are told, 32 hex digits.
         needs: what the worker must have; None if any of the model will do.
         session: the conversation that it belongs to, by a name of the tenant's.
         hints: what its agent knows of it.
         worker_path: where a worker takes it.
+        content_type: what ``body`` is.
+        passing: how it is passed on as it came; its answer comes back as it is, errors too.
         caller_request: its caller's own name for it.
         trace: where it stands in a trace, which its worker is told.
     """
@@ -117,6 +136,8 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     session: str | None = None
     hints: Hints | None = None
     worker_path: str = CHAT_PATH
+    content_type: str = JSON_TYPE
+    passing: Passing | None = None
     caller_request: str | None = None
     trace: Trace | None = None
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
+import msgspec
+
 from tokenworks.core.errors import WorkerFailed
-from tokenworks.core.ids import ModelName
-from tokenworks.core.orders import KeyView, Order, Outcome, Receipt
+from tokenworks.core.ids import ModelName, TenantID
+from tokenworks.core.needs import Needs
+from tokenworks.core.orders import JSON_TYPE, KeyView, Order, Outcome, Passing, Receipt
 from tokenworks.core.slo import Tier
 
 
@@ -39,9 +43,16 @@ class AnswerStream(Protocol):
 
     Attributes:
         status: as in HTTP: 200, or the worker's refusal.
+        content_type: what it says its answer is; empty where it says nothing.
     """
 
     status: int
+    content_type: bytes
+
+    @property
+    def headers(self) -> Sequence[tuple[bytes, bytes]]:
+        """All that it said, names in lower case, if the request was passed on as it came."""
+        ...
 
     async def read(self) -> bytes:
         """What has come since the last read; ``b""`` at the end.
@@ -76,18 +87,25 @@ class AnswerStream(Protocol):
 class WorkerPort(Protocol):
     """The way to one worker that is up, real or modelled; safe for many tasks of one loop."""
 
-    async def post_stream(self, path: str, body: bytes, lines: bytes = b"") -> AnswerStream:
+    async def post_stream(
+        self, path: str, body: bytes, lines: bytes = b"", content_type: str = JSON_TYPE
+    ) -> AnswerStream:
         """Send a request; returns once its answer begins. Cancelling stops the worker's work on it.
 
         Args:
             path: where to.
-            body: JSON.
+            body: what is sent.
             lines: further header lines, each with its line end.
+            content_type: what ``body`` is.
 
         Raises:
             WorkerFailed: it broke off before it answered.
             WorkerUnavailable: it takes no more, or is closed.
         """
+        ...
+
+    async def pass_on(self, passing: Passing, body: bytes) -> AnswerStream:
+        """Send a request as it came to us; as ``post_stream`` otherwise."""
         ...
 
     async def get(self, path: str) -> tuple[int, bytes]:
@@ -105,6 +123,11 @@ class WorkerPort(Protocol):
 
 class Delivery(Protocol):
     """One answer while it is being made. Exactly one ``settle`` ends it."""
+
+    @property
+    def stream(self) -> AnswerStream:
+        """The worker's answer: its status and headers; what comes is handed over by ``pipe``."""
+        ...
 
     def pipe(self, sink: Sink) -> None:
         """Hand over the worker's event stream as it comes, once; see ``AnswerStream``."""
@@ -131,6 +154,49 @@ class Delivery(Protocol):
         ...
 
 
+class Shelved(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """What a tenant keeps here.
+
+    Attributes:
+        id: unique within its kind.
+        unix_ns: when it was first put there.
+        data: what it is.
+    """
+
+    id: str
+    unix_ns: int
+    data: bytes
+
+
+class Shelf(Protocol):
+    """Keeps what tenants leave for later: responses, files, batches. No tenant sees another's.
+
+    Every method raises ``LedgerUnavailable`` where it cannot be reached.
+    """
+
+    async def put(self, tenant: TenantID, kind: str, item: Shelved) -> None:
+        """Keep an item, in place of one of the same id; returns once it is durable.
+
+        Raises:
+            QuotaExceeded: the tenant keeps as much as it may.
+        """
+        ...
+
+    async def get(self, tenant: TenantID, kind: str, item_id: str) -> Shelved | None:
+        """An item, or None."""
+        ...
+
+    async def delete(self, tenant: TenantID, kind: str, item_id: str) -> bool:
+        """Forget an item; whether there was one."""
+        ...
+
+    async def page(
+        self, tenant: TenantID, kind: str, *, after: str | None, limit: int, newest_first: bool
+    ) -> list[Shelved]:
+        """Items in the order in which they came, those after one; none if it is not there."""
+        ...
+
+
 class Desk(Protocol):
     """The gateway's only way into the factory."""
 
@@ -144,6 +210,14 @@ class Desk(Protocol):
 
     def output_tokens_default(self, model: ModelName, tier: Tier) -> int:
         """The output limit of a request that names none, at this tier."""
+        ...
+
+    async def count_tokens(self, model: ModelName, body: bytes, needs: Needs | None) -> int:
+        """How many tokens a chat completion request's prompt has, by the engine that would read it.
+
+        Raises:
+            ModelNotFound, NotOffered, WorkerFailed, WorkerUnavailable: as of ``open``.
+        """
         ...
 
     def healthy(self) -> tuple[bool, str]:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from typing import Final
 
 from tokenworks.core.errors import ModelNotFound, TokenworksError, Unauthorized, WorkerFailed
-from tokenworks.core.ids import ModelName, RequestID
+from tokenworks.core.ids import ModelName, RequestID, TenantID
 from tokenworks.core.orders import Ending, KeyView, Order, Outcome, Receipt
-from tokenworks.core.ports import Clock, Delivery, Desk
+from tokenworks.core.ports import Clock, Delivery, Desk, Shelf, Shelved
 from tokenworks.core.slo import Measured, Tier
 from tokenworks.core.units import NS_PER_MS
 from tokenworks.gateway.assemble import Assembler
@@ -26,6 +27,8 @@ from tokenworks.gateway.metrics import GatewayMetrics
 from tokenworks.gateway.own_headers import READ, OwnHeaders, own_headers
 from tokenworks.gateway.request_ids import id_headers
 from tokenworks.gateway.routes import AnyDialect
+
+_log: Final = logging.getLogger("tokenworks.gateway")
 
 SEND_WAIT_NS_MIN: Final = NS_PER_MS
 """A caller who takes no more for longer than this is slow, and that time is the caller's."""
@@ -86,8 +89,11 @@ class Meter:
 class Answers:
     """Serves answers through a desk."""
 
-    def __init__(self, desk: Desk, clock: Clock, metrics: GatewayMetrics) -> None:
+    def __init__(
+        self, desk: Desk, clock: Clock, metrics: GatewayMetrics, shelf: Shelf | None = None
+    ) -> None:
         self.desk = desk
+        self._shelf = shelf
         self.clock = clock
         self.metrics = metrics
 
@@ -134,12 +140,51 @@ class Answers:
         own = own_headers(named, key.labels)
         asked = dialect.read(exchange.body, key, own, self._output_default)
         exchange.body = b""
-        order = self._order(asked, key, arrived_ns, own, request)
-        return Answer(self, order, dialect.writer(asked), exchange, callers, stream=asked.stream)
+        order = self.order(asked, key, arrived_ns, own, request)
+        writer = dialect.writer(asked, request)
+        return Answer(self, order, writer, exchange, callers, stream=asked.stream)
 
-    def _order(
+    async def keep(self, tenant: TenantID, kind: str, item: Shelved) -> None:
+        """Keep what an answer leaves.
+
+        It has been made and billed: that it cannot be kept is said to the operator, and to the
+        caller when it asks for it.
+        """
+        assert self._shelf is not None, kind
+        try:
+            await self._shelf.put(tenant, kind, item)
+        except TokenworksError as error:
+            _log.warning("%s %s of %s is not kept: %s", kind, item.id, tenant, error)
+
+    async def opened(self, exchange: Exchange, order: Order) -> Delivery:
+        """The delivery; a caller who leaves while it waits withdraws its request.
+
+        Raises:
+            ClientGone: the caller left.
+        """
+        task = asyncio.current_task()
+        assert task is not None
+        exchange.on_gone = task.cancel
+        if exchange.gone:
+            raise ClientGone
+        try:
+            return await self.desk.open(order)
+        except asyncio.CancelledError:
+            if exchange.gone and not task.uncancel():
+                raise ClientGone from None
+            raise
+
+    async def settle(self, order: Order, delivery: Delivery, outcome: Outcome) -> Receipt:
+        """Bill and count an answer."""
+        ended_ns = self.clock.now_ns()
+        receipt = await delivery.settle(outcome)
+        self.metrics.settle(order, outcome, receipt, ended_ns, self.clock.now_ns())
+        return receipt
+
+    def order(
         self, asked: Asked, key: KeyView, arrived_ns: int, own: OwnHeaders, request: RequestID
     ) -> Order:
+        """The request as the factory takes it."""
         return Order(
             request=request,
             key=key,
@@ -158,6 +203,7 @@ class Answers:
             session=own.session,
             hints=own.hints,
             worker_path=asked.worker_path,
+            content_type=asked.content_type,
             caller_request=own.caller_request,
             trace=own.trace,
         )
@@ -189,7 +235,6 @@ class Answer:
         "_order",
         "_over",
         "_paused_ns",
-        "_task",
         "_waiter",
         "_writer",
     )
@@ -209,7 +254,6 @@ class Answer:
         self._events = EventStream()
         self._meter = Meter(order.arrived_ns)
         self._assembler = None if stream else Assembler()
-        self._task: asyncio.Task[object] | None = None
         self._delivery: Delivery | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._over = False
@@ -225,7 +269,7 @@ class Answer:
             ClientGone: the caller left, and what was made for it is settled.
         """
         exchange = self._exchange
-        delivery = self._delivery = await self._open()
+        delivery = self._delivery = await self._answers.opened(exchange, self._order)
         exchange.on_gone = self._left
         if exchange.gone:
             self._left()
@@ -244,9 +288,12 @@ class Answer:
                 raise error from failure
             raise failure
         receipt = await self._settle(delivery, "done")
+        last = self._last(receipt.tier_delivered)
+        if self._writer.kept is not None:
+            await self._answers.keep(self._order.key.tenant, *self._writer.kept)
         if exchange.gone:
             raise ClientGone
-        self._close(receipt.tier_delivered)
+        self._close(last)
 
     def tell(self, error: TokenworksError) -> bool:
         """End a stream that has begun with an error event; False if none has begun."""
@@ -254,24 +301,6 @@ class Answer:
             return False
         self._exchange.end(self._writer.error_event(error))
         return True
-
-    async def _open(self) -> Delivery:
-        """The delivery; a caller who leaves while it waits withdraws its request."""
-        exchange, self._task = self._exchange, asyncio.current_task()
-        exchange.on_gone = self._withdraw
-        if exchange.gone:
-            raise ClientGone
-        try:
-            return await self._answers.desk.open(self._order)
-        except asyncio.CancelledError:
-            assert self._task is not None
-            if exchange.gone and not self._task.uncancel():
-                raise ClientGone from None
-            raise
-
-    def _withdraw(self) -> None:
-        assert self._task is not None
-        self._task.cancel()
 
     def _left(self) -> None:
         """The caller has left: the worker stops now."""
@@ -363,6 +392,7 @@ class Answer:
         if self._assembler is not None:
             try:
                 self._assembler.add(b"\n\n".join([*events.held, events.usage_event or b""]))
+                self._assembler.close()
             except WorkerFailed as failure:
                 return failure
         return None
@@ -376,25 +406,25 @@ class Answer:
             ending=ending,
             metered_by=self._events.metered_by,
         )
-        ended_ns = self._answers.clock.now_ns()
-        receipt = await delivery.settle(outcome)
-        durable_ns = self._answers.clock.now_ns()
-        self._answers.metrics.settle(self._order, outcome, receipt, ended_ns, durable_ns)
-        return receipt
+        return await self._answers.settle(self._order, delivery, outcome)
 
     def _begin(self) -> None:
         """Say 200, at the first bytes: what fails before them is answered with its own status."""
         self._exchange.begin(200, EVENTS, [_NO_CACHE, *self._headers()])
 
-    def _close(self, tier: Tier) -> None:
+    def _last(self, tier: Tier) -> bytes:
+        """The whole body, or the end of a stream."""
         if self._assembler is not None:
-            body = self._writer.whole(self._assembler.completion(), tier)
-            self._exchange.respond(200, body, JSON, self._headers())
+            return self._writer.whole(self._assembler.completion(), tier)
+        return self._writer.closing(self._events, tier)
+
+    def _close(self, last: bytes) -> None:
+        if self._assembler is not None:
+            self._exchange.respond(200, last, JSON, self._headers())
             return
-        closing = self._writer.closing(self._events, tier)
         if not self._exchange.status:
             self._begin()
-        self._exchange.end(closing)
+        self._exchange.end(last)
 
     def _headers(self) -> Headers:
         return id_headers(self._order.request, self._callers)

@@ -13,21 +13,29 @@ import msgspec
 from tokenworks.core.errors import MethodNotAllowed, ModelNotFound, TokenworksError
 from tokenworks.core.ids import RequestID
 from tokenworks.core.orders import KeyView
-from tokenworks.core.ports import Clock, Desk
+from tokenworks.core.ports import Clock, Desk, Shelf
 from tokenworks.core.units import NS_PER_S
 from tokenworks.gateway.answer import Answer, Answers
 from tokenworks.gateway.chat import Chat
+from tokenworks.gateway.completions import Completions
 from tokenworks.gateway.connection import Exchange
-from tokenworks.gateway.dialect import ErrorForm
+from tokenworks.gateway.dialect import ErrorForm, Fetch
 from tokenworks.gateway.http_io import BODY_BYTES_MAX, JSON, ClientGone, Headers, broken
+from tokenworks.gateway.messages import Messages
 from tokenworks.gateway.metrics import CONTENT_TYPE, GatewayMetrics
 from tokenworks.gateway.openai_errors import OpenAIErrors
+from tokenworks.gateway.openapi import OPENAPI_PATH, document
+from tokenworks.gateway.pass_through import BODY_BYTES_MAX as PASSED_BYTES_MAX
+from tokenworks.gateway.pass_through import PassThrough
 from tokenworks.gateway.request_ids import REQUEST_ID, RequestNames, caller_id, id_headers
+from tokenworks.gateway.responses import Responses
 from tokenworks.gateway.routes import AnyDialect, Request, Response, Route, Routes, check_method
+from tokenworks.gateway.token_counts import TokenCounts
+from tokenworks.gateway.whole_answers import WholeAnswers
 
 _log: Final = logging.getLogger("tokenworks.gateway")
 
-DIALECTS: Final[tuple[AnyDialect, ...]] = (Chat(),)
+DIALECTS: Final[tuple[AnyDialect, ...]] = (Chat(), Completions(), Messages())
 """What answers can be asked for in, where nothing else is said."""
 
 MODELS: Final = "/v1/models"
@@ -39,7 +47,17 @@ BROKE: Final = "a request to %s broke: %s, to its caller %s"
 class _Accepted:
     """What is known of a request from its head."""
 
-    __slots__ = ("callers", "dialect", "errors", "key", "name", "request", "route")
+    __slots__ = (
+        "answer",
+        "callers",
+        "dialect",
+        "errors",
+        "key",
+        "name",
+        "passing",
+        "request",
+        "route",
+    )
 
     def __init__(self, request: RequestID, callers: str | None) -> None:
         self.request, self.callers = request, callers
@@ -47,7 +65,9 @@ class _Accepted:
         self.errors: ErrorForm = _OPENAI
         self.dialect: AnyDialect | None = None
         self.route: Route | None = None
+        self.passing: PassThrough | None = None
         self.key: KeyView | None = None
+        self.answer: Answer | None = None
 
     def ids(self) -> Headers:
         """The request's names, as its answer tells them."""
@@ -57,14 +77,17 @@ class _Accepted:
 class Gateway:
     """Serves the factory's HTTP interface.
 
-    Routes: those of ``DIALECTS``, ``GET /v1/models``, ``GET /v1/models/<model>``, ``GET /healthz``,
-    ``GET /metrics``. The last two need no key, and name no tenant, no key and no content.
+    Routes: those of ``DIALECTS``, ``responses`` and ``whole_answers.SERVICES``, ``GET /v1/models``,
+    ``GET /v1/models/<model>``, ``GET /healthz``, ``GET /metrics``. The last two need no key, and
+    name no tenant, no key and no content.
 
     Args:
         desk: the way into the factory.
         clock: time.
-        dialects: what answers can be asked for in.
+        dialects: what answers can be asked for in, besides Responses.
+        shelf: where what tenants leave is kept; None keeps nothing.
         more: further routes.
+        passes_on: pass on all that needs a key as it comes; see ``pass_through``.
 
     Attributes:
         metrics: what it counts.
@@ -77,21 +100,29 @@ class Gateway:
         clock: Clock,
         *,
         dialects: tuple[AnyDialect, ...] = DIALECTS,
+        shelf: Shelf | None = None,
         more: tuple[Route, ...] = (),
+        passes_on: bool = False,
     ) -> None:
         self._desk = desk
         self._clock = clock
         self.metrics = GatewayMetrics()
-        self._answers = Answers(desk, clock, self.metrics)
+        self._answers = Answers(desk, clock, self.metrics, shelf)
+        self._passing = PassThrough(self._answers) if passes_on else None
+        responses = Responses(clock, shelf)
         self._names = RequestNames()
         self.serving: dict[Exchange, asyncio.Task[None]] = {}
         self._routes = Routes(
-            dialects,
+            (*dialects, responses),
             (
                 Route(path=MODELS, handlers={"GET": self._models}),
                 Route(path=MODELS + "/", handlers={"GET": self._models}),
                 Route(path="/healthz", handlers={"GET": self._health}, keyed=False),
                 Route(path="/metrics", handlers={"GET": self._metrics}, keyed=False),
+                Route(path=OPENAPI_PATH, handlers={"GET": self._openapi}, keyed=False),
+                *responses.routes(),
+                *TokenCounts(desk).routes(),
+                *WholeAnswers(self._answers, clock).routes(),
                 *more,
             ),
         )
@@ -115,6 +146,10 @@ class Gateway:
         assert head is not None
         accepted = self._accepted(exchange)
         try:
+            if self._passing is not None and head.path not in self._routes.open_paths:
+                accepted.name, accepted.passing = "passed on", self._passing
+                accepted.key = self._answers.key_of(head)
+                return PASSED_BYTES_MAX
             found = self._routes.find(head.path)
             if isinstance(found, Route):
                 accepted.errors, accepted.route, keyed = found.errors, found, found.keyed
@@ -140,14 +175,16 @@ class Gateway:
 
     def serve(self, exchange: Exchange) -> None:
         """Begin to answer a whole request."""
-        accepted, answer = self._accepted(exchange), None
+        accepted = self._accepted(exchange)
         work: Coroutine[object, object, None]
         try:
-            if accepted.dialect is not None and accepted.key is not None:
-                answer = self._answers.prepare(
-                    accepted.dialect, exchange, accepted.key, accepted.request, accepted.callers
-                )
-                work = answer.run()
+            if accepted.passing is not None:
+                work = accepted.passing.serve(exchange, accepted)
+            elif accepted.dialect is not None and accepted.key is not None:
+                if accepted.dialect.fetch is None:
+                    work = self._answer(exchange, accepted, accepted.dialect).run()
+                else:
+                    work = self._fetch(exchange, accepted, accepted.dialect.fetch, accepted.key)
             else:
                 work = self._handle(exchange, accepted)
         except TokenworksError as error:
@@ -156,12 +193,23 @@ class Gateway:
             _log.exception(BROKE, accepted.name, accepted.request, accepted.callers)
             self._fail(exchange, broken())
         else:
-            task = asyncio.get_running_loop().create_task(self._finish(exchange, work, answer))
+            task = asyncio.get_running_loop().create_task(self._finish(exchange, work))
             self.serving[exchange] = task
 
-    async def _finish(
-        self, exchange: Exchange, work: Coroutine[object, object, None], answer: Answer | None
+    async def _fetch(
+        self, exchange: Exchange, accepted: _Accepted, fetch: Fetch, key: KeyView
     ) -> None:
+        """Answer a request that may go on from what was kept."""
+        await self._answer(exchange, accepted, await fetch(exchange.body, key)).run()
+
+    def _answer(self, exchange: Exchange, accepted: _Accepted, dialect: AnyDialect) -> Answer:
+        assert accepted.key is not None
+        answer = accepted.answer = self._answers.prepare(
+            dialect, exchange, accepted.key, accepted.request, accepted.callers
+        )
+        return answer
+
+    async def _finish(self, exchange: Exchange, work: Coroutine[object, object, None]) -> None:
         accepted = self._accepted(exchange)
         self.metrics.open_requests += 1
         failure: TokenworksError | None = None
@@ -179,7 +227,7 @@ class Gateway:
             del self.serving[exchange]
         if failure is None:
             self.metrics.respond(accepted.name, 499 if exchange.gone else exchange.status)
-        elif answer is not None and answer.tell(failure):
+        elif accepted.answer is not None and accepted.answer.tell(failure):
             self.metrics.refuse(failure)
             self.metrics.respond(accepted.name, failure.status)
         else:
@@ -209,6 +257,7 @@ class Gateway:
                 headers=head.headers(),
                 body=exchange.body,
                 key=accepted.key,
+                id=accepted.request,
             )
         )
         if not exchange.gone:
@@ -223,6 +272,9 @@ class Gateway:
 
     async def _metrics(self, _: Request) -> Response:
         return Response(body=self.metrics.text(), content_type=CONTENT_TYPE)
+
+    async def _openapi(self, _: Request) -> Response:
+        return Response(body=msgspec.json.encode(document()))
 
     async def _health(self, _: Request) -> Response:
         healthy, why = self._desk.healthy()

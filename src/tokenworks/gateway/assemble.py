@@ -7,6 +7,7 @@ from typing import Final
 import msgspec
 
 from tokenworks.core.errors import WorkerFailed
+from tokenworks.gateway.envelope import EVENT_END, Envelope, envelope_of
 from tokenworks.gateway.event_stream import payload
 
 _WHOLE: Final = ("role", "id", "type", "name")
@@ -19,9 +20,14 @@ Completion = dict[str, object]
 class Assembler:
     """Collects chunks; ``completion`` gives the object they add up to."""
 
-    __slots__ = ("_choices", "_messages", "_top")
+    __slots__ = ("_choices", "_envelope", "_messages", "_texts", "_top", "_whose")
 
     def __init__(self) -> None:
+        self._envelope: Envelope | None = None
+        """Of the last event that was a text and nothing else, and whose text that was."""
+        self._whose: tuple[int, str] = (0, "")
+        self._texts: list[bytes] = []
+        """Further texts of the same, which have not been put together yet."""
         self._top: dict[str, object] = {}
         self._choices: dict[int, dict[str, object]] = {}
         self._messages: dict[int, dict[str, object]] = {}
@@ -32,20 +38,61 @@ class Assembler:
         Raises:
             WorkerFailed: an event is not a chat completion chunk.
         """
-        for event in events.split(b"\n\n"):
-            body = payload(event)
-            if not body:
-                continue
-            try:
-                self._take(_object(msgspec.json.decode(body)))
-            except (
-                msgspec.DecodeError,
-                UnicodeDecodeError,
-                RecursionError,
-                TypeError,
-                KeyError,
-            ) as error:
-                raise WorkerFailed(f"A worker's chunk cannot be read: {error}.") from error
+        at = 0
+        while at < len(events):
+            if self._envelope is not None:
+                at, texts = self._envelope.run(events, at)
+                if texts:
+                    self._texts += texts
+                    continue
+            end = events.find(EVENT_END, at)
+            event = events[at:] if end < 0 else events[at:end]
+            at += len(event) + len(EVENT_END)
+            if body := payload(event):
+                self.close()
+                self._read(event, body)
+
+    def _read(self, event: bytes, body: bytes) -> None:
+        try:
+            chunk = _object(msgspec.json.decode(body))
+            self._take(chunk)
+            self._learn(event, chunk)
+        except (
+            msgspec.DecodeError,
+            UnicodeDecodeError,
+            RecursionError,
+            TypeError,
+            KeyError,
+        ) as error:
+            raise WorkerFailed(f"A worker's chunk cannot be read: {error}.") from error
+
+    def close(self) -> None:
+        """Put together the texts that wait.
+
+        Raises:
+            WorkerFailed: one is no JSON.
+        """
+        if not self._texts:
+            return
+        whole = b"".join(self._texts)
+        self._texts.clear()
+        try:
+            text = msgspec.json.decode(b'"%b"' % whole, type=str)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise WorkerFailed(f"A worker's text cannot be read: {error}.") from error
+        index, name = self._whose
+        _merge(self._messages[index], {name: text})
+
+    def _learn(self, event: bytes, chunk: dict[str, object]) -> None:
+        """Expect more events like this one, if it is a text and nothing else."""
+        self._envelope = None
+        choices = _list(chunk.get("choices") or [])
+        choice = _object(choices[0]) if len(choices) == 1 else {}
+        delta, index = choice.get("delta"), choice.get("index")
+        if isinstance(delta, dict) and len(delta) == 1 and isinstance(index, int):
+            ((name, text),) = delta.items()
+            if isinstance(text, str) and name not in _WHOLE and not choice.get("logprobs"):
+                self._envelope, self._whose = envelope_of(event), (index, name)
 
     def _take(self, chunk: dict[str, object]) -> None:
         for name, value in chunk.items():
@@ -63,13 +110,16 @@ class Assembler:
                 if name in ("delta", "index") or value is None:
                     continue
                 have = kept.get(name)
-                if name == "logprobs" and isinstance(have, dict):
+                if name == "text" and isinstance(have, str) and isinstance(value, str):
+                    kept[name] = have + value
+                elif name == "logprobs" and isinstance(have, dict):
                     _merge_logprobs(have, _object(value))
                 else:
                     kept[name] = value
 
     def completion(self) -> Completion:
-        """The whole ``chat.completion``, without ``service_tier``."""
+        """The whole ``chat.completion``, without ``service_tier``; after ``close``."""
+        assert not self._texts, "it was not closed"
         choices = []
         for index in sorted(self._choices):
             message = {"role": "assistant", "content": None, **self._messages[index]}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from tokenworks.core.errors import TokenworksError
+from tokenworks.core.ids import RequestID
 from tokenworks.core.orders import CHAT_PATH, KeyView
 from tokenworks.core.slo import Tier
 from tokenworks.gateway.assemble import Completion
@@ -13,21 +14,27 @@ from tokenworks.gateway.dialect import OutputDefault
 from tokenworks.gateway.event_stream import EventStream
 from tokenworks.gateway.openai_errors import OpenAIErrors
 from tokenworks.gateway.own_headers import OwnHeaders
+from tokenworks.gateway.plain_request import read_plain
 
 
 class Chat(OpenAIErrors):
     """Implements ``dialect.Dialect``."""
 
     path = CHAT_PATH
+    fetch = None
 
     def read(
         self, raw: bytes, key: KeyView, own: OwnHeaders, output_default: OutputDefault
     ) -> ChatRequest:
         """See ``Dialect``."""
         adapter = None if own.needs is None else own.needs.adapter
+        if adapter is None:
+            plain = read_plain(raw, key.tier_default, output_default, key.tenant)
+            if plain is not None:
+                return plain
         return parse_chat_request(raw, key.tier_default, output_default, key.tenant, adapter)
 
-    def writer(self, asked: ChatRequest) -> ChatWriter:
+    def writer(self, asked: ChatRequest, request: RequestID) -> ChatWriter:  # noqa: ARG002
         """See ``Dialect``."""
         return ChatWriter(self, include_usage=asked.include_usage)
 
@@ -36,6 +43,7 @@ class ChatWriter:
     """Implements ``dialect.Writer``."""
 
     __slots__ = ("_errors", "_include_usage")
+    kept = None
 
     def __init__(self, errors: OpenAIErrors, *, include_usage: bool) -> None:
         self._errors, self._include_usage = errors, include_usage

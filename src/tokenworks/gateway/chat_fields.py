@@ -20,6 +20,8 @@ TOP_LOGPROBS_MAX: Final = 20
 LOGIT_BIAS_MAX: Final = 1_024
 TOOLS_MAX: Final = 128
 TOOL_NAME_CHARS_MAX: Final = 64
+IMAGE_SCHEMES: Final = ("data:", "https://", "http://")
+"""Whether a worker follows an address, and to which hosts, is its own setting."""
 
 OPENAI_FIELDS: Final = frozenset(
     {
@@ -143,24 +145,43 @@ def check_fields(fields: JSONObject) -> None:
     check_schemas(fields)
 
 
-def check_messages(messages: list[object]) -> None:
+class Media(msgspec.Struct):
+    """What is in messages besides text.
+
+    Attributes:
+        kinds: the types of such parts; not every engine takes them.
+        images: how many pictures.
+        image_chars: characters of their addresses, which hold the picture itself if it is data.
+    """
+
+    kinds: set[str] = msgspec.field(default_factory=set)
+    images: int = 0
+    image_chars: int = 0
+
+
+def check_messages(messages: list[object]) -> Media:
     """Refuse messages that a chat template cannot write.
+
+    Returns:
+        What engines that read text alone do not take.
 
     Raises:
         InvalidRequest: with the place at fault and what it should be.
     """
+    media = Media()
     for i, message in enumerate(messages):
         place = f"messages[{i}]"
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise wrong(place, message, 'an object with a "role"')
         content = message.get("content")
         if isinstance(content, list):
-            _check_parts(f"{place}.content", content)
+            _check_parts(f"{place}.content", content, media)
         elif content is not None and not isinstance(content, str):
             raise wrong(f"{place}.content", content, "a string or a list of parts")
         calls = message.get("tool_calls")
         if calls is not None:
             _check_calls(f"{place}.tool_calls", calls)
+    return media
 
 
 def _whole(value: object, most: int) -> bool:
@@ -201,15 +222,25 @@ def _check_tools(tools: object) -> None:
             raise wrong(f"tools[{i}].function.parameters", parameters, "a JSON schema's object")
 
 
-def _check_parts(place: str, parts: list[object]) -> None:
+def _check_parts(place: str, parts: list[object], media: Media) -> None:
     for i, part in enumerate(parts):
         kind = part.get("type") if isinstance(part, dict) else None
-        if kind != "text":
-            want = "a part of type text; nothing else is supported now"
-            raise wrong(f"{place}[{i}]", part, want)
-        text = part.get("text") if isinstance(part, dict) else None
-        if not isinstance(text, str):
-            raise wrong(f"{place}[{i}].text", text, "a string")
+        if not isinstance(part, dict) or not isinstance(kind, str):
+            raise wrong(f"{place}[{i}]", part, 'a part with a "type", such as text')
+        if kind in ("text", "refusal"):
+            if not isinstance(part.get(kind), str):
+                raise wrong(f"{place}[{i}].{kind}", part.get(kind), "a string")
+            continue
+        media.kinds.add(kind)
+        if kind == "image_url":
+            image = part.get(kind)
+            url = image.get("url") if isinstance(image, dict) else None
+            if not isinstance(url, str) or not url.startswith(IMAGE_SCHEMES):
+                # A file: address would show a caller what lies on the worker's disk.
+                want = f'an object with a "url" that begins with {" or ".join(IMAGE_SCHEMES)}'
+                raise wrong(f"{place}[{i}].image_url", image, want)
+            media.images += 1
+            media.image_chars += len(url)
 
 
 def _check_calls(place: str, calls: object) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import socket
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Final, Protocol, cast
@@ -140,7 +139,7 @@ class Exchange:
         self.gone = False
         self.ended = False
         self.accepted: object = None
-        self.on_gone: Callable[[], None] | None = None
+        self.on_gone: Callable[[], object] | None = None
         self.on_pause: Callable[[], None] | None = None
         self.on_resume: Callable[[], None] | None = None
 
@@ -183,6 +182,12 @@ class Exchange:
             data = b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data) if data else b"0\r\n\r\n"
         self._connection.write(data)
         self._end()
+
+    def break_off(self) -> None:
+        """Close the connection without an end, so that what was sent is not taken for whole."""
+        self.ended = True
+        self.on_gone = self.on_pause = self.on_resume = None
+        self._connection.break_off()
 
     def _begin(self, status: int) -> bytes:
         assert not self.status, "answered twice"
@@ -245,11 +250,8 @@ class Connection(asyncio.Protocol):
     # What the event loop calls.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Set up the socket, or send it away."""
+        """Take the socket, or send it away."""
         self._transport = cast("asyncio.Transport", transport)  # uvloop's only looks like one
-        sock = transport.get_extra_info("socket")
-        if sock is not None:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._transport.set_write_buffer_limits(self._server.limits.write_bytes_high)
         if self._server.opened(self):
             self._wait(self._server.limits.idle_s_max)
@@ -352,6 +354,11 @@ class Connection(asyncio.Protocol):
             self._transport.resume_reading()
         if self._buffer and not self._advancing:
             self._advance()
+
+    def break_off(self) -> None:
+        """Close at once: the answer has no end."""
+        self._exchange = None
+        self._drop()
 
     # Reading.
 

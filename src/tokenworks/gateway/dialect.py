@@ -6,14 +6,15 @@ its own request into that one, and the worker's events into its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol, TypeVar
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
 from tokenworks.core.errors import TokenworksError
-from tokenworks.core.ids import ModelName
-from tokenworks.core.orders import CHAT_PATH, KeyView
+from tokenworks.core.ids import ModelName, RequestID
+from tokenworks.core.orders import CHAT_PATH, JSON_TYPE, KeyView
+from tokenworks.core.ports import Shelved
 from tokenworks.core.slo import Tier
 from tokenworks.gateway.assemble import Completion
 from tokenworks.gateway.event_stream import EventStream
@@ -39,9 +40,10 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
             ``cache_salt``.
         cache_salt: what tells this tenant's cached prompts from all others; see ``cache_salt_of``.
         body: JSON for the worker, streaming with usage.
-        extra_fields: names of fields in the body that are neither OpenAI's nor samplers known to be
-            safe, sorted.
+        extra_fields: the kinds of parts in messages that are not text, then the names of fields in
+            the body that are neither OpenAI's nor samplers known to be safe, both sorted.
         worker_path: where the worker takes it.
+        content_type: what ``body`` is.
     """
 
     model: ModelName
@@ -54,6 +56,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     body: bytes
     extra_fields: tuple[str, ...] = ()
     worker_path: str = CHAT_PATH
+    content_type: str = JSON_TYPE
 
 
 class ErrorForm(Protocol):
@@ -77,6 +80,11 @@ class Writer(Protocol):
         Raises:
             WorkerFailed: an event says what this dialect cannot.
         """
+        ...
+
+    @property
+    def kept(self) -> tuple[str, Shelved] | None:
+        """What is to be kept of the answer once it has ended, and its kind; mostly nothing."""
         ...
 
     def closing(self, events: EventStream, tier: Tier) -> bytes:
@@ -108,6 +116,15 @@ class Dialect(ErrorForm, Protocol[A]):
         """The route, which takes POST."""
         ...
 
+    @property
+    def fetch(self) -> Fetch | None:
+        """Gives the dialect for one request that may go on from what was kept; mostly None.
+
+        It is called with the body and the key before ``read``, and raises what that does, and
+        NotFound.
+        """
+        ...
+
     def read(self, raw: bytes, key: KeyView, own: OwnHeaders, output_default: OutputDefault) -> A:
         """Check a request and turn it into what a worker gets.
 
@@ -123,6 +140,10 @@ class Dialect(ErrorForm, Protocol[A]):
         """
         ...
 
-    def writer(self, asked: A) -> Writer:
-        """The writer of one answer."""
+    def writer(self, asked: A, request: RequestID) -> Writer:
+        """The writer of one answer; ids of its own may be made of the request's."""
         ...
+
+
+Fetch = Callable[[bytes, KeyView], Awaitable[Dialect[Any]]]
+"""From a request's body and its key: the dialect for that request."""

@@ -15,12 +15,13 @@ import msgspec
 
 from tokenworks.core.errors import WorkerFailed
 from tokenworks.core.orders import MeteredBy, Usage
+from tokenworks.gateway.envelope import EVENT_END, Envelope, envelope_of
 
 EVENT_BYTES_MAX: Final = 1_000_000
 TOKENS_MAX: Final = 1 << 40
 """Tokens of one answer; a worker that says more has counted below zero."""
 HELD_EVENTS_MAX: Final = 64
-_END: Final = b"\n\n"
+_END: Final = EVENT_END
 _DONE: Final = b"[DONE]"
 _DATA: Final = b"data:"
 _NOT_FINISHED: Final = b'"finish_reason":null'
@@ -56,6 +57,17 @@ class _Usage(msgspec.Struct):
             WorkerFailed: a figure is below zero.
         """
         read, made = self.prompt_tokens_details, self.completion_tokens_details
+        prompt, tokens = self.prompt_tokens, self.completion_tokens
+        cached = (read.cached_tokens or 0) if read else 0
+        more = read is not None and (
+            read.cache_write_tokens or read.audio_tokens or read.image_tokens
+        )
+        if made is None and not more and 0 <= cached <= prompt <= TOKENS_MAX >= tokens >= 0:
+            return Usage(
+                uncached_input_tokens=prompt - cached,
+                cached_input_tokens=cached,
+                output_tokens=tokens,
+            )
         left = _Rest(self.prompt_tokens, self)
         cached = left.take(read.cached_tokens if read else 0)
         write = left.take(read.cache_write_tokens if read else 0)
@@ -95,16 +107,35 @@ class _Rest:
         return part
 
 
+def usage_of(told: object) -> Usage:
+    """What an answer's ``usage`` says, in disjoint classes; nothing of none.
+
+    Raises:
+        WorkerFailed: it is no usage.
+    """
+    if told is None:
+        return Usage(uncached_input_tokens=0, cached_input_tokens=0, output_tokens=0)
+    try:
+        return msgspec.convert(told, _Usage).disjoint()
+    except msgspec.ValidationError as error:
+        raise WorkerFailed(f"A worker's usage cannot be read: {error}.") from error
+
+
 class _Choice(msgspec.Struct):
     finish_reason: str | None = None
     delta: dict[str, object] | None = None
     logprobs: object = None
+    text: str | None = None
 
     def has_token(self) -> bool:
         """Whether it carries a part of the answer: text, a call, or a token's probability alone."""
-        odds = self.logprobs if isinstance(self.logprobs, dict) else {}
-        said = (value for name, value in (self.delta or {}).items() if name != "role")
-        return any(said) or any(odds.values())
+        if self.text:
+            return True
+        if self.delta is not None:
+            for name, value in self.delta.items():
+                if value and name != "role":
+                    return True
+        return isinstance(self.logprobs, dict) and any(self.logprobs.values())
 
 
 class _Progress(msgspec.Struct):
@@ -139,6 +170,7 @@ class EventStream:
     """
 
     __slots__ = (
+        "_envelope",
         "_progress",
         "_rest",
         "_token_events_at_usage",
@@ -160,6 +192,7 @@ class EventStream:
         self.done = False
         self.failure: WorkerFailed | None = None
         self._rest = b""
+        self._envelope: Envelope | None = None
         self._progress: _Progress | None = None
         self._token_events_at_usage = 0
 
@@ -169,19 +202,20 @@ class EventStream:
         However the stream is cut into ``data``, the returned bytes add up to the same.
         """
         data = self._rest + data if self._rest else data
+        # The common case: every event is a token like the last one that was read.
+        if self._envelope is not None:
+            end, alike = self._envelope.run(data, 0)
+            if end == len(data):
+                self.token_events += len(alike)
+                self._rest = b""
+                return data
         if b"\r" in data:
             data = data.replace(b"\r\n", b"\n")
         cut = data.rfind(_END) + len(_END)
         if cut < len(_END):
             self._keep(data)
             return b""
-        ready = data[:cut]
-        # The common case: every event is a token of an answer that goes on.
-        plain = 0 if self.finished else _plain_events(ready)
-        if plain:
-            self.token_events += plain
-        else:
-            ready = self._sort(ready.split(_END))
+        ready = self._sort(data[:cut])
         self._keep(data[cut:])
         return ready
 
@@ -199,11 +233,22 @@ class EventStream:
         self.failure = self.failure or failure
         self.done = True
 
-    def _sort(self, pieces: list[bytes]) -> bytes:
-        """The careful way, for batches that hold more than plain token events."""
+    def _sort(self, ready: bytes) -> bytes:
+        """The careful way, for batches that hold more than tokens that are alike."""
         forward: list[bytes] = []
-        for piece in pieces:
-            event = piece.strip(b"\n")
+        at = 0
+        while at < len(ready) and not self.done:
+            if self._envelope is not None:
+                begun = at
+                at, alike = self._envelope.run(ready, at)
+                if alike:
+                    self.token_events += len(alike)
+                    forward.append(ready[begun:at])
+                    continue
+            end = ready.find(_END, at)
+            end = len(ready) if end < 0 else end  # after three line feeds there may be one more
+            event = ready[at:end].strip(b"\n")
+            at = end + len(_END)
             body = payload(event)
             if body.startswith(_DONE):
                 self.done = True
@@ -214,13 +259,14 @@ class EventStream:
                     forward.append(event + _END)
             except WorkerFailed as failure:
                 self._fail(failure)
-                break
         return b"".join(forward)
 
     def _goes_on(self, event: bytes, body: bytes) -> bool:
         """Count an event; whether it is for the client now. What is for later is held."""
-        if _plain_events(event + _END):
+        if _is_plain(event):
             self.token_events += 1
+            if not self.finished:
+                self._envelope = envelope_of(event)
         else:
             chunk = _decode(body)
             if chunk.prompt_progress is not None:
@@ -237,6 +283,7 @@ class EventStream:
             if choice is not None and choice.finish_reason:
                 self.finished = True
         if self.finished:
+            self._envelope = None
             self._hold(event)
         return not self.finished
 
@@ -283,22 +330,13 @@ class EventStream:
         return b"".join((*parts, b"data: ", _DONE, _END))
 
 
-def _plain_events(ready: bytes) -> int:
-    """How many whole events these are, if each is a token of an answer that goes on; else 0.
+def _is_plain(event: bytes) -> bool:
+    """Whether an event is a token of an answer that goes on.
 
     It looks at bytes alone. Quotes inside a JSON string are escaped, so no text of an answer looks
-    like these fields; what isn't plain is decoded, so a miss costs time and nothing else. Events
-    together are plain if each is by itself: how a stream is cut must not matter.
+    like these fields; what isn't plain is decoded, so a miss costs time and nothing else.
     """
-    if _SPECIAL.search(ready):
-        return 0
-    if ready.count(b"\n") == len(_END):
-        return int(ready.startswith(_DATA) and _NOT_FINISHED in ready)
-    events = ready.split(_END)
-    if events.pop():
-        return 0
-    each = all(event.startswith(_DATA) and _NOT_FINISHED in event for event in events)
-    return len(events) if each else 0
+    return event.startswith(_DATA) and _NOT_FINISHED in event and not _SPECIAL.search(event)
 
 
 def _decode(body: bytes) -> _Chunk:

@@ -14,10 +14,10 @@ from urllib.parse import unquote_to_bytes
 from tokenworks.core.errors import InvalidRequest
 from tokenworks.gateway.http_io import Headers
 
-_TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
+TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
+FIELD: Final = TOKEN + rb":[^\x00-\x08\x0a-\x1f\x7f]*+\r\n"
 _HEAD: Final = re.compile(
-    rb"(" + _TOKEN + rb") ([\x21-\x7e]++) HTTP/1\.([01])\r\n"
-    rb"(?:" + _TOKEN + rb":[^\x00-\x08\x0a-\x1f\x7f]*+\r\n)*+\r\n"
+    rb"(" + TOKEN + rb") ([\x21-\x7e]++) HTTP/1\.([01])\r\n(?:" + FIELD + rb")*+\r\n"
 )
 """A request line and header fields. There is no space before a colon, no folded line, no bare line
 feed and no control character."""
@@ -25,6 +25,9 @@ feed and no control character."""
 _LINE: Final = re.compile(rb"\r\n([^:\r\n]+):[ \t]*([^\r\n]*)")
 _LENGTH_DIGITS_MAX: Final = 15
 _SPACE: Final = b" \t"
+_CHUNKED: Final = (b"\r\ntransfer-encoding: chunked\r\n", b"\r\ntransfer-encoding:chunked\r\n")
+"""Written otherwise, with a tab after it, say, it is known to mean different things to servers."""
+
 HEAD_END: Final = b"\r\n\r\n"
 
 
@@ -80,6 +83,11 @@ class Head:
         expect = self.get(b"expect")
         self.expects = expect is not None and expect.lower() == b"100-continue"
 
+    @property
+    def raw_path(self) -> bytes:
+        """The path as it came, percent signs and all; never the scheme and host."""
+        return _without_server(self._raw.split(b" ", 2)[1]).partition(b"?")[0]
+
     def get(self, name: bytes) -> bytes | None:
         """The value of the first header of a name in lower case, without space around it."""
         needle = b"\r\n" + name + b":"
@@ -107,8 +115,9 @@ class Head:
         lengths = self._lower.count(b"\r\ncontent-length:")
         coding = self.get(b"transfer-encoding")
         if coding is not None:
+            plain = any(line in self._lower for line in _CHUNKED)
             once = self._lower.count(b"\r\ntransfer-encoding:") == 1
-            if lengths or self.http_1_0 or not once or coding.lower() != b"chunked":
+            if lengths or self.http_1_0 or not once or not plain:
                 raise InvalidRequest(
                     "The request's `Transfer-Encoding` must be `chunked`, alone, once, without "
                     "`Content-Length`."
@@ -122,13 +131,23 @@ class Head:
         return int(value)
 
 
+def _without_server(target: bytes) -> bytes:
+    """A request's target without the server that it may name.
+
+    Raises:
+        InvalidRequest: it is neither a path nor an address of HTTP nor ``*``.
+    """
+    if target.startswith(b"/") or target == b"*":
+        return target
+    scheme, _, rest = target.partition(b"://")
+    if scheme.lower() not in {b"http", b"https"}:
+        raise InvalidRequest("The request's target must be a path.")
+    return b"/" + rest.partition(b"/")[2]
+
+
 def _target(target: bytes) -> tuple[str, bytes]:
-    """Path and query of a request's target, whether it names a server or not."""
-    if not target.startswith(b"/"):
-        scheme, _, rest = target.partition(b"://")
-        if scheme.lower() in (b"http", b"https"):
-            target = b"/" + rest.partition(b"/")[2]
-    path, _, query = target.partition(b"?")
+    """Path and query of a request's target."""
+    path, _, query = _without_server(target).partition(b"?")
     if b"%" in path:
         path = unquote_to_bytes(path)
     return path.decode("utf-8", "replace"), query

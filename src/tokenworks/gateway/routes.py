@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from tokenworks.core.errors import MethodNotAllowed, RouteNotFound
+from tokenworks.core.ids import RequestID
 from tokenworks.core.orders import KeyView
 from tokenworks.gateway.dialect import Dialect, ErrorForm
 from tokenworks.gateway.http_io import BODY_BYTES_MAX, JSON, Headers
@@ -21,6 +22,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         method: in capitals.
         path: without the query, percent signs decoded.
+        id: our name for it.
         query: as it came, without the question mark.
         headers: names in lower case, in the order in which they came.
         body: all of it.
@@ -30,6 +32,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     method: str
     path: str
     headers: Headers
+    id: RequestID
     query: bytes = b""
     body: bytes = b""
     key: KeyView | None = None
@@ -85,11 +88,15 @@ class Routes:
     Args:
         answers: routes that a worker answers.
         others: all others. Where several begin a path, the longest has it.
+
+    Attributes:
+        open_paths: paths that need no key.
     """
 
     def __init__(self, answers: tuple[AnyDialect, ...], others: tuple[Route, ...]) -> None:
         self._answers = {dialect.path: dialect for dialect in answers}
         self._others = {route.path: route for route in others}
+        self.open_paths = frozenset(route.path for route in others if not route.keyed)
         self._below = sorted(
             (route for route in others if route.path.endswith("/")),
             key=lambda route: len(route.path),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
+import functools
 import socket
 import time
 from typing import Final
@@ -12,18 +13,35 @@ from tokenworks.core.errors import ConfigInvalid
 from tokenworks.gateway.connection import LIMITS, Application, Connection, HTTPLimits
 
 BACKLOG_MAX: Final = 2_048
+KEEPALIVE: Final = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
+"""A silent caller is asked after so many seconds, so often, so many times."""
+
 SWEEP_S: Final = 1.0
 """Between two looks at whether a connection has taken too long; one timer serves them all."""
 
 
-def listening(host: str, port: int) -> socket.socket:
-    """A socket that listens there; an address with colons is IPv6.
+def listening(host: str, port: int, *, shared: bool = False) -> socket.socket:
+    """A socket that listens there.
+
+    Args:
+        host: an address; one with colons is IPv6.
+        port: of TCP.
+        shared: whether other processes of this user may listen there, too; the kernel then gives
+            each of them a part of the connections.
 
     Raises:
         OSError: the address cannot be bound.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, backlog=BACKLOG_MAX)
+    made = socket.create_server((host, port), family=family, backlog=BACKLOG_MAX, reuse_port=shared)
+    # What is accepted inherits these.
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # A caller whose machine is gone says nothing: the kernel asks.
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in KEEPALIVE.items():
+        if hasattr(socket, name):
+            made.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    return made
 
 
 class GatewayServer:
@@ -34,6 +52,7 @@ class GatewayServer:
     Args:
         host, port: where to listen; port 0 takes any.
         limits: what callers may ask of a connection.
+        shared: whether others may listen there, too.
 
     Attributes:
         address: where it listens.
@@ -43,14 +62,16 @@ class GatewayServer:
 
     application: Application
 
-    def __init__(self, host: str, port: int, limits: HTTPLimits = LIMITS) -> None:
+    def __init__(
+        self, host: str, port: int, limits: HTTPLimits = LIMITS, *, shared: bool = False
+    ) -> None:
         """Bind.
 
         Raises:
             ConfigInvalid: the address cannot be bound.
         """
         try:
-            self._socket = listening(host, port)
+            self._socket = listening(host, port, shared=shared)
         except OSError as error:
             raise ConfigInvalid(
                 f"Cannot listen on {host}:{port}: {error.strerror or error}.",
@@ -75,7 +96,8 @@ class GatewayServer:
         self.application = application
         self._stopped, self._empty = asyncio.Event(), asyncio.Event()
         self._tick()
-        server = await loop.create_server(lambda: Connection(self), sock=self._socket)
+        make = functools.partial(Connection, self)
+        server = await loop.create_server(make, sock=self._socket, backlog=BACKLOG_MAX)
         try:
             await self._stopped.wait()
             self.draining = True
@@ -83,8 +105,9 @@ class GatewayServer:
             for connection in tuple(self.connections):
                 connection.drain()
             if self.connections:
-                loop.call_later(self.limits.drain_s_max, self._empty.set)
+                enough = loop.call_later(self.limits.drain_s_max, self._empty.set)
                 await self._empty.wait()
+                enough.cancel()
         finally:
             server.close()
             if self._sweeping is not None:

@@ -13,7 +13,6 @@ import functools
 import hashlib
 import itertools
 import logging
-import math
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, NamedTuple, assert_never
 
@@ -27,15 +26,13 @@ from tokenworks.core.errors import (
     InvalidRequest,
     LedgerCorrupt,
     LedgerUnavailable,
-    NotOffered,
-    TokenworksError,
     WorkerFailed,
     WorkerUnavailable,
 )
 from tokenworks.core.gauges import Gauges
 from tokenworks.core.ids import ModelName, PoolID, RequestID, WorkerID
-from tokenworks.core.needs import NO_OFFERS, nothing_offers
-from tokenworks.core.orders import KeyView, Order, Outcome, Receipt
+from tokenworks.core.needs import NO_OFFERS, Needs, nothing_offers
+from tokenworks.core.orders import CHAT_PATH, KeyView, Order, Outcome, Receipt
 from tokenworks.core.ports import AnswerStream, Clock, Sink, WorkerPort
 from tokenworks.core.slo import Tier
 from tokenworks.core.traces import header_lines
@@ -75,7 +72,10 @@ from tokenworks.ledger.store_port import LedgerStore
 from tokenworks.live.bookkeeper import Bookkeeper
 from tokenworks.live.journal import JournalWriter
 from tokenworks.live.quota_leases import QuotaLeases
+from tokenworks.live.refusals import not_offered, rejection, shutting_down, words_of_error
 from tokenworks.live.seats import Seat, gauges_of, work_of
+from tokenworks.live.token_counts import count_at_any
+from tokenworks.live.worker_body import worker_body
 
 ANSWER_NS_MAX: Final = 3_000 * NS_PER_S
 """From the reservation to the end of the answer, queueing included; less than
@@ -96,8 +96,8 @@ QUEUE_LEN_MAX: Final = 512
 LIMITS: Final = Limits(queue_len_max=dict.fromkeys(Tier, QUEUE_LEN_MAX))
 CALLER_AT_FAULT: Final = frozenset({400, 413, 422})
 """A worker's statuses that blame the request. Others, such as 401, blame how we reach it."""
-_TELL_PROGRESS: Final = b'{"return_progress":true,'
-"""llama.cpp then says how much of the prompt it has read: a disconnect is billed exactly."""
+NO_SUCH_PATH: Final = frozenset({404, 405, 501})
+"""Said by a worker that serves no embeddings, sound and so on; every worker serves chat."""
 
 _log: Final = logging.getLogger("tokenworks.driver")
 
@@ -138,6 +138,11 @@ class LiveDelivery:
 
     def __init__(self, driver: Driver, flight: _Flight, stream: AnswerStream) -> None:
         self._driver, self._flight, self._stream = driver, flight, stream
+
+    @property
+    def stream(self) -> AnswerStream:
+        """See ``Delivery``."""
+        return self._stream
 
     def pipe(self, sink: Sink) -> None:
         """See ``Delivery``."""
@@ -321,6 +326,10 @@ class Driver:
         assert model in self._book.prices, model
         return self._book.promises[tier].output_tokens_default
 
+    async def count_tokens(self, model: ModelName, body: bytes, needs: Needs | None) -> int:
+        """See ``Desk``."""
+        return await count_at_any(self._seats.values(), model, body, needs)
+
     def healthy(self) -> tuple[bool, str]:
         """See ``Desk``."""
         trouble = self._bookkeeper.trouble or self._keys_trouble
@@ -332,7 +341,7 @@ class Driver:
     async def open(self, order: Order) -> LiveDelivery:
         """See ``Desk``."""
         if self._closed:
-            raise _shutting_down()
+            raise shutting_down()
         if len(self._flights) >= FLIGHTS_MAX:
             raise CapacityExceeded(
                 "Too many requests are open.", hint="Try again.", retry_after_s=1
@@ -344,7 +353,7 @@ class Driver:
         await self._bookkeeper.reserve(order, self._book)
         if self._closed:
             self._bookkeeper.void(order.request, "rejected")
-            raise _shutting_down()
+            raise shutting_down()
         opened: asyncio.Future[LiveDelivery] = asyncio.get_running_loop().create_future()
         flight = _Flight(order, opened, cut_off_ns)
         self._flights[order.request] = flight
@@ -377,7 +386,7 @@ class Driver:
         if embedded and order.extra_fields:
             raise InvalidRequest(
                 f"The engine of {order.model!r} does not take {order.extra_fields[0]!r}.",
-                hint="Leave the field out; OpenAI's own fields and common samplers pass.",
+                hint="Leave it out; text, OpenAI's own fields and common samplers pass.",
             )
 
     def _check_needs(self, order: Order) -> None:
@@ -387,7 +396,7 @@ class Driver:
         pools = [pool for pool in self._pools.values() if pool.model == order.model]
         lacking = nothing_offers([pool.offers for pool in pools], order.needs)
         if lacking is not None:
-            raise _not_offered(order, lacking)
+            raise not_offered(order, lacking)
 
     async def settle(self, flight: _Flight, outcome: Outcome) -> Receipt:
         """Tell the dispatcher that an answer ended, and bill it; returns when that is durable."""
@@ -562,7 +571,8 @@ class Driver:
         stream: AnswerStream | None = None
         try:
             stream = await self._post(flight.order, seat)
-            said = b"" if stream.status == 200 else await stream.read_all()
+            passed = stream.status == 200 or flight.order.passing is not None
+            said = b"" if passed else await stream.read_all()
         except (WorkerFailed, WorkerUnavailable) as error:
             await self._broke_off(flight, seat, attempt, str(error))
             return
@@ -572,10 +582,12 @@ class Driver:
             raise
         if not flight.awaits(attempt):
             stream.abort()
-        elif stream.status == 200:
+        elif passed:
             self.tell(Started(request=flight.order.request))
             flight.opened.set_result(LiveDelivery(self, flight, stream))
-        elif stream.status in CALLER_AT_FAULT:
+        elif stream.status in CALLER_AT_FAULT or (
+            stream.status in NO_SUCH_PATH and flight.order.worker_path != CHAT_PATH
+        ):
             self._refuse(flight, stream.status, said)
         else:
             why = f"status {stream.status}: {said[:200]!r}"
@@ -584,13 +596,13 @@ class Driver:
     async def _post(self, order: Order, seat: Seat) -> AnswerStream:
         if seat.client is None:
             raise WorkerUnavailable(f"Worker {seat.worker} is down.")
-        body = order.body
-        if seat.config.engine == "embedded":
-            body = _TELL_PROGRESS + body[1:]
-        elif seat.config.cache_salt:
-            body = b'{"cache_salt":"%b",' % order.cache_salt.encode() + body[1:]
+        if order.passing is not None:
+            return await seat.client.pass_on(order.passing, order.body)
+        body = worker_body(
+            order, embedded=seat.config.engine == "embedded", cache_salt=seat.config.cache_salt
+        )
         lines = header_lines(order.request, order.trace)
-        return await seat.client.post_stream(order.worker_path, body, lines)
+        return await seat.client.post_stream(order.worker_path, body, lines, order.content_type)
 
     async def _broke_off(self, flight: _Flight, seat: Seat, attempt: int, why: str) -> None:
         await asyncio.sleep(BREATHER_NS / NS_PER_S)
@@ -607,7 +619,7 @@ class Driver:
         self._bookkeeper.void(request, "rejected")
         flight.opened.set_exception(
             InvalidRequest(
-                f"The worker refused the request with status {status}: {_words(said)}",
+                f"The worker refused the request with status {status}: {words_of_error(said)}",
                 hint="Mend the request and send it again.",
             )
         )
@@ -619,32 +631,7 @@ class Driver:
         failed = command.code == "worker_failed"
         self._bookkeeper.void(command.request, "failed" if failed else "rejected")
         if not flight.opened.done():
-            flight.opened.set_exception(self._rejection(command, flight.order))
-
-    def _rejection(self, command: Reject, order: Order) -> TokenworksError:
-        wait_ns = command.retry_after_ns
-        wait_s = None if wait_ns is None else max(1, math.ceil(self.loop_s(wait_ns)))
-        waited_ms = command.waited_ns // NS_PER_MS
-        if command.code == "capacity_exceeded":
-            return CapacityExceeded(
-                f"The {order.tier} tier is full: {command.ahead} requests are ahead, and this one "
-                f"waited {waited_ms} ms.",
-                hint=f"Try again in {wait_s} s.",
-                retry_after_s=wait_s or 1,
-            )
-        if command.code == "not_offered":
-            assert command.lacking is not UNSET, command
-            return _not_offered(order, command.lacking)
-        if command.code == "worker_unavailable":
-            having = "" if command.lacking is UNSET else f" with {command.lacking}"
-            return WorkerUnavailable(
-                f"No worker for {order.model!r}{having} is up ({command.reason}).",
-                hint="Try again; `tokenworks doctor` tells the operator why.",
-                retry_after_s=wait_s,
-            )
-        return WorkerFailed(
-            f"Workers broke off this request {command.attempts} times.", hint="Try again."
-        )
+            flight.opened.set_exception(rejection(command, flight.order, self.loop_s))
 
     def _withdraw(self, flight: _Flight) -> None:
         """Its ``open`` was cancelled, which may have crossed with its beginning or its end."""
@@ -657,7 +644,7 @@ class Driver:
         """The factory closes: stop its answer, which is then settled, or its waiting."""
         if not flight.opened.done():
             self._leave(flight, "rejected")
-            flight.opened.set_exception(_shutting_down())
+            flight.opened.set_exception(shutting_down())
         elif not flight.opened.cancelled():
             flight.opened.result().abort()
 
@@ -764,17 +751,6 @@ def scaling_of(pools: Mapping[PoolID, PoolConfig]) -> tuple[PoolScale, ...]:
     )
 
 
-def _shutting_down() -> CapacityExceeded:
-    return CapacityExceeded("The factory is shutting down.", hint="Try again.", retry_after_s=5)
-
-
-def _not_offered(order: Order, lacking: str) -> NotOffered:
-    return NotOffered(
-        f"No worker of {order.model!r} has {lacking}, which the request needs.",
-        hint="Ask for what is offered; operators: give a pool `labels` or `adapters`.",
-    )
-
-
 def _ending(flight: _Flight, seat: Seat, outcome: Outcome) -> Event:
     request = flight.order.request
     if outcome.ending == "failed":
@@ -787,12 +763,3 @@ def _ending(flight: _Flight, seat: Seat, outcome: Outcome) -> Event:
         cached_input_tokens=outcome.usage.cached_input_tokens,
         input_tokens=outcome.usage.prompt_tokens,
     )
-
-
-def _words(said: bytes) -> str:
-    """A worker's own words out of its error body."""
-    try:
-        found = msgspec.json.decode(said)
-        return str(found["error"]["message"])
-    except (msgspec.DecodeError, KeyError, TypeError):
-        return said[:200].decode(errors="replace")

@@ -21,6 +21,9 @@ from tokenworks.catalogue.factory_config import (
 from tokenworks.catalogue.packages import Package, parse_packages
 from tokenworks.catalogue.price_book import PriceBook, PriceBooks, parse_price_book
 from tokenworks.core.errors import ConfigInvalid
+from tokenworks.live.postgres import PostgresDatabase
+from tokenworks.live.shelf import DatabaseShelf
+from tokenworks.live.sqlite import SQLiteDatabase
 from tokenworks.live.store import SQLStore, postgres_store, sqlite_store
 
 HOME_VARIABLE: Final = "TOKENWORKS_HOME"
@@ -81,6 +84,11 @@ class Home:
     def packages(self) -> Path:
         """The operator's ``packages.toml``, if there is one."""
         return self.path / "packages.toml"
+
+    @property
+    def shelf(self) -> Path:
+        """What tenants leave here, where no database server keeps it."""
+        return self.path / "shelf.sqlite"
 
     @property
     def curves(self) -> Path:
@@ -166,6 +174,17 @@ class Home:
         if url is not None:
             return postgres_store(url, owner, sole=sole)
         return sqlite_store(self._ledger_file(ledger), owner, sole=sole, shared=shared)
+
+    def open_shelf(self) -> DatabaseShelf:
+        """What tenants leave here: a file beside the ledger's, or a table of its database server.
+
+        Raises:
+            ConfigInvalid, LedgerUnavailable, LedgerCorrupt: see ``Database``.
+        """
+        url = self.load_settings().ledger.url_in(os.environ)
+        if url is not None:
+            return DatabaseShelf(PostgresDatabase(url))
+        return DatabaseShelf(SQLiteDatabase(self.shelf))
 
     def ledger_file(self) -> Path | None:
         """The SQLite file that holds the ledger; None if a database server does."""

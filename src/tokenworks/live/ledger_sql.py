@@ -126,22 +126,23 @@ _POSTGRES_WORDS: Final[Mapping[str, str]] = {
 
 def meta_schema(dialect: Dialect) -> str:
     """What must be there before a database can say by which schema it was made."""
-    return _in_words_of(dialect, _META_SCHEMA)
+    return in_words_of(dialect, _META_SCHEMA)
 
 
 def schema(dialect: Dialect) -> str:
     """All other tables, and what keeps blocks as they are."""
-    return _in_words_of(dialect, _SCHEMA + _SUM_SCHEMA) + _NEVER_EDITED[dialect]
+    return in_words_of(dialect, _SCHEMA + _SUM_SCHEMA) + _NEVER_EDITED[dialect]
 
 
 def new_sum_tables(dialect: Dialect) -> list[str]:
     """The statements that put empty tables of sums in the place of those that are there."""
     names = ("payers", "agent_payers", "run_payers", "run_hours", *TIME_TABLES)
     drop = [f"DROP TABLE IF EXISTS {name}" for name in names]
-    return [*drop, *_in_words_of(dialect, _SUM_SCHEMA).split(";")[:-1]]
+    return [*drop, *in_words_of(dialect, _SUM_SCHEMA).split(";")[:-1]]
 
 
-def _in_words_of(dialect: Dialect, sql: str) -> str:
+def in_words_of(dialect: Dialect, sql: str) -> str:
+    """A schema in a database's own words, from SQLite's."""
     if dialect == "sqlite":
         return sql
     words = "|".join(map(re.escape, _POSTGRES_WORDS))

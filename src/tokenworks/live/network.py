@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from typing import Final, cast
 
 import httptools
 
 from tokenworks.core.errors import ConfigInvalid, WorkerFailed, WorkerUnavailable
+from tokenworks.core.orders import JSON_TYPE, Passing
 from tokenworks.core.ports import Sink
 from tokenworks.core.units import NS_PER_S
 
@@ -26,6 +28,11 @@ ERROR_BODY_BYTES_MAX: Final = 64 * 1024
 CONNECT_NS_MAX: Final = 5 * NS_PER_S
 HEAD_NS_MAX: Final = 600 * NS_PER_S
 """llama.cpp sends the head with the first token, so this bounds queueing plus prefill."""
+
+HTTP_PORT: Final = 80
+HTTPS_PORT: Final = 443
+_BODILESS: Final = frozenset({"GET", "HEAD", "DELETE", "OPTIONS"})
+"""Methods whose requests say nothing of a length where there is no body."""
 
 IDLE_NS_MAX: Final = 3 * NS_PER_S
 """llama.cpp, and vLLM's server too, close a connection after 5 s of silence: be gone before."""
@@ -42,15 +49,20 @@ class WorkerStream:
 
     Attributes:
         status: the HTTP status.
+        content_type: what the worker says its answer is; empty where it says nothing.
+        headers: all that it said, names in lower case, if the request was passed on as it came.
     """
 
     __slots__ = (
         *("_chunks", "_connection", "_ended", "_failure", "_sink", "_size_bytes", "_waiter"),
-        "status",
+        *("content_type", "headers", "keeps_headers", "status"),
     )
 
     def __init__(self, connection: _Connection) -> None:
         self.status = 0
+        self.content_type = b""
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.keeps_headers = False
         self._connection: _Connection | None = connection
         self._chunks: list[bytes] = []
         self._size_bytes = 0
@@ -202,12 +214,15 @@ class _Connection(asyncio.Protocol):
         self._idle_since_s = 0.0
         self._head_due_s: float | None = None
 
-    def exchange(self, request: bytes, head_due_s: float) -> WorkerStream:
+    def exchange(
+        self, request: bytes, head_due_s: float, *, keep_headers: bool = False
+    ) -> WorkerStream:
         """Send a request on this idle connection.
 
         Args:
             request: its bytes.
             head_due_s: when the answer's headers are late, on the loop's clock.
+            keep_headers: whether the answer's headers are kept.
         """
         assert self._stream is None
         assert self._transport is not None
@@ -216,6 +231,7 @@ class _Connection(asyncio.Protocol):
         self._header_bytes = 0
         self._framed = False
         stream = self._stream = WorkerStream(self)
+        stream.keeps_headers = keep_headers
         self._transport.write(request)
         return stream
 
@@ -314,8 +330,14 @@ class _Connection(asyncio.Protocol):
         self._header_bytes += len(name) + len(value) + 4
         if self._header_bytes > HEADER_BYTES_MAX:
             self.fail(f"the worker's headers exceed {HEADER_BYTES_MAX} bytes")
-        elif not self._framed and name.lower() in _FRAMING:
+            return
+        lower = name.lower()
+        if self._stream is not None and self._stream.keeps_headers:
+            self._stream.headers.append((lower, value))
+        if lower in _FRAMING:
             self._framed = True
+        elif lower == b"content-type" and self._stream is not None:
+            self._stream.content_type = value
 
     def on_headers_complete(self) -> None:
         """Let the caller of ``post_stream`` go on."""
@@ -351,6 +373,7 @@ class WorkerClient:
         connections_max: sockets open at once, busy and idle. A worker that gives each connection
             a thread, as llama.cpp does, needs more threads than this.
         base_path: put before every path, for servers that live below one.
+        tls: how to trust a server that is spoken to by TLS; None speaks plain HTTP.
         connect_ns_max: how long connecting may take.
         head_ns_max: how long an answer's headers may take.
 
@@ -366,6 +389,7 @@ class WorkerClient:
         *,
         connections_max: int = 128,
         base_path: str = "",
+        tls: ssl.SSLContext | None = None,
         connect_ns_max: int = CONNECT_NS_MAX,
         head_ns_max: int = HEAD_NS_MAX,
     ) -> None:
@@ -380,6 +404,7 @@ class WorkerClient:
         self.port = port
         self._connections_max = connections_max
         self._base_path = base_path
+        self._tls = tls
         self._connect_s_max = connect_ns_max / NS_PER_S
         self._head_s_max = head_ns_max / NS_PER_S
         self._idle: list[_Connection] = []
@@ -389,30 +414,50 @@ class WorkerClient:
         self._sweeper: asyncio.TimerHandle | None = None
         self._closed: str | None = None
         host_text = f"[{host}]" if ":" in host else host
-        self._headers = f"Host: {host_text}:{port}\r\nUser-Agent: tokenworks\r\n"
+        default = HTTP_PORT if tls is None else HTTPS_PORT
+        named = host_text if port == default else f"{host_text}:{port}"
+        self._own_headers = f"Host: {named}\r\n"
         if api_key is not None:
-            self._headers += f"Authorization: Bearer {api_key}\r\n"
+            self._own_headers += f"Authorization: Bearer {api_key}\r\n"
+        self._headers = f"{self._own_headers}User-Agent: tokenworks\r\n"
         self._post_heads: dict[str, bytes] = {}
 
-    async def post_stream(self, path: str, body: bytes, lines: bytes = b"") -> WorkerStream:
-        """Send JSON; returns when the answer's headers are in. Cancelling closes the socket.
+    async def post_stream(
+        self, path: str, body: bytes, lines: bytes = b"", content_type: str = JSON_TYPE
+    ) -> WorkerStream:
+        """Send a body; returns when the answer's headers are in. Cancelling closes the socket.
 
         A request that meets a kept connection which the worker has just closed is sent once more
         on a fresh one; nothing else is retried.
 
         Args:
             path: begins with ``/``; one of a few, since its head is kept.
-            body: JSON.
+            body: what is sent.
             lines: further header lines, each with its line end.
+            content_type: what the body is.
 
         Raises:
             WorkerFailed: no connection, no answer, or one that is not HTTP.
             WorkerUnavailable: ``connections_max`` are busy, or the client is closed.
         """
-        request = b"%b%d\r\n%b\r\n%b" % (self._post_head(path), len(body), lines, body)
+        head = self._post_head(path)
+        if content_type != JSON_TYPE:
+            head = head.replace(JSON_TYPE.encode(), content_type.encode("latin-1"), 1)
+        return await self._send(b"%b%d\r\n%b\r\n%b" % (head, len(body), lines, body))
+
+    async def pass_on(self, passing: Passing, body: bytes) -> WorkerStream:
+        """Send a request as it came to us, under our own key; as ``post_stream`` otherwise."""
+        head = f"{passing.method} {self._base_path}{passing.target} HTTP/1.1\r\n{self._own_headers}"
+        lines = b"".join([b"%b: %b\r\n" % pair for pair in passing.headers])
+        if body or passing.method not in _BODILESS:
+            lines += b"content-length: %d\r\n" % len(body)
+        request = b"%b%b\r\n%b" % (head.encode("latin-1"), lines, body)
+        return await self._send(request, keep_headers=True)
+
+    async def _send(self, request: bytes, *, keep_headers: bool = False) -> WorkerStream:
         connection = self._take_idle()
         if connection is not None:
-            stream = connection.exchange(request, self._head_due_s())
+            stream = connection.exchange(request, self._head_due_s(), keep_headers=keep_headers)
             try:
                 await stream._head()  # noqa: SLF001
             except WorkerFailed:
@@ -421,7 +466,7 @@ class WorkerClient:
             else:
                 return stream
         connection = await self._connect()
-        stream = connection.exchange(request, self._head_due_s())
+        stream = connection.exchange(request, self._head_due_s(), keep_headers=keep_headers)
         await stream._head()  # noqa: SLF001
         return stream
 
@@ -462,7 +507,7 @@ class WorkerClient:
             assert len(self._post_heads) < 64, "paths are a closed set"
             head = self._post_heads[path] = (
                 f"POST {self._base_path}{path} HTTP/1.1\r\n{self._headers}"
-                "Content-Type: application/json\r\nContent-Length: "
+                f"Content-Type: {JSON_TYPE}\r\nContent-Length: "
             ).encode("ascii")
         return head
 
@@ -502,9 +547,9 @@ class WorkerClient:
         try:
             async with asyncio.timeout(self._connect_s_max):
                 _, connection = await loop.create_connection(
-                    lambda: _Connection(self), self.host, self.port
+                    lambda: _Connection(self), self.host, self.port, ssl=self._tls
                 )
-        except (OSError, TimeoutError) as error:
+        except (OSError, TimeoutError) as error:  # that of TLS is an OSError, too
             raise WorkerFailed(
                 f"cannot connect to the worker at {self.host}:{self.port}: {error!r}"
             ) from error

@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import secrets
+import ssl
 import sys
 import urllib.parse
 from collections.abc import Awaitable, Callable, Coroutine
@@ -18,11 +19,12 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
+from tokenworks.catalogue.factory_config import ANY_MODEL
 from tokenworks.core.errors import ConfigInvalid, FactoryError, WorkerFailed
 from tokenworks.core.ids import ModelName, PoolID, WorkerID
 from tokenworks.core.ports import Clock, WorkerPort
 from tokenworks.core.units import NS_PER_MS, NS_PER_S
-from tokenworks.live.network import WorkerClient
+from tokenworks.live.network import HTTP_PORT, HTTPS_PORT, WorkerClient
 
 KEY_VARIABLE: Final = "TOKENWORKS_WORKER_KEY"
 """Where the worker process finds its API key."""
@@ -461,6 +463,8 @@ class AttachedWorker:
     ) -> None:
         self.spec = spec
         _client_of(spec)  # a wrong URL shows at once
+        # A provider's URL is what its paths follow; a server's may end in /v1 or not.
+        self._models = "/models" if spec.model == ANY_MODEL else "/v1/models"
         self._supervisor = _Supervisor(
             spec.worker, clock=clock, on_up=on_up, on_down=on_down, limits=limits, pause=pause
         )
@@ -483,7 +487,7 @@ class AttachedWorker:
         try:
             if await self._supervisor.unless_stopped(self._serves(client)) is None:
                 return STOPPED
-            watched = self._supervisor.watch(client, "/v1/models")
+            watched = self._supervisor.watch(client, self._models)
             return await self._supervisor.serve(client, watched)
         except FactoryError as error:
             return error.message
@@ -494,15 +498,15 @@ class AttachedWorker:
         """The model's name once the server lists it; raises WorkerFailed if it doesn't."""
         try:
             async with asyncio.timeout(self._supervisor.limits.health_ns_max / NS_PER_S):
-                status, body = await client.get("/v1/models")
+                status, body = await client.get(self._models)
             if status != 200:
-                raise WorkerFailed(f"/v1/models answered {status}")
+                raise WorkerFailed(f"{self._models} answered {status}")
             names = [model.id for model in msgspec.json.decode(body, type=_ModelList).data]
         except TimeoutError:
-            raise WorkerFailed("/v1/models did not answer in time") from None
+            raise WorkerFailed(f"{self._models} did not answer in time") from None
         except msgspec.DecodeError as error:
-            raise WorkerFailed(f"/v1/models answered {body[:200]!r}: {error}") from error
-        if self.spec.model not in names:
+            raise WorkerFailed(f"{self._models} answered {body[:200]!r}: {error}") from error
+        if self.spec.model not in (*names, ANY_MODEL):
             raise WorkerFailed(f"it serves {names!r}, not {self.spec.model!r}")
         return self.spec.model
 
@@ -520,23 +524,26 @@ class _ModelList(msgspec.Struct, frozen=True):
 def _client_of(spec: AttachedSpec) -> WorkerClient:
     parts = urllib.parse.urlsplit(spec.url)
     if (
-        parts.scheme != "http" or not parts.hostname
+        parts.scheme not in ("http", "https") or not parts.hostname
         or parts.username is not None or parts.query or parts.fragment
     ):  # fmt: skip
         raise ConfigInvalid(
             f"worker {spec.worker!r} has the URL {spec.url!r}, which is not http://host[:port]",
-            hint="Keys go into their own setting; for https put a proxy in front.",
+            hint="It may begin with https://; keys go into their own setting.",
         )
     try:
-        port = parts.port or 80
+        secure = parts.scheme == "https"
+        port = parts.port or (HTTPS_PORT if secure else HTTP_PORT)
     except ValueError as error:
         raise ConfigInvalid(f"worker {spec.worker!r}: {error} in {spec.url!r}") from error
+    base = parts.path.rstrip("/")
     return WorkerClient(
         parts.hostname,
         port,
         spec.api_key,
         connections_max=ATTACHED_CONNECTIONS_MAX,
-        base_path=parts.path.rstrip("/").removesuffix("/v1"),
+        base_path=base if spec.model == ANY_MODEL else base.removesuffix("/v1"),
+        tls=ssl.create_default_context() if secure else None,
     )
 
 

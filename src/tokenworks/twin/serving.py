@@ -23,7 +23,7 @@ from typing import Final, Protocol
 import msgspec
 
 from tokenworks.core.errors import WorkerFailed, WorkerUnavailable
-from tokenworks.core.orders import CHAT_PATH
+from tokenworks.core.orders import CHAT_PATH, JSON_TYPE, Passing
 from tokenworks.core.ports import AnswerStream, Sink, WorkerPort
 from tokenworks.core.rng import WORD
 from tokenworks.core.units import NS_PER_S
@@ -152,13 +152,18 @@ def filler(start: int, end: int) -> bytes:
     return b"".join((_WORDS * (count // len(_WORDS) + 2))[first : first + count])
 
 
-class Refusal:
-    """An answer that is an error."""
+TOKENIZE_PATH: Final = "/tokenize"
+"""Where vLLM counts a prompt's tokens."""
 
-    def __init__(self, status: int, message: str) -> None:
-        self.status = status
+
+class Refusal:
+    """An answer in one piece: an error, or what ``body`` says."""
+
+    def __init__(self, status: int, message: str, body: bytes | None = None) -> None:
+        self.status, self.content_type = status, JSON_TYPE.encode()
+        self.headers = ((b"content-type", self.content_type),)
         error = {"message": message, "type": "invalid_request_error", "code": status}
-        self._body = msgspec.json.encode({"error": error})
+        self._body = msgspec.json.encode({"error": error}) if body is None else body
 
     async def read(self) -> bytes:
         """See ``AnswerStream``."""
@@ -193,6 +198,8 @@ class Answer:
     """
 
     status = 200
+    content_type = b"text/event-stream"
+    headers = ((b"content-type", content_type),)
 
     def __init__(
         self, engines: Engines, attempt: Attempt, asked: Asked, model: str, created_s: int
@@ -492,9 +499,17 @@ class ModelledClient:
         self._engines, self._index = engines, index
         self._closed: str | None = None
 
-    async def post_stream(self, path: str, body: bytes, lines: bytes = b"") -> AnswerStream:  # noqa: ARG002
+    async def post_stream(
+        self,
+        path: str,
+        body: bytes,
+        lines: bytes = b"",  # noqa: ARG002
+        content_type: str = JSON_TYPE,  # noqa: ARG002  what isn't JSON is refused as such
+    ) -> AnswerStream:
         """See ``WorkerPort``."""
         self._check_open()
+        if path == TOKENIZE_PATH:
+            return self._count(body)
         if path != CHAT_PATH:
             return Refusal(404, f"There is no {path!r}; a modelled worker serves {CHAT_PATH}.")
         try:
@@ -511,6 +526,20 @@ class ModelledClient:
             answer.abort()
             raise
         return answer
+
+    def _count(self, body: bytes) -> AnswerStream:
+        try:
+            count = asked_of(body, self._engines.output_tokens).input_tokens
+        except msgspec.MsgspecError as error:
+            return Refusal(400, f"The body is no request: {error}.")
+        return Refusal(200, "", msgspec.json.encode({"count": count}))
+
+    async def pass_on(self, passing: Passing, body: bytes) -> AnswerStream:
+        """See ``WorkerPort``."""
+        if passing.method != "POST":
+            self._check_open()
+            return Refusal(404, f"A modelled worker serves POST {CHAT_PATH} alone.")
+        return await self.post_stream(passing.target, body)
 
     async def get(self, path: str) -> tuple[int, bytes]:
         """See ``WorkerPort``."""

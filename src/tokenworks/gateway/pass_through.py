@@ -1,0 +1,302 @@
+"""Requests passed on as they came to one outside provider: its API, our keys, quotas and ledger.
+
+Nothing is translated: paths, bodies, errors and streams are the provider's own. What a request may
+cost at most is held before it goes out, and what the provider says it used is billed after.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import reprlib
+from typing import Final, Protocol
+
+import msgspec
+
+from tokenworks.catalogue import factory_config
+from tokenworks.core.errors import RouteNotFound, TokenworksError, WorkerFailed
+from tokenworks.core.ids import ModelName, RequestID
+from tokenworks.core.orders import Ending, KeyView, Order, Outcome, Passing, Usage
+from tokenworks.core.ports import Delivery
+from tokenworks.gateway.answer import Answers, Meter
+from tokenworks.gateway.chat_fields import JSONObject
+from tokenworks.gateway.connection import Exchange
+from tokenworks.gateway.dialect import Asked
+from tokenworks.gateway.event_stream import payload
+from tokenworks.gateway.http_head import Head
+from tokenworks.gateway.http_io import ClientGone, Headers
+from tokenworks.gateway.own_headers import own_headers
+from tokenworks.gateway.told_usage import as_usage, nothing_used, told_usage, usage_words
+
+ANY_MODEL: Final = ModelName(factory_config.ANY_MODEL)
+"""What a pool serves, and a price book prices, that requests are passed on to."""
+
+BODY_BYTES_MAX: Final = 64 * 1024 * 1024
+WATCHED_BYTES_MAX: Final = 64 * 1024 * 1024
+"""Of an answer that is searched for its usage at its end."""
+
+EVENT_BYTES_MAX: Final = 4 * 1024 * 1024
+"""Of one event of a stream, whose usage is looked for as it passes."""
+
+OUTPUT_TOKENS_MAX: Final = 1 << 20
+
+DROPPED: Final = frozenset(
+    {
+        *(b"authorization", b"connection", b"content-length", b"cookie", b"expect", b"host"),
+        *(b"api-key", b"keep-alive", b"proxy-authorization", b"te", b"trailer", b"upgrade"),
+        *(b"transfer-encoding", b"x-api-key", b"accept-encoding"),
+    }
+)
+"""Of a request: a connection's own, and the caller's key, which is ours and not the provider's.
+Usage can be found in an answer that is not compressed alone."""
+
+HIDDEN: Final = frozenset(
+    {
+        *(b"connection", b"content-length", b"content-type", b"date", b"keep-alive"),
+        *(b"set-cookie", b"trailer", b"transfer-encoding", b"upgrade", b"x-request-id"),
+    }
+)
+"""Of an answer: what is written anew, and cookies that would join callers."""
+
+PATHS: Final = frozenset(
+    {
+        *("audio", "batches", "chat", "completions", "conversations", "embeddings", "files"),
+        *("images", "messages", "models", "moderations", "rerank", "responses", "uploads"),
+    }
+)
+"""What a path may begin with, after ``/v1`` or without: what makes and keeps tokens, not what
+manages a provider's account."""
+
+_PREFIX: Final = b"/v1"
+_OWN: Final = b"x-tokenworks-"
+_LIMIT: Final = re.compile(rb'"max_(?:completion_|output_)?tokens"\s*:\s*(\d{1,7})\b')
+
+
+class _Peer(Protocol):
+    """What is known of a request from its head."""
+
+    request: RequestID
+    key: KeyView | None
+
+    def ids(self) -> Headers:
+        """Its names, as its answer tells them."""
+        ...
+
+
+class PassThrough:
+    """Passes requests on through a desk."""
+
+    def __init__(self, answers: Answers) -> None:
+        self._answers = answers
+
+    async def serve(self, exchange: Exchange, peer: _Peer) -> None:
+        """One request, from its first byte to its settlement.
+
+        Raises:
+            TokenworksError: what went wrong before anything was sent.
+            ClientGone: the caller left, and what was made for it is settled.
+        """
+        head, key = exchange.head, peer.key
+        assert head is not None
+        assert key is not None
+        _check_path(head)
+        order = self._order(head, exchange.body, key, peer.request)
+        exchange.body = b""
+        delivery = await self._answers.opened(exchange, order)
+        await Passage(self._answers, order, delivery, exchange, peer.ids()).run()
+
+    def _order(self, head: Head, body: bytes, key: KeyView, request: RequestID) -> Order:
+        arrived_ns = self._answers.clock.now_ns()
+        headers = head.headers()
+        own = own_headers(headers, key.labels)
+        query = b"?" + head.query if head.query else b""
+        target = (head.raw_path.removeprefix(_PREFIX) + query).decode("latin-1")
+        sent = [
+            (name, value)
+            for name, value in headers
+            if name not in DROPPED and not name.startswith(_OWN)
+        ]
+        default = self._answers.desk.output_tokens_default(ANY_MODEL, key.tier_default)
+        asked = Asked(
+            model=ANY_MODEL,
+            tier=key.tier_default,
+            stream=False,
+            output_tokens_max=output_limit(body, default) if head.method == "POST" else 1,
+            input_tokens_max=len(body) + 1,
+            prefix=(),
+            cache_salt="",
+            body=body,
+            worker_path=head.path,
+        )
+        order = self._answers.order(asked, key, arrived_ns, own, request)
+        passing = Passing(method=head.method, target=target, headers=tuple(sent))
+        return msgspec.structs.replace(order, passing=passing)
+
+
+def _check_path(head: Head) -> None:
+    """Refuse what is not meant for callers, however it is written.
+
+    Raises:
+        RouteNotFound: with what there is.
+    """
+    raw = head.raw_path
+    first = raw.removeprefix(_PREFIX)[1:].partition(b"/")[0].decode("latin-1")
+    steps = head.path.split("/")
+    if first not in PATHS or ".." in steps or "." in steps or b"%2f" in raw.lower():
+        raise RouteNotFound(
+            f"There is no {reprlib.repr(head.path)} to pass requests on to.",
+            hint=f"Paths begin with /v1 and one of {', '.join(sorted(PATHS))}.",
+        )
+
+
+def output_limit(body: bytes, default: int) -> int:
+    """The most tokens that an answer may have, by the largest limit that the body names.
+
+    >>> output_limit(b'{"max_tokens": 5, "max_completion_tokens": 9}', 100)
+    9
+    >>> output_limit(b"{}", 100)
+    100
+    """
+    found = [int(limit) for limit in _LIMIT.findall(body)]
+    return min(max(found, default=default), OUTPUT_TOKENS_MAX) or 1
+
+
+class Passage:
+    """One answer on its way through; implements ``ports.Sink``."""
+
+    def __init__(
+        self,
+        answers: Answers,
+        order: Order,
+        delivery: Delivery,
+        exchange: Exchange,
+        ids: Headers,
+    ) -> None:
+        self._answers, self._order, self._delivery = answers, order, delivery
+        self._exchange, self._ids = exchange, ids
+        self._meter = Meter(order.arrived_ns)
+        self._watch = UsageWatch(delivery.stream.content_type)
+        self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._failure: WorkerFailed | None = None
+
+    async def run(self) -> None:
+        """Pass it on to its end, settle.
+
+        Raises:
+            TokenworksError: nothing was sent, and this is why.
+            ClientGone: the caller left.
+        """
+        exchange = self._exchange
+        exchange.on_gone = self._left
+        exchange.on_pause, exchange.on_resume = self._delivery.pause, self._delivery.resume
+        if exchange.gone:
+            self._left()
+        else:
+            self._begin()
+            self._delivery.pipe(self)
+        try:
+            await self._over
+        except asyncio.CancelledError:
+            self._delivery.abort()
+            await self._settle("failed")
+            raise
+        if exchange.gone:
+            await self._settle("disconnected")
+            raise ClientGone
+        if self._failure is not None:
+            await self._settle("failed")
+            exchange.break_off()
+            return
+        try:
+            await self._settle("done")
+        except TokenworksError:
+            exchange.break_off()
+            raise
+        exchange.end()
+
+    def data(self, data: bytes) -> None:
+        """See ``Sink``."""
+        if self._over.done():
+            return
+        self._meter.tokens_sent(self._answers.clock.now_ns())
+        self._watch.feed(data)
+        self._exchange.write(data)
+
+    def ended(self, failure: WorkerFailed | None) -> None:
+        """See ``Sink``."""
+        if not self._over.done():
+            self._failure = failure
+            self._over.set_result(None)
+
+    def _begin(self) -> None:
+        stream = self._delivery.stream
+        headers = [pair for pair in stream.headers if pair[0] not in HIDDEN]
+        self._exchange.begin(stream.status, stream.content_type, [*headers, *self._ids])
+
+    def _left(self) -> None:
+        self._delivery.abort()
+        self.ended(None)
+
+    async def _settle(self, ending: Ending) -> None:
+        told = self._watch.usage()
+        usage = self._watch.counted() if told is None else told
+        measured = self._meter.measured(usage.completion_tokens, self._answers.clock.now_ns())
+        outcome = Outcome(
+            usage=usage,
+            measured=measured,
+            ending=ending,
+            metered_by="gateway" if told is None else "worker",
+        )
+        await self._answers.settle(self._order, self._delivery, outcome)
+
+
+class UsageWatch:
+    """Finds out what an answer has used while it passes.
+
+    Args:
+        content_type: of the answer.
+    """
+
+    def __init__(self, content_type: bytes) -> None:
+        kind = content_type.partition(b";")[0].strip().lower()
+        self._streams = kind == b"text/event-stream"
+        self._reads = self._streams or kind == b"application/json"
+        self._parts: list[bytes] = []
+        self._bytes = 0
+        self._rest = b""
+        self._told: JSONObject = {}
+        self._events = 0
+
+    def feed(self, data: bytes) -> None:
+        """A part of it."""
+        if self._streams:
+            self._feed_events(data)
+        elif self._reads:
+            self._bytes += len(data)
+            if self._bytes > WATCHED_BYTES_MAX:
+                self._reads, self._parts = False, []
+            else:
+                self._parts.append(data)
+
+    def _feed_events(self, data: bytes) -> None:
+        joined = (self._rest + data).replace(b"\r\n", b"\n")
+        whole, cut, self._rest = joined.rpartition(b"\n\n")
+        self._rest = self._rest[:EVENT_BYTES_MAX]
+        if not cut:
+            return
+        events = whole.split(b"\n\n")
+        self._events += len(events)
+        for event in events:
+            if b'"usage"' in event:
+                self._told |= usage_words(payload(event))
+
+    def usage(self) -> Usage | None:
+        """What it says it has used; None if it says nothing, or what cannot be."""
+        try:
+            return as_usage(self._told) if self._streams else told_usage(b"".join(self._parts))
+        except WorkerFailed:
+            return None
+
+    def counted(self) -> Usage:
+        """What was seen of a stream that ended before it said: an event is taken for a token."""
+        return msgspec.structs.replace(nothing_used(), output_tokens=self._events)

@@ -1,0 +1,111 @@
+"""The quick way to read a chat completion request of the plainest kind: texts, and common samplers.
+
+Types and bounds are checked while the body is decoded, and messages are written once, for the
+prompt's hashes and the worker alike. What is not of this kind, or not right, is left to
+``chat_request``, which reads whatever this does in the same way and says what is wrong.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Annotated, Final, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from tokenworks.core.ids import ModelName
+from tokenworks.core.slo import Tier
+from tokenworks.gateway.chat_fields import STOP_CHARS_MAX
+from tokenworks.gateway.chat_request import (
+    MESSAGES_MAX,
+    TEMPLATE_TOKENS_PER_MESSAGE,
+    ChatRequest,
+    cache_salt_of,
+    prefix_hashes,
+)
+from tokenworks.gateway.dialect import OutputDefault
+from tokenworks.gateway.request_fields import MODEL_CHARS_MAX, OUTPUT_TOKENS_MAX, TIER_WORDS
+
+_Limit = Annotated[int, Meta(ge=1, le=OUTPUT_TOKENS_MAX)] | None | UnsetType
+_Number = int | float | None | UnsetType
+
+
+class _Message(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    role: str
+    content: str
+
+
+class _Options(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    include_usage: bool | None = None
+
+
+class _Plain(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    model: Annotated[str, Meta(min_length=1, max_length=MODEL_CHARS_MAX)]
+    messages: Annotated[list[_Message], Meta(min_length=1, max_length=MESSAGES_MAX)]
+    stream: bool | None = None
+    stream_options: _Options | None = None
+    max_tokens: _Limit = UNSET
+    max_completion_tokens: _Limit = UNSET
+    n: Literal[1] | UnsetType | None = UNSET
+    service_tier: str | UnsetType | None = UNSET
+    temperature: _Number = UNSET
+    top_p: _Number = UNSET
+    presence_penalty: _Number = UNSET
+    frequency_penalty: _Number = UNSET
+    seed: int | UnsetType | None = UNSET
+    stop: Annotated[str, Meta(min_length=1, max_length=STOP_CHARS_MAX)] | UnsetType | None = UNSET
+    user: str | UnsetType | None = UNSET
+    ignore_eos: bool | UnsetType = UNSET
+
+
+_decoder: Final = msgspec.json.Decoder(_Plain)
+_encoder: Final = msgspec.json.Encoder()
+_WITH_USAGE: Final = _Options(include_usage=True)
+_salt_of: Final = functools.lru_cache(maxsize=4_096)(lambda tenant: cache_salt_of((tenant, None)))
+
+
+def read_plain(
+    raw: bytes, tier_default: Tier, output_default: OutputDefault, tenant: str
+) -> ChatRequest | None:
+    """Check and read a request of the plainest kind; None if it is not one.
+
+    Args:
+        raw: the JSON body.
+        tier_default: the key's tier.
+        output_default: the output limit of a request that names none; may raise ModelNotFound.
+        tenant: with whose prompts alone it may share a cache.
+    """
+    try:
+        plain = _decoder.decode(raw)
+    except (msgspec.DecodeError, RecursionError, ValueError):
+        return None
+    word, tier = plain.service_tier, tier_default
+    if word and word != "auto":
+        if word not in TIER_WORDS:
+            return None
+        tier = TIER_WORDS[word]
+    elif word == "":
+        return None
+    model, stream = ModelName(plain.model), plain.stream is True
+    limits = [each for each in (plain.max_tokens, plain.max_completion_tokens) if each]
+    limit = min(limits) if limits else output_default(model, tier)
+    wants = plain.stream_options
+    include_usage = stream and wants is not None and wants.include_usage is True
+    count, messages = len(plain.messages), _encoder.encode(plain.messages)
+    prompt = b"[null,%b]" % messages
+    salt = _salt_of(tenant)
+    plain.messages = msgspec.Raw(messages)  # type: ignore[assignment]
+    plain.stream, plain.stream_options = True, _WITH_USAGE
+    plain.max_tokens = limit
+    plain.service_tier = plain.max_completion_tokens = UNSET
+    return ChatRequest(
+        model=model,
+        tier=tier,
+        stream=stream,
+        include_usage=include_usage,
+        output_tokens_max=limit,
+        input_tokens_max=len(prompt) + TEMPLATE_TOKENS_PER_MESSAGE * count,
+        prefix=prefix_hashes(prompt, salt.encode()),
+        cache_salt=salt,
+        body=_encoder.encode(plain),
+    )

@@ -1,0 +1,62 @@
+"""The OpenAPI document says what is there, all of it, and nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from tests.gateway.fake_desk import Caller, FakeClock, FakeDesk
+from tokenworks.core.errors import RouteNotFound
+from tokenworks.gateway.app import DIALECTS, Gateway
+from tokenworks.gateway.openapi import document
+from tokenworks.gateway.responses import RESPONSES_PATH
+from tokenworks.gateway.routes import Route
+
+Run = Callable[[Coroutine[Any, Any, Any]], Any]
+
+
+def methods_of(gateway: Gateway, path: str) -> set[str]:
+    found = gateway._routes.find(path.replace("{id}", "x"))
+    return {method.lower() for method in found.handlers} if isinstance(found, Route) else {"post"}
+
+
+def test_it_is_served_to_anybody(run: Run) -> None:
+    caller = Caller("GET", "/openapi.json", b"", {"authorization": ""})
+    run(caller.call(Gateway(FakeDesk(), FakeClock())))
+    assert caller.status == 200
+    assert caller.json == json.loads(json.dumps(document()))
+
+
+def test_every_route_is_in_it_and_no_other() -> None:
+    gateway = Gateway(FakeDesk(), FakeClock())
+    told: Any = document()["paths"]
+    for path, item in told.items():
+        assert set(item) <= methods_of(gateway, path), path
+    exact = {path for path in told if "{" not in path}
+    routes = {*gateway._routes._answers, *gateway._routes._others}
+    assert {path for path in routes if not path.endswith("/")} == exact
+    below = {path.partition("{")[0] for path in told if "{" in path}
+    assert {path for path in routes if path.endswith("/")} == below
+    assert {dialect.path for dialect in DIALECTS} | {RESPONSES_PATH} <= exact
+
+
+def references(value: Any) -> set[str]:
+    if isinstance(value, dict):
+        own = {value["$ref"]} if "$ref" in value else set()
+        return own.union(*(references(each) for each in value.values()))
+    return set().union(*(references(each) for each in value)) if isinstance(value, list) else set()
+
+
+def test_its_references_lead_somewhere() -> None:
+    whole: Any = json.loads(json.dumps(document()))
+    schemas = whole["components"]["schemas"]
+    for reference in references(whole):
+        assert reference.removeprefix("#/components/schemas/") in schemas
+
+
+def test_what_is_not_there_says_what_is() -> None:
+    with pytest.raises(RouteNotFound, match="openapi"):
+        Gateway(FakeDesk(), FakeClock())._routes.find("/v1/nothing")

@@ -1,0 +1,208 @@
+"""Requests passed on as they came, and what is held and billed for them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from tests.gateway.fake_desk import Caller, FakeClock, FakeDesk, Hold, Step, event, usage
+from tokenworks.core.errors import LedgerUnavailable, WorkerFailed
+from tokenworks.core.ids import ModelName
+from tokenworks.core.orders import Passing
+from tokenworks.core.slo import Tier
+from tokenworks.gateway import pass_through
+from tokenworks.gateway.app import Gateway
+from tokenworks.gateway.pass_through import ANY_MODEL, UsageWatch, output_limit
+
+Run = Callable[[Coroutine[Any, Any, Any]], Any]
+JSON = b"application/json"
+ANSWER = b'{"id":"x","usage":{"input_tokens":3,"output_tokens":2}}'
+
+
+class House:
+    def __init__(self, run: Run, *script: Step, content_type: bytes = JSON) -> None:
+        self.run, self.desk = run, FakeDesk(script or (ANSWER,))
+        self.desk.served = (ANY_MODEL,)
+        self.desk.content_type = content_type
+        self.gateway = Gateway(self.desk, FakeClock(), passes_on=True)
+
+    def ask(self, path: str, method: str = "POST", body: bytes = b"{}", **headers: str) -> Caller:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        caller = Caller(method, path, body if method == "POST" else b"", named)
+        self.run(caller.call(self.gateway))
+        return caller
+
+    @property
+    def passing(self) -> Passing:
+        passing = self.desk.orders[-1].passing
+        assert passing is not None
+        return passing
+
+
+def test_a_request_and_its_answer_as_they_are(run: Run) -> None:
+    house = House(run, ANSWER[:9], ANSWER[9:])
+    house.desk.status = 201
+    house.desk.headers = [
+        (b"openai-version", b"1"),
+        (b"set-cookie", b"a=b"),
+        (b"content-length", b"9"),
+        (b"x-request-id", b"theirs"),
+    ]
+    body = json.dumps({"model": "gpt", "max_tokens": 7}).encode()
+    found = house.ask(
+        "/v1/chat/completions?a=b%20c",
+        body=body,
+        openai_beta="x",
+        cookie="c=d",
+        x_api_key="tw-other",
+        x_tokenworks_session="s",
+        accept_encoding="gzip",
+    )
+    assert (found.status, found.body) == (201, ANSWER)
+    assert found.headers["openai-version"] == "1"
+    assert found.headers["content-type"] == "application/json"
+    assert "set-cookie" not in found.headers
+    assert found.headers["x-request-id"] == house.desk.orders[0].request
+    order = house.desk.orders[0]
+    assert (order.model, order.body, order.tier) == (ANY_MODEL, body, Tier.HIGH)
+    assert (order.input_tokens_max, order.output_tokens_max) == (len(body) + 1, 7)
+    assert order.session == "s"
+    assert (house.passing.method, house.passing.target) == (
+        "POST",
+        "/chat/completions?a=b%20c",
+    )
+    assert dict(house.passing.headers) == {b"openai-beta": b"x"} | {
+        name: value for name, value in house.passing.headers if name == b"content-type"
+    }
+    outcome = house.desk.delivery.outcome
+    assert (outcome.usage.prompt_tokens, outcome.usage.completion_tokens) == (3, 2)
+    assert (outcome.ending, outcome.metered_by) == ("done", "worker")
+
+
+@pytest.mark.parametrize("method", ["GET", "DELETE"])
+def test_what_makes_no_tokens_costs_none(run: Run, method: str) -> None:
+    house = House(run, b'{"data":[]}')
+    found = house.ask("/v1/files/f%C3%A9", method)
+    assert found.json == {"data": []}
+    assert (house.passing.method, house.passing.target) == (method, "/files/f%C3%A9")
+    assert house.ask("/files/f", method).status == 200
+    assert house.passing.target == "/files/f"
+    assert house.desk.orders[0].output_tokens_max == 1
+    assert house.desk.deliveries[0].outcome.usage.completion_tokens == 0
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/organization/admin_api_keys",
+        "/v1/files/../organization/users",
+        "/v1/files/%2e%2e/organization/users",
+        "/v1/files/..%2forganization",
+        "/v1/%6fdels",
+        "/v1/",
+    ],
+)
+def test_paths_that_are_not_passed_on(run: Run, path: str) -> None:
+    house = House(run)
+    found = house.ask(path, "GET")
+    assert (found.status, house.desk.orders) == (404, [])
+    assert "/v1 and one of" in found.json["error"]["message"]
+
+
+def test_a_key_is_needed_and_other_routes_stay(run: Run) -> None:
+    house = House(run)
+    assert house.ask("/v1/models", "GET", authorization="Bearer no").status == 401
+    assert house.ask("/healthz", "GET").status == 200
+    assert house.ask("/metrics", "GET").status == 200
+
+
+EVENTS = b"text/event-stream; charset=utf-8"
+
+
+def test_a_stream_is_passed_on_as_it_comes(run: Run) -> None:
+    parts = [event({"n": 1}), event({"n": 2})[:5], event({"n": 2})[5:]]
+    last = event({"choices": [], "usage": usage(5, 2)}) + b"data: [DONE]\n\n"
+    house = House(run, *parts, last, content_type=EVENTS)
+    found = house.ask("/v1/chat/completions")
+    assert found.body == b"".join(parts) + last
+    assert found.headers["content-type"] == EVENTS.decode()
+    assert house.desk.delivery.outcome.usage.prompt_tokens == 5
+
+
+def test_a_caller_who_leaves_pays_for_what_was_seen(run: Run) -> None:
+    house = House(run, event({"n": 1}), event({"n": 2}), Hold(), content_type=EVENTS)
+    caller = Caller("POST", "/v1/chat/completions", b"{}")
+    caller.on_write = lambda count: caller.hang_up() if count == 1 else None
+    run(caller.call(house.gateway))
+    delivery = house.desk.delivery
+    assert delivery.aborts >= 1
+    assert delivery.outcome.ending == "disconnected"
+    assert delivery.outcome.metered_by == "gateway"
+    assert delivery.outcome.usage.completion_tokens >= 1
+
+
+def test_a_provider_that_breaks_off_gives_no_whole_answer(run: Run) -> None:
+    house = House(run, event({"n": 1}), WorkerFailed("It broke off."), content_type=EVENTS)
+    found = house.ask("/v1/chat/completions")
+    assert found.transport.aborted
+    assert not found.transport.writes[-1].endswith(b"0\r\n\r\n")
+    assert house.desk.delivery.outcome.ending == "failed"
+
+
+def test_what_cannot_be_billed_has_no_end(run: Run) -> None:
+    house = House(run)
+    house.desk.settle_error = LedgerUnavailable("The disk is full.")
+    found = house.ask("/v1/chat/completions")
+    assert found.transport.aborted
+
+
+def test_a_refusal_of_ours_has_our_shape(run: Run) -> None:
+    house = House(run)
+    house.desk.open_error = WorkerFailed("Nobody is there.")
+    assert house.ask("/v1/embeddings").json["error"]["code"] == "worker_failed"
+
+
+@pytest.mark.parametrize(
+    ("body", "limit"),
+    [
+        (b"", 100),
+        (b'{"max_tokens":5}', 5),
+        (b'{"max_output_tokens" : 7, "max_tokens":5}', 7),
+        (b'{"max_tokens":null}', 100),
+        (b'{"max_tokens":0}', 1),
+        (b'{"max_tokens":9999999}', 1 << 20),
+    ],
+)
+def test_what_is_held(body: bytes, limit: int) -> None:
+    assert output_limit(body, 100) == limit
+
+
+@pytest.mark.parametrize("size", [1, 7, 1_000])
+def test_usage_however_a_stream_is_cut(size: int) -> None:
+    whole = (
+        event({"type": "response.created", "response": {"usage": None}})
+        + event({"type": "response.completed", "response": {"usage": {"input_tokens": 4}}})
+    ).replace(b"\n", b"\r\n")
+    watch = UsageWatch(EVENTS)
+    for at in range(0, len(whole), size):
+        watch.feed(whole[at : at + size])
+    found = watch.usage()
+    assert found is not None
+    assert found.prompt_tokens == 4
+
+
+def test_usage_that_is_not_told_or_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    for content_type, body in ((b"audio/wav", ANSWER), (JSON, b'{"usage":{"input_tokens":-4}}')):
+        watch = UsageWatch(content_type)
+        watch.feed(body)
+        assert watch.usage() is None
+        assert watch.counted().completion_tokens == 0
+    monkeypatch.setattr(pass_through, "WATCHED_BYTES_MAX", 10)
+    watch = UsageWatch(JSON)
+    watch.feed(ANSWER)
+    watch.feed(ANSWER)
+    assert watch.usage() is None
+    assert ModelName("*") == ANY_MODEL
