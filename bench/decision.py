@@ -5,8 +5,10 @@ The prefix index holds a million blocks before the first request. Every request 
 requests, and one that ends makes room for the next. ``arrived`` is the event that decides; placing,
 booking on the worker and entering the prefix are in it. The last line is JSON: per policy and
 fleet, median and 99th percentile in microseconds of CPU, which other work on the machine lengthens
-by its share of the caches alone. ``economic+apart`` has engines that hand KV caches
-over, so that some workers prefill for the others.
+by its share of the caches alone. An arrival may also be when one that waited is sent: all that it
+sends is one decision in these figures, ``us_p99_one`` is of those that send the newcomer alone, and
+``several_percent`` is how many send more. ``economic+apart`` has engines that hand KV caches over,
+so that some workers prefill for the others.
 """
 
 from __future__ import annotations
@@ -154,7 +156,7 @@ def case(policy: str, workers: int, blocks: int, decisions: int) -> dict[str, fl
     dispatcher, now_ns = factory(name, workers, families, dice, apart=how == "apart")
     tiers = dice.choices(list(MIX), list(MIX.values()), k=decisions)
     running: list[RequestID] = []
-    arrived_ns: list[int] = []
+    arrived_ns: list[tuple[int, int]] = []
     gc.collect()
     gc.freeze()
     gc.disable()
@@ -167,7 +169,7 @@ def case(policy: str, workers: int, blocks: int, decisions: int) -> dict[str, fl
         commands = dispatcher.handle(now_ns, event)
         spent = time.thread_time_ns() - began
         if commands and isinstance(commands[0], Send):
-            arrived_ns.append(spent)
+            arrived_ns.append((spent, sum(isinstance(each, Send) for each in commands)))
         # Those that had to wait are sent when others end; they run and end as all do.
         running += sent(dispatcher, now_ns, commands)
         while len(running) > RUNNING * workers:
@@ -178,7 +180,8 @@ def case(policy: str, workers: int, blocks: int, decisions: int) -> dict[str, fl
     gc.enable()
     gc.unfreeze()
     settled = arrived_ns[len(arrived_ns) // 4 :]
-    cuts = statistics.quantiles(settled, n=100)
+    cuts = statistics.quantiles([spent for spent, _ in settled], n=100)
+    alone = [spent for spent, sends in settled if sends == 1]
     return {
         "policy": policy,
         "workers": workers,
@@ -186,6 +189,8 @@ def case(policy: str, workers: int, blocks: int, decisions: int) -> dict[str, fl
         "decisions": len(settled),
         "us_median": round(cuts[49] / 1_000, 1),
         "us_p99": round(cuts[98] / 1_000, 1),
+        "us_p99_one": round(statistics.quantiles(alone, n=100)[98] / 1_000, 1),
+        "several_percent": round(100 - 100 * len(alone) / len(settled), 1),
     }
 
 

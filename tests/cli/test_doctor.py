@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import pathlib
+import resource
 import shutil
 import socket
 import threading
@@ -17,6 +18,7 @@ import pytest
 
 from tests.cli.command_line import done, fill, invoke
 from tokenworks.cli import doctor
+from tokenworks.cli.wiring import many_files
 from tokenworks.core.units import NS_PER_S
 from tokenworks.live import home as home_module
 from tokenworks.live.clock import SystemClock
@@ -193,9 +195,13 @@ def test_a_file_that_cannot_be_looked_at(home: Home, monkeypatch: pytest.MonkeyP
 
 def test_a_small_machine(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "FILES_MIN", 1 << 40)
+    monkeypatch.setattr("resource.getrlimit", lambda _: (1_024, 4_096))
     monkeypatch.setattr(doctor, "DISK_BYTES_MIN", 1 << 60)
     rows = findings(home)
-    assert rows["open files"]["mend"] == "ulimit -n 65536"
+    assert (rows["open files"]["found"], rows["open files"]["mend"]) == (
+        "4096 open files allowed",
+        "ulimit -Hn 65536",
+    )
     assert "MB free" in rows["disk"]["found"]
 
 
@@ -285,3 +291,27 @@ def test_a_factory_that_was_killed(home: Home) -> None:
     found = findings(home)["port"]
     assert found["ok"]
     assert f"(the factory at http://127.0.0.1:{port} was killed)" in found["found"]
+
+
+def test_a_machine_without_a_limit(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("resource.getrlimit", lambda _: (1_024, resource.RLIM_INFINITY))
+    assert findings(home)["open files"]["found"].startswith("any number")
+
+
+@pytest.mark.parametrize(
+    ("limits", "set_to"),
+    [
+        ((1_024, 4_096), [(4_096, 4_096)]),
+        ((4_096, 4_096), []),
+        ((1_024, resource.RLIM_INFINITY), [(1 << 17, resource.RLIM_INFINITY)]),
+        ((1 << 20, 1 << 20), []),
+    ],
+)
+def test_a_factory_opens_as_many_files_as_it_may(
+    monkeypatch: pytest.MonkeyPatch, limits: tuple[int, int], set_to: list[tuple[int, int]]
+) -> None:
+    done: list[tuple[int, int]] = []
+    monkeypatch.setattr("resource.getrlimit", lambda _: limits)
+    monkeypatch.setattr("resource.setrlimit", lambda _, given: done.append(given))
+    many_files()
+    assert done == set_to

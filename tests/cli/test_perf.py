@@ -9,11 +9,11 @@ import re
 import pytest
 
 from tests.cli.command_line import data, done, invoke
+from tokenworks.cli import perf
 from tokenworks.core.errors import ConfigInvalid, InvalidRequest
 from tokenworks.live.calibration_file import read_calibration
 from tokenworks.live.home import Home
 from tokenworks.perf import fit, validate
-from tokenworks.perf.boosting import Boosting
 
 APART = ("--mode", "disagg")
 ROWS = pathlib.Path(__file__).parents[2] / "bench" / "data" / "silicon_rows.csv"
@@ -32,7 +32,6 @@ def few_rows(tmp_path: pathlib.Path) -> pathlib.Path:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fit, "STEPS_MAX", 20)
-    monkeypatch.setattr(fit, "Boosting", lambda: Boosting(trees=3))
     monkeypatch.setattr(validate, "FOLDS", 2)
     monkeypatch.setattr(validate, "GROUP_FOLDS", 2)
 
@@ -89,7 +88,7 @@ def test_prefill_and_decode_may_be_apart(home: Home) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("llama-3.1-70b", "abacus"), "no system 'abacus'"),
+        (("llama-3.1-70b", "abacus"), "no accelerator 'abacus'"),
         (("llama-3.1-70b", "lpx"), "has no GPUs to decode on"),
         (("nothing", "b200"), "no model 'nothing'"),
         (("deepseek-r1", "h100", "--gpus", "4"), "do not fit into 80 GB"),
@@ -243,3 +242,44 @@ def test_files_that_are_none_are_refused(
         path.write_bytes(content)
         with pytest.raises(ConfigInvalid, match="No calibration can be read"):
             read_calibration(path)
+
+
+@pytest.mark.parametrize("form", ["svg", "png"])
+def test_errors_are_drawn_with_what_is_drawn_behind_them(
+    home: Home, few_rows: pathlib.Path, tmp_path: pathlib.Path, form: str
+) -> None:
+    path = tmp_path / f"errors.{form}"
+    found = data(home, "perf", "validate", str(few_rows), "--picture", str(path))
+    assert path.stat().st_size > 10_000
+    drawn = found["picture"]
+    read = found["rows"] - len(found["unpredicted"])
+    assert len([p for p in drawn["points"] if p["target"] == "tpot"]) == read
+    for kind in drawn["spreads"]:
+        assert kind["stated_low"] <= 1 <= kind["stated_high"]
+        assert kind["low"] <= kind["median"] <= kind["high"]
+    # The picture and the report say the same of each kind.
+    told = {(g["by"], g["name"]): g["tpot"]["coverage80"] for g in found["groups"]}
+    for kind in drawn["spreads"]:
+        if kind["target"] == "tpot":
+            assert kind["coverage80"] == pytest.approx(told[kind["by"], kind["name"]])
+    assert "picture" not in data(home, "perf", "validate", str(few_rows))
+
+
+def test_rows_of_which_none_can_be_read_make_an_empty_picture(
+    home: Home, few_rows: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    lines = few_rows.read_text().splitlines()
+    few_rows.write_text("\n".join([lines[0], lines[-1]]) + "\n")
+    path = tmp_path / "errors.svg"
+    found = data(home, "perf", "validate", str(few_rows), "--picture", str(path))
+    assert found["picture"] == {"points": [], "spreads": []}
+    assert path.exists()
+
+
+def test_who_looks_sees_how_far_it_is(
+    few_rows: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    rows = list(range(300))
+    assert list(perf._counted(rows)) == rows  # type: ignore[arg-type]
+    assert "row 250 of 300" in capsys.readouterr().err

@@ -135,7 +135,7 @@ def test_an_engine_as_it_was_measured_may_be_planned_with(home: Home, tmp_path: 
         "requests_per_s = 100\nprompt_tokens = 2000\ninteractivity_tokens_per_s = 40\n"
     )
     found = data(home, *MIX, str(file), "--engine", "tensorrt-llm")
-    assert {pool["mode"] for pool in found["plan"]["pools"]} == {"aggregated"}
+    assert {pool["mode"] for pool in found["plan"]["pools"]} <= {"aggregated", "disaggregated"}
     assert any("as calibrated" in rule for rule in found["rules"])
     assert not any(each["what"].startswith("projection") for each in found["assumptions"])
     unknown = invoke(home, *MIX, str(file), "--engine", "abacus")
@@ -222,8 +222,11 @@ def test_a_swing_without_a_plan_has_one_bar(
     assert any(each.low_usd_per_h is None or each.high_usd_per_h is None for each in seen[0])
 
 
-def test_the_examples_of_the_page_run(home: Home, tmp_path: Path) -> None:
+def test_the_examples_of_the_page_run(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
     commands = [
         line
         for block in blocks(PAGE)
@@ -232,13 +235,10 @@ def test_the_examples_of_the_page_run(home: Home, tmp_path: Path) -> None:
         if line.startswith("tokenworks plan mix")
     ]
     assert len(commands) >= 6
-    file = tmp_path / "plan.toml"
-    file.write_text(done(home, *MIX, "--example"))
+    (tmp_path / "plan.toml").write_text(done(home, *MIX, "--example"))
     for line in commands:
-        words = line.partition("#")[0].partition(">")[0].split()[1:]
-        words = [str(file) if word == "plan.toml" else word for word in words]
-        words = [str(tmp_path / w) if w.endswith((".svg", ".png")) else w for w in words]
-        done(home, *words)
+        done(home, *line.partition("#")[0].partition(">")[0].split()[1:])
+    assert {path.name for path in tmp_path.iterdir()} >= {"plan.toml", "crossover.svg", "pools"}
 
 
 def test_the_help_teaches_by_examples_that_work(home: Home, tmp_path: Path) -> None:
@@ -251,3 +251,53 @@ def test_the_help_teaches_by_examples_that_work(home: Home, tmp_path: Path) -> N
     assert len(examples) == 6
     for words in examples[1:4]:
         done(home, *(str(tmp_path / w) if w.endswith((".svg", ".png")) else w for w in words))
+
+
+def test_the_pools_of_an_engine_become_deployments(home: Home, tmp_path: Path) -> None:
+    file, folder = tmp_path / "plan.toml", tmp_path / "pools"
+    file.write_text(
+        'power_mw = 2\nstart = 2026-12-01\nsystems = ["hgx-h200", "gb200-nvl72"]\n'
+        '[tier.high]\nmodel = "deepseek-r1"\nrequests_per_s = 60\nprompt_tokens = 6000\n'
+        "interactivity_tokens_per_s = 50\nttft_s = 3\nusd_per_mtok = 20\n"
+        '[tier.medium]\nmodel = "llama-3.1-8b"\nrequests_per_s = 100\nprompt_tokens = 200\n'
+        "interactivity_tokens_per_s = 30\n"
+    )
+    asked = (*MIX, str(file), "--engine", "vllm")
+    plan = data(home, *asked)["plan"]
+    done(home, *asked, "--deployments", str(folder))
+    written = sorted(folder.iterdir())
+    assert len(written) == len(plan["pools"])
+    modes = {pool["mode"] for pool in plan["pools"]}
+    assert modes == {"aggregated", "disaggregated"}
+    for path in written:
+        deployment = json.loads(path.read_text())
+        (tier,) = deployment["pools"][0]["tiers"]
+        (pool,) = (p for p in plan["pools"] if tier in p["tokens_per_s"])
+        roles = {each["role"]: each for each in deployment["pools"]}
+        decode = roles.get("decode") or roles["aggregated"]
+        assert decode["replicas"] == pool["workers"]
+        assert decode["tp"] * decode["attention_dp"] == pool["gpus_per_worker"]
+        if "prefill" in roles:
+            assert roles["prefill"]["replicas"] == pool["prefill_workers"]
+        for target in ("vllm", "llm-d"):
+            assert done(home, "plan", "manifests", str(path), "--for", target)
+        done(home, "plan", "manifests", str(path), "--for", "tokenworks", "--out", str(tmp_path))
+        scenario = str(tmp_path / f"{path.stem}-twin.toml")
+        ran = data(home, "twin", "run", "--scenario", scenario, "--duration", "5", "--rate", "2")
+        assert ran["all"]["done"] > 0
+    for engine, says in (((), "whole workers of an engine"), (("trtllm",), "no manifests of trt")):
+        options = ("--engine", *engine) if engine else ()
+        wrong = invoke(home, *MIX, str(file), *options, "--deployments", str(folder))
+        assert says in str(wrong.exception)
+
+
+def test_pools_with_lpus_are_left_to_others(home: Home, tmp_path: Path) -> None:
+    file = tmp_path / "plan.toml"
+    file.write_text(
+        'power_mw = 100\nstart = 2026-12-01\nsystems = ["vr-nvl72", "lpx"]\n'
+        '[tier.high]\nmodel = "deepseek-r1"\nrequests_per_s = 20000\nprompt_tokens = 8000\n'
+        "interactivity_tokens_per_s = 150\nusd_per_mtok = 30\n"
+    )
+    asked = (*MIX, str(file), "--engine", "sglang", "--deployments", str(tmp_path / "pools"))
+    result = invoke(home, *asked)
+    assert "Not written: the pool of high, whose LPUs no engine here runs." in result.output

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import resource
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 from tests.cli.command_line import ask, data, done, invoke
 from tests.cli.conftest import Elsewhere
 from tokenworks.cli import wiring
+from tokenworks.cli.wiring import FILES_MAX
 from tokenworks.core.errors import ConfigInvalid, LedgerCorrupt, LedgerUnavailable
 from tokenworks.live.home import Home, packaged
 from tokenworks.live.store import sqlite_store
@@ -35,6 +38,30 @@ def test_a_factory_starts_serves_and_stops(
     total = data(attached, "report")["rows"][-1]
     assert total["requests"] == 1
     assert total["revenue_nanodollars"] == row["used_nanodollars"] > 0
+
+
+def test_a_running_factory_seldom_searches_for_cycles(
+    attached: Home, when_ready: Callable[..., list[Any]]
+) -> None:
+    before = gc.get_threshold()
+    results = when_ready(attached, lambda: (gc.get_threshold(), gc.get_freeze_count() > 0))
+    assert invoke(attached, "up", "--quiet").exit_code == 0
+    assert results == [(wiring.GC_THRESHOLDS, True)]
+    assert (gc.get_threshold(), gc.get_freeze_count()) == (before, 0)
+
+
+def test_a_factory_may_open_as_many_files_as_the_system_allows(
+    attached: Home, when_ready: Callable[..., list[Any]]
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 512), hard))
+    try:
+        results = when_ready(attached, lambda: resource.getrlimit(resource.RLIMIT_NOFILE))
+        assert invoke(attached, "up", "--quiet").exit_code == 0
+        most = FILES_MAX if hard == resource.RLIM_INFINITY else min(hard, FILES_MAX)
+        assert results == [(most, hard)]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_a_second_start_keeps_the_key_and_says_one_line_of_json(

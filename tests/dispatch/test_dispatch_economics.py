@@ -22,11 +22,9 @@ from tests.dispatch.dispatch_world import (
 )
 from tokenworks.core.slo import Tier
 from tokenworks.core.units import NS_PER_S, PPM
-from tokenworks.dispatch import economics
 from tokenworks.dispatch import market as market_module
 from tokenworks.dispatch.commands import Command, Send
 from tokenworks.dispatch.dispatcher import Dispatcher
-from tokenworks.dispatch.economics import PACE_PERCENT, PLAN_NS, PREFILL_BATCHES_MAX, Book
 from tokenworks.dispatch.events import Event
 from tokenworks.dispatch.market import (
     Kind,
@@ -35,6 +33,13 @@ from tokenworks.dispatch.market import (
     homes_for,
     market,
     revenue_nanodollars,
+)
+from tokenworks.dispatch.offers import (
+    PACE_PERCENT,
+    PLAN_NS,
+    PREFILL_BATCHES_MAX,
+    Book,
+    Offer,
 )
 from tokenworks.perf.timing import FS_PER_S
 
@@ -358,13 +363,14 @@ def test_a_worker_that_is_not_worth_more_than_another_is_not_looked_at() -> None
     for event in (arrived("runs", Tier.ULTRA, prompt=10), started("runs"), arrived("r")):
         dispatcher.handle(0, event)
     worker, request = dispatcher._workers[decoder], dispatcher._requests["r"]  # type: ignore[index]
-    seats = dispatcher._policy._policy._seats[MODEL]  # type: ignore[attr-defined]
-    seats[worker.index][2].price_nanodollars = 10**6
-    offer = economics._Offer(book_of(dispatcher), seats, request, 4, PRICES[Tier.ULTRA], S, 0)
-    value = offer.decode_value(worker, 10**9, -1)
+    desk = dispatcher._policy._policy._desks[MODEL]  # type: ignore[attr-defined]
+    desk.seats[worker.index].price = 10**6
+    fleet = dispatcher._fleets[MODEL]
+    offer = Offer(desk, request, Tier.ULTRA.rank, 0)
+    value, best = offer.best_decoder(fleet, 1 << worker.index, 10**9)
+    assert best is worker
     assert 0 <= value < 10**9  # what it takes from those who run there is off
-    assert offer.decode_value(worker, 10**9, value) == value
-    assert offer.decode_value(worker, 10**9, value + 1) == -1
+    assert offer.best_decoder(fleet, 1 << worker.index, 10**9 - value - 1) == (-1, None)
 
 
 def test_who_decodes_is_filled_up_to_the_pace_of_the_dearest_there() -> None:

@@ -36,7 +36,7 @@ from tests.ledger.ledger_samples import (
     window,
 )
 from tokenworks.core.errors import LedgerCorrupt
-from tokenworks.core.ids import KeyID, RequestID
+from tokenworks.core.ids import KeyID, ModelName, RequestID
 from tokenworks.core.orders import Payer
 from tokenworks.core.slo import Measured, Tier
 from tokenworks.ledger import ledger as ledger_module

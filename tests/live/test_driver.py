@@ -43,7 +43,6 @@ from tokenworks.core.slo import Measured, Tier
 from tokenworks.core.units import NS_PER_HOUR, NS_PER_MS, NS_PER_S
 from tokenworks.ledger.entries import Reserved
 from tokenworks.live import driver as driver_module
-from tokenworks.live import flights as flights_module
 from tokenworks.live.network import WorkerClient
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
@@ -670,6 +669,7 @@ def test_an_answer_has_a_longest_time_from_its_reservation_on(
         world.clock.advance(2 * NS_PER_S)  # the worker took all of it to begin
         stream = client.waiting()[0].answer()
         delivery = await opening
+        world.driver.housekeep_once()
         with pytest.raises(WorkerFailed):
             await Reading(delivery).read()
         assert stream.aborted
@@ -682,11 +682,12 @@ def test_a_settled_answer_frees_its_socket_even_if_the_worker_talks_on(
     live: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def test(world: World) -> None:
-        monkeypatch.setattr(flights_module, "LINGER_NS_MAX", 0)
+        monkeypatch.setattr(driver_module, "LINGER_NS_MAX", 0)
         delivery, stream = await world.answering(world.up())
         await delivery.settle(outcome())
+        world.driver.housekeep_once()
         with pytest.raises(WorkerFailed):
-            await stream.read()  # returns when the socket is cut
+            await stream.read()
         assert stream.aborted
 
     live(test)

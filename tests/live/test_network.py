@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -187,6 +188,24 @@ def test_cancelling_a_post_closes_its_socket(run: Callable[[Awaitable[None]], No
     run(main())
 
 
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE])
+def test_a_process_without_file_descriptors_does_not_blame_the_worker(
+    run: Callable[[Awaitable[None]], None], code: int
+) -> None:
+    async def test() -> None:
+        async with pair() as (_, client):
+
+            async def full(*_: object, **__: object) -> None:
+                raise OSError(code, "Too many open files")
+
+            loop = asyncio.get_running_loop()
+            loop.create_connection = full  # type: ignore[method-assign,assignment]
+            with pytest.raises(WorkerUnavailable, match="may open no more files"):
+                await client.post_stream(PATH, BODY)
+
+    run(test())
+
+
 def test_a_stale_connection_is_retried_once(run: Callable[[Awaitable[None]], None]) -> None:
     async def main() -> None:
         async with pair() as (worker, client):
@@ -215,6 +234,33 @@ def test_idle_connections_are_dropped(
             await whole(await client.post_stream(PATH, BODY))
             assert worker.connections == 2
             assert client._sockets == 1
+
+    run(main())
+
+
+def test_the_sweep_closes_idle_connections_and_leaves_busy_ones(
+    run: Callable[[Awaitable[None]], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        async with pair() as (worker, client):
+            worker.gate.close()
+            two = [await client.post_stream(PATH, BODY) for _ in range(2)]
+            worker.gate.open()
+            for each in two:
+                await whole(each)
+            worker.gate.close()
+            stream = await client.post_stream(PATH, BODY)
+            assert (len(client._open), len(client._idle)) == (2, 1)
+            client._sweep()
+            assert (len(client._open), len(client._idle)) == (2, 1)
+            monkeypatch.setattr(network, "IDLE_NS_MAX", 0)
+            client._sweep()
+            assert (len(client._open), client._idle) == (1, [])
+            worker.gate.open()
+            assert (await whole(stream)).endswith(b"[DONE]\n\n")
+            client._sweep()
+            assert (client._open, client._sockets) == ({}, 0)
+            assert client._sweeper is None
 
     run(main())
 
@@ -363,6 +409,17 @@ def test_get_limits_its_body(
         async with raw(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nfour") as client:
             with pytest.raises(WorkerFailed, match="exceeds 3 bytes"):
                 await client.get("/health")
+
+    run(main())
+
+
+def test_get_closes_its_connection_even_if_the_worker_does_not(
+    run: Callable[[Awaitable[None]], None],
+) -> None:
+    async def main() -> None:
+        async with raw(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok") as client:
+            assert await client.get("/health") == (200, b"ok")
+            assert (client._open, client._idle, client._sockets) == ({}, [], 0)
 
     run(main())
 

@@ -396,6 +396,41 @@ def test_a_mistake_in_the_writer_leaves_nobody_waiting(
     assert seen == [TypeError]
 
 
+def test_a_reservation_waits_a_little_for_a_settlement_to_be_stored_with(
+    path: Path, monkeypatch: pytest.MonkeyPatch, run: Callable[[Any], Any]
+) -> None:
+    monkeypatch.setattr(group_commit, "PATIENCE_S", WAIT_S_MAX)
+    store = sqlite_store(path, "me")
+    _, entries = story()
+    reserved = [entry for entry in entries if entry.phase == "reserve"][:1]
+    rest = [entry for entry in entries if entry not in reserved]
+
+    async def main() -> None:
+        await asyncio.gather(store.append(reserved), store.append(rest))
+
+    run(main())
+    assert len(list(store.blocks())) == 1
+    monkeypatch.setattr(group_commit, "PATIENCE_S", 0.0)
+    store.close()
+
+
+def test_a_reservation_is_stored_though_no_settlement_comes(
+    path: Path, monkeypatch: pytest.MonkeyPatch, run: Callable[[Any], Any]
+) -> None:
+    monkeypatch.setattr(group_commit, "PATIENCE_S", 0.0)
+    store = sqlite_store(path, "me")
+    _, entries = story()
+    reserved = [entry for entry in entries if entry.phase == "reserve"]
+
+    async def main() -> None:
+        await store.append(reserved[:1])
+        await store.append(reserved[1:2])
+
+    run(main())
+    assert list(store.load_entries()) == reserved[:2]
+    store.close()
+
+
 # Sums.
 
 

@@ -513,6 +513,26 @@ def test_a_wrong_url_shows_at_once(url: str) -> None:
         attached(Desk(), url)
 
 
+def test_a_check_that_cannot_be_made_says_nothing_of_the_worker(
+    run: Callable[[Awaitable[None]], None],
+) -> None:
+    async def main() -> None:
+        desk = Desk()
+        async with FakeWorker() as server:
+            worker = attached(desk, server.url)
+            client = _client_of(worker.spec)
+            client.close()
+            assert await worker._supervisor.probe(client, "/health") == ""
+
+    run(main())
+
+
+def test_a_server_may_have_as_many_connections_as_slots() -> None:
+    spec = attached(Desk(), "http://a").spec
+    few, many = _client_of(spec), _client_of(msgspec.structs.replace(spec, slots=9_000))
+    assert (few._connections_max, many._connections_max) == (512, 9_000)
+
+
 def test_backoff_doubles_and_ends() -> None:
     limits = SupervisionLimits()
     waits = [backoff_ns(n, limits) for n in range(1, 20)]

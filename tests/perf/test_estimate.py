@@ -164,6 +164,8 @@ def test_an_estimator_keeps_curves_and_forgets_them(
     assert estimator.curve(case_of(concurrency=7.0)) is one
     estimator.curve(case_of(isl=2000.0))
     assert estimator.curve(case_of()) is not one
+    for gpus in (8, 16, 32, 64):
+        estimator.curve(case_of(gpus=gpus))
     assert [p.tpot_ms for p in estimator.sweep(case_of(), [1, 4])] == [
         estimator.predict(case_of(concurrency=load)).tpot_ms for load in (1.0, 4.0)
     ]
@@ -195,7 +197,9 @@ def test_a_sweep_keeps_those_that_none_beats(catalogue: Catalogue) -> None:
     assert [layout.gpus for layout in layouts([1, 2], experts=False)] == [1, 2]
 
 
-def test_a_part_of_a_step_has_its_own_factor() -> None:
-    factors = Curve(CALIBRATION, case_of()).step_factors
-    assert all(factor > 0 for factor in factors)
-    assert factors.weights < 5
+def test_prefill_takes_a_share_of_steps_where_it_is_beside() -> None:
+    shares = [Curve(CALIBRATION, case_of()).prefill_share(load) for load in (1, 8, 64)]
+    assert shares[0] == 0
+    assert shares == sorted(shares)
+    assert 0 < shares[-1] < 1
+    assert Curve(CALIBRATION, case_of(mode="disagg")).prefill_share(64) == 0

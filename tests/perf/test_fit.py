@@ -12,8 +12,7 @@ import pytest
 from tokenworks.core.errors import ConfigInvalid
 from tokenworks.perf import fit as fit_module
 from tokenworks.perf import validate as validate_module
-from tokenworks.perf.boosting import Boosting, boost
-from tokenworks.perf.calibration import Calibration, grow, nearness, nested
+from tokenworks.perf.calibration import Calibration, nearness
 from tokenworks.perf.fit import fit
 from tokenworks.perf.rows import Row, Unread
 from tokenworks.perf.validate import (
@@ -25,23 +24,10 @@ from tokenworks.perf.validate import (
     report,
 )
 
-QUICK = Boosting(trees=5)
-
 
 @pytest.fixture(scope="module")
 def fitted(some_rows: list[Row]) -> Calibration:
-    return fit(some_rows, source="a few", how=QUICK)
-
-
-def test_trees_find_a_step_and_what_is_unknown() -> None:
-    values = [[float(x), math.nan if x % 2 else 1.0] for x in range(200)]
-    wanted = [(x > 99) + 3.0 * (x % 2) for x in range(200)]
-    how = Boosting(trees=60, rate=0.3, leaf_rows=5, ridge=0.1, column_share=1.0)
-    trees = boost(values, wanted, 1, how)
-    for x in (10, 51, 120, 181):
-        assert grow(list(map(nested, trees)), 0.0, values[x]) == pytest.approx(wanted[x], abs=0.05)
-    assert boost(values, wanted, 1, how) == trees
-    assert boost(values, wanted, 2, how) != trees
+    return fit(some_rows, source="a few")
 
 
 def test_what_was_fitted_to_is_foretold(some_rows: list[Row], fitted: Calibration) -> None:
@@ -50,7 +36,7 @@ def test_what_was_fitted_to_is_foretold(some_rows: list[Row], fitted: Calibratio
     assert found.tpot.median_ape < 0.05
     assert found.ttft.median_ape < 0.15
     assert set(fitted.devices) == {"h100", "h200", "b200", "b300", "gb200", "gb300"}
-    assert fit(some_rows, source="a few", how=QUICK) == fitted
+    assert fit(some_rows, source="a few") == fitted
 
 
 def test_what_ships_was_fitted_to_these_rows(rows: list[Row], calibration: Calibration) -> None:
@@ -84,6 +70,34 @@ def test_rows_of_a_few_are_too_few(some_rows: list[Row]) -> None:
         fit(blank)
 
 
+def test_more_rows_than_a_matrix_holds_are_refused(
+    some_rows: list[Row], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fit_module, "ROWS_MAX", 100)
+    with pytest.raises(ConfigInvalid, match="are too many") as refused:
+        fit(some_rows)
+    assert "20 to 100" in refused.value.hint
+
+
+def test_three_rows_of_a_group_that_is_twice_as_slow_move_its_others(rows: list[Row]) -> None:
+    """And the more of them are measured, the nearer answers come; other groups stay."""
+    sample = rows[::12]
+    mine = [row for row in rows if row.model == "zhipuai/GLM-5" and row.case.mode == "agg"]
+    slow = [msgspec.structs.replace(row, tpot_ms=2 * (row.tpot_ms or 0)) for row in mine]
+    rest = [row for row in sample if row.model != "zhipuai/GLM-5"]
+    other = [row for row in rest if row.model.startswith("meta-llama")]
+
+    def off(learned: list[Row], of: list[Row]) -> float:
+        found = report(check(of, fit(learned)), [], how="", calibration_rows=1, bands={})
+        assert found.tpot.median_ape is not None
+        return found.tpot.median_ape
+
+    none, three, many = (off([*rest, *slow[:count]], slow[12:]) for count in (0, 3, 12))
+    assert none > 0.5
+    assert many < three < 0.5 * none
+    assert off([*rest, *slow[:12]], other) == pytest.approx(off(rest, other), abs=0.02)
+
+
 def test_without_numpy_fitting_says_what_to_install(
     some_rows: list[Row], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,9 +115,8 @@ def test_without_numpy_fitting_says_what_to_install(
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trees and steps enough to see that all parts work."""
+    """Steps enough to see that all parts work."""
     monkeypatch.setattr(fit_module, "STEPS_MAX", 30)
-    monkeypatch.setattr(fit_module, "Boosting", lambda: QUICK)
     monkeypatch.setattr(validate_module, "FOLDS", 2)
     monkeypatch.setattr(validate_module, "GROUP_FOLDS", 2)
 

@@ -66,7 +66,9 @@ def test_a_plain_row_says_what_it_says(catalogue: Catalogue) -> None:
         ({"tp_size": "4", "attention_dp_size": "4", "moe_ep_size": "16"}, 8, 8, 4),
         ({"tp_size": "16"}, 8, 1, 1),
         ({"tp_size": "0", "attention_dp_size": "0"}, 1, 1, 1),
-        ({"system": "gb200", "tp_size": "72", "moe_tp_size": "72"}, 72, 1, 1),
+        # No model's heads divide by 72; those of many do by 64.
+        ({"system": "gb200", "tp_size": "72", "moe_tp_size": "72"}, 72, 72, 72),
+        ({"system": "gb200", "tp_size": "64", "moe_tp_size": "64"}, 64, 1, 1),
     ],
 )
 def test_layouts_are_read_through_their_traps(

@@ -14,7 +14,17 @@ from tokenworks.perf.architecture import shape_of
 from tokenworks.perf.examples import DEEPSEEK
 from tokenworks.perf.kv_tiers import fetches
 from tokenworks.perf.passes import rates_of
-from tokenworks.perf.split import Lpus, keeping_up, lpu_ms, lpus_needed, paced_step_ms, step_ms
+from tokenworks.perf.split import (
+    Lpus,
+    crossing_bytes,
+    keeping_up,
+    lpu_ms,
+    lpus_needed,
+    paced_step_ms,
+    shared_ms,
+    step_ms,
+    whole_ms,
+)
 
 
 @pytest.fixture(scope="module")
@@ -75,3 +85,39 @@ def test_a_slow_tier_can_cost_more_than_computing_anew(catalogue: Catalogue) -> 
     assert found[0].saved_ms > 0
     (slow,) = fetches([catalogue.all_of(Storage)[0]], size * 1e6, 8, 5000.0)
     assert slow.saved_ms < 0
+
+
+@given(st.integers(1, 4096), st.floats(0, 20), st.floats(0, 2), st.integers(0, 4))
+def test_a_shared_step_is_bounded_by_each_part_and_no_slower_with_more_lpus(
+    lpus: Lpus, sequences: int, attention: float, floor: float, more: int
+) -> None:
+    def step(count: int) -> float:
+        some = msgspec.structs.replace(
+            lpus,
+            count=lpus.count * count,
+            link_bytes_per_ms=lpus.link_bytes_per_ms * count,
+        )
+        return shared_ms(DEEPSEEK, some, sequences, 2.0, attention, floor, 1e9)
+
+    found = step(1)
+    crossing = 2 * sequences * crossing_bytes(DEEPSEEK) / 1e9
+    assert found >= max(attention + floor, crossing, lpu_ms(DEEPSEEK, lpus, 2.0 * sequences, 1))
+    assert step(1 + more) <= found
+
+
+def test_a_sequence_alone_is_not_split_into_micro_batches(lpus: Lpus) -> None:
+    alone = shared_ms(DEEPSEEK, lpus, 1, 5.0, 3.0, 1.0, 1e12)
+    assert alone > 3.0 + 1.0 + lpu_ms(DEEPSEEK, lpus, 5.0, 1)
+    assert shared_ms(DEEPSEEK, lpus, 3, 5.0, 3.0, 0.1, 1e12) < alone
+
+
+@given(st.integers(1, 512), st.integers(0, 100_000))
+def test_a_model_in_sram_gains_little_from_a_batch(lpus: Lpus, batch: int, context: int) -> None:
+    found = whole_ms(DEEPSEEK, lpus, 2e-3, batch, context, 1.0)
+    assert found >= DEEPSEEK.layers * 2e-3
+    assert whole_ms(DEEPSEEK, lpus, 2e-3, batch + 1, context, 1.0) >= found
+    assert whole_ms(DEEPSEEK, lpus, 2e-3, batch, context + 1, 1.0) >= found
+    doubled = msgspec.structs.replace(lpus, count=2 * lpus.count)
+    assert whole_ms(DEEPSEEK, doubled, 2e-3, batch, context, 1.0) <= found * (1 + 1e-9)
+    if batch <= DEEPSEEK.layers:  # each is in a layer of its own
+        assert found == whole_ms(DEEPSEEK, lpus, 2e-3, 1, context, 1.0)

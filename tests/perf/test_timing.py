@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenworks.perf.timing import FS_PER_S, Timing
+from tokenworks.perf.timing import FS_PER_S, Knot, Timing
 
 COSTS = st.integers(0, 10**9)
 TIMINGS = st.builds(
@@ -16,9 +17,19 @@ TIMINGS = st.builds(
     prefill_token_fs=COSTS,
     prefill_context_fs=st.integers(0, 10**4),
 )
+KNOTTED = st.builds(
+    lambda timing, knots: msgspec.structs.replace(
+        timing, knots=tuple(Knot(n, *knots[n]) for n in sorted(knots))
+    ),
+    TIMINGS,
+    st.dictionaries(
+        st.integers(1, 256), st.tuples(st.integers(1, 10**13), COSTS), min_size=1, max_size=5
+    ),
+).filter(lambda timing: all(timing.decode_fs(n, 0) > 0 for n in (1, 256)))
+EITHER = st.one_of(TIMINGS, KNOTTED)
 
 
-@given(TIMINGS, st.integers(1, 256), st.integers(0, 10**6), st.integers(0, 60))
+@given(EITHER, st.integers(1, 256), st.integers(0, 10**6), st.integers(0, 60))
 def test_a_run_is_the_sum_of_its_iterations(
     timing: Timing, sequences: int, context: int, iterations: int
 ) -> None:
@@ -28,7 +39,7 @@ def test_a_run_is_the_sum_of_its_iterations(
     assert timing.run_fs(sequences, context, iterations) == one_by_one
 
 
-@given(TIMINGS, st.integers(1, 256), st.integers(0, 10**6), st.integers(0, 10**15))
+@given(EITHER, st.integers(1, 256), st.integers(0, 10**6), st.integers(0, 10**15))
 def test_the_iterations_within_a_time_are_the_most_that_fit(
     timing: Timing, sequences: int, context: int, elapsed: int
 ) -> None:
@@ -58,3 +69,26 @@ def test_speed_is_what_one_user_sees() -> None:
         prefill_context_fs=0,
     )
     assert [timing.speed_tokens_per_s(n, 0) for n in (1, 10)] == [90, 50]
+
+
+def test_a_timing_without_knots_is_written_down_as_ever() -> None:
+    """Journals that were recorded before there were knots are still what is written today."""
+    timing = Timing(
+        launch_fs=9,
+        sequence_fs=0,
+        context_token_fs=1,
+        prefill_token_fs=2,
+        prefill_context_fs=3,
+    )
+    said = {
+        "launch_fs": 9,
+        "sequence_fs": 0,
+        "context_token_fs": 1,
+        "prefill_token_fs": 2,
+        "prefill_context_fs": 3,
+    }
+    assert msgspec.to_builtins(timing) == said
+    knotted = msgspec.structs.replace(timing, knots=(Knot(1, 10, 1),))
+    coded = msgspec.json.encode(knotted)
+    assert msgspec.json.decode(coded, type=Timing) == knotted
+    assert hash(knotted) != hash(timing)

@@ -34,7 +34,7 @@ def offer(
     return Offer(
         system=system,
         lpu_system="lpu" if lpus else "",
-        mode="gpu+lpu" if lpus else "gpu",
+        mode="disaggregated+lpu" if lpus else "disaggregated",
         work=WORK,
         gpus_per_replica=8,
         replicas=9,

@@ -57,6 +57,28 @@ def test_the_cost_of_a_rack_on_paper() -> None:
     assert capital_usd(rack(), SITE) == pytest.approx(1.12e6 + 1.48e6)
 
 
+def test_energy_follows_the_load_and_power_is_what_the_peak_takes() -> None:
+    full = market(offer(60.0, 1e5))
+    busy = plan_mix(full, question(demand(tokens_per_s=8e5), power_mw=1.0))
+    (pool,) = busy.pools
+    assert busy.power_mw == pytest.approx(1.0)
+    assert pool.utilisation == pytest.approx(0.8)
+    assert busy.drawn_mw == pytest.approx(0.3 + 0.7 * 0.8)
+    # The same racks with half of the work: they cannot be fewer, because all must be served once.
+    half = plan_mix(full, question(demand(tokens_per_s=8e4 * 0.5), power_mw=1.0))
+    assert half.power_mw == pytest.approx(0.1)
+    assert half.pools[0].utilisation == pytest.approx(0.4)
+    assert half.drawn_mw == pytest.approx(0.1 * (0.3 + 0.7 * 0.4))
+    (tier,) = busy.tiers
+    assert tier.kwh_per_mtok == pytest.approx(0.86 * 1e3 / (8e5 * 3.6e-3))
+    assert tier.kwh_per_mtok == pytest.approx(busy.kwh_per_mtok)
+    assert half.tiers[0].kwh_per_mtok is not None
+    assert half.tiers[0].kwh_per_mtok > tier.kwh_per_mtok
+    assert tier.cost_per_mtok is not None
+    energy = tier.cost_per_mtok.energy_usd + tier.cost_per_mtok.cooling_usd
+    assert energy == pytest.approx(tier.kwh_per_mtok * SITE.usd_per_kwh)
+
+
 def test_dates_are_the_last_day_of_what_a_maker_names() -> None:
     assert ship_date("") == datetime.date.min
     assert ship_date("cancelled: taken off the roadmap in March 2026") == NEVER
@@ -310,10 +332,15 @@ def test_a_plan_is_the_sum_of_its_parts_and_keeps_its_limits(case: dict) -> None
     goods, asked = posed(case)
     plan = plan_mix(goods, asked)
     assert plan.power_mw <= asked.power_mw * (1 + 1e-9)
-    cost = sum(
+    most = sum(
         each.count * cost_per_h(goods.hardware[each.system], SITE).usd for each in plan.bought
     )
-    assert plan.cost_per_h.usd == pytest.approx(cost)
+    least = sum(
+        each.count * cost_per_h(goods.hardware[each.system], SITE, busy=0.0).usd
+        for each in plan.bought
+    )
+    cost = plan.cost_per_h.usd
+    assert least - 1e-6 <= cost <= most + 1e-6
     assert sum(tier.cost_per_h.usd for tier in plan.tiers) == pytest.approx(cost)
     assert sum(pool.cost_per_h.usd for pool in plan.pools) == pytest.approx(cost)
     assert sum(pool.power_mw for pool in plan.pools) == pytest.approx(plan.power_mw)
@@ -326,9 +353,24 @@ def test_a_plan_is_the_sum_of_its_parts_and_keeps_its_limits(case: dict) -> None
         assert all(p.interactivity_tokens_per_s >= tier.promised_tokens_per_s for p in pools)
         revenue += served * 3.6e-3 * asked.tier(tier.tier).usd_per_output_mtok
     assert plan.value_usd_per_h == pytest.approx(revenue - cost)
+    # The programme's own sum, in which energy follows the tokens.
+    assert plan.bound_usd_per_h >= plan.value_usd_per_h
+    found = best(goods, asked)
+    assert found is not None
+    assert plan.value_usd_per_h == pytest.approx(found[1].value, rel=1e-6, abs=1e-3)
+    # Energy is never below that of systems that are always busy, nor above what is provisioned.
+    assert SITE.idle_power_share * plan.power_mw - 1e-9 <= plan.drawn_mw <= plan.power_mw + 1e-9
+    goods_of = {(o.systems, round(o.interactivity_tokens_per_s, 6)): o for o in goods.offers}
+    for pool in plan.pools:
+        offer_of = goods_of[pool.systems, round(pool.interactivity_tokens_per_s, 6)]
+        least_w = goods.hardware["rack"].power_w
+        if offer_of.lpu_system:
+            least_w += offer_of.lpu_systems * goods.hardware["lpu"].power_w
+        joule = pool.drawn_mw * 1e6 / sum(pool.tokens_per_s.values())
+        assert joule >= least_w / offer_of.tokens_per_s * (1 - 1e-9)
     assert all(pool.utilisation <= asked.utilisation * (1 + 1e-6) for pool in plan.pools)
     lpus = {each.system: each.count for each in plan.bought}.get("lpu", 0)
-    needed = sum(case["lpus"] * p.gpu_systems for p in plan.pools if p.mode == "gpu+lpu")
+    needed = sum(case["lpus"] * p.gpu_systems for p in plan.pools if p.mode == "disaggregated+lpu")
     assert needed <= lpus + 1e-6
     assert lpus == 0 or lpus >= case["least"]
 

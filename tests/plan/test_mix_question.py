@@ -9,15 +9,9 @@ import pytest
 
 from tests.plan.mix_samples import SHIPPED, START
 from tokenworks.core.errors import ConfigInvalid
-from tokenworks.live.calibration_file import read_calibration
-from tokenworks.perf.architecture import shape_of
-from tokenworks.perf.case import Case as PerfCase
-from tokenworks.perf.case import Layout
-from tokenworks.perf.estimate import Estimator
 from tokenworks.plan.frontier import frontier
 from tokenworks.plan.mix import plan_mix
 from tokenworks.plan.mix_assumptions import assumptions
-from tokenworks.plan.mix_measured import Measured
 from tokenworks.plan.mix_offers import Market, Offerer, choices
 from tokenworks.plan.mix_question import (
     EXAMPLE,
@@ -179,54 +173,6 @@ def test_a_rack_takes_whole_workers_only() -> None:
     sizes = {offer.gpus_per_replica: offer.replicas for offer in offers}
     assert sizes[72] == 1
     assert all(size * replicas <= 72 for size, replicas in sizes.items())
-
-
-def test_offers_of_a_measured_engine_are_what_it_is_predicted_to_do() -> None:
-    posed = case_of(
-        parse_question(
-            'systems = ["hgx-h200", "lpx"]\n[tier.high]\nmodel = "llama-3.1-70b"\n'
-            "requests_per_s = 100\nprompt_tokens = 2000\noutput_tokens = 400\n"
-            "interactivity_tokens_per_s = 40\nttft_s = 2\nusd_per_mtok = 3\nat_least = 1",
-            "it",
-        ),
-        SHIPPED,
-        START,
-    )
-    estimator = Estimator(read_calibration())
-    offerer = Offerer(Measured(estimator, "trtllm"))
-    goods = offerer.market(SHIPPED, posed.projection, posed.question)
-    assert goods.offers
-    assert {offer.mode for offer in goods.offers} == {"aggregated"}
-    assert offerer.market(SHIPPED, posed.projection, posed.question).offers == goods.offers
-    offer = max(goods.offers, key=lambda each: each.tokens_per_s)
-    layout = Layout(gpus=offer.gpus_per_replica)
-    told_by_perf = estimator.predict(
-        PerfCase(
-            shape=shape_of(SHIPPED.model("llama-3.1-70b")),
-            device=SHIPPED.accelerator("h200"),
-            engine="trtllm",
-            dtype="fp8",
-            isl=2000,
-            osl=400,
-            concurrency=offer.batch_max,
-            decode=layout,
-            prefill=layout,
-        )
-    )
-    assert offer.interactivity_tokens_per_s == pytest.approx(told_by_perf.tokens_per_s_per_user)
-    assert offer.tokens_per_s == pytest.approx(8 * told_by_perf.tokens_per_s_per_gpu)
-    plan = plan_mix(goods, posed.question)
-    assert plan.tiers[0].ttft_s is not None
-    assert plan.tiers[0].ttft_s <= 2
-    assert plan.tiers[0].served_tokens_per_s == pytest.approx(40_000)
-
-
-def test_a_mixture_of_experts_may_attend_apart_and_may_not_fit() -> None:
-    posed = case(tiers=("medium",), systems=("hgx-h100", "gb200-nvl72"))
-    offerer = Offerer(Measured(Estimator(read_calibration()), "trtllm"))
-    offers = offerer.market(SHIPPED, posed.projection, posed.question).offers
-    # Kimi K2.5 has a thousand billion weights.
-    assert {offer.system for offer in offers} == {"gb200-nvl72"}
 
 
 def test_what_the_answer_rests_on_is_listed() -> None:

@@ -150,6 +150,8 @@ class System(Record, frozen=True, kw_only=True, tag=False):
         dram_bytes: beside LPUs.
         link_latency_s: a round trip from the GPUs it is paired with, for each layer.
         link_bandwidth_bytes_per_s: to the GPUs it is paired with, one direction, of the whole.
+        lpu_layer_latency_s: of the exchanges between LPUs in each layer, where they hold all of a
+            model, however small the batch.
         storage_bytes: of a rack of storage.
         storage_bandwidth_bytes_per_s: likewise.
     """
@@ -173,6 +175,7 @@ class System(Record, frozen=True, kw_only=True, tag=False):
     dram_bytes: float | None = None
     link_latency_s: float | None = None
     link_bandwidth_bytes_per_s: float | None = None
+    lpu_layer_latency_s: float | None = None
     storage_bytes: float | None = None
     storage_bandwidth_bytes_per_s: float | None = None
 
@@ -335,6 +338,7 @@ class Site(Record, frozen=True, kw_only=True, tag=False):
     Attributes:
         usd_per_kwh: electricity.
         pue: power of the utility's over power of the systems.
+        idle_power_share: of their all-in power, that systems draw with models loaded and no work.
         facility_usd_per_mw: building, power and cooling plant.
         facility_years: it is written off in.
         system_years: systems are written off in.
@@ -349,6 +353,7 @@ class Site(Record, frozen=True, kw_only=True, tag=False):
 
     usd_per_kwh: float
     pue: float
+    idle_power_share: float
     facility_usd_per_mw: float
     facility_years: float
     system_years: float

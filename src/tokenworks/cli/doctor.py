@@ -117,10 +117,14 @@ def _disk(home: Home) -> str:
 def _files(_home: Home) -> str:
     import resource
 
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < FILES_MIN:
-        raise ConfigInvalid(f"{soft} open files allowed", hint="ulimit -n 65536")
-    return f"{soft} open files allowed"
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)  # a factory raises its own to this
+    if hard != resource.RLIM_INFINITY and hard < FILES_MIN:
+        raise ConfigInvalid(f"{hard} open files allowed", hint="ulimit -Hn 65536")
+    return (
+        "any number of open files"
+        if hard == resource.RLIM_INFINITY
+        else f"{hard} open files allowed"
+    )
 
 
 def _settings(home: Home) -> str:

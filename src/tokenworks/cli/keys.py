@@ -173,16 +173,14 @@ def _check_names(tenant: str, team: str | None, engineer: str | None) -> None:
 
 
 def _checked(secret: str) -> str:
-    if not SECRET_CHARS_MIN <= len(secret) <= SECRET_CHARS_MAX or not _plain(secret):
+    """A secret that callers have already, if HTTP can carry it."""
+    plain = secret.isascii() and secret.isprintable() and secret == secret.strip()
+    if not SECRET_CHARS_MIN <= len(secret) <= SECRET_CHARS_MAX or not plain:
         raise InvalidRequest(
             f"The secret has {len(secret)} characters, or some that HTTP cannot carry.",
             hint=f"Take {SECRET_CHARS_MIN} to {SECRET_CHARS_MAX} printable ASCII characters.",
         )
     return secret
-
-
-def _plain(secret: str) -> bool:
-    return secret.isascii() and secret.isprintable() and secret == secret.strip()
 
 
 def _limits(

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import click
 import msgspec
 
-from tokenworks.catalogue.records import Accelerator, Dtype, Engine
+from tokenworks.catalogue.records import Accelerator, Dtype, Engine, Model
 from tokenworks.catalogue.shelves import Catalogue
 from tokenworks.cli.catalogue import catalogue_at, catalogue_option
+from tokenworks.cli.picture import PICTURE
 from tokenworks.cli.table import show as show_table
 from tokenworks.core.errors import ConfigInvalid, InvalidRequest
 from tokenworks.live.calibration_file import read_calibration, write_calibration
@@ -81,8 +83,15 @@ def _device(catalogue: Catalogue, name: str) -> Accelerator:
     """An accelerator, or that of a system."""
     try:
         return catalogue.accelerator(name)
-    except ConfigInvalid:
+    except ConfigInvalid as error:
+        no_accelerator = error
+    try:
         system = catalogue.system(name)
+    except ConfigInvalid as error:
+        raise ConfigInvalid(
+            f"The catalogue has no system and no accelerator {name!r}.",
+            hint=f"Systems: {error.hint} Accelerators: {no_accelerator.hint}",
+        ) from error
     if not system.accelerator:
         raise ConfigInvalid(
             f"System {system.name!r} has no GPUs to decode on.",
@@ -108,6 +117,7 @@ def _case(catalogue: Catalogue, asked: dict[str, Any], layout: Layout, concurren
     dtype: Dtype = asked["dtype"]
     mode: Mode = asked["mode"]
     model = catalogue.model(asked["model"])
+    _check_spread(model, layout)
     check_context(model, asked["isl"] + asked["osl"])
     return Case(
         shape=shape_of(model),
@@ -159,6 +169,21 @@ def _check(asked: dict[str, Any]) -> None:
                 f"{_option(name)} has no meaning where nothing is drafted.",
                 hint="Leave it out, or add --draft-tokens.",
             )
+
+
+def _check_spread(model: Model, layout: Layout) -> None:
+    """What no engine runs: experts that are not there, and heads that cannot be shared out."""
+    if not model.experts and (layout.ep > 1 or layout.dp > 1):
+        raise ConfigInvalid(
+            f"--ep {layout.ep} and --dp {layout.dp} spread experts; {model.name} has none.",
+            hint="Leave them out, so that its layers are split over all GPUs.",
+        )
+    tp = int(layout.tp)
+    if model.heads % tp:
+        raise ConfigInvalid(
+            f"{tp} GPUs cannot share the {model.heads} heads of {model.name}.",
+            hint="Take --gpus (over --pp and --dp) that divide them, such as 1, 2, 4 or 8.",
+        )
 
 
 def _option(name: str) -> str:
@@ -254,9 +279,15 @@ def sweep(home: Home, /, *, as_json: bool, **asked: Any) -> None:
         for each in layouts(counts, experts=first.shape.experts > 0)
     ]
     swept, refused = sweep_cases(Estimator(read_calibration(asked["calibration"])), cases, loads)
+    if not swept:
+        raise ConfigInvalid(
+            f"None of {refused} layouts of {asked['model']} in {asked['dtype']} fits into the "
+            f"memory of {first.device.name!r}.",
+            hint="Allow more GPUs (--gpus), or fewer bits for each weight (--dtype).",
+        )
     best = frontier(swept)
     rows = [_swept(each) for each in best]
-    show_table(rows, as_json=as_json, empty="None of them fits into memory.")
+    show_table(rows, as_json=as_json, empty="")
     if not as_json:
         click.echo(f"{len(best)} of {len(swept)} that fit; {refused} layouts do not fit.")
 
@@ -292,6 +323,23 @@ def _read(path: Path, catalogue: Catalogue) -> tuple[list[Row], list[Unread]]:
     return rows, unread
 
 
+ROWS_BETWEEN: Final = 250
+"""From one word of progress to the next: about half a second."""
+
+
+def _counted(rows: list[Row]) -> Iterator[Row]:
+    """The same rows, with how many there were so far where somebody looks."""
+    looked_at = sys.stderr.isatty()
+    for number, row in enumerate(rows):
+        if looked_at and number % ROWS_BETWEEN == 0:
+            click.echo(
+                f"\r\x1b[2KPredicting: row {number:,} of {len(rows):,} …", err=True, nl=False
+            )
+        yield row
+    if looked_at:
+        click.echo("\r\x1b[2K", err=True, nl=False)
+
+
 def _progress(text: str) -> None:
     click.echo(text, err=True)
 
@@ -309,10 +357,17 @@ def _progress(text: str) -> None:
 )
 @click.option("--seed", type=int, default=1, show_default=True, help="Of the folds.")
 @click.option("--calibration", type=_ROWS, help="A file of perf calibrate's.")
+@click.option(
+    "--picture",
+    type=PICTURE,
+    help="Draw errors and their intervals into a .png or .svg file.",
+)
 @catalogue_option
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON; with what --picture draws.")
 @click.pass_obj
-def validate(home: Home, /, path: Path, *, as_json: bool, **asked: Any) -> None:
+def validate(
+    home: Home, /, path: Path, picture: Path | None, *, as_json: bool, **asked: Any
+) -> None:
     """Compare predictions with measured rows: as fitted, or cross-validated on these rows."""
     from tokenworks.perf import validate as validation
 
@@ -330,7 +385,7 @@ def validate(home: Home, /, path: Path, *, as_json: bool, **asked: Any) -> None:
     rows, unread = _read(path, catalogue_at(home, asked["folders"]))
     if by is None:
         calibration = read_calibration(asked["calibration"])
-        checked, bands = validation.check(rows, calibration), calibration.bands
+        checked, bands = validation.check(_counted(rows), calibration), calibration.bands
         how, fitted = "as fitted", calibration.rows
     else:
         folds = validation.FOLDS if by == "configuration" else validation.GROUP_FOLDS
@@ -346,8 +401,17 @@ def validate(home: Home, /, path: Path, *, as_json: bool, **asked: Any) -> None:
         if asked["kept_rows"]:
             how += f", {asked['kept_rows']} rows of each kept"
     found = validation.report(checked, unread, how=how, calibration_rows=fitted, bands=bands)
+    said = msgspec.to_builtins(found)
+    if picture:
+        from tokenworks.cli.perf_picture import draw_spreads
+        from tokenworks.perf.spread import spread_points, spreads
+
+        points = spread_points(checked, validation.bands_by_fold(checked, bands))
+        kinds = spreads(points)
+        draw_spreads(points, kinds, how, picture)
+        said["picture"] = {"points": points, "spreads": kinds}
     if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(found), indent=2))
+        click.echo(msgspec.json.format(msgspec.json.encode(said), indent=2))
         return
     _show_report(found)
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import click
+
 from tokenworks.core.errors import ConfigInvalid
 from tokenworks.core.units import NANODOLLARS_PER_DOLLAR
 
@@ -14,6 +16,24 @@ ROWS_MAX: Final = 24
 NAME_LEN_MAX: Final = 28
 _BAR: Final = 0.36
 _EDGE: Final = {"edgecolor": "black", "linewidth": 0.6}
+
+
+class _PictureFile(click.Path):
+    """Where a picture is to go; what cannot be drawn into is refused before anything is found."""
+
+    def __init__(self) -> None:
+        super().__init__(dir_okay=False, path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        path = Path(str(super().convert(value, param, ctx)))
+        if path.suffix not in {".png", ".svg"}:
+            self.fail(f"{str(path)!r} ends neither in .png nor in .svg.", param, ctx)
+        if not path.parent.is_dir():
+            self.fail(f"there is no folder {str(path.parent)!r}.", param, ctx)
+        return path
+
+
+PICTURE: Final = _PictureFile()
 
 
 def draw_report(rows: list[dict[str, Any]], by: Sequence[str], path: Path) -> None:

@@ -11,9 +11,10 @@ import click
 import msgspec
 
 from tokenworks.catalogue.price_book import PriceBook, parse_price_book
-from tokenworks.catalogue.records import TierList
+from tokenworks.catalogue.records import Projection, TierList
 from tokenworks.catalogue.shelves import Catalogue
 from tokenworks.cli.catalogue import catalogue_at, catalogue_option
+from tokenworks.cli.picture import PICTURE
 from tokenworks.cli.plan_frontier import show_assumptions
 from tokenworks.cli.table import show
 from tokenworks.core.errors import ConfigInvalid, InvalidRequest
@@ -24,7 +25,7 @@ from tokenworks.plan.keynote import Check, compare, served_by
 
 _PICTURE = click.option(
     "--picture",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=PICTURE,
     help="Draw it into a .png or .svg file.",
 )
 
@@ -87,6 +88,7 @@ def factory(
     """
     catalogue = catalogue_at(home, folders)
     how = catalogue.projection(projection)
+    _check_lpu_from(lpu_from, systems)
     sold = _serving(catalogue.tiers(tiers), model, context)
     sold = _by_book(book, book_model, sold)
     sold = _priced(sold, _shares(prices, "--price"))
@@ -121,7 +123,9 @@ def factory(
 @click.command()
 @click.argument("chart", default="keynote")
 @click.option("--tiers", default="keynote", show_default=True, help="Promises, prices and models.")
-@click.option("--projection", default="keynote", show_default=True, help="How software does.")
+@click.option(
+    "--projection", help="How software does.  [default: the chart's own, or else keynote]"
+)
 @_PICTURE
 @catalogue_option
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
@@ -131,7 +135,7 @@ def chart(
     /,
     chart: str,
     tiers: str,
-    projection: str,
+    projection: str | None,
     picture: Path | None,
     folders: tuple[Path, ...],
     *,
@@ -142,12 +146,10 @@ def chart(
     Nothing of the chart goes into what is computed; what is assumed is listed below it.
     """
     catalogue = catalogue_at(home, folders)
-    found = compare(
-        catalogue,
-        catalogue.chart(chart),
-        catalogue.tiers(tiers),
-        catalogue.projection(projection),
-    )
+    shown = catalogue.chart(chart)
+    own = {each.name for each in catalogue.all_of(Projection)}
+    how = projection or (shown.name if shown.name in own else "keynote")
+    found = compare(catalogue, shown, catalogue.tiers(tiers), catalogue.projection(how))
     if picture:
         from tokenworks.cli.plan_picture import draw_comparison
 
@@ -189,6 +191,14 @@ def _served(
         }
         served[line.tier] = max(rates, key=lambda each: rates[each])
     return served
+
+
+def _check_lpu_from(lpu_from: str | None, systems: Sequence[str]) -> None:
+    if lpu_from is not None and not any("+" in each for each in systems):
+        raise InvalidRequest(
+            f"--lpu-from {lpu_from} has no meaning where no system has LPUs beside it.",
+            hint="Leave it out, or name LPUs too, as in vr-nvl72+lpx.",
+        )
 
 
 def _shares(texts: Sequence[str], option: str) -> dict[str, float]:

@@ -11,6 +11,7 @@ import click
 import msgspec
 
 from tokenworks.cli.catalogue import catalogue_at, catalogue_option
+from tokenworks.cli.picture import PICTURE
 from tokenworks.cli.table import show
 from tokenworks.core.errors import ConfigInvalid
 from tokenworks.live.home import Home
@@ -30,7 +31,7 @@ STEPS: tuple[int, ...] = (10, 20, 35, 50, 75, 100, 150, 200, 300, 400, 600, 800,
 @click.option("--projection", default="keynote", show_default=True, help="How software does.")
 @click.option(
     "--picture",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=PICTURE,
     help="Draw it into a .png or .svg file.",
 )
 @catalogue_option
@@ -79,7 +80,9 @@ def frontier(
         fastest = max(each.fastest_tokens_per_s for each in found)
         raise ConfigInvalid(
             f"None of {', '.join(systems)} decodes {model} at {at:g} tokens/s/user.",
-            hint=f"The fastest does {fastest:,.0f}; 0 says that it does not fit in memory.",
+            hint=f"The fastest does {fastest:,.0f}."
+            if fastest
+            else "It fits into the memory of none of them.",
         )
     show(rows, as_json=False, empty=f"{model} fits in none of them.")
     show_assumptions(assumed)

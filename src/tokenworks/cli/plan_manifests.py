@@ -14,19 +14,31 @@ from tokenworks.catalogue.shelves import Catalogue
 from tokenworks.cli.catalogue import catalogue_at, catalogue_option
 from tokenworks.cli.table import show as show_table
 from tokenworks.core.errors import ConfigInvalid
+from tokenworks.core.ids import ModelName
+from tokenworks.live.calibration_file import read_calibration
 from tokenworks.live.home import Home
+from tokenworks.perf.estimate import Estimator
 from tokenworks.plan.manifests.deployment import TEXT_CHARACTERS_MAX, Deployment, parse_deployment
+from tokenworks.plan.manifests.factory import factory_manifest, twin_manifest
 from tokenworks.plan.manifests.feasible import check_accelerator, check_model
 from tokenworks.plan.manifests.manifest import Manifest
 from tokenworks.plan.manifests.render import TARGETS
+from tokenworks.plan.manifests.worker_model import worker_model
+from tokenworks.plan.mix_question import SITE
+from tokenworks.twin.kinds import twin_book
 
+TOKENWORKS: Final = "tokenworks"
 _FORMS: Final[dict[str, Literal["toml", "json"]]] = {".toml": "toml", ".json": "json"}
 
 
 @click.command()
 @click.argument("deployment", type=click.Path(path_type=Path))
 @click.option(
-    "--for", "target", required=True, type=click.Choice(list(TARGETS)), help="Who starts it."
+    "--for",
+    "target",
+    required=True,
+    type=click.Choice([*TARGETS, TOKENWORKS]),
+    help="Who starts it.",
 )
 @click.option(
     "--out", type=click.Path(file_okay=False, path_type=Path), help="The folder to write files to."
@@ -49,11 +61,13 @@ def manifests(
     """Write what starts a DEPLOYMENT (a file in TOML or JSON; docs/manifests.md).
 
     For vLLM and SGLang these are scripts, for NVIDIA Dynamo a DynamoGraphDeployment, for llm-d
-    model servers and the values of its router, for Ray a Serve configuration.
+    model servers and the values of its router, for Ray a Serve configuration, and for Tokenworks
+    the pools of factory.toml with a scenario of the twin to try them in.
     """
     planned = _read(deployment)
-    _check(planned, catalogue_at(home, folders))
-    files = TARGETS[target](planned)
+    catalogue = catalogue_at(home, folders)
+    known = _check(planned, catalogue)
+    files = _own(planned, catalogue, known) if target == TOKENWORKS else TARGETS[target](planned)
     if out is not None:
         _write(files, out, force=force)
     if as_json:
@@ -82,7 +96,33 @@ def _read(path: Path) -> Deployment:
     return parse_deployment(text, where=str(path), form=form)
 
 
-def _check(deployment: Deployment, catalogue: Catalogue) -> None:
+def _own(deployment: Deployment, catalogue: Catalogue, model: Model | None) -> tuple[Manifest, ...]:
+    """The factory's pools; where the catalogue knows model and accelerators, the twin's too."""
+    site = catalogue.site(SITE)
+    unknown = [pool.name for pool in deployment.pools if not pool.accelerator]
+    if model is None or unknown:
+        lacks = f"model {deployment.model!r}" if model is None else f"accelerator of {unknown[0]!r}"
+        click.echo(
+            f"Without costs, speeds and a scenario of the twin: the catalogue does not know the "
+            f"{lacks}.",
+            err=True,
+        )
+        return (factory_manifest(deployment, {}, site),)
+    estimator = Estimator(read_calibration())
+    models = {
+        pool.name: worker_model(catalogue, estimator, deployment, pool, model, site)
+        for pool in deployment.pools
+    }
+    prices = f"{deployment.name}-prices.toml"
+    book = twin_book(ModelName(deployment.model))
+    return (
+        factory_manifest(deployment, models, site),
+        twin_manifest(deployment, models, site, prices),
+        Manifest(name=prices, text=book.text, unit="", tiers=()),
+    )
+
+
+def _check(deployment: Deployment, catalogue: Catalogue) -> Model | None:
     """Against the catalogue, as far as it knows the model; an accelerator it has to know."""
     for pool in deployment.pools:
         if pool.accelerator:
@@ -90,6 +130,8 @@ def _check(deployment: Deployment, catalogue: Catalogue) -> None:
     for model in catalogue.all_of(Model):
         if deployment.model in {model.name, *model.aliases}:
             check_model(deployment, model)
+            return model
+    return None
 
 
 def _printed(files: Sequence[Manifest]) -> list[str]:

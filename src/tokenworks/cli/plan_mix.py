@@ -13,6 +13,7 @@ import click
 import msgspec
 
 from tokenworks.cli.catalogue import catalogue_at, catalogue_option
+from tokenworks.cli.picture import PICTURE
 from tokenworks.cli.plan_mix_demand import tiers_of_trace
 from tokenworks.cli.plan_mix_text import say, say_assumed, say_sweep, say_tornado, say_what_ifs
 from tokenworks.core.errors import ConfigInvalid, InvalidRequest
@@ -20,8 +21,10 @@ from tokenworks.live.calibration_file import read_calibration
 from tokenworks.live.home import Home
 from tokenworks.perf.estimate import Estimator
 from tokenworks.plan.assumptions import Assumption
+from tokenworks.plan.manifests.deployment import ENGINES, Engine
+from tokenworks.plan.manifests.planned import deployments_of
 from tokenworks.plan.mix import MixPlan, plan_mix, with_worth
-from tokenworks.plan.mix_assumptions import RULES, assumptions
+from tokenworks.plan.mix_assumptions import MEASURED_RULES, RULES, assumptions
 from tokenworks.plan.mix_inputs import Question
 from tokenworks.plan.mix_measured import Measured
 from tokenworks.plan.mix_offers import Offerer
@@ -80,9 +83,9 @@ _OPTIONS: Final = (
         help="Lengths, rate and cached share of a recorded workload; tiers as in --mix.",
     ),
     click.option(
-        "--speedup", default=1.0, show_default=True, help="The trace arrives so many times faster."
+        "--speedup", type=float, help="The trace arrives so many times faster.  [default: 1]"
     ),
-    click.option("--engine", help="Speeds as measured of trtllm, vllm or sglang; without LPUs."),
+    click.option("--engine", help="Speeds as measured of trtllm, vllm or sglang."),
     click.option("--objective", type=click.Choice(["profit", "revenue", "cost"])),
     click.option("--utilisation", type=float, help="Of what a pool could make, at most."),
     click.option("--what-if", "changes", multiple=True, help="Plan again with other figures."),
@@ -93,8 +96,13 @@ _OPTIONS: Final = (
     click.option(
         "--picture",
         "--out",
-        type=click.Path(dir_okay=False, path_type=Path),
+        type=PICTURE,
         help="Draw costs, or the sweep or the tornado, to a .png or .svg file.",
+    ),
+    click.option(
+        "--deployments",
+        type=click.Path(file_okay=False, path_type=Path),
+        help="A folder to write each pool into, for `plan manifests`; of --engine vllm or sglang.",
     ),
     click.option("--progress/--no-progress", default=None, help="[default: on a TTY]"),
     click.option("--example", is_flag=True, help="Print a FILE that works, and stop."),
@@ -120,6 +128,7 @@ def mix(
     swept: str | None,
     engine: str | None,
     picture: Path | None,
+    deployments: Path | None,
     *,
     swings: bool,
     progress: bool | None,
@@ -151,23 +160,56 @@ def mix(
     said = _said(given)
     today = datetime.datetime.now(datetime.UTC).date()
     case = case_of(said, catalogue_at(home, folders), today)
+    runs = _runs(case, engine) if deployments else None
     with _told(progress=progress) as tell:
         offerer = Offerer(_measured(case, engine))
         answer = _answer(case, offerer, tell, changes=changes, swept=swept, swings=swings)
-    if not said.tier:
-        answer = msgspec.structs.replace(answer, rules=(*answer.rules, *DEFAULTS))
-    if engine is not None:
-        rule = (
-            f"speeds are those of {engine} as calibrated: `tokenworks perf predict` has error bars"
-        )
-        used = tuple(each for each in answer.assumptions if not each.what.startswith("projection"))
-        answer = msgspec.structs.replace(answer, rules=(*answer.rules, rule), assumptions=used)
+    rules = (*RULES, *(() if said.tier else DEFAULTS), *_engine_rules(engine))
+    answer = msgspec.structs.replace(answer, rules=rules)
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(_filled(answer)), indent=2))
     else:
         _say(answer)
     if picture:
         _draw(answer, picture)
+    if deployments and runs:
+        _deploy(case, answer.plan, runs, deployments)
+
+
+def _engine_rules(engine: str | None) -> tuple[str, ...]:
+    if engine is None:
+        return ()
+    rule = f"speeds are those of {engine} as calibrated: `tokenworks perf predict` has error bars"
+    return (rule, *MEASURED_RULES)
+
+
+def _runs(case: Case, engine: str | None) -> Engine:
+    """An engine that there are manifests for."""
+    if engine is None:
+        raise InvalidRequest(
+            "--deployments needs whole workers of an engine.",
+            hint=f"Plan with --engine {' or '.join(ENGINES)}.",
+        )
+    name = case.catalogue.engine(engine).name
+    for known in ENGINES:
+        if known == name:
+            return known
+    raise InvalidRequest(
+        f"--deployments has no manifests of {name}.", hint=f"Plan with {' or '.join(ENGINES)}."
+    )
+
+
+def _deploy(case: Case, plan: MixPlan, engine: Engine, folder: Path) -> None:
+    made, left = deployments_of(plan, case.catalogue, engine)
+    folder.mkdir(parents=True, exist_ok=True)
+    for each in made:
+        path = folder / f"{each.name}.json"
+        path.write_bytes(msgspec.json.format(msgspec.json.encode(each), indent=2) + b"\n")
+        click.echo(
+            f"Written: {path}; try `tokenworks plan manifests {path} --for {engine}`.", err=True
+        )
+    for tiers in left:
+        click.echo(f"Not written: the pool of {tiers}, whose LPUs no engine here runs.", err=True)
 
 
 def _answer(
@@ -191,7 +233,7 @@ def _answer(
         what_ifs=tuple(_what_if(offerer, case, change, tell) for change in changes),
         sweep=sweep(offerer, case, kind, tier, tell) if kind else None,
         tornado=tuple(tornado(offerer, case, plan, tell)) if swings else (),
-        assumptions=assumptions(case, market),
+        assumptions=assumptions(case, market, measured=offerer.measured),
         rules=RULES,
         left_out=market.left_out,
     )
@@ -227,6 +269,15 @@ def _said(given: dict[str, Any]) -> QuestionFile:
             raise ConfigInvalid(f"{str(file)!r} cannot be read: {error}.") from error
     trace, speedup = given.pop("trace"), given.pop("speedup")
     more = {name: value for name, value in given.items() if value is not None}
+    if trace is None and speedup is not None:
+        raise InvalidRequest(
+            "--speedup has no meaning without a trace.", hint="Leave it out, or add --trace."
+        )
+    if trace is not None and "mtok_per_s" in more:
+        raise InvalidRequest(
+            "The trace says the demand, and so does --mtok-per-s.",
+            hint="Leave out one of them; --speedup makes a trace arrive faster.",
+        )
     for name in ("systems", "without", "tiers"):
         if name in more:
             more[name] = tuple(each.strip() for each in more[name].split(",") if each.strip())
@@ -245,7 +296,8 @@ def _said(given: dict[str, Any]) -> QuestionFile:
         )
     said = msgspec.structs.replace(said, **more)
     if trace is not None:
-        said = msgspec.structs.replace(said, tier=tiers_of_trace(trace, said.mix, speedup), mix={})
+        demand = tiers_of_trace(trace, said.mix, 1.0 if speedup is None else speedup)
+        said = msgspec.structs.replace(said, tier=demand, mix={})
     return said
 
 
@@ -309,6 +361,7 @@ def _sums(plan: MixPlan, built: dict[str, Any]) -> dict[str, Any]:
     return built | {
         "profit_usd_per_h": plan.profit_usd_per_h,
         "usd_per_mtok": plan.usd_per_mtok,
+        "kwh_per_mtok": plan.kwh_per_mtok,
         "gap": plan.gap,
     }
 

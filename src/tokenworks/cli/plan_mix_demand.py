@@ -24,12 +24,13 @@ def tiers_of_trace(path: Path, mix: Mapping[str, float], speedup: float) -> dict
         ConfigInvalid: the trace cannot be read, has no arrival times or no length, or the shares
             or the speedup cannot be.
     """
-    form = detected(path)
+    hint = "Name a trace of Mooncake, Azure or agents (docs/twin.md)."
+    try:
+        form = detected(path)
+    except ConfigInvalid as error:
+        raise ConfigInvalid(error.message, hint=hint) from error
     if form in {"lengths", "servegen"}:
-        raise ConfigInvalid(
-            f"{str(path)!r} has no arrival times.",
-            hint="Name a trace of Mooncake, Azure or agents.",
-        )
+        raise ConfigInvalid(f"{str(path)!r} has no arrival times.", hint=hint)
     shares = mix or MIX
     if not speedup > 0 or not sum(shares.values()) > 0 or min(shares.values()) < 0:
         raise ConfigInvalid(f"The mix is {dict(shares)!r} and the speedup {speedup!r}.")

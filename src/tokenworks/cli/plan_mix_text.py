@@ -29,7 +29,7 @@ def say(
         show([_pool(each) for each in plan.pools], as_json=False, empty="")
     click.echo("\nTiers:")
     show([_tier(each) for each in plan.tiers], as_json=False, empty="")
-    click.echo("\nUS dollars for 1M tokens of output:")
+    click.echo("\nUS dollars, and energy, for 1M tokens of output:")
     show([_cost(each) for each in plan.tiers if each.cost_per_mtok], as_json=False, empty="None.")
     click.echo("\nWhat a change is worth:")
     rows = [
@@ -149,15 +149,33 @@ def _bought(each: Any) -> dict[str, Any]:
     }
 
 
+_MODES: Final = {
+    "aggregated": "together",
+    "disaggregated": "apart",
+    "disaggregated+lpu": "apart, LPUs",
+}
+"""How prefill and decode are placed, in few letters."""
+
+
+def _apart(decoding: int, prefilling: int | None) -> str:
+    """Workers of a pool; first those that prefill only, where they are told apart.
+
+    >>> _apart(3, None), _apart(3, 1)
+    ('3', '1+3')
+    """
+    return str(decoding) if prefilling is None else f"{prefilling}+{decoding}"
+
+
 def _pool(each: Any) -> dict[str, Any]:
     return {
         "tiers": "+".join(each.tokens_per_s),
         "systems": each.systems,
+        "mode": _MODES[each.mode],
         "model": each.model,
         "GPU systems": each.gpu_systems,
         "LPU systems": round(each.lpu_systems, 1),
-        "workers": each.workers,
-        "GPUs each": each.gpus_per_worker,
+        "workers": _apart(each.workers, each.prefill_workers),
+        "GPUs each": _apart(each.gpus_per_worker, each.prefill_gpus_per_worker),
         "batch": each.batch_max,
         "tokens/s/user": round(each.interactivity_tokens_per_s),
         "tokens/s": round(sum(each.tokens_per_s.values())),
@@ -190,6 +208,7 @@ def _cost(each: TierPlan) -> dict[str, Any]:
         **{part: round(getattr(cost, f"{part}_usd"), 4) for part in PARTS},
         "cost": round(cost.usd, 4),
         "revenue": round(made, 4),
+        "kWh": None if each.kwh_per_mtok is None else round(each.kwh_per_mtok, 4),
     }
 
 
@@ -217,4 +236,9 @@ def _lines(question: Question, plan: MixPlan) -> list[str]:
     ]
     if per_mtok is not None:
         lines.insert(0, f"1M tokens of output cost ${per_mtok:,.4f} over all tiers")
+        lines.insert(
+            1,
+            f"{plan.power_mw:,.4g} MW are provisioned, {plan.drawn_mw:,.4g} MW drawn at the mean: "
+            f"{plan.kwh_per_mtok:,.4g} kWh for 1M tokens",
+        )
     return [f"{line}." for line in lines]

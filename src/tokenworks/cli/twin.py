@@ -23,6 +23,7 @@ from tokenworks.cli.table import show
 from tokenworks.cli.twin_bound import bound_nanodollars
 from tokenworks.cli.twin_replay import replay
 from tokenworks.cli.twin_swarm import swarm
+from tokenworks.cli.twin_systems import described, say_kinds, say_reports
 from tokenworks.cli.twin_workload import Asked, Prepared, asked_of, prepare, workload_options
 from tokenworks.core.errors import InvalidRequest
 from tokenworks.core.slo import Tier
@@ -30,6 +31,7 @@ from tokenworks.core.units import NANODOLLARS_PER_DOLLAR
 from tokenworks.dispatch.dispatcher import Dispatcher
 from tokenworks.twin.bookkeeper import Bookkeeper
 from tokenworks.twin.driver import run as run_twin
+from tokenworks.twin.machine_fleet import KindReport, kind_reports
 from tokenworks.twin.money_checks import check_money
 from tokenworks.twin.records import RunResult, Scenario
 from tokenworks.twin.report import Report, bounded, report
@@ -89,6 +91,7 @@ def run(
     )
     # The report comes first: the bound's solver takes more memory than the run.
     found = report(scenario, prepared.requests, result)
+    kinds = kind_reports(scenario, prepared.requests, result)
     if books is not None:
         money = check_money(books, scenario, prepared.requests, result.outcomes, result.ended_ns)
         violations = (*found.violations, *money)
@@ -96,9 +99,12 @@ def run(
     found = bounded(found, bound_nanodollars(scenario, prepared.requests, result.ended_ns))
     head = _head(asked, prepared) | {"policy": policy_name(scenario), "exact": exact}
     if as_json:
-        _echo_json(head | msgspec.to_builtins(found, str_keys=True))
+        by_kind = {"kinds": msgspec.to_builtins(kinds, str_keys=True)}
+        _echo_json(head | msgspec.to_builtins(found, str_keys=True) | by_kind)
     else:
-        _say_run(head, found)
+        if prepared.kinds:
+            say_kinds(prepared.kinds)
+        _say_run(head, found, kinds)
     if picture is not None:
         from tokenworks.cli.twin_picture import draw_run
 
@@ -144,12 +150,14 @@ def compare(
         )
     prepared = prepare(asked)
     runs: list[tuple[str, Report]] = []
+    by_kind: dict[str, tuple[KindReport, ...]] = {}
     ended_ns = 0
     for name in names:
         scenario = with_policy(prepared.setting.scenario, name, own)
         result = _run(scenario, prepared, own, exact=exact, progress=progress, label=name)
         ended_ns = max(ended_ns, result.ended_ns)
         runs.append((name, report(scenario, prepared.requests, result)))
+        by_kind[name] = kind_reports(scenario, prepared.requests, result)
     bound = bound_nanodollars(prepared.setting.scenario, prepared.requests, ended_ns)
     found = [(name, bounded(each, bound)) for name, each in runs]
     found.sort(key=lambda each: -each[1].revenue_nanodollars)
@@ -160,11 +168,15 @@ def compare(
     }
     if as_json:
         rows = [
-            {"policy": name, "promise_kept": _kept(each)} | msgspec.to_builtins(each, str_keys=True)
+            {"policy": name, "promise_kept": _kept(each)}
+            | msgspec.to_builtins(each, str_keys=True)
+            | {"kinds": msgspec.to_builtins(by_kind[name], str_keys=True)}
             for name, each in found
         ]
         _echo_json(head | {"policies": rows})
     else:
+        if prepared.kinds:
+            say_kinds(prepared.kinds)
         _say_head(head)
         show([_compared(name, each) for name, each in found], as_json=False, empty="")
         if bound is not None:
@@ -225,7 +237,7 @@ def _head(asked: Asked, prepared: Prepared) -> dict[str, Any]:
         "seed": asked.seed,
         "speedup": prepared.speedup,
         "load": asked.load,
-    }
+    } | ({"machines": described(prepared.kinds)} if prepared.kinds else {})
 
 
 def _echo_json(data: object) -> None:
@@ -238,7 +250,7 @@ def _say_head(head: dict[str, Any]) -> None:
     click.echo(f"Scenario {head['scenario']}, {head['source']}{fast}{load}, seed {head['seed']}.\n")
 
 
-def _say_run(head: dict[str, Any], found: Report) -> None:
+def _say_run(head: dict[str, Any], found: Report, kinds: tuple[KindReport, ...]) -> None:
     """Print for people."""
     _say_head(head)
     show(
@@ -254,6 +266,8 @@ def _say_run(head: dict[str, Any], found: Report) -> None:
         as_json=False,
         empty="",
     )
+    if len(kinds) > 1:
+        say_reports(kinds)
     click.echo("\n" + "\n".join(_lines(found)))
 
 

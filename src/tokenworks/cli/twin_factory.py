@@ -9,7 +9,8 @@ from msgspec import UNSET
 
 from tokenworks.catalogue.factory_config import FactoryConfig, PoolConfig
 from tokenworks.catalogue.price_book import PriceBook, PriceBooks, parse_price_book
-from tokenworks.cli.twin_workload import setting_of
+from tokenworks.cli.twin_systems import NO_SYSTEMS, AskedSystems
+from tokenworks.cli.twin_workload import fleet_of
 from tokenworks.core.errors import ConfigInvalid
 from tokenworks.core.ids import PoolID
 from tokenworks.dispatch.events import PoolScale
@@ -85,6 +86,7 @@ def modelled(
     workers: int | None,
     speedup: float,
     output_tokens: int,
+    hardware: AskedSystems = NO_SYSTEMS,
 ) -> Modelled:
     """A modelled factory from what the command line says.
 
@@ -92,7 +94,7 @@ def modelled(
         ConfigInvalid: there is no such scenario or engine, or it cannot be served.
         InvalidRequest: options that do not go together.
     """
-    found = setting_of(scenario, engine, workers)
+    found, _ = fleet_of(scenario, engine, workers, hardware)
     apart = [spec.worker for spec in found.scenario.workers if spec.role != "both"]
     if apart:
         raise ConfigInvalid(

@@ -11,10 +11,17 @@ import msgspec
 
 from tokenworks.catalogue.timings import parse_timings
 from tokenworks.cli.twin_bound import capacity
+from tokenworks.cli.twin_systems import (
+    AskedSystems,
+    asked_systems,
+    system_options,
+    systems_setting,
+)
 from tokenworks.core.errors import InvalidRequest
 from tokenworks.core.slo import Tier
 from tokenworks.live.home import packaged
 from tokenworks.twin.arrivals import ARRIVALS, Arrivals
+from tokenworks.twin.machines import Machines
 from tokenworks.twin.records import TwinRequest
 from tokenworks.twin.scenarios import NAMES, Setting, build, engine_setting, load_scenario
 from tokenworks.twin.servegen import read_servegen, servegen_trace
@@ -33,6 +40,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     scenario: str | None
     engine: str | None
     workers: int | None
+    hardware: AskedSystems
     trace: Path | None
     form: str
     dataset: str | None
@@ -61,12 +69,14 @@ class Prepared(msgspec.Struct, frozen=True, kw_only=True):
         requests: the workload.
         speedup: how many times faster it arrives than recorded.
         source: where it is from, for people.
+        kinds: of its workers, where they are of the catalogue's systems.
     """
 
     setting: Setting
     requests: list[TwinRequest]
     speedup: float
     source: str
+    kinds: tuple[Machines, ...]
 
 
 _OPTIONS: Final = (
@@ -162,6 +172,7 @@ _OPTIONS: Final = (
 
 def workload_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options to a command, which gets them by the names of ``Asked``."""
+    command = system_options(command)
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
@@ -169,7 +180,9 @@ def workload_options(command: Callable[..., None]) -> Callable[..., None]:
 
 def asked_of(given: dict[str, Any]) -> Asked:
     """Take the options out of all that a command was given."""
-    return Asked(**{name: given.pop(name) for name in Asked.__struct_fields__})
+    names = [name for name in Asked.__struct_fields__ if name != "hardware"]
+    hardware = asked_systems(given)
+    return Asked(hardware=hardware, **{name: given.pop(name) for name in names})
 
 
 def prepare(asked: Asked) -> Prepared:
@@ -179,7 +192,7 @@ def prepare(asked: Asked) -> Prepared:
         ConfigInvalid: a file or figure is wrong.
         InvalidRequest: options that do not go together.
     """
-    setting = setting_of(asked.scenario, asked.engine, asked.workers)
+    setting, kinds = fleet_of(asked.scenario, asked.engine, asked.workers, asked.hardware)
     trace = _trace(asked)
     spec = setting.scenario.workers[0]
     demand = Demand(
@@ -206,6 +219,7 @@ def prepare(asked: Asked) -> Prepared:
         requests=requests_of(trace, demand, asked.seed),
         speedup=demand.speedup,
         source=_source(asked),
+        kinds=kinds,
     )
 
 
@@ -228,6 +242,27 @@ def parse_mix(text: str) -> TierMix:
             )
         weights[Tier(name)] = int(weight)
     return steady(weights)
+
+
+def fleet_of(
+    scenario: str | None, engine: str | None, workers: int | None, hardware: AskedSystems
+) -> tuple[Setting, tuple[Machines, ...]]:
+    """The factory that the options name, and its kinds of worker where it is of systems.
+
+    Raises:
+        ConfigInvalid: see ``setting_of`` and ``systems_setting``.
+        InvalidRequest: options that do not go together.
+    """
+    found = systems_setting(hardware)
+    if found is None:
+        return setting_of(scenario, engine, workers), ()
+    for name, value in (("scenario", scenario), ("engine", engine), ("workers", workers)):
+        if value is not None:
+            raise InvalidRequest(
+                f"--system and --{name} both say what works.",
+                hint="Give one; --system hgx-h200=6 has six workers.",
+            )
+    return found
 
 
 def setting_of(scenario: str | None, engine: str | None, workers: int | None) -> Setting:

@@ -6,7 +6,7 @@ import json
 import logging
 import shlex
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import click
 import uvloop
@@ -23,6 +23,7 @@ from tokenworks.cli.twin_factory import (
     modelled,
     refuse_twins_home,
 )
+from tokenworks.cli.twin_systems import asked_systems, system_options
 from tokenworks.cli.twin_workload import WORKERS_DEFAULT
 from tokenworks.core.errors import InvalidRequest
 from tokenworks.live.home import FOREMAN, Home
@@ -48,6 +49,7 @@ from tokenworks.twin.serving import OUTPUT_TOKENS_DEFAULT
     type=click.IntRange(1),
     help=f"So many.  [default: the scenario's; {WORKERS_DEFAULT} of an --engine]",
 )
+@system_options
 @click.option(
     "--speedup",
     type=click.FloatRange(SPEEDUP_MIN, SPEEDUP_MAX),
@@ -143,7 +145,7 @@ class _Start:
 
     async def run(self) -> None:
         """Until it is told to stop."""
-        from tokenworks.cli.wiring import Factory
+        from tokenworks.cli.wiring import Factory, many_files, rare_collections
 
         factory = Factory(
             self._home,
@@ -154,14 +156,16 @@ class _Start:
             chosen=self._chosen,
             modelled=self._modelled,
         )
+        many_files()
         # From here on the folder is ours; the address of a factory that was killed is void.
         self._home.forget_url()
         if self.speaks == "words":
             click.echo("Starting the workers ...", err=True)
         try:
-            await factory.run(
-                lambda up: self._ready(up.server.address, up.secret, list(up.driver.models()))
-            )
+            with rare_collections():
+                await factory.run(
+                    lambda up: self._ready(up.server.address, up.secret, list(up.driver.models()))
+                )
         finally:
             self._home.forget_url()
 
@@ -186,15 +190,20 @@ def _modelled(given: dict[str, Any]) -> Modelled:
         scenario=given["scenario"],
         engine=given["engine"],
         workers=given["workers"],
+        hardware=asked_systems(given),
         speedup=1.0 if given["speedup"] is None else given["speedup"],
         output_tokens=given["output_tokens"] or OUTPUT_TOKENS_DEFAULT,
     )
 
 
+_SPELT: Final = {"systems": "--system", "folders": "--catalogue"}
+"""Options whose name is not that of what they give."""
+
+
 def _refuse_twin_options(given: dict[str, Any]) -> None:
     for name, value in given.items():
-        if value is not None:
-            option = "--" + name.replace("_", "-")
+        if value not in {None, ()}:
+            option = _SPELT.get(name) or "--" + name.replace("_", "-")
             raise InvalidRequest(
                 f"{option} is for modelled workers.", hint="Say --twin, too, or leave it out."
             )

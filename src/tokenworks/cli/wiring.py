@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import gc
 import hashlib
 import logging
 import os
+import resource
 import secrets
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from tokenworks.catalogue.factory_config import (
@@ -54,7 +56,13 @@ from tokenworks.twin.clock import FastClock
 from tokenworks.twin.records import speed_curve
 from tokenworks.twin.serving import Engines, ModelledWorker
 
+FILES_MAX: Final = 1 << 17
+"""Sockets of callers and of workers; as many as any front door here can use."""
+
 LOCAL_TENANT: Final = TenantID("local")
+GC_THRESHOLDS: Final = (20_000, 20, 20)
+"""Objects made and not freed between two searches for cycles. A request makes hundreds and leaves
+none behind, so that Python's own 700 would search what is in flight at every other request."""
 
 _log: Final = logging.getLogger("tokenworks.ledger")
 
@@ -77,6 +85,29 @@ def operator_key(home: Home, store: LedgerStore, clock: Clock) -> str:
 def curve_of(name: str, pool: PoolConfig, measured: Curves) -> tuple[CurvePoint, ...]:
     """A pool's speed: from its settings, else measured here, else as shipped."""
     return pool.curve or measured.get(name, ()) or foreman_facts().curve
+
+
+@contextlib.contextmanager
+def rare_collections() -> Iterator[None]:
+    """Search for cycles seldom, and never among what is there now, for the length of a block."""
+    thresholds = gc.get_threshold()
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.unfreeze()
+
+
+def many_files() -> None:
+    """Let this process have as many sockets and files open as its hard limit allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = FILES_MAX if hard == resource.RLIM_INFINITY else min(hard, FILES_MAX)
+    if soft < most:
+        with contextlib.suppress(ValueError):  # macOS says "unlimited" and means less
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 class Factory:
@@ -212,6 +243,7 @@ class Factory:
                     model=ModelName(config.model),
                     url=config.urls[i],
                     api_key=_worker_key(pool, config),
+                    slots=config.slots,
                 )
                 self.workers.append(AttachedWorker(spec, self.clock, up, down))
             else:

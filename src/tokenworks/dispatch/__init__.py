@@ -10,6 +10,7 @@ __all__ = [
     "journal_format",
     "kv_tiers",
     "market",
+    "offers",
     "oversight",
     "policies",
     "policy",

@@ -9,13 +9,17 @@ look-ups in memory that nobody has touched for long, however many blocks it has.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import compress
+from operator import ne
 from typing import Final
+
+import msgspec
 
 STRETCH_BLOCKS_MAX: Final = 64
 """A stretch grows to no more than so many blocks; growing copies it."""
 
 
-class Stretch:
+class Stretch(msgspec.Struct, gc=False, eq=False):
     """Consecutive blocks of a chain: a part of a tuple, which others may share.
 
     Attributes:
@@ -25,13 +29,10 @@ class Stretch:
         mask: the workers that have them.
     """
 
-    __slots__ = ("blocks", "mask", "start", "stop")
-
-    def __init__(self, blocks: tuple[int, ...], start: int, stop: int, mask: int) -> None:
-        self.blocks = blocks
-        self.start = start
-        self.stop = stop
-        self.mask = mask
+    blocks: tuple[int, ...]
+    start: int
+    stop: int
+    mask: int
 
 
 class Chains:
@@ -108,19 +109,17 @@ class Chains:
             before: an older generation: who has blocks there that are new here has them here, too.
         """
         find, length = self._stretches.get, len(prefix)
-        found, last = 0, None
-        compared, self._compared = self._compared, None
+        found, last, at, count = 0, None, None, 0
+        if self._compared is not None:
+            if self._compared[1] is prefix:
+                at, _, at_found, at_count = self._compared
+            self._compared = None
         while found < length:
             stretch = find(prefix[found])
             if stretch is None:
                 break
-            if (
-                compared is not None
-                and compared[0] is stretch
-                and compared[1] is prefix
-                and compared[2] == found
-            ):
-                count = compared[3]
+            if stretch is at and found == at_found:
+                count = at_count
             else:
                 count = common(stretch, prefix, found, length)
             found += count
@@ -221,8 +220,6 @@ class Chains:
 def common(stretch: Stretch, prefix: Sequence[int], at: int, length: int) -> int:
     """How many blocks of a stretch a prefix has from one place on; the first one it has.
 
-    Bisects: those before an equal one are equal.
-
     Args:
         stretch: that is compared.
         prefix: block hashes from the prompt's start.
@@ -232,21 +229,14 @@ def common(stretch: Stretch, prefix: Sequence[int], at: int, length: int) -> int
     >>> common(Stretch((4, 7, 8, 9), 1, 4, 1), (5, 6, 7, 8, 1), 2, 5)
     2
     """
-    blocks, before = stretch.blocks, stretch.start - 1
-    high = stretch.stop - stretch.start
+    blocks, start = stretch.blocks, stretch.start
+    high = stretch.stop - start
     if high > length - at:
         high = length - at
-    at -= 1
-    if blocks[before + high] == prefix[at + high]:
-        return high
-    low, high = 1, high - 1
-    while low < high:
-        middle = (low + high + 1) // 2
-        if blocks[before + middle] == prefix[at + middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low
+    if blocks[start + high - 1] == prefix[at + high - 1]:
+        return high  # those before an equal one are equal
+    differ = map(ne, blocks[start : start + high], prefix[at : at + high])
+    return next(compress(range(high), differ))
 
 
 def mask_bytes(mask: int) -> bytes:

@@ -43,6 +43,11 @@ SERVING_MAX: Final = 1_024
 """Needs for which it is remembered who has them: callers may name any set of labels."""
 
 RANKS: Final = tuple(range(len(Tier)))
+_UNKNOWN: Final = 1 << 62
+_RANKS_OF: Final = tuple(
+    tuple(rank for rank in RANKS if bits >> rank & 1) for bits in range(1 << len(RANKS))
+)
+"""By ranks as bits, the same as a tuple."""
 
 
 class Worker(msgspec.Struct, kw_only=True):
@@ -252,16 +257,19 @@ class Fleet:
         loads: by load, who has it. A load is a number of running requests; where workers differ in
             slots, as many as it would be on the largest.
         load_min, load_max: the least and the largest load of any worker.
+        kv_tokens_min: the smallest KV cache of any worker of which that is known.
     """
 
     __slots__ = (
         "_alike",
         "_hidden",
+        "_occupied",
         "_scale",
         "_serving",
         "admitting",
         "by_index",
         "changes",
+        "kv_tokens_min",
         "lines",
         "load_max",
         "load_min",
@@ -460,8 +468,12 @@ class Fleet:
             for rank in RANKS:
                 if worker.admitted >> rank & 1:
                     self.admitting[rank] |= bit
-        taken = [load for load, mask in enumerate(self.loads) if mask]
-        self.load_min, self.load_max = (taken[0], taken[-1]) if taken else (0, 0)
+        self._occupied = sum(1 << load for load, mask in enumerate(self.loads) if mask)
+        self._bound()
+        self.kv_tokens_min = min(
+            (each.kv_blocks * each.block_tokens for each in self.workers if each.kv_blocks),
+            default=_UNKNOWN,
+        )
 
     def take(self, worker: Worker, request: RequestID, rank: int) -> None:
         """Count a request that is sent to a worker."""
@@ -489,9 +501,13 @@ class Fleet:
     def least_loaded(self, mask: int) -> int:
         """Those of some workers, at least one of the fleet's, that have the least load."""
         loads = self.loads
-        load = self.load_min
-        while not (found := loads[load] & mask):
-            load += 1
+        found = loads[self.load_min] & mask
+        if found:
+            return found
+        left = self._occupied
+        while not found:
+            left &= left - 1  # those of the least load are not among them
+            found = loads[(left & -left).bit_length() - 1] & mask
         return found
 
     def first(self, mask: int) -> Worker:
@@ -512,18 +528,22 @@ class Fleet:
             self.open |= bit
         elif self.open & bit:
             self.open ^= bit
-        scale = self._scale
         load = running
-        if slots != scale or load > scale:
+        if slots != self._scale or load > slots:
             load = self._load_of(worker)
         before = worker.load
         if load != before:
             worker.load = load
             loads = self.loads
-            loads[before] ^= bit
-            loads[load] |= bit
-            if load < self.load_min or load > self.load_max or not loads[before]:
-                self._rebound(before, load)
+            left = loads[before] ^ bit
+            there = loads[load]
+            loads[before], loads[load] = left, there | bit
+            if not left or not there:
+                if not left:
+                    self._occupied ^= 1 << before
+                if not there:
+                    self._occupied ^= 1 << load
+                self._bound()
         admitted = worker.admits[running] if running < worker.limit else 0
         if self._hidden:
             admitted &= ~self._hidden.get(worker.index, 0)
@@ -531,23 +551,14 @@ class Fleet:
         if changed:
             worker.admitted = admitted
             admitting = self.admitting
-            for rank in RANKS:
-                if changed >> rank & 1:
-                    admitting[rank] ^= bit
+            for rank in _RANKS_OF[changed]:
+                admitting[rank] ^= bit
 
-    def _rebound(self, before: int, load: int) -> None:
-        """Find the least and the largest load again, after a worker has gone to another."""
-        loads = self.loads
-        if load < self.load_min:
-            self.load_min = load
-        elif before == self.load_min and not loads[before]:
-            while not loads[self.load_min]:
-                self.load_min += 1
-        if load > self.load_max:
-            self.load_max = load
-        elif before == self.load_max and not loads[before]:
-            while not loads[self.load_max]:
-                self.load_max -= 1
+    def _bound(self) -> None:
+        """Find the least and the largest load again."""
+        occupied = self._occupied
+        self.load_min = max(0, (occupied & -occupied).bit_length() - 1)
+        self.load_max = max(0, occupied.bit_length() - 1)
 
     def _load_of(self, worker: Worker) -> int:
         # A worker whose slots became fewer may run more than it has.

@@ -14,6 +14,7 @@ what leaves the busiest most time.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
@@ -210,7 +211,22 @@ def batch_within(
         context_tokens: of one user.
         batch_max: at most this.
         allowed_fs: time per token that the promise allows.
+
+    >>> from tokenworks.perf.timing import Knot
+    >>> straight = Timing(launch_fs=100, sequence_fs=10, context_token_fs=1, prefill_token_fs=0,
+    ...                   prefill_context_fs=0)
+    >>> bent = Timing(launch_fs=100, sequence_fs=10, context_token_fs=1, prefill_token_fs=0,
+    ...               prefill_context_fs=0, knots=(Knot(1, 140, 1), Knot(8, 180, 1)))
+    >>> [batch_within(each, 2, 5, 8, 220) for each in (straight, bent)]
+    [7, 6]
     """
+    if timing.knots:
+        # No user more makes an iteration shorter, so halving finds the most.
+        return bisect_right(
+            range(1, batch_max + 1),
+            allowed_fs,
+            key=lambda n: timing.decode_fs(n, n * context_tokens) + n * stall_fs,
+        )
     per_user = timing.sequence_fs + context_tokens * timing.context_token_fs + stall_fs
     left = allowed_fs - timing.launch_fs
     if left < per_user:

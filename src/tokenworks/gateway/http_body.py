@@ -6,12 +6,16 @@ import re
 from typing import Final
 
 from tokenworks.core.errors import InvalidRequest, RequestTooLarge
+from tokenworks.gateway.http_head import FIELD, TOKEN
 
 CHUNK_LINE_BYTES_MAX: Final = 1_024
 """A chunk's size with its extensions, which are not read."""
 
 TRAILER_BYTES_MAX: Final = 8 * 1_024
-_SIZE: Final = re.compile(rb"([0-9A-Fa-f]{1,8})(?:[ \t]*+;[^\x00-\x08\x0a-\x1f\x7f]*+)?+\r\n")
+_VALUE: Final = rb"(?:" + TOKEN + rb'|"[^"\\\x00-\x1f\x7f]*+")'
+_SIZE: Final = re.compile(rb"([0-9A-Fa-f]{1,8})(?:;" + TOKEN + rb"(?:=" + _VALUE + rb")?+)*+\r\n")
+_FIELD: Final = re.compile(FIELD)
+_OF_FRAMING: Final = (b"content-length:", b"transfer-encoding:")
 _CRLF: Final = b"\r\n"
 
 
@@ -120,7 +124,9 @@ class ChunkedBody:
 
     def _trailer(self, line: bytes) -> None:
         self._size += len(line)
-        if not line.endswith(_CRLF) or self._size > self._bytes_max + TRAILER_BYTES_MAX:
+        field = line == _CRLF or _FIELD.fullmatch(line) is not None
+        field = field and not line.lower().startswith(_OF_FRAMING)
+        if not field or self._size > self._bytes_max + TRAILER_BYTES_MAX:
             raise InvalidRequest("The trailer of the request's body is not HTTP/1.1.")
         if line == _CRLF:
             self.whole = b"".join(self._parts)

@@ -14,10 +14,10 @@ from urllib.parse import unquote_to_bytes
 from tokenworks.core.errors import InvalidRequest
 from tokenworks.gateway.http_io import Headers
 
-_TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
+TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
+FIELD: Final = TOKEN + rb":[^\x00-\x08\x0a-\x1f\x7f]*+\r\n"
 _HEAD: Final = re.compile(
-    rb"(" + _TOKEN + rb") ([\x21-\x7e]++) HTTP/1\.([01])\r\n"
-    rb"(?:" + _TOKEN + rb":[^\x00-\x08\x0a-\x1f\x7f]*+\r\n)*+\r\n"
+    rb"(" + TOKEN + rb") ([\x21-\x7e]++) HTTP/1\.([01])\r\n(?:" + FIELD + rb")*+\r\n"
 )
 """A request line and header fields. There is no space before a colon, no folded line, no bare line
 feed and no control character."""
@@ -25,6 +25,9 @@ feed and no control character."""
 _LINE: Final = re.compile(rb"\r\n([^:\r\n]+):[ \t]*([^\r\n]*)")
 _LENGTH_DIGITS_MAX: Final = 15
 _SPACE: Final = b" \t"
+_CHUNKED: Final = (b"\r\ntransfer-encoding: chunked\r\n", b"\r\ntransfer-encoding:chunked\r\n")
+"""Written otherwise, with a tab after it, say, it is known to mean different things to servers."""
+
 HEAD_END: Final = b"\r\n\r\n"
 
 
@@ -112,8 +115,9 @@ class Head:
         lengths = self._lower.count(b"\r\ncontent-length:")
         coding = self.get(b"transfer-encoding")
         if coding is not None:
+            plain = any(line in self._lower for line in _CHUNKED)
             once = self._lower.count(b"\r\ntransfer-encoding:") == 1
-            if lengths or self.http_1_0 or not once or coding.lower() != b"chunked":
+            if lengths or self.http_1_0 or not once or not plain:
                 raise InvalidRequest(
                     "The request's `Transfer-Encoding` must be `chunked`, alone, once, without "
                     "`Content-Length`."

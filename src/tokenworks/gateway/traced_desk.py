@@ -14,6 +14,7 @@ import msgspec
 
 from tokenworks.core.errors import TokenworksError, WorkerFailed
 from tokenworks.core.ids import ModelName
+from tokenworks.core.needs import Needs
 from tokenworks.core.orders import CHAT_PATH, KeyView, Order, Outcome, Receipt
 from tokenworks.core.ports import AnswerStream, Clock, Delivery, Desk, Sink
 from tokenworks.core.slo import Tier
@@ -104,6 +105,10 @@ class TracedDesk:
     def output_tokens_default(self, model: ModelName, tier: Tier) -> int:
         """See ``Desk``."""
         return self._desk.output_tokens_default(model, tier)
+
+    async def count_tokens(self, model: ModelName, body: bytes, needs: Needs | None) -> int:
+        """See ``Desk``; it makes no tokens, so there is no span."""
+        return await self._desk.count_tokens(model, body, needs)
 
     def healthy(self) -> tuple[bool, str]:
         """See ``Desk``."""

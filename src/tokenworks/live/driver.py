@@ -7,9 +7,11 @@ It is the gateway's ``Desk``. Every event is in the journal before its commands 
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
 import functools
 import hashlib
+import itertools
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, NamedTuple, assert_never
@@ -64,7 +66,7 @@ from tokenworks.dispatch.events import (
 )
 from tokenworks.dispatch.settings import settings_for
 from tokenworks.ledger.entries import VoidReason
-from tokenworks.ledger.ledger import Ledger, Work
+from tokenworks.ledger.ledger import Ledger
 from tokenworks.ledger.quotas import KeyRecord, LimitState, window_end
 from tokenworks.ledger.store_port import LedgerStore
 from tokenworks.live.bookkeeper import Bookkeeper
@@ -72,13 +74,16 @@ from tokenworks.live.flights import Flight, LiveDelivery
 from tokenworks.live.journal import JournalWriter
 from tokenworks.live.quota_leases import QuotaLeases
 from tokenworks.live.refusals import not_offered, rejection, shutting_down, words_of_error
-from tokenworks.live.seats import Seat, gauges_of
+from tokenworks.live.seats import Seat, gauges_of, work_of
 from tokenworks.live.token_counts import count_at_any
 from tokenworks.live.worker_body import worker_body
 
 ANSWER_NS_MAX: Final = 3_000 * NS_PER_S
 """From the reservation to the end of the answer, queueing included; less than
 ``bookkeeper.HOLD_NS_MAX``."""
+LINGER_NS_MAX: Final = 5 * NS_PER_S
+"""A worker that keeps its stream open this long after the answer was settled loses its socket.
+Housekeeping looks after both, since a timer for each answer would cost more than it is worth."""
 BREATHER_NS: Final = 50 * NS_PER_MS
 """Between a worker's failure and the next try. If the worker is going down, supervision says so
 meanwhile, and the request waits in its line instead of spending its tries."""
@@ -153,6 +158,7 @@ class Driver:
         self._timer: asyncio.TimerHandle | None = None
         self._keys_trouble: str | None = None
         self._sending: set[asyncio.Task[None]] = set()
+        self._lingering: collections.deque[tuple[float, LiveDelivery]] = collections.deque()
         self._last_ns = 0
         self._closed = False
         self._landed = asyncio.Event()
@@ -191,11 +197,24 @@ class Driver:
 
     def housekeep_once(self) -> None:
         """One round of what waits for nobody; what fails is tried again in the next."""
+        self._cut_off_late()
         self._bookkeeper.round()
         self._write_journal(lambda journal: journal.flush())
 
     async def _round(self) -> None:
         self.housekeep_once()
+
+    def _cut_off_late(self) -> None:
+        """Stop answers that take too long, and streams that outlive their answers."""
+        now_ns, now_s = self._clock.now_ns(), asyncio.get_running_loop().time()
+        # The oldest come first.
+        late = itertools.takewhile(lambda each: each.cut_off_ns <= now_ns, self._flights.values())
+        for flight in tuple(late):
+            opened = flight.opened
+            if opened.done() and not opened.cancelled() and opened.exception() is None:
+                opened.result().abort()
+        while self._lingering and self._lingering[0][0] <= now_s:
+            self._lingering.popleft()[1].abort()
 
     async def keep_up(self) -> None:
         """Read settings that have changed, and take up the next price book on its day."""
@@ -321,9 +340,13 @@ class Driver:
             worked_ns += max(0, self._clock.now_ns() - flight.sent_ns)
         self.tell(_ending(flight, seat, outcome))
         self._flights.pop(order.request, None)
-        work = _work(seat, worked_ns)
+        work = work_of(seat, worked_ns)
         if not self._flights:
             self._landed.set()
+        assert flight.delivery is not None, flight.order.request
+        # Its stream has a little time to end by itself.
+        due_s = asyncio.get_running_loop().time() + LINGER_NS_MAX / NS_PER_S
+        self._lingering.append((due_s, flight.delivery))
         entry = await self._bookkeeper.bill(order.request, outcome, work)
         return Receipt(
             tier_asked=entry.tier_asked,
@@ -402,9 +425,11 @@ class Driver:
         """Journal an event, hand it to the dispatcher and carry out what it says."""
         now_ns = self._last_ns = max(self._last_ns, self._clock.now_ns())
         commands = self._dispatcher.handle(now_ns, event)
-        self._write_journal(
-            lambda journal: journal.write(now_ns, event, commands, self._dispatcher)
-        )
+        if self._journal is not None:
+            try:
+                self._journal.write(now_ns, event, commands, self._dispatcher)
+            except OSError as error:
+                self._end_journal(error)
         for command in commands:
             self._carry_out(command)
 
@@ -417,14 +442,17 @@ class Driver:
         return duration_ns / (NS_PER_S * self._speedup)
 
     def _write_journal(self, write: Callable[[JournalWriter], None]) -> None:
-        """The journal is for replays; a factory whose disk refuses it goes on without one."""
         if self._journal is None:
             return
         try:
             write(self._journal)
         except OSError as error:
-            self._journal = None
-            _log.error("the journal ends here, it cannot be written: %s", error)
+            self._end_journal(error)
+
+    def _end_journal(self, error: OSError) -> None:
+        """The journal is for replays; a factory whose disk refuses it goes on without one."""
+        self._journal = None
+        _log.error("the journal ends here, it cannot be written: %s", error)
 
     def _carry_out(self, command: Command) -> None:
         match command:
@@ -532,8 +560,7 @@ class Driver:
         if flight.delivery is not None:
             flight.delivery.go_on(stream)
             return
-        left_s = self.loop_s(max(0, flight.cut_off_ns - self._clock.now_ns()))
-        flight.delivery = LiveDelivery(flight, stream, left_s, self.settle)
+        flight.delivery = LiveDelivery(flight, stream, self.settle)
         flight.opened.set_result(flight.delivery)
 
     async def _post(self, flight: Flight, seat: Seat) -> AnswerStream:
@@ -714,19 +741,6 @@ def scaling_of(pools: Mapping[PoolID, PoolConfig]) -> tuple[PoolScale, ...]:
         )
         for name, config in pools.items()
         if config.workers_max is not None
-    )
-
-
-def _work(seat: Seat, worker_ns: int) -> Work:
-    """Who made an answer, and a slot's share of its pool's cost over the time."""
-    config = seat.config
-    slots = config.slots * max(config.workers, len(config.urls))
-    return Work(
-        pool=seat.pool,
-        worker=seat.worker,
-        worker_ns=worker_ns,
-        energy_nanodollars=config.energy_nanodollars(worker_ns) // slots,
-        capital_nanodollars=config.capital_nanodollars(worker_ns) // slots,
     )
 
 

@@ -9,17 +9,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Final
 
 from tokenworks.core.errors import WorkerFailed
 from tokenworks.core.orders import Order, Outcome, Receipt
 from tokenworks.core.ports import AnswerStream, KeepingStream, Sink
-from tokenworks.core.units import NS_PER_S
 from tokenworks.dispatch.commands import Fetch
 from tokenworks.live.seats import Seat
-
-LINGER_NS_MAX: Final = 5 * NS_PER_S
-"""A worker that keeps its stream open this long after the answer was settled loses its socket."""
 
 
 class Flight:
@@ -88,7 +83,6 @@ class LiveDelivery:
     Args:
         flight: of which request.
         stream: of the worker that has begun it.
-        cut_off_s: how long it may take, on the event loop's clock.
         settle: bills it.
 
     Attributes:
@@ -96,7 +90,7 @@ class LiveDelivery:
     """
 
     __slots__ = (
-        *("_cut_off", "_drained", "_end", "_failure", "_flight", "_next", "_paused", "_settle"),
+        *("_drained", "_end", "_failure", "_flight", "_next", "_paused", "_settle"),
         *("_sink", "_stopping", "_waiting", "stream"),
     )
 
@@ -104,7 +98,6 @@ class LiveDelivery:
         self,
         flight: Flight,
         stream: AnswerStream,
-        cut_off_s: float,
         settle: Callable[[Flight, Outcome], Awaitable[Receipt]],
     ) -> None:
         self._flight, self.stream, self._settle = flight, stream, settle
@@ -114,7 +107,6 @@ class LiveDelivery:
         self._stopping = self._waiting = self._drained = False
         self._end: list[WorkerFailed | None] = []
         self._failure = ""
-        self._cut_off = asyncio.get_running_loop().call_later(cut_off_s, self._abort_streams)
 
     # What the gateway asks.
 
@@ -139,14 +131,13 @@ class LiveDelivery:
 
     def abort(self) -> None:
         """See ``Delivery``."""
-        self._cut_off.cancel()
-        self._abort_streams()
+        self.stream.abort()
+        if self._next is not None:
+            self._next.abort()
+        self.break_off("the request was aborted")
 
     async def settle(self, outcome: Outcome) -> Receipt:
         """See ``Delivery``."""
-        self._cut_off.cancel()
-        loop = asyncio.get_running_loop()
-        self._cut_off = loop.call_later(LINGER_NS_MAX / NS_PER_S, self._abort_streams)
         return await self._settle(self._flight, outcome)
 
     # What a worker's stream says, where the worker can be stopped.
@@ -217,9 +208,3 @@ class LiveDelivery:
         if self._paused:
             self.stream.pause()
         self.stream.pipe(self)
-
-    def _abort_streams(self) -> None:
-        self.stream.abort()
-        if self._next is not None:
-            self._next.abort()
-        self.break_off("the request was aborted")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Final
@@ -18,13 +19,21 @@ QUEUE_LEN_MAX: Final = 20_000
 IDLE_S_MAX: Final = 5
 """How long the thread waits for entries before it looks after what it has put off."""
 
+PATIENCE_S: Final = 0.02
+"""How long a reservation may wait for a settlement to be stored with: nobody waits for it, and if
+the process dies before, there is neither an answer to bill nor a hold to give back."""
+
+COMMIT_S_MIN: Final = 0.002
+"""From one commit to the next while there is always something to store. A sync costs the same for
+many entries as for one; one that comes alone is stored at once."""
+
 Done = Callable[[TokenworksError | None], None]
 
 
 class Batch:
     """Entries of one append, all or none, and whom to tell."""
 
-    __slots__ = ("done", "entries", "future", "loop")
+    __slots__ = ("done", "entries", "future", "loop", "patient")
 
     def __init__(
         self,
@@ -34,6 +43,8 @@ class Batch:
         done: Done | None,
     ) -> None:
         self.entries, self.loop, self.future, self.done = entries, loop, future, done
+        self.patient = done is None and all(entry.phase == "reserve" for entry in entries)
+        """Whether it can wait for others that cannot."""
 
 
 class GroupCommit:
@@ -58,6 +69,9 @@ class GroupCommit:
         self._queue_len = 0
         self._followers: list[list[Entry]] = []
         self._closing = False
+        self._urgent = False
+        self._asleep = False
+        self._committed_s = 0.0
         self._wake = threading.Condition()
         self.still = threading.Lock()
         """Held while entries are between the queue and the disk; who holds it sees all the rest."""
@@ -105,7 +119,7 @@ class GroupCommit:
     def close(self) -> None:
         """Store what is queued and end the thread; a second time does nothing."""
         with self._wake:
-            self._closing = True
+            self._closing = self._urgent = True
             self._wake.notify()
         self._thread.join()
 
@@ -121,8 +135,12 @@ class GroupCommit:
                     hint="Look at the disk that holds the ledger, or at its database server.",
                     retry_after_s=1,
                 )
-            if not self._queue:
+            # Once it is told that it cannot wait, it need not be told again; and what can wait
+            # wakes it only from a long sleep.
+            if not self._urgent and (self._asleep or not batch.patient):
                 self._wake.notify()
+            self._urgent = self._urgent or not batch.patient
+            self._asleep = False
             self._queue.append(batch)
             self._queue_len += len(batch.entries)
             for later in self._followers:
@@ -136,6 +154,7 @@ class GroupCommit:
                 with self.still:
                     batches = self._take()
                     errors = self._commit(batches) if batches else []
+                    self._committed_s = time.monotonic()
                     if not batches:
                         self._idle()
                 _tell(batches, errors)
@@ -151,10 +170,20 @@ class GroupCommit:
             _tell(batches, [stopped] * len(batches))
 
     def _wait(self) -> bool:
-        """Until something is queued, or for a while; False when there is nothing left to do."""
+        """Until something is to be stored, or for a while; False when there is nothing left."""
         with self._wake:
-            self._wake.wait_for(lambda: self._queue or self._closing, timeout=IDLE_S_MAX)
-            return bool(self._queue) or not self._closing
+            self._wake.wait_for(lambda: self._urgent, timeout=PATIENCE_S)
+            if not self._queue and not self._closing:
+                self._asleep = True
+                self._wake.wait_for(lambda: self._queue or self._closing, timeout=IDLE_S_MAX)
+                self._asleep = False
+                if not self._urgent and self._queue:
+                    self._wake.wait_for(lambda: self._urgent, timeout=PATIENCE_S)
+            closing = self._closing
+        rest_s = self._committed_s + COMMIT_S_MIN - time.monotonic()
+        if rest_s > 0 and not closing:
+            time.sleep(rest_s)
+        return bool(self._queue) or not closing
 
     def _take(self) -> list[Batch]:
         """The next batches, no more than fit a block."""
@@ -166,6 +195,7 @@ class GroupCommit:
                 taken, count = taken + 1, count + len(batch.entries)
             batches, self._queue = self._queue[:taken], self._queue[taken:]
             self._queue_len -= count
+            self._urgent = self._closing or any(not batch.patient for batch in self._queue)
             return batches
 
 

@@ -8,6 +8,7 @@ engine is told to stop.
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 import ssl
 from typing import Final, cast
@@ -36,6 +37,13 @@ _BODILESS: Final = frozenset({"GET", "HEAD", "DELETE", "OPTIONS"})
 
 IDLE_NS_MAX: Final = 3 * NS_PER_S
 """llama.cpp, and vLLM's server too, close a connection after 5 s of silence: be gone before."""
+
+SWEEP_NS_MAX: Final = NS_PER_S // 2
+"""Between two looks at what takes too long: one timer for all connections of a client, where one
+for each request would cost more than its time-out is worth."""
+
+_NO_FILES: Final = frozenset({errno.EMFILE, errno.ENFILE})
+_FRAMING: Final = frozenset({b"content-length", b"transfer-encoding"})
 
 
 class WorkerStream:
@@ -133,11 +141,18 @@ class WorkerStream:
             self._waiter = None
 
     async def _head(self) -> None:
-        """Return once the headers are in; raises WorkerFailed if they never come."""
-        while self.status == 0:
-            if self._failure is not None:
-                raise WorkerFailed(self._failure)
-            await self._wait()
+        """Return once the headers are in; raises WorkerFailed if they never come.
+
+        Cancelling closes the socket.
+        """
+        try:
+            while self.status == 0:
+                if self._failure is not None:
+                    raise WorkerFailed(self._failure)
+                await self._wait()
+        except asyncio.CancelledError:
+            self.abort()
+            raise
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -150,17 +165,18 @@ class WorkerStream:
         self._wake()
 
     def _on_body(self, data: bytes) -> int:
-        """How much waits to be read; a sink gets it all together, once what came is parsed."""
-        self._chunks.append(data)
+        """How much waits to be read."""
         if self._sink is not None:
+            self._sink.data(data)
             return 0
+        self._chunks.append(data)
         self._size_bytes += len(data)
         self._wake()
         return self._size_bytes
 
     def _flush(self) -> None:
         if self._chunks and self._sink is not None:
-            data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+            data = b"".join(self._chunks)
             self._chunks.clear()
             self._size_bytes = 0
             self._sink.data(data)
@@ -173,8 +189,9 @@ class WorkerStream:
         if self._sink is None:
             self._wake()
         elif had is not None:
-            self._flush()
-            self._sink.ended(None if self._failure is None else WorkerFailed(self._failure))
+            # Whoever keeps the stream does not keep what took the answer.
+            sink, self._sink = self._sink, None
+            sink.ended(None if self._failure is None else WorkerFailed(self._failure))
 
 
 class _Connection(asyncio.Protocol):
@@ -182,6 +199,9 @@ class _Connection(asyncio.Protocol):
 
     def __init__(self, client: WorkerClient) -> None:
         self._client = client
+        self._parts: list[bytes] = []
+        self.on_body = self._parts.append
+        """The parser's: what came in one read is handed on together, once all of it is parsed."""
         self._parser = httptools.HttpResponseParser(self)
         self._transport: asyncio.Transport | None = None
         self._stream: WorkerStream | None = None
@@ -193,12 +213,22 @@ class _Connection(asyncio.Protocol):
         self._answered = False
         self.lost_unanswered = False
         """Whether the other side closed it between a request and the first byte of its answer."""
-        self.idle_since_s = 0.0
+        self._idle_since_s = 0.0
+        self._head_due_s: float | None = None
 
-    def exchange(self, request: bytes, *, keep_headers: bool = False) -> WorkerStream:
-        """Send a request on this idle connection."""
+    def exchange(
+        self, request: bytes, head_due_s: float, *, keep_headers: bool = False
+    ) -> WorkerStream:
+        """Send a request on this idle connection.
+
+        Args:
+            request: its bytes.
+            head_due_s: when the answer's headers are late, on the loop's clock.
+            keep_headers: whether the stream keeps them.
+        """
         assert self._stream is None
         assert self._transport is not None
+        self._head_due_s = head_due_s
         self._answered = False
         self._header_bytes = 0
         self._framed = False
@@ -224,8 +254,21 @@ class _Connection(asyncio.Protocol):
             self._paused = False
             self._transport.resume_reading()
 
+    def rest(self, now_s: float) -> None:
+        """Be idle from now on."""
+        self._idle_since_s = now_s
+
+    def rested(self, now_s: float) -> bool:
+        """Whether it has been idle for so long that the worker may be about to close it."""
+        return self._stream is None and now_s - self._idle_since_s >= IDLE_NS_MAX / NS_PER_S
+
+    def late(self, now_s: float) -> bool:
+        """Whether an answer's headers should have come."""
+        return self._head_due_s is not None and now_s >= self._head_due_s
+
     def fail(self, why: str) -> None:
         """Close the socket now; the stream ends with this reason."""
+        self._hand_on()
         stream, self._stream = self._stream, None
         if self._transport is not None:
             self._transport.abort()
@@ -251,8 +294,20 @@ class _Connection(asyncio.Protocol):
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self.fail(f"the worker's answer is not HTTP: {error!r}")
+        if self._parts:
+            self._hand_on()
+
+    def _hand_on(self) -> None:
+        """Give the stream what came for it, and stop reading when too many bytes wait."""
+        parts = self._parts
+        if not parts:
+            return
+        data = parts[0] if len(parts) == 1 else b"".join(parts)
+        parts.clear()
         if self._stream is not None:
-            self._stream._flush()  # noqa: SLF001
+            unread_bytes = self._stream._on_body(data)  # noqa: SLF001
+            if unread_bytes > STREAM_BYTES_HIGH:
+                self.pause()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The other side closed, or we did."""
@@ -281,7 +336,7 @@ class _Connection(asyncio.Protocol):
         lower = name.lower()
         if self._stream is not None and self._stream.keeps_headers:
             self._stream.headers.append((lower, value))
-        if lower in (b"content-length", b"transfer-encoding"):
+        if lower in _FRAMING:
             self._framed = True
         elif lower == b"content-type" and self._stream is not None:
             self._stream.content_type = value
@@ -292,19 +347,13 @@ class _Connection(asyncio.Protocol):
         self._interim = status < 200
         self._keep_alive = self._parser.should_keep_alive()
         if self._stream is not None and not self._interim:
+            self._head_due_s = None
             self._framed = self._framed or status in (204, 304)
             self._stream._on_status(status)  # noqa: SLF001
 
-    def on_body(self, data: bytes) -> None:
-        """Hand the bytes on, and stop reading when too many wait."""
-        if self._stream is None:
-            return
-        unread_bytes = self._stream._on_body(data)  # noqa: SLF001
-        if unread_bytes > STREAM_BYTES_HIGH:
-            self.pause()
-
     def on_message_complete(self) -> None:
         """End the stream and give the connection back."""
+        self._hand_on()
         if self._interim or self._stream is None:
             return
         stream, self._stream = self._stream, None
@@ -363,6 +412,8 @@ class WorkerClient:
         self._idle: list[_Connection] = []
         self._open: dict[_Connection, bool] = {}  # and whether it counts
         self._sockets = 0
+        self._sweep_s = min(head_ns_max / 4, SWEEP_NS_MAX) / NS_PER_S
+        self._sweeper: asyncio.TimerHandle | None = None
         self._closed: str | None = None
         host_text = f"[{host}]" if ":" in host else host
         default = HTTP_PORT if tls is None else HTTPS_PORT
@@ -389,7 +440,8 @@ class WorkerClient:
 
         Raises:
             WorkerFailed: no connection, no answer, or one that is not HTTP.
-            WorkerUnavailable: ``connections_max`` are busy, or the client is closed.
+            WorkerUnavailable: ``connections_max`` are busy, the client is closed, or this process
+                may open no more files.
         """
         head = self._post_head(path)
         if content_type != JSON_TYPE:
@@ -408,14 +460,18 @@ class WorkerClient:
     async def _send(self, request: bytes, *, keep_headers: bool = False) -> WorkerStream:
         connection = self._take_idle()
         if connection is not None:
-            stream = connection.exchange(request, keep_headers=keep_headers)
+            stream = connection.exchange(request, self._head_due_s(), keep_headers=keep_headers)
             try:
-                return await self._headed(stream)
+                await stream._head()  # noqa: SLF001
             except WorkerFailed:
                 if not connection.lost_unanswered:
                     raise
+            else:
+                return stream
         connection = await self._connect()
-        return await self._headed(connection.exchange(request, keep_headers=keep_headers))
+        stream = connection.exchange(request, self._head_due_s(), keep_headers=keep_headers)
+        await stream._head()  # noqa: SLF001
+        return stream
 
     async def get(self, path: str) -> tuple[int, bytes]:
         """Status and body of a small resource.
@@ -428,9 +484,9 @@ class WorkerClient:
         """
         head = f"GET {self._base_path}{path} HTTP/1.1\r\n{self._headers}Connection: close\r\n\r\n"
         connection = await self._connect(counted=False)
-        stream = connection.exchange(head.encode("ascii"))
+        stream = connection.exchange(head.encode("ascii"), self._head_due_s())
         try:
-            await self._headed(stream)
+            await stream._head()  # noqa: SLF001
             body = await stream.read_all(GET_BODY_BYTES_MAX + 1)
         finally:
             stream.abort()
@@ -444,6 +500,8 @@ class WorkerClient:
         for connection in tuple(self._open):
             connection.fail(self._closed)
         assert not self._open
+        if self._sweeper is not None:
+            self._sweeper.cancel()
 
     def _post_head(self, path: str) -> bytes:
         head = self._post_heads.get(path)
@@ -456,23 +514,25 @@ class WorkerClient:
             ).encode("ascii")
         return head
 
-    async def _headed(self, stream: WorkerStream) -> WorkerStream:
-        try:
-            async with asyncio.timeout(self._head_s_max):
-                await stream._head()  # noqa: SLF001
-        except TimeoutError:
-            stream.abort()
-            raise WorkerFailed(f"no answer from the worker in {self._head_s_max:g} s") from None
-        except asyncio.CancelledError:
-            stream.abort()
-            raise
-        return stream
+    def _head_due_s(self) -> float:
+        return asyncio.get_running_loop().time() + self._head_s_max
+
+    def _sweep(self) -> None:
+        """Close what has been idle for too long, and fail what should have answered."""
+        loop = asyncio.get_running_loop()
+        now_s = loop.time()
+        for connection in tuple(self._open):
+            if connection.late(now_s):
+                connection.fail(f"no answer from the worker in {self._head_s_max:g} s")
+            elif connection.rested(now_s):
+                connection.fail("idle for too long")
+        self._sweeper = loop.call_later(self._sweep_s, self._sweep) if self._open else None
 
     def _take_idle(self) -> _Connection | None:
         now_s = asyncio.get_running_loop().time()
         while self._idle:
             connection = self._idle.pop()
-            if connection.usable and now_s - connection.idle_since_s < IDLE_NS_MAX / NS_PER_S:
+            if connection.usable and not connection.rested(now_s):
                 return connection
             connection.fail("idle for too long")
         return None
@@ -493,6 +553,11 @@ class WorkerClient:
                     lambda: _Connection(self), self.host, self.port, ssl=self._tls
                 )
         except (OSError, TimeoutError) as error:  # that of TLS is an OSError, too
+            if error.errno in _NO_FILES:
+                raise WorkerUnavailable(
+                    f"this process may open no more files: {error.strerror}",
+                    hint="Raise the limit: ulimit -n.",
+                ) from error
             raise WorkerFailed(
                 f"cannot connect to the worker at {self.host}:{self.port}: {error!r}"
             ) from error
@@ -500,6 +565,8 @@ class WorkerClient:
             if connection is None:
                 self._sockets -= counted
         self._open[connection] = counted
+        if self._sweeper is None:
+            self._sweeper = loop.call_later(self._sweep_s, self._sweep)
         if self._closed is not None:  # it was closed while we waited
             connection.fail(self._closed)
             raise WorkerUnavailable(self._closed)
@@ -508,7 +575,10 @@ class WorkerClient:
     # Called by connections.
 
     def _give_back(self, connection: _Connection) -> None:
-        connection.idle_since_s = asyncio.get_running_loop().time()
+        if not self._open[connection]:
+            connection.fail("done")  # it was for one small resource
+            return
+        connection.rest(asyncio.get_running_loop().time())
         self._idle.append(connection)
 
     def _forget(self, connection: _Connection) -> None:

@@ -12,6 +12,7 @@ from tokenworks.core.ids import ModelName, PoolID, WorkerID
 from tokenworks.core.ports import WorkerPort
 from tokenworks.core.slo import Promise, Tier
 from tokenworks.dispatch.dispatcher import Dispatcher
+from tokenworks.ledger.ledger import Work
 from tokenworks.live.bookkeeper import Bookkeeper
 from tokenworks.perf.timing import Timing
 
@@ -37,6 +38,19 @@ class Seat(msgspec.Struct, kw_only=True):
     preempts: bool = False
     host_bytes_per_s: int = 0
     client: WorkerPort | None = None
+
+
+def work_of(seat: Seat, worker_ns: int) -> Work:
+    """Who made an answer, and a slot's share of its pool's cost over the time."""
+    config = seat.config
+    slots = config.slots * max(config.workers, len(config.urls))
+    return Work(
+        pool=seat.pool,
+        worker=seat.worker,
+        worker_ns=worker_ns,
+        energy_nanodollars=config.energy_nanodollars(worker_ns) // slots,
+        capital_nanodollars=config.capital_nanodollars(worker_ns) // slots,
+    )
 
 
 def gauges_of(

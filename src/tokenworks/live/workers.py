@@ -20,7 +20,7 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from tokenworks.catalogue.factory_config import ANY_MODEL
-from tokenworks.core.errors import ConfigInvalid, FactoryError, WorkerFailed
+from tokenworks.core.errors import ConfigInvalid, FactoryError, WorkerFailed, WorkerUnavailable
 from tokenworks.core.ids import ModelName, PoolID, WorkerID
 from tokenworks.core.ports import Clock, WorkerPort
 from tokenworks.core.units import NS_PER_MS, NS_PER_S
@@ -35,6 +35,7 @@ CONNECTIONS_PER_SLOT_MAX: Final = 2
 """The embedded worker has as many threads for connections, and some for health checks."""
 
 ATTACHED_CONNECTIONS_MAX: Final = 512
+"""To one server, if its slots are not more."""
 ENVIRONMENT_PASSED: Final = (
     *("PATH", "HOME", "TMPDIR", "LANG", "LC_", "PYTHONPATH", "LD_LIBRARY_PATH", "DYLD_"),
     *("OMP_", "GGML_", "CUDA_", "NVIDIA_", "HIP_", "ROCR_", "SYSTEMROOT"),
@@ -126,6 +127,7 @@ class AttachedSpec(msgspec.Struct, frozen=True, kw_only=True):
         model: the model name it must list under ``/v1/models``.
         url: ``http://host:port``, with or without ``/v1`` at its end.
         api_key: sent as a bearer token; None sends none.
+        slots: requests that it runs at once.
     """
 
     worker: WorkerID
@@ -133,6 +135,7 @@ class AttachedSpec(msgspec.Struct, frozen=True, kw_only=True):
     model: ModelName
     url: str
     api_key: str | None = None
+    slots: int = 1
 
 
 class Worker(Protocol):
@@ -243,6 +246,8 @@ class _Supervisor:
                 status, _ = await client.get(path)
         except TimeoutError:
             return f"{path} took more than {self.limits.health_ns_max / NS_PER_S:g} s"
+        except WorkerUnavailable:
+            return ""  # we cannot ask: that says nothing of the worker
         except FactoryError as error:
             return str(error)
         return "" if status == 200 else f"{path} answered {status}"
@@ -541,7 +546,7 @@ def _client_of(spec: AttachedSpec) -> WorkerClient:
         parts.hostname,
         port,
         spec.api_key,
-        connections_max=ATTACHED_CONNECTIONS_MAX,
+        connections_max=max(ATTACHED_CONNECTIONS_MAX, spec.slots),
         base_path=base if spec.model == ANY_MODEL else base.removesuffix("/v1"),
         tls=ssl.create_default_context() if secure else None,
     )

@@ -2,7 +2,6 @@
 
 __all__ = [
     "architecture",
-    "boosting",
     "calibrated",
     "calibration",
     "case",
@@ -17,7 +16,9 @@ __all__ = [
     "rows",
     "speculative",
     "split",
+    "spread",
     "sweep",
+    "tabulated",
     "terms",
     "timing",
     "validate",

@@ -1,51 +1,30 @@
-"""Fitted factors, residuals and trees, and what they make of nominal times."""
+"""What fitting leaves behind, factors and residuals, and what they make of nominal times."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from operator import mul
-from typing import Final, TypeAlias
+from operator import sub, truediv
+from typing import Final
 
 import msgspec
 
 from tokenworks.catalogue.records import Accelerator
+from tokenworks.perf.architecture import Shape
 from tokenworks.perf.case import Case
 from tokenworks.perf.passes import Rates
 from tokenworks.perf.terms import DTYPE_AXIS, PLACE_SCALES
 
 ROWS_FEW: Final = 12
-"""Below this, a group is too small for its own physics: trees over all groups speak first."""
-VARIANCE: Final = 0.15
-"""Of residuals' logarithms before anything near was measured."""
-GROUP_LIKENESS: Final = 0.5
-"""That all rows of a group have beside what nearness gives them: a group is off as a whole."""
-NOISE: Final = 0.004
-"""Of the logarithm between repeats of one run."""
+"""Below this, a group counts as little measured."""
+SHARED_REACH: Final = 2.0
+"""How many times as far likeness reaches between groups as within one."""
 VERSION_STEP: Final = 1.0
 """How far two versions of an engine lie apart."""
 MONTHS: Final = 4.0
 """After which likeness falls to 1/e."""
 MONTHS_UNKNOWN: Final = 0.3
 """How far an undated row lies from a dated one."""
-
-
-class Tree(msgspec.Struct, frozen=True, array_like=True):
-    """A regression tree in preorder; a node's left child follows it.
-
-    Attributes:
-        feature: that a node asks about; negative at a leaf.
-        value: the threshold, or what a leaf adds.
-        right: where the right child is.
-    """
-
-    feature: list[int]
-    value: list[float]
-    right: list[int]
-
-
-Node: TypeAlias = "float | tuple[int, float, Node, Node]"
-"""A leaf's answer, or a feature, a threshold, and what follows if it is not or is exceeded."""
 
 
 class Group(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,18 +68,32 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
     rates: Rates
 
 
+class Spot(msgspec.Struct, frozen=True, array_like=True):
+    """Weights of rows that were measured at one place under one load.
+
+    Attributes:
+        site: which of the calibration's.
+        load: likewise.
+        tpot: for TPOT's residual.
+        ttft: for TTFT's.
+    """
+
+    site: int
+    load: int
+    tpot: float
+    ttft: float
+
+
 class Learned(msgspec.Struct, frozen=True, kw_only=True):
     """What fitting found for TPOT, or for TTFT.
 
     Attributes:
-        factors: logarithms of them, by level; those of a case's levels add up.
-        trees: for groups with few rows.
-        mean: that the trees start from.
+        factors: logarithms of what terms are multiplied by: of all, and of aggregated systems.
+        levels: by level, what it adds to the logarithm, and what for each term by its share.
     """
 
     factors: dict[str, list[float]]
-    trees: list[Tree]
-    mean: float
+    levels: dict[str, list[float]]
 
 
 class Calibration(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,10 +102,13 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         rows: that it was fitted to.
         source: of them.
-        seed: of the trees and folds.
+        seed: of the folds.
         tpot: what was learned of time per output token.
         ttft: likewise, to the first token.
         groups: by ``group_key``.
+        sites: distinct places of all groups, without their load.
+        loads: distinct ones, log2.
+        shared: weights of them, by ``kinships``.
         bands: lower and upper end of log(measured / predicted) of eight rows in ten, by
             ``target/mode/nearness``.
         devices: that were measured, by name.
@@ -124,6 +120,9 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
     tpot: Learned
     ttft: Learned
     groups: dict[str, Group]
+    sites: list[list[float]]
+    loads: list[float]
+    shared: dict[str, list[Spot]]
     bands: dict[str, tuple[float, float]]
     devices: dict[str, Device]
 
@@ -150,56 +149,108 @@ def group_key(case: Case, device: str) -> str:
     return f"{case.shape.key}|{case.engine}|{device}|{case.mode}"
 
 
-def levels(case: Case, device: str) -> tuple[str, ...]:
-    """The levels whose factors add up for a case: shared by all, by engine, by device, and so on.
+LEVELS: Final = (
+    "all",
+    "mode",
+    "engine",
+    "engine mode",
+    "generation mode",
+    "engine device",
+    "engine device mode",
+    "dtype",
+    "model",
+    "model engine",
+    "model device",
+    "class",
+    "class engine",
+    "workers mode",
+    "group",
+)
+"""The kinds of ``levels``, in their order."""
+
+
+def levels(case: Case, device: Accelerator) -> tuple[str, ...]:
+    """What a case has in common with others, from all of them to its group alone.
 
     A level that was never measured adds nothing, so what is new is predicted by what is shared.
+
+    Args:
+        case: the question.
+        device: the measured one whose levels count.
     """
-    engine, key = case.engine, case.shape.key
+    engine, mode, key, name = case.engine, case.mode, case.shape.key, device.name
+    generation = "fp4" if device.fp4_flop_per_s else "fp8"
+    kind = model_class(case.shape)
+    known = "unknown" if case.decode_workers is None else "known"
     return (
         "all",
-        f"mode {case.mode}",
+        f"mode {mode}",
         f"engine {engine}",
-        f"device {device}",
-        f"engine {engine} device {device}",
-        f"engine {engine} device {device} mode {case.mode}",
+        f"engine {engine} mode {mode}",
+        f"generation {generation} mode {mode}",
+        f"engine {engine} device {name}",
+        f"engine {engine} device {name} mode {mode}",
         f"dtype {case.dtype}",
-        f"engine {engine} dtype {case.dtype}",
         f"model {key}",
         f"model {key} engine {engine}",
-        f"group {group_key(case, device)}",
+        f"model {key} device {name}",
+        f"class {kind}",
+        f"class {kind} engine {engine}",
+        f"workers {known} mode {mode}",
+        f"group {group_key(case, name)}",
     )
 
 
-SHARED_LEVELS: Final = 8
-"""So many of a case's first levels say nothing of its model: what trees look at, which have to
-answer for models that were never measured, is made of these alone."""
+KINSHIPS: Final = ("all", "class engine", "model mode")
+"""The kinds of ``kinships``, in their order."""
 
 
-def factors(table: dict[str, list[float]], of: Sequence[str], count: int) -> list[float]:
-    """What each term is multiplied by.
+def kinships(case: Case) -> tuple[str, ...]:
+    """Within which rows of other groups tell of a case, by how near their places are."""
+    return (
+        "all",
+        f"class {model_class(case.shape)} engine {case.engine}",
+        f"model {case.shape.key} mode {case.mode}",
+    )
 
-    >>> factors({"all": [0.0, 1.0], "mode agg": [0.0, -1.0]}, ["all", "mode agg", "new"], 2)
-    [1.0, 1.0]
+
+def model_class(shape: Shape) -> str:
+    """Models of one kind of attention and of feed-forward blocks.
+
+    >>> from tokenworks.perf.examples import DEEPSEEK, LLAMA
+    >>> model_class(DEEPSEEK), model_class(LLAMA)
+    ('mla moe', 'gqa dense')
     """
-    sums = [0.0] * count
+    attention = "mla" if shape.cache_heads == 1 else "gqa"
+    return f"{attention} {'moe' if shape.experts else 'dense'}"
+
+
+def sums(table: dict[str, list[float]], of: Sequence[str], count: int) -> list[float]:
+    """What levels add up to, number by number; those that are missing add nothing.
+
+    >>> sums({"all": [0.0, 1.0], "mode agg": [0.5, -1.0]}, ["all", "mode agg", "new"], 2)
+    [0.5, 0.0]
+    """
+    total = [0.0] * count
     for level in of:
         found = table.get(level)
         if found is not None:
-            sums = [a + b for a, b in zip(sums, found, strict=True)]
-    return [math.exp(value) for value in sums]
+            total = [a + b for a, b in zip(total, found, strict=True)]
+    return total
+
+
+def base_levels(mode: str) -> tuple[str, ...]:
+    """The levels whose factors multiply nominal times, before anything else is known."""
+    return ("all", "agg") if mode == "agg" else ("all",)
 
 
 def likeness_without_load(
     group: Group, place: Sequence[float], version: str, month: float | None
 ) -> list[float]:
     """How alike a case and each place of its group are, load left out, from 0 to 1."""
-    scales = PLACE_SCALES[1:]
     found = []
     for there, other, when in zip(group.places, group.versions, group.months, strict=True):
-        far = sum(
-            abs(a - b) / scale for a, b, scale in zip(there[1:], place[1:], scales, strict=True)
-        )
+        far = apart(there[1:], place[1:], PLACE_SCALES[1:])
         if other != version:
             far += VERSION_STEP
         if when is not None and month is not None:
@@ -210,53 +261,24 @@ def likeness_without_load(
     return found
 
 
-def likeness_of_load(group: Group, load_log2: float) -> list[float]:
-    """The part of the likeness that the load makes: see ``PLACE_SCALES``."""
-    scale = PLACE_SCALES[0]
-    return [math.exp(-abs(there[0] - load_log2) / scale) for there in group.places]
+def apart(one: Sequence[float], other: Sequence[float], scales: Sequence[float]) -> float:
+    """How far two places are apart: the sum over axes, each in units of its scale.
 
-
-def weigh(weights: Sequence[float], fixed: Sequence[float], load: Sequence[float]) -> float:
-    """A kriged residual: each place's weight by how alike it is.
-
-    Source: simple kriging with the exponential covariance (Rasmussen and Williams, Gaussian
-    Processes for Machine Learning, 2006, sections 2.2 and 4.2).
-
-    >>> weigh([0.5, 1.0], [1.0, 0.5], [1.0, 0.5])  # 0.75, and 0.5 x (0.5 + 1)
-    1.5
+    >>> apart([1.0, 5.0], [3.0, 4.0], [2.0, 4.0])
+    1.25
     """
-    total: float = sum(map(mul, map(mul, weights, fixed), load))
-    return total + GROUP_LIKENESS * sum(weights)
+    far: float = sum(map(truediv, map(abs, map(sub, one, other)), scales))
+    return far
 
 
-def nested(tree: Tree, node: int = 0) -> Node:
-    """A tree as tuples in tuples, which are quick to walk.
+def load_likeness(load_log2: float, loads: Sequence[float], reach: float = 1.0) -> list[float]:
+    """The part of the likeness that the load makes: see ``PLACE_SCALES``.
 
-    >>> nested(Tree([0, -1, -1], [1.0, -0.5, 0.5], [2, 0, 0]))
-    (0, 1.0, -0.5, 0.5)
+    >>> load_likeness(3.0, [3.0, 7.5])[0], round(load_likeness(3.0, [3.0, 7.5])[1], 3)
+    (1.0, 0.368)
     """
-    if tree.feature[node] < 0:
-        return tree.value[node]
-    left, right = nested(tree, node + 1), nested(tree, tree.right[node])
-    return tree.feature[node], tree.value[node], left, right
-
-
-def grow(trees: Sequence[Node], mean: float, values: Sequence[float]) -> float:
-    """What a forest of boosted trees says.
-
-    Source: gradient boosting (Friedman, Annals of Statistics 29(5), 2001).
-
-    >>> grow([(0, 1.0, -0.5, 0.5)], 10.0, [2.0])
-    10.5
-    """
-    total = mean
-    for tree in trees:
-        node = tree
-        while isinstance(node, tuple):
-            feature, threshold, left, right = node
-            node = right if values[feature] > threshold else left
-        total += node
-    return total
+    scale = PLACE_SCALES[0] * reach
+    return [math.exp(-abs(there - load_log2) / scale) for there in loads]
 
 
 def nearness(rows: int, nearest: float, *, measured_device: bool) -> str:

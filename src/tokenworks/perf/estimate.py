@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from operator import mul
 from typing import Final, NamedTuple
 
@@ -12,28 +12,29 @@ import msgspec
 from tokenworks.core.errors import ConfigInvalid
 from tokenworks.perf.calibration import (
     ROWS_FEW,
-    SHARED_LEVELS,
+    SHARED_REACH,
     Calibration,
-    Node,
-    factors,
+    Group,
+    Learned,
+    apart,
+    base_levels,
     group_key,
-    grow,
+    kinships,
     levels,
-    likeness_of_load,
     likeness_without_load,
+    load_likeness,
     nearness,
-    nested,
-    weigh,
+    sums,
 )
 from tokenworks.perf.case import Case, check_fits
 from tokenworks.perf.passes import Pass, rates_of
 from tokenworks.perf.speculative import tokens_per_step
 from tokenworks.perf.terms import (
     DTYPE_AXIS,
+    PLACE_SCALES,
     TPOT_TERMS,
     TTFT_TERMS,
-    Terms,
-    features,
+    Prepared,
     place,
     prepare,
     terms_of,
@@ -45,9 +46,8 @@ logarithms; each knot is at least the one before, so more load is never faster f
 CONCURRENCY_MAX: Final = 1e6
 CURVES_MAX: Final = 4096
 """That an estimator keeps."""
-LIKENESS_TRUSTED: Final = 0.6
-"""Of the nearest measured row, from which on a group's own physics and residual speak alone; below,
-trees over all groups have the rest of the say."""
+LENGTH_AXES: Final = 2
+"""The first of a place's axes after its load: of prompt and answer."""
 POINTS_MAX: Final = 4096
 """That a curve keeps."""
 
@@ -112,34 +112,162 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
     batch_max: float
 
 
-class Forests(NamedTuple):
-    """A calibration's trees, made quick to walk.
+class Merged(NamedTuple):
+    """Weights of all kinships under one load.
 
     Attributes:
-        tpot: of time per output token.
-        ttft: to the first token.
+        load: which of the calibration's.
+        sites: likewise.
+        tpot: of each site.
+        ttft: likewise.
     """
 
-    tpot: list[Node]
-    ttft: list[Node]
+    load: int
+    sites: list[int]
+    tpot: list[float]
+    ttft: list[float]
 
 
-def forests_of(calibration: Calibration) -> Forests:
-    """The trees of a calibration."""
-    return Forests(
-        [nested(tree) for tree in calibration.tpot.trees],
-        [nested(tree) for tree in calibration.ttft.trees],
-    )
+class Neighbours:
+    """What rows of other groups tell of a case, by how near its place is to theirs.
+
+    Source: a Gaussian process's mean is a sum over rows of weight times covariance (Rasmussen and
+    Williams, Gaussian Processes for Machine Learning, 2006, section 2.2); the exponential
+    covariance is a product over axes, so that the load's part is left for last.
+    """
+
+    def __init__(self, calibration: Calibration) -> None:
+        self._calibration = calibration
+        self._merged: dict[tuple[str, ...], list[Merged]] = {}
+        self._loads: dict[float, list[float]] = {}
+        # Sites of one length, or of one layout, are as far from a place in that.
+        self._lengths = {tuple(site[:LENGTH_AXES]): 0 for site in calibration.sites}
+        self._layouts = {tuple(site[LENGTH_AXES:]): 0 for site in calibration.sites}
+        for numbered in (self._lengths, self._layouts):
+            numbered.update({each: number for number, each in enumerate(numbered)})
+        self._length_of = [self._lengths[tuple(site[:LENGTH_AXES])] for site in calibration.sites]
+        self._layout_of = [self._layouts[tuple(site[LENGTH_AXES:])] for site in calibration.sites]
+        self._layouts_alike: dict[tuple[float, ...], list[float]] = {}
+
+    def by_load(self, kins: tuple[str, ...], place_of: Sequence[float]) -> list[list[float]]:
+        """Weights of TPOT, and of TTFT, under each of the calibration's loads."""
+        merged = self._merged.get(kins)
+        if merged is None:
+            merged = self._merged[kins] = self._merge(kins)
+        alike = self._alike(place_of[1:])
+        tpot, ttft = [0.0] * len(self._calibration.loads), [0.0] * len(self._calibration.loads)
+        for load, sites, for_tpot, for_ttft in merged:
+            here = [alike[site] for site in sites]
+            tpot[load] = sum(map(mul, for_tpot, here))
+            ttft[load] = sum(map(mul, for_ttft, here))
+        return [tpot, ttft]
+
+    def _alike(self, site: Sequence[float]) -> list[float]:
+        """How alike a place and each site are."""
+        scales = PLACE_SCALES[1 : 1 + LENGTH_AXES], PLACE_SCALES[1 + LENGTH_AXES :]
+        length, layout = tuple(site[:LENGTH_AXES]), tuple(site[LENGTH_AXES:])
+        layouts = self._layouts_alike.get(layout)
+        if layouts is None:
+            if len(self._layouts_alike) >= POINTS_MAX:
+                self._layouts_alike.clear()
+            layouts = [
+                math.exp(-apart(each, layout, scales[1]) / SHARED_REACH) for each in self._layouts
+            ]
+            self._layouts_alike[layout] = layouts
+        lengths = [
+            math.exp(-apart(each, length, scales[0]) / SHARED_REACH) for each in self._lengths
+        ]
+        return [
+            lengths[one] * layouts[other]
+            for one, other in zip(self._length_of, self._layout_of, strict=True)
+        ]
+
+    def _merge(self, kins: tuple[str, ...]) -> list[Merged]:
+        found: dict[int, dict[int, tuple[float, float]]] = {}
+        for kin in kins:
+            for spot in self._calibration.shared.get(kin, ()):
+                there = found.setdefault(spot.load, {})
+                tpot, ttft = there.get(spot.site, (0.0, 0.0))
+                there[spot.site] = tpot + spot.tpot, ttft + spot.ttft
+        return [
+            Merged(
+                load,
+                list(there),
+                [tpot for tpot, _ in there.values()],
+                [ttft for _, ttft in there.values()],
+            )
+            for load, there in found.items()
+        ]
+
+    def load(self, load_log2: float) -> list[float]:
+        """How alike a load is to each of the calibration's."""
+        found = self._loads.get(load_log2)
+        if found is None:
+            if len(self._loads) >= POINTS_MAX:
+                self._loads.clear()
+            loads = self._calibration.loads
+            found = self._loads[load_log2] = load_likeness(load_log2, loads, SHARED_REACH)
+        return found
+
+
+class Within:
+    """What rows of a case's own group tell of it."""
+
+    def __init__(self, group: Group, case: Case) -> None:
+        self.group = group
+        fixed = likeness_without_load(group, place(case, 1.0), case.version or "", case.month)
+        at: dict[float, list[float]] = {}
+        for alike, there, tpot, ttft in zip(
+            fixed, group.places, group.tpot, group.ttft, strict=True
+        ):
+            found = at.setdefault(there[0], [0.0, 0.0, 0.0])
+            found[0] += alike * tpot
+            found[1] += alike * ttft
+            found[2] = max(found[2], alike)
+        self._loads = list(at)
+        self._tpot = [found[0] for found in at.values()]
+        self._ttft = [found[1] for found in at.values()]
+        self._nearest = [found[2] for found in at.values()]
+
+    def at(self, load_log2: float) -> tuple[float, float, float]:
+        """Residuals of TPOT and TTFT, and the likeness of the nearest row."""
+        alike = load_likeness(load_log2, self._loads)
+        tpot: float = sum(map(mul, self._tpot, alike))
+        ttft: float = sum(map(mul, self._ttft, alike))
+        return tpot, ttft, max(map(mul, self._nearest, alike))
+
+
+class Scaled:
+    """What calibration makes of the nominal terms of TPOT, or of TTFT.
+
+    Attributes:
+        factors: what each term is multiplied by.
+    """
+
+    def __init__(self, learned: Learned, case: Case, of: Sequence[str], count: int) -> None:
+        logs = sums(learned.factors, base_levels(case.mode), count)
+        self.factors = list(map(math.exp, logs))
+        self._whole, *self._parts = sums(learned.levels, of, 1 + count)
+
+    def total_log(self, terms: Sequence[float]) -> float:
+        """Of a sum of factored terms."""
+        return math.log(sum(map(mul, self.factors, terms)))
+
+    def effect(self, terms: Sequence[float]) -> float:
+        """What levels add to the logarithm, each term's by its share in the time."""
+        parts: list[float] = list(map(mul, self.factors, terms))
+        effect: float = sum(map(mul, self._parts, parts))
+        return self._whole + effect / sum(parts)
 
 
 class Curve:
     """TTFT and TPOT of one case over its load."""
 
     def __init__(
-        self, calibration: Calibration, case: Case, forests: Forests | None = None
+        self, calibration: Calibration, case: Case, neighbours: Neighbours | None = None
     ) -> None:
         self._calibration = calibration
-        self._forests = forests or forests_of(calibration)
+        self._neighbours = neighbours or Neighbours(calibration)
         known = calibration.reference(case.device)
         self.reference = known.record.name
         self.measured = case.device.name in calibration.devices
@@ -151,21 +279,17 @@ class Curve:
             case = msgspec.structs.replace(case, version=version, month=month)
         self.case = case
         self._ready = prepare(case, self._rates)
-        # The same question of the measured device: what trees and residuals know is about that.
+        # The same question of the measured device: what residuals know is about that.
         self._known_case = msgspec.structs.replace(case, device=known.record)
         self._known_rates = known.rates
-        self._known_ready = prepare(self._known_case, known.rates)
-        of = levels(case, self.reference)
-        self._tpot_factors = factors(calibration.tpot.factors, of, TPOT_TERMS)
-        self._ttft_factors = factors(calibration.ttft.factors, of, TTFT_TERMS)
-        shared = of[:SHARED_LEVELS]
-        self._shared_factors = (
-            factors(calibration.tpot.factors, shared, TPOT_TERMS),
-            factors(calibration.ttft.factors, shared, TTFT_TERMS),
-        )
-        if self.group is not None:
-            there = place(case, 1.0)
-            self._fixed = likeness_without_load(self.group, there, case.version or "", case.month)
+        self._known_ready: Prepared | None = None
+        if self._rates != known.rates:
+            self._known_ready = prepare(self._known_case, known.rates)
+        of = levels(case, known.record)
+        self._tpot = Scaled(calibration.tpot, case, of, TPOT_TERMS)
+        self._ttft = Scaled(calibration.ttft, case, of, TTFT_TERMS)
+        self._near = self._neighbours.by_load(kinships(case), place(case, 1.0))
+        self._within = Within(self.group, case) if self.group is not None else None
         self._assumed = self._assumptions()
         self._points: dict[float, Point] = {}
         self._knots: list[float] = []
@@ -176,10 +300,15 @@ class Curve:
         case = self.case
         return tokens_per_step(case.draft_tokens, case.acceptance) / (1 + case.draft_share)
 
-    @property
-    def step_factors(self) -> Pass:
-        """What a decode step's nominal times are multiplied by."""
-        return Pass(*self._tpot_factors[: len(Pass._fields)])
+    def tpot_parts(self, concurrency: float) -> list[float]:
+        """The terms of TPOT, calibrated: those of ``Pass``, then of prompts prefilled beside."""
+        nominal = terms_of(self.case, self._rates, self._ready, concurrency).tpot
+        return list(map(mul, self._tpot.factors, nominal))
+
+    def prefill_share(self, concurrency: float) -> float:
+        """Share of TPOT that prompts take which are prefilled beside; 0 where that is apart."""
+        parts = self.tpot_parts(concurrency)
+        return float(sum(parts[len(Pass._fields) :]) / sum(parts))
 
     @property
     def hidden(self) -> float:
@@ -191,7 +320,11 @@ class Curve:
         return terms_of(self.case, self._rates, self._ready, concurrency).tpot_bound
 
     def at(self, concurrency: float) -> Point:
-        """The curve at a load; where a row doesn't say how many workers share it, the raw point."""
+        """The curve at a load; where a row doesn't say how many workers share it, the raw point.
+
+        TTFT is not put in order: under more load it was measured shorter in one pair of
+        neighbouring loads out of thirteen, and an order that rows break makes answers worse.
+        """
         found = self._raw(concurrency)
         if self.case.decode_workers is None:
             return found
@@ -215,20 +348,19 @@ class Curve:
 
     def _work_out(self, concurrency: float) -> Point:
         terms = terms_of(self.case, self._rates, self._ready, concurrency)
-        tpot = math.log(sum(map(mul, self._tpot_factors, terms.tpot)))
-        ttft = math.log(sum(map(mul, self._ttft_factors, terms.ttft)))
-        group, nearest, trust = self.group, 0.0, 0.0
-        if group is not None:
-            load = likeness_of_load(group, math.log2(max(concurrency, 0.25)))
-            nearest = max(map(mul, self._fixed, load))
-            few = group.rows < ROWS_FEW
-            trust = 0.0 if few else min(nearest / LIKENESS_TRUSTED, 1.0)
-            heed = 1.0 if few else trust
-            tpot += heed * weigh(group.tpot, self._fixed, load)
-            ttft += heed * weigh(group.ttft, self._fixed, load)
-        if trust < 1:
-            more_tpot, more_ttft = self._trees(concurrency, terms)
-            tpot, ttft = tpot + (1 - trust) * more_tpot, ttft + (1 - trust) * more_ttft
+        known = terms
+        if self._known_ready is not None:
+            known = terms_of(self._known_case, self._known_rates, self._known_ready, concurrency)
+        load_log2 = math.log2(max(concurrency, 0.25))
+        alike = self._neighbours.load(load_log2)
+        tpot = self._tpot.total_log(terms.tpot) + self._tpot.effect(known.tpot)
+        ttft = self._ttft.total_log(terms.ttft) + self._ttft.effect(known.ttft)
+        tpot += sum(map(mul, self._near[0], alike))
+        ttft += sum(map(mul, self._near[1], alike))
+        nearest = 0.0
+        if self._within is not None:
+            more_tpot, more_ttft, nearest = self._within.at(load_log2)
+            tpot, ttft = tpot + more_tpot, ttft + more_ttft
         gain = math.log(self.speedup)
         floor = math.log(terms.tpot_bound / self.hidden) - gain
         return Point(
@@ -239,25 +371,6 @@ class Curve:
             batch=terms.batch,
             batch_max=terms.batch_max,
         )
-
-    def _trees(self, concurrency: float, terms: Terms) -> tuple[float, float]:
-        """How far the trees differ from physics, on the measured device."""
-        calibration = self._calibration
-        case = msgspec.structs.replace(self._known_case, concurrency=concurrency)
-        if self._rates != self._known_rates:
-            terms = terms_of(case, self._known_rates, self._known_ready, concurrency)
-        totals = [
-            list(map(mul, self._tpot_factors, terms.tpot)),
-            list(map(mul, self._ttft_factors, terms.ttft)),
-        ]
-        parts = [
-            list(map(mul, self._shared_factors[0], terms.tpot)),
-            list(map(mul, self._shared_factors[1], terms.ttft)),
-        ]
-        seen = features(case, terms, place(case, concurrency), parts)
-        tpot = grow(self._forests.tpot, calibration.tpot.mean, seen)
-        ttft = grow(self._forests.ttft, calibration.ttft.mean, seen)
-        return tpot - math.log(sum(totals[0])), ttft - math.log(sum(totals[1]))
 
     def predict(self, concurrency: float) -> Prediction:
         """The answer at a load.
@@ -318,6 +431,13 @@ class Curve:
             )
         if case.decode_workers is None:
             found.append("how many workers share the load is unknown")
+        domain = self._rates.domain
+        if case.decode.stage > domain > 0:
+            found.append(
+                f"a worker spans {-(-case.decode.stage // domain)} scale-up domains of {domain}"
+            )
+        if case.dtype == "fp4" and not case.device.fp4_flop_per_s:
+            found.append(f"{case.device.name} has no FP4 arithmetic: weights are expanded")
         found += [f"{case.device.name}.{field} is assumed" for field in case.device.assumed()]
         return tuple(found)
 
@@ -327,7 +447,7 @@ class Estimator:
 
     def __init__(self, calibration: Calibration) -> None:
         self._calibration = calibration
-        self._forests = forests_of(calibration)
+        self._neighbours = Neighbours(calibration)
         self._curves: dict[bytes, Curve] = {}
 
     def curve(self, case: Case) -> Curve:
@@ -341,7 +461,7 @@ class Estimator:
         if found is None:
             if len(self._curves) >= CURVES_MAX:
                 self._curves.clear()
-            found = self._curves[key] = Curve(self._calibration, case, self._forests)
+            found = self._curves[key] = Curve(self._calibration, case, self._neighbours)
         return found
 
     def predict(self, case: Case, *, must_fit: bool = True) -> Prediction:

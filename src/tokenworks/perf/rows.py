@@ -6,6 +6,8 @@ plainly is read as follows.
 * An aggregated row whose ``tp_size`` is ``moe_tp_size`` times an equal ``moe_ep_size`` has the two
   multiplied; the worker has as many GPUs as either.
 * A row with more expert ranks than attention ranks attends in groups (attention-DP).
+* More than eight ways of tensor parallelism that are no power of two divide no model's heads: such
+  a row (72 GPUs of a rack) attends in groups of one, and spreads experts.
 * More concurrency than ``batch_size`` times its groups means several replicas.
 * Blank precision is that of the quantisation columns, or of the model's name, or else BF16.
 """
@@ -15,8 +17,8 @@ from __future__ import annotations
 import csv
 import difflib
 import re
-from collections.abc import Iterator, Mapping
-from typing import Final
+from collections.abc import Callable, Iterator, Mapping
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -124,6 +126,9 @@ def read_rows(text: str, catalogue: Catalogue) -> Iterator[Row | Unread]:
             yield Unread(id=name, why=str(error))
 
 
+_Record = TypeVar("_Record", Model, Accelerator)
+
+
 class _Finder:
     """Records by name, or else by the nearest name; each name is looked up once."""
 
@@ -140,24 +145,38 @@ class _Finder:
 
     def shape(self, name: str) -> Shape:
         if name not in self._shapes:
-            try:
-                model = self._catalogue.model(name)
-            except ConfigInvalid:
-                model = _nearest_model(name, self._catalogue.all_of(Model))
-                self._taken["model", name] = f"model {name!r} taken for {model.name!r}"
+            model = self._found("model", name, self._catalogue.model, self._nearest_model)
             self._shapes[name] = shape_of(model)
         return self._shapes[name]
 
     def device(self, name: str) -> Accelerator:
         if name not in self._devices:
-            try:
-                device = self._catalogue.accelerator(name)
-            except ConfigInvalid:
-                device = _nearest_gpu(name, self._catalogue.all_of(Accelerator))
-                self._taken["system", name] = f"system {name!r} taken for {device.name!r}"
+            find = self._catalogue.accelerator
+            device = self._found("system", name, find, self._nearest_gpu)
             rates_of(device)
             self._devices[name] = device
         return self._devices[name]
+
+    def _found(
+        self,
+        kind: str,
+        name: str,
+        exactly: Callable[[str], _Record],
+        nearest: Callable[[str], _Record],
+    ) -> _Record:
+        """A record, and a note where it is not the one that was asked for."""
+        try:
+            return exactly(name)
+        except ConfigInvalid:
+            record = nearest(name)
+            self._taken[kind, name] = f"{kind} {name!r} taken for {record.name!r}"
+            return record
+
+    def _nearest_model(self, name: str) -> Model:
+        return _nearest_model(name, self._catalogue.all_of(Model))
+
+    def _nearest_gpu(self, name: str) -> Accelerator:
+        return _nearest_gpu(name, self._catalogue.all_of(Accelerator))
 
     def substituted(self, model: str, system: str, engine: str) -> str:
         """What was taken for what; an unknown engine has no factors of its own."""
@@ -305,6 +324,8 @@ def _aggregated(
         dp = gpus // tp
     else:
         gpus = max(tp, moe_tp * ep)
+    if tp > 8 and tp & (tp - 1):
+        dp = ep = gpus
     gpus *= pp
     if domain <= 8:
         gpus = min(gpus, 8)

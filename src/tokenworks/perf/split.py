@@ -1,4 +1,4 @@
-"""Attention on GPUs and feed-forward blocks on LPUs: one decode step that two kinds share.
+"""Attention on GPUs and feed-forward blocks on LPUs, or all of a model on LPUs: a decode step.
 
 GPUs keep the KV cache and attention; LPUs hold feed-forward blocks in SRAM. Each layer's
 activations go to the LPUs and come back (NVIDIA, "Inside the NVIDIA Groq 3 LPX", 2026:
@@ -15,7 +15,7 @@ from tokenworks.catalogue.records import Dtype
 from tokenworks.core.errors import ConfigInvalid
 from tokenworks.perf.architecture import BYTES, Shape
 from tokenworks.perf.case import Layout
-from tokenworks.perf.demand import EXCHANGE_BYTES, Sizes, decode_demand
+from tokenworks.perf.demand import EXCHANGE_BYTES, HEAD_BYTES, Sizes, decode_demand
 from tokenworks.perf.passes import Rates
 from tokenworks.perf.roofline import parts_ms
 
@@ -150,3 +150,96 @@ def paced_step_ms(gpu_ms: float, link_ms: float, latency_ms: float) -> float:
     """
     alone = (gpu_ms + link_ms + MICRO_BATCHES * latency_ms) / (MICRO_BATCHES - 1)
     return max(gpu_ms, link_ms, alone)
+
+
+def shared_ms(
+    shape: Shape,
+    lpus: Lpus,
+    sequences: float,
+    tokens_each: float,
+    attention_ms: float,
+    floor_ms: float,
+    gpu_link_bytes_per_ms: float,
+) -> float:
+    """A step of GPUs with so many LPUs, in as many micro-batches as are quickest.
+
+    Args:
+        shape: the model.
+        lpus: that hold its feed-forward blocks.
+        sequences: that the step makes tokens for.
+        tokens_each: that it computes for each.
+        attention_ms: of the GPUs, for all of it.
+        floor_ms: of the GPUs, for each micro-batch however small.
+        gpu_link_bytes_per_ms: of all the GPUs to the LPUs, one direction.
+
+    Raises:
+        ConfigInvalid: the blocks don't fit into the LPUs.
+
+    Source: see ``step_ms`` and ``lpu_ms``; the link is as fast as its slower end.
+
+    >>> from tokenworks.perf.examples import DEEPSEEK, H200
+    >>> from tokenworks.perf.passes import rates_of
+    >>> some = Lpus(count=1462, rates=rates_of(H200), memory_bytes=5e8, dtype="fp8",
+    ...             link_bytes_per_ms=1e9, round_trip_ms=0.002)
+    >>> alone = lpu_ms(DEEPSEEK, some, 1, 1)
+    >>> found = shared_ms(DEEPSEEK, some, 1, 1, 1.0, 0.5, 1e9)  # a sequence cannot be halved
+    >>> round(found - alone, 3)  # 1.5 + 1,311,744 bytes at 1 GB/ms + 61 x 0.002
+    1.623
+    """
+    tokens = sequences * tokens_each
+    crossing = tokens * crossing_bytes(shape)
+    link_ms = crossing / min(gpu_link_bytes_per_ms, lpus.link_bytes_per_ms)
+    return min(
+        step_ms(
+            attention_ms + count * floor_ms,
+            lpu_ms(shape, lpus, tokens, count),
+            link_ms,
+            shape.layers * lpus.round_trip_ms,
+            count,
+        )
+        for count in range(1, min(MICRO_BATCHES, max(int(sequences), 1)) + 1)
+    )
+
+
+def whole_bytes(shape: Shape, dtype: Dtype) -> float:
+    """What a whole model takes of SRAM: the output projection is kept in BF16.
+
+    >>> from tokenworks.perf.examples import LLAMA
+    >>> round(whole_bytes(LLAMA, "fp8") / 1e9, 1)  # 68.5 GB and 2 x 1.05 GB
+    70.6
+    """
+    return (shape.attention_weights + shape.ffn_weights) * BYTES[
+        dtype
+    ] + shape.head_weights * HEAD_BYTES
+
+
+def whole_ms(
+    shape: Shape,
+    lpus: Lpus,
+    layer_latency_ms: float,
+    batch: float,
+    context: float,
+    cache_bytes: float,
+    tokens_each: float = 1.0,
+) -> float:
+    """A step of a whole model in SRAM: each layer has LPUs of its own, one after the other.
+
+    As many micro-batches as there are layers are under way, so that sequences hardly slow each
+    other down until each LPU has more to compute than to read; a batch gains nothing beyond it.
+
+    Args:
+        shape: the model.
+        lpus: that hold it; each layer has as many as there are for it.
+        layer_latency_ms: of the exchanges in a layer, however small the batch.
+        batch: sequences of the whole.
+        context: tokens that each has in its cache.
+        cache_bytes: per element of the cache, which is in SRAM, too.
+        tokens_each: that the step computes for each.
+
+    Source: the roofline model (Williams et al., CACM 52(4), 2009), for each part by itself.
+    """
+    layout = Layout(gpus=lpus.count, pp=min(shape.layers, lpus.count), spreads_context=True)
+    size = BYTES[lpus.dtype]
+    need = decode_demand(shape, layout, Sizes(size, size, cache_bytes), batch, context, tokens_each)
+    found = parts_ms(need, lpus.rates, layout, lpus.dtype, lpus.dtype)
+    return found.attention_ms + found.ffn_ms + shape.layers * layer_latency_ms

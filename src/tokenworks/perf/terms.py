@@ -1,11 +1,11 @@
-"""The terms that make TPOT and TTFT, and the features that tell cases apart."""
+"""The terms that make TPOT and TTFT, and the place where a case lies among others."""
 
 from __future__ import annotations
 
 import math
 from typing import Final, NamedTuple
 
-from tokenworks.perf.case import Case, cache_bytes_per_element, sequences_max, weight_bytes_per_gpu
+from tokenworks.perf.case import Case, cache_bytes_per_element, sequences_max
 from tokenworks.perf.passes import Pass, Rates, bound_ms, decode_pass, prefill_pass
 
 TPOT_TERMS: Final = 18
@@ -150,54 +150,6 @@ DTYPE_AXIS: Final = 10
 """Where ``place`` keeps the dtype."""
 PLACE_SCALES: Final = (4.5, 4.5, 6.0, 2.25, 3.0, 3.0, 3.0, 3.0, 3.0, 3.0, 3.0, 4.5)
 """In each of these directions, how far likeness falls to 1/e."""
-
-
-def features(
-    case: Case, terms: Terms, place_of: list[float], totals: list[list[float]]
-) -> list[float]:
-    """What the trees for unmeasured groups look at.
-
-    Args:
-        case: the question.
-        terms: nominal times on the device that calibration knows.
-        place_of: see ``place``.
-        totals: calibrated terms of TPOT, and of TTFT.
-    """
-    shape = case.shape
-    tpot, ttft = totals
-    whole = sum(tpot)
-    device = case.device.name
-    split = case.mode == "disagg"
-    workers = case.decode_workers or 0
-    return [
-        float(case.engine == "sglang"),
-        float(case.engine == "trtllm"),
-        float(case.engine == "vllm"),
-        float(device == "h100"),
-        float(device == "h200"),
-        float(device in {"b200", "b300"}),
-        float(device in {"gb200", "gb300"}),
-        float(device in {"b300", "gb300"}),
-        float(split),
-        *place_of,
-        float(split and not workers),
-        _log2(terms.batch),
-        _log2(terms.batch / terms.batch_max),
-        _log2(case.concurrency / (workers * case.decode.gpus)) if workers else math.nan,
-        weight_bytes_per_gpu(shape, case.dtype, case.decode) / (case.device.memory_bytes or 1.0),
-        math.nan if case.month is None else case.month,
-        math.log(shape.active_weights),
-        math.log(shape.weights),
-        float(shape.layers),
-        float(shape.hidden),
-        float(shape.cache_heads == 1),
-        float(shape.linear_layers),
-        float(shape.experts),
-        float(shape.sparse_tokens > 0),
-        math.log(whole),
-        math.log(sum(ttft)),
-        *[part / whole for part in tpot],
-    ]
 
 
 def _log2(value: float) -> float:

@@ -255,14 +255,15 @@ def bands_of(checked: Sequence[Checked]) -> Bands:
     return found
 
 
-def _predicted(each: Checked, target: str) -> tuple[float, float | None]:
+def predicted_ms(each: Checked, target: str) -> tuple[float, float | None]:
+    """What was predicted for a target, and what was measured."""
     if target == "tpot":
         return each.tpot_ms, each.row.tpot_ms
     return each.ttft_ms, each.row.ttft_ms
 
 
 def _log_error(each: Checked, target: str) -> float | None:
-    predicted, measured = _predicted(each, target)
+    predicted, measured = predicted_ms(each, target)
     return None if measured is None else math.log(measured / predicted)
 
 
@@ -311,7 +312,7 @@ def errors_of(
     """
     absolute, logs, inside = [1.0] * unread, [], 0
     for each in checked:
-        predicted, measured = _predicted(each, target)
+        predicted, measured = predicted_ms(each, target)
         if measured is None:
             continue
         absolute.append(abs(predicted / measured - 1))
@@ -333,6 +334,20 @@ def errors_of(
     )
 
 
+def bands_by_fold(checked: Sequence[Checked], bands: Bands | None) -> dict[int, Bands]:
+    """Intervals that hold for each fold's predictions.
+
+    Args:
+        checked: predictions of all folds.
+        bands: of the calibration; None makes a fold's from the errors of all other folds.
+    """
+    found: dict[int, Bands] = {}
+    for fold in {each.fold for each in checked}:
+        others = [each for each in checked if each.fold != fold]
+        found[fold] = bands_of(others) if bands is None else bands
+    return found
+
+
 def report(
     checked: Sequence[Checked],
     unread: Sequence[Unread],
@@ -350,10 +365,7 @@ def report(
         calibration_rows: that the calibration was fitted to.
         bands: of the calibration; None makes a fold's from the errors of all other folds.
     """
-    per_fold: dict[int, Bands] = {}
-    for fold in {each.fold for each in checked}:
-        others = [each for each in checked if each.fold != fold]
-        per_fold[fold] = bands_of(others) if bands is None else bands
+    per_fold = bands_by_fold(checked, bands)
 
     def bands_for(each: Checked) -> Bands:
         return per_fold[each.fold]

@@ -22,4 +22,5 @@ __all__ = [
     "mix_question",
     "mix_sweeps",
     "projection",
+    "worker_speed",
 ]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from tokenworks.plan.mix_cost import Cost, capital_usd, cost_per_h
+from tokenworks.plan.mix_cost import Cost, capital_usd, cost_per_h, drawn_w
 from tokenworks.plan.mix_inputs import (
     HOURS_PER_YEAR,
     SECONDS_PER_H,
@@ -36,14 +36,18 @@ class PoolPlan(msgspec.Struct, frozen=True, kw_only=True):
         context_tokens: of a sequence.
         gpu_systems: bought for it.
         lpu_systems: its part of the LPU systems that pools of one model share.
-        workers: replicas.
+        workers: replicas that decode, or do both.
         gpus_per_worker: of each.
+        attention_dp: groups of each that attend to their own sequences, where that is told.
+        prefill_workers: replicas that prefill only; None where the model says no more than a share.
+        prefill_gpus_per_worker: of each; likewise.
         batch_max: sequences that a worker decodes at a time.
         interactivity_tokens_per_s: that each user sees.
         tokens_per_s: of output, by tier.
         utilisation: of what it could make.
         prefill_share: of its GPUs, for prefill.
-        power_mw: with its part of LPUs.
+        power_mw: provisioned, with its part of LPUs.
+        drawn_mw: at the mean, as busy as it is; likewise.
         cost_per_h: likewise.
     """
 
@@ -55,12 +59,16 @@ class PoolPlan(msgspec.Struct, frozen=True, kw_only=True):
     lpu_systems: float
     workers: int
     gpus_per_worker: int
+    attention_dp: int
+    prefill_workers: int | None
+    prefill_gpus_per_worker: int | None
     batch_max: int
     interactivity_tokens_per_s: float
     tokens_per_s: dict[str, float]
     utilisation: float
     prefill_share: float
     power_mw: float
+    drawn_mw: float
     cost_per_h: Cost
 
 
@@ -71,7 +79,7 @@ class Bought(msgspec.Struct, frozen=True, kw_only=True):
         system: its name.
         count: bought.
         accelerators: in all of them.
-        power_mw: of all.
+        power_mw: provisioned for all.
         capital_usd: with network and facility.
         install_days: of all crews.
     """
@@ -97,6 +105,7 @@ class TierPlan(msgspec.Struct, frozen=True, kw_only=True):
         revenue_usd_per_h: of what is served.
         cost_per_h: of its part of each pool.
         cost_per_mtok: of output; None where it isn't served.
+        kwh_per_mtok: of output, of the utility's; likewise.
     """
 
     tier: str
@@ -108,6 +117,7 @@ class TierPlan(msgspec.Struct, frozen=True, kw_only=True):
     revenue_usd_per_h: float
     cost_per_h: Cost
     cost_per_mtok: Cost | None
+    kwh_per_mtok: float | None
 
 
 class Worth(msgspec.Struct, frozen=True, kw_only=True):
@@ -138,11 +148,12 @@ class MixPlan(msgspec.Struct, frozen=True, kw_only=True):
         bound_usd_per_h: that no plan of whole systems beats.
         revenue_usd_per_h: of all tiers.
         cost_per_h: of all systems.
-        power_mw: that it takes.
+        power_mw: provisioned for what is bought: what it takes at its peak.
         power_mw_max: that it may take.
+        drawn_mw: at the mean, as busy as the pools are.
         capital_usd: that it takes.
         capital_usd_max: that it may take; None where it doesn't matter.
-        lpu_power_share: of the power it takes.
+        lpu_power_share: of the power provisioned.
         ready: all of it is in place.
         install_days: of work of all crews together, waiting left out.
         bought: by kind.
@@ -158,6 +169,7 @@ class MixPlan(msgspec.Struct, frozen=True, kw_only=True):
     cost_per_h: Cost
     power_mw: float
     power_mw_max: float
+    drawn_mw: float
     capital_usd: float
     capital_usd_max: float | None
     lpu_power_share: float
@@ -184,6 +196,12 @@ class MixPlan(msgspec.Struct, frozen=True, kw_only=True):
         """Cost of 1M tokens of output over all tiers; None where none are made."""
         made = sum(tier.served_tokens_per_s for tier in self.tiers)
         return self.cost_per_h.usd / (made * SECONDS_PER_H / TOKENS_PER_MTOK) if made else None
+
+    @property
+    def kwh_per_mtok(self) -> float | None:
+        """Energy of 1M tokens of output over all tiers; None where none are made."""
+        made = sum(tier.served_tokens_per_s for tier in self.tiers)
+        return self.drawn_mw * 1e3 / (made * SECONDS_PER_H / TOKENS_PER_MTOK) if made else None
 
 
 def plan_mix(market: Market, question: Question) -> MixPlan:
@@ -298,6 +316,7 @@ def _plan(
         cost_per_h=cost,
         power_mw=power_mw,
         power_mw_max=question.power_mw,
+        drawn_mw=sum(pool.drawn_mw for pool in pools),
         capital_usd=sum(each.capital_usd for each in bought),
         capital_usd_max=question.capital_usd,
         lpu_power_share=lpu_mw / power_mw if power_mw else 0.0,
@@ -315,14 +334,18 @@ def _pool(
 ) -> PoolPlan:
     offer, count = offers[p], round(solution.systems[p])
     lpu_systems = _lpu_part(offers, solution, p)
-    gpu = market.hardware[offer.system]
-    cost = cost_per_h(gpu, question.site).times(count)
+    gpu, site = market.hardware[offer.system], question.site
+    made = {tier: rate for (q, tier), rate in solution.served.items() if q == p and rate > 0}
+    busy = sum(made.values()) / (count * offer.tokens_per_s)
+    cost = cost_per_h(gpu, site, busy).times(count)
     power_mw = count * gpu.power_w / 1e6
+    drawn_mw = count * drawn_w(gpu, site, busy) / 1e6
     if lpu_systems:
         lpu = market.hardware[offer.lpu_system]
-        cost = cost.plus(cost_per_h(lpu, question.site).times(lpu_systems))
+        lpu_busy = busy * count * offer.lpu_systems / lpu_systems
+        cost = cost.plus(cost_per_h(lpu, site, lpu_busy).times(lpu_systems))
         power_mw += lpu_systems * lpu.power_w / 1e6
-    made = {tier: rate for (q, tier), rate in solution.served.items() if q == p and rate > 0}
+        drawn_mw += lpu_systems * drawn_w(lpu, site, lpu_busy) / 1e6
     return PoolPlan(
         systems=offer.systems,
         mode=offer.mode,
@@ -330,14 +353,18 @@ def _pool(
         context_tokens=offer.work.context_tokens,
         gpu_systems=count,
         lpu_systems=lpu_systems,
-        workers=count * offer.replicas,
+        workers=count // offer.unit * offer.replicas,
         gpus_per_worker=offer.gpus_per_replica,
+        attention_dp=offer.attention_dp,
+        prefill_workers=count // offer.unit * offer.prefill_replicas or None,
+        prefill_gpus_per_worker=offer.prefill_gpus_per_replica or None,
         batch_max=offer.batch_max,
         interactivity_tokens_per_s=offer.interactivity_tokens_per_s,
         tokens_per_s=made,
-        utilisation=sum(made.values()) / (count * offer.tokens_per_s),
+        utilisation=busy,
         prefill_share=offer.prefill_share,
         power_mw=power_mw,
+        drawn_mw=drawn_mw,
         cost_per_h=cost,
     )
 
@@ -391,12 +418,14 @@ def _tier(
     question: Question, tier: TierDemand, pools: Sequence[PoolPlan], offers: Sequence[Offer]
 ) -> TierPlan:
     cost = Cost()
-    served = 0.0
+    served = drawn_mw = 0.0
     places: list[Offer] = []
     for pool, offer in zip(pools, offers, strict=True):
         made = pool.tokens_per_s.get(tier.tier, 0.0)
         if made:
-            cost = cost.plus(pool.cost_per_h.times(made / sum(pool.tokens_per_s.values())))
+            share = made / sum(pool.tokens_per_s.values())
+            cost = cost.plus(pool.cost_per_h.times(share))
+            drawn_mw += pool.drawn_mw * share
             served += made
             places.append(offer)
     mtok_per_h = served * SECONDS_PER_H / TOKENS_PER_MTOK
@@ -412,6 +441,7 @@ def _tier(
         revenue_usd_per_h=mtok_per_h * tier.usd_per_output_mtok,
         cost_per_h=cost,
         cost_per_mtok=cost.times(1 / mtok_per_h) if mtok_per_h else None,
+        kwh_per_mtok=drawn_mw * 1e3 / mtok_per_h if mtok_per_h else None,
     )
 
 
@@ -427,11 +457,13 @@ def _shadow_prices(question: Question, solution: Solution) -> tuple[Worth, ...]:
         day_h = question.site.install_crews * question.site.install_h_per_day
         found.append(Worth(what="one more day to install", usd_per_h=sum(crews) * day_h, how=how))
     for tier in question.tiers:
-        asked = tier.tokens_per_s
-        usd = 1e3 / asked * duals["demand", tier.tier] if asked else 0.0
+        asked, must = tier.tokens_per_s, duals.get(("must", tier.tier), 0.0)
+        # Of more demand, as large a share must be served.
+        least = 1.0 if question.objective == "cost" else tier.at_least
+        one = duals["demand", tier.tier] - least * must
         what = f"demand for 1,000 more {tier.tier} tokens/s"
-        found.append(Worth(what=what, usd_per_h=usd, how=how))
-        if must := duals.get(("must", tier.tier)):
+        found.append(Worth(what=what, usd_per_h=1e3 / asked * one if asked else 0.0, how=how))
+        if must:
             what = f"having to serve 1 % less of {tier.tier}"
             found.append(Worth(what=what, usd_per_h=0.01 * must, how=how))
     return tuple(found)

@@ -65,9 +65,21 @@ def annuity(years: float, interest_per_year: float) -> float:
     return interest_per_year / (1 - left)
 
 
-def cost_per_h(hardware: Hardware, site: Site) -> Cost:
-    """What one system costs by the hour, busy or not."""
-    kwh = hardware.power_w / 1e3
+def drawn_w(hardware: Hardware, site: Site, busy: float) -> float:
+    """What one system draws of the utility's power, at the mean.
+
+    Args:
+        hardware: the system.
+        site: that says what it draws idle.
+        busy: share of its time; at 1 it draws all that was provisioned for it.
+    """
+    idle = site.idle_power_share
+    return hardware.power_w * (idle + (1 - idle) * busy)
+
+
+def cost_per_h(hardware: Hardware, site: Site, busy: float = 1.0) -> Cost:
+    """What one system costs by the hour; only energy and cooling follow how busy it is."""
+    kwh = drawn_w(hardware, site, busy) / 1e3
     system_year = annuity(site.system_years, site.interest_per_year)
     facility = hardware.power_w / 1e6 * site.facility_usd_per_mw
     facility *= annuity(site.facility_years, site.interest_per_year)

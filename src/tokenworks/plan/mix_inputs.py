@@ -20,9 +20,10 @@ TOKENS_PER_MTOK: Final = 1e6
 Objective = Literal["profit", "revenue", "cost"]
 """``cost`` serves the whole demand for the least money."""
 
-Mode = Literal["aggregated", "gpu", "gpu+lpu"]
-"""``aggregated``: each GPU prefills and decodes. ``gpu``: prefill and decode on GPUs of their own.
-``gpu+lpu``: besides, attention stays on the GPUs and LPUs compute the feed-forward blocks."""
+Mode = Literal["aggregated", "disaggregated", "disaggregated+lpu"]
+"""``aggregated``: each GPU prefills and decodes. ``disaggregated``: prefill and decode on GPUs of
+their own. ``disaggregated+lpu``: besides, attention of decoding stays on its GPUs and LPUs compute
+the feed-forward blocks."""
 
 
 class Work(msgspec.Struct, frozen=True, kw_only=True, order=True):
@@ -114,28 +115,38 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True, order=True):
         lpu_system: beside it; empty where there is none.
         mode: how the work is split.
         work: that it does.
-        gpus_per_replica: of a worker.
-        replicas: workers in a system.
+        unit: systems that workers of both kinds share, bought together.
+        gpus_per_replica: of a worker that decodes.
+        attention_dp: groups of it that each attend to their own sequences, where that is told.
+        replicas: workers that decode, in a unit.
+        prefill_gpus_per_replica: of a worker that prefills only; 0 where none is told apart.
+        prefill_replicas: such workers, in a unit.
         batch_max: sequences that a worker decodes at a time.
         interactivity_tokens_per_s: that each user sees.
         tokens_per_s: of output from a system that is always busy, its prefill done.
         prefill_share: of its GPUs, for prefill.
         prefill_s_per_output: of a worker's GPUs together, for each token of output.
+        waits: ``prefill_s_per_output`` holds the wait for others too, as it was measured.
         lpu_systems: for each system of GPUs.
         lpu_systems_min: that hold one copy of the weights.
     """
 
     system: str
     lpu_system: str = ""
-    mode: Mode = "gpu"
+    mode: Mode = "disaggregated"
     work: Work
+    unit: int = 1
     gpus_per_replica: int
+    attention_dp: int = 1
     replicas: int
+    prefill_gpus_per_replica: int = 0
+    prefill_replicas: int = 0
     batch_max: int
     interactivity_tokens_per_s: float
     tokens_per_s: float
     prefill_share: float
     prefill_s_per_output: float
+    waits: bool = False
     lpu_systems: float = 0.0
     lpu_systems_min: int = 0
 
@@ -152,7 +163,7 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True, order=True):
         Source: Pollaczek and Khinchine for M/D/1: the mean wait is u / (2 (1 - u)) of the service.
         """
         service_s = self.prefill_s_per_output * demand.output_tokens
-        wait_s = service_s * utilisation / (2 * (1 - utilisation))
+        wait_s = 0.0 if self.waits else service_s * utilisation / (2 * (1 - utilisation))
         return service_s + wait_s + 1 / self.interactivity_tokens_per_s
 
     def keeps(self, demand: TierDemand, utilisation: float) -> bool:

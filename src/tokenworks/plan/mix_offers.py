@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from operator import ge
 from typing import Final
 
 import msgspec
@@ -16,7 +17,7 @@ from tokenworks.perf.case import check_context
 from tokenworks.perf.split import lpus_needed
 from tokenworks.plan.mix_cost import hardware_of
 from tokenworks.plan.mix_inputs import Hardware, Offer, Question, TierDemand, Work
-from tokenworks.plan.mix_measured import Measured
+from tokenworks.plan.mix_measured import Measured, Rack, rack_of
 from tokenworks.plan.projection import Machine, candidates, machine_of, prefill_s_per_output
 from tokenworks.plan.projection import Work as Decoding
 
@@ -41,12 +42,17 @@ class Market(msgspec.Struct, frozen=True, kw_only=True):
 class Offerer:
     """Makes offers, and remembers those of a machine and work: sweeps ask for the same again.
 
-    With a measured engine, offers are its own, and there are none with LPUs.
+    With a measured engine, offers are its own; LPUs beside it are the projection's.
     """
 
     def __init__(self, measured: Measured | None = None) -> None:
         self._measured = measured
         self._made: dict[tuple[bytes, ...], tuple[Offer, ...]] = {}
+
+    @property
+    def measured(self) -> bool:
+        """Whether speeds are those of a measured engine."""
+        return self._measured is not None
 
     def market(self, catalogue: Catalogue, projection: Projection, question: Question) -> Market:
         """All that may be bought for a question.
@@ -64,12 +70,14 @@ class Offerer:
         offers: list[Offer] = []
         for name in gpus:
             system = catalogue.system(name)
+            beside = ("", *(lpus if system.cpu == LPU_HOST_CPU else ()))
             if self._measured is not None:
                 for work in works:
-                    offers += self._engine_offers(self._measured, catalogue, system, work)
+                    for lpu in beside:
+                        rack = rack_of(catalogue, lpu, projection) if lpu else None
+                        offers += self._engine_offers(catalogue, system, rack, work)
                 continue
-            hosts = system.cpu == LPU_HOST_CPU
-            for lpu in ("", *(lpus if hosts else ())):
+            for lpu in beside:
                 systems = f"{name}+{lpu}" if lpu else name
                 try:
                     machine = machine_of(catalogue, systems, projection)
@@ -80,15 +88,19 @@ class Offerer:
                     continue
                 for work in works:
                     offers += self._offers(catalogue, machine, work, projection)
+        if offers:  # LPUs that were named have their systems
+            left_out = {name: why for name, why in left_out.items() if name not in lpus}
         return Market(hardware=hardware, offers=tuple(offers), left_out=left_out)
 
     def _engine_offers(
-        self, measured: Measured, catalogue: Catalogue, system: System, work: Work
+        self, catalogue: Catalogue, system: System, rack: Rack | None, work: Work
     ) -> tuple[Offer, ...]:
-        asked = (system, catalogue.accelerator(system.accelerator), work)
-        key = tuple(msgspec.json.encode(each) for each in asked)
+        assert self._measured is not None
+        device, model = catalogue.accelerator(system.accelerator), catalogue.model(work.model)
+        key = tuple(msgspec.json.encode(each) for each in (system, device, model, rack, work))
         if key not in self._made:
-            self._made[key] = tuple(unbeaten(measured.offers(catalogue, system, work)))
+            made = self._measured.offers(system, device, shape_of(model), work, rack)
+            self._made[key] = tuple(unbeaten(made))
         return self._made[key]
 
     def _offers(
@@ -123,7 +135,7 @@ def offers_of(
             Offer(
                 system=catalogue.system(system).name,
                 lpu_system=catalogue.system(lpu_system).name if lpu_system else "",
-                mode="gpu+lpu" if lpu_system else "gpu",
+                mode="disaggregated+lpu" if lpu_system else "disaggregated",
                 work=work,
                 gpus_per_replica=each.gpus,
                 replicas=replicas,
@@ -140,25 +152,27 @@ def offers_of(
 
 
 def unbeaten(offers: Sequence[Offer]) -> list[Offer]:
-    """Offers of one machine and work that no other beats in speed, yield, TTFT and LPUs alike."""
+    """Offers of one machine and work that no other beats in all that counts.
+
+    That is speed, yield, time to first token, LPUs and the systems of a unit.
+    """
     kept: list[tuple[tuple[float, ...], Offer]] = []
     for rank, offer in sorted(((_rank(each), each) for each in _stairs(offers)), reverse=True):
-        _, speed, lpus, prefill = rank
         # In this order none that comes later makes more.
-        if not any(o[1] >= speed and o[2] >= lpus and o[3] >= prefill for o, _ in kept):
+        if not any(all(map(ge, o[1:], rank[1:])) for o, _ in kept):
             kept.append((rank, offer))
     return [offer for _, offer in kept]
 
 
 def _stairs(offers: Sequence[Offer]) -> list[Offer]:
-    """Of workers of one size, fastest first, those that make more or need fewer LPUs.
+    """Of workers of one size and prefill, fastest first, those that make more or need fewer LPUs.
 
     The rest are beaten by one of these.
     """
-    best: dict[int, tuple[float, float]] = {}
+    best: dict[tuple[object, ...], tuple[float, float]] = {}
     kept = []
     for offer in sorted(offers, key=lambda o: (-o.interactivity_tokens_per_s, -o.tokens_per_s)):
-        size = offer.gpus_per_replica
+        size = (offer.mode, offer.gpus_per_replica, offer.prefill_gpus_per_replica, offer.unit)
         made, ratio = best.get(size, (0.0, math.inf))
         own = offer.lpu_systems / offer.tokens_per_s
         if offer.tokens_per_s > made or own < ratio:
@@ -173,14 +187,14 @@ def choices(
     """Those that are best for some tier's promises; no others can be in a best plan.
 
     Slower than promised is no use, faster than promised is no gain: among the offers of a machine
-    that keep a tier's promises only yield and LPUs count.
+    and unit that keep a tier's promises only yield and LPUs count.
     """
     chosen: dict[Offer, None] = {}
     for tier in tiers:
-        kept: dict[str, list[Offer]] = {}
+        kept: dict[tuple[str, int], list[Offer]] = {}
         for offer in offers:
             if offer.keeps(tier, utilisation):
-                kept.setdefault(offer.systems, []).append(offer)
+                kept.setdefault((offer.systems, offer.unit), []).append(offer)
         for each in kept.values():
             fewest = math.inf
             for offer in sorted(each, key=lambda o: (-o.tokens_per_s, o.lpu_systems)):
@@ -201,7 +215,18 @@ def _rank(offer: Offer) -> tuple[float, ...]:
         offer.interactivity_tokens_per_s,
         -offer.lpu_systems / offer.tokens_per_s,
         -offer.prefill_s_per_output,
+        float(offer.waits),
+        -float(offer.unit),
     )
+
+
+def _why_not(system: System, banned: set[str]) -> str:
+    """Why a system that was named decodes nothing by itself."""
+    if system.name in banned:
+        return "It is named in `without`, too."
+    if not (system.accelerator or system.lpu):
+        return "It has neither GPUs nor LPUs."
+    return "" if system.accelerator else "LPUs decode beside systems of GPUs only."
 
 
 def _hardware(
@@ -212,6 +237,8 @@ def _hardware(
     hardware: dict[str, Hardware] = {}
     left_out: dict[str, str] = {}
     for system in named or catalogue.all_of(System):
+        if named and (why := _why_not(system, banned)):
+            left_out[system.name] = why
         if system.name in banned or not (system.accelerator or system.lpu):
             continue
         try:

@@ -2,7 +2,7 @@
 
 Columns (all >= 0):
 
-- ``systems[p]``: integer, systems of GPUs in pool p. A pool runs one offer.
+- ``systems[p]``: integer, units of systems of GPUs in pool p. A pool runs one offer.
 - ``lpus[k]``: integer, systems of LPUs beside the GPU systems of one kind that serve one model.
 - ``on[k]``: 0 or 1, whether there are any: then they hold at least one copy of the weights.
 - ``served[p, t]``: of tier t's demand, the share that pool p serves.
@@ -20,6 +20,7 @@ from typing import Final, Literal
 
 import msgspec
 
+from tokenworks.catalogue.records import Site
 from tokenworks.core.errors import ConfigInvalid
 from tokenworks.plan.mix_cost import capital_usd, cost_per_h
 from tokenworks.plan.mix_inputs import (
@@ -166,13 +167,12 @@ def _demand(made: Programme, aim: Aim) -> None:
 
 def _pool(made: Programme, p: int, offer: Offer, aim: Aim) -> None:
     question = made.question
-    n = _bought(made, offer.system, aim, "systems", p)
+    n = _bought(made, offer.system, aim, "systems", p, each=offer.unit)
     # In units of one system's yield.
-    made.add(("capacity", str(p)), n, -question.utilisation)
+    made.add(("capacity", str(p)), n, -question.utilisation * offer.unit)
     for tier in question.tiers:
         if offer.keeps(tier, question.utilisation):
-            gain = earned_per_h(tier) if aim in {"profit", "revenue"} else 0.0
-            z = made.column("served", p, tier.tier, gain=gain)
+            z = made.column("served", p, tier.tier, gain=_gain(made, offer, tier, aim))
             made.add(("capacity", str(p)), z, tier.tokens_per_s / offer.tokens_per_s)
             made.add(("demand", tier.tier), z, 1.0)
             if ("must", tier.tier) in made.limits:
@@ -191,8 +191,8 @@ def _lpus(made: Programme, n: int, offer: Offer, aim: Aim) -> None:
         made.add(("copy", *key), m, -1.0)
         made.add(("lpus", *key), m, -1.0)
         made.add(("on", *key), on, -_systems_max(made, offer))
-    made.add(("on", *key), n, 1.0)
-    made.add(("lpus", *key), n, offer.lpu_systems)
+    made.add(("on", *key), n, float(offer.unit))
+    made.add(("lpus", *key), n, offer.lpu_systems * offer.unit)
 
 
 def _systems_max(made: Programme, offer: Offer) -> float:
@@ -200,36 +200,40 @@ def _systems_max(made: Programme, offer: Offer) -> float:
     question = made.question
     asked = sum(tier.tokens_per_s for tier in question.tiers if tier.work.model == offer.work.model)
     slowest = min(each.tokens_per_s for each in made.offers if each.systems == offer.systems)
-    pools = len(made.offers)
-    needed = asked / (slowest * question.utilisation) + pools
+    rounded_up = sum(each.unit for each in made.offers)
+    needed = asked / (slowest * question.utilisation) + rounded_up
     if ("power",) not in made.limits:
         return needed
     return min(needed, question.power_mw * 1e6 / made.hardware[offer.system].power_w + 1)
 
 
-def _bought(made: Programme, system: str, aim: Aim, *name: object) -> int:
-    """A column of systems, in all rows that bound them."""
+def _bought(made: Programme, system: str, aim: Aim, *name: object, each: int = 1) -> int:
+    """A column of systems, so many each time, in all rows that bound them.
+
+    They cost what they do idle; what work adds is the work's.
+    """
     question, hardware = made.question, made.hardware[system]
-    cost = cost_per_h(hardware, question.site).usd
-    capital = capital_usd(hardware, question.site)
+    cost = cost_per_h(hardware, question.site, busy=0.0).usd * each
+    capital = capital_usd(hardware, question.site) * each
+    power_w = hardware.power_w * each
     costs = {
         "profit": cost,
         "cost": cost,
         "revenue": cost * COST_BY_THE_WAY,
         "share": 0.0,
-        "power": hardware.power_w,
+        "power": power_w,
         "capital": capital,
     }
     column = made.column(*name, gain=-costs[aim], whole=made.whole)
-    for row, value in ((("power",), hardware.power_w), (("capital",), capital)):
+    for row, value in ((("power",), power_w), (("capital",), capital)):
         if row in made.limits:
             made.add(row, column, value)
     release = max(question.start, hardware.ship)
-    for day in sorted({max(question.start, each.ship) for each in made.hardware.values()}):
+    for day in sorted({max(question.start, kind.ship) for kind in made.hardware.values()}):
         # Crews can't put in place before it ships what has to be there by the end.
         if release >= day:
             made.limits["install", day.isoformat()] = crew_h(question, day)
-            made.add(("install", day.isoformat()), column, hardware.install_h)
+            made.add(("install", day.isoformat()), column, hardware.install_h * each)
     return column
 
 
@@ -237,6 +241,25 @@ def crew_h(question: Question, day: datetime.date) -> float:
     """Hours that crews can work from a day on."""
     site = question.site
     return (question.by - day).days * site.install_crews * site.install_h_per_day
+
+
+def _gain(made: Programme, offer: Offer, tier: TierDemand, aim: Aim) -> float:
+    """What serving a tier's whole demand adds to the aim, its energy beyond idling taken off."""
+    site, busy = made.question.site, tier.tokens_per_s / offer.tokens_per_s
+    energy = busy * _work_usd_per_h(made.hardware[offer.system], site)
+    if offer.lpu_system:
+        lpu = made.hardware[offer.lpu_system]
+        energy += busy * offer.lpu_systems * _work_usd_per_h(lpu, site)
+    gains = {
+        "profit": earned_per_h(tier) - energy,
+        "revenue": earned_per_h(tier) - energy * COST_BY_THE_WAY,
+        "cost": -energy,
+    }
+    return gains.get(aim, 0.0)
+
+
+def _work_usd_per_h(hardware: Hardware, site: Site) -> float:
+    return cost_per_h(hardware, site).usd - cost_per_h(hardware, site, busy=0.0).usd
 
 
 def earned_per_h(tier: TierDemand) -> float:
@@ -356,7 +379,7 @@ def _solution(
     for name, column in made.columns.items():
         match name:
             case ("systems", int(p)):
-                systems[p] = values[column]
+                systems[p] = values[column] * made.offers[p].unit
             case ("lpus", (str(gpu), str(lpu), str(model))):
                 lpus[gpu, lpu, model] = values[column]
             case ("served", int(p), str(tier)):

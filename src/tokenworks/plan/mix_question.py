@@ -22,6 +22,8 @@ TIERS: Final = "keynote"
 PROJECTION: Final = "keynote"
 
 POWER_MW: Final = 100.0
+POWER_MW_MAX: Final = 1e5
+"""A hundred gigawatts: beyond it a solver's numbers are too far apart to be trusted."""
 MTOK_PER_S_PER_MW: Final = 1.5
 MIX: Final = {"free": 40.0, "medium": 35.0, "high": 18.0, "premium": 6.0, "ultra": 1.0}
 OUTPUT_TOKENS: Final = 400
@@ -217,8 +219,8 @@ def check(question: Question) -> None:
         ConfigInvalid: one of them cannot.
     """
     wrong: list[tuple[str, object, str]] = []
-    if not 0 < question.power_mw < float("inf"):
-        wrong.append(("power_mw", question.power_mw, "more than 0"))
+    if not 0 < question.power_mw <= POWER_MW_MAX:
+        wrong.append(("power_mw", question.power_mw, f"more than 0, at most {POWER_MW_MAX:,.0f}"))
     if question.capital_usd is not None and not 0 < question.capital_usd < float("inf"):
         wrong.append(("capital_usd", question.capital_usd, "more than 0"))
     if question.by <= question.start:
@@ -227,6 +229,8 @@ def check(question: Question) -> None:
         wrong.append(("utilisation", question.utilisation, "between 0 and 1"))
     if not 1 <= question.site.pue < float("inf"):
         wrong.append(("pue", question.site.pue, "1 or more"))
+    if not 0 <= question.site.idle_power_share <= 1:
+        wrong.append(("site.idle_power_share", question.site.idle_power_share, "from 0 to 1"))
     if not question.tiers:
         wrong.append(("tier", "empty", "one tier or more"))
     for field in ("system_years", "facility_years", "install_crews", "install_h_per_day"):
@@ -310,6 +314,8 @@ def _default_tiers(
     if not all(0 <= weight < float("inf") for weight in mix.values()) or not sum(mix.values()):
         raise ConfigInvalid(f"The mix is {mix!r}.", hint="Give weights of 0 or more, not all 0.")
     mtok_per_s = said.mtok_per_s
+    if mtok_per_s is not None and not 0 < mtok_per_s < float("inf"):
+        raise ConfigInvalid(f"mtok_per_s is {mtok_per_s!r}; it must be more than 0.")
     if mtok_per_s is None:
         mtok_per_s = said.power_mw * MTOK_PER_S_PER_MW
     tiers = []

@@ -29,6 +29,7 @@ OWN_SPREAD: Final = 0.2
 HALVINGS: Final = 6
 BOUNDS: Final = {
     "site.pue": (1.0, math.inf),
+    "site.idle_power_share": (0.0, 1.0),
     "utilisation": (0.0, 0.99),
     "projection.peak_share": (0.0, 1.0),
     "projection.tokens_per_step": (1.0, math.inf),
@@ -269,6 +270,7 @@ _TIER_FIGURES: Final = (
 _SITE_FIGURES: Final = (
     "usd_per_kwh",
     "pue",
+    "idle_power_share",
     "facility_usd_per_mw",
     "system_years",
     "network_share",
@@ -405,6 +407,7 @@ def _may_be_none(field: str) -> bool:
         "network_share",
         "interest_per_year",
         "at_least",
+        "idle_power_share",
         "install_h",
     }
 

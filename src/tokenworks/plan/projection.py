@@ -62,6 +62,11 @@ def machine_of(catalogue: Catalogue, systems: str, projection: Projection) -> Ma
         ConfigInvalid: a system is unknown, has no GPUs, or lacks a number.
     """
     first, _, second = systems.partition("+")
+    if "+" in second:
+        raise ConfigInvalid(
+            f"{systems!r} names more than two systems.",
+            hint="Name one of GPUs, and at most one of LPUs beside it, as in vr-nvl72+lpx.",
+        )
     system = catalogue.system(first)
     if not system.accelerator:
         raise ConfigInvalid(
@@ -87,22 +92,37 @@ def machine_of(catalogue: Catalogue, systems: str, projection: Projection) -> Ma
 
 
 def _with_lpus(catalogue: Catalogue, machine: Machine, rack: System, share: float) -> Machine:
+    return msgspec.structs.replace(
+        machine,
+        lpus=lpus_of(catalogue, rack, share),
+        lpu_power_w=rack.known("all_in_power_w"),
+    )
+
+
+def lpus_of(catalogue: Catalogue, rack: System, share: float, racks: int = 1) -> Lpus:
+    """The LPUs of some racks.
+
+    Args:
+        catalogue: that has the LPU.
+        rack: one of them.
+        share: of peaks that is reached.
+        racks: how many.
+
+    Raises:
+        ConfigInvalid: the rack has no LPUs, or a number is not known.
+    """
     if not rack.lpu:
         raise ConfigInvalid(
             f"{rack.name!r} has no LPUs.", hint="Only LPUs stand beside GPUs, as in vr-nvl72+lpx."
         )
     lpu = catalogue.accelerator(rack.lpu)
-    return msgspec.structs.replace(
-        machine,
-        lpus=Lpus(
-            count=rack.lpus,
-            rates=reached(rates_of(lpu), share, share, rack.lpus),
-            memory_bytes=lpu.known("memory_bytes"),
-            dtype="fp4" if lpu.fp4_flop_per_s else "fp8",
-            link_bytes_per_ms=rack.known("link_bandwidth_bytes_per_s") * share / 1e3,
-            round_trip_ms=rack.known("link_latency_s") * 1e3,
-        ),
-        lpu_power_w=rack.known("all_in_power_w"),
+    return Lpus(
+        count=racks * rack.lpus,
+        rates=reached(rates_of(lpu), share, share, rack.lpus),
+        memory_bytes=lpu.known("memory_bytes"),
+        dtype="fp4" if lpu.fp4_flop_per_s else "fp8",
+        link_bytes_per_ms=racks * rack.known("link_bandwidth_bytes_per_s") * share / 1e3,
+        round_trip_ms=rack.known("link_latency_s") * 1e3,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 import msgspec
@@ -91,15 +92,21 @@ _SOURCE: Final = (
 )
 
 
-def twin_book(model: ModelName = MODEL) -> PriceBook:
-    """The chart's five prices, with promises that the kinds of worker here can keep."""
+def twin_book(model: ModelName = MODEL, speeds: Mapping[Tier, int] | None = None) -> PriceBook:
+    """The chart's five prices, with promises that the kinds of worker here can keep.
+
+    Args:
+        model: that it prices.
+        speeds: tokens per second that each tier promises instead.
+    """
     lines = [
         'name = "twin"',
         "effective = 2026-11-24",
         f'source = "{_SOURCE}"',
         "ad_income_udollars_per_mtok = 500_000",
     ]
-    for tier, (ttft_ms, speed, grace_ms, patience_ms, _) in _TIERS.items():
+    for tier, (ttft_ms, own_speed, grace_ms, patience_ms, _) in _TIERS.items():
+        speed = own_speed if speeds is None else speeds[tier]
         lines += [
             f"[tier.{tier}]",
             f"ttft_ms = {ttft_ms}",

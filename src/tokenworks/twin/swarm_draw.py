@@ -23,7 +23,7 @@ from tokenworks.dispatch.policies import NAMES
 from tokenworks.dispatch.policy import Dice
 from tokenworks.dispatch.settings import token_prices
 from tokenworks.ledger.quotas import Limit, NodeID
-from tokenworks.perf.timing import FS_PER_NS, Timing
+from tokenworks.perf.timing import FS_PER_NS, Knot, Timing
 from tokenworks.twin.faults import (
     BreakOff,
     Change,
@@ -52,6 +52,7 @@ LABELS: Final = ("eu", "medical")
 ADAPTERS: Final = ("support",)
 _NEEDS: Final = 0x6E65656473
 _HOSTS: Final = 0x686F737473
+_KNOTS: Final = 0x6B6E6F7473
 _SCALING: Final = 0x7363616C65
 _PREEMPTING: Final = 0x707265656D7074
 _PRIORITIES: Final = 0x7072696F72
@@ -128,6 +129,7 @@ def draw(seed: int, policies: Sequence[str] = NAMES) -> Case:
     configured = _with_scaling(Dice(mix64(seed ^ _SCALING)), workers, configured)
     workers = _with_preempting(Dice(mix64(seed ^ _PREEMPTING)), workers)
     workers = _with_hosts(Dice(mix64(seed ^ _HOSTS)), workers)
+    workers = _with_knots(Dice(mix64(seed ^ _KNOTS)), workers)
     quotas = _quotas(dice, requests)
     plan = _plan(dice, workers, requests, configured, echoes=echoes)
     operator = _operator(Dice(mix64(seed ^ _MONEY)), requests, quotas, configured, plan.heal_ns)
@@ -399,6 +401,30 @@ def _with_hosts(dice: Dice, workers: tuple[WorkerSpec, ...]) -> tuple[WorkerSpec
         else spec
         for spec in workers
     )
+
+
+def _with_knots(dice: Dice, workers: tuple[WorkerSpec, ...]) -> tuple[WorkerSpec, ...]:
+    """In a fifth of the cases, engines whose time bends with the batch, as LPUs' and mixtures' do.
+
+    Below a knot an LPU takes as long as for the knot's batch; experts are met by and by.
+    """
+    share = _pick(dice, (50, 100)) if chance(dice, PPM // 5) else 0
+    return tuple(
+        msgspec.structs.replace(spec, timing=_bent(dice, spec)) if dice.below(100) < share else spec
+        for spec in workers
+    )
+
+
+def _bent(dice: Dice, spec: WorkerSpec) -> Timing:
+    plain = spec.timing
+    full = _between(dice, 1, spec.slots)
+    experts_fs = plain.launch_fs * _pick(dice, (0, 1, 4))
+    knots = []
+    for batch in sorted({1, 1 + spec.slots // 4, 1 + spec.slots // 2, spec.slots + 1}):
+        floor_fs = plain.launch_fs + max(batch, full) * plain.sequence_fs
+        floor_fs += experts_fs * batch // (batch + 2)
+        knots.append(Knot(batch, floor_fs, plain.context_token_fs * _pick(dice, (1, 1, 2))))
+    return msgspec.structs.replace(plain, knots=tuple(knots))
 
 
 def _quotas(dice: Dice, requests: Sequence[TwinRequest]) -> tuple[Limit, ...]:

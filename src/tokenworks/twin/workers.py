@@ -91,7 +91,9 @@ class Worker:
         "_joined",
         "_kv",
         "_launch_fs",
+        "_law",
         "_moves",
+        "_paces",
         "_phases",
         "_preempted",
         "_prefill_context_fs",
@@ -151,6 +153,19 @@ class Worker:
         self._empty()
 
     def _keep_pace(self, timing: Timing) -> None:
+        """Go by a law; one with knots is taken at the batch of each run, in ``plan``."""
+        self._law = timing
+        self._paces: dict[int, Timing] | None = {} if timing.knots else None
+        self._take_pace(timing.at(0))
+
+    def _take_batch(self, paces: dict[int, Timing], sequences: int) -> None:
+        pace = paces.get(sequences)
+        if pace is None:
+            pace = paces[sequences] = self._law.at(sequences)
+        if pace is not self._timing:
+            self._take_pace(pace)
+
+    def _take_pace(self, timing: Timing) -> None:
         self._timing = timing
         self._launch_fs = timing.launch_fs
         self._sequence_fs = timing.sequence_fs
@@ -294,6 +309,8 @@ class Worker:
         if n and self._kv.available < n and self._growing_next() > self._kv.available:
             self._make_room()
             n = self._decoding
+        if self._paces is not None:
+            self._take_batch(self._paces, n)
         if self._prefilling or self._waiting:
             self._growing = self._growing_next() if n else 0
             first_fs = self._launch_fs + self._schedule(seen_fs)

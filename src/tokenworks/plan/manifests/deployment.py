@@ -17,12 +17,14 @@ NAME_CHARACTERS_MAX: Final = 24
 """Of a deployment and of a pool: together they name Kubernetes objects, which end at 63."""
 
 _NAME: Final = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
+_URL: Final = re.compile(r"https?://[A-Za-z0-9._:/@+\[\]-]+")
 _PLAIN: Final = re.compile(r"[A-Za-z0-9/][A-Za-z0-9._:/@+-]*")
 
 Count = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 Tokens = Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000)]
 
 Engine = Literal["vllm", "sglang"]
+ENGINES: Final[tuple[Engine, ...]] = ("vllm", "sglang")
 Role = Literal["aggregated", "prefill", "decode"]
 Quantisation = Literal["checkpoint", "fp8", "nvfp4", "mxfp4", "awq"]
 KVDtype = Literal["auto", "bf16", "fp8", "fp4"]
@@ -67,6 +69,7 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         resource: what Kubernetes counts accelerators by.
         node_selector: labels that a Kubernetes node must have.
         tiers: that it serves; empty for all.
+        urls: where its replicas, or the router in front of them, answer; for Tokenworks.
     """
 
     name: str
@@ -84,6 +87,7 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     resource: str = "nvidia.com/gpu"
     node_selector: dict[str, str] = {}
     tiers: tuple[str, ...] = ()
+    urls: tuple[str, ...] = ()
 
     @property
     def accelerators(self) -> int:
@@ -272,6 +276,11 @@ def _check_pool(pool: Pool) -> None:
             "that a group may run, each of which takes a token of every iteration.",
             hint="Raise prefill_tokens or lower batch.",
         )
+    for url in pool.urls:
+        if not _URL.fullmatch(url):
+            raise ConfigInvalid(
+                f"{of}: {url!r} is no address of a server.", hint="Write it as http://host:port."
+            )
     plain = (*pool.node_selector, *(v for v in pool.node_selector.values() if v), *pool.tiers)
     for word in (*plain, pool.resource, pool.accelerator or "unset"):
         if not _PLAIN.fullmatch(word):
