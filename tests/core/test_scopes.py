@@ -54,7 +54,7 @@ def test_where_a_key_may_be_used(address: str, *, good: bool) -> None:
             scopes.check_address(address_of(address))
         named = "an unknown address" if address == "unknown" else address
         assert f"not be used from {named}" in caught.value.message
-        assert (caught.value.status, caught.value.code) == (403, "forbidden")
+        assert (caught.value.status, caught.value.code) == (403, "not_permitted")
 
 
 def test_models_and_tiers() -> None:

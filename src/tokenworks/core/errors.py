@@ -6,7 +6,7 @@
     ├── CallerError                 the request is at fault
     │   ├── InvalidRequest          400 invalid_request
     │   ├── Unauthorized            401 invalid_api_key
-    │   ├── Forbidden               403 forbidden
+    │   ├── Forbidden               403 not_permitted
     │   ├── NotOffered              400 not_offered
     │   ├── ModelNotFound           404 model_not_found
     │   ├── NotFound                404 not_found
@@ -76,7 +76,7 @@ class Unauthorized(CallerError):
 class Forbidden(CallerError):
     """The key is good, but not for this: another model, another tier, or from elsewhere."""
 
-    code, status = "forbidden", 403
+    code, status = "not_permitted", 403
 
 
 class NotOffered(CallerError):
