@@ -110,6 +110,16 @@ def test_a_day_in_the_life_of_a_factory(home: Home, start: Callable[[], Factory]
         assert time.monotonic() < deadline, "a revoked key still works"
     assert said.stderr.startswith("invalid_api_key: ")
 
+    near = data(home, "key", "create", "--from", "127.0.0.0/8", "--models", "foreman")
+    far = data(home, "key", "create", "--from", "192.0.2.0/24")
+    deadline = time.monotonic() + REVOKED_S_MAX
+    while "invalid_api_key" in (said := chat(home, "Hello!", "--key", far["secret"])).stderr:
+        assert time.monotonic() < deadline, said.stderr
+    assert said.stderr.startswith("not_permitted: The key may not be used from 127.0.0.1;")
+    assert chat(home, "Hello!", "--key", near["secret"]).returncode == 0
+    said = chat(home, "Hello!", "--key", near["secret"], "--model", "another")
+    assert said.stderr.startswith("not_permitted: The key may not use the model 'another';")
+
     rows = {row["check"]: row for row in json.loads(doctor(home))}
     assert "2 of 2 workers are up" in rows["port"]["found"]
     assert factory.end(signal.SIGTERM) == 0
