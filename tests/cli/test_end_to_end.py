@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -90,6 +91,10 @@ def chat(home: Home, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_day_in_the_life_of_a_factory(home: Home, start: Callable[[], Factory]) -> None:
+    home.make()
+    port = "port = 8000"
+    trusting = f"{port}\ntrusted_proxies = ['127.0.0.0/8']"
+    home.settings.write_text(SETTINGS.replace(port, trusting))
     factory = start()
     assert factory.facts["models"] == ["foreman"]
     said = chat(home, "Hello!", "--tier", "medium")
@@ -117,6 +122,10 @@ def test_a_day_in_the_life_of_a_factory(home: Home, start: Callable[[], Factory]
         assert time.monotonic() < deadline, said.stderr
     assert said.stderr.startswith("not_permitted: The key may not be used from 127.0.0.1;")
     assert chat(home, "Hello!", "--key", near["secret"]).returncode == 0
+    told = {"authorization": f"Bearer {far['secret']}", "x-forwarded-for": "192.0.2.7"}
+    asked = urllib.request.Request(f"{factory.facts['url']}/v1/models", headers=told)
+    with urllib.request.urlopen(asked) as response:
+        assert response.status == 200
     said = chat(home, "Hello!", "--key", near["secret"], "--model", "another")
     assert said.stderr.startswith("not_permitted: The key may not use the model 'another';")
 
