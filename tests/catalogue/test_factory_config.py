@@ -48,6 +48,7 @@ def test_settings_are_read_as_written() -> None:
         (POOL.replace("embedded", "imagined"), "imagined"),
         (POOL + "[gateway]\nport = 65536\n", "[gateway] port is 65536"),
         (POOL + "[gateway]\nport = -1\n", "[gateway] port is -1"),
+        (POOL + "[gateway]\ntrusted_proxies = ['all']\n", "[gateway] trusted_proxies has 'all'"),
         (POOL + "workers = 0\n", "[pool.laptop] workers is 0; it must be 1 to"),
         (POOL + "slots = 5000\n", "[pool.laptop] slots is 5000"),
         (POOL + "context_tokens = 255\n", "[pool.laptop] context_tokens"),

@@ -15,6 +15,7 @@ from tokenworks.cli.chat import _as_error
 from tokenworks.core.errors import (
     CapacityExceeded,
     ConfigInvalid,
+    Forbidden,
     QuotaExceeded,
     Unauthorized,
     WorkerFailed,
@@ -131,6 +132,7 @@ def test_another_factory_and_another_key(
     ("code", "kind"),
     [
         ("invalid_api_key", Unauthorized),
+        ("not_permitted", Forbidden),
         ("quota_exceeded", QuotaExceeded),
         ("capacity_exceeded", CapacityExceeded),
         ("from another world", WorkerUnavailable),

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -90,6 +91,10 @@ def chat(home: Home, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_day_in_the_life_of_a_factory(home: Home, start: Callable[[], Factory]) -> None:
+    home.make()
+    port = "port = 8000"
+    trusting = f"{port}\ntrusted_proxies = ['127.0.0.0/8']"
+    home.settings.write_text(SETTINGS.replace(port, trusting))
     factory = start()
     assert factory.facts["models"] == ["foreman"]
     said = chat(home, "Hello!", "--tier", "medium")
@@ -109,6 +114,20 @@ def test_a_day_in_the_life_of_a_factory(home: Home, start: Callable[[], Factory]
     while (said := chat(home, "Hello!", "--key", new["secret"])).returncode == 0:
         assert time.monotonic() < deadline, "a revoked key still works"
     assert said.stderr.startswith("invalid_api_key: ")
+
+    near = data(home, "key", "create", "--from", "127.0.0.0/8", "--models", "foreman")
+    far = data(home, "key", "create", "--from", "192.0.2.0/24")
+    deadline = time.monotonic() + REVOKED_S_MAX
+    while "invalid_api_key" in (said := chat(home, "Hello!", "--key", far["secret"])).stderr:
+        assert time.monotonic() < deadline, said.stderr
+    assert said.stderr.startswith("not_permitted: The key may not be used from 127.0.0.1;")
+    assert chat(home, "Hello!", "--key", near["secret"]).returncode == 0
+    told = {"authorization": f"Bearer {far['secret']}", "x-forwarded-for": "192.0.2.7"}
+    asked = urllib.request.Request(f"{factory.facts['url']}/v1/models", headers=told)
+    with urllib.request.urlopen(asked) as response:
+        assert response.status == 200
+    said = chat(home, "Hello!", "--key", near["secret"], "--model", "another")
+    assert said.stderr.startswith("not_permitted: The key may not use the model 'another';")
 
     rows = {row["check"]: row for row in json.loads(doctor(home))}
     assert "2 of 2 workers are up" in rows["port"]["found"]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import pytest
 
 from tests.cli.command_line import data, done, fill, invoke
 from tokenworks.core.errors import InvalidRequest
 from tokenworks.core.slo import Tier
+from tokenworks.core.units import NS_PER_HOUR
+from tokenworks.live.clock import SystemClock
 from tokenworks.live.home import Home
 from tokenworks.live.store import sqlite_store
 
@@ -123,3 +127,105 @@ def test_a_secret_that_no_header_carries(
     refused = str(invoke(home, "key", "create", "--secret-env", "OLD_KEY").exception)
     assert "printable ASCII" in refused
     assert secret not in refused
+
+
+LIMITS = ("--models", "b/c a", "--tiers", "ultra,high", "--from", "::/0,10.0.0.0/8")
+
+
+def test_what_a_key_is_limited_to_is_stored_and_shown(home: Home) -> None:
+    new = data(home, "key", "create", *LIMITS, "--expires", "2127-01-31")
+    limits = {
+        "models": ["a", "b/c"],
+        "tiers": ["high", "ultra"],
+        "from": ["10.0.0.0/8", "::/0"],
+        "expires": "2127-01-31T00:00Z",
+        "old_secret_until": None,
+    }
+    (row,) = data(home, "key", "list")
+    assert new.items() >= limits.items() <= row.items()
+    words = "a, b/c; high, ultra; from 10.0.0.0/8, ::/0; until 2127-01-31T00:00Z"
+    assert words in done(home, "key", "list")
+    store = sqlite_store(home.ledger)
+    (record,) = store.load_keys()
+    store.close()
+    scopes = record.view().scopes
+    assert scopes is not None
+    assert scopes.tiers == {Tier.HIGH, Tier.ULTRA}
+
+
+def test_a_key_ends_after_a_time(home: Home) -> None:
+    before = SystemClock().unix_ns()
+    data(home, "key", "create", "--expires", "30d")
+    store = sqlite_store(home.ledger)
+    (record,) = store.load_keys()
+    store.close()
+    assert record.expires_unix_ns is not None
+    days = (record.expires_unix_ns - before) / (24 * NS_PER_HOUR)
+    assert 30 <= days < 30.01
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--expires", "2020-01-31"), "--expires is '2020-01-31', which is not to come"),
+        (("--expires", "0h"), "which is not to come"),
+        (("--expires", "999999d"), "which is not to come"),
+        (("--expires", "soon"), "--expires is 'soon', which is no time"),
+        (("--tiers", "high,best"), "--tiers has 'best'"),
+        (("--tiers", "ultra"), "--tier is high, which --tiers leaves out"),
+        (("--models", ", "), "--models is empty"),
+        (("--models", "a;b"), "--models has 'a;b'"),
+        (("--from", ""), "--from is empty"),
+        (("--from", "10.0.0.1/8"), "--from has '10.0.0.1/8'"),
+    ],
+)
+def test_limits_that_are_none(home: Home, options: tuple[str, str], words: str) -> None:
+    refused = invoke(home, "key", "create", *options).exception
+    assert isinstance(refused, InvalidRequest)
+    assert words in str(refused)
+    assert not home.ledger.exists()
+
+
+def test_a_key_is_given_a_new_secret(home: Home) -> None:
+    new = data(home, "key", "create", "--tokens", "100")
+    before = SystemClock().unix_ns()
+    rotated = data(home, "key", "rotate", new["key"])
+    assert rotated["key"] == new["key"]
+    assert rotated["secret"] != new["secret"]
+    (row,) = data(home, "key", "list")
+    assert row["limits"][0]["allowed"] == 100
+    assert row["old_secret_until"] == rotated["old_secret_until"]
+    assert f"its old secret until {row['old_secret_until']}" in done(home, "key", "list")
+    store = sqlite_store(home.ledger)
+    (record,) = store.load_keys()
+    store.close()
+    digests = [hashlib.sha256(each["secret"].encode()).hexdigest() for each in (new, rotated)]
+    assert list(record.secrets_sha256) == digests
+    assert record.old_until_unix_ns is not None
+    assert 24 <= (record.old_until_unix_ns - before) / NS_PER_HOUR < 24.1
+    result = invoke(home, "key", "rotate", new["key"], "--overlap", "0m")
+    assert result.stdout.startswith("tw_")
+    assert len(result.stdout.split()) == 1
+    assert f"The old secret of {new['key']} works until" in result.stderr
+
+
+def test_the_command_lines_own_key_is_kept_when_it_is_given_a_new_secret(home: Home) -> None:
+    mine, other = data(home, "key", "create"), data(home, "key", "create")
+    home.write_private(home.key, mine["secret"] + "\n")
+    data(home, "key", "rotate", other["key"])
+    assert home.read_key() == mine["secret"]
+    rotated = data(home, "key", "rotate", mine["key"])
+    assert home.read_key() == rotated["secret"]
+
+
+def test_what_cannot_be_given_a_new_secret(home: Home) -> None:
+    assert isinstance(invoke(home, "key", "rotate", "key_x").exception, InvalidRequest)
+    assert not home.path.exists()
+    new = data(home, "key", "create")
+    for overlap in ("a while", "999999d"):
+        refused = invoke(home, "key", "rotate", new["key"], "--overlap", overlap).exception
+        assert isinstance(refused, InvalidRequest)
+        assert "--overlap" in str(refused)
+    done(home, "key", "revoke", new["key"])
+    refused = invoke(home, "key", "rotate", new["key"]).exception
+    assert "or it is revoked" in str(refused)

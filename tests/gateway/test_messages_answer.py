@@ -10,6 +10,7 @@ import pytest
 from tests.gateway.fake_desk import event
 from tokenworks.core.errors import (
     CapacityExceeded,
+    Forbidden,
     InvalidRequest,
     QuotaExceeded,
     TokenworksError,
@@ -251,6 +252,7 @@ def test_a_chunk_that_is_none() -> None:
     [
         (InvalidRequest("x"), "invalid_request_error"),
         (Unauthorized("x"), "authentication_error"),
+        (Forbidden("x"), "permission_error"),
         (QuotaExceeded("x"), "rate_limit_error"),
         (CapacityExceeded("x"), "overloaded_error"),
         (WorkerUnavailable("x"), "overloaded_error"),

@@ -286,13 +286,31 @@ class MemoryStore:
 
     def put_key(self, record: KeyRecord) -> None:
         for other in self._memory.keys.values():
-            if other.secret_sha256 == record.secret_sha256 and other.key != record.key:
+            shared = {*other.secrets_sha256} & {*record.secrets_sha256}
+            if shared and other.key != record.key:
                 raise ConfigInvalid(f"Key {record.key!r} has the secret of another key.")
         known = self._memory.keys.get(record.key)
         if known is not None and known.revoked_unix_ns is not None:
             record = msgspec.structs.replace(record, revoked_unix_ns=known.revoked_unix_ns)
         self._memory.keys[record.key] = record
         self._memory.version += 1
+
+    def rotate_key(self, key: KeyID, secret_sha256: str, old_until_unix_ns: int) -> bool:
+        keys = self._memory.keys
+        if any(secret_sha256 in each.secrets_sha256 for each in keys.values()):
+            raise ConfigInvalid(f"Key {key!r} has the secret of another key.")
+        record = keys.get(key)
+        if record is None or record.revoked_unix_ns is not None:
+            return False
+        self.put_key(
+            msgspec.structs.replace(
+                record,
+                secret_sha256=secret_sha256,
+                old_secret_sha256=record.secret_sha256,
+                old_until_unix_ns=old_until_unix_ns,
+            )
+        )
+        return True
 
     def revoke_key(self, key: KeyID, revoked_unix_ns: int) -> bool:
         record = self._memory.keys.get(key)

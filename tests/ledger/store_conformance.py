@@ -34,7 +34,7 @@ from tests.ledger.ledger_samples import (
 )
 from tests.ledger.memory_store import MemoryStore
 from tokenworks.core.errors import ConfigInvalid, InvalidRequest, LedgerCorrupt, LedgerUnavailable
-from tokenworks.core.ids import KeyID, LimitID, PoolID, PriceID
+from tokenworks.core.ids import KeyID, LimitID, ModelName, PoolID, PriceID
 from tokenworks.core.slo import Tier
 from tokenworks.ledger.blocks import GENESIS, check_block, decode_entries
 from tokenworks.ledger.entries import Entry
@@ -625,7 +625,20 @@ class StoreConformance:
         second, first = key_record("b", team=None, engineer=None), key_record("a")
         first = msgspec.structs.replace(first, labels=("eu", "medical"))
         ultra = msgspec.structs.replace(first, tier_default=Tier.ULTRA, labels=("us",))
-        for record in (second, first, ultra):
+        limited = msgspec.structs.replace(
+            first,
+            expires_unix_ns=7,
+            old_secret_sha256="0" * 64,
+            old_until_unix_ns=6,
+            models=(ModelName("a"), ModelName("b/c")),
+            tiers=(Tier.FREE, Tier.ULTRA),
+            networks=("10.0.0.0/8", "::/0"),
+        )
+        for record in (second, limited):
+            store.put_key(record)
+            versions.append(store.settings_version())
+        assert store.load_keys() == [limited, second]
+        for record in (first, ultra):
             store.put_key(record)
             versions.append(store.settings_version())
         assert store.load_keys() == [
@@ -667,6 +680,28 @@ class StoreConformance:
         with pytest.raises(ConfigInvalid):
             store.put_key(key_record("b", secret_sha256=key_record("a").secret_sha256))
         assert (len(store.load_keys()), store.settings_version()) == (1, before)
+
+    def test_a_key_is_given_a_new_secret(self, store: LedgerStore) -> None:
+        first = key_record("a", labels=("eu",), models=(ModelName("m"),))
+        store.put_key(first)
+        for number, secret in enumerate("12"):
+            before = store.settings_version()
+            assert store.rotate_key(KeyID("a"), secret * 64, number)
+            assert store.settings_version() > before
+        (found,) = store.load_keys()
+        assert found == msgspec.structs.replace(
+            first, secret_sha256="2" * 64, old_secret_sha256="1" * 64, old_until_unix_ns=1
+        )
+        for taken in ("1", "2"):
+            with pytest.raises(ConfigInvalid):
+                store.rotate_key(KeyID("a"), taken * 64, 9)
+            with pytest.raises(ConfigInvalid):
+                store.put_key(key_record("b", secret_sha256=taken * 64))
+        store.put_key(key_record("b", secret_sha256=first.secret_sha256))  # it opens nothing else
+        assert not store.rotate_key(KeyID("nobody"), "3" * 64, 9)
+        store.revoke_key(KeyID("a"), 5)
+        assert not store.rotate_key(KeyID("a"), "3" * 64, 9)
+        assert store.load_keys()[0].secret_sha256 == "2" * 64
 
     def test_a_price_book_is_kept_for_ever(self, store: LedgerStore) -> None:
         assert store.load_price_book(BOOK.price_id) is None

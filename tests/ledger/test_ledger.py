@@ -36,7 +36,7 @@ from tests.ledger.ledger_samples import (
     window,
 )
 from tokenworks.core.errors import LedgerCorrupt
-from tokenworks.core.ids import KeyID, RequestID
+from tokenworks.core.ids import KeyID, ModelName, RequestID
 from tokenworks.core.orders import Payer
 from tokenworks.core.slo import Measured, Tier
 from tokenworks.ledger import ledger as ledger_module
@@ -634,6 +634,44 @@ def test_a_key_shows_its_view_without_its_secret() -> None:
     assert record.view().team == "team"
     assert ledger().key(KeyID("key")) == record
     assert ledger().key(KeyID("nobody")) is None
+
+
+def test_a_key_without_limits_has_no_scopes() -> None:
+    record = key_record(labels=("eu",))
+    assert (record.scopes(), record.view().scopes) == (None, None)
+
+
+@pytest.mark.parametrize(
+    "limit",
+    [
+        {"models": (ModelName("m"),)},
+        {"tiers": (Tier.HIGH,)},
+        {"networks": ("10.0.0.0/8",)},
+        {"expires_unix_ns": 0},
+    ],
+)
+def test_each_limit_of_a_key_is_a_scope(limit: dict[str, object]) -> None:
+    scopes = key_record(**limit).view().scopes
+    assert scopes is not None
+    ((name, value),) = limit.items()
+    told = getattr(scopes, name)
+    assert (told if name == "expires_unix_ns" else tuple(map(str, told))) == value
+
+
+def test_an_old_secret_ends_with_its_time_or_with_its_key() -> None:
+    record = key_record(old_secret_sha256="0" * 64, old_until_unix_ns=5, models=(ModelName("m"),))
+    assert record.secrets_sha256 == ("0" * 64, record.secret_sha256)
+    assert key_record().secrets_sha256 == (record.secret_sha256,)
+    old, new = record.old_view().scopes, record.view().scopes
+    assert old is not None
+    assert new is not None
+    assert (old.expires_unix_ns, old.replaced, old.models) == (5, True, frozenset({"m"}))
+    assert (new.expires_unix_ns, new.replaced) == (None, False)
+    for expires, until in ((4, 4), (9, 5)):
+        limited = msgspec.structs.replace(record, expires_unix_ns=expires, models=())
+        old = limited.old_view().scopes
+        assert old is not None
+        assert (old.expires_unix_ns, old.replaced) == (until, until == 5)
 
 
 def test_a_ledger_answers_with_its_entries() -> None:

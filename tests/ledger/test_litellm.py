@@ -10,7 +10,7 @@ import pytest
 
 from tests.ledger.ledger_samples import NOW
 from tokenworks.core.errors import InvalidRequest
-from tokenworks.core.ids import TenantID
+from tokenworks.core.ids import ModelName, TenantID
 from tokenworks.core.units import NS_PER_S
 from tokenworks.ledger.litellm import Imported, import_keys
 from tokenworks.ledger.quotas import LimitState
@@ -160,10 +160,31 @@ def test_a_key_that_opens_nothing_there_opens_nothing_here(
     assert why in found.notes[0]
 
 
-def test_a_key_that_expires_later_is_open_and_said() -> None:
+def test_a_key_that_expires_later_is_open_until_then() -> None:
     found = imported({"token": DIGEST, "expires": "2199-01-01T00:00:00+02:00"})
     assert found.keys[0].revoked_unix_ns is None
-    assert "never here" in found.notes[0]
+    assert found.keys[0].expires_unix_ns == 7_226_575_200 * NS_PER_S
+    assert not found.notes
+
+
+def test_what_was_set_here_stays_with_a_key_that_is_imported_again() -> None:
+    (record,) = imported({"token": DIGEST}).keys
+    here = msgspec.structs.replace(
+        record,
+        secret_sha256="0" * 64,
+        old_secret_sha256=DIGEST,
+        old_until_unix_ns=5,
+        expires_unix_ns=9,
+        labels=("eu",),
+        models=(ModelName("m"),),
+    )
+    for more, changes in (
+        ({}, {}),
+        ({"key_alias": "ci", "team_id": "t"}, {"name": "ci", "team": "t"}),
+        ({"expires": "2199-01-01"}, {"expires_unix_ns": 7_226_582_400 * NS_PER_S}),
+    ):
+        found = import_keys([{"token": DIGEST, **more}], tenant=ACME, unix_ns=NOW, known=[here])
+        assert found.keys == [msgspec.structs.replace(here, **changes)]
 
 
 def test_a_key_that_is_here_keeps_its_age_and_its_revocation() -> None:

@@ -299,7 +299,7 @@ class SQLStoreCases:
         (window,) = recover(open_store("next"), NOW).windows()
         assert window.used == 2 * amount
 
-    @pytest.mark.parametrize("version", [3, 4])
+    @pytest.mark.parametrize("version", [3, 4, 5])
     def test_a_ledger_of_a_release_before_is_taken_over(
         self,
         store: SQLStore,
@@ -316,17 +316,22 @@ class SQLStoreCases:
         last = reserved("late")
         store.append_now([last, posted(last)])
         wanted = sorted(store.rollups(by_hour=True, by_run=True), key=repr)
+        store.put_key(known := key_record(labels=("eu",)))
         with store._other.writing():
-            for part in ("agent_payers", "agent_hours", "agent_months"):
+            store._other.change("DROP INDEX keys_by_old_secret")
+            store._other.change("DROP TABLE key_scopes")
+            for column in ("expires_unix_ns", "old_secret_sha256", "old_until_unix_ns"):
+                store._other.change(f"ALTER TABLE keys DROP COLUMN {column}")
+            for part in ("agent_payers", "agent_hours", "agent_months") if version < 5 else ():
                 store._other.change(f"DROP TABLE {part}")
             for table in ("hours", "factory_hours", "months") if version == 3 else ():
                 column = f"ALTER TABLE {table} ADD COLUMN worker_ns BIGINT NOT NULL DEFAULT 7"
                 store._other.change(column)
-            # Agents were payers.
-            store._other.change(
-                "INSERT INTO payers (name) VALUES (?)", (msgspec.json.encode(payer).decode(),)
-            )
-            store._other.change("UPDATE hours SET payer = (SELECT MAX(id) FROM payers)")
+            if version < 5:  # agents were payers
+                store._other.change(
+                    "INSERT INTO payers (name) VALUES (?)", (msgspec.json.encode(payer).decode(),)
+                )
+                store._other.change("UPDATE hours SET payer = (SELECT MAX(id) FROM payers)")
             store._other.change(f"UPDATE meta SET value = {version} WHERE name = 'schema_version'")
         store.alive(seen := NOW + 2_000 * HOUR)
         monkeypatch.setattr(SystemClock, "unix_ns", lambda _: seen + DEAD_AFTER_NS)
@@ -339,7 +344,10 @@ class SQLStoreCases:
         store.append_now([another := reserved("another")])  # it was left alone
         monkeypatch.setattr(SystemClock, "unix_ns", lambda _: seen + DEAD_AFTER_NS + 1)
         after = open_store("next")
-        assert after._other.query("SELECT value FROM meta WHERE name = 'schema_version'") == [(5,)]
+        assert after._other.query("SELECT value FROM meta WHERE name = 'schema_version'") == [(6,)]
+        assert after.load_keys() == [known]
+        after.put_key(limited := key_record(tiers=(Tier.HIGH,), expires_unix_ns=7))
+        assert after.load_keys() == [limited]
         assert sorted(after.rollups(by_hour=True, by_run=True), key=repr) == wanted
         assert charged(after) == 5_400
         assert after._other.query("SELECT COUNT(*) FROM payers") == [(2,)]  # one is nobody

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import itertools
 import pathlib
 from collections.abc import Callable, Coroutine
@@ -304,6 +305,28 @@ def test_a_revoked_key_opens_nothing_from_the_next_round_on(live: Callable[..., 
         world.store.put_key(World.key("new", b"another"))
         await world.round()
         assert world.driver.key_of(b"another") is not None
+
+    live(test)
+
+
+def test_a_new_secret_opens_from_the_next_round_on_and_the_old_one_for_a_time(
+    live: Callable[..., None],
+) -> None:
+    async def test(world: World) -> None:
+        world.up()
+        new, until = b"the new one", world.clock.unix_ns() + 5
+        world.store.rotate_key(KeyID("key"), hashlib.sha256(new).hexdigest(), until)
+        assert world.driver.key_of(new) is None
+        await world.round()
+        view, old = world.driver.key_of(new), world.driver.key_of(SECRET)
+        assert view is not None
+        assert old is not None
+        assert (view.key, view.scopes, old.key) == ("key", None, "key")
+        assert old.scopes is not None
+        assert (old.scopes.expires_unix_ns, old.scopes.replaced) == (until, True)
+        world.store.revoke_key(KeyID("key"), 5)
+        await world.round()
+        assert (world.driver.key_of(new), world.driver.key_of(SECRET)) == (None, None)
 
     live(test)
 

@@ -11,6 +11,7 @@ import msgspec
 from tokenworks.catalogue.toml_text import read_toml
 from tokenworks.core.errors import ConfigInvalid, InvalidRequest
 from tokenworks.core.needs import ADAPTERS_MAX, LABELS_MAX, Offers, words_of
+from tokenworks.core.scopes import networks_of
 from tokenworks.core.units import NS_PER_HOUR, divide_half_even
 
 WORKERS_MAX: Final = 1_024
@@ -35,12 +36,15 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             attached provider whose ``model`` is ``*``.
         share_port: whether other factories on this machine may listen there, too, each for a part
             of the connections.
+        trusted_proxies: addresses of proxies whose ``x-forwarded-for`` is believed where a key may
+            be used from some addresses only.
     """
 
     host: str = "127.0.0.1"
     port: int = 8000
     pass_through: bool = False
     share_port: bool = False
+    trusted_proxies: tuple[str, ...] = ()
 
 
 class LedgerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -208,6 +212,10 @@ def parse_factory_config(text: str) -> FactoryConfig:
         raise ConfigInvalid("There is no pool.", hint="Add a [pool.NAME] table.")
     if not 0 <= config.gateway.port <= 65_535:
         raise ConfigInvalid(f"[gateway] port is {config.gateway.port!r}; it must be 0 to 65535.")
+    try:
+        networks_of(config.gateway.trusted_proxies, "[gateway] trusted_proxies")
+    except InvalidRequest as error:
+        raise ConfigInvalid(error.message, hint=error.hint) from error
     _check_ledger(config.ledger)
     if config.dispatch.policy and config.dispatch.policy_file:
         raise ConfigInvalid("[dispatch] has both policy and policy_file.", hint="Keep one.")

@@ -1,4 +1,4 @@
-"""``tokenworks key``: create, list and revoke keys."""
+"""``tokenworks key``: create, list, rotate and revoke keys."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from tokenworks.cli.table import show
 from tokenworks.core.errors import InvalidRequest
 from tokenworks.core.ids import KeyID
 from tokenworks.core.needs import words_of
+from tokenworks.core.scopes import tiers_by_rank
 from tokenworks.core.slo import Tier
 from tokenworks.ledger.extras import BILLED
 from tokenworks.ledger.grants import PERIODS
-from tokenworks.ledger.quotas import KeyRecord, LimitState, Period
+from tokenworks.ledger.quotas import UNIX_NS_MAX, KeyRecord, LimitState, Period
 from tokenworks.live.home import Home
 
 
 @click.group()
 def command() -> None:
-    """Create, list and revoke keys with quotas.
+    """Create, list, rotate and revoke keys with quotas.
 
     A running factory takes up a change within a second. Secrets are shown once and kept hashed.
     `tokenworks quota` sets limits for whole tenants, teams and engineers.
@@ -52,6 +53,10 @@ def _secret(variable: str | None) -> str | None:
     help="The tier of requests that name none.",
 )
 @click.option("--labels", default="", help="Data labels of all its requests, such as eu,medical.")
+@click.option("--models", help="The models that it may ask for, such as a,b; else all.")
+@click.option("--tiers", help="The tiers that it may ask for, such as high,premium; else all.")
+@click.option("--from", "networks", help="Where it may be used, such as 10.0.0.0/8; else anywhere.")
+@click.option("--expires", help="When it ends: 2027-01-31 (the day's beginning, UTC), or 30d.")
 @click.option("--tokens", type=click.IntRange(min=0), help="Hard limit, input and output together.")
 @click.option("--usd", help="Hard limit in dollars, such as 2.50.")
 @click.option(
@@ -81,19 +86,22 @@ def create(
     *,
     secret_env: str | None,
     as_json: bool,
-    **belongs: str | None,
+    team: str | None,
+    engineer: str | None,
+    **scopes: str | None,
 ) -> None:
     """Make a key and show its secret, once."""
-    from tokenworks.cli.keys import check_tokens, create_key, dollars_option
+    from tokenworks.cli.keys import check_tokens, create_key, dollars_option, read_scopes
     from tokenworks.live.clock import SystemClock
 
-    nanodollars = dollars_option("--usd", usd)
+    nanodollars, unix_ns = dollars_option("--usd", usd), SystemClock().unix_ns()
     check_tokens("--tokens", tokens)
     labelled = words_of(labels, "--labels")
+    limited = read_scopes(unix_ns, Tier(tier), **scopes)
     with ledger_at(home, create=True) as store:
         new = create_key(
             store,
-            SystemClock().unix_ns(),
+            unix_ns,
             tenant=tenant,
             name=name,
             tier_default=Tier(tier),
@@ -102,7 +110,9 @@ def create(
             per=per,
             labels=labelled,
             secret=_secret(secret_env),
-            **belongs,
+            team=team,
+            engineer=engineer,
+            scopes=limited,
         )
     row = {
         "secret": new.secret,
@@ -113,6 +123,7 @@ def create(
         "name": name,
         "tier": tier,
         "labels": list(labelled),
+        **_scopes_row(new.record),
         "limits": [limit.limit for limit in new.limits],
     }
     if as_json:
@@ -171,6 +182,7 @@ def _row(
         "name": record.name if as_json else record.name or None,
         "tier": record.tier_default,
         "labels": list(record.labels) if as_json else ", ".join(record.labels) or None,
+        **(_scopes_row(record) if as_json else {"only": _scopes_text(record)}),
         "used_tokens": used[0],
         "used_nanodollars": used[1],
     }
@@ -195,6 +207,73 @@ def _row(
             or None
         )
     return row | {"revoked": record.revoked_unix_ns is not None}
+
+
+def _scopes_row(record: KeyRecord) -> dict[str, Any]:
+    return {
+        "models": list(record.models),
+        "tiers": tiers_by_rank(record.tiers),
+        "from": list(record.networks),
+        "expires": _time(record.expires_unix_ns),
+        "old_secret_until": _time(record.old_until_unix_ns),
+    }
+
+
+def _scopes_text(record: KeyRecord) -> str | None:
+    row = _scopes_row(record)
+    words = [", ".join(row["models"]), ", ".join(row["tiers"])]
+    words += ["from " + ", ".join(row["from"])] if row["from"] else []
+    words += [f"until {row['expires']}"] if row["expires"] else []
+    until = row["old_secret_until"]
+    words += [f"its old secret until {until}"] if until else []
+    return "; ".join(filter(None, words)) or None
+
+
+def _time(unix_ns: int | None) -> str | None:
+    from tokenworks.cli.period import time_text
+
+    return None if unix_ns is None else time_text(unix_ns)
+
+
+@command.command()
+@click.argument("key")
+@click.option(
+    "--overlap", default="24h", show_default=True, help="How long the old secret works, too."
+)
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@click.pass_obj
+def rotate(home: Home, key: str, *, overlap: str, as_json: bool) -> None:
+    """Give KEY (its id, as `key list` shows it) a new secret, and show it, once.
+
+    Quotas, limits and usage stay with the key. A secret before the old one works no more.
+    """
+    from tokenworks.cli.keys import digest_of, new_secret
+    from tokenworks.cli.period import parse_span, time_text
+    from tokenworks.live.clock import SystemClock
+
+    until_unix_ns = SystemClock().unix_ns() + parse_span(overlap, "--overlap")
+    if until_unix_ns > UNIX_NS_MAX:
+        raise InvalidRequest(f"--overlap is {overlap!r}, which is too long.", hint="Such as 24h.")
+    secret, known = new_secret(), False
+    if home.has_ledger():
+        with ledger_at(home) as store:
+            own = digest_of(home.read_key() or "")
+            mine = any((each.key, each.secret_sha256) == (key, own) for each in store.load_keys())
+            known = store.rotate_key(KeyID(key), digest_of(secret), until_unix_ns)
+        if known and mine:  # the command line's own
+            home.write_private(home.key, secret + "\n")
+    if not known:
+        raise InvalidRequest(
+            f"There is no key {key!r}, or it is revoked.",
+            hint="`tokenworks key list` shows the ids.",
+        )
+    until = time_text(until_unix_ns)
+    if as_json:
+        row = {"secret": secret, "key": key, "old_secret_until": until}
+        click.echo(msgspec.json.encode(row).decode())
+        return
+    click.echo(secret)
+    click.echo(f"The old secret of {key} works until {until}; this is not shown again.", err=True)
 
 
 @command.command()

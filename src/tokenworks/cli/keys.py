@@ -9,8 +9,11 @@ from typing import Final
 import msgspec
 
 from tokenworks.catalogue.packages import AMOUNT_MAX
+from tokenworks.cli.period import parse_end
 from tokenworks.core.errors import InvalidRequest
-from tokenworks.core.ids import EngineerID, KeyID, TeamID, TenantID
+from tokenworks.core.ids import EngineerID, KeyID, ModelName, TeamID, TenantID
+from tokenworks.core.needs import words_of
+from tokenworks.core.scopes import MODELS_MAX, networks_of
 from tokenworks.core.slo import Tier
 from tokenworks.core.units import NANODOLLARS_PER_DOLLAR, nanodollars_of
 from tokenworks.ledger.grants import new_limit, parse_node
@@ -40,6 +43,66 @@ class NewKey(msgspec.Struct, frozen=True, kw_only=True):
     limits: tuple[Limit, ...] = ()
 
 
+class KeyScopes(msgspec.Struct, frozen=True, kw_only=True):
+    """What a key is limited to; see ``KeyRecord``."""
+
+    models: tuple[ModelName, ...] = ()
+    tiers: tuple[Tier, ...] = ()
+    networks: tuple[str, ...] = ()
+    expires_unix_ns: int | None = None
+
+
+NO_SCOPES: Final = KeyScopes()
+
+
+def read_scopes(
+    unix_ns: int,
+    tier_default: Tier,
+    *,
+    models: str | None = None,
+    tiers: str | None = None,
+    networks: str | None = None,
+    expires: str | None = None,
+) -> KeyScopes:
+    """What ``--models``, ``--tiers``, ``--from`` and ``--expires`` say.
+
+    Raises:
+        InvalidRequest: one of them says what it cannot, or nothing.
+    """
+    for name, text in {"--models": models, "--tiers": tiers, "--from": networks}.items():
+        if text is not None and not text.strip(", "):
+            raise InvalidRequest(f"{name} is empty.", hint="Leave it out to limit nothing.")
+    words = words_of(tiers or "", "--tiers")
+    for word in words:
+        if word not in list(Tier):
+            raise InvalidRequest(
+                f"--tiers has {word!r}.",
+                hint=f"Tiers are {', '.join(tier.value for tier in Tier)}.",
+            )
+    if words and tier_default not in words:
+        raise InvalidRequest(
+            f"--tier is {tier_default.value}, which --tiers leaves out.",
+            hint="Give one of them as --tier: requests that name no tier get it.",
+        )
+    ranges = (networks or "").replace(",", " ").split()
+    return KeyScopes(
+        models=tuple(map(ModelName, words_of(models or "", "--models", MODELS_MAX))),
+        tiers=tuple(map(Tier, words)),
+        networks=tuple(map(str, networks_of(ranges, "--from"))),
+        expires_unix_ns=None if expires is None else parse_end(expires, "--expires", unix_ns),
+    )
+
+
+def new_secret() -> str:
+    """A secret of ours."""
+    return KEY_PREFIX + secrets.token_urlsafe(24)
+
+
+def digest_of(secret: str) -> str:
+    """What is stored of a secret."""
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
 def create_key(
     store: LedgerStore,
     unix_ns: int,
@@ -54,6 +117,7 @@ def create_key(
     per: Period = "lifetime",
     labels: tuple[str, ...] = (),
     secret: str | None = None,
+    scopes: KeyScopes = NO_SCOPES,
 ) -> NewKey:
     """Make a key and store its hash; its limits come first, so that it never goes without.
 
@@ -70,18 +134,16 @@ def create_key(
         per: the period.
         labels: data labels of all its requests, sorted.
         secret: what callers have already; None makes a new one.
+        scopes: what it is limited to.
 
     Raises:
         InvalidRequest: the tenant, team or engineer has no name that a quota tree can hold.
         LedgerUnavailable: it is not stored.
     """
-    parse_node(f"tenant:{tenant}")
-    for level, own in (("team", team), ("engineer", engineer)):
-        if own is not None:
-            parse_node(f"{level}:{tenant}/{own}")
-    secret = _checked(secret) if secret is not None else KEY_PREFIX + secrets.token_urlsafe(24)
-    digest = hashlib.sha256(secret.encode()).hexdigest()
-    if any(known.secret_sha256 == digest for known in store.load_keys()):
+    _check_names(tenant, team, engineer)
+    secret = new_secret() if secret is None else _checked(secret)
+    digest = digest_of(secret)
+    if any(digest in known.secrets_sha256 for known in store.load_keys()):
         raise InvalidRequest("There is a key with this secret.", hint="Take another secret.")
     record = KeyRecord(
         key=KeyID(f"key_{secrets.token_hex(6)}"),
@@ -94,12 +156,20 @@ def create_key(
         created_unix_ns=unix_ns,
         revoked_unix_ns=None,
         labels=labels,
+        **msgspec.structs.asdict(scopes),
     )
     limits = _limits(record.key, tokens, nanodollars, per, unix_ns)
     for limit in limits:
         store.put_limit(limit)
     store.put_key(record)
     return NewKey(secret=secret, record=record, limits=limits)
+
+
+def _check_names(tenant: str, team: str | None, engineer: str | None) -> None:
+    parse_node(f"tenant:{tenant}")
+    for level, own in (("team", team), ("engineer", engineer)):
+        if own is not None:
+            parse_node(f"{level}:{tenant}/{own}")
 
 
 def _checked(secret: str) -> str:

@@ -28,6 +28,7 @@ from tokenworks.cli.twin_factory import Modelled
 from tokenworks.core.errors import ConfigInvalid
 from tokenworks.core.ids import ModelName, PoolID, TenantID, WorkerID
 from tokenworks.core.ports import Clock, Desk, WorkerPort
+from tokenworks.core.scopes import networks_of
 from tokenworks.core.slo import Tier
 from tokenworks.dispatch.commands import Scale
 from tokenworks.dispatch.dispatcher import Dispatcher
@@ -198,6 +199,7 @@ class Factory:
             metrics=metrics,
             shelf=self._shelf,
             passes_on=settings.gateway.pass_through,
+            trusted_proxies=networks_of(settings.gateway.trusted_proxies, "trusted_proxies"),
         )
 
     def _check_clock(self) -> None:

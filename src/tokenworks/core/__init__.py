@@ -1,3 +1,15 @@
 """Words that every room uses: units, ids, tiers, orders, errors, ports. Pure."""
 
-__all__ = ["errors", "gauges", "ids", "needs", "orders", "ports", "rng", "slo", "traces", "units"]
+__all__ = [
+    "errors",
+    "gauges",
+    "ids",
+    "needs",
+    "orders",
+    "ports",
+    "rng",
+    "scopes",
+    "slo",
+    "traces",
+    "units",
+]

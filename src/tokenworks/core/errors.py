@@ -6,6 +6,7 @@
     ├── CallerError                 the request is at fault
     │   ├── InvalidRequest          400 invalid_request
     │   ├── Unauthorized            401 invalid_api_key
+    │   ├── Forbidden               403 not_permitted
     │   ├── NotOffered              400 not_offered
     │   ├── ModelNotFound           404 model_not_found
     │   ├── NotFound                404 not_found
@@ -67,9 +68,15 @@ class InvalidRequest(CallerError):
 
 
 class Unauthorized(CallerError):
-    """No key, or one that is unknown or revoked."""
+    """No key, or one that is unknown, revoked or expired."""
 
     code, status = "invalid_api_key", 401
+
+
+class Forbidden(CallerError):
+    """The key is good, but not for this: another model, another tier, or from elsewhere."""
+
+    code, status = "not_permitted", 403
 
 
 class NotOffered(CallerError):

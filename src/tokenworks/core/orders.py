@@ -19,6 +19,7 @@ from tokenworks.core.ids import (
     WorkerID,
 )
 from tokenworks.core.needs import Hints, Needs
+from tokenworks.core.scopes import Scopes
 from tokenworks.core.slo import Measured, Tier
 from tokenworks.core.traces import Trace
 
@@ -64,6 +65,7 @@ class KeyView(msgspec.Struct, frozen=True, kw_only=True):
         engineer: the person that it belongs to, if any.
         tier_default: the tier of a request that names none.
         labels: data labels of all its requests, sorted; see ``needs.Needs``.
+        scopes: its limits; None for a key without.
     """
 
     key: KeyID
@@ -72,6 +74,7 @@ class KeyView(msgspec.Struct, frozen=True, kw_only=True):
     team: TeamID | None = None
     engineer: EngineerID | None = None
     labels: tuple[str, ...] = ()
+    scopes: Scopes | None = None
 
 
 class Passing(msgspec.Struct, frozen=True, kw_only=True):

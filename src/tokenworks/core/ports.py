@@ -256,7 +256,10 @@ class Desk(Protocol):
     """The gateway's only way into the factory."""
 
     def key_of(self, secret: bytes) -> KeyView | None:
-        """The key that this secret opens, or None."""
+        """The key that this secret belongs to; None if it has none, or the key is revoked.
+
+        Its scopes say whether its time is over.
+        """
         ...
 
     def models(self) -> tuple[ModelName, ...]:

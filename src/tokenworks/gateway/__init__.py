@@ -10,6 +10,7 @@ __all__ = [
     "completions",
     "connection",
     "dialect",
+    "doorkeeper",
     "envelope",
     "event_stream",
     "form_fields",

@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 from typing import Final
 
-from tokenworks.core.errors import ModelNotFound, TokenworksError, Unauthorized, WorkerFailed
+from tokenworks.core.errors import ModelNotFound, TokenworksError, WorkerFailed
 from tokenworks.core.ids import ModelName, RequestID, TenantID
 from tokenworks.core.orders import Ending, KeyView, Order, Outcome, Receipt
 from tokenworks.core.ports import Clock, Delivery, Desk, Shelf, Shelved
+from tokenworks.core.scopes import Scopes
 from tokenworks.core.slo import Measured, Tier
 from tokenworks.core.units import NS_PER_MS
 from tokenworks.gateway.assemble import Assembler
 from tokenworks.gateway.connection import Exchange
-from tokenworks.gateway.dialect import Asked, Writer
+from tokenworks.gateway.dialect import Asked, OutputDefault, Writer
+from tokenworks.gateway.doorkeeper import models_for
 from tokenworks.gateway.event_stream import EventStream
-from tokenworks.gateway.http_head import Head
-from tokenworks.gateway.http_io import JSON, ClientGone, Headers, check_json, secret_of
+from tokenworks.gateway.http_io import JSON, ClientGone, Headers, check_json
 from tokenworks.gateway.metrics import GatewayMetrics
 from tokenworks.gateway.own_headers import READ, OwnHeaders, own_headers
 from tokenworks.gateway.request_ids import id_headers
@@ -97,21 +99,6 @@ class Answers:
         self.clock = clock
         self.metrics = metrics
 
-    def key_of(self, head: Head) -> KeyView:
-        """Who asks.
-
-        Raises:
-            Unauthorized: there is no key, or none that is known.
-        """
-        secret = secret_of(head)
-        key = self.desk.key_of(secret) if secret else None
-        if key is None:
-            raise Unauthorized(
-                "There is no valid key." if secret is None else "The key is unknown or revoked.",
-                hint="Send `Authorization: Bearer <key>`; `tokenworks key create` makes one.",
-            )
-        return key
-
     def prepare(
         self,
         dialect: AnyDialect,
@@ -138,7 +125,10 @@ class Answers:
         arrived_ns = self.clock.now_ns()
         named = head.headers() if any(map(head.has, READ)) else []
         own = own_headers(named, key.labels)
-        asked = dialect.read(exchange.body, key, own, self._output_default)
+        output_default: OutputDefault = self._output_default
+        if key.scopes is not None:
+            output_default = functools.partial(self._output_default, scopes=key.scopes)
+        asked = dialect.read(exchange.body, key, own, output_default)
         exchange.body = b""
         order = self.order(asked, key, arrived_ns, own, request, dialect.path)
         writer = dialect.writer(asked, request)
@@ -189,8 +179,25 @@ class Answers:
         own: OwnHeaders,
         request: RequestID,
         route: str,
+        named: str | None = None,
     ) -> Order:
-        """The request as the factory takes it; ``route`` is the gateway's, one of a few."""
+        """The request as the factory takes it.
+
+        Args:
+            asked: what is asked for.
+            key: who asks.
+            arrived_ns: when.
+            own: what the request's own headers say.
+            request: our name for it.
+            route: the gateway's route, one of a few.
+            named: the model as the caller names it, if that is not ``asked.model``.
+
+        Raises:
+            Forbidden: the key may not ask for that model, or that tier.
+        """
+        if key.scopes is not None:
+            key.scopes.check_model(named or asked.model)
+            key.scopes.check_tier(asked.tier)
         return Order(
             request=request,
             key=key,
@@ -215,11 +222,14 @@ class Answers:
             trace=own.trace,
         )
 
-    def _output_default(self, model: ModelName, tier: Tier) -> int:
+    def _output_default(self, model: ModelName, tier: Tier, scopes: Scopes | None = None) -> int:
+        if scopes is not None:
+            scopes.check_model(model)
         if model not in self.desk.models():
+            models = models_for(self.desk, scopes)
             raise ModelNotFound(
                 f"The model {model!r} is not served here.",
-                hint=f"Models: {', '.join(self.desk.models()) or 'none at present'}.",
+                hint=f"Models: {', '.join(models) or 'none at present'}.",
             )
         return self.desk.output_tokens_default(model, tier)
 

@@ -14,12 +14,14 @@ from tokenworks.core.errors import MethodNotAllowed, ModelNotFound, TokenworksEr
 from tokenworks.core.ids import RequestID
 from tokenworks.core.orders import KeyView
 from tokenworks.core.ports import Clock, Desk, Shelf
+from tokenworks.core.scopes import Network
 from tokenworks.core.units import NS_PER_S
 from tokenworks.gateway.answer import Answer, Answers
 from tokenworks.gateway.chat import Chat
 from tokenworks.gateway.completions import Completions
 from tokenworks.gateway.connection import Exchange
 from tokenworks.gateway.dialect import ErrorForm, Fetch
+from tokenworks.gateway.doorkeeper import Doorkeeper, models_for
 from tokenworks.gateway.http_io import BODY_BYTES_MAX, JSON, ClientGone, Headers, broken
 from tokenworks.gateway.messages import Messages
 from tokenworks.gateway.metrics import CONTENT_TYPE, GatewayMetrics
@@ -89,6 +91,7 @@ class Gateway:
         shelf: where what tenants leave is kept; None keeps nothing.
         more: further routes.
         passes_on: pass on all that needs a key as it comes; see ``pass_through``.
+        trusted_proxies: see ``Doorkeeper``.
 
     Attributes:
         metrics: what it counts.
@@ -105,8 +108,10 @@ class Gateway:
         shelf: Shelf | None = None,
         more: tuple[Route, ...] = (),
         passes_on: bool = False,
+        trusted_proxies: tuple[Network, ...] = (),
     ) -> None:
         self._desk = desk
+        self._door = Doorkeeper(desk, clock, trusted_proxies)
         self._clock = clock
         self.metrics = metrics or GatewayMetrics()
         self._answers = Answers(desk, clock, self.metrics, shelf)
@@ -150,7 +155,7 @@ class Gateway:
         try:
             if self._passing is not None and head.path not in self._routes.open_paths:
                 accepted.name, accepted.passing = "passed on", self._passing
-                accepted.key = self._answers.key_of(head)
+                accepted.key = self._door.admit(exchange, head)
                 return PASSED_BYTES_MAX
             found = self._routes.find(head.path)
             if isinstance(found, Route):
@@ -162,7 +167,7 @@ class Gateway:
             accepted.name = self._routes.name(head.path)
             check_method(head.path, head.method, allowed)
             if keyed:
-                accepted.key = self._answers.key_of(head)
+                accepted.key = self._door.admit(exchange, head)
         except MethodNotAllowed as error:
             self._fail(exchange, error, [(b"allow", ", ".join(allowed).encode())])
         except TokenworksError as error:
@@ -285,10 +290,14 @@ class Gateway:
 
     async def _models(self, request: Request) -> Response:
         name = request.path.removeprefix(MODELS).strip("/")
+        assert request.key is not None
+        scopes = request.key.scopes
+        if name and scopes is not None:
+            scopes.check_model(name)
         created = self._clock.unix_ns() // NS_PER_S
         rows = [
             {"id": model, "object": "model", "created": created, "owned_by": "tokenworks"}
-            for model in self._desk.models()
+            for model in models_for(self._desk, scopes)
             if not name or model == name
         ]
         if not name:

@@ -143,6 +143,11 @@ class Exchange:
         self.on_pause: Callable[[], None] | None = None
         self.on_resume: Callable[[], None] | None = None
 
+    @property
+    def peer(self) -> str:
+        """The address at the connection's other end; nothing if it is not known."""
+        return self._connection.peer
+
     def respond(
         self, status: int, body: bytes, content_type: bytes = JSON, headers: Headers | None = None
     ) -> None:
@@ -320,6 +325,13 @@ class Connection(asyncio.Protocol):
             self._close()
 
     # What an exchange calls.
+
+    @property
+    def peer(self) -> str:
+        """See ``Exchange``."""
+        assert self._transport is not None
+        name = self._transport.get_extra_info("peername")
+        return str(name[0]) if isinstance(name, tuple) else ""
 
     def write(self, data: bytes) -> None:
         """Send bytes, after the head that is held."""

@@ -16,6 +16,8 @@ class OpenAIErrors:
         kind = "invalid_request_error" if isinstance(error, CallerError) else "server_error"
         if error.status == 429:
             kind = "insufficient_quota" if isinstance(error, QuotaExceeded) else "rate_limit_error"
+        elif error.status == 403:
+            kind = "permission_denied"
         return msgspec.json.encode(
             {
                 "error": {

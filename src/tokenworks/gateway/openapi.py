@@ -244,6 +244,7 @@ def _errors(schema: str) -> JSONObject:
     causes = {
         "400": "The request is at fault; the message names the place.",
         "401": "There is no valid key.",
+        "403": "The key may not use this model or tier, or not from there.",
         "404": "There is no such model, response or path.",
         "405": "The path takes another method.",
         "413": "The body is too large.",

@@ -7,6 +7,7 @@ cost at most is held before it goes out, and what the provider says it used is b
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import reprlib
 from typing import Final, Protocol
@@ -116,6 +117,10 @@ class PassThrough:
             for name, value in headers
             if name not in DROPPED and not name.startswith(_OWN)
         ]
+        named = None
+        if key.scopes is not None and key.scopes.models:
+            named = named_model(body)
+            key.scopes.check_model(named)
         default = self._answers.desk.output_tokens_default(ANY_MODEL, key.tier_default)
         asked = Asked(
             model=ANY_MODEL,
@@ -128,7 +133,7 @@ class PassThrough:
             body=body,
             worker_path=head.path,
         )
-        order = self._answers.order(asked, key, arrived_ns, own, request, "/v1/")
+        order = self._answers.order(asked, key, arrived_ns, own, request, "/v1/", named)
         passing = Passing(method=head.method, target=target, headers=tuple(sent))
         return msgspec.structs.replace(order, passing=passing)
 
@@ -159,6 +164,26 @@ def output_limit(body: bytes, default: int) -> int:
     """
     found = [int(limit) for limit in _LIMIT.findall(body)]
     return min(max(found, default=default), OUTPUT_TOKENS_MAX) or 1
+
+
+def named_model(body: bytes) -> str | None:
+    """The model that a body asks for; None unless it is JSON that everybody reads the same way.
+
+    Some take the first of two fields of one name and some the last, and some take no heed of
+    capitals.
+
+    >>> named_model(b'{"model": "a"}'), named_model(b'{"model": "a", "Model": "b"}')
+    ('a', None)
+    """
+    try:
+        fields = json.loads(body.decode(), object_pairs_hook=tuple)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(fields, tuple):
+        return None
+    named = [(name, value) for name, value in fields if name.casefold() == "model"]
+    ((name, value),) = named if len(named) == 1 else [("", None)]
+    return value if name == "model" and isinstance(value, str) else None
 
 
 class Passage:

@@ -56,6 +56,9 @@ class TokenCounts:
         adapter = None if own.needs is None else own.needs.adapter
         body = encode({**fields, "max_tokens": 1})
         asked = parse_chat_request(body, key.tier_default, _one, key.tenant, adapter)
+        if key.scopes is not None:
+            key.scopes.check_model(asked.model)
+            key.scopes.check_tier(asked.tier)
         counted = await self._desk.count_tokens(asked.model, asked.body, own.needs)
         return Response(body=msgspec.json.encode(told(counted)))
 

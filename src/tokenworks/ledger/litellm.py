@@ -216,15 +216,21 @@ class _Maker:
             revoked_unix_ns=self.revoked(
                 f"key_{digest[:12]}", key, teams.get(str(team), {}), users.get(str(user), {})
             ),
+            expires_unix_ns=_time(key, "expires"),
         )
         known = self.known.get(record.key)
         if known is not None:
             if known.revoked_unix_ns is not None and record.revoked_unix_ns is None:
                 self.note(f"{record.key}: it is revoked here and stays so.")
+            # What was set here since stays: a new secret, a tier, labels and limits.
             record = msgspec.structs.replace(
-                record,
-                created_unix_ns=known.created_unix_ns,
+                known,
+                tenant=record.tenant,
+                team=record.team,
+                engineer=record.engineer,
+                name=record.name,
                 revoked_unix_ns=known.revoked_unix_ns or record.revoked_unix_ns,
+                expires_unix_ns=record.expires_unix_ns or known.expires_unix_ns,
             )
         self.made.keys.append(record)
         self.node(parse_node(f"key:{record.key}"), key)
@@ -244,11 +250,6 @@ class _Maker:
         if reasons:
             self.note(f"{name}: {' and '.join(reasons)}; it is revoked here, for ever.")
             return self.unix_ns
-        if expires_unix_ns is not None:
-            self.note(
-                f"{name}: it expires at {key['expires']} there and never here; "
-                f"`tokenworks key revoke {name}` closes it."
-            )
         return None
 
 

@@ -8,8 +8,9 @@ from typing import Final, Literal, NewType, assert_never
 
 import msgspec
 
-from tokenworks.core.ids import EngineerID, KeyID, LimitID, TeamID, TenantID
+from tokenworks.core.ids import EngineerID, KeyID, LimitID, ModelName, TeamID, TenantID
 from tokenworks.core.orders import KeyView, Payer
+from tokenworks.core.scopes import Scopes, networks_of
 from tokenworks.core.slo import Tier
 from tokenworks.core.units import NS_PER_HOUR, NS_PER_S
 
@@ -41,7 +42,13 @@ class KeyRecord(msgspec.Struct, frozen=True, kw_only=True):
         tier_default: the tier of a request that names none.
         created_unix_ns: when it was made.
         revoked_unix_ns: when it was revoked; None while it opens the gate.
+        expires_unix_ns: when it ceases to open the gate; None for never.
+        old_secret_sha256: of the secret before the last that it was given anew, if it was.
+        old_until_unix_ns: until when that opens the gate, too.
         labels: data labels of all its requests, sorted; see ``core.needs``.
+        models: those that it may ask for, sorted; none for all, as with what follows.
+        tiers: those that it may ask for, sorted by name.
+        networks: ranges of addresses that its requests may come from, sorted.
     """
 
     key: KeyID
@@ -53,7 +60,38 @@ class KeyRecord(msgspec.Struct, frozen=True, kw_only=True):
     tier_default: Tier
     created_unix_ns: int
     revoked_unix_ns: int | None
+    expires_unix_ns: int | None = None
+    old_secret_sha256: str | None = None
+    old_until_unix_ns: int | None = None
     labels: tuple[str, ...] = ()
+    models: tuple[ModelName, ...] = ()
+    tiers: tuple[Tier, ...] = ()
+    networks: tuple[str, ...] = ()
+
+    @property
+    def secrets_sha256(self) -> tuple[str, ...]:
+        """The hashes of its secrets, the old one first."""
+        old = self.old_secret_sha256
+        return (self.secret_sha256,) if old is None else (old, self.secret_sha256)
+
+    def scopes(self) -> Scopes | None:
+        """Its limits, if it has any."""
+        if not (self.models or self.tiers or self.networks or self.expires_unix_ns is not None):
+            return None
+        return Scopes(
+            models=frozenset(self.models),
+            tiers=frozenset(self.tiers),
+            networks=networks_of(self.networks, self.key),
+            expires_unix_ns=self.expires_unix_ns,
+        )
+
+    def old_view(self) -> KeyView:
+        """The same for whoever comes with the old secret: until its time is over."""
+        view, until_unix_ns = self.view(), self.old_until_unix_ns or 0
+        scopes = view.scopes or Scopes()
+        if scopes.expires_unix_ns is None or until_unix_ns < scopes.expires_unix_ns:
+            scopes = msgspec.structs.replace(scopes, expires_unix_ns=until_unix_ns, replaced=True)
+        return msgspec.structs.replace(view, scopes=scopes)
 
     def view(self) -> KeyView:
         """What the gateway may know."""
@@ -64,6 +102,7 @@ class KeyRecord(msgspec.Struct, frozen=True, kw_only=True):
             engineer=self.engineer,
             tier_default=self.tier_default,
             labels=self.labels,
+            scopes=self.scopes(),
         )
 
 

@@ -240,7 +240,19 @@ class LedgerStore(Protocol):
         """Add a key, or replace the one of that id; one that is revoked stays so, from then on.
 
         Raises:
-            ConfigInvalid: another key has this secret.
+            ConfigInvalid: another key has, or had before its last, this secret.
+            LedgerUnavailable: it is not stored.
+        """
+        ...
+
+    def rotate_key(self, key: KeyID, secret_sha256: str, old_until_unix_ns: int) -> bool:
+        """Give a key a new secret; the one that it had opens the gate, too, until a time.
+
+        One that it had before that opens nothing any more. False where there is no such key, or it
+        is revoked.
+
+        Raises:
+            ConfigInvalid: a key has, or had before its last, this secret.
             LedgerUnavailable: it is not stored.
         """
         ...

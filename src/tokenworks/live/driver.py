@@ -153,7 +153,7 @@ class Driver:
         self._books, self._book = books, books.at(clock.unix_ns())
         self._seats: dict[WorkerID, Seat] = {}
         self._flights: dict[RequestID, Flight] = {}
-        self._keys: dict[str, KeyRecord] = {}
+        self._keys: dict[str, KeyView] = {}
         self._settings_version = -1
         self._timer: asyncio.TimerHandle | None = None
         self._keys_trouble: str | None = None
@@ -245,10 +245,7 @@ class Driver:
 
     def key_of(self, secret: bytes) -> KeyView | None:
         """See ``Desk``."""
-        record = self._keys.get(hashlib.sha256(secret).hexdigest())
-        if record is None or record.revoked_unix_ns is not None:
-            return None
-        return record.view()
+        return self._keys.get(hashlib.sha256(secret).hexdigest())
 
     def models(self) -> tuple[ModelName, ...]:
         """See ``Desk``."""
@@ -685,9 +682,13 @@ class Driver:
             return  # what was used of the window that has begun is not in it: read again
         self._ledger.set_limits(states)
         self._settings_version = read.version
-        self._keys = {record.secret_sha256: record for record in read.records}
+        self._keys = {}
         for record in read.records:
             self._ledger.set_key(record)
+            if record.revoked_unix_ns is None:
+                self._keys[record.secret_sha256] = record.view()
+                if record.old_secret_sha256 is not None:
+                    self._keys[record.old_secret_sha256] = record.old_view()
 
     async def _turn_page(self) -> None:
         """Take up the next price book on its day, once it is kept."""

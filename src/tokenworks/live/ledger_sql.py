@@ -13,9 +13,11 @@ from tokenworks.ledger.blocks import Block
 from tokenworks.ledger.rollup import MEASURES
 from tokenworks.live.database import Dialect
 
-SCHEMA_VERSION: Final = 5
-MIGRATED_FROM: Final = frozenset({3, 4})
-"""Schemas whose tables of sums are made anew from the entries; nothing else is other there."""
+SCHEMA_VERSION: Final = 6
+MIGRATED_FROM: Final = frozenset({3, 4, 5})
+"""Schemas whose keys have no ``NEW_KEY_COLUMNS``; nothing else is other there but sums."""
+SUMS_MADE_ANEW: Final = frozenset({3, 4})
+"""Schemas whose tables of sums are made anew from the entries."""
 
 _META_SCHEMA: Final = f"""
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
@@ -25,6 +27,12 @@ INSERT INTO meta VALUES
 """
 
 _SUMS: Final = ", ".join(f"{name} INTEGER NOT NULL" for name in MEASURES)
+
+NEW_KEY_COLUMNS: Final = (
+    "expires_unix_ns INTEGER",
+    "old_secret_sha256 TEXT",
+    "old_until_unix_ns INTEGER",
+)
 
 TIME_TABLES: Final = ("hours", "factory_hours", "months", "agent_hours", "agent_months")
 """Sums by time, of each payer, of all together, and of each agent of a payer."""
@@ -55,13 +63,17 @@ _SUM_SCHEMA: Final = _PAYER_SCHEMA + "".join(
 )
 """What is derived from the entries."""
 
-_SCHEMA: Final = """
+_SCHEMA: Final = f"""
 CREATE TABLE IF NOT EXISTS keys (
     key TEXT PRIMARY KEY, tenant TEXT NOT NULL, team TEXT, engineer TEXT, name TEXT NOT NULL,
     secret_sha256 TEXT NOT NULL UNIQUE, tier_default TEXT NOT NULL,
-    created_unix_ns INTEGER NOT NULL, revoked_unix_ns INTEGER);
+    created_unix_ns INTEGER NOT NULL, revoked_unix_ns INTEGER,
+    {", ".join(NEW_KEY_COLUMNS)});
+CREATE INDEX IF NOT EXISTS keys_by_old_secret ON keys (old_secret_sha256);
 CREATE TABLE IF NOT EXISTS key_labels (
     key TEXT NOT NULL, label TEXT NOT NULL, PRIMARY KEY (key, label));
+CREATE TABLE IF NOT EXISTS key_scopes (
+    key TEXT NOT NULL, scope TEXT NOT NULL, word TEXT NOT NULL, PRIMARY KEY (key, scope, word));
 CREATE TABLE IF NOT EXISTS limits (
     limit_id TEXT PRIMARY KEY, node TEXT NOT NULL, unit TEXT NOT NULL, period TEXT NOT NULL,
     amount INTEGER NOT NULL, tier TEXT, carry_over_max INTEGER NOT NULL, package TEXT,
@@ -150,13 +162,29 @@ def in_words_of(dialect: Dialect, sql: str) -> str:
 
 
 PUT_KEY: Final = """
-INSERT INTO keys VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET
+INSERT INTO keys VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET
     tenant = excluded.tenant, team = excluded.team, engineer = excluded.engineer,
     name = excluded.name, secret_sha256 = excluded.secret_sha256,
     tier_default = excluded.tier_default, created_unix_ns = excluded.created_unix_ns,
-    revoked_unix_ns = COALESCE(keys.revoked_unix_ns, excluded.revoked_unix_ns)
+    revoked_unix_ns = COALESCE(keys.revoked_unix_ns, excluded.revoked_unix_ns),
+    expires_unix_ns = excluded.expires_unix_ns, old_secret_sha256 = excluded.old_secret_sha256,
+    old_until_unix_ns = excluded.old_until_unix_ns
+"""
+ROTATE_KEY: Final = """
+UPDATE keys SET old_secret_sha256 = secret_sha256, old_until_unix_ns = ?, secret_sha256 = ?
+    WHERE key = ? AND revoked_unix_ns IS NULL
+"""
+KEYS_OPENED: Final = "SELECT key FROM keys WHERE secret_sha256 = ? OR old_secret_sha256 = ?"
+KEY_SCOPES: Final = ("models", "tiers", "networks")
+"""Fields of a key that are rows of ``key_scopes``."""
+LOAD_KEYS: Final = """
+SELECT keys.*, words.scope, words.word FROM keys LEFT JOIN (
+    SELECT key, 'labels' AS scope, label AS word FROM key_labels
+    UNION ALL SELECT key, scope, word FROM key_scopes) AS words ON words.key = keys.key
+    ORDER BY keys.key, words.word
 """
 PUT_KEY_LABEL: Final = "INSERT INTO key_labels VALUES (?, ?)"
+PUT_KEY_SCOPE: Final = "INSERT INTO key_scopes VALUES (?, ?, ?)"
 PUT_LIMIT: Final = """
 INSERT INTO limits VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (limit_id) DO UPDATE SET
     node = excluded.node, unit = excluded.unit, period = excluded.period,

@@ -17,12 +17,20 @@ from tokenworks.ledger.extras import Extra
 from tokenworks.ledger.quotas import KeyRecord, Limit
 from tokenworks.live.database import Database
 from tokenworks.live.ledger_sql import (
+    KEY_SCOPES,
+    KEYS_OPENED,
+    LOAD_KEYS,
     MIGRATED_FROM,
+    NEW_KEY_COLUMNS,
     PUT_EXTRA,
     PUT_KEY,
     PUT_KEY_LABEL,
+    PUT_KEY_SCOPE,
     PUT_LIMIT,
+    ROTATE_KEY,
     SCHEMA_VERSION,
+    SUMS_MADE_ANEW,
+    in_words_of,
     meta_schema,
     schema,
 )
@@ -47,37 +55,42 @@ class SettingsStore:
     def load_keys(self) -> list[KeyRecord]:
         """See ``LedgerStore``."""
         with self._other_lock:
-            rows = self._other.query(
-                "SELECT keys.*, label FROM keys LEFT JOIN key_labels ON key_labels.key = keys.key "
-                "ORDER BY keys.key, label"
-            )
-        keys: dict[tuple[Any, ...], list[str]] = {}
-        for *values, label in rows:
-            labels = keys.setdefault(tuple(values), [])
-            if label is not None:
-                labels.append(label)
-        fields = KeyRecord.__struct_fields__
+            rows = self._other.query(LOAD_KEYS)
+        keys: dict[tuple[Any, ...], dict[str, list[str]]] = {}
+        for *values, scope, word in rows:
+            words = keys.setdefault(tuple(values), {})
+            if scope is not None:
+                words.setdefault(scope, []).append(word)
         return [
-            msgspec.convert(dict(zip(fields, (*values, labels), strict=True)), KeyRecord)
-            for values, labels in keys.items()
+            msgspec.convert(dict(zip(_KEY_COLUMNS, values, strict=True)) | words, KeyRecord)
+            for values, words in keys.items()
         ]
 
     def put_key(self, record: KeyRecord) -> None:
         """See ``LedgerStore``."""
         with self._changing_settings():
-            others = self._other.query(
-                "SELECT 1 FROM keys WHERE secret_sha256 = ? AND key <> ?",
-                (record.secret_sha256, record.key),
-            )
-            if others:
-                raise ConfigInvalid(
-                    f"Key {record.key!r} has the secret of another key.",
-                    hint="Give it a new secret.",
-                )
-            self._other.change(PUT_KEY, _values(record)[:-1])
+            for secret in record.secrets_sha256:
+                if any(key != record.key for key in self._keys_of(secret)):
+                    raise _secret_of_another(record.key)
+            self._other.change(PUT_KEY, _values(record)[: len(_KEY_COLUMNS)])
             self._other.change("DELETE FROM key_labels WHERE key = ?", (record.key,))
+            self._other.change("DELETE FROM key_scopes WHERE key = ?", (record.key,))
             for label in record.labels:
                 self._other.change(PUT_KEY_LABEL, (record.key, label))
+            for scope in KEY_SCOPES:
+                for word in getattr(record, scope):
+                    self._other.change(PUT_KEY_SCOPE, (record.key, scope, str(word)))
+
+    def rotate_key(self, key: KeyID, secret_sha256: str, old_until_unix_ns: int) -> bool:
+        """See ``LedgerStore``."""
+        with self._changing_settings():
+            if self._keys_of(secret_sha256):
+                raise _secret_of_another(key)
+            return self._other.change(ROTATE_KEY, (old_until_unix_ns, secret_sha256, key)) > 0
+
+    def _keys_of(self, secret_sha256: str) -> list[str]:
+        rows = self._other.query(KEYS_OPENED, (secret_sha256, secret_sha256))
+        return [row[0] for row in rows]
 
     def revoke_key(self, key: KeyID, revoked_unix_ns: int) -> bool:
         """See ``LedgerStore``."""
@@ -185,13 +198,19 @@ def prepare(database: Database, unix_ns: int) -> None:
 def _migrate(database: Database, unix_ns: int) -> int:
     """Bring a database of an earlier release to this one's schema, whole or not at all.
 
-    A factory of that release would go on adding to tables that are not its own any more.
+    A factory of that release would go on adding to tables that are not its own any more, and would
+    let pass what a key may not do.
     """
     with database.writing():
-        if meta_number(database, "schema_version") in MIGRATED_FROM:  # nobody else was faster
+        version = meta_number(database, "schema_version")
+        if version in MIGRATED_FROM:  # nobody else was faster
             refuse_others(database, unix_ns)
-            _log.warning("the sums of %r are made anew for this release", database.where)
-            SumTables().migrate(database)
+            if version in SUMS_MADE_ANEW:
+                _log.warning("the sums of %r are made anew for this release", database.where)
+                SumTables().migrate(database)
+            for column in NEW_KEY_COLUMNS:
+                added = in_words_of(database.dialect, column)
+                database.change(f"ALTER TABLE keys ADD COLUMN {added}")
             database.change(
                 "UPDATE meta SET value = ? WHERE name = 'schema_version'", (SCHEMA_VERSION,)
             )
@@ -244,6 +263,17 @@ def load_rows(database: Database, sql: str, kind: type[Any]) -> list[Any]:
     return [
         msgspec.convert(dict(zip(fields, row, strict=True)), kind) for row in database.query(sql)
     ]
+
+
+_KEY_COLUMNS: Final = tuple(
+    name for name in KeyRecord.__struct_fields__ if name not in ("labels", *KEY_SCOPES)
+)
+
+
+def _secret_of_another(key: KeyID) -> ConfigInvalid:
+    return ConfigInvalid(
+        f"Key {key!r} has the secret of another key.", hint="Give it a new secret."
+    )
 
 
 def _values(record: msgspec.Struct) -> list[Any]:
