@@ -22,13 +22,13 @@ from tests.dispatch.dispatch_world import (
 )
 from tokenworks.core.slo import Tier
 from tokenworks.core.units import NS_PER_S, PPM
-from tokenworks.dispatch import economics
 from tokenworks.dispatch import market as market_module
 from tokenworks.dispatch.commands import Command, Send
 from tokenworks.dispatch.dispatcher import Dispatcher
-from tokenworks.dispatch.economics import PACE_PERCENT, PLAN_NS, PREFILL_BATCHES_MAX, Book
+from tokenworks.dispatch.economics import PLAN_NS
 from tokenworks.dispatch.events import Event
 from tokenworks.dispatch.market import (
+    Book,
     Kind,
     Prefill,
     best_split,
@@ -36,6 +36,7 @@ from tokenworks.dispatch.market import (
     market,
     revenue_nanodollars,
 )
+from tokenworks.dispatch.pricing import PACE_PERCENT, PREFILL_BATCHES_MAX, Offer
 from tokenworks.perf.timing import FS_PER_S
 
 S = NS_PER_S
@@ -192,10 +193,16 @@ SLOW = msgspec.structs.replace(TIMING, launch_fs=FS_PER_S // 30)
 
 
 def test_a_premium_request_is_not_sent_where_its_promise_would_break() -> None:
-    dispatcher = money(up("slow", timing=SLOW), arrived("busy", Tier.FREE))
+    fast = (up("fast", timing=TIMING, slots=1), arrived("busy", Tier.PREMIUM))
+    dispatcher = money(*fast, up("slow", timing=SLOW), arrived("also", Tier.FREE))
     assert sends(dispatcher.handle(0, arrived("p", Tier.PREMIUM))) == []
     dispatcher = money(up("slow", timing=SLOW), up("fast", timing=TIMING))
     assert sends(dispatcher.handle(0, arrived("p", Tier.PREMIUM))) == [("p", "fast")]
+
+
+def test_who_asks_for_what_no_worker_can_keep_does_not_wait_for_it() -> None:
+    dispatcher = money(up("slow", timing=SLOW), arrived("busy", Tier.FREE))
+    assert sends(dispatcher.handle(0, arrived("p", Tier.PREMIUM))) == [("p", "slow")]
 
 
 def test_a_promise_bounds_the_batch() -> None:
@@ -360,7 +367,7 @@ def test_a_worker_that_is_not_worth_more_than_another_is_not_looked_at() -> None
     worker, request = dispatcher._workers[decoder], dispatcher._requests["r"]  # type: ignore[index]
     seats = dispatcher._policy._policy._seats[MODEL]  # type: ignore[attr-defined]
     seats[worker.index][2].price_nanodollars = 10**6
-    offer = economics._Offer(book_of(dispatcher), seats, request, 4, PRICES[Tier.ULTRA], S, 0)
+    offer = Offer(book_of(dispatcher), seats, request, 4, PRICES[Tier.ULTRA], S, 0)
     value = offer.decode_value(worker, 10**9, -1)
     assert 0 <= value < 10**9  # what it takes from those who run there is off
     assert offer.decode_value(worker, 10**9, value) == value

@@ -15,6 +15,7 @@ __all__ = [
     "policy",
     "preemption",
     "prefix_index",
+    "pricing",
     "promises",
     "rejections",
     "restricted",

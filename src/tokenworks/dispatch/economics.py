@@ -32,98 +32,48 @@ import msgspec
 from tokenworks.core.ids import ModelName, RequestID
 from tokenworks.core.rng import WORD
 from tokenworks.core.slo import Promise, Tier
-from tokenworks.core.units import NS_PER_S, PPM
+from tokenworks.core.units import NS_PER_S
 from tokenworks.dispatch.events import Configured, Finished, TokenPrice
 from tokenworks.dispatch.fleet import RANKS, Fleet, Worker
 from tokenworks.dispatch.market import (
-    Kind,
+    Book,
     Prefill,
     Sale,
-    TierMeans,
     at_home_masks,
     best_split,
+    dearest_first,
+    forgo,
     homes_for,
     kind_of,
     market,
+    prefill_elsewhere,
     revenue_nanodollars,
     timing_of,
 )
 from tokenworks.dispatch.policy import Choice, others_first, permitted
 from tokenworks.dispatch.preemption import Displacement, best_of, loss_nanodollars
 from tokenworks.dispatch.prefix_index import PrefixIndex
+from tokenworks.dispatch.pricing import FOREVER_FS, LONG_PREFILL, Offer, Seat
 from tokenworks.dispatch.waiting import Request
-from tokenworks.perf.timing import FS_PER_NS, FS_PER_S, Timing
+from tokenworks.perf.timing import FS_PER_NS, FS_PER_S
 
 PLAN_NS: Final = 5 * NS_PER_S
 """Prices and homes are found anew this often."""
 FIRST_PLAN_NS: Final = NS_PER_S // 2
 """At first sooner: after twice this, and each time after twice as long; nothing is known yet."""
-QUEUED_MEANS_MAX: Final = 4
-"""A worker with more than so many mean prefills to do takes no more of high and above; of medium,
-with twice as many: a burst of prefills is a stall for all that decode there."""
-HEADROOM_PERCENT: Final = 85
-"""Up to this part of its cap a worker takes requests of tiers below its home."""
 WHOLE_KEPT_PERCENT: Final = 90
 """What a fleet without a split is taken to earn of what it sells: its prefills break promises that
 are not broken where others prefill."""
-PREFILL_BATCHES_MAX: Final = 2
-"""Who only prefills has no more than so many full iterations to do when it is sent another prompt:
-enough to be busy until the next decision."""
 PASSING_MAX: Final = 3
 """Heads of other tenants that are looked at where an unusually long prompt is first in turn."""
 PREFILLERS_MAX: Final = 4
 """Of more than so many, two at random are looked at, and two that have the prefix."""
-QUEUE_WEIGHT_SHIFT: Final = 2
-"""A second of queue counts as 1/4 of a second of work, when who prefills is chosen."""
-PACE_PERCENT: Final = 95
-"""Part of the time per token that a promise allows up to which a worker that only decodes is
-filled."""
-FOREVER_FS: Final = 1 << 80
 # Knuth's MMIX constants for a linear congruential generator, TAOCP vol. 2, 3.3.4, table 1.
 _LCG_A: Final = 6364136223846793005
 _LCG_C: Final = 1442695040888963407
-LONG_PREFILL: Final = 2
-"""A prefill counts as a stall from so many times the mean on; shorter ones are in the caps."""
 _RATE_FORGOTTEN: Final = 32
 RATE_SHIFT: Final = 1
 """A plan moves the rates by 1/2 of the difference."""
-
-
-class Book(msgspec.Struct, kw_only=True):
-    """What the policy remembers of one model; lists are by tier rank.
-
-    Attributes:
-        planned_ns: when it last planned; None before the first time.
-        plans: how often it has measured rates.
-        changes: of the fleet, when it last planned.
-        means: of each tier's requests.
-        revenue_nanodollars: of one of each tier's requests, when it last planned.
-        order: tier ranks, those that earn most per worker's second first.
-        kinds: classes of workers, when it last planned.
-        soonest: the place of the class that prefills fastest.
-        kind_of: by worker index, its class.
-        homes: by worker index, the tier rank in which it is at home.
-        prefillers: indices of workers that only prefill, if there are any; the others then decode.
-        prefill_price_nanodollars: what a second of one of these is worth.
-        stalls: by worker index, prefill that those who decode there have still to bear, in
-            femtoseconds, and when that was so.
-        dice: for the shortlist.
-    """
-
-    planned_ns: int | None = None
-    plans: int = 0
-    changes: int = 0
-    means: list[TierMeans] = msgspec.field(default_factory=lambda: [TierMeans() for _ in RANKS])
-    revenue_nanodollars: list[int] = []
-    order: list[int] = []
-    kinds: list[Kind] = []
-    soonest: int = 0
-    kind_of: dict[int, int] = {}
-    homes: dict[int, int] = {}
-    prefillers: list[int] = []
-    prefill_price_nanodollars: int = 0
-    stalls: dict[int, tuple[int, int]] = {}
-    dice: int = 1
 
 
 class Economics:
@@ -135,8 +85,10 @@ class Economics:
         self._tables: dict[str, list[TokenPrice]] = {}
         self._books: dict[str, Book] = {}
         self._at_home: dict[str, list[int]] = {}
-        self._seats: dict[str, dict[int, _Seat]] = {}
+        self._seats: dict[str, dict[int, Seat]] = {}
         self._prefillers: dict[str, int] = {}
+        self._decoding: dict[str, bool] = {}
+        self._hopeless: dict[str, list[bool]] = {}
 
     def configure(self, configured: Configured, index: PrefixIndex) -> None:
         """See ``Policy``."""
@@ -214,25 +166,30 @@ class Economics:
             revenue_nanodollars(price, each.prefill_tokens, each.context_tokens, each.output_tokens)
             for price, each in zip(prices, book.means, strict=True)
         ]
-        groups: dict[tuple[Timing, int, int | None], list[Worker]] = {}
+        groups: dict[tuple[object, ...], list[Worker]] = {}
         for worker in fleet.workers:
-            alike = (timing_of(worker), worker.slots, worker.kv_blocks)
+            alike = (timing_of(worker), worker.slots, worker.kv_blocks, worker.prefilled_by)
             groups.setdefault(alike, []).append(worker)
         classes = list(groups.values())
         rates = [mean.rate_per_ks for mean in book.means]
         kinds = [kind_of(each[0], len(each), book.means, self._promises) for each in classes]
-        sale, prefill = market(kinds, rates, revenue), None
+        elsewhere = prefill_elsewhere(kinds)
+        sale, prefill = market(kinds, rates, revenue, elsewhere), None
+        if forgo(kinds, sale.prices, revenue, elsewhere):
+            sale = market(kinds, rates, revenue, elsewhere)
         if len(fleet.workers) > 1 and all(worker.hands_over for worker in fleet.workers):
             apart = [
                 kind_of(each[0], len(each), book.means, self._promises, split=True)
                 for each in classes
             ]
             found = best_split(apart, rates, revenue)
+            if found and forgo(apart, found[1].prices, revenue, found[0]):
+                found = best_split(apart, rates, revenue)
             if found and found[1].earned * 100 >= sale.earned * WHOLE_KEPT_PERCENT:
                 kinds, (prefill, sale) = apart, found
         book.kinds, book.prefill_price_nanodollars = kinds, sale.prefill_price
         book.soonest = min(
-            range(len(kinds)), key=lambda at: kinds[at].timing.prefill_token_fs, default=0
+            range(len(kinds)), key=lambda at: kinds[at].prefill_timing.prefill_token_fs, default=0
         )
         self._settle(book, classes, sale, prefill)
         densities = [
@@ -260,7 +217,8 @@ class Economics:
                 free.sort(key=lambda each: (each.index not in prefilled, len(each.running)))
                 book.prefillers = sorted(worker.index for worker in free[: prefill.workers])
                 del free[: prefill.workers]
-            counts = homes_for(sale.taken[at], len(free))
+            order = dearest_first(kind, book.revenue_nanodollars)
+            counts = homes_for(sale.taken[at], len(free), order)
             for rank in reversed(RANKS):
                 free.sort(key=lambda each: (before.get(each.index) != rank, len(each.running)))
                 for worker in free[: counts[rank]]:
@@ -279,6 +237,10 @@ class Economics:
             for index, at in book.kind_of.items()
         }
         self._prefillers[model] = sum(1 << index for index in book.prefillers)
+        self._hopeless[model] = [
+            rank > 0 and not any(kind.caps[rank] for kind in book.kinds) for rank in RANKS
+        ]
+        self._decoding[model] = any(kind.prefilled_by is not None for kind in book.kinds)
 
     # Deciding.
 
@@ -336,7 +298,7 @@ class Economics:
         if not rank or book.prefillers or self._is_late(book, request, now_ns):
             return None
         may = permitted(fleet, request, fleet.preempting)
-        offer = self._offer(book, request, rank, now_ns)
+        offer = self._offer(fleet, book, request, rank, now_ns)
         table = self._tables.get(request.model)
         below = table[rank - 1] if table else _NO_PRICE
         depth, holders = self._index.match(request.prefix, may) if request.prefix else (0, 0)
@@ -379,11 +341,13 @@ class Economics:
         return None
 
     def _is_late(self, book: Book, request: Request, now_ns: int) -> bool:
-        """Whether no worker, were it idle, could begin its answer within the TTFT promise."""
+        """Whether no worker, were it idle, could keep its promise."""
         rank = request.rank
+        if self._hopeless[request.model][rank]:
+            return True
         left_ns = request.arrived_ns + self._promises[rank].ttft_ns - now_ns
         computed = book.means[rank].computed_of(request.input_tokens_max)
-        return left_ns * FS_PER_NS < book.kinds[book.soonest].timing.prefill_fs(computed, 0)
+        return left_ns * FS_PER_NS < book.kinds[book.soonest].prefill_timing.prefill_fs(computed, 0)
 
     def _degraded(self, fleet: Fleet, book: Book, request: Request, now_ns: int) -> Choice | None:
         """The best place for a request that is late for its own tier: at a lower one, or free."""
@@ -409,7 +373,11 @@ class Economics:
             may = permitted(fleet, request, may)
         if request.worker is not None:
             may = others_first(fleet, request, may)
-        offer = self._offer(book, request, rank, now_ns)
+        offer = self._offer(fleet, book, request, rank, now_ns)
+        if request.input_tokens_max >= fleet.kv_tokens_least:
+            for worker in fleet.each(may):
+                if not offer.fits(worker):
+                    may ^= 1 << worker.index
         if not book.prefillers:
             return self._whole(fleet, request, offer, may)
         if request.needs is not None:
@@ -417,14 +385,21 @@ class Economics:
         may &= ~self._prefillers[request.model]
         return self._apart(fleet, request, offer, may)
 
-    def _offer(self, book: Book, request: Request, rank: int, now_ns: int) -> _Offer:
+    def _offer(self, fleet: Fleet, book: Book, request: Request, rank: int, now_ns: int) -> Offer:
         """A request at a tier, to be priced on some workers."""
         table, seats = self._tables.get(request.model), self._seats[request.model]
         price = table[rank] if table else _NO_PRICE
         left_ns = request.arrived_ns + self._promises[rank].ttft_ns - now_ns
-        return _Offer(book, seats, request, rank, price, left_ns, now_ns)
+        offer = Offer(book, seats, request, rank, price, left_ns, now_ns)
+        if request.input_tokens_max >= fleet.kv_tokens_least:
+            offer.bound_by(fleet.kv_tokens_max(request.needs))
+        if self._decoding[request.model]:
+            offer.elsewhere_tokens = sum(
+                worker.prefill_tokens for worker in fleet.workers if worker.prefilled_by is not None
+            )
+        return offer
 
-    def _whole(self, fleet: Fleet, request: Request, offer: _Offer, may: int) -> Choice | None:
+    def _whole(self, fleet: Fleet, request: Request, offer: Offer, may: int) -> Choice | None:
         """The best of some workers, where the one that decodes it prefills it, too."""
         own, above, below = self._by_home(request.model, offer.rank, may)
         depth, holders = self._index.match(request.prefix, may) if request.prefix else (0, 0)
@@ -455,7 +430,7 @@ class Economics:
                 return None
             seen |= some
 
-    def _alone(self, fleet: Fleet, request: Request, offer: _Offer, may: int) -> Choice | None:
+    def _alone(self, fleet: Fleet, request: Request, offer: Offer, may: int) -> Choice | None:
         """The same for one that only some may serve, where some workers prefill for others.
 
         Who decodes it prefills it, too, be it one that only prefills for others.
@@ -466,7 +441,7 @@ class Economics:
         worker = fleet.first(fleet.least_loaded(may))
         return Choice(worker, "least_loaded", 0, offer.rank, may.bit_count())
 
-    def _apart(self, fleet: Fleet, request: Request, offer: _Offer, may: int) -> Choice | None:
+    def _apart(self, fleet: Fleet, request: Request, offer: Offer, may: int) -> Choice | None:
         """The same where some workers prefill for those that decode."""
         if not may:
             return None
@@ -538,253 +513,6 @@ class Economics:
         return (one & -one) | (other & -other)
 
 
-class _Offer:
-    """A request at a tier, to be priced on some workers; what only depends on it is found once."""
-
-    __slots__ = (
-        "_made",
-        "_now_ns",
-        "_price",
-        "_prompt",
-        "_queued_tokens_max",
-        "_seats",
-        "_ttft_fs",
-        "_usual_tokens",
-        "_worths",
-        "book",
-        "rank",
-    )
-
-    def __init__(
-        self,
-        book: Book,
-        seats: dict[int, _Seat],
-        request: Request,
-        rank: int,
-        price: TokenPrice,
-        left_ns: int,
-        now_ns: int,
-    ) -> None:
-        self.book, self.rank, self._price, self._now_ns = book, rank, price, now_ns
-        self._seats = seats
-        mean, most = book.means[request.rank], request.output_tokens_max
-        made = mean.output_tokens
-        if request.hints is not None:
-            made = request.hints.output_tokens or made
-        self._made = min(made, most)
-        self._prompt = request.input_tokens_max
-        usual = mean.computed_of(mean.context_tokens)
-        self._usual_tokens = LONG_PREFILL * usual
-        means = QUEUED_MEANS_MAX if rank > 1 else 2 * QUEUED_MEANS_MAX
-        # Whoever is free may wait behind any number.
-        self._queued_tokens_max = means * usual if rank else FOREVER_FS
-        # Free is what is left when no promise was kept: it has none to lose.
-        self._ttft_fs = left_ns * FS_PER_NS if rank else FOREVER_FS
-        self._worths: dict[tuple[int, int], tuple[int, int]] = {}
-
-    def value(self, worker: Worker, hit: int, floor: int) -> int:
-        """What the request adds there, in nano-dollars; not above the floor: not there.
-
-        Args:
-            worker: that takes it, prefill included.
-            hit: blocks of its prompt that are in the prefix cache there.
-            floor: at least -1; a value that is not above this is of no interest, so something else
-                may be returned for it.
-        """
-        rank = self.rank
-        at, home, kind = self._seats[worker.index]
-        own_fs, value = self._worths.get((at, hit)) or self._worth_at(at, worker, hit)
-        if value <= floor:  # all that follows only takes from it
-            return -1
-        running, queued, caps = len(worker.running), worker.prefill_tokens, kind.caps
-        if (
-            queued > self._queued_tokens_max
-            # As _may_join and fits say.
-            or not caps[rank]
-            or (rank < home and running * 100 >= caps[home] * HEADROOM_PERCENT)
-            or (
-                worker.kv_blocks is not None
-                and self._prompt >= worker.kv_blocks * worker.block_tokens
-            )
-        ):
-            return -1
-        if running and kind.price_nanodollars:
-            value -= self._displaced(kind, running, home, own_fs)
-            if value <= floor:
-                return -1
-        timing = kind.timing
-        # As Timing.decode_fs says.
-        decode_fs = (
-            timing.launch_fs
-            + running * timing.sequence_fs
-            + worker.context_tokens * timing.context_token_fs
-        )
-        if timing.knots:
-            decode_fs = timing.decode_fs(running, worker.context_tokens)
-        # Between the chunks of all that is to be prefilled before, those that decode go on.
-        chunks = 2 + queued // worker.batch_tokens_max
-        if own_fs + queued * timing.prefill_token_fs + chunks * decode_fs > self._ttft_fs:
-            return -1
-        if worker.dearest and self._stalls(kind, worker, own_fs, decode_fs):
-            return -1
-        if own_fs > timing.prefill_token_fs * self._usual_tokens:
-            value -= self._broken(kind, worker, own_fs)
-        return value
-
-    def earned_at(self, price: TokenPrice, worker: Worker, hit: int) -> int:
-        """What it earns there at another tier's price, in nano-dollars."""
-        computed = max(1, self._prompt - hit * worker.block_tokens)
-        return revenue_nanodollars(price, computed, self._prompt, self._made)
-
-    def prefill_cost_fs(self, worker: Worker, hit: int, ceiling: int) -> int:
-        """What it takes of one that only prefills, with a part of the time it would wait there.
-
-        Forever if its answer would begin too late, or if others must be prefilled there before.
-
-        Args:
-            worker: that prefills.
-            hit: blocks of its prompt that are in the prefix cache there.
-            ceiling: a cost that is not below this is of no interest, so it may be forever.
-        """
-        at, _, kind = self._seats[worker.index]
-        own_fs, _ = self._worths.get((at, hit)) or self._worth_at(at, worker, hit)
-        if own_fs >= ceiling:
-            return FOREVER_FS
-        queued, timing = worker.prefill_tokens, kind.timing
-        if queued > PREFILL_BATCHES_MAX * worker.batch_tokens_max or (
-            worker.kv_blocks is not None and self._prompt >= worker.kv_blocks * worker.block_tokens
-        ):
-            return FOREVER_FS
-        queued_fs = queued * timing.prefill_token_fs + 2 * timing.launch_fs
-        if queued_fs + own_fs > self._ttft_fs:
-            return FOREVER_FS
-        return (queued_fs >> QUEUE_WEIGHT_SHIFT) + own_fs
-
-    def prefilled(self, worker: Worker, hit: int) -> int:
-        """What it earns less the prefill that one takes for it, in nano-dollars."""
-        own_fs, earned = self._worth_at(self._seats[worker.index][0], worker, hit)
-        full = PREFILL_BATCHES_MAX * worker.batch_tokens_max
-        busy = min(worker.prefill_tokens, full)
-        return earned - own_fs * self.book.prefill_price_nanodollars // FS_PER_S * busy // full
-
-    def decode_value(self, worker: Worker, worth: int, floor: int) -> int:
-        """What it adds where it is only decoded, in nano-dollars; below zero: not there.
-
-        Args:
-            worker: that decodes.
-            worth: what is left of its revenue after its prefill.
-            floor: at least -1; as for ``value``, but one that equals this is of interest.
-        """
-        _, home, kind = self._seats[worker.index]
-        running = len(worker.running)
-        if not self._may_join(kind, home, running):
-            return -1
-        value = worth
-        if running and kind.price_nanodollars:
-            value -= self._displaced(kind, running, home, 0)
-        if value < floor:
-            return -1
-        batch = running + 1
-        context = worker.context_tokens + self._prompt + batch * (self._made >> 1)
-        if not self.fits(worker, context if running else 0):
-            return -1
-        dearest = max(worker.dearest, self.rank)
-        if dearest:
-            pace_fs = kind.timing.decode_fs(batch, context)
-            if pace_fs * 100 > kind.allowed_fs[dearest] * PACE_PERCENT:
-                return -1
-        return value
-
-    def _may_join(self, kind: Kind, home: int, running: int) -> bool:
-        """Whether a worker can keep its tier's promise, and has headroom for its own if lower."""
-        cap = kind.caps[home] * HEADROOM_PERCENT
-        return kind.caps[self.rank] > 0 and (self.rank >= home or running * 100 < cap)
-
-    def fits(self, worker: Worker, context: int = 0) -> bool:
-        """Whether a worker's KV cache has room for its prompt, and for so many tokens in all."""
-        if worker.kv_blocks is None:
-            return True
-        return max(self._prompt + 1, context) <= worker.kv_blocks * worker.block_tokens
-
-    def _displaced(self, kind: Kind, running: int, home: int, own_fs: int) -> int:
-        """What it takes from others at the class's price, in nano-dollars."""
-        price = kind.price_nanodollars
-        rank, made, token_fs = self.rank, self._made, kind.token_fs
-        if rank > home:
-            # Those of lower tiers there must make room for a smaller batch.
-            slower = token_fs[rank] - token_fs[home]
-            busy_fs = own_fs + made * token_fs[rank] + running * (made // 2) * slower
-            full = kind.caps[rank] or 1
-        else:
-            busy_fs = own_fs + made * token_fs[home]
-            full = kind.caps[home] or 1
-        return busy_fs * price // FS_PER_S * min(running, full) // full
-
-    def _worth_at(self, at: int, worker: Worker, hit: int) -> tuple[int, int]:
-        """Its prefill and its revenue on a class, with so many blocks of its prompt cached."""
-        worth = self._worths.get((at, hit))
-        if worth is not None:
-            return worth
-        prompt = self._prompt
-        computed = prompt - hit * worker.block_tokens
-        if computed < 1:
-            computed = 1
-        own_fs = self.book.kinds[at].timing.prefill_fs(computed, prompt - computed)
-        earned = revenue_nanodollars(self._price, computed, prompt, self._made)
-        self._worths[at, hit] = worth = (own_fs, earned)
-        return worth
-
-    def _stalls(self, kind: Kind, worker: Worker, own_fs: int, decode_fs: int) -> bool:
-        """Whether its prefill is more than those who decode there can bear, after the last ones.
-
-        One of the dearest tier there, which is paid for, can bear as much prefill in its life as
-        its promise leaves beside its iterations. What was sent before is forgotten at the rate at
-        which that comes.
-        """
-        dearest = worker.dearest
-        book, index = self.book, worker.index
-        allowed = kind.allowed_fs[dearest]
-        spare = allowed - decode_fs if decode_fs < allowed else 1
-        bearable = book.means[dearest].output_tokens * spare - own_fs
-        known = book.stalls.get(index)
-        if known is None or known[0] <= bearable:  # it becomes only less
-            return bearable < 0
-        return self._level(index, spare, allowed) > bearable
-
-    def _level(self, index: int, spare: int, allowed: int) -> int:
-        """Prefill that those who decode on a worker have still to bear, in femtoseconds."""
-        known = self.book.stalls.get(index)
-        if known is None:
-            return 0
-        level_fs = known[0] - (self._now_ns - known[1]) * FS_PER_NS * spare // allowed
-        return level_fs if level_fs > 0 else 0  # noqa: FURB136 - a third faster than max
-
-    def taken(self, worker: Worker, hit: int) -> None:
-        """Note the prefill that the worker will do for it."""
-        index, rank = worker.index, self.rank
-        at, home, kind = self._seats[index]
-        own_fs, _ = self._worths[at, hit]
-        if home < rank:
-            home = rank
-        allowed = kind.allowed_fs[home or 1]
-        spare = allowed - kind.timing.decode_fs(len(worker.running), worker.context_tokens)
-        level = self._level(index, spare if spare > 1 else 1, allowed)  # noqa: FURB136
-        self.book.stalls[index] = (level + own_fs, self._now_ns)
-
-    def _broken(self, kind: Kind, worker: Worker, own_fs: int) -> int:
-        """What a prefill that is much longer than most breaks of the promises that run there."""
-        excess_fs = own_fs - kind.timing.prefill_token_fs * self._usual_tokens
-        revenue, loss = self.book.revenue_nanodollars, 0
-        for rank in RANKS[1:]:
-            count = worker.counts[rank]
-            if count:
-                broken = min(PPM, excess_fs * PPM // kind.slack_fs[rank])
-                loss += count * (revenue[rank] - revenue[rank - 1]) * broken // PPM
-        return loss
-
-
-_Seat = tuple[int, int, Kind]
-"""Of one worker: the place of its class, the tier rank in which it is at home, its class."""
 _NO_PRICE: Final = TokenPrice(
     input_udollars_per_mtok=0, cached_udollars_per_mtok=0, output_udollars_per_mtok=0
 )

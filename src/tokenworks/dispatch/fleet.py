@@ -19,7 +19,7 @@ from tokenworks.core.ids import ModelName, PoolID, RequestID, TenantID, WorkerID
 from tokenworks.core.needs import NO_OFFERS, Needs, Offers
 from tokenworks.core.slo import Promise, Tier
 from tokenworks.core.units import NS_PER_S
-from tokenworks.dispatch.events import WorkerUp
+from tokenworks.dispatch.events import PrefilledBy, WorkerUp
 from tokenworks.dispatch.waiting import Line, Request
 from tokenworks.perf.timing import Timing
 
@@ -41,6 +41,8 @@ what is missing for a moment is told from what nobody ever had."""
 
 SERVING_MAX: Final = 1_024
 """Needs for which it is remembered who has them: callers may name any set of labels."""
+
+_KV_UNKNOWN: Final = 1 << 62
 
 RANKS: Final = tuple(range(len(Tier)))
 
@@ -80,6 +82,7 @@ class Worker(msgspec.Struct, kw_only=True):
         retiring: it is given back as soon as it is empty, and in no fleet any more.
         preempts: see ``WorkerUp``.
         host_bytes_per_s: see ``WorkerUp``; 0 if it has no place in its host's memory.
+        prefilled_by: see ``DecoderUp``; None if it prefills itself.
     """
 
     worker: WorkerID
@@ -112,6 +115,7 @@ class Worker(msgspec.Struct, kw_only=True):
     retiring: bool = False
     preempts: bool = False
     host_bytes_per_s: int = 0
+    prefilled_by: PrefilledBy | None = None
 
     @classmethod
     def of(cls, event: WorkerUp, slots: int, index: int) -> Worker:
@@ -146,6 +150,11 @@ class Worker(msgspec.Struct, kw_only=True):
 
     def _known(self) -> list[object]:
         return [getattr(self, name) for name in _TOLD]
+
+    @property
+    def kv_tokens(self) -> int | None:
+        """Tokens that its KV cache holds, where that is known."""
+        return None if self.kv_blocks is None else self.kv_blocks * self.block_tokens
 
     @property
     def hands_over(self) -> bool:
@@ -219,15 +228,19 @@ class Worker(msgspec.Struct, kw_only=True):
 
 _TOLD: Final = (
     *("curve", "timing", "kv_blocks", "block_tokens", "batch_tokens_max", "link_bytes_per_s"),
-    *("kv_bytes_per_token", "offers", "preempts", "host_bytes_per_s"),
+    *("kv_bytes_per_token", "offers", "preempts", "host_bytes_per_s", "prefilled_by"),
 )
 """What a worker that is measured again may change, beside its slots."""
 
 
 def _told(event: WorkerUp) -> list[object]:
     """What an event says of these; what it leaves unset is not there."""
-    defaults = {"offers": NO_OFFERS, "preempts": False, "host_bytes_per_s": 0}
-    return [defaults[name] if (value := getattr(event, name)) is UNSET else value for name in _TOLD]
+    defaults = {"offers": NO_OFFERS, "preempts": False, "host_bytes_per_s": 0, "prefilled_by": None}
+    values = [getattr(event, name, UNSET) for name in _TOLD]
+    return [
+        defaults[name] if value is UNSET else value
+        for name, value in zip(_TOLD, values, strict=True)
+    ]
 
 
 class Fleet:
@@ -251,6 +264,7 @@ class Fleet:
         changes: how often workers came, went, were measured or got other settings.
         loads: by load, who has it. A load is a number of running requests; where workers differ in
             slots, as many as it would be on the largest.
+        kv_tokens_least: tokens of the smallest KV cache; huge if that is not known.
         load_min, load_max: the least and the largest load of any worker.
     """
 
@@ -262,6 +276,7 @@ class Fleet:
         "admitting",
         "by_index",
         "changes",
+        "kv_tokens_least",
         "lines",
         "load_max",
         "load_min",
@@ -415,6 +430,20 @@ class Fleet:
             self.pools[worker.pool] = self.pools.get(worker.pool, 0) | bit
             self._alike[worker.offers] = self._alike.get(worker.offers, 0) | bit
 
+    def kv_tokens_max(self, needs: Needs | None) -> int | None:
+        """Tokens of the largest KV cache of those that have what a request needs.
+
+        None if there are none, or if somebody's cache is not known.
+        """
+        mask = self.up if needs is None else self.up & self.serving(needs)
+        largest = 0
+        for worker in self.each(mask):
+            tokens = worker.kv_tokens
+            if tokens is None:
+                return None
+            largest = max(largest, tokens)
+        return largest or None
+
     def home(self, request: Request) -> int:
         """The worker that had the last request of its session, as a set; empty if none had."""
         if request.session is None:
@@ -443,6 +472,10 @@ class Fleet:
     def recount(self) -> None:
         """Derive all sets again."""
         self.by_index = {worker.index: worker for worker in self.workers}
+        self.kv_tokens_least = min(
+            (_KV_UNKNOWN if each.kv_tokens is None else each.kv_tokens for each in self.workers),
+            default=_KV_UNKNOWN,
+        )
         self._scale = max((worker.slots for worker in self.workers), default=1)
         self.up = self.open = self.preempting = 0
         self.admitting = [0] * len(RANKS)
