@@ -22,7 +22,7 @@ from tokenworks.core.units import NS_PER_S
 from tokenworks.dispatch.commands import Command, Reject
 from tokenworks.dispatch.dispatcher import BOUND_PER_TOKEN_MAX, Dispatcher
 from tokenworks.dispatch.events import DecoderUp, Event, PrefilledBy
-from tokenworks.dispatch.market import Kind, forgo, prefill_elsewhere
+from tokenworks.dispatch.market import Kind, TierMeans, forgo, prefill_elsewhere
 from tokenworks.dispatch.pricing import PREFILL_BATCHES_MAX
 
 BATCH = 400
@@ -158,6 +158,18 @@ def test_a_fleet_that_is_sold_out_serves_at_once_what_it_forgoes(hands_over: boo
     assert {kind.caps[Tier.HIGH.rank] for kind in book.kinds} == {0}
     assert Tier.HIGH.rank not in book.homes.values()
     assert faults(dispatcher) == 0
+
+
+def test_what_is_forgiven_once_is_spread_over_long_answers() -> None:
+    means = TierMeans()
+    for _ in range(400):
+        means.end(100, 100, 50)
+        means.end(100, 100, 1_000)
+    assert 400 < means.output_tokens < 650
+    assert 850 < means.token_output_tokens <= 1_000
+    for _ in range(400):
+        means.end(100, 100, 0)
+    assert means.token_output_tokens >= means.output_tokens
 
 
 # Prompts that may be longer than a KV cache.

@@ -55,6 +55,8 @@ class TierMeans(msgspec.Struct, kw_only=True):
         prompt_tokens: of one whose answer has ended: what is turned away may be longer.
         computed_tokens: of these.
         output_tokens: of one.
+        token_output_tokens: of the answer that a token is of, on average over tokens: long answers
+            have most of them.
     """
 
     arrived: int = 0
@@ -65,6 +67,7 @@ class TierMeans(msgspec.Struct, kw_only=True):
     prompt_tokens: int = 8_000
     computed_tokens: int = 4_000
     output_tokens: int = 300
+    token_output_tokens: int = 300
 
     @property
     def prefill_tokens(self) -> int:
@@ -88,6 +91,10 @@ class TierMeans(msgspec.Struct, kw_only=True):
         self.prompt_tokens += (prompt_tokens - self.prompt_tokens) // count
         self.computed_tokens += (computed_tokens - self.computed_tokens) // count
         self.output_tokens += (output_tokens - self.output_tokens) // count
+        # A mean over tokens: each answer moves it by as much as it has tokens, against the mean.
+        moved = (output_tokens - self.token_output_tokens) * output_tokens
+        self.token_output_tokens += moved // (count * max(1, self.output_tokens))
+        self.token_output_tokens = max(self.token_output_tokens, self.output_tokens)
 
 
 class Kind(msgspec.Struct, kw_only=True):
@@ -198,7 +205,8 @@ def kind_of(
     )
     for rank, (each, promise) in enumerate(zip(means, promises, strict=True)):
         allowed = FS_PER_S // max(1, promise.interactivity_tokens_per_s)
-        allowed += promise.grace_ns * FS_PER_NS // max(1, each.output_tokens)
+        # What is forgiven once per answer is little for a token of a long one.
+        allowed += promise.grace_ns * FS_PER_NS // max(1, each.token_output_tokens)
         cap = batch_within(timing, stall_fs, context, batch_max, allowed * percents[rank] // 100)
         # Alone, an answer has no stalls to bear; and whatever its speed, it is delivered as free.
         if not cap and (rank == 0 or timing.decode_fs(1, context) <= allowed):
