@@ -27,6 +27,7 @@ from tokenworks.dispatch.commands import Command, Send
 from tokenworks.dispatch.dispatcher import Dispatcher
 from tokenworks.dispatch.events import Event
 from tokenworks.dispatch.market import (
+    Book,
     Kind,
     Prefill,
     best_split,
@@ -34,13 +35,7 @@ from tokenworks.dispatch.market import (
     market,
     revenue_nanodollars,
 )
-from tokenworks.dispatch.offers import (
-    PACE_PERCENT,
-    PLAN_NS,
-    PREFILL_BATCHES_MAX,
-    Book,
-    Offer,
-)
+from tokenworks.dispatch.offers import PACE_PERCENT, PLAN_NS, PREFILL_BATCHES_MAX, Offer
 from tokenworks.perf.timing import FS_PER_S
 
 S = NS_PER_S
@@ -197,10 +192,16 @@ SLOW = msgspec.structs.replace(TIMING, launch_fs=FS_PER_S // 30)
 
 
 def test_a_premium_request_is_not_sent_where_its_promise_would_break() -> None:
-    dispatcher = money(up("slow", timing=SLOW), arrived("busy", Tier.FREE))
+    fast = (up("fast", timing=TIMING, slots=1), arrived("busy", Tier.PREMIUM))
+    dispatcher = money(*fast, up("slow", timing=SLOW), arrived("also", Tier.FREE))
     assert sends(dispatcher.handle(0, arrived("p", Tier.PREMIUM))) == []
     dispatcher = money(up("slow", timing=SLOW), up("fast", timing=TIMING))
     assert sends(dispatcher.handle(0, arrived("p", Tier.PREMIUM))) == [("p", "fast")]
+
+
+def test_who_asks_for_what_no_worker_can_keep_does_not_wait_for_it() -> None:
+    dispatcher = money(up("slow", timing=SLOW), arrived("busy", Tier.FREE))
+    assert sends(dispatcher.handle(0, arrived("p", Tier.PREMIUM))) == [("p", "slow")]
 
 
 def test_a_promise_bounds_the_batch() -> None:

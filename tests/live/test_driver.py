@@ -501,6 +501,21 @@ def test_leaving_crosses_with_a_rejection(live: Callable[..., None]) -> None:
     live(test)
 
 
+def test_a_prompt_that_no_cache_can_hold_is_refused_with_both_figures(
+    live: Callable[..., None],
+) -> None:
+    async def test(world: World) -> None:
+        world.driver._seats[world.seats[0]].kv_blocks = 2
+        world.up()
+        order = msgspec.structs.replace(world.order(), input_tokens_max=8 * 2 * 64)
+        with pytest.raises(InvalidRequest, match=r"1024 tokens, and the .* holds 128\.") as found:
+            await world.driver.open(order)
+        assert found.value.retry_after_s is None
+        assert [entry.reason for entry in world.voided] == ["rejected"]
+
+    live(test)
+
+
 # Workers that fail.
 
 

@@ -24,6 +24,7 @@ from tokenworks.dispatch.events import (
     Failed,
     Finished,
     PolicySettings,
+    PrefilledBy,
     Started,
     Ticked,
     Withdrawn,
@@ -289,6 +290,18 @@ def test_a_journal_may_begin_in_the_middle(tmp_path: Path) -> None:
     reader.take(entries_of(data, "x"))
     reader.take(entries_of(start_records(dispatcher, 3), "y"))  # goes on with the next file
     assert reader.recorded("x", [BOOK]).requests == recorded.requests
+
+
+def test_a_snapshot_says_who_prefills_for_whom() -> None:
+    spec = SCENARIO.workers[0]
+    by = PrefilledBy(workers=2, timing=TIMING, batch_tokens_max=256)
+    dispatcher = Dispatcher()
+    dispatcher.handle(0, SCENARIO.configured)
+    dispatcher.handle(0, worker_up(spec, by))
+    header = JournalHeader(format=1, package_version="x", sequence=1)
+    reader = Reader()
+    reader.take([JournalStart(header=header, snapshot=dispatcher.snapshot())])
+    assert reader._ups[spec.worker][1] == worker_up(spec, by)
 
 
 def test_a_snapshot_of_another_version_is_refused() -> None:

@@ -21,7 +21,9 @@ SendReason = Literal[
     "session_home",
 ]
 QueueReason = Literal["at_cap", "no_worker_up"]
-RejectCode = Literal["capacity_exceeded", "worker_unavailable", "worker_failed", "not_offered"]
+RejectCode = Literal[
+    "capacity_exceeded", "worker_unavailable", "worker_failed", "not_offered", "invalid_request"
+]
 RejectReason = Literal[
     "queue_full",
     "patience_over",
@@ -29,6 +31,7 @@ RejectReason = Literal[
     "model_never_up",
     "retries_over",
     "never_offered",
+    "prompt_too_long",
 ]
 
 
@@ -99,6 +102,7 @@ class Reject(msgspec.Struct, frozen=True, kw_only=True, tag=True):
         waited_ns: since the request arrived.
         attempts: times that it was sent.
         lacking: the label or adapter that no worker has, in words; unset if that is not why.
+        kv_tokens_max: tokens of the largest KV cache, where no prompt like this fits into one.
     """
 
     request: RequestID
@@ -109,6 +113,7 @@ class Reject(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     waited_ns: int
     attempts: int
     lacking: str | UnsetType = UNSET
+    kv_tokens_max: int | UnsetType = UNSET
 
 
 class Abort(msgspec.Struct, frozen=True, kw_only=True, tag=True):

@@ -40,6 +40,7 @@ from tokenworks.dispatch.events import (
     BlocksRemoved,
     BlocksStored,
     Configured,
+    DecoderUp,
     Event,
     Failed,
     Finished,
@@ -62,6 +63,10 @@ from tokenworks.dispatch.states import State, Step
 from tokenworks.dispatch.waiting import Line, Request
 
 TIERS = tuple(Tier)
+BOUND_PER_TOKEN_MAX: Final = 8
+"""A prompt is refused unsent if even an eighth of the bound on its tokens is more than any KV cache
+holds. The bound counts bytes; a token of English text has about four. What may fit is sent: the
+engine counts tokens, and has the last word."""
 _RANK_OF: Final = {tier: tier.rank for tier in Tier}
 # To look up an enum's member takes a quarter of a microsecond; these are asked for at every event.
 _QUEUED: Final = State.QUEUED
@@ -98,6 +103,7 @@ class Dispatcher:
             Withdrawn: self._withdrawn,
             Ticked: self._ticked,
             WorkerUp: self._worker_up,
+            DecoderUp: self._worker_up,
             WorkerDown: self._worker_down,
             BlocksStored: self._blocks_stored,
             BlocksRemoved: self._blocks_removed,
@@ -261,6 +267,11 @@ class Dispatcher:
         if request.needs is not None and nothing_offers(fleet.offered, request.needs):
             self._reject(request, "not_offered", "never_offered", commands)
             return
+        if request.input_tokens_max >= BOUND_PER_TOKEN_MAX * fleet.kv_tokens_min:
+            largest = fleet.kv_tokens_max(request.needs)
+            if largest and request.input_tokens_max >= BOUND_PER_TOKEN_MAX * largest:
+                self._reject(request, "invalid_request", "prompt_too_long", commands)
+                return
         self._policy.arrived(fleet, request, self._now_ns)
         if fleet.open and not fleet.queued and not fleet.restricted:
             choice = self._policy.place(fleet, request, self._now_ns)
@@ -281,7 +292,9 @@ class Dispatcher:
             return
         request.step(_START)
         request.answered = True
-        makes_room = request.prefiller is not None  # there, while its own worker goes on with it
+        # There, while its own worker goes on with it.
+        makes_room = request.prefiller is not None
+        makes_room = makes_room or self._worker_of(request).prefilled_by is not None
         self._leave_prefill(request)
         fleet = self._fleets[request.model]
         if makes_room and (fleet.queued or fleet.restricted):

@@ -36,28 +36,25 @@ from tokenworks.core.units import NS_PER_S
 from tokenworks.dispatch.events import Configured, Finished, TokenPrice
 from tokenworks.dispatch.fleet import RANKS, Fleet, Worker
 from tokenworks.dispatch.market import (
+    Book,
     Prefill,
     Sale,
     best_split,
+    dearest_first,
+    forgo,
     homes_for,
     kind_of,
     market,
+    prefill_elsewhere,
     revenue_nanodollars,
     timing_of,
 )
-from tokenworks.dispatch.offers import (
-    LONG_PREFILL,
-    NO_PRICE,
-    PLAN_NS,
-    Book,
-    Desk,
-    Offer,
-)
+from tokenworks.dispatch.offers import LONG_PREFILL, NO_PRICE, PLAN_NS, Desk, Offer
 from tokenworks.dispatch.policy import Choice, others_first, permitted
 from tokenworks.dispatch.preemption import Displacement, best_of, loss_nanodollars
 from tokenworks.dispatch.prefix_index import PrefixIndex
 from tokenworks.dispatch.waiting import Request
-from tokenworks.perf.timing import FS_PER_S, Timing
+from tokenworks.perf.timing import FS_PER_S
 
 WHOLE_KEPT_PERCENT: Final = 90
 """What a fleet without a split is taken to earn of what it sells: its prefills break promises that
@@ -161,25 +158,30 @@ class Economics:
             revenue_nanodollars(price, each.prefill_tokens, each.context_tokens, each.output_tokens)
             for price, each in zip(prices, book.means, strict=True)
         ]
-        groups: dict[tuple[Timing, int, int | None], list[Worker]] = {}
+        groups: dict[tuple[object, ...], list[Worker]] = {}
         for worker in fleet.workers:
-            alike = (timing_of(worker), worker.slots, worker.kv_blocks)
+            alike = (timing_of(worker), worker.slots, worker.kv_blocks, worker.prefilled_by)
             groups.setdefault(alike, []).append(worker)
         classes = list(groups.values())
         rates = [mean.rate_per_ks for mean in book.means]
         kinds = [kind_of(each[0], len(each), book.means, self._promises) for each in classes]
-        sale, prefill = market(kinds, rates, revenue), None
+        elsewhere = prefill_elsewhere(kinds)
+        sale, prefill = market(kinds, rates, revenue, elsewhere), None
+        if forgo(kinds, sale.prices, revenue, elsewhere):
+            sale = market(kinds, rates, revenue, elsewhere)
         if len(fleet.workers) > 1 and all(worker.hands_over for worker in fleet.workers):
             apart = [
                 kind_of(each[0], len(each), book.means, self._promises, split=True)
                 for each in classes
             ]
             found = best_split(apart, rates, revenue)
+            if found and forgo(apart, found[1].prices, revenue, found[0]):
+                found = best_split(apart, rates, revenue)
             if found and found[1].earned * 100 >= sale.earned * WHOLE_KEPT_PERCENT:
                 kinds, (prefill, sale) = apart, found
         book.kinds, book.prefill_price_nanodollars = kinds, sale.prefill_price
         book.soonest = min(
-            range(len(kinds)), key=lambda at: kinds[at].timing.prefill_token_fs, default=0
+            range(len(kinds)), key=lambda at: kinds[at].prefill_timing.prefill_token_fs, default=0
         )
         self._settle(book, classes, sale, prefill)
         densities = [
@@ -206,7 +208,8 @@ class Economics:
                 free.sort(key=lambda each: (each.index not in prefilled, len(each.running)))
                 book.prefillers = sorted(worker.index for worker in free[: prefill.workers])
                 del free[: prefill.workers]
-            counts = homes_for(sale.taken[at], len(free))
+            order = dearest_first(kind, book.revenue_nanodollars)
+            counts = homes_for(sale.taken[at], len(free), order)
             for rank in reversed(RANKS):
                 free.sort(key=lambda each: (before.get(each.index) != rank, len(each.running)))
                 for worker in free[: counts[rank]]:
@@ -273,7 +276,7 @@ class Economics:
         if not rank or desk.prefillers or desk.is_late(request, now_ns):
             return None
         may = permitted(fleet, request, fleet.preempting)
-        offer, below = Offer(desk, request, rank, now_ns), desk.prices[rank - 1]
+        offer, below = _offer(fleet, desk, request, rank, now_ns), desk.prices[rank - 1]
         depth, holders = self._index.match(request.prefix, may) if request.prefix else (0, 0)
 
         def weigh(worker: Worker, victims: tuple[Request, ...]) -> Displacement:
@@ -337,7 +340,11 @@ class Economics:
             may = permitted(fleet, request, may)
         if request.worker is not None:
             may = others_first(fleet, request, may)
-        offer, prefillers = Offer(desk, request, rank, now_ns), desk.prefillers
+        offer, prefillers = _offer(fleet, desk, request, rank, now_ns), desk.prefillers
+        if request.input_tokens_max >= fleet.kv_tokens_min:
+            for worker in fleet.each(may):
+                if not offer.fits(worker):
+                    may ^= 1 << worker.index
         if not prefillers:
             return self._whole(fleet, request, offer, may)
         if request.needs is not None:
@@ -413,6 +420,18 @@ class Economics:
                 return None
         count = may.bit_count()
         return Choice(best, "best_value", hit, rank, count, value, prefiller)
+
+
+def _offer(fleet: Fleet, desk: Desk, request: Request, rank: int, now_ns: int) -> Offer:
+    """A request at a tier, to be priced on some workers."""
+    offer = Offer(desk, request, rank, now_ns)
+    if request.input_tokens_max >= fleet.kv_tokens_min:
+        offer.bound_by(fleet.kv_tokens_max(request.needs))
+    if desk.decoding:
+        offer.elsewhere_tokens = sum(
+            worker.prefill_tokens for worker in fleet.workers if worker.prefilled_by is not None
+        )
+    return offer
 
 
 def _shortlist(fleet: Fleet, book: Book, own: int) -> int:

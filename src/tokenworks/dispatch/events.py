@@ -115,6 +115,20 @@ class Configured(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     scaling: tuple[PoolScale, ...] | UnsetType = UNSET
 
 
+class PrefilledBy(msgspec.Struct, frozen=True, kw_only=True):
+    """Who prefills for workers that only decode, where their driver chooses who does.
+
+    Attributes:
+        workers: how many do, for all of a model that are told of them.
+        timing: of the iterations of one; of the slowest, if they differ.
+        batch_tokens_max: tokens that one iteration of it computes at most.
+    """
+
+    workers: int
+    timing: Timing
+    batch_tokens_max: int
+
+
 class WorkerUp(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """A worker can take requests, or was measured again.
 
@@ -151,6 +165,21 @@ class WorkerUp(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     offers: Offers | UnsetType = UNSET
     preempts: bool | UnsetType = UNSET
     host_bytes_per_s: int | UnsetType = UNSET
+
+
+class DecoderUp(WorkerUp, frozen=True, kw_only=True, tag=True):
+    """The same of a worker that only decodes, and for which its driver chooses who prefills.
+
+    Attributes:
+        prefilled_by: who does.
+    """
+
+    prefilled_by: PrefilledBy
+
+    @classmethod
+    def of(cls, up: WorkerUp, prefilled_by: PrefilledBy) -> DecoderUp:
+        """What is told of a worker, with who prefills for it."""
+        return cls(**msgspec.structs.asdict(up), prefilled_by=prefilled_by)
 
 
 class WorkerDown(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -259,6 +288,7 @@ class Ticked(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 Event = (
     Configured
     | WorkerUp
+    | DecoderUp
     | WorkerDown
     | Arrived
     | Started

@@ -19,7 +19,7 @@ from tokenworks.core.ids import ModelName, PoolID, RequestID, TenantID, WorkerID
 from tokenworks.core.needs import NO_OFFERS, Needs, Offers
 from tokenworks.core.slo import Promise, Tier
 from tokenworks.core.units import NS_PER_S
-from tokenworks.dispatch.events import WorkerUp
+from tokenworks.dispatch.events import PrefilledBy, WorkerUp
 from tokenworks.dispatch.waiting import Line, Request
 from tokenworks.perf.timing import Timing
 
@@ -85,6 +85,7 @@ class Worker(msgspec.Struct, kw_only=True):
         retiring: it is given back as soon as it is empty, and in no fleet any more.
         preempts: see ``WorkerUp``.
         host_bytes_per_s: see ``WorkerUp``; 0 if it has no place in its host's memory.
+        prefilled_by: see ``DecoderUp``; None if it prefills itself.
     """
 
     worker: WorkerID
@@ -117,6 +118,7 @@ class Worker(msgspec.Struct, kw_only=True):
     retiring: bool = False
     preempts: bool = False
     host_bytes_per_s: int = 0
+    prefilled_by: PrefilledBy | None = None
 
     @classmethod
     def of(cls, event: WorkerUp, slots: int, index: int) -> Worker:
@@ -151,6 +153,11 @@ class Worker(msgspec.Struct, kw_only=True):
 
     def _known(self) -> list[object]:
         return [getattr(self, name) for name in _TOLD]
+
+    @property
+    def kv_tokens(self) -> int | None:
+        """Tokens that its KV cache holds, where that is known."""
+        return None if self.kv_blocks is None else self.kv_blocks * self.block_tokens
 
     @property
     def hands_over(self) -> bool:
@@ -224,15 +231,19 @@ class Worker(msgspec.Struct, kw_only=True):
 
 _TOLD: Final = (
     *("curve", "timing", "kv_blocks", "block_tokens", "batch_tokens_max", "link_bytes_per_s"),
-    *("kv_bytes_per_token", "offers", "preempts", "host_bytes_per_s"),
+    *("kv_bytes_per_token", "offers", "preempts", "host_bytes_per_s", "prefilled_by"),
 )
 """What a worker that is measured again may change, beside its slots."""
 
 
 def _told(event: WorkerUp) -> list[object]:
     """What an event says of these; what it leaves unset is not there."""
-    defaults = {"offers": NO_OFFERS, "preempts": False, "host_bytes_per_s": 0}
-    return [defaults[name] if (value := getattr(event, name)) is UNSET else value for name in _TOLD]
+    defaults = {"offers": NO_OFFERS, "preempts": False, "host_bytes_per_s": 0, "prefilled_by": None}
+    values = [getattr(event, name, UNSET) for name in _TOLD]
+    return [
+        defaults[name] if value is UNSET else value
+        for name, value in zip(_TOLD, values, strict=True)
+    ]
 
 
 class Fleet:
@@ -422,6 +433,20 @@ class Fleet:
             bit = 1 << worker.index
             self.pools[worker.pool] = self.pools.get(worker.pool, 0) | bit
             self._alike[worker.offers] = self._alike.get(worker.offers, 0) | bit
+
+    def kv_tokens_max(self, needs: Needs | None) -> int | None:
+        """Tokens of the largest KV cache of those that have what a request needs.
+
+        None if there are none, or if somebody's cache is not known.
+        """
+        mask = self.up if needs is None else self.up & self.serving(needs)
+        largest = 0
+        for worker in self.each(mask):
+            tokens = worker.kv_tokens
+            if tokens is None:
+                return None
+            largest = max(largest, tokens)
+        return largest or None
 
     def home(self, request: Request) -> int:
         """The worker that had the last request of its session, as a set; empty if none had."""

@@ -15,14 +15,14 @@ what leaves the busiest most time.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 import msgspec
 
 from tokenworks.core.slo import Promise
 from tokenworks.core.units import PPM
-from tokenworks.dispatch.events import TokenPrice
+from tokenworks.dispatch.events import PrefilledBy, TokenPrice
 from tokenworks.dispatch.fleet import RANKS, Worker
 from tokenworks.perf.timing import FS_PER_NS, FS_PER_S, Timing
 
@@ -55,6 +55,8 @@ class TierMeans(msgspec.Struct, kw_only=True):
         prompt_tokens: of one whose answer has ended: what is turned away may be longer.
         computed_tokens: of these.
         output_tokens: of one.
+        token_output_tokens: of the answer that a token is of, on average over tokens: long answers
+            have most of them.
     """
 
     arrived: int = 0
@@ -65,6 +67,7 @@ class TierMeans(msgspec.Struct, kw_only=True):
     prompt_tokens: int = 8_000
     computed_tokens: int = 4_000
     output_tokens: int = 300
+    token_output_tokens: int = 300
 
     @property
     def prefill_tokens(self) -> int:
@@ -88,6 +91,10 @@ class TierMeans(msgspec.Struct, kw_only=True):
         self.prompt_tokens += (prompt_tokens - self.prompt_tokens) // count
         self.computed_tokens += (computed_tokens - self.computed_tokens) // count
         self.output_tokens += (output_tokens - self.output_tokens) // count
+        # A mean over tokens: each answer moves it by as much as it has tokens, against the mean.
+        moved = (output_tokens - self.token_output_tokens) * output_tokens
+        self.token_output_tokens += moved // (count * max(1, self.output_tokens))
+        self.token_output_tokens = max(self.token_output_tokens, self.output_tokens)
 
 
 class Kind(msgspec.Struct, kw_only=True):
@@ -103,6 +110,7 @@ class Kind(msgspec.Struct, kw_only=True):
         prefill_fs: worker time of its prefill.
         slack_fs: how much longer one answer may take than it does at the cap.
         allowed_fs: time per token that each promise allows.
+        prefilled_by: who prefills for them, if their driver chooses who does.
     """
 
     timing: Timing
@@ -114,6 +122,49 @@ class Kind(msgspec.Struct, kw_only=True):
     prefill_fs: list[int]
     slack_fs: list[int]
     allowed_fs: list[int]
+    prefilled_by: PrefilledBy | None = None
+
+    @property
+    def prefill_timing(self) -> Timing:
+        """Of whoever prefills what these answer."""
+        return self.timing if self.prefilled_by is None else self.prefilled_by.timing
+
+
+class Book(msgspec.Struct, kw_only=True):
+    """What the policy remembers of one model; lists are by tier rank.
+
+    Attributes:
+        planned_ns: when it last planned; None before the first time.
+        plans: how often it has measured rates.
+        changes: of the fleet, when it last planned.
+        means: of each tier's requests.
+        revenue_nanodollars: of one of each tier's requests, when it last planned.
+        order: tier ranks, those that earn most per worker's second first.
+        kinds: classes of workers, when it last planned.
+        soonest: the place of the class that prefills fastest.
+        kind_of: by worker index, its class.
+        homes: by worker index, the tier rank in which it is at home.
+        prefillers: indices of workers that only prefill, if there are any; the others then decode.
+        prefill_price_nanodollars: what a second of one of these is worth.
+        stalls: by worker index, prefill that those who decode there have still to bear, in
+            femtoseconds, and when that was so.
+        dice: for the shortlist.
+    """
+
+    planned_ns: int | None = None
+    plans: int = 0
+    changes: int = 0
+    means: list[TierMeans] = msgspec.field(default_factory=lambda: [TierMeans() for _ in RANKS])
+    revenue_nanodollars: list[int] = []
+    order: list[int] = []
+    kinds: list[Kind] = []
+    soonest: int = 0
+    kind_of: dict[int, int] = {}
+    homes: dict[int, int] = {}
+    prefillers: list[int] = []
+    prefill_price_nanodollars: int = 0
+    stalls: dict[int, tuple[int, int]] = {}
+    dice: int = 1
 
 
 def kind_of(
@@ -133,7 +184,7 @@ def kind_of(
         promises: of each tier.
         split: others prefill.
     """
-    timing = timing_of(sample)
+    timing, split = timing_of(sample), split or sample.prefilled_by is not None
     prefill, output, context = mean_of(means)
     stall_fs = 0 if split else timing.prefill_fs(prefill, 0) // max(1, output)
     percents = SPLIT_CAP_PERCENT if split else CAP_PERCENT
@@ -150,10 +201,12 @@ def kind_of(
         prefill_fs=[],
         slack_fs=[],
         allowed_fs=[],
+        prefilled_by=sample.prefilled_by,
     )
     for rank, (each, promise) in enumerate(zip(means, promises, strict=True)):
         allowed = FS_PER_S // max(1, promise.interactivity_tokens_per_s)
-        allowed += promise.grace_ns * FS_PER_NS // max(1, each.output_tokens)
+        # What is forgiven once per answer is little for a token of a long one.
+        allowed += promise.grace_ns * FS_PER_NS // max(1, each.token_output_tokens)
         cap = batch_within(timing, stall_fs, context, batch_max, allowed * percents[rank] // 100)
         # Alone, an answer has no stalls to bear; and whatever its speed, it is delivered as free.
         if not cap and (rank == 0 or timing.decode_fs(1, context) <= allowed):
@@ -162,7 +215,7 @@ def kind_of(
         iteration = timing.decode_fs(batch, batch * context)
         kind.caps.append(cap)
         kind.token_fs.append(iteration // batch)
-        own_fs = timing.prefill_fs(each.prefill_tokens, 0)
+        own_fs = kind.prefill_timing.prefill_fs(each.prefill_tokens, 0)
         kind.prefill_fs.append(own_fs)
         kind.busy_fs.append(each.output_tokens * iteration // batch + (0 if split else own_fs))
         kind.allowed_fs.append(allowed)
@@ -238,7 +291,7 @@ class Prefill(NamedTuple):
     """Workers that only prefill.
 
     Attributes:
-        at: the place of their class among the classes.
+        at: the place of their class among the classes; -1 if they are of none.
         workers: how many of it.
         cost_fs: time of one of them for one request, by tier rank.
     """
@@ -246,6 +299,14 @@ class Prefill(NamedTuple):
     at: int
     workers: int
     cost_fs: list[int]
+
+
+def prefill_elsewhere(kinds: list[Kind]) -> Prefill | None:
+    """Who prefills for classes that only decode; None if one of them prefills itself, too."""
+    pools = [kind.prefilled_by for kind in kinds]
+    if not pools or pools[0] is None or None in pools:
+        return None
+    return Prefill(-1, pools[0].workers, kinds[0].prefill_fs)
 
 
 class Sale(NamedTuple):
@@ -375,18 +436,57 @@ def best_split(
     )
 
 
-def homes_for(taken: list[int], workers: int) -> list[int]:
-    """How many workers of a class are at home in each tier: from the top down, with reserve.
+def dearest_first(kind: Kind, revenue: list[int]) -> list[int]:
+    """Tier ranks, those first that earn most in a second of a class; of equals, the higher one."""
+    earned = [each * FS_PER_S // kind.busy_fs[rank] for rank, each in enumerate(revenue)]
+    return sorted(RANKS, key=lambda rank: (earned[rank], rank), reverse=True)
+
+
+def forgo(
+    kinds: list[Kind], prices: list[int], revenue: list[int], prefill: Prefill | None = None
+) -> bool:
+    """Let each class forgo the tiers that it had better serve as the tier below; whether any did.
+
+    Such a promise leaves so small a batch that a second earns more of the tier below, and no more
+    than is paid for one, as all are sold. Free forgoes nobody.
+
+    Args:
+        kinds: the classes; a tier that one forgoes has no cap there any more.
+        prices: of a second of each, in nano-dollars, as the market found them.
+        revenue: of one request, by tier rank, in nano-dollars.
+        prefill: who prefills, if others than those that decode.
+    """
+    costs = prefill.cost_fs if prefill is not None else [0] * len(RANKS)
+    any_did = False
+    for kind, price in zip(kinds, prices, strict=True):
+        earned = [
+            each * FS_PER_S // (kind.busy_fs[rank] + costs[rank])
+            for rank, each in enumerate(revenue)
+        ]
+        for rank in RANKS[1:]:
+            if kind.caps[rank] and price >= earned[rank] < earned[rank - 1]:
+                kind.caps[rank], any_did = 0, True
+    return any_did
+
+
+def homes_for(taken: list[int], workers: int, order: Sequence[int] = RANKS[::-1]) -> list[int]:
+    """How many workers of a class are at home in each tier: who earns most first, with reserve.
+
+    A tier whose promise allows a class hardly any batch earns less in a second than those below;
+    with the first choice it would hold, for a few, workers that many others could share.
 
     Args:
         taken: what each tier takes, in millionths of a worker.
         workers: of the class.
+        order: tier ranks, those first that earn most in a second of the class.
 
     >>> homes_for([4_000_000, 1_000_000, 1_000_000, 700_000, 100_000], 8)
     [3, 1, 2, 1, 1]
+    >>> homes_for([100_000, 200_000, 1_700_000, 0, 0], 2, [1, 0, 2, 4, 3])
+    [0, 1, 1, 0, 0]
     """
     homes, left = [0] * len(RANKS), workers
-    for rank in reversed(RANKS):
+    for rank in order:
         target = taken[rank] * RESERVE_PERCENT[rank] // 100
         count = min(left, (target + PPM * 3 // 4) // PPM)
         if target >= PPM // 10:

@@ -11,14 +11,12 @@ from __future__ import annotations
 import itertools
 from typing import Final
 
-import msgspec
-
 from tokenworks.core.ids import WorkerID
 from tokenworks.core.slo import Promise
 from tokenworks.core.units import NS_PER_S, PPM
-from tokenworks.dispatch.events import TokenPrice
+from tokenworks.dispatch.events import PrefilledBy, TokenPrice
 from tokenworks.dispatch.fleet import RANKS, Fleet, Worker
-from tokenworks.dispatch.market import Kind, TierMeans, at_home_masks, revenue_nanodollars
+from tokenworks.dispatch.market import Book, Kind, at_home_masks, revenue_nanodollars
 from tokenworks.dispatch.waiting import Request
 from tokenworks.perf.timing import FS_PER_NS, FS_PER_S, Timing
 
@@ -51,43 +49,6 @@ NO_PRICE: Final = TokenPrice(
 )
 
 
-class Book(msgspec.Struct, kw_only=True):
-    """What the policy remembers of one model; lists are by tier rank.
-
-    Attributes:
-        planned_ns: when it last planned; None before the first time.
-        plans: how often it has measured rates.
-        changes: of the fleet, when it last planned.
-        means: of each tier's requests.
-        revenue_nanodollars: of one of each tier's requests, when it last planned.
-        order: tier ranks, those that earn most per worker's second first.
-        kinds: classes of workers, when it last planned.
-        soonest: the place of the class that prefills fastest.
-        kind_of: by worker index, its class.
-        homes: by worker index, the tier rank in which it is at home.
-        prefillers: indices of workers that only prefill, if there are any; the others then decode.
-        prefill_price_nanodollars: what a second of one of these is worth.
-        stalls: by worker index, prefill that those who decode there have still to bear, in
-            femtoseconds, and when that was so.
-        dice: for the shortlist.
-    """
-
-    planned_ns: int | None = None
-    plans: int = 0
-    changes: int = 0
-    means: list[TierMeans] = msgspec.field(default_factory=lambda: [TierMeans() for _ in RANKS])
-    revenue_nanodollars: list[int] = []
-    order: list[int] = []
-    kinds: list[Kind] = []
-    soonest: int = 0
-    kind_of: dict[int, int] = {}
-    homes: dict[int, int] = {}
-    prefillers: list[int] = []
-    prefill_price_nanodollars: int = 0
-    stalls: dict[int, tuple[int, int]] = {}
-    dice: int = 1
-
-
 class Seat:
     """What a plan says of one worker; lists are by tier rank.
 
@@ -104,6 +65,8 @@ class Seat:
         launch_fs, sequence_fs, context_token_fs, prefill_token_fs, prefill_context_fs: of its
             ``Timing``.
         bent: its ``Timing``, if that is straight between knots only.
+        prefilled_by: who prefills for it, if its driver chooses who does; the last two figures are
+            then of these.
     """
 
     __slots__ = (
@@ -118,6 +81,7 @@ class Seat:
         "pace_fs",
         "prefill_context_fs",
         "prefill_token_fs",
+        "prefilled_by",
         "price",
         "running_max",
         "sequence_fs",
@@ -135,8 +99,9 @@ class Seat:
         timing = kind.timing
         self.launch_fs, self.sequence_fs = timing.launch_fs, timing.sequence_fs
         self.context_token_fs = timing.context_token_fs
-        self.prefill_token_fs = timing.prefill_token_fs
-        self.prefill_context_fs = timing.prefill_context_fs
+        self.prefill_token_fs = kind.prefill_timing.prefill_token_fs
+        self.prefill_context_fs = kind.prefill_timing.prefill_context_fs
+        self.prefilled_by = kind.prefilled_by
         self.bent = timing if timing.knots else None
 
 
@@ -152,6 +117,8 @@ class Desk:
         book, means, stalls, prices: see there and in ``Book``.
         due_ns: when it is to be planned again.
         at_home: by tier rank, and one beyond, the workers that are at home there or above.
+        decoding: whether some workers only decode, and their driver chooses who prefills.
+        hopeless: by tier rank, whether no worker can keep its promise.
         own: by tier rank, those that are at home in just this tier.
         prefillers: those that only prefill, as bits.
         seats: by worker index.
@@ -162,7 +129,9 @@ class Desk:
     __slots__ = (
         "at_home",
         "book",
+        "decoding",
         "due_ns",
+        "hopeless",
         "means",
         "own",
         "prefillers",
@@ -183,7 +152,12 @@ class Desk:
         self.at_home = at_home_masks(book.homes)
         self.own = [mask & ~above for mask, above in itertools.pairwise(self.at_home)]
         self.prefillers = sum(1 << index for index in book.prefillers)
-        self.soonest = book.kinds[book.soonest].timing if book.kinds else _NO_TIMING
+        self.soonest = book.kinds[book.soonest].prefill_timing if book.kinds else _NO_TIMING
+        self.decoding = any(kind.prefilled_by is not None for kind in book.kinds)
+        self.hopeless = [
+            rank > 0 and bool(book.kinds) and not any(kind.caps[rank] for kind in book.kinds)
+            for rank in RANKS
+        ]
         alike: dict[tuple[int, int], Seat] = {}
         self.seats: dict[int, Seat] = {}
         for index, at in book.kind_of.items():
@@ -194,7 +168,9 @@ class Desk:
             self.seats[index] = seat
 
     def is_late(self, request: Request, now_ns: int) -> bool:
-        """Whether no worker, were it idle, could begin its answer within the TTFT promise."""
+        """Whether no worker, were it idle, could keep its promise."""
+        if self.hopeless[request.rank]:
+            return True
         rank, mean, timing = request.rank, self.means[request.rank], self.soonest
         left_ns = request.arrived_ns + self.ttft_ns[rank] - now_ns
         # As TierMeans.computed_of and Timing.prefill_fs say.
@@ -220,6 +196,7 @@ class Offer:
     Attributes:
         rank: of the tier.
         desk: of its model.
+        elsewhere_tokens: to be prefilled for all who only decode, by whom their driver chooses.
     """
 
     __slots__ = (
@@ -228,10 +205,12 @@ class Offer:
         "_price",
         "_prompt",
         "_queued_tokens_max",
+        "_room_tokens",
         "_ttft_fs",
         "_usual_tokens",
         "_worths",
         "desk",
+        "elsewhere_tokens",
         "rank",
     )
 
@@ -243,7 +222,7 @@ class Offer:
         if request.hints is not None:
             usual = request.hints.output_tokens or usual
         self._made = min(made, usual)
-        self._prompt = request.input_tokens_max
+        self._prompt = self._room_tokens = request.input_tokens_max
         # As TierMeans.computed_of says.
         computed = mean.context_tokens * mean.computed_tokens // (mean.prompt_tokens or 1) or 1
         self._usual_tokens = LONG_PREFILL * computed
@@ -257,6 +236,15 @@ class Offer:
             # kept, so it has none to lose.
             self._queued_tokens_max = self._ttft_fs = FOREVER_FS
         self._worths: dict[int | tuple[int, int], _Worth] = {}
+        self.elsewhere_tokens = 0
+
+    def bound_by(self, kv_tokens_max: int | None) -> None:
+        """Ask no more room for the prompt than the largest KV cache has, if all are known.
+
+        The prompt may have far fewer tokens than its bound; the engine counts them.
+        """
+        if kv_tokens_max is not None and kv_tokens_max <= self._prompt:
+            self._room_tokens = kv_tokens_max - 1
 
     # Where the one that decodes it prefills it, too.
 
@@ -288,6 +276,11 @@ class Offer:
             own_fs, value, cost, base, slope, full = worths.get(key) or self._worth_at(
                 seat, worker, depth if holders & bit else 0, key
             )
+            if seat.prefilled_by is not None:
+                value = self._handed_value(fleet, bit, seat.prefilled_by, own_fs, value)
+                if value > most:
+                    most, best = value, (value, worker, own_fs, 0)
+                continue
             running = len(worker.running)
             if value <= most or running > seat.running_max[rank]:
                 continue  # all that follows only takes from it
@@ -320,6 +313,8 @@ class Offer:
         """
         index, desk = worker.index, self.desk
         seat, rank = desk.seats[index], self.rank
+        if seat.prefilled_by is not None:
+            return  # nobody stalls there
         if seat.home > rank:
             rank = seat.home
         allowed = seat.allowed_fs[rank or 1]
@@ -492,11 +487,27 @@ class Offer:
             most, best = value, worker
         return most, best
 
+    def _handed_value(
+        self, fleet: Fleet, bit: int, by: PrefilledBy, own_fs: int, earned: int
+    ) -> int:
+        """What it adds where it is only decoded, and others prefill it whom the driver chooses.
+
+        They are sent as little at a time as those that this policy chooses, so that the line is
+        here, where who pays most is next.
+        """
+        queued, full = self.elsewhere_tokens, PREFILL_BATCHES_MAX * by.batch_tokens_max * by.workers
+        queued_fs = queued * by.timing.prefill_token_fs // by.workers + 2 * by.timing.launch_fs
+        if queued > full or queued_fs + own_fs > self._ttft_fs:
+            return -1
+        price = self.desk.book.prefill_price_nanodollars
+        worth = earned - own_fs * price // FS_PER_S * min(queued, full) // full
+        return self.best_decoder(fleet, bit, worth)[0]
+
     def fits(self, worker: Worker, context: int = 0) -> bool:
         """Whether a worker's KV cache has room for its prompt, and for so many tokens in all."""
         if worker.kv_blocks is None:
             return True
-        return max(self._prompt + 1, context) <= worker.kv_blocks * worker.block_tokens
+        return max(self._room_tokens + 1, context) <= worker.kv_blocks * worker.block_tokens
 
     # On a class of workers.
 

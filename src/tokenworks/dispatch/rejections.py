@@ -30,8 +30,11 @@ def rejection(
         promise: of its tier.
         now_ns: now.
     """
-    ahead, retry_after_ns, lacking = 0, None, None
-    if fleet is not None:
+    ahead, retry_after_ns, lacking, kv_tokens_max = 0, None, None, None
+    if reason == "prompt_too_long":
+        assert fleet is not None
+        kv_tokens_max = fleet.kv_tokens_max(request.needs)
+    elif fleet is not None:
         ahead = fleet.ahead(request.rank)
         # With no worker up nothing is known but how long the tier is ready to wait.
         retry_after_ns = policy.retry_after_bounded(promise.patience_ns)
@@ -52,4 +55,5 @@ def rejection(
         waited_ns=now_ns - request.arrived_ns,
         attempts=request.attempt,
         lacking=UNSET if lacking is None else lacking,
+        kv_tokens_max=UNSET if kv_tokens_max is None else kv_tokens_max,
     )

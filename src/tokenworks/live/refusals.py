@@ -10,6 +10,7 @@ from msgspec import UNSET
 
 from tokenworks.core.errors import (
     CapacityExceeded,
+    InvalidRequest,
     NotOffered,
     TokenworksError,
     WorkerFailed,
@@ -41,6 +42,12 @@ def rejection(command: Reject, order: Order, loop_s: Callable[[int], float]) -> 
     if command.code == "not_offered":
         assert command.lacking is not UNSET, command
         return not_offered(order, command.lacking)
+    if command.code == "invalid_request":
+        return InvalidRequest(
+            f"This prompt is too long for {order.model!r}: it may have {order.input_tokens_max} "
+            f"tokens, and the largest KV cache of its workers holds {command.kv_tokens_max}.",
+            hint="Shorten it; operators: give the workers a longer context.",
+        )
     if command.code == "worker_unavailable":
         having = "" if command.lacking is UNSET else f" with {command.lacking}"
         return WorkerUnavailable(

@@ -331,7 +331,7 @@ class Driver:
         self._told_up[index] = True
         if spec.role == "decode" and spec.offers != NO_OFFERS:
             spec = msgspec.structs.replace(spec, offers=self._prefillers.offers_with(spec))
-        self._tell(worker_up(spec))
+        self._tell(worker_up(spec, self._prefillers.told(spec)))
 
     # The loop.
 

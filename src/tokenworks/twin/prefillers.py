@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from tokenworks.core.ids import ModelName
 from tokenworks.core.needs import Offers
+from tokenworks.dispatch.events import PrefilledBy
 from tokenworks.twin.records import WorkerSpec
 from tokenworks.twin.workers import Worker
 
@@ -47,6 +48,18 @@ class Prefillers:
             adapters=tuple(
                 name for name in spec.offers.adapters if all(name in o.adapters for o in offers)
             ),
+        )
+
+    def told(self, spec: WorkerSpec) -> PrefilledBy | None:
+        """What the dispatcher is told of who prefills for a worker; None if that does it itself."""
+        if spec.role != "decode":
+            return None
+        some = [self._engines[each].spec for each in self._indices[spec.model]]
+        slowest = max(some, key=lambda each: each.timing.prefill_token_fs)
+        return PrefilledBy(
+            workers=len(some),
+            timing=slowest.timing,
+            batch_tokens_max=min(each.batch_tokens_max for each in some),
         )
 
     def of(self, decoder: int) -> int:

@@ -29,6 +29,7 @@ from tokenworks.dispatch.dispatcher import Dispatcher
 from tokenworks.dispatch.events import (
     Arrived,
     Configured,
+    DecoderUp,
     Event,
     Failed,
     Finished,
@@ -217,6 +218,8 @@ class Reader:
                 preempts=worker.preempts or UNSET,
                 host_bytes_per_s=worker.host_bytes_per_s or UNSET,
             )
+            if worker.prefilled_by is not None:
+                up = DecoderUp.of(up, worker.prefilled_by)
             self._told(memory.now_ns, up)
 
     def _told(self, now_ns: int, event: Event) -> None:

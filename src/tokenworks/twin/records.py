@@ -13,7 +13,7 @@ from tokenworks.catalogue.price_book import PriceBook
 from tokenworks.core.ids import ModelName, PoolID, RequestID, TenantID, WorkerID
 from tokenworks.core.needs import NO_OFFERS, Hints, Needs, Offers
 from tokenworks.core.slo import Tier
-from tokenworks.dispatch.events import Arrived, Configured, WorkerUp
+from tokenworks.dispatch.events import Arrived, Configured, DecoderUp, PrefilledBy, WorkerUp
 from tokenworks.perf.timing import Timing
 
 Role = Literal["both", "prefill", "decode"]
@@ -129,12 +129,16 @@ def speed_curve(spec: WorkerSpec) -> tuple[tuple[int, int], ...]:
     return tuple(curve)
 
 
-def worker_up(spec: WorkerSpec) -> WorkerUp:
+def worker_up(spec: WorkerSpec, prefilled_by: PrefilledBy | None = None) -> WorkerUp:
     """What the dispatcher is told of a worker that comes up.
 
     One that only decodes has a link of its own: its driver chooses who prefills for it.
+
+    Args:
+        spec: the worker.
+        prefilled_by: who prefills for it, if it only decodes.
     """
-    return WorkerUp(
+    up = WorkerUp(
         worker=spec.worker,
         pool=spec.pool,
         model=spec.model,
@@ -150,6 +154,7 @@ def worker_up(spec: WorkerSpec) -> WorkerUp:
         preempts=spec.preempts or UNSET,
         host_bytes_per_s=spec.host_bytes_per_s or UNSET,
     )
+    return up if prefilled_by is None else DecoderUp.of(up, prefilled_by)
 
 
 def arrival_of(request: TwinRequest, arrived_ns: int) -> Arrived:
