@@ -150,7 +150,8 @@ def parse_wanted(catalogue: Catalogue, text: str) -> Wanted:
         raise ConfigInvalid(f"{text!r} counts {count} workers.", hint=f"Have 1 to {COUNT_MAX}.")
     if least is not None and not 1 <= int(least) <= int(count):
         raise ConfigInvalid(
-            f"{text!r} counts {least} to {count} workers.", hint="Write the fewest first: =2..6."
+            f"{text!r} counts {least} to {count} workers.",
+            hint="Have one at least, and write the fewest first: =2..6.",
         )
     if least is not None and role not in {None, "both"}:
         raise ConfigInvalid(
