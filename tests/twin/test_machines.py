@@ -103,6 +103,9 @@ def test_lpus_beside_gpus_are_read() -> None:
     [
         ("", "no kind of worker"),
         ("hgx-h200=", "no kind of worker"),
+        ("hgx-h200=" + 5000 * "9", "no kind of worker"),
+        ("hgx-h200=\u0663", "no kind of worker"),
+        ("hgx-h200x\u0663", "no system"),
         ("hgx-h200+lpx+lpx", "no kind of worker"),
         ("hgx-h200:draft", "both, prefill, decode"),
         ("hgx-h200=0", "Have 1 to 1024"),
