@@ -101,6 +101,18 @@ def test_load_is_of_what_the_systems_carry(home: Home, monkeypatch: pytest.Monke
     assert 0 < found["fluid_bound_share"] <= 1
 
 
+@pytest.mark.skipif(not HAS_SCIPY, reason="the extra plan is not installed")
+def test_load_names_the_tiers_that_no_worker_can_keep(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(twin_bound, "_has_scipy", lambda: True)
+    slow = ("--system", "hgx-h200x4", "--model", "gpt-oss-120b", *SHORT, "--load", "1")
+    caught = invoke(home, "twin", "run", *slow).exception
+    assert isinstance(caught, ConfigInvalid)
+    assert "promised to premium, ultra. Leave these tiers out" in str(caught)
+    assert data(home, "twin", "run", *slow, "--mix", "free=3,medium=1")["speedup"] > 0
+
+
 BOOK = """
 name = "mine"
 effective = 2026-11-24

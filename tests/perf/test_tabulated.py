@@ -100,3 +100,20 @@ def test_no_more_context_is_asked_for_than_there_is_room() -> None:
     )
     assert max(n * c for n, c in asked) <= 100_000
     assert (1, 32_768) in asked
+
+
+def test_no_more_users_are_faster_at_a_knot_whatever_was_measured_there() -> None:
+    """Each knot's line is found alone; a wave in what was measured must not make it the faster."""
+    found = tabulated(
+        lambda n, c: (8 + 0.05 * n + 1e-6 * n * c) * (1.05 if n % 2 else 1.0) - c / 1e5 * (n > 3),
+        slots=64,
+        context_max=32_768,
+        kv_tokens=400_000,
+        prefill_token_ms=0.1,
+        prefill_pair_ms=0.0,
+        central=True,
+    )
+    timing = found.timing
+    for context in (0, 256, 8_192, 65_536):
+        paces = [timing.decode_fs(n, n * context) for n, _, _ in timing.knots]
+        assert paces == sorted(paces)

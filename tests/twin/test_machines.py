@@ -118,10 +118,14 @@ def test_lpus_beside_gpus_are_read() -> None:
     [
         ("", "no kind of worker"),
         ("hgx-h200=", "no kind of worker"),
+        ("hgx-h200=" + 5000 * "9", "no kind of worker"),
+        ("hgx-h200=\u0663", "no kind of worker"),
+        ("hgx-h200x\u0663", "no system"),
         ("hgx-h200+lpx+lpx", "no kind of worker"),
         ("hgx-h200:draft", "both, prefill, decode"),
         ("hgx-h200=0", "Have 1 to 1024"),
         ("hgx-h200=3..2", "the fewest first"),
+        ("hgx-h200=0..3", "Have one at least"),
         ("hgx-h200:prefill=1..2", "come and go"),
         ("hgx-h200x0", "of size 0"),
         ("hgx-h200x9", "take 1 to 8"),
@@ -412,8 +416,9 @@ def test_a_kind_may_come_and_go() -> None:
     [
         (("hgx-h200", "hgx-h200=2"), "named twice"),
         (("hgx-h200=1000", "vr-nvl72x1=100"), "Have up to 1024"),
-        (("hgx-h200:prefill",), "Add some that decode"),
-        (("hgx-h200:decode",), "Add some that prefill"),
+        (("hgx-h200:prefill",), "Add some that decode: hgx-h200:decode."),
+        (("hgx-h200:decode",), "Add some that prefill: hgx-h200:prefill."),
+        (("vr-nvl72x8+lpx:decode",), "Add some that prefill: vr-nvl72x8:prefill."),
     ],
 )
 def test_kinds_that_make_no_factory(texts: tuple[str, ...], said: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,7 +17,7 @@ from tokenworks.cli.twin_systems import (
     system_options,
     systems_setting,
 )
-from tokenworks.core.errors import InvalidRequest
+from tokenworks.core.errors import ConfigInvalid, InvalidRequest
 from tokenworks.core.slo import Tier
 from tokenworks.live.home import packaged
 from tokenworks.twin.arrivals import ARRIVALS, Arrivals
@@ -32,6 +32,8 @@ from tokenworks.twin.workload import Demand, TierMix, generated_trace, requests_
 WORKERS_DEFAULT: Final = 4
 RATE_DEFAULT: Final = 5.0
 DURATION_S_DEFAULT: Final = 300.0
+CARRIED_MIN: Final = 1e-9
+"""What a fleet carries less of, it carries nothing of: a programme's answer is a float."""
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
@@ -208,11 +210,7 @@ def prepare(asked: Asked) -> Prepared:
     if asked.load is not None:
         if asked.speedup is not None:
             raise InvalidRequest("--load and --speedup both say how fast.", hint="Give one.")
-        carried = capacity(setting.scenario, requests_of(trace, demand, asked.seed))
-        if carried is None:
-            raise InvalidRequest(
-                "--load needs scipy.", hint="pip install 'tokenworks[plan]', or use --speedup."
-            )
+        carried = _carried(setting, requests_of(trace, demand, asked.seed))
         demand = msgspec.structs.replace(demand, speedup=asked.load * carried)
     return Prepared(
         setting=setting,
@@ -220,6 +218,28 @@ def prepare(asked: Asked) -> Prepared:
         speedup=demand.speedup,
         source=_source(asked),
         kinds=kinds,
+    )
+
+
+def _carried(setting: Setting, requests: Sequence[TwinRequest]) -> float:
+    """How many times faster the requests may come for the fleet to be just able to serve all."""
+    carried = capacity(setting.scenario, requests)
+    if carried is None:
+        raise InvalidRequest(
+            "--load needs scipy.", hint="pip install 'tokenworks[plan]', or use --speedup."
+        )
+    if carried >= CARRIED_MIN:
+        return carried
+    tiers = [tier for tier in Tier if any(each.tier is tier for each in requests)]
+    never = [
+        tier
+        for tier in tiers
+        if (capacity(setting.scenario, [each for each in requests if each.tier is tier]) or 0.0)
+        < CARRIED_MIN
+    ]
+    raise ConfigInvalid(
+        f"--load has no meaning here: no worker can keep what is promised to {', '.join(never)}.",
+        hint="Leave these tiers out of --mix, or say how fast requests come with --speedup.",
     )
 
 

@@ -69,7 +69,7 @@ def tabulated(
     batches = sorted({round(slots ** (i / (KNOTS - 1))) for i in range(KNOTS)})
     contexts = [each for each in CONTEXTS if each < context_max] + [context_max]
     grid = {n: _held(contexts, n, kv_tokens) for n in batches}
-    lines = {n: _above([(n * c, step(n, c)) for c in held]) for n, held in grid.items()}
+    lines = _rising({n: _above([(n * c, step(n, c)) for c in held]) for n, held in grid.items()})
     between = [(a + b) // 2 for a, b in pairwise(batches) if b - a > 1]
     first = _timing(lines, 1.0, prefill_token_ms, prefill_pair_ms)
     ratios = [
@@ -82,6 +82,21 @@ def tabulated(
         timing=_timing(lines, lift, prefill_token_ms, prefill_pair_ms),
         excess=max(ratios) * lift - 1,
     )
+
+
+def _rising(lines: dict[int, tuple[float, float]]) -> dict[int, tuple[float, float]]:
+    """Let no knot be faster for a user than the one before, whatever context each user has.
+
+    Each line lies above its own points only, so the next one may begin, or rise, lower.
+
+    >>> _rising({1: (2.0, 0.2), 2: (1.0, 0.3), 4: (3.0, 0.1)})
+    {1: (2.0, 0.2), 2: (2.0, 0.3), 4: (3.0, 0.15)}
+    """
+    found, floor, each_user = {}, 0.0, 0.0
+    for n, (own_floor, each) in lines.items():
+        floor, each_user = max(floor, own_floor), max(each_user, n * each)
+        found[n] = floor, each_user / n
+    return found
 
 
 def _held(contexts: Sequence[int], sequences: int, kv_tokens: int) -> Sequence[int]:

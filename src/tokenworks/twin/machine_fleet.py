@@ -64,8 +64,9 @@ def machines_setting(kinds: Sequence[Machines], site: Site, book: PriceBook) -> 
         raise ConfigInvalid(f"There are {len(specs)} workers.", hint=f"Have up to {COUNT_MAX}.")
     for role, other in (("prefill", "decode"), ("decode", "prefill")):
         if all(spec.role == role for spec in specs):
+            gpus = names[0].partition(":")[0].partition("+")[0]  # LPUs do not prefill
             raise ConfigInvalid(
-                f"All workers only {role}.", hint=f"Add some that {other}: {names[0]}:{other}."
+                f"All workers only {role}.", hint=f"Add some that {other}: {gpus}:{other}."
             )
     model = specs[0].model
     if model not in book.prices:

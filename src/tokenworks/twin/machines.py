@@ -48,7 +48,11 @@ CHUNK_TOKENS_MAX: Final = 65_536
 IDLE_PERCENT: Final = 40
 """Of its power that a worker takes when it has nothing to do; assumed."""
 COUNT_MAX: Final = 1_024
-_FORM: Final = re.compile(r"([^+:=]+)(?:\+([^+:=]+))?(?::([^+:=]+))?(?:=(?:(\d+)\.\.)?(\d+))?")
+FORM_CHARACTERS_MAX: Final = 200
+"""Of a kind as it is written: longer numbers than these are not even read."""
+_FORM: Final = re.compile(
+    r"([^+:=]+)(?:\+([^+:=]+))?(?::([^+:=]+))?(?:=(?:([0-9]+)\.\.)?([0-9]+))?"
+)
 _ROLES: Final[dict[str, Role]] = {"both": "both", "prefill": "prefill", "decode": "decode"}
 _HINT: Final = (
     "Write a system of the catalogue, as in hgx-h200, vr-nvl72x8 (8 of its GPUs a worker), "
@@ -138,9 +142,9 @@ def parse_wanted(catalogue: Catalogue, text: str) -> Wanted:
         ConfigInvalid: it isn't written so, the catalogue has no such system, or the parts do not
             go together.
     """
-    found = _FORM.fullmatch(text.strip())
+    found = _FORM.fullmatch(text.strip()) if len(text) <= FORM_CHARACTERS_MAX else None
     if found is None:
-        raise ConfigInvalid(f"{text!r} is no kind of worker.", hint=_HINT)
+        raise ConfigInvalid(f"{text[:FORM_CHARACTERS_MAX]!r} is no kind of worker.", hint=_HINT)
     first, second, role, least, count = found.groups()
     if role is not None and role not in _ROLES:
         raise ConfigInvalid(
@@ -150,7 +154,8 @@ def parse_wanted(catalogue: Catalogue, text: str) -> Wanted:
         raise ConfigInvalid(f"{text!r} counts {count} workers.", hint=f"Have 1 to {COUNT_MAX}.")
     if least is not None and not 1 <= int(least) <= int(count):
         raise ConfigInvalid(
-            f"{text!r} counts {least} to {count} workers.", hint="Write the fewest first: =2..6."
+            f"{text!r} counts {least} to {count} workers.",
+            hint="Have one at least, and write the fewest first: =2..6.",
         )
     if least is not None and role not in {None, "both"}:
         raise ConfigInvalid(
@@ -191,7 +196,7 @@ def parse_wanted(catalogue: Catalogue, text: str) -> Wanted:
 def _part(catalogue: Catalogue, text: str) -> Part:
     """A system, or an accelerator that only one system has, and a size behind the last ``x``."""
     name, x, size = text.rpartition("x")
-    sized = bool(name and x and size.isdecimal())
+    sized = bool(name and x and size.isascii() and size.isdecimal())
     if sized and not int(size):
         raise ConfigInvalid(f"{text!r} is of size 0.", hint=_HINT)
     return Part(
