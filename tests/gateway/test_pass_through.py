@@ -157,6 +157,28 @@ def test_what_cannot_be_billed_has_no_end(run: Run) -> None:
     house.desk.settle_error = LedgerUnavailable("The disk is full.")
     found = house.ask("/v1/chat/completions")
     assert found.transport.aborted
+    assert house.gateway.serving == {}
+
+
+@pytest.mark.parametrize("status", [529, 999])
+def test_statuses_that_http_does_not_name(run: Run, status: int) -> None:
+    house = House(run, b'{"type":"error"}')
+    house.desk.status = status
+    found = house.ask("/v1/messages")
+    assert (found.status, found.body) == (status, b'{"type":"error"}')
+    assert house.desk.delivery.outcome.ending == "done"
+
+
+def test_a_mistake_of_ours_leaves_nothing_open(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ValueError("a mistake")
+
+    house = House(run)
+    monkeypatch.setattr(UsageWatch, "feed", broken)
+    found = house.ask("/v1/messages")
+    assert found.transport.aborted
+    assert house.desk.delivery.outcome.ending == "failed"
+    assert house.desk.delivery.aborts == 1
 
 
 def test_a_refusal_of_ours_has_our_shape(run: Run) -> None:

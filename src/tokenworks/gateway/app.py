@@ -232,6 +232,12 @@ class Gateway:
         elif accepted.answer is not None and accepted.answer.tell(failure):
             self.metrics.refuse(failure)
             self.metrics.respond(accepted.name, failure.status)
+        elif exchange.status:
+            # Neither a status nor an event can say what went wrong: it just has no end.
+            self.metrics.refuse(failure)
+            self.metrics.respond(accepted.name, failure.status)
+            if not exchange.ended:
+                exchange.break_off()
         else:
             self._fail(exchange, failure)
 

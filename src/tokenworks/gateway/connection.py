@@ -505,4 +505,6 @@ def _lines(headers: Headers) -> bytes:
 def _first_line(status: int, *, last: bool) -> bytes:
     """The status line, and whether the connection closes."""
     close = "connection: close\r\n" if last else ""
-    return f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n{close}".encode()
+    known = status in HTTPStatus.__members__.values()  # a provider may say 529
+    phrase = HTTPStatus(status).phrase if known else ""
+    return f"HTTP/1.1 {status} {phrase}\r\n{close}".encode()

@@ -189,14 +189,14 @@ class Passage:
         exchange = self._exchange
         exchange.on_gone = self._left
         exchange.on_pause, exchange.on_resume = self._delivery.pause, self._delivery.resume
-        if exchange.gone:
-            self._left()
-        else:
-            self._begin()
-            self._delivery.pipe(self)
         try:
+            if exchange.gone:
+                self._left()
+            else:
+                self._begin()
+                self._delivery.pipe(self)
             await self._over
-        except asyncio.CancelledError:
+        except BaseException:
             self._delivery.abort()
             await self._settle("failed")
             raise
