@@ -268,7 +268,7 @@ class Connection(asyncio.Protocol):
         if self._closing:
             return
         self._buffer = self._buffer + data if self._buffer else data
-        if not self._serving:
+        if not self._serving and self._paused_s is None:
             self._advance()
         elif len(self._buffer) > self._server.limits.ahead_bytes_max and self._reading:
             self._reading = False
@@ -299,6 +299,8 @@ class Connection(asyncio.Protocol):
         self._paused_s = None
         if self._exchange is not None and self._exchange.on_resume is not None:
             self._exchange.on_resume()
+        elif not (self._serving or self._closing):
+            self._go_on()
 
     # What the server calls.
 
@@ -349,11 +351,7 @@ class Connection(asyncio.Protocol):
             self._close()
             return
         self._wait(self._server.limits.idle_s_max)
-        if not self._reading and self._transport is not None:
-            self._reading = True
-            self._transport.resume_reading()
-        if self._buffer and not self._advancing:
-            self._advance()
+        self._go_on()
 
     def break_off(self) -> None:
         """Close at once: the answer has no end."""
@@ -362,16 +360,31 @@ class Connection(asyncio.Protocol):
 
     # Reading.
 
+    def _go_on(self) -> None:
+        """Read on between two requests; not before the caller has taken the last answer."""
+        if self._paused_s is not None:
+            return
+        if not self._reading and self._transport is not None:
+            self._reading = True
+            self._transport.resume_reading()
+        if self._buffer and not self._advancing:
+            self._advance()
+
     def _advance(self) -> None:
         """Go as far as what has come allows."""
         self._advancing = True
         try:
-            while self._buffer and not (self._serving or self._closing) and self._step():
+            while self._buffer and self._is_free and self._step():
                 pass
         except TokenworksError as error:
             self._refuse(error)
         finally:
             self._advancing = False
+
+    @property
+    def _is_free(self) -> bool:
+        """Whether more can be read: nothing is being served, and answers are taken."""
+        return not (self._serving or self._closing) and self._paused_s is None
 
     def _step(self) -> bool:
         """Whether what has come was enough for a step."""
