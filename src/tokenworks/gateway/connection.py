@@ -58,6 +58,10 @@ class HTTPLimits(msgspec.Struct, frozen=True, kw_only=True):
 LIMITS: Final = HTTPLimits()
 
 
+NO_BODY: Final = frozenset({204, 304})
+"""Statuses whose answers end with their heads."""
+
+
 class Application(Protocol):
     """What is served; called on the event loop, and does not raise."""
 
@@ -117,6 +121,7 @@ class Exchange:
     """
 
     __slots__ = (
+        "_bodiless",
         "_chunked",
         "_connection",
         "accepted",
@@ -132,7 +137,7 @@ class Exchange:
 
     def __init__(self, connection: Connection, head: Head | None) -> None:
         self._connection = connection
-        self._chunked = False
+        self._bodiless = self._chunked = False
         self.head = head
         self.body = b""
         self.status = 0
@@ -158,13 +163,17 @@ class Exchange:
         self._end()
 
     def begin(self, status: int, content_type: bytes, headers: Headers) -> None:
-        """The head of an answer whose length is not known yet; goes out with what follows."""
+        """The head of an answer whose length is not known yet; goes out with what follows.
+
+        Where HTTP has no body, after HEAD say, what is written goes nowhere.
+        """
         assert self.head is not None
-        self._chunked = not self.head.http_1_0
+        self._bodiless = self.head.method == "HEAD" or status in NO_BODY
+        self._chunked = not (self.head.http_1_0 or self._bodiless)
         coding = b"transfer-encoding: chunked\r\n" if self._chunked else b""
-        self._connection.held = b"%bcontent-type: %b\r\n%b%b\r\n" % (
+        self._connection.held = b"%b%b%b%b\r\n" % (
             self._begin(status),
-            content_type,
+            b"content-type: %b\r\n" % content_type if content_type else b"",
             coding,
             _lines(headers),
         )
@@ -172,13 +181,17 @@ class Exchange:
     def write(self, data: bytes) -> None:
         """A part of the body; not empty."""
         assert data
+        if self._bodiless:
+            return
         if self._chunked:
             data = b"%x\r\n%b\r\n" % (len(data), data)
         self._connection.write(data)
 
     def end(self, data: bytes = b"") -> None:
         """The last part of the body, which may be empty."""
-        if self._chunked:
+        if self._bodiless:
+            data = b""
+        elif self._chunked:
             data = b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data) if data else b"0\r\n\r\n"
         self._connection.write(data)
         self._end()
