@@ -48,7 +48,7 @@ DROPPED: Final = frozenset(
     }
 )
 """Of a request: a connection's own, and the caller's key, which is ours and not the provider's.
-Usage can be found in an answer that is not compressed alone."""
+Usage can be found in an answer that is not compressed alone, and so the provider is told."""
 
 HIDDEN: Final = frozenset(
     {
@@ -116,6 +116,7 @@ class PassThrough:
             for name, value in headers
             if name not in DROPPED and not name.startswith(_OWN)
         ]
+        sent.append((b"accept-encoding", b"identity"))
         default = self._answers.desk.output_tokens_default(ANY_MODEL, key.tier_default)
         asked = Asked(
             model=ANY_MODEL,
@@ -140,9 +141,9 @@ def _check_path(head: Head) -> None:
         RouteNotFound: with what there is.
     """
     raw = head.raw_path
-    first = raw.removeprefix(_PREFIX)[1:].partition(b"/")[0].decode("latin-1")
-    steps = head.path.split("/")
-    if first not in PATHS or ".." in steps or "." in steps or b"%2f" in raw.lower():
+    root, first, *_ = (*raw.removeprefix(_PREFIX).decode("latin-1").split("/"), "")
+    steps, disguised = head.path.split("/"), b"%2f" in raw.lower() or "\\" in head.path
+    if root or first not in PATHS or ".." in steps or "." in steps or disguised:
         raise RouteNotFound(
             f"There is no {reprlib.repr(head.path)} to pass requests on to.",
             hint=f"Paths begin with /v1 and one of {', '.join(sorted(PATHS))}.",
