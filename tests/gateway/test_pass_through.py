@@ -137,7 +137,7 @@ def test_a_stream_is_passed_on_as_it_comes(run: Run) -> None:
 
 
 def test_a_caller_who_leaves_pays_for_what_was_seen(run: Run) -> None:
-    house = House(run, event({"n": 1}), event({"n": 2}), Hold(), content_type=EVENTS)
+    house = House(run, PART, PART, Hold(), content_type=EVENTS)
     caller = Caller("POST", "/v1/chat/completions", b"{}")
     caller.on_write = lambda count: caller.hang_up() if count == 1 else None
     run(caller.call(house.gateway))
@@ -237,10 +237,80 @@ def test_usage_that_is_not_told_or_cannot_be(monkeypatch: pytest.MonkeyPatch) ->
         watch = UsageWatch(content_type)
         watch.feed(body)
         assert watch.usage() is None
-        assert watch.counted().completion_tokens == 0
+        assert watch.seen().completion_tokens == 0
     monkeypatch.setattr(pass_through, "WATCHED_BYTES_MAX", 10)
-    watch = UsageWatch(JSON)
-    watch.feed(ANSWER)
-    watch.feed(ANSWER)
-    assert watch.usage() is None
+    for end, prompt_tokens in ((ANSWER, 3), (b"x" * 70_000, None), (b'"usage":[1]}', None)):
+        watch = UsageWatch(JSON)
+        watch.feed(b'{"data":"long",')
+        watch.feed(end)
+        found = watch.usage()
+        assert (None if found is None else found.prompt_tokens) == prompt_tokens
     assert ModelName("*") == ANY_MODEL
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body"),
+    [
+        (b"", ANSWER),
+        (JSON, b"\n " + ANSWER),
+        (EVENTS, b"data: " + ANSWER),
+        (EVENTS, event({"usage": {"input_tokens": 3, "output_tokens": 1}}) + b"data: " + ANSWER),
+    ],
+)
+def test_usage_in_odd_places(content_type: bytes, body: bytes) -> None:
+    watch = UsageWatch(content_type)
+    watch.feed(body)
+    found = watch.usage()
+    assert found is not None
+    assert (found.prompt_tokens, found.completion_tokens) == (3, 2)
+
+
+def told(**words: int) -> bytes:
+    return event({"type": "x", "usage": words})
+
+
+PART, TEXT = event({"type": "x", "delta": {}}), event({"choices": [{"text": "a"}]})
+PING = event({"type": "ping"})
+
+
+@pytest.mark.parametrize(
+    ("events", "seen"),
+    [
+        ((told(input_tokens=9, output_tokens=1), PING, PART, PART, PART), (9, 3)),
+        ((told(input_tokens=9, output_tokens=1),), (9, 1)),
+        ((PART, told(input_tokens=9, output_tokens=4), PART), (9, 5)),
+        ((TEXT, TEXT), (0, 2)),
+    ],
+)
+def test_what_was_seen_of_a_stream_that_breaks_off(
+    run: Run, events: tuple[bytes, ...], seen: tuple[int, int]
+) -> None:
+    house = House(run, *events, WorkerFailed("It broke off."), content_type=EVENTS)
+    house.ask("/v1/messages")
+    usage = house.desk.delivery.outcome.usage
+    assert (usage.prompt_tokens, usage.completion_tokens) == seen
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/v1/responses/r?include=x"),
+        ("POST", "/v1/responses/r/cancel"),
+        ("POST", "/v1/batches"),
+        ("POST", "/v1/chat/completions/c"),
+    ],
+)
+def test_what_was_made_before_is_not_billed_again(run: Run, method: str, path: str) -> None:
+    house = House(run)
+    assert house.ask(path, method).body == ANSWER
+    usage = house.desk.delivery.outcome.usage
+    assert (usage.prompt_tokens, usage.completion_tokens) == (0, 0)
+
+
+def test_a_caller_who_leaves_near_the_end_of_a_whole_answer_pays_for_it(run: Run) -> None:
+    house = House(run, ANSWER[:20], ANSWER[20:])
+    caller = Caller("POST", "/v1/embeddings", b"{}")
+    caller.on_write = lambda _: caller.hang_up()
+    run(caller.call(house.gateway))
+    outcome = house.desk.delivery.outcome
+    assert (outcome.ending, outcome.usage.prompt_tokens) == ("disconnected", 3)
