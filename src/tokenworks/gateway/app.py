@@ -266,6 +266,7 @@ class Gateway:
                 body=exchange.body,
                 key=accepted.key,
                 id=accepted.request,
+                exchange=exchange,
             )
         )
         if not exchange.gone:
