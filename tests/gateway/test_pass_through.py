@@ -197,10 +197,13 @@ def test_a_mistake_of_ours_leaves_nothing_open(run: Run, monkeypatch: pytest.Mon
     assert house.desk.delivery.aborts == 1
 
 
-def test_a_refusal_of_ours_has_our_shape(run: Run) -> None:
+def test_a_refusal_of_ours_has_the_callers_shape(run: Run) -> None:
     house = House(run)
     house.desk.open_error = WorkerFailed("Nobody is there.")
     assert house.ask("/v1/embeddings").json["error"]["code"] == "worker_failed"
+    assert house.ask("/v1/messages").json["type"] == "error"
+    refused = house.ask("/v1/messages/count_tokens", authorization="Bearer no")
+    assert refused.json["error"]["type"] == "authentication_error"
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,7 @@ DIALECTS: Final[tuple[AnyDialect, ...]] = (Chat(), Completions(), Messages())
 MODELS: Final = "/v1/models"
 _POST: Final = {"POST": None}.keys()
 _OPENAI: Final = OpenAIErrors()
+_ANTHROPIC: Final = Messages()
 BROKE: Final = "a request to %s broke: %s, to its caller %s"
 
 
@@ -147,6 +148,8 @@ class Gateway:
         head = exchange.head
         assert head is not None
         accepted = self._accepted(exchange)
+        if head.path.removeprefix("/v1").startswith("/messages"):
+            accepted.errors = _ANTHROPIC
         try:
             if self._passing is not None and head.path not in self._routes.open_paths:
                 accepted.name, accepted.passing = "passed on", self._passing
