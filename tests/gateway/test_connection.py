@@ -579,6 +579,22 @@ def test_requests_ahead_wait_and_are_bounded() -> None:
     assert [path for _, path, _, _ in end.echo.served][:4] == ["/later", "/a", "/later", "/a"]
 
 
+def test_who_takes_no_answer_gets_no_further_one() -> None:
+    end = End(SMALL)
+    end.socket.on_write = lambda _: end.connection.pause_writing()
+    end.feed(get("/a") * 3)
+    assert end.statuses == [200]
+    end.feed(*[get("/b")] * 20)
+    assert end.statuses == [200]
+    assert not end.socket.reading
+    end.connection.resume_writing()
+    assert end.statuses == [200] * 2
+    end.socket.on_write = None
+    end.connection.resume_writing()
+    assert end.statuses == [200] * 23
+    assert end.socket.reading
+
+
 def test_many_requests_in_one_read_are_a_loop_and_no_recursion() -> None:
     end = End().feed(get("/a") * 5_000)
     assert end.statuses == [200] * 5_000

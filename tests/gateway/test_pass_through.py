@@ -74,8 +74,9 @@ def test_a_request_and_its_answer_as_they_are(run: Run) -> None:
         "POST",
         "/chat/completions?a=b%20c",
     )
-    assert dict(house.passing.headers) == {b"openai-beta": b"x"} | {
-        name: value for name, value in house.passing.headers if name == b"content-type"
+    assert dict(house.passing.headers) == {
+        b"openai-beta": b"x",
+        b"accept-encoding": b"identity",
     }
     outcome = house.desk.delivery.outcome
     assert (outcome.usage.prompt_tokens, outcome.usage.completion_tokens) == (3, 2)
@@ -102,6 +103,9 @@ def test_what_makes_no_tokens_costs_none(run: Run, method: str) -> None:
         "/v1/files/%2e%2e/organization/users",
         "/v1/files/..%2forganization",
         "/v1/%6fdels",
+        "/v1/files/..%5corganization",
+        "/v1xmodels",
+        "/v1-models",
         "/v1/",
     ],
 )
@@ -133,7 +137,7 @@ def test_a_stream_is_passed_on_as_it_comes(run: Run) -> None:
 
 
 def test_a_caller_who_leaves_pays_for_what_was_seen(run: Run) -> None:
-    house = House(run, event({"n": 1}), event({"n": 2}), Hold(), content_type=EVENTS)
+    house = House(run, PART, PART, Hold(), content_type=EVENTS)
     caller = Caller("POST", "/v1/chat/completions", b"{}")
     caller.on_write = lambda count: caller.hang_up() if count == 1 else None
     run(caller.call(house.gateway))
@@ -157,12 +161,49 @@ def test_what_cannot_be_billed_has_no_end(run: Run) -> None:
     house.desk.settle_error = LedgerUnavailable("The disk is full.")
     found = house.ask("/v1/chat/completions")
     assert found.transport.aborted
+    assert house.gateway.serving == {}
 
 
-def test_a_refusal_of_ours_has_our_shape(run: Run) -> None:
+@pytest.mark.parametrize("status", [529, 999])
+def test_statuses_that_http_does_not_name(run: Run, status: int) -> None:
+    house = House(run, b'{"type":"error"}')
+    house.desk.status = status
+    found = house.ask("/v1/messages")
+    assert (found.status, found.body) == (status, b'{"type":"error"}')
+    assert house.desk.delivery.outcome.ending == "done"
+
+
+@pytest.mark.parametrize(("method", "status"), [("HEAD", 200), ("POST", 204), ("GET", 304)])
+def test_answers_without_a_body(run: Run, method: str, status: int) -> None:
+    house = House(run, b"what is no body", content_type=b"")
+    house.desk.status = status
+    found = house.ask("/v1/files/f", method)
+    head, _, rest = found.received.partition(b"\r\n\r\n")
+    assert (found.status, rest) == (status, b"")
+    assert b"transfer-encoding" not in head
+    assert b"content-type" not in head
+    assert not found.transport.closed
+
+
+def test_a_mistake_of_ours_leaves_nothing_open(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ValueError("a mistake")
+
+    house = House(run)
+    monkeypatch.setattr(UsageWatch, "feed", broken)
+    found = house.ask("/v1/messages")
+    assert found.transport.aborted
+    assert house.desk.delivery.outcome.ending == "failed"
+    assert house.desk.delivery.aborts == 1
+
+
+def test_a_refusal_of_ours_has_the_callers_shape(run: Run) -> None:
     house = House(run)
     house.desk.open_error = WorkerFailed("Nobody is there.")
     assert house.ask("/v1/embeddings").json["error"]["code"] == "worker_failed"
+    assert house.ask("/v1/messages").json["type"] == "error"
+    refused = house.ask("/v1/messages/count_tokens", authorization="Bearer no")
+    assert refused.json["error"]["type"] == "authentication_error"
 
 
 @pytest.mark.parametrize(
@@ -199,10 +240,80 @@ def test_usage_that_is_not_told_or_cannot_be(monkeypatch: pytest.MonkeyPatch) ->
         watch = UsageWatch(content_type)
         watch.feed(body)
         assert watch.usage() is None
-        assert watch.counted().completion_tokens == 0
+        assert watch.seen().completion_tokens == 0
     monkeypatch.setattr(pass_through, "WATCHED_BYTES_MAX", 10)
-    watch = UsageWatch(JSON)
-    watch.feed(ANSWER)
-    watch.feed(ANSWER)
-    assert watch.usage() is None
+    for end, prompt_tokens in ((ANSWER, 3), (b"x" * 70_000, None), (b'"usage":[1]}', None)):
+        watch = UsageWatch(JSON)
+        watch.feed(b'{"data":"long",')
+        watch.feed(end)
+        found = watch.usage()
+        assert (None if found is None else found.prompt_tokens) == prompt_tokens
     assert ModelName("*") == ANY_MODEL
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body"),
+    [
+        (b"", ANSWER),
+        (JSON, b"\n " + ANSWER),
+        (EVENTS, b"data: " + ANSWER),
+        (EVENTS, event({"usage": {"input_tokens": 3, "output_tokens": 1}}) + b"data: " + ANSWER),
+    ],
+)
+def test_usage_in_odd_places(content_type: bytes, body: bytes) -> None:
+    watch = UsageWatch(content_type)
+    watch.feed(body)
+    found = watch.usage()
+    assert found is not None
+    assert (found.prompt_tokens, found.completion_tokens) == (3, 2)
+
+
+def told(**words: int) -> bytes:
+    return event({"type": "x", "usage": words})
+
+
+PART, TEXT = event({"type": "x", "delta": {}}), event({"choices": [{"text": "a"}]})
+PING = event({"type": "ping"})
+
+
+@pytest.mark.parametrize(
+    ("events", "seen"),
+    [
+        ((told(input_tokens=9, output_tokens=1), PING, PART, PART, PART), (9, 3)),
+        ((told(input_tokens=9, output_tokens=1),), (9, 1)),
+        ((PART, told(input_tokens=9, output_tokens=4), PART), (9, 5)),
+        ((TEXT, TEXT), (0, 2)),
+    ],
+)
+def test_what_was_seen_of_a_stream_that_breaks_off(
+    run: Run, events: tuple[bytes, ...], seen: tuple[int, int]
+) -> None:
+    house = House(run, *events, WorkerFailed("It broke off."), content_type=EVENTS)
+    house.ask("/v1/messages")
+    usage = house.desk.delivery.outcome.usage
+    assert (usage.prompt_tokens, usage.completion_tokens) == seen
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/v1/responses/r?include=x"),
+        ("POST", "/v1/responses/r/cancel"),
+        ("POST", "/v1/batches"),
+        ("POST", "/v1/chat/completions/c"),
+    ],
+)
+def test_what_was_made_before_is_not_billed_again(run: Run, method: str, path: str) -> None:
+    house = House(run)
+    assert house.ask(path, method).body == ANSWER
+    usage = house.desk.delivery.outcome.usage
+    assert (usage.prompt_tokens, usage.completion_tokens) == (0, 0)
+
+
+def test_a_caller_who_leaves_near_the_end_of_a_whole_answer_pays_for_it(run: Run) -> None:
+    house = House(run, ANSWER[:20], ANSWER[20:])
+    caller = Caller("POST", "/v1/embeddings", b"{}")
+    caller.on_write = lambda _: caller.hang_up()
+    run(caller.call(house.gateway))
+    outcome = house.desk.delivery.outcome
+    assert (outcome.ending, outcome.usage.prompt_tokens) == ("disconnected", 3)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
 
-from tests.gateway.fake_desk import MODEL, Caller, FakeClock, FakeDesk, Step
+from tests.gateway.fake_desk import MODEL, Caller, FakeClock, FakeDesk, Hold, Step
 from tests.gateway.test_form_fields import TYPE, form, part
 from tokenworks.core.errors import WorkerFailed
 from tokenworks.core.orders import Usage
@@ -53,6 +54,32 @@ def test_embeddings(run: Run) -> None:
     outcome = house.desk.delivery.outcome
     assert (outcome.usage.prompt_tokens, outcome.usage.completion_tokens) == (3, 0)
     assert (outcome.ending, outcome.measured.decode_ns) == ("done", 0)
+
+
+@pytest.mark.parametrize("when", ["it waits", "it is made"])
+def test_a_caller_who_leaves(run: Run, when: str) -> None:
+    async def main() -> None:
+        desk = FakeDesk([ANSWER[:9], Hold()])
+        desk.queued = asyncio.Event()
+        gateway = Gateway(desk, FakeClock())
+        body = json.dumps({"model": MODEL, "input": "a"}).encode()
+        caller = Caller("POST", EMBEDDINGS, body)
+        caller.begin(gateway)
+        await desk.entered.wait()
+        if when == "it is made":
+            desk.queued.set()
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        caller.hang_up()
+        await asyncio.wait(gateway.serving.values())
+        if when == "it waits":
+            assert desk.withdrawn == [desk.orders[0].request]
+        else:
+            assert desk.delivery.aborts
+            assert desk.delivery.outcome.ending == "disconnected"
+            assert desk.delivery.outcome.usage.prompt_tokens == 0
+
+    run(main())
 
 
 def test_sound_comes_back_as_it_is(run: Run) -> None:

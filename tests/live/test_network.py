@@ -16,6 +16,7 @@ import uvloop
 from tests.live.fake_worker import FakeWorker, Script
 from tests.live.reading import Reading
 from tokenworks.core.errors import ConfigInvalid, WorkerFailed, WorkerUnavailable
+from tokenworks.core.orders import Passing
 from tokenworks.live import network
 from tokenworks.live.clock import SystemClock
 from tokenworks.live.network import WorkerClient, WorkerStream
@@ -382,6 +383,22 @@ def test_interim_answers_are_skipped(run: Callable[[Awaitable[None]], None]) -> 
         async with raw(answer) as client:
             stream = await client.post_stream(PATH, BODY)
             assert (stream.status, await stream.read_all()) == (200, b"ok")
+
+    run(main())
+
+
+def test_an_answer_to_head_ends_with_its_head(run: Callable[[Awaitable[None]], None]) -> None:
+    answer = (
+        b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n"
+    )
+    passing = Passing(method="HEAD", target="/v1/models", headers=())
+
+    async def main() -> None:
+        async with raw(answer) as client:
+            stream = await client.pass_on(passing, b"")
+            assert (stream.status, await stream.read_all()) == (200, b"")
+            assert stream.headers == [(b"content-length", b"2")]
+            assert client._sockets == 0
 
     run(main())
 

@@ -56,6 +56,16 @@ def test_what_is_put_is_there_for_its_tenant_alone(run: Run, shelf: Shelf) -> No
     run(go())
 
 
+def test_an_id_that_can_be_no_ones_is_not_there(run: Run, shelf: Shelf) -> None:
+    async def go() -> None:
+        for item_id in ("\x00", "i\x001", "\N{REPLACEMENT CHARACTER}", "i" * 8_000):
+            assert await shelf.get(ACME, "a", item_id) is None
+            assert not await shelf.delete(ACME, "a", item_id)
+            assert await shelf.page(ACME, "a", after=item_id, limit=1, newest_first=True) == []
+
+    run(go())
+
+
 def test_pages(run: Run, shelf: Shelf) -> None:
     async def ids(after: str | None, newest_first: bool, limit: int = 2) -> list[str]:
         found = await shelf.page(ACME, "a", after=after, limit=limit, newest_first=newest_first)

@@ -43,6 +43,7 @@ DIALECTS: Final[tuple[AnyDialect, ...]] = (Chat(), Completions(), Messages())
 MODELS: Final = "/v1/models"
 _POST: Final = {"POST": None}.keys()
 _OPENAI: Final = OpenAIErrors()
+_ANTHROPIC: Final = Messages()
 BROKE: Final = "a request to %s broke: %s, to its caller %s"
 
 
@@ -152,6 +153,8 @@ class Gateway:
         head = exchange.head
         assert head is not None
         accepted = self._accepted(exchange)
+        if head.path.removeprefix("/v1").startswith("/messages"):
+            accepted.errors = _ANTHROPIC
         try:
             if self._passing is not None and head.path not in self._routes.open_paths:
                 accepted.name, accepted.passing = "passed on", self._passing
@@ -237,6 +240,12 @@ class Gateway:
         elif accepted.answer is not None and accepted.answer.tell(failure):
             self.metrics.refuse(failure)
             self.metrics.respond(accepted.name, failure.status)
+        elif exchange.status:
+            # Neither a status nor an event can say what went wrong: it just has no end.
+            self.metrics.refuse(failure)
+            self.metrics.respond(accepted.name, failure.status)
+            if not exchange.ended:
+                exchange.break_off()
         else:
             self._fail(exchange, failure)
 
@@ -265,6 +274,7 @@ class Gateway:
                 body=exchange.body,
                 key=accepted.key,
                 id=accepted.request,
+                exchange=exchange,
             )
         )
         if not exchange.gone:

@@ -58,6 +58,10 @@ class HTTPLimits(msgspec.Struct, frozen=True, kw_only=True):
 LIMITS: Final = HTTPLimits()
 
 
+NO_BODY: Final = frozenset({204, 304})
+"""Statuses whose answers end with their heads."""
+
+
 class Application(Protocol):
     """What is served; called on the event loop, and does not raise."""
 
@@ -117,6 +121,7 @@ class Exchange:
     """
 
     __slots__ = (
+        "_bodiless",
         "_chunked",
         "_connection",
         "accepted",
@@ -132,7 +137,7 @@ class Exchange:
 
     def __init__(self, connection: Connection, head: Head | None) -> None:
         self._connection = connection
-        self._chunked = False
+        self._bodiless = self._chunked = False
         self.head = head
         self.body = b""
         self.status = 0
@@ -163,13 +168,17 @@ class Exchange:
         self._end()
 
     def begin(self, status: int, content_type: bytes, headers: Headers) -> None:
-        """The head of an answer whose length is not known yet; goes out with what follows."""
+        """The head of an answer whose length is not known yet; goes out with what follows.
+
+        Where HTTP has no body, after HEAD say, what is written goes nowhere.
+        """
         assert self.head is not None
-        self._chunked = not self.head.http_1_0
+        self._bodiless = self.head.method == "HEAD" or status in NO_BODY
+        self._chunked = not (self.head.http_1_0 or self._bodiless)
         coding = b"transfer-encoding: chunked\r\n" if self._chunked else b""
-        self._connection.held = b"%bcontent-type: %b\r\n%b%b\r\n" % (
+        self._connection.held = b"%b%b%b%b\r\n" % (
             self._begin(status),
-            content_type,
+            b"content-type: %b\r\n" % content_type if content_type else b"",
             coding,
             _lines(headers),
         )
@@ -177,13 +186,17 @@ class Exchange:
     def write(self, data: bytes) -> None:
         """A part of the body; not empty."""
         assert data
+        if self._bodiless:
+            return
         if self._chunked:
             data = b"%x\r\n%b\r\n" % (len(data), data)
         self._connection.write(data)
 
     def end(self, data: bytes = b"") -> None:
         """The last part of the body, which may be empty."""
-        if self._chunked:
+        if self._bodiless:
+            data = b""
+        elif self._chunked:
             data = b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data) if data else b"0\r\n\r\n"
         self._connection.write(data)
         self._end()
@@ -273,7 +286,7 @@ class Connection(asyncio.Protocol):
         if self._closing:
             return
         self._buffer = self._buffer + data if self._buffer else data
-        if not self._serving:
+        if not self._serving and self._paused_s is None:
             self._advance()
         elif len(self._buffer) > self._server.limits.ahead_bytes_max and self._reading:
             self._reading = False
@@ -304,6 +317,8 @@ class Connection(asyncio.Protocol):
         self._paused_s = None
         if self._exchange is not None and self._exchange.on_resume is not None:
             self._exchange.on_resume()
+        elif not (self._serving or self._closing):
+            self._go_on()
 
     # What the server calls.
 
@@ -361,11 +376,7 @@ class Connection(asyncio.Protocol):
             self._close()
             return
         self._wait(self._server.limits.idle_s_max)
-        if not self._reading and self._transport is not None:
-            self._reading = True
-            self._transport.resume_reading()
-        if self._buffer and not self._advancing:
-            self._advance()
+        self._go_on()
 
     def break_off(self) -> None:
         """Close at once: the answer has no end."""
@@ -374,16 +385,31 @@ class Connection(asyncio.Protocol):
 
     # Reading.
 
+    def _go_on(self) -> None:
+        """Read on between two requests; not before the caller has taken the last answer."""
+        if self._paused_s is not None:
+            return
+        if not self._reading and self._transport is not None:
+            self._reading = True
+            self._transport.resume_reading()
+        if self._buffer and not self._advancing:
+            self._advance()
+
     def _advance(self) -> None:
         """Go as far as what has come allows."""
         self._advancing = True
         try:
-            while self._buffer and not (self._serving or self._closing) and self._step():
+            while self._buffer and self._is_free and self._step():
                 pass
         except TokenworksError as error:
             self._refuse(error)
         finally:
             self._advancing = False
+
+    @property
+    def _is_free(self) -> bool:
+        """Whether more can be read: nothing is being served, and answers are taken."""
+        return not (self._serving or self._closing) and self._paused_s is None
 
     def _step(self) -> bool:
         """Whether what has come was enough for a step."""
@@ -517,4 +543,6 @@ def _lines(headers: Headers) -> bytes:
 def _first_line(status: int, *, last: bool) -> bytes:
     """The status line, and whether the connection closes."""
     close = "connection: close\r\n" if last else ""
-    return f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n{close}".encode()
+    known = status in HTTPStatus.__members__.values()  # a provider may say 529
+    phrase = HTTPStatus(status).phrase if known else ""
+    return f"HTTP/1.1 {status} {phrase}\r\n{close}".encode()

@@ -27,14 +27,22 @@ from tokenworks.gateway.event_stream import payload
 from tokenworks.gateway.http_head import Head
 from tokenworks.gateway.http_io import ClientGone, Headers
 from tokenworks.gateway.own_headers import own_headers
-from tokenworks.gateway.told_usage import as_usage, nothing_used, told_usage, usage_words
+from tokenworks.gateway.told_usage import (
+    as_usage,
+    nothing_used,
+    told_usage,
+    usage_at_end,
+    usage_words,
+)
 
 ANY_MODEL: Final = ModelName(factory_config.ANY_MODEL)
 """What a pool serves, and a price book prices, that requests are passed on to."""
 
 BODY_BYTES_MAX: Final = 64 * 1024 * 1024
-WATCHED_BYTES_MAX: Final = 64 * 1024 * 1024
-"""Of an answer that is searched for its usage at its end."""
+WATCHED_BYTES_MAX: Final = 16 * 1024 * 1024
+"""Of an answer that is searched for its usage at its end; of a longer one its end alone is."""
+
+END_BYTES: Final = 64 * 1024
 
 EVENT_BYTES_MAX: Final = 4 * 1024 * 1024
 """Of one event of a stream, whose usage is looked for as it passes."""
@@ -49,7 +57,7 @@ DROPPED: Final = frozenset(
     }
 )
 """Of a request: a connection's own, and the caller's key, which is ours and not the provider's.
-Usage can be found in an answer that is not compressed alone."""
+Usage can be found in an answer that is not compressed alone, and so the provider is told."""
 
 HIDDEN: Final = frozenset(
     {
@@ -71,6 +79,9 @@ manages a provider's account."""
 _PREFIX: Final = b"/v1"
 _OWN: Final = b"x-tokenworks-"
 _LIMIT: Final = re.compile(rb'"max_(?:completion_|output_)?tokens"\s*:\s*(\d{1,7})\b')
+
+_FETCHES: Final = re.compile(r"/batches\b|/chat/completions/|[^?]*/cancel(?:\?|$)")
+"""Targets whose answers tell of usage that others had."""
 
 
 class _Peer(Protocol):
@@ -117,6 +128,7 @@ class PassThrough:
             for name, value in headers
             if name not in DROPPED and not name.startswith(_OWN)
         ]
+        sent.append((b"accept-encoding", b"identity"))
         named = None
         if key.scopes is not None and key.scopes.models:
             named = named_model(body)
@@ -145,9 +157,9 @@ def _check_path(head: Head) -> None:
         RouteNotFound: with what there is.
     """
     raw = head.raw_path
-    first = raw.removeprefix(_PREFIX)[1:].partition(b"/")[0].decode("latin-1")
-    steps = head.path.split("/")
-    if first not in PATHS or ".." in steps or "." in steps or b"%2f" in raw.lower():
+    root, first, *_ = (*raw.removeprefix(_PREFIX).decode("latin-1").split("/"), "")
+    steps, disguised = head.path.split("/"), b"%2f" in raw.lower() or "\\" in head.path
+    if root or first not in PATHS or ".." in steps or "." in steps or disguised:
         raise RouteNotFound(
             f"There is no {reprlib.repr(head.path)} to pass requests on to.",
             hint=f"Paths begin with /v1 and one of {', '.join(sorted(PATHS))}.",
@@ -186,6 +198,15 @@ def named_model(body: bytes) -> str | None:
     return value if name == "model" and isinstance(value, str) else None
 
 
+def makes_tokens(passing: Passing | None) -> bool:
+    """Whether the usage that an answer tells of is that of its request.
+
+    What was made before tells of it whenever it is fetched, changed or cancelled.
+    """
+    assert passing is not None
+    return passing.method == "POST" and _FETCHES.match(passing.target) is None
+
+
 class Passage:
     """One answer on its way through; implements ``ports.Sink``."""
 
@@ -214,14 +235,13 @@ class Passage:
         exchange = self._exchange
         exchange.on_gone = self._left
         exchange.on_pause, exchange.on_resume = self._delivery.pause, self._delivery.resume
-        if exchange.gone:
-            self._left()
-        else:
+        try:
             self._begin()
             self._delivery.pipe(self)
-        try:
+            if exchange.gone:
+                self._left()
             await self._over
-        except asyncio.CancelledError:
+        except BaseException:
             self._delivery.abort()
             await self._settle("failed")
             raise
@@ -259,12 +279,17 @@ class Passage:
         self._exchange.begin(stream.status, stream.content_type, [*headers, *self._ids])
 
     def _left(self) -> None:
-        self._delivery.abort()
-        self.ended(None)
+        if self._watch.is_whole and makes_tokens(self._order.passing):
+            self._delivery.resume()  # its usage comes last, and all of it is made
+        else:
+            self._delivery.abort()
+            self.ended(None)
 
     async def _settle(self, ending: Ending) -> None:
         told = self._watch.usage()
-        usage = self._watch.counted() if told is None else told
+        usage = self._watch.seen() if told is None or ending != "done" else told
+        if not makes_tokens(self._order.passing):
+            usage = nothing_used()
         measured = self._meter.measured(usage.completion_tokens, self._answers.clock.now_ns())
         outcome = Outcome(
             usage=usage,
@@ -280,28 +305,34 @@ class UsageWatch:
 
     Args:
         content_type: of the answer.
+
+    Attributes:
+        is_whole: whether it is one object, not events nor a file.
     """
 
     def __init__(self, content_type: bytes) -> None:
         kind = content_type.partition(b";")[0].strip().lower()
         self._streams = kind == b"text/event-stream"
-        self._reads = self._streams or kind == b"application/json"
+        self.is_whole = kind in (b"application/json", b"")
         self._parts: list[bytes] = []
         self._bytes = 0
+        self._cut = False
+        """Whether the parts are the end of the answer alone."""
         self._rest = b""
         self._told: JSONObject = {}
-        self._events = 0
+        self._tokens = 0
+        self._tokens_at_told = 0
 
     def feed(self, data: bytes) -> None:
         """A part of it."""
         if self._streams:
             self._feed_events(data)
-        elif self._reads:
+        elif self.is_whole:
+            self._parts.append(data)
             self._bytes += len(data)
             if self._bytes > WATCHED_BYTES_MAX:
-                self._reads, self._parts = False, []
-            else:
-                self._parts.append(data)
+                end = b"".join(self._parts)[-END_BYTES:]
+                self._cut, self._parts, self._bytes = True, [end], len(end)
 
     def _feed_events(self, data: bytes) -> None:
         joined = (self._rest + data).replace(b"\r\n", b"\n")
@@ -309,19 +340,39 @@ class UsageWatch:
         self._rest = self._rest[:EVENT_BYTES_MAX]
         if not cut:
             return
-        events = whole.split(b"\n\n")
-        self._events += len(events)
-        for event in events:
-            if b'"usage"' in event:
-                self._told |= usage_words(payload(event))
+        for event in whole.split(b"\n\n"):
+            if not self._tells(event):
+                self._tokens += b'"delta"' in event or (
+                    b'"choices"' in event and b'"text"' in event
+                )
+
+    def _tells(self, event: bytes) -> bool:
+        """Whether an event says what was used, which is noted."""
+        words = usage_words(payload(event)) if b'"usage"' in event else {}
+        if words:
+            self._told |= words
+            self._tokens_at_told = self._tokens
+        return bool(words)
 
     def usage(self) -> Usage | None:
         """What it says it has used; None if it says nothing, or what cannot be."""
         try:
-            return as_usage(self._told) if self._streams else told_usage(b"".join(self._parts))
+            if self._streams:
+                self._tells(self._rest)  # the last event may lack its empty line
+                return as_usage(self._told)
+            whole = b"".join(self._parts)
+            return usage_at_end(whole) if self._cut else told_usage(whole)
         except WorkerFailed:
             return None
 
-    def counted(self) -> Usage:
-        """What was seen of a stream that ended before it said: an event is taken for a token."""
-        return msgspec.structs.replace(nothing_used(), output_tokens=self._events)
+    def seen(self) -> Usage:
+        """What was seen of an answer that ended early: an event with a part of it is a token.
+
+        Such events count on top of what was told before them. Anthropic tells of a token before
+        there is any: that is the first of those that come.
+        """
+        told = self.usage() or nothing_used()
+        since = self._tokens - self._tokens_at_told
+        if not self._tokens_at_told:
+            since = max(0, since - told.completion_tokens)
+        return msgspec.structs.replace(told, output_tokens=told.output_tokens + since)

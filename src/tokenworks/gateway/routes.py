@@ -11,6 +11,7 @@ import msgspec
 from tokenworks.core.errors import MethodNotAllowed, RouteNotFound
 from tokenworks.core.ids import RequestID
 from tokenworks.core.orders import KeyView
+from tokenworks.gateway.connection import Exchange
 from tokenworks.gateway.dialect import Dialect, ErrorForm
 from tokenworks.gateway.http_io import BODY_BYTES_MAX, JSON, Headers
 from tokenworks.gateway.openai_errors import OpenAIErrors
@@ -27,12 +28,14 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         headers: names in lower case, in the order in which they came.
         body: all of it.
         key: who asks; None on a route that needs no key.
+        exchange: says when its caller leaves.
     """
 
     method: str
     path: str
     headers: Headers
     id: RequestID
+    exchange: Exchange
     query: bytes = b""
     body: bytes = b""
     key: KeyView | None = None

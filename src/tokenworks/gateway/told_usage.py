@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Final
 
 import msgspec
@@ -11,6 +12,9 @@ from tokenworks.gateway.chat_fields import JSONObject
 from tokenworks.gateway.event_stream import payload, usage_of
 
 _USAGE: Final = b'"usage"'
+_SPACE_MAX: Final = 64
+"""Before an object; more of it was never seen."""
+
 _DETAILS: Final = {
     "prompt_tokens_details": (
         "prompt_tokens_details",
@@ -59,13 +63,31 @@ def told_usage(body: bytes) -> Usage | None:
     """
     if _USAGE not in body:
         return None
-    if body[:1] == b"{":
+    if body[:_SPACE_MAX].lstrip()[:1] == b"{":
         return as_usage(usage_words(body))
     told: JSONObject = {}
     for event in body.replace(b"\r\n", b"\n").split(b"\n\n"):
         if _USAGE in event:
             told |= usage_words(payload(event))
     return as_usage(told)
+
+
+def usage_at_end(end: bytes) -> Usage | None:
+    """What the end of a long body of JSON says was used; None if it says nothing.
+
+    Raises:
+        WorkerFailed: its figures cannot be.
+
+    >>> usage_at_end(b'0.1]}], "usage": {"prompt_tokens": 5}, "model": "m"}').prompt_tokens
+    5
+    """
+    # In a text the quotes would be escaped.
+    rest = end[end.rfind(_USAGE) :] if _USAGE in end else b""
+    try:
+        told, _ = json.JSONDecoder().raw_decode(rest.partition(b":")[2].decode().lstrip())
+    except (ValueError, RecursionError):
+        return None
+    return as_usage(told) if isinstance(told, dict) else None
 
 
 def usage_words(text: bytes) -> JSONObject:

@@ -21,7 +21,7 @@ from tokenworks.gateway.chat_fields import JSONObject, wrong
 from tokenworks.gateway.chat_request import IMAGE_TOKENS_MAX, cache_salt_of
 from tokenworks.gateway.dialect import Asked
 from tokenworks.gateway.form_fields import form_fields
-from tokenworks.gateway.http_io import BODY_BYTES_MAX, JSON
+from tokenworks.gateway.http_io import BODY_BYTES_MAX, JSON, ClientGone
 from tokenworks.gateway.json_body import decode_object, encode
 from tokenworks.gateway.own_headers import OwnHeaders, own_headers
 from tokenworks.gateway.request_fields import model_of, tier_of
@@ -88,7 +88,9 @@ class WholeAnswers:
         own = own_headers(request.headers, key.labels)
         asked = _read(service, request, key, own)
         order = self._answers.order(asked, key, arrived_ns, own, request.id, service.path)
-        delivery = await self._answers.desk.open(order)
+        exchange = request.exchange
+        delivery = await self._answers.opened(exchange, order)
+        exchange.on_gone = delivery.abort
         body, failure = await _Collector(delivery).collect()
         usage = nothing_used()
         if failure is None:
@@ -99,8 +101,12 @@ class WholeAnswers:
         elapsed_ns = self._clock.now_ns() - arrived_ns
         measured = Measured(ttft_ns=elapsed_ns, decode_ns=0, output_tokens=usage.completion_tokens)
         ending: Ending = "done" if failure is None else "failed"
+        if exchange.gone:
+            ending = "disconnected"
         outcome = Outcome(usage=usage, measured=measured, ending=ending)
         receipt = await self._answers.settle(order, delivery, outcome)
+        if exchange.gone:
+            raise ClientGone
         if failure is not None:
             raise failure
         headers = [(b"x-tokenworks-tier", receipt.tier_delivered.value.encode())]

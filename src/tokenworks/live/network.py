@@ -209,6 +209,7 @@ class _Connection(asyncio.Protocol):
         self._header_bytes = 0
         self._interim = False
         self._keep_alive = False
+        self._bodiless = False
         self._framed = False
         self._answered = False
         self.lost_unanswered = False
@@ -217,7 +218,12 @@ class _Connection(asyncio.Protocol):
         self._head_due_s: float | None = None
 
     def exchange(
-        self, request: bytes, head_due_s: float, *, keep_headers: bool = False
+        self,
+        request: bytes,
+        head_due_s: float,
+        *,
+        keep_headers: bool = False,
+        bodiless: bool = False,
     ) -> WorkerStream:
         """Send a request on this idle connection.
 
@@ -225,13 +231,14 @@ class _Connection(asyncio.Protocol):
             request: its bytes.
             head_due_s: when the answer's headers are late, on the loop's clock.
             keep_headers: whether the stream keeps them.
+            bodiless: whether the answer ends with its head, whatever that says.
         """
         assert self._stream is None
         assert self._transport is not None
         self._head_due_s = head_due_s
         self._answered = False
         self._header_bytes = 0
-        self._framed = False
+        self._framed, self._bodiless = False, bodiless
         stream = self._stream = WorkerStream(self)
         stream.keeps_headers = keep_headers
         self._transport.write(request)
@@ -350,16 +357,23 @@ class _Connection(asyncio.Protocol):
             self._head_due_s = None
             self._framed = self._framed or status in (204, 304)
             self._stream._on_status(status)  # noqa: SLF001
+            if self._bodiless:
+                self._end(reuse=False)  # the parser waits for what will not come
+        elif self._stream is not None:
+            self._stream.headers.clear()
 
     def on_message_complete(self) -> None:
         """End the stream and give the connection back."""
         self._hand_on()
-        if self._interim or self._stream is None:
-            return
+        if not self._interim and self._stream is not None:
+            self._end(reuse=self._keep_alive)
+
+    def _end(self, *, reuse: bool) -> None:
         stream, self._stream = self._stream, None
+        assert stream is not None
         stream._on_end(None)  # noqa: SLF001
         self.resume()
-        if self._keep_alive and self.usable:
+        if reuse and self.usable:
             self._client._give_back(self)  # noqa: SLF001
         else:
             self.fail("done")
@@ -455,12 +469,19 @@ class WorkerClient:
         if body or passing.method not in _BODILESS:
             lines += b"content-length: %d\r\n" % len(body)
         request = b"%b%b\r\n%b" % (head.encode("latin-1"), lines, body)
-        return await self._send(request, keep_headers=True)
+        bodiless = passing.method == "HEAD"
+        return await self._send(request, keep_headers=True, bodiless=bodiless)
 
-    async def _send(self, request: bytes, *, keep_headers: bool = False) -> WorkerStream:
+    async def _send(
+        self, request: bytes, *, keep_headers: bool = False, bodiless: bool = False
+    ) -> WorkerStream:
+        def sent(connection: _Connection) -> WorkerStream:
+            due_s = self._head_due_s()
+            return connection.exchange(request, due_s, keep_headers=keep_headers, bodiless=bodiless)
+
         connection = self._take_idle()
         if connection is not None:
-            stream = connection.exchange(request, self._head_due_s(), keep_headers=keep_headers)
+            stream = sent(connection)
             try:
                 await stream._head()  # noqa: SLF001
             except WorkerFailed:
@@ -469,7 +490,7 @@ class WorkerClient:
             else:
                 return stream
         connection = await self._connect()
-        stream = connection.exchange(request, self._head_due_s(), keep_headers=keep_headers)
+        stream = sent(connection)
         await stream._head()  # noqa: SLF001
         return stream
 

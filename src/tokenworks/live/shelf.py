@@ -28,6 +28,9 @@ BYTES_MAX: Final = 4 * 1024**3
 SWEEP_EVERY: Final = 256
 """Puts between two looks at what is too old."""
 
+_NUL: Final = "\x00"
+"""PostgreSQL takes none in a text, and so nothing has it in its id."""
+
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS shelf (
     tenant TEXT NOT NULL, kind TEXT NOT NULL, id TEXT NOT NULL, number INTEGER NOT NULL,
@@ -76,18 +79,24 @@ class DatabaseShelf:
 
     async def get(self, tenant: TenantID, kind: str, item_id: str) -> Shelved | None:
         """See ``Shelf``."""
+        if _NUL in item_id:
+            return None
         sql = _PAGE + " AND id = ?"
         found = await self._run(lambda: self._database.query(sql, (tenant, kind, item_id)))
         return _shelved(found[0]) if found else None
 
     async def delete(self, tenant: TenantID, kind: str, item_id: str) -> bool:
         """See ``Shelf``."""
+        if _NUL in item_id:
+            return False
         return await self._run(lambda: self._delete(tenant, kind, item_id))
 
     async def page(
         self, tenant: TenantID, kind: str, *, after: str | None, limit: int, newest_first: bool
     ) -> list[Shelved]:
         """See ``Shelf``."""
+        if after is not None and _NUL in after:
+            return []
         sql = _PAGES[newest_first, after is not None]
         start = () if after is None else (tenant, kind, after)
         rows = await self._run(lambda: self._database.query(sql, (tenant, kind, *start, limit)))
