@@ -123,7 +123,7 @@ def _summary(facts: Facts) -> list[Line]:
 
 
 _TIER_COLUMNS: Final[tuple[tuple[str, int, Callable[[TierFacts], str]], ...]] = (
-    ("tok/s", 8, lambda tier: number(tier.output_tokens_per_s)),
+    ("tok/s", 7, lambda tier: number(tier.output_tokens_per_s)),
     ("queued", 7, lambda tier: str(tier.queued)),
     ("wait", 7, lambda tier: duration(tier.wait_s_p50)),
     ("TTFT", 7, lambda tier: duration(tier.ttft_s_p50)),
@@ -132,7 +132,7 @@ _TIER_COLUMNS: Final[tuple[tuple[str, int, Callable[[TierFacts], str]], ...]] = 
     ("tok/s/u", 8, lambda tier: number(tier.tokens_per_s_p50)),
     ("promise", 8, lambda tier: number(tier.promised_tokens_per_s)),
     ("kept", 6, lambda tier: percent(_share(tier.kept, tier.broken))),
-    ("$", 6, lambda tier: money(tier.revenue_dollars)),
+    ("$", 7, lambda tier: money(tier.revenue_dollars)),
 )
 
 
