@@ -387,6 +387,36 @@ def test_interim_answers_are_skipped(run: Callable[[Awaitable[None]], None]) -> 
     run(main())
 
 
+def test_who_pauses_at_the_first_bytes_gets_no_more(
+    run: Callable[[Awaitable[None]], None],
+) -> None:
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nok"
+
+    class Slow:
+        def __init__(self, stream: WorkerStream) -> None:
+            self.stream = stream
+            self.got = b""
+
+        def data(self, data: bytes) -> None:
+            self.got += data
+            self.stream.pause()
+
+        def ended(self, failure: WorkerFailed | None) -> None:
+            pass
+
+    async def main() -> None:
+        async with raw(answer) as client:
+            stream = await client.post_stream(PATH, BODY)
+            sink = Slow(stream)
+            assert stream._chunks  # they came with the head
+            stream.pipe(sink)
+            assert sink.got == b"ok"
+            (connection,) = client._open
+            assert connection._paused
+
+    run(main())
+
+
 def test_an_answer_to_head_ends_with_its_head(run: Callable[[Awaitable[None]], None]) -> None:
     answer = (
         b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n"

@@ -111,11 +111,12 @@ class WorkerStream:
         """See ``AnswerStream``."""
         assert self._sink is None, "two read one stream"
         self._sink = sink
+        connection = self._connection
+        if connection is not None:
+            connection.resume()  # before the sink gets anything: it may pause it again
         self._flush()
-        if self._connection is None:
+        if connection is None:
             sink.ended(None if self._failure is None else WorkerFailed(self._failure))
-        else:
-            self._connection.resume()
 
     def pause(self) -> None:
         """See ``AnswerStream``."""
