@@ -16,6 +16,7 @@ __all__ = [
     "policy",
     "preemption",
     "prefix_index",
+    "prefix_record",
     "promises",
     "rejections",
     "restricted",

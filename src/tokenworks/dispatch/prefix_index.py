@@ -17,27 +17,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-import msgspec
-
 from tokenworks.dispatch.chains import Chains, mask_bytes
+from tokenworks.dispatch.prefix_record import PrefixRecord
 
 RETIRED_MAX: Final = 64
 """Lost workers whose bits stay in the masks until one sweep clears them all."""
-
-
-class PrefixRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """The index as it is written into a snapshot; masks are little-endian bytes."""
-
-    blocks_max: int
-    ttl_ns: int
-    young_since_ns: int
-    young: list[tuple[tuple[int, ...], bytes]]
-    old: list[tuple[tuple[int, ...], bytes]]
-    exact: list[tuple[int, bytes]]
-    exact_workers: bytes
-    free: list[int]
-    retired: list[int]
-    next_index: int
 
 
 class PrefixIndex:

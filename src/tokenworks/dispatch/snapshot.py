@@ -12,7 +12,7 @@ from tokenworks.core.needs import Needs, Offers
 from tokenworks.dispatch.events import Configured
 from tokenworks.dispatch.fleet import Fleet, Worker
 from tokenworks.dispatch.kv_tiers import KVTiers
-from tokenworks.dispatch.prefix_index import PrefixRecord
+from tokenworks.dispatch.prefix_record import PrefixRecord
 from tokenworks.dispatch.scaling import ScalingMemory
 from tokenworks.dispatch.waiting import Line, Request
 from tokenworks.dispatch.wakes import Wake
