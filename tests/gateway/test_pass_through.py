@@ -50,6 +50,8 @@ def test_a_request_and_its_answer_as_they_are(run: Run) -> None:
         (b"set-cookie", b"a=b"),
         (b"content-length", b"9"),
         (b"x-request-id", b"theirs"),
+        (b"connection", b"X-Hop"),
+        (b"x-hop", b"theirs and ours alone"),
     ]
     body = json.dumps({"model": "gpt", "max_tokens": 7}).encode()
     found = house.ask(
@@ -60,11 +62,13 @@ def test_a_request_and_its_answer_as_they_are(run: Run) -> None:
         x_api_key="tw-other",
         x_tokenworks_session="s",
         accept_encoding="gzip",
+        connection="keep-alive, X-Hop",
+        x_hop="theirs and ours alone",
     )
     assert (found.status, found.body) == (201, ANSWER)
     assert found.headers["openai-version"] == "1"
     assert found.headers["content-type"] == "application/json"
-    assert "set-cookie" not in found.headers
+    assert not {"set-cookie", "x-hop"} & found.headers.keys()
     assert found.headers["x-request-id"] == house.desk.orders[0].request
     order = house.desk.orders[0]
     assert (order.model, order.body, order.tier) == (ANY_MODEL, body, Tier.HIGH)

@@ -10,6 +10,7 @@ import asyncio
 import json
 import re
 import reprlib
+from collections.abc import Sequence
 from typing import Final, Protocol
 
 import msgspec
@@ -123,10 +124,11 @@ class PassThrough:
         own = own_headers(headers, key.labels)
         query = b"?" + head.query if head.query else b""
         target = (head.raw_path.removeprefix(_PREFIX) + query).decode("latin-1")
+        dropped = DROPPED | connection_options(headers)
         sent = [
             (name, value)
             for name, value in headers
-            if name not in DROPPED and not name.startswith(_OWN)
+            if name not in dropped and not name.startswith(_OWN)
         ]
         sent.append((b"accept-encoding", b"identity"))
         named = None
@@ -164,6 +166,16 @@ def _check_path(head: Head) -> None:
             f"There is no {reprlib.repr(head.path)} to pass requests on to.",
             hint=f"Paths begin with /v1 and one of {', '.join(sorted(PATHS))}.",
         )
+
+
+def connection_options(headers: Sequence[tuple[bytes, bytes]]) -> frozenset[bytes]:
+    """The headers that are for this connection alone, as its peer says (RFC 9110, 7.6.1).
+
+    >>> sorted(connection_options([(b"connection", b"close, X-Hop"), (b"x-hop", b"1")]))
+    [b'close', b'x-hop']
+    """
+    named = [value for name, value in headers if name == b"connection"]
+    return frozenset(option.strip().lower() for option in b",".join(named).split(b","))
 
 
 def output_limit(body: bytes, default: int) -> int:
@@ -275,7 +287,8 @@ class Passage:
 
     def _begin(self) -> None:
         stream = self._delivery.stream
-        headers = [pair for pair in stream.headers if pair[0] not in HIDDEN]
+        hidden = HIDDEN | connection_options(stream.headers)
+        headers = [pair for pair in stream.headers if pair[0] not in hidden]
         self._exchange.begin(stream.status, stream.content_type, [*headers, *self._ids])
 
     def _left(self) -> None:
