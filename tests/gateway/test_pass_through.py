@@ -286,7 +286,7 @@ PING = event({"type": "ping"})
         ((told(input_tokens=9, output_tokens=1), PING, PART, PART, PART), (9, 3)),
         ((told(input_tokens=9, output_tokens=1),), (9, 1)),
         ((PART, told(input_tokens=9, output_tokens=4), PART), (9, 5)),
-        ((TEXT, TEXT), (0, 2)),
+        ((TEXT, TEXT), (1, 2)),
     ],
 )
 def test_what_was_seen_of_a_stream_that_breaks_off(
@@ -296,6 +296,22 @@ def test_what_was_seen_of_a_stream_that_breaks_off(
     house.ask("/v1/messages")
     usage = house.desk.delivery.outcome.usage
     assert (usage.prompt_tokens, usage.completion_tokens) == seen
+
+
+@pytest.mark.parametrize(("status", "prompt_tokens"), [(200, 25), (429, 0)])
+def test_a_prompt_is_billed_when_a_stream_tells_no_usage(
+    run: Run, status: int, prompt_tokens: int
+) -> None:
+    house = House(run, TEXT, b"data: [DONE]\n\n", content_type=EVENTS)
+    house.desk.status = status
+    picture = b'"data:image/png;base64,' + b"iVBOR/+=" * 50 + b'"'
+    words = b'{"stream": true, "messages": ['
+    body = words + picture + b" " * (100 - len(words) - 4) + b"]}"
+    house.ask("/v1/chat/completions", body=body)
+    outcome = house.desk.delivery.outcome
+    assert outcome.metered_by == "gateway"
+    assert outcome.usage.prompt_tokens == prompt_tokens
+    assert outcome.usage.prompt_tokens <= house.desk.orders[0].input_tokens_max
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,10 @@ EVENT_BYTES_MAX: Final = 4 * 1024 * 1024
 
 OUTPUT_TOKENS_MAX: Final = 1 << 20
 
+TEXT_BYTES_PER_TOKEN: Final = 4
+"""Of a prompt whose tokens nobody tells: the rule of thumb for English text. Code and other scripts
+take fewer bytes to a token, and are billed less than the provider takes."""
+
 DROPPED: Final = frozenset(
     {
         *(b"authorization", b"connection", b"content-length", b"cookie", b"expect", b"host"),
@@ -77,8 +81,12 @@ PATHS: Final = frozenset(
 """What a path may begin with, after ``/v1`` or without: what makes and keeps tokens, not what
 manages a provider's account."""
 
+_REFUSED: Final = 400
+"""From this status on nothing was made."""
+
 _PREFIX: Final = b"/v1"
 _OWN: Final = b"x-tokenworks-"
+_INLINED: Final = re.compile(rb"data:[\w/+.\\-]{1,100};base64,[\w+/=\\-]*")
 _LIMIT: Final = re.compile(rb'"max_(?:completion_|output_)?tokens"\s*:\s*(\d{1,7})\b')
 
 _FETCHES: Final = re.compile(r"/batches\b|/chat/completions/|[^?]*/cancel(?:\?|$)")
@@ -188,6 +196,15 @@ def output_limit(body: bytes, default: int) -> int:
     """
     found = [int(limit) for limit in _LIMIT.findall(body)]
     return min(max(found, default=default), OUTPUT_TOKENS_MAX) or 1
+
+
+def prompt_estimate(body: bytes) -> int:
+    """Tokens of a prompt that nobody tells of; files inside it count for none.
+
+    >>> prompt_estimate(b'{"content": "data:image/png;base64,aGVsbG8gdGhlcmU="}')
+    4
+    """
+    return -(-len(_INLINED.sub(b"", body)) // TEXT_BYTES_PER_TOKEN)
 
 
 def named_model(body: bytes) -> str | None:
@@ -303,6 +320,10 @@ class Passage:
         usage = self._watch.seen() if told is None or ending != "done" else told
         if not makes_tokens(self._order.passing):
             usage = nothing_used()
+        elif told is None and self._watch.streams and self._delivery.stream.status < _REFUSED:
+            usage = msgspec.structs.replace(
+                usage, uncached_input_tokens=prompt_estimate(self._order.body)
+            )
         measured = self._meter.measured(usage.completion_tokens, self._answers.clock.now_ns())
         outcome = Outcome(
             usage=usage,
@@ -320,12 +341,13 @@ class UsageWatch:
         content_type: of the answer.
 
     Attributes:
+        streams: whether it is events.
         is_whole: whether it is one object, not events nor a file.
     """
 
     def __init__(self, content_type: bytes) -> None:
         kind = content_type.partition(b";")[0].strip().lower()
-        self._streams = kind == b"text/event-stream"
+        self.streams = kind == b"text/event-stream"
         self.is_whole = kind in (b"application/json", b"")
         self._parts: list[bytes] = []
         self._bytes = 0
@@ -338,7 +360,7 @@ class UsageWatch:
 
     def feed(self, data: bytes) -> None:
         """A part of it."""
-        if self._streams:
+        if self.streams:
             self._feed_events(data)
         elif self.is_whole:
             self._parts.append(data)
@@ -370,7 +392,7 @@ class UsageWatch:
     def usage(self) -> Usage | None:
         """What it says it has used; None if it says nothing, or what cannot be."""
         try:
-            if self._streams:
+            if self.streams:
                 self._tells(self._rest)  # the last event may lack its empty line
                 return as_usage(self._told)
             whole = b"".join(self._parts)
