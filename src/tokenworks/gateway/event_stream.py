@@ -107,6 +107,11 @@ class _Rest:
         return part
 
 
+def nothing_used() -> Usage:
+    """Usage of an answer that was not measured, which nobody pays for."""
+    return Usage(uncached_input_tokens=0, cached_input_tokens=0, output_tokens=0)
+
+
 def usage_of(told: object) -> Usage:
     """What an answer's ``usage`` says, in disjoint classes; nothing of none.
 
@@ -114,7 +119,7 @@ def usage_of(told: object) -> Usage:
         WorkerFailed: it is no usage.
     """
     if told is None:
-        return Usage(uncached_input_tokens=0, cached_input_tokens=0, output_tokens=0)
+        return nothing_used()
     try:
         return msgspec.convert(told, _Usage).disjoint()
     except msgspec.ValidationError as error:

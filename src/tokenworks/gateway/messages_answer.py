@@ -13,7 +13,7 @@ from tokenworks.core.orders import Usage
 from tokenworks.core.slo import Tier
 from tokenworks.gateway.assemble import Completion
 from tokenworks.gateway.chat_fields import JSONObject
-from tokenworks.gateway.event_stream import EventStream, usage_of
+from tokenworks.gateway.event_stream import EventStream, nothing_used, usage_of
 from tokenworks.gateway.http_io import Headers
 from tokenworks.gateway.messages_request import Thinking
 from tokenworks.gateway.openai_errors import OpenAIErrors
@@ -163,8 +163,9 @@ class MessagesAnswer:
 
     def _start(self) -> bytes:
         self._head = True
-        none = Usage(uncached_input_tokens=0, cached_input_tokens=0, output_tokens=0)
-        spent = {k: v for k, v in _usage(none, None).items() if k != "output_tokens_details"}
+        spent = {
+            k: v for k, v in _usage(nothing_used(), None).items() if k != "output_tokens_details"
+        }
         return _event("message_start", message=self._message([], spent))
 
     def _message(self, content: list[JSONObject], usage: JSONObject) -> JSONObject:

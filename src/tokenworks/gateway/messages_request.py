@@ -14,6 +14,7 @@ import msgspec
 from tokenworks.core.errors import InvalidRequest
 from tokenworks.gateway.chat_fields import JSONObject, wrong
 from tokenworks.gateway.json_body import decode_object
+from tokenworks.gateway.request_fields import take_tools
 
 TRANSLATED: Final = frozenset(
     {
@@ -184,12 +185,7 @@ def _output(given: JSONObject, fields: JSONObject) -> str | None:
 
 
 def _tools(given: JSONObject, fields: JSONObject) -> None:
-    tools = given.get("tools")
-    if tools is not None:
-        if not isinstance(tools, list):
-            raise wrong("tools", tools, "a list of tools")
-        if tools:
-            fields["tools"] = [_tool(f"tools[{i}]", tool) for i, tool in enumerate(tools)]
+    take_tools(given, fields, _tool)
     choice = given.get("tool_choice")
     if choice is None:
         return

@@ -24,13 +24,12 @@ from tokenworks.gateway.answer import Answers, Meter
 from tokenworks.gateway.chat_fields import JSONObject
 from tokenworks.gateway.connection import Exchange
 from tokenworks.gateway.dialect import Asked
-from tokenworks.gateway.event_stream import payload
+from tokenworks.gateway.event_stream import nothing_used, payload
 from tokenworks.gateway.http_head import Head
 from tokenworks.gateway.http_io import ClientGone, Headers
 from tokenworks.gateway.own_headers import own_headers
 from tokenworks.gateway.told_usage import (
     as_usage,
-    nothing_used,
     told_usage,
     usage_at_end,
     usage_words,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from tokenworks.core.ids import ModelName
@@ -105,6 +106,26 @@ def output_limit(fields: JSONObject) -> int | None:
             raise wrong(name, value, f"a whole number from 1 to {OUTPUT_TOKENS_MAX}")
         limits.append(value)
     return min(limits) if limits else None
+
+
+def take_tools(
+    given: JSONObject, fields: JSONObject, worded: Callable[[str, object], JSONObject]
+) -> None:
+    """Tools of another dialect, worded as chat words them, into the fields of a chat.
+
+    Args:
+        given: the request.
+        fields: take ``tools``, if there are any.
+        worded: one tool, by its place in the request and what stands there.
+
+    Raises:
+        InvalidRequest: they are no list, or one is no tool.
+    """
+    tools = given.get("tools")
+    if tools is not None and not isinstance(tools, list):
+        raise wrong("tools", tools, "a list of tools")
+    if tools:
+        fields["tools"] = [worded(f"tools[{i}]", tool) for i, tool in enumerate(tools)]
 
 
 def worker_body(fields: JSONObject, output_tokens_max: int, adapter: str | None) -> bytes:

@@ -9,6 +9,7 @@ import msgspec
 
 from tokenworks.core.errors import InvalidRequest
 from tokenworks.gateway.chat_fields import JSONObject, wrong
+from tokenworks.gateway.request_fields import take_tools
 
 EXAMPLE: Final = '{"model": ..., "input": ...}'
 
@@ -187,12 +188,7 @@ def _text(value: object, fields: JSONObject) -> None:
 
 
 def _tools(given: JSONObject, fields: JSONObject) -> None:
-    tools = given.get("tools")
-    if tools is not None:
-        if not isinstance(tools, list):
-            raise wrong("tools", tools, "a list of tools")
-        if tools:
-            fields["tools"] = [_tool(f"tools[{i}]", tool) for i, tool in enumerate(tools)]
+    take_tools(given, fields, _tool)
     choice = given.get("tool_choice")
     if choice is None or choice in ("auto", "none", "required"):
         if choice is not None:

@@ -131,8 +131,3 @@ def as_usage(told: JSONObject) -> Usage | None:
 
 def _first(fields: JSONObject, names: tuple[str, ...]) -> object:
     return next((fields[name] for name in names if fields.get(name) is not None), None)
-
-
-def nothing_used() -> Usage:
-    """Usage of an answer that was not measured, which nobody pays for."""
-    return Usage(uncached_input_tokens=0, cached_input_tokens=0, output_tokens=0)
