@@ -177,7 +177,14 @@ def test_a_head_is_answered_without_a_body() -> None:
     assert end.received.endswith(b"\r\n\r\n")
 
 
-@pytest.mark.parametrize("line", ["connection: close", "Connection: Keep-Alive, Close"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "connection: close",
+        "Connection: Keep-Alive, Close",
+        "connection: keep-alive\r\nconnection: close",
+    ],
+)
 def test_a_caller_may_ask_to_close(line: str) -> None:
     end = End().feed(get("/a", line) + get("/b"))
     assert end.statuses == [200]

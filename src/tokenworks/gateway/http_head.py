@@ -83,7 +83,7 @@ class Head:
         self._check_host()
         self.length = self._length()
         self.keep_alive = not self.http_1_0
-        if self.keep_alive and b"\r\nconnection:" in self._lower:
+        if self.keep_alive and b"close" in self._lower:
             lines = [value for name, value in self.headers() if name == b"connection"]
             self.keep_alive = b"close" not in b",".join(lines).lower()
         expect = self.get(b"expect")
