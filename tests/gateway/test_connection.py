@@ -406,7 +406,6 @@ def test_a_head_that_can_be_read_in_two_ways(name: str) -> None:
         b'GET http://x"/a HTTP/1.1\r\n',
         b"GET http://user@x/a HTTP/1.1\r\n",
         b"GET http://x:y/a HTTP/1.1\r\n",
-        b"GET ftp://x/a HTTP/1.1\r\n",
         b"GET /a HTTP/2.0\r\n",
         b"GET /a http/1.1\r\n",
         b"GET /a\r\n",

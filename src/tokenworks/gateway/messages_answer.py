@@ -110,7 +110,9 @@ class MessagesAnswer:
     """
 
     kept = None
-    __slots__ = ("_blocks", "_chars", "_head", "_id", "_model", "_open", "_stop", "_thinking")
+    __slots__ = (
+        *("_blocks", "_chars", "_head", "_id", "_model", "_open", "_stop", "_thinking", "_unsent"),
+    )
 
     def __init__(self, request: str, model: str, thinking: Thinking) -> None:
         self._id = f"msg_{request.removeprefix('req_')}"
@@ -120,6 +122,8 @@ class MessagesAnswer:
         self._stop: tuple[str, str | None] = ("end_turn", None)
         self._head = False
         self._chars = 0
+        self._unsent: list[bytes] = []
+        """What was made of events before one that cannot be told."""
 
     def forward(self, ready: bytes) -> bytes:
         """The events that say what a worker's events say.
@@ -127,9 +131,12 @@ class MessagesAnswer:
         Raises:
             WorkerFailed: the worker's events cannot be told so.
         """
-        out: list[bytes] = [] if self._head else [self._start()]
+        out = self._unsent
+        if not self._head:
+            out.append(self._start())
         for piece in pieces(ready):
             self._take(piece, out)
+        self._unsent = []
         return b"".join(out)
 
     def closing(self, events: EventStream, tier: Tier) -> bytes:
@@ -158,8 +165,9 @@ class MessagesAnswer:
         return msgspec.json.encode(message)
 
     def error_event(self, error: TokenworksError) -> bytes:
-        """See ``Writer``."""
-        return b"event: error\ndata: %b\n\n" % MessagesErrors().error_body(error)
+        """See ``Writer``; after what could be told."""
+        told = b"event: error\ndata: %b\n\n" % MessagesErrors().error_body(error)
+        return b"".join([*self._unsent, told])
 
     def _start(self) -> bytes:
         self._head = True
