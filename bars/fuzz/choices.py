@@ -16,7 +16,23 @@ CUTS_MAX = 8
 MUTATIONS_MAX = 4
 
 VALUES: tuple[Any, ...] = (
-    *(None, True, False, 0, 1, -1, 2, 1 << 31, 1 << 63, 1 << 64, 10**30, -(10**30), 1.5, -0.0, 1e308),
+    *(
+        None,
+        True,
+        False,
+        0,
+        1,
+        -1,
+        2,
+        1 << 31,
+        1 << 63,
+        1 << 64,
+        10**30,
+        -(10**30),
+        1.5,
+        -0.0,
+        1e308,
+    ),
     *("", "a", "\0", "é", "🙂", "\u2028", "x" * 300, '"', "\\", "auto", "none", "text", "null"),
     *([], {}, [None], [[]], [{}], {"": ""}, {"type": "text", "text": "x"}, [1, "a", None]),
     *({"type": "object", "properties": {"a": {"type": "string"}}}, {"cached_tokens": 3}, "1", "ok"),
@@ -25,7 +41,22 @@ VALUES: tuple[Any, ...] = (
 
 SPLICES: tuple[bytes, ...] = (
     *(b"\xff", b"\xc3", b"\xed\xa0\x80", b"\\ud800", b"\\u0000", b"NaN", b"1e999", b"-", b"9" * 40),
-    *(b'"', b"\\", b"{", b"}", b"[", b"]", b",", b":", b"null", b"\n", b"\r\n", b"\n\n", b"\r", b" "),
+    *(
+        b'"',
+        b"\\",
+        b"{",
+        b"}",
+        b"[",
+        b"]",
+        b",",
+        b":",
+        b"null",
+        b"\n",
+        b"\r\n",
+        b"\n\n",
+        b"\r",
+        b" ",
+    ),
     *(b"[" * 500, b'{"a":' * 400, b"\0", b"data:", b"data: ", b"data: [DONE]", b": comment\n\n"),
     *(b'"model":"foreman",', b'"usage":{"prompt_tokens":-1},', b'"n":2,', b"event: x\n"),
 )

@@ -28,28 +28,77 @@ SMALL = HTTPLimits(
 )
 LINES = (
     *(b"GET /a HTTP/1.1", b"POST /a HTTP/1.1", b"POST /later?x=1 HTTP/1.1", b"HEAD /a HTTP/1.1"),
-    *(b"POST /closed HTTP/1.1", b"GET /a HTTP/1.0", b"GET http://x/a?b HTTP/1.1", b"OPTIONS * HTTP/1.1"),
+    *(
+        b"POST /closed HTTP/1.1",
+        b"GET /a HTTP/1.0",
+        b"GET http://x/a?b HTTP/1.1",
+        b"OPTIONS * HTTP/1.1",
+    ),
     *(b"CONNECT x:1 HTTP/1.1", b"GET /%00%ff HTTP/1.1", b"get /a HTTP/1.1", b"GET  /a HTTP/1.1"),
-    *(b"GET /\xc3\xa9 HTTP/1.1", b"GET /a", b"GET /a HTTP/2.0", b"PRI * HTTP/2.0", b"GET /a HTTP/1.1 "),
+    *(
+        b"GET /\xc3\xa9 HTTP/1.1",
+        b"GET /a",
+        b"GET /a HTTP/2.0",
+        b"PRI * HTTP/2.0",
+        b"GET /a HTTP/1.1 ",
+    ),
     *(b"GET /%2e%2e/a?%zz#f HTTP/1.1", b"GET https:// HTTP/1.1", b"PUT ?a HTTP/1.1"),
 )
 FIELDS = (
     *(b"host: x", b"Host: y", b"content-length: 5", b"Content-Length: 0", b"content-length: 5, 5"),
-    *(b"content-length: +5", b"content-length: 05", b"content-length:", b"content-length: 99999999"),
+    *(
+        b"content-length: +5",
+        b"content-length: 05",
+        b"content-length:",
+        b"content-length: 99999999",
+    ),
     *(b"transfer-encoding: chunked", b"Transfer-Encoding:chunked", b"transfer-encoding: identity"),
     *(b"transfer-encoding: chunked, chunked", b"transfer-encoding: xchunked", b"te: trailers"),
     *(b"transfer-encoding:\x0bchunked", b"transfer-encoding : chunked", b" folded", b"\tfolded"),
-    *(b"connection: close", b"connection: keep-alive", b"Connection: Upgrade, close", b"upgrade: h2c"),
-    *(b"expect: 100-continue", b"expect: x", b"x-a: \xe9\xff", b"x-a: \0", b"x-a: a\rb", b"x-a: a\nb"),
+    *(
+        b"connection: close",
+        b"connection: keep-alive",
+        b"Connection: Upgrade, close",
+        b"upgrade: h2c",
+    ),
+    *(
+        b"expect: 100-continue",
+        b"expect: x",
+        b"x-a: \xe9\xff",
+        b"x-a: \0",
+        b"x-a: a\rb",
+        b"x-a: a\nb",
+    ),
     *(b"x_a: 1", b": nameless", b"nocolon", b"x-a: " + b"v" * 200, b"x-a:", b"x-a: \t b \t"),
     *(b"proxy-connection: close", b"trailer: content-length", b"x-\xe9: 1", b"upgrade: websocket"),
 )
 BODIES = (
-    *(b"", b"12345", b"5\r\nabcde\r\n0\r\n\r\n", b"0\r\n\r\n", b"5;a=b;c=\"d\"\r\nabcde\r\n0\r\n\r\n"),
+    *(
+        b"",
+        b"12345",
+        b"5\r\nabcde\r\n0\r\n\r\n",
+        b"0\r\n\r\n",
+        b'5;a=b;c="d"\r\nabcde\r\n0\r\n\r\n',
+    ),
     *(b"5\r\nabcde\r\n0\r\nx: y\r\n\r\n", b"5\r\nabcde\r\n0\r\ncontent-length: 1\r\n\r\n"),
-    *(b"05\r\nabcde\r\n000\r\n\r\n", b"5 \r\nabcde\r\n0\r\n\r\n", b"5\nabcde\n0\n\n", b"-5\r\nabcde\r\n"),
-    *(b"0x5\r\nabcde\r\n0\r\n\r\n", b"fffffffff\r\n", b"5\r\nabcdef\r\n0\r\n\r\n", b"3e9\r\n" + b"z" * 1001),
-    *(b"5;a\r\nabcde\r\n0;b=c\r\n\r\n", b'5;a="b;c"\r\nabcde\r\n0\r\n\r\n', b"\r\n\r\n", b"GET /b HTTP/1.1\r\n"),
+    *(
+        b"05\r\nabcde\r\n000\r\n\r\n",
+        b"5 \r\nabcde\r\n0\r\n\r\n",
+        b"5\nabcde\n0\n\n",
+        b"-5\r\nabcde\r\n",
+    ),
+    *(
+        b"0x5\r\nabcde\r\n0\r\n\r\n",
+        b"fffffffff\r\n",
+        b"5\r\nabcdef\r\n0\r\n\r\n",
+        b"3e9\r\n" + b"z" * 1001,
+    ),
+    *(
+        b"5;a\r\nabcde\r\n0;b=c\r\n\r\n",
+        b'5;a="b;c"\r\nabcde\r\n0\r\n\r\n',
+        b"\r\n\r\n",
+        b"GET /b HTTP/1.1\r\n",
+    ),
 )
 Served = tuple[str, str, bytes, bytes, bytes]
 
@@ -286,7 +335,12 @@ class _Requests:
 
 
 def _agrees_with_llhttp(end: End, raw: bytes) -> None:
-    """The same of llhttp, where it knows the methods, and until it thinks of an upgrade."""
+    """The same of llhttp, where it knows the methods, and until it thinks of an upgrade.
+
+    It takes ``Proxy-Connection`` for ``Connection``, which RFC 9112 tells nobody to do.
+    """
+    if b"proxy-connection" in raw.lower():
+        return
     seen = _Requests()
     parser = httptools.HttpRequestParser(seen)
     try:
