@@ -343,6 +343,7 @@ def test_a_caller_who_leaves_near_the_end_of_a_whole_answer_pays_for_it(run: Run
 
 _RAW = zlib.compressobj(wbits=-zlib.MAX_WBITS)
 RAW = _RAW.compress(ANSWER) + _RAW.flush()
+BOMB = gzip.compress(b"x" * 200_000)
 LONG = gzip.compress(b'{"a":"%b",' % (b"x" * 300_000) + ANSWER[1:])
 
 
@@ -375,7 +376,7 @@ def test_usage_of_an_answer_that_came_compressed(run: Run, coding: bytes, body: 
         (b"gzip, gzip", b"x" * 4, 1),
         (b"gzip", b"neither", 2),
         (b"gzip", gzip.compress(ANSWER)[:20], 5),
-        (b"gzip", gzip.compress(b"x" * 200_000), 60),
+        (b"gzip", BOMB, -(-len(BOMB) // 4)),
     ],
 )
 def test_an_answer_that_cannot_be_read_is_billed_by_its_length(
@@ -388,8 +389,6 @@ def test_an_answer_that_cannot_be_read_is_billed_by_its_length(
     outcome = house.desk.delivery.outcome
     assert outcome.metered_by == "gateway"
     assert outcome.usage.prompt_tokens == 8
-    if made == 60:
-        made = -(-len(body) // 4)
     assert outcome.usage.completion_tokens == made
 
 
