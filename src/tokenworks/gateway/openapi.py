@@ -128,6 +128,9 @@ REQUESTS: Final[Mapping[str, JSONObject]] = {
     "FormRequest": _object(("model",), model=_MODEL, service_tier=_TIER),
 }
 
+_EVENT: Final = _object(("data",), event=_TEXT, data=_TEXT)
+"""Each of a stream: 3.1 has no word for them yet, and tools read its schema so."""
+
 _ERROR: Final = _object(
     ("error",),
     error=_object(("message", "type", "code"), message=_TEXT, type=_TEXT, code=_TEXT),
@@ -209,7 +212,7 @@ def _post(path: str) -> JSONObject:
         kinds = {"multipart/form-data": {"schema": _ref(schema)}}
     answers: JSONObject = {"application/json": {"schema": _OBJECT}}
     if path in STREAMS:
-        answers["text/event-stream"] = {"schema": _TEXT}
+        answers["text/event-stream"] = {"schema": _EVENT}
     if path == "/v1/audio/speech":
         answers = {"*/*": {}}
     error = "AnthropicError" if path.startswith("/v1/messages") else "Error"
