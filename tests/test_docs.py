@@ -119,7 +119,12 @@ def test_every_dependency_has_its_reason_and_nothing_else_has() -> None:
 
 @pytest.mark.parametrize(
     ("lock", "extras"),
-    [("core", ("",)), ("up", ("", "pictures")), ("dev", ("", "pictures", "dev"))],
+    [
+        ("core", ("",)),
+        ("up", ("", "pictures")),
+        ("dev", ("", "pictures", "dev")),
+        ("soak", ("", "pictures", "dev", "soak")),
+    ],
 )
 def test_a_lock_file_pins_and_hashes_what_the_project_names(
     lock: str, extras: tuple[str, ...]

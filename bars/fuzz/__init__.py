@@ -1,1 +1,1 @@
-"""Fuzzing: bytes are turned into what callers and workers may send, and rules say what must hold."""
+"""Fuzzing: bytes become what callers and workers may send, and rules say what must hold."""
