@@ -123,7 +123,7 @@ class EventStream:
             event = ready[at:end].strip(b"\n")
             at = end + len(_END)
             body = payload(event)
-            if body.startswith(_DONE):
+            if body[: len(_DONE)] == _DONE:
                 self.done = True
                 break
             # An event without data is a comment, which keeps connections open and says nothing.
@@ -209,7 +209,9 @@ def _is_plain(event: bytes) -> bool:
     It looks at bytes alone. Quotes inside a JSON string are escaped, so no text of an answer looks
     like these fields; what isn't plain is decoded, so a miss costs time and nothing else.
     """
-    return event.startswith(_DATA) and _NOT_FINISHED in event and not _SPECIAL.search(event)
+    return (
+        event[: len(_DATA)] == _DATA and _NOT_FINISHED in event and _SPECIAL.search(event) is None
+    )
 
 
 def payload(event: bytes) -> bytes:
@@ -218,7 +220,7 @@ def payload(event: bytes) -> bytes:
     >>> payload(b'event: chunk\ndata: {"id":"x"}'), payload(b": ping")
     (b'{"id":"x"}', b'')
     """
-    if event.startswith(_DATA) and b"\n" not in event:
+    if event[: len(_DATA)] == _DATA and b"\n" not in event:
         return event[len(_DATA) :].strip()
     lines = (line for line in event.split(b"\n") if line.startswith(_DATA))
     return b"\n".join(line[len(_DATA) :].strip() for line in lines)
