@@ -343,14 +343,22 @@ def test_a_caller_who_leaves_near_the_end_of_a_whole_answer_pays_for_it(run: Run
 
 _RAW = zlib.compressobj(wbits=-zlib.MAX_WBITS)
 RAW = _RAW.compress(ANSWER) + _RAW.flush()
-LONG = gzip.compress(b'{"a":"%b",' % (b"x" * 300_000) + ANSWER[1:])
+
+
+def zipped(data: bytes) -> bytes:
+    """Without the time: a test's case is the same in every process that collects it."""
+    return gzip.compress(data, mtime=0)
+
+
+BOMB = zipped(b"x" * 200_000)
+LONG = zipped(b'{"a":"%b",' % (b"x" * 300_000) + ANSWER[1:])
 
 
 @pytest.mark.parametrize(
     ("coding", "body"),
     [
-        (b"gzip", gzip.compress(ANSWER)),
-        (b" X-GZip ", gzip.compress(ANSWER[:9]) + gzip.compress(ANSWER[9:])),
+        (b"gzip", zipped(ANSWER)),
+        (b" X-GZip ", zipped(ANSWER[:9]) + zipped(ANSWER[9:])),
         (b"deflate", zlib.compress(ANSWER)),
         (b"deflate", RAW),
         (b"identity", ANSWER),
@@ -374,8 +382,8 @@ def test_usage_of_an_answer_that_came_compressed(run: Run, coding: bytes, body: 
         (b"br", b"x" * 4_000, 100),
         (b"gzip, gzip", b"x" * 4, 1),
         (b"gzip", b"neither", 2),
-        (b"gzip", gzip.compress(ANSWER)[:20], 5),
-        (b"gzip", gzip.compress(b"x" * 200_000), 60),
+        (b"gzip", zipped(ANSWER)[:20], 5),
+        (b"gzip", BOMB, -(-len(BOMB) // 4)),
     ],
 )
 def test_an_answer_that_cannot_be_read_is_billed_by_its_length(
@@ -388,8 +396,6 @@ def test_an_answer_that_cannot_be_read_is_billed_by_its_length(
     outcome = house.desk.delivery.outcome
     assert outcome.metered_by == "gateway"
     assert outcome.usage.prompt_tokens == 8
-    if made == 60:
-        made = -(-len(body) // 4)
     assert outcome.usage.completion_tokens == made
 
 

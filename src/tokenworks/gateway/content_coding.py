@@ -15,35 +15,43 @@ _READ: Final = frozenset({b"gzip", b"x-gzip", b"deflate"})
 _GZIP_OR_ZLIB: Final = 32 + zlib.MAX_WBITS
 
 
+def codings_of(headers: Sequence[tuple[bytes, bytes]]) -> list[bytes]:
+    """How an answer is coded, in the order of coding; nothing if it is plain.
+
+    >>> codings_of([(b"content-encoding", b"GZip"), (b"x-a", b"br")])
+    [b'gzip']
+    >>> codings_of([(b"content-encoding", b"identity")])
+    []
+    """
+    said = b",".join(value for name, value in headers if name == b"content-encoding")
+    codings = [coding.strip().lower() for coding in said.split(b",")]
+    return [] if _PLAIN.issuperset(codings) else codings
+
+
 class Decoder:
     """Reads one answer.
 
     Args:
-        headers: the answer's, names in lower case.
+        codings: the answer's, one at least.
 
     Attributes:
         blind: whether it cannot be read, or no further: another coding than gzip and deflate,
             several of them, bytes that are neither, or more than ``DECODED_BYTES_MAX``.
         coded_bytes: what has come.
-        cut: whether what has come of a compressed answer is not the whole of it.
+        cut: whether what has come is not the whole of it.
     """
 
-    def __init__(self, headers: Sequence[tuple[bytes, bytes]]) -> None:
-        said = b",".join(value for name, value in headers if name == b"content-encoding")
-        codings = {coding.strip().lower() for coding in said.split(b",")} - _PLAIN
-        self._plain = not codings
-        self.blind = bool(codings) and (said.count(b",") > 0 or not codings <= _READ)
+    def __init__(self, codings: Sequence[bytes]) -> None:
+        self.blind = len(codings) > 1 or codings[0] not in _READ
         self.coded_bytes = 0
         self.cut = False
         self._decoded_bytes = 0
         self._inflate = zlib.decompressobj(_GZIP_OR_ZLIB)
-        self._may_be_raw = codings == {b"deflate"}
+        self._may_be_raw = codings[0] == b"deflate"
 
     def feed(self, data: bytes) -> list[bytes]:
         """What a part of the answer holds, in pieces."""
         self.coded_bytes += len(data)
-        if self._plain:
-            return [data]
         pieces: list[bytes] = []
         self.cut = self.cut or bool(data)
         more = bool(data)

@@ -23,7 +23,7 @@ from tokenworks.core.ports import Delivery
 from tokenworks.gateway.answer import Answers, Meter
 from tokenworks.gateway.chat_fields import JSONObject
 from tokenworks.gateway.connection import Exchange
-from tokenworks.gateway.content_coding import Decoder
+from tokenworks.gateway.content_coding import Decoder, codings_of
 from tokenworks.gateway.dialect import Asked
 from tokenworks.gateway.event_stream import payload
 from tokenworks.gateway.http_head import Head
@@ -55,23 +55,20 @@ TEXT_BYTES_PER_TOKEN: Final = 4
 """Of a prompt whose tokens nobody tells: the rule of thumb for English text. Code and other scripts
 take fewer bytes to a token, and are billed less than the provider takes."""
 
-DROPPED: Final = frozenset(
+_OF_A_CONNECTION: Final = frozenset(
     {
-        *(b"authorization", b"connection", b"content-length", b"cookie", b"expect", b"host"),
-        *(b"api-key", b"keep-alive", b"proxy-authorization", b"te", b"trailer", b"upgrade"),
-        *(b"transfer-encoding", b"x-api-key", b"accept-encoding", b"proxy-connection"),
+        *(b"connection", b"content-length", b"keep-alive", b"proxy-connection", b"trailer"),
+        *(b"transfer-encoding", b"upgrade"),
     }
 )
+DROPPED: Final = _OF_A_CONNECTION | {
+    *(b"accept-encoding", b"api-key", b"authorization", b"cookie", b"expect", b"host"),
+    *(b"proxy-authorization", b"te", b"x-api-key"),
+}
 """Of a request: a connection's own, and the caller's key, which is ours and not the provider's.
 Usage can be found in an answer that is not compressed alone, and so the provider is told."""
 
-HIDDEN: Final = frozenset(
-    {
-        *(b"connection", b"content-length", b"content-type", b"date", b"keep-alive"),
-        *(b"set-cookie", b"trailer", b"transfer-encoding", b"upgrade", b"x-request-id"),
-        b"proxy-connection",
-    }
-)
+HIDDEN: Final = _OF_A_CONNECTION | {b"content-type", b"date", b"set-cookie", b"x-request-id"}
 """Of an answer: what is written anew, and cookies that would join callers."""
 
 PATHS: Final = frozenset(
@@ -259,7 +256,8 @@ class Passage:
         self._exchange, self._ids = exchange, ids
         self._meter = Meter(order.arrived_ns)
         self._watch = UsageWatch(delivery.stream.content_type)
-        self._decoder = Decoder(delivery.stream.headers)
+        codings = codings_of(delivery.stream.headers)
+        self._decoder = Decoder(codings) if codings else None
         self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._failure: WorkerFailed | None = None
 
@@ -302,8 +300,11 @@ class Passage:
         if self._over.done():
             return
         self._meter.tokens_sent(self._answers.clock.now_ns())
-        for piece in self._decoder.feed(data):
-            self._watch.feed(piece)
+        if self._decoder is None:
+            self._watch.feed(data)
+        else:
+            for piece in self._decoder.feed(data):
+                self._watch.feed(piece)
         self._exchange.write(data)
 
     def ended(self, failure: WorkerFailed | None) -> None:
@@ -328,15 +329,17 @@ class Passage:
     async def _settle(self, ending: Ending) -> None:
         told = self._watch.usage()
         usage = self._watch.seen(told) if told is None or ending != "done" else told
-        blind = self._decoder.blind or (self._decoder.cut and ending == "done")
+        unread = self._decoder
+        if unread is not None and not (unread.blind or (unread.cut and ending == "done")):
+            unread = None
         if not makes_tokens(self._order.passing):
             usage = nothing_used()
         elif told is None and self._delivery.stream.status < _REFUSED:
-            if blind or self._watch.streams:
+            if unread is not None or self._watch.streams:
                 read = prompt_estimate(self._order.body)
                 usage = msgspec.structs.replace(usage, uncached_input_tokens=read)
-            if blind:
-                made = -(-self._decoder.coded_bytes // TEXT_BYTES_PER_TOKEN)
+            if unread is not None:
+                made = -(-unread.coded_bytes // TEXT_BYTES_PER_TOKEN)
                 made = max(usage.output_tokens, min(made, self._order.output_tokens_max))
                 usage = msgspec.structs.replace(usage, output_tokens=made)
         measured = self._meter.measured(usage.completion_tokens, self._answers.clock.now_ns())
