@@ -90,6 +90,28 @@ def test_the_gateway_keeps_its_tests(compiled: Path) -> None:
     assert done.returncode == 0, done.stdout
 
 
+def exchanged(source: Path) -> list[Any]:
+    """The files of modules, and what a gateway of theirs writes."""
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "tests.system.exchanged_bytes"],
+        env={**os.environ, "PYTHONPATH": f"{source}:{ROOT}"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found: list[Any] = json.loads(done.stdout)
+    return found
+
+
+def test_the_gateway_writes_the_same_bytes(compiled: Path) -> None:
+    built, written = exchanged(compiled)
+    sources, expected = exchanged(ROOT / "src")
+    assert all(name.endswith(".so") for name in built)
+    assert all(name.endswith(".py") for name in sources)
+    assert len(expected) > 50
+    assert written == expected
+
+
 def test_it_is_compiled_and_can_be_undone(compiled: Path) -> None:
     code = "import tokenworks.dispatch.economics as m, tokenworks.gateway.app as w;"
     code += "print(m.__file__, w.__file__)"
