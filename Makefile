@@ -53,7 +53,7 @@ check: $(SETUP) ## Check house rules, imports between rooms, lint, format and ty
 	$(BIN)/mypy
 
 # Coverage does not see into extensions, and tests must meet the sources: make test undoes this.
-compile: $(SETUP) ## Compile the brain and the twin with mypyc: the same decisions, twice as fast
+compile: $(SETUP) ## Compile the brain, the twin and the gateway's hot path with mypyc
 	$(BIN)/python requirements/compiled.py
 
 pure: $(SETUP) ## Undo make compile

@@ -18,6 +18,7 @@ __all__ = [
     "http_body",
     "http_head",
     "http_io",
+    "http_limits",
     "json_body",
     "messages",
     "messages_answer",
@@ -45,4 +46,5 @@ __all__ = [
     "told_usage",
     "traced_desk",
     "whole_answers",
+    "worker_chunks",
 ]
