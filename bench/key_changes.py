@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bars.factory import running
-from tokenworks.cli.keys import create_key, digest_of, new_secret
+from tokenworks.live.key_making import create_key, digest_of, new_secret
 from tokenworks.core.slo import Tier
 from tokenworks.live.clock import SystemClock
 from tokenworks.live.home import Home

@@ -10,7 +10,6 @@ __all__ = [
     "invoice_pdf",
     "journal",
     "key",
-    "keys",
     "ledger",
     "ledger_at",
     "main",

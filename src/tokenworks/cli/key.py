@@ -91,7 +91,7 @@ def create(
     **scopes: str | None,
 ) -> None:
     """Make a key and show its secret, once."""
-    from tokenworks.cli.keys import check_tokens, create_key, dollars_option, read_scopes
+    from tokenworks.live.key_making import check_tokens, create_key, dollars_option, read_scopes
     from tokenworks.live.clock import SystemClock
 
     nanodollars, unix_ns = dollars_option("--usd", usd), SystemClock().unix_ns()
@@ -230,7 +230,7 @@ def _scopes_text(record: KeyRecord) -> str | None:
 
 
 def _time(unix_ns: int | None) -> str | None:
-    from tokenworks.cli.period import time_text
+    from tokenworks.ledger.dates import time_text
 
     return None if unix_ns is None else time_text(unix_ns)
 
@@ -247,8 +247,8 @@ def rotate(home: Home, key: str, *, overlap: str, as_json: bool) -> None:
 
     Quotas, limits and usage stay with the key. A secret before the old one works no more.
     """
-    from tokenworks.cli.keys import digest_of, new_secret
-    from tokenworks.cli.period import parse_span, time_text
+    from tokenworks.live.key_making import digest_of, new_secret
+    from tokenworks.ledger.dates import parse_span, time_text
     from tokenworks.live.clock import SystemClock
 
     until_unix_ns = SystemClock().unix_ns() + parse_span(overlap, "--overlap")

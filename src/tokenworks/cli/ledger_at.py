@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import Final
 
-from tokenworks.cli.period import time_text
+from tokenworks.ledger.dates import time_text
 from tokenworks.core.errors import ConfigInvalid, LedgerUnavailable
 from tokenworks.core.units import NS_PER_S
 from tokenworks.ledger.store_port import LedgerStore

@@ -22,7 +22,7 @@ from tokenworks.catalogue.price_check import (
     usd,
 )
 from tokenworks.cli.ledger_at import ledger_at
-from tokenworks.cli.period import parse_time, time_text
+from tokenworks.ledger.dates import parse_time, time_text
 from tokenworks.cli.table import show
 from tokenworks.core.errors import ConfigInvalid
 from tokenworks.core.ids import ModelName, PriceID, TenantID

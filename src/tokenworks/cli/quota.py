@@ -11,9 +11,9 @@ import click
 import msgspec
 
 from tokenworks.catalogue.packages import AMOUNT_MAX
-from tokenworks.cli.keys import DIGITS_MAX, check_tokens, dollars_option
+from tokenworks.live.key_making import DIGITS_MAX, check_tokens, dollars_option
 from tokenworks.cli.ledger_at import ledger_at
-from tokenworks.cli.period import time_text
+from tokenworks.ledger.dates import time_text
 from tokenworks.cli.table import show
 from tokenworks.core.errors import InvalidRequest
 from tokenworks.core.ids import LimitID

@@ -21,7 +21,7 @@ from tokenworks.catalogue.factory_config import (
     PoolConfig,
 )
 from tokenworks.catalogue.price_book import PriceBooks
-from tokenworks.cli.keys import create_key
+from tokenworks.live.key_making import create_key
 from tokenworks.cli.ledger_at import check_clock
 from tokenworks.cli.policy_file import Chosen
 from tokenworks.cli.twin_factory import Modelled

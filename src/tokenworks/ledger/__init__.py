@@ -2,8 +2,12 @@
 
 __all__ = [
     "accounts",
+    "actions",
     "audit",
+    "audit_log",
+    "authority",
     "blocks",
+    "dates",
     "entries",
     "extras",
     "focus",

@@ -14,6 +14,7 @@ __all__ = [
     "growth",
     "home",
     "journal",
+    "key_making",
     "lease_tables",
     "ledger_sql",
     "measure",

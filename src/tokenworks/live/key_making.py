@@ -9,7 +9,7 @@ from typing import Final
 import msgspec
 
 from tokenworks.catalogue.packages import AMOUNT_MAX
-from tokenworks.cli.period import parse_end
+from tokenworks.ledger.dates import parse_end
 from tokenworks.core.errors import InvalidRequest
 from tokenworks.core.ids import EngineerID, KeyID, ModelName, TeamID, TenantID
 from tokenworks.core.needs import words_of
