@@ -16,8 +16,8 @@ from tokenworks.cli.table import show
 from tokenworks.core.errors import InvalidRequest
 from tokenworks.core.slo import Tier
 from tokenworks.core.units import TOKENS_PER_MTOK, divide_half_even
-from tokenworks.ledger.quotas import window_end, window_start
 from tokenworks.ledger.dates import time_text
+from tokenworks.ledger.quotas import window_end, window_start
 from tokenworks.ledger.reports import (
     DIMENSIONS,
     OF_PAYER,

@@ -10,6 +10,7 @@ __all__ = [
     "dates",
     "entries",
     "extras",
+    "facts",
     "focus",
     "grants",
     "invoices",

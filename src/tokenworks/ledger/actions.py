@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Final
 
 import msgspec
 
-from tokenworks.core.ids import LimitID, PriceID
+from tokenworks.core.ids import LimitID
 from tokenworks.core.slo import Tier
 from tokenworks.ledger.quotas import Period, Role, Unit
 
 
-class _Action(
-    msgspec.Struct, frozen=True, kw_only=True, tag=True, forbid_unknown_fields=True
-): ...
+class _Action(msgspec.Struct, frozen=True, kw_only=True, tag=True, forbid_unknown_fields=True): ...
 
 
-class CreateKey(_Action, tag="key.create"):
+class CreateKey(_Action, frozen=True, kw_only=True, tag="key.create"):
     """Make a key.
 
     Attributes:
@@ -28,7 +26,6 @@ class CreateKey(_Action, tag="key.create"):
         tokens, nanodollars: limits of its own; None for no such limit.
         per: the period of these.
         secret: what callers have already; None makes a new one.
-        once: two creations with the same word by one caller are one.
     """
 
     tenant: str
@@ -46,11 +43,13 @@ class CreateKey(_Action, tag="key.create"):
     nanodollars: int | None = None
     per: Period = "lifetime"
     secret: str | None = None
-    once: str | None = None
 
 
-class ChangeKey(_Action, tag="key.change"):
-    """Change what a key is limited to. What is left out stays; an empty list limits nothing."""
+class ChangeKey(_Action, frozen=True, kw_only=True, tag="key.change"):
+    """Change what a key is limited to. What is left out stays; an empty list limits nothing.
+
+    Its end is as in ``CreateKey``, or ``never``.
+    """
 
     key: str
     name: str | None = None
@@ -63,20 +62,20 @@ class ChangeKey(_Action, tag="key.change"):
     expires: str | None = None
 
 
-class RotateKey(_Action, tag="key.rotate"):
+class RotateKey(_Action, frozen=True, kw_only=True, tag="key.rotate"):
     """Give a key a new secret; the old one works for a time, too."""
 
     key: str
     overlap: str = "24h"
 
 
-class RevokeKey(_Action, tag="key.revoke"):
+class RevokeKey(_Action, frozen=True, kw_only=True, tag="key.revoke"):
     """Close a key for ever."""
 
     key: str
 
 
-class SetLimit(_Action, tag="limit.set"):
+class SetLimit(_Action, frozen=True, kw_only=True, tag="limit.set"):
     """Set a limit, or change its amount; see ``Limit``."""
 
     node: str
@@ -87,59 +86,38 @@ class SetLimit(_Action, tag="limit.set"):
     carry_over_max: int = 0
 
 
-class LiftLimit(_Action, tag="limit.lift"):
+class LiftLimit(_Action, frozen=True, kw_only=True, tag="limit.lift"):
     """Remove a limit."""
 
     limit: LimitID
 
 
-class GrantPackage(_Action, tag="package.grant"):
+class GrantPackage(_Action, frozen=True, kw_only=True, tag="package.grant"):
     """Give a node the limits of a package, in place of those of the one it had."""
 
     node: str
     package: str
 
 
-class AskExtra(_Action, tag="extra.ask"):
+class AskExtra(_Action, frozen=True, kw_only=True, tag="extra.ask"):
     """Ask for extra budget in a limit's present window.
 
     Attributes:
         by: who asks, where nobody has proved who they are: the command line alone.
-        once: as of ``CreateKey``.
     """
 
     limit: LimitID
     amount: int
     reason: str
     by: str | None = None
-    once: str | None = None
 
 
-class DecideExtra(_Action, tag="extra.decide"):
+class DecideExtra(_Action, frozen=True, kw_only=True, tag="extra.decide"):
     """Approve extra budget or deny it; ``by`` as of ``AskExtra``."""
 
     extra: str
     approve: bool
     by: str | None = None
-
-
-class ProposeBook(_Action, tag="book.propose"):
-    """Keep a price book's text, checked, for somebody to put into force."""
-
-    text: str
-
-
-class ActivateBook(_Action, tag="book.activate"):
-    """Put a price book that was proposed into force from its day on.
-
-    Attributes:
-        book: its id.
-        version: how many books have been put into force, as the caller has seen it; with another
-            number nothing changes.
-    """
-
-    book: PriceID
-    version: int
 
 
 Action = (
@@ -152,22 +130,15 @@ Action = (
     | GrantPackage
     | AskExtra
     | DecideExtra
-    | ProposeBook
-    | ActivateBook
 )
 
-ActionKind = Literal[
-    "key.create",
-    "key.change",
-    "key.rotate",
-    "key.revoke",
-    "limit.set",
-    "limit.lift",
-    "package.grant",
-    "extra.ask",
-    "extra.decide",
-    "book.propose",
-    "book.activate",
-]
+
+def kind_of(action: Action) -> str:
+    """The name of what is done, such as ``key.create``."""
+    kind = action.__struct_config__.tag
+    assert isinstance(kind, str)
+    return kind
+
+
 REASON_CHARS_MAX: Final = 1_000
 """Of why somebody asks for extra budget."""

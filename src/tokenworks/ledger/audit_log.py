@@ -19,7 +19,7 @@ TEXT_CHARS_MAX: Final = 1_024
 """Of a text in a record that its maker does not choose, such as an error's message."""
 
 ActorKind = Literal["operator", "key", "person"]
-Outcome = Literal["done", "refused", "failed"]
+Outcome = Literal["done", "refused", "failed", "unknown"]
 Facts = dict[str, object]
 """A thing by the names of its properties, as lists show it."""
 
@@ -32,12 +32,14 @@ class Actor(msgspec.Struct, frozen=True, kw_only=True):
         id: the user's name on this machine, the key's id, or the issuer and its subject.
         name: for people: the key's name, or an e-mail address.
         source: the address that it came from, or ``command line``.
+        tenant: whose things alone they manage; None for the whole factory's.
     """
 
     kind: ActorKind
     id: str
     name: str | None = None
     source: str | None = None
+    tenant: str | None = None
 
 
 class AuditRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,7 +52,8 @@ class AuditRecord(msgspec.Struct, frozen=True, kw_only=True):
         action: what, such as ``key.create``.
         subject: with what: a key's id, a limit's name, a price book's id; None if it has none.
         tenant: whose that is; None where it is nobody's in particular.
-        outcome: ``refused`` was not allowed or not possible, ``failed`` is our fault.
+        outcome: ``refused`` was not allowed or not possible, ``failed`` is our fault; whether what
+            is ``unknown`` was done, a record before this one says.
         before: the thing as it was; None if there was none.
         after: as it is now; None if there is none.
         error: why not.
@@ -122,7 +125,9 @@ def verify(payloads: Iterable[bytes], expected: Iterable[ChainHead] = ()) -> Cha
             if record.seq != seq:
                 raise LedgerCorrupt(f"Record {seq} of the audit log is missing.")
             if chained(record, digest) != (record, payload):
-                raise LedgerCorrupt(f"Record {seq} of the audit log, or one before it, was changed.")
+                raise LedgerCorrupt(
+                    f"Record {seq} of the audit log, or one before it, was changed."
+                )
             digest = record.hash
         for noted in heads.pop(seq, ()):
             if noted.hash.hex() != digest:

@@ -61,11 +61,20 @@ class Who(msgspec.Struct, frozen=True, kw_only=True):
             Forbidden: it may.
             NotFound: it is another tenant's.
         """
+        self.check_rank(record)
+        if self.key is not None:
+            _check_within(record, self.key)
+
+    def check_rank(self, record: KeyRecord) -> None:
+        """Refuse a key of somebody who manages more than they do.
+
+        Raises:
+            Forbidden: it is.
+            NotFound: it is another tenant's.
+        """
         self.check_tenant(record.tenant, f"key {str(record.key)!r}")
         if FACTORY in record.roles:
             self.check_factory("manage a key with the role factory-admin")
-        if self.key is not None:
-            _check_within(record, self.key)
 
     def check_node(self, node: NodeID, keys: Iterable[KeyRecord]) -> None:
         """Refuse to look at a node of another tenant's.

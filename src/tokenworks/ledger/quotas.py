@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Iterable
-from typing import Final, Literal, NewType, assert_never
+from typing import Final, Literal, NewType, assert_never, get_args
 
 import msgspec
 
@@ -22,6 +22,7 @@ Unit = Literal["tokens", "nanodollars"]
 Period = Literal["hour", "day", "month", "lifetime"]
 Role = Literal["admin", "factory-admin"]
 """What a key's holder may manage besides asking: its tenant, or the whole factory."""
+ROLES: Final[tuple[Role, ...]] = get_args(Role)
 
 NodeID = NewType("NodeID", str)
 """A node of the quota tree: ``tenant:acme``, ``team:acme/search``, ``engineer:acme/ada``,

@@ -20,6 +20,7 @@ __all__ = [
     "measure",
     "network",
     "numbered_names",
+    "office",
     "postgres",
     "quota_leases",
     "refusals",

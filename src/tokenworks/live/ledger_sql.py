@@ -90,7 +90,8 @@ CREATE TABLE IF NOT EXISTS book_versions (
     version INTEGER PRIMARY KEY, price_id TEXT NOT NULL, at_unix_ns INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS audit_log (
     seq INTEGER PRIMARY KEY, tenant TEXT, action TEXT NOT NULL, actor TEXT NOT NULL,
-    payload BLOB NOT NULL);
+    outcome TEXT NOT NULL, payload BLOB NOT NULL);
+CREATE INDEX IF NOT EXISTS audit_log_by_tenant ON audit_log (tenant, seq);
 CREATE TABLE IF NOT EXISTS blocks (
     seq INTEGER PRIMARY KEY, owner TEXT NOT NULL, number INTEGER NOT NULL,
     at_unix_ns INTEGER NOT NULL, count INTEGER NOT NULL, payload BLOB NOT NULL,

@@ -16,6 +16,7 @@ import msgspec
 from tokenworks.core.errors import (
     ConfigInvalid,
     FactoryError,
+    LedgerCorrupt,
     LedgerUnavailable,
     TokenworksError,
 )
@@ -25,13 +26,14 @@ from tokenworks.ledger.audit_log import (
     TEXT_CHARS_MAX,
     AuditRecord,
     Facts,
+    Outcome,
     chained,
     read_record,
 )
 from tokenworks.ledger.blocks import GENESIS
 from tokenworks.ledger.extras import Extra
 from tokenworks.ledger.quotas import UNIX_NS_MAX, KeyRecord, Limit
-from tokenworks.live.database import Database, Value
+from tokenworks.live.database import CommitUnknown, Database, Value
 from tokenworks.live.ledger_sql import (
     KEY_SCOPES,
     KEYS_OPENED,
@@ -74,8 +76,8 @@ class Note:
         """A record with what is said here."""
         return msgspec.structs.replace(
             record,
-            subject=self.subject,
-            tenant=self.tenant,
+            subject=None if self.subject is None else _written(self.subject),
+            tenant=None if self.tenant is None else _written(self.tenant),
             before=self.before,
             after=self.after,
         )
@@ -230,9 +232,9 @@ class SettingsStore:
         except TokenworksError as error:
             tried = msgspec.structs.replace(
                 note.told(record),
-                outcome="failed" if isinstance(error, FactoryError) else "refused",
+                outcome=_outcome(error),
                 after=None,
-                error=f"{error.code}: {error.message}"[:TEXT_CHARS_MAX],
+                error=_written(f"{error.code}: {error.message}"),
             )
             try:
                 self.note_attempt(tried)
@@ -254,8 +256,8 @@ class SettingsStore:
         before = read_record(bytes(last[0][0])) if last else None
         seq, digest = (0, GENESIS.hex()) if before is None else (before.seq, before.hash)
         whole, payload = chained(msgspec.structs.replace(record, seq=seq + 1), digest)
-        values = (whole.seq, whole.tenant, whole.action, whole.by.id, payload)
-        self._other.change("INSERT INTO audit_log VALUES (?, ?, ?, ?, ?)", values)
+        values = (*_found_by(whole), payload)
+        self._other.change("INSERT INTO audit_log VALUES (?, ?, ?, ?, ?, ?)", values)
 
     def audit_records(
         self,
@@ -265,10 +267,11 @@ class SettingsStore:
         tenant: str | None = None,
         action: str | None = None,
         actor: str | None = None,
+        outcome: Outcome | None = None,
     ) -> list[AuditRecord]:
-        """Records before one, the newest first; of one tenant, action or actor, where named."""
+        """Records before one, the newest first; where named, only those of a tenant, and so on."""
         sql, given = "SELECT payload FROM audit_log WHERE seq < ?", list[Value]([before_seq])
-        named = {"tenant": tenant, "action": action, "actor": actor}
+        named = {"tenant": tenant, "action": action, "actor": actor, "outcome": outcome}
         for name, value in named.items():
             if value is not None:
                 sql += f" AND {name} = ?"
@@ -278,9 +281,16 @@ class SettingsStore:
         return [read_record(bytes(row[0])) for row in rows]
 
     def audit_payloads(self) -> Iterator[bytes]:
-        """The whole audit log as it is stored, the oldest first."""
-        for row in self._other.stream("SELECT payload FROM audit_log ORDER BY seq"):
-            yield bytes(row[0])
+        """The whole audit log as it is stored, the oldest first.
+
+        Raises:
+            LedgerCorrupt: what a record is found by is not what it says.
+        """
+        for *found_by, payload in self._other.stream("SELECT * FROM audit_log ORDER BY seq"):
+            record = read_record(bytes(payload))
+            if tuple(found_by) != _found_by(record):
+                raise LedgerCorrupt(f"Record {found_by[0]} of the audit log was changed.")
+            yield bytes(payload)
 
     # Price books that were put into force here.
 
@@ -347,6 +357,21 @@ class SettingsStore:
         with self._other_lock, self._writing():
             yield
             self._other.change("UPDATE meta SET value = value + 1 WHERE name = 'settings_version'")
+
+
+def _outcome(error: TokenworksError) -> Outcome:
+    if isinstance(error, CommitUnknown):
+        return "unknown"
+    return "failed" if isinstance(error, FactoryError) else "refused"
+
+
+def _found_by(record: AuditRecord) -> tuple[Value, ...]:
+    return (record.seq, record.tenant, record.action, record.by.id, record.outcome)
+
+
+def _written(text: str) -> str:
+    """A text that somebody gave us, as far as a record takes it."""
+    return text[:TEXT_CHARS_MAX].encode(errors="replace").decode()
 
 
 def prepare(database: Database, unix_ns: int) -> None:
