@@ -1,6 +1,7 @@
 """The command line; wiring.py is the only file that knows every room."""
 
 __all__ = [
+    "audit",
     "catalogue",
     "chat",
     "doctor",
@@ -10,7 +11,6 @@ __all__ = [
     "invoice_pdf",
     "journal",
     "key",
-    "keys",
     "ledger",
     "ledger_at",
     "main",

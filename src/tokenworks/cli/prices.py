@@ -22,12 +22,12 @@ from tokenworks.catalogue.price_check import (
     usd,
 )
 from tokenworks.cli.ledger_at import ledger_at
-from tokenworks.cli.period import parse_time, time_text
 from tokenworks.cli.table import show
 from tokenworks.core.errors import ConfigInvalid
 from tokenworks.core.ids import ModelName, PriceID, TenantID
 from tokenworks.core.slo import Tier
 from tokenworks.core.units import PPM
+from tokenworks.ledger.dates import parse_time, time_text
 from tokenworks.ledger.reports import report_lines
 from tokenworks.live.home import Home
 

@@ -21,7 +21,6 @@ from tokenworks.catalogue.factory_config import (
     PoolConfig,
 )
 from tokenworks.catalogue.price_book import PriceBooks
-from tokenworks.cli.keys import create_key
 from tokenworks.cli.ledger_at import check_clock
 from tokenworks.cli.policy_file import Chosen
 from tokenworks.cli.twin_factory import Modelled
@@ -29,7 +28,6 @@ from tokenworks.core.errors import ConfigInvalid
 from tokenworks.core.ids import ModelName, PoolID, TenantID, WorkerID
 from tokenworks.core.ports import Clock, Desk, WorkerPort
 from tokenworks.core.scopes import networks_of
-from tokenworks.core.slo import Tier
 from tokenworks.dispatch.commands import Scale
 from tokenworks.dispatch.dispatcher import Dispatcher
 from tokenworks.gateway.app import Gateway
@@ -37,14 +35,17 @@ from tokenworks.gateway.metrics import GatewayMetrics
 from tokenworks.gateway.server import GatewayServer
 from tokenworks.gateway.telemetry import Telemetry, telemetry_of
 from tokenworks.gateway.traced_desk import Exporter, TracedDesk
-from tokenworks.ledger.store_port import LedgerStore, join, recover
+from tokenworks.ledger.actions import CreateKey
+from tokenworks.ledger.store_port import join, recover
 from tokenworks.live.clock import SystemClock
 from tokenworks.live.driver import LIMITS, Driver
 from tokenworks.live.growth import Growth
 from tokenworks.live.home import Curves, Home, foreman_facts, model_path
 from tokenworks.live.journal import JournalWriter
+from tokenworks.live.office import Office, operator
 from tokenworks.live.quota_leases import QuotaLeases
 from tokenworks.live.seats import Seat
+from tokenworks.live.store import SQLStore
 from tokenworks.live.workers import (
     AttachedSpec,
     AttachedWorker,
@@ -67,7 +68,7 @@ none behind, so that Python's own 700 would search what is in flight at every ot
 _log: Final = logging.getLogger("tokenworks.ledger")
 
 
-def operator_key(home: Home, store: LedgerStore, clock: Clock) -> str:
+def operator_key(home: Home, store: SQLStore, clock: Clock) -> str:
     """The secret of the key that the command line uses here; made at the first start."""
     secret = home.read_key()
     if secret is not None:
@@ -75,9 +76,8 @@ def operator_key(home: Home, store: LedgerStore, clock: Clock) -> str:
         for record in store.load_keys():
             if record.secret_sha256 == digest and record.revoked_unix_ns is None:
                 return secret
-    new = create_key(
-        store, clock.unix_ns(), tenant=LOCAL_TENANT, name="operator", tier_default=Tier.HIGH
-    )
+    wish = CreateKey(tenant=LOCAL_TENANT, name="operator")
+    new = Office(store, clock.unix_ns).create_key(operator("the factory's first start"), wish)
     home.write_private(home.key, new.secret + "\n")
     return new.secret
 

@@ -2,10 +2,15 @@
 
 __all__ = [
     "accounts",
+    "actions",
     "audit",
+    "audit_log",
+    "authority",
     "blocks",
+    "dates",
     "entries",
     "extras",
+    "facts",
     "focus",
     "grants",
     "invoices",
