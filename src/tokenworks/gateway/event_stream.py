@@ -357,6 +357,25 @@ def _decode(body: bytes) -> _Chunk:
     return chunk
 
 
+def has_part(event: bytes) -> bool:
+    """Whether an event of a completion carries a part of the answer: neither a role nor an end.
+
+    One that cannot be read carries something.
+
+    >>> has_part(b'data: {"choices":[{"delta":{"role":"assistant","content":""}}]}')
+    False
+    >>> has_part(b'data: {"choices":[{"delta":{"content":"hi"},"finish_reason":null}]}')
+    True
+    """
+    if _is_plain(event):
+        return True
+    try:
+        chunk = _chunk_decoder.decode(payload(event))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return True
+    return any(choice.has_token() for choice in chunk.choices or ())
+
+
 def payload(event: bytes) -> bytes:
     r"""The JSON of an event: its data lines; nothing for a comment.
 
