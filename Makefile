@@ -91,6 +91,7 @@ bars: $(SETUP) ## What a release must clear: a loaded factory, and one that is k
 	$(BIN)/python -m bars.load
 	$(BIN)/python -m bars.load --streams 256 --twin 10 --output-tokens 2000
 	$(BIN)/python -m bars.kill
+	$(BIN)/python -m bars.hangup
 	$(BIN)/python -m bars.ledger_kill
 	$(BIN)/python -m bars.ledger_kill --store postgres
 	$(BIN)/python -m bars.ledger_quota

@@ -214,6 +214,25 @@ def _is_plain(event: bytes) -> bool:
     )
 
 
+def has_part(event: bytes) -> bool:
+    """Whether an event of a completion carries a part of the answer: neither a role nor an end.
+
+    One that cannot be read carries something.
+
+    >>> has_part(b'data: {"choices":[{"delta":{"role":"assistant","content":""}}]}')
+    False
+    >>> has_part(b'data: {"choices":[{"delta":{"content":"hi"},"finish_reason":null}]}')
+    True
+    """
+    if _is_plain(event):
+        return True
+    try:
+        chunk = decode_chunk(payload(event))
+    except WorkerFailed:
+        return True
+    return any(choice.has_token() for choice in chunk.choices or ())
+
+
 def payload(event: bytes) -> bytes:
     r"""The JSON of an event: its data lines; nothing for a comment.
 
