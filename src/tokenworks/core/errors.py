@@ -165,9 +165,14 @@ class FactoryError(TokenworksError):
 
 
 class WorkerFailed(FactoryError):
-    """A worker broke off or answered nonsense."""
+    """A worker broke off or answered nonsense.
+
+    Attributes:
+        unsent: whether nothing of the request was sent, so that it cannot have been carried out.
+    """
 
     code, status = "worker_failed", 502
+    unsent: bool = False
 
 
 class WorkerUnavailable(FactoryError):
