@@ -638,12 +638,40 @@ def test_what_was_not_sent_or_may_be_repeated_is_tried_elsewhere(
     live(test)
 
 
-def test_a_caller_leaves_as_what_was_passed_on_once_fails(live: Callable[..., None]) -> None:
+def without_files() -> WorkerUnavailable:
+    lack = WorkerUnavailable("The factory may open no more files.", retry_after_s=1)
+    lack.ours = True
+    return lack
+
+
+def test_what_we_lack_is_no_workers_fault(live: Callable[..., None]) -> None:
+    async def test(world: World) -> None:
+        clients = [world.up(0), world.up(1)]
+        opening = world.open()
+        await settle_down()
+        (exchange,) = [*clients[0].exchanges, *clients[1].exchanges]
+        exchange.fail(without_files())
+        with pytest.raises(WorkerUnavailable, match="no more files") as caught:
+            await opening
+        assert (caught.value.status, caught.value.retry_after_s) == (503, 1)
+        assert len(clients[0].exchanges) + len(clients[1].exchanges) == 1
+        assert [entry.reason for entry in world.voided] == ["rejected"]
+        counts = world.dispatcher.counts()
+        assert (counts["sent"], counts["withdrawn"], counts["broken"]) == (1, 1, 0)
+        assert all(map(world.driver.is_up, world.seats))
+
+    live(test)
+
+
+@pytest.mark.parametrize("failure", [None, without_files()])
+def test_a_caller_leaves_as_what_was_passed_on_once_fails(
+    live: Callable[..., None], failure: Exception | None
+) -> None:
     async def test(world: World) -> None:
         client = world.up()
         opening = world.open(passing=passing("POST"))
         await settle_down()
-        client.waiting()[0].fail()
+        client.waiting()[0].fail(failure)
         opening.cancel()
         with pytest.raises(asyncio.CancelledError):
             await opening

@@ -201,8 +201,10 @@ def test_a_process_without_file_descriptors_does_not_blame_the_worker(
 
             loop = asyncio.get_running_loop()
             loop.create_connection = full  # type: ignore[method-assign,assignment]
-            with pytest.raises(WorkerUnavailable, match="may open no more files"):
+            with pytest.raises(WorkerUnavailable, match="may open no more files") as caught:
                 await client.post_stream(PATH, BODY)
+            assert caught.value.ours
+            assert caught.value.retry_after_s == 1
 
     run(test())
 

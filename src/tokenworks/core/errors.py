@@ -176,9 +176,14 @@ class WorkerFailed(FactoryError):
 
 
 class WorkerUnavailable(FactoryError):
-    """No worker is up for this model."""
+    """No worker is up for this model.
+
+    Attributes:
+        ours: whether it is we who lack what it takes to ask a worker, which says nothing of that.
+    """
 
     code, status = "worker_unavailable", 503
+    ours: bool = False
 
 
 class LedgerUnavailable(FactoryError):

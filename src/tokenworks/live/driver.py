@@ -552,8 +552,10 @@ class Driver:
             passed = stream.status == 200 or flight.order.passing is not None
             said = b"" if passed else await stream.read_all()
         except (WorkerFailed, WorkerUnavailable) as error:
-            sent = isinstance(error, WorkerFailed) and not error.unsent
-            if sent and not flight.repeatable:
+            lack = error if isinstance(error, WorkerUnavailable) and error.ours else None
+            if lack is not None and flight.delivery is None:
+                self._turn_away(flight, attempt, lack)
+            elif isinstance(error, WorkerFailed) and not (error.unsent or flight.repeatable):
                 self._lose(flight, seat, attempt, str(error))
             else:
                 await self._broke_off(flight, seat, attempt, str(error))
@@ -567,7 +569,9 @@ class Driver:
         elif passed:
             self._begin(flight, stream)
         elif flight.delivery is None and at_fault(flight.order, stream.status):
-            self._refuse(flight, stream.status, said)
+            # Another worker would refuse it, too. It says nothing of how long an answer takes.
+            withdrawn = Withdrawn(request=flight.order.request)
+            self._end(flight, withdrawn, "rejected", refused(stream.status, said))
         else:
             why = f"status {stream.status}: {said[:200]!r}"
             await self._broke_off(flight, seat, attempt, why)
@@ -606,6 +610,12 @@ class Driver:
             _log.warning("worker %s broke off %s: %s", seat.worker, flight.order.request, why)
             self._give_up(flight, seat, why)
 
+    def _turn_away(self, flight: Flight, attempt: int, lack: WorkerUnavailable) -> None:
+        """We lack what it takes to ask any worker: that is no fault of the one that was chosen."""
+        if flight.awaits(attempt):
+            _log.error("%s was turned away: %s", flight.order.request, lack)
+            self._end(flight, Withdrawn(request=flight.order.request), "rejected", lack)
+
     def _lose(self, flight: Flight, seat: Seat, attempt: int, why: str) -> None:
         """A try has failed that may have been carried out, and must not be twice."""
         if flight.awaits(attempt):
@@ -620,12 +630,6 @@ class Driver:
             self.tell(Failed(request=flight.order.request, worker=seat.worker, started=False))
         else:
             flight.delivery.break_off(why)
-
-    def _refuse(self, flight: Flight, status: int, said: bytes) -> None:
-        """The worker found the request itself at fault; another worker would too."""
-        # Not Finished: no answer was made, so it says nothing of how long one takes.
-        withdrawn = Withdrawn(request=flight.order.request)
-        self._end(flight, withdrawn, "rejected", refused(status, said))
 
     def _end(
         self, flight: Flight, event: Event, reason: VoidReason, error: TokenworksError

@@ -586,10 +586,13 @@ class WorkerClient:
                 )
         except (OSError, TimeoutError) as error:  # that of TLS is an OSError, too
             if error.errno in _NO_FILES:
-                raise WorkerUnavailable(
-                    f"this process may open no more files: {error.strerror}",
-                    hint="Raise the limit: ulimit -n.",
-                ) from error
+                lack = WorkerUnavailable(
+                    f"The factory may open no more files: {error.strerror}.",
+                    hint="Try again; operators: raise the limit, ulimit -n.",
+                    retry_after_s=1,
+                )
+                lack.ours = True
+                raise lack from error
             failure = WorkerFailed(
                 f"cannot connect to the worker at {self.host}:{self.port}: {error!r}"
             )
