@@ -16,9 +16,9 @@ FOREMAN_START_SHA256 := b91171b925b0a6f0a5277b3b528e93aa93ba50e5343e92933ca4841d
 SOAK_S := 3600
 SOAK_STREAMS := 64
 SOAK_LEDGER_STEPS := 1000000
-# Five minutes in all: each of the four fuzzers, and the requests made from the OpenAPI document.
-FUZZ_S := 45
-OPENAPI_S := 120
+# Five minutes in all: each of the five fuzzers, and the requests made from the OpenAPI document.
+FUZZ_S := 40
+OPENAPI_S := 100
 SWARM_SEEDS := 10000
 
 # The first Python on the PATH that is new enough; make PYTHON=/path/to/python overrules it.

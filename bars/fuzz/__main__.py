@@ -32,7 +32,7 @@ try:
 except ImportError:
     atheris = None
 
-HARNESSES = ("edge", "answers", "worker", "readers")
+HARNESSES = ("edge", "answers", "passing", "worker", "readers")
 FUZZED = ("tokenworks.gateway", "tokenworks.live.network")
 INPUT_BYTES_MAX = 512
 ONE_S_MAX = 20

@@ -3,7 +3,8 @@
 What must hold: a request is refused in words of ours (4xx) or becomes a whole, bounded order; what
 the worker sends, cut anyhow, ends as an answer, an error of the worker's (502) or an error event;
 never a status of 500, never another exception; each delivery is settled once, for the same usage
-however the bytes were cut; what is sent as a stream is one in the caller's dialect to its end.
+however the bytes were cut, and once also where the caller leaves or is slow, the worker breaks off
+or the ledger is full; what is sent as a stream is one in the caller's dialect to its end.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from bars.fuzz.choices import Choices, cut, json_bytes, spliced
 from bars.fuzz.seeds import EVENTS, REQUESTS, WHOLE
-from tests.gateway.fake_desk import KEY, Caller, FakeClock, FakeDesk, FakeShelf
+from tests.gateway.fake_desk import KEY, Caller, FakeClock, FakeDesk, FakeShelf, Step
+from tokenworks.core.errors import LedgerUnavailable, WorkerFailed
 from tokenworks.core.orders import Order, Outcome
 from tokenworks.gateway.app import Gateway
 from tokenworks.gateway.chat_request import ChatRequest, parse_chat_request
@@ -51,11 +54,12 @@ class _Mistakes(logging.Handler):
 class World:
     """A gateway on an event loop of its own, kept between inputs."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, passes_on: bool = False) -> None:
         self.loop = asyncio.new_event_loop()
         self.loop.set_exception_handler(self._broken)
         self.desk, self.shelf = FakeDesk(), FakeShelf()
-        self.gateway = Gateway(self.desk, FakeClock(), shelf=self.shelf)
+        shelf = None if passes_on else self.shelf
+        self.gateway = Gateway(self.desk, FakeClock(), shelf=shelf, passes_on=passes_on)
         self.mistakes = _Mistakes()
         self._log = logging.getLogger("tokenworks.gateway")
         self._log.addHandler(self.mistakes)
@@ -70,29 +74,62 @@ class World:
     def _broken(self, _: object, told: dict[str, Any]) -> None:
         self.mistakes.errors.append(told.get("exception") or told["message"])
 
-    def ask(self, path: str, body: bytes, named: dict[str, str], script: list[bytes]) -> Told:
-        """Send one request to a worker that answers so."""
+    def call(self, caller: Caller, script: list[Step], passed: int = 0) -> None:
+        """Send one request to a worker that answers so; that its own status comes is right."""
         desk = self.desk
         desk.script = list(script)
         desk.orders.clear()
         desk.deliveries.clear()
         self.shelf.items.clear()
         self.mistakes.errors.clear()
-        caller = Caller("POST", path, body, headers=named)
         self.loop.run_until_complete(caller.call(self.gateway, LIMITS))
         for error in self.mistakes.errors:
             if isinstance(error, BaseException):
                 raise error
             raise AssertionError(error)
-        assert caller.status != 500, caller.received
+        if caller.received:
+            assert passed == caller.status or caller.status != 500, caller.received
         for delivery in desk.deliveries:
             assert len(delivery.outcomes) == 1, delivery.outcomes
+
+    def ask(self, path: str, body: bytes, named: dict[str, str], script: list[Step]) -> Told:
+        """Send one request, and take the answer."""
+        caller = Caller("POST", path, body, headers=named)
+        self.call(caller, script)
         headers = caller.headers
         name = headers.get("x-tokenworks-request", headers["x-request-id"])
         stem = name.removeprefix("req_").encode()
         whole = not caller.transport.aborted
         said = caller.body.replace(stem, b"ID") if whole else b""
-        return caller.status, said, [each.outcome for each in desk.deliveries], whole
+        return caller.status, said, [each.outcome for each in self.desk.deliveries], whole
+
+    def trouble(
+        self, choices: Choices, caller: Caller, parts: Sequence[bytes], passed: int = 0
+    ) -> None:
+        """Send one request of a caller who leaves or is slow, to a worker that may break off.
+
+        However that ends, it is settled once.
+        """
+        steps: list[Step] = list(parts)
+        turn = choices.below(4)
+
+        def leave(before: int) -> None:
+            if before == turn:
+                caller.hang_up()
+
+        def dawdle(before: int) -> None:
+            if before == turn:
+                caller.stop_reading()
+                self.loop.call_soon(caller.read_again)
+
+        caller.on_write = choices.of((leave, dawdle, None))
+        if choices.flag() or caller.on_write is None:
+            steps.insert(choices.below(len(steps) + 1), WorkerFailed("it broke off"))
+        self.desk.settle_error = LedgerUnavailable("full") if choices.flag(4) else None
+        try:
+            self.call(caller, steps, passed)
+        finally:
+            self.desk.settle_error = None
 
 
 _world: list[World] = []
@@ -146,8 +183,9 @@ def one(data: bytes) -> None:
         _check_dialect(path, said)
     if not here.desk.orders or not sent:
         return
-    cut_told = here.ask(path, body, named, parts)
+    cut_told = here.ask(path, body, named, list(parts))
     _same(told, cut_told, (body, parts))
+    here.trouble(choices, Caller("POST", path, body, headers=named), parts)
 
 
 def _same(told: Told, cut_told: Told, sent: object) -> None:

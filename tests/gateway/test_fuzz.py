@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from bars.fuzz import answers, edge, readers, worker
+from bars.fuzz import answers, edge, passing, readers, worker
 from bars.fuzz.__main__ import HARNESSES, Watched, by_chance, harness_of, replayed
 from bars.openapi import with_models
 from tokenworks.core.errors import InvalidRequest
 from tokenworks.core.orders import Usage
-from tokenworks.gateway import messages_answer, messages_request
+from tokenworks.gateway import messages_answer, messages_request, pass_through
 from tokenworks.gateway.answer import Answer
 from tokenworks.gateway.connection import Connection
 from tokenworks.gateway.http_head import Head
@@ -27,8 +27,9 @@ NAMES = frozenset({"nothing"})
 @pytest.fixture(autouse=True)
 def loops_closed() -> Iterator[None]:
     yield
-    for each in answers._world:
+    for each in (*answers._world, *passing._world):
         each.close()
+    passing._world.clear()
     for loop in worker._loop:
         loop.close()
     answers._world.clear()
@@ -107,6 +108,37 @@ def never_settled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Answer, "_settle", settle)
 
 
+def never_settled_of_who_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hold stays open where the caller leaves."""
+    real = Answer._settle
+
+    async def settle(self: Answer, delivery: Any, ending: Any) -> Any:
+        return None if ending == "disconnected" else await real(self, delivery, ending)
+
+    monkeypatch.setattr(Answer, "_settle", settle)
+
+
+def any_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A path may lead anywhere."""
+    monkeypatch.setattr(pass_through, "_check_path", lambda _: None)
+
+
+def keys_go_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A header of the caller's key is passed on."""
+    monkeypatch.setattr(pass_through, "DROPPED", pass_through.DROPPED - {b"x-api-key"})
+
+
+def passage_never_settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hold stays open where a provider breaks off."""
+    real = pass_through.Passage._settle
+
+    async def settle(self: pass_through.Passage, ending: Any) -> None:
+        if ending != "failed":
+            await real(self, ending)
+
+    monkeypatch.setattr(pass_through.Passage, "_settle", settle)
+
+
 def ends_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     """An answer ends, and then again."""
     real = network.WorkerStream._on_end
@@ -144,6 +176,10 @@ def stuck(monkeypatch: pytest.MonkeyPatch) -> None:
         ("answers", no_check_of_kinds, "TypeError"),
         ("answers", no_block_opened, "AssertionError"),
         ("answers", never_settled, "AssertionError"),
+        ("answers", never_settled_of_who_left, "AssertionError"),
+        ("passing", any_path, "AssertionError"),
+        ("passing", keys_go_out, "AssertionError"),
+        ("passing", passage_never_settled, "AssertionError"),
         ("worker", ends_twice, "AssertionError"),
         ("readers", below_nothing, "AssertionError"),
     ],

@@ -350,6 +350,19 @@ def test_a_caller_who_leaves_near_the_end_of_a_whole_answer_pays_for_it(run: Run
     assert (outcome.ending, outcome.usage.prompt_tokens) == ("disconnected", 3)
 
 
+def test_a_caller_who_leaves_long_before_the_end_keeps_no_slot(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pass_through, "LEFT_S_MAX", 0.0)
+    house = House(run, ANSWER[:20], Hold(), ANSWER[20:])
+    caller = Caller("POST", "/v1/embeddings", b"{}")
+    caller.on_write = lambda _: caller.hang_up()
+    run(caller.call(house.gateway))
+    outcome = house.desk.delivery.outcome
+    assert (outcome.ending, outcome.usage.prompt_tokens) == ("disconnected", 0)
+    assert house.desk.delivery.aborts == 1
+
+
 _RAW = zlib.compressobj(wbits=-zlib.MAX_WBITS)
 RAW = _RAW.compress(ANSWER) + _RAW.flush()
 

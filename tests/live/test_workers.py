@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import pathlib
 import signal
@@ -11,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import msgspec
 import pytest
@@ -523,6 +525,38 @@ def test_a_check_that_cannot_be_made_says_nothing_of_the_worker(
             client = _client_of(worker.spec)
             client.close()
             assert await worker._supervisor.probe(client, "/health") == ""
+
+    run(main())
+
+
+def test_who_may_open_no_files_waits_and_blames_no_worker(
+    run: Callable[[Awaitable[None]], None],
+) -> None:
+    async def main() -> None:
+        desk, loop, tried = Desk(), asyncio.get_running_loop(), 0
+        connect = loop.create_connection
+
+        async def full(*args: Any, **named: Any) -> Any:
+            nonlocal tried
+            tried += 1
+            if tried <= 2:
+                raise OSError(errno.EMFILE, "Too many open files")
+            return await connect(*args, **named)
+
+        loop.create_connection = full  # type: ignore[method-assign,assignment]
+        async with FakeWorker() as server:
+            server.api_key = "k"
+            worker = attached(desk, server.url)
+            worker.start()
+            await desk.up()
+            assert tried == 3
+            assert "no more files" in worker.last_failure
+            assert desk.events.empty()
+            client = _client_of(worker.spec)
+            client.close()
+            with pytest.raises(WorkerUnavailable, match="closed"):
+                await worker._list(client)
+            await worker.stop()
 
     run(main())
 

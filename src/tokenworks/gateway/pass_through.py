@@ -80,6 +80,10 @@ PATHS: Final = frozenset(
 """What a path may begin with, after ``/v1`` or without: what makes and keeps tokens, not what
 manages a provider's account."""
 
+LEFT_S_MAX: Final = 5.0
+"""How long a whole answer is read to its end after its caller has left. Its usage comes last, and
+tells what is owed for tokens that are made already; who takes longer is still making them."""
+
 _REFUSED: Final = 400
 """From this status on nothing was made."""
 
@@ -260,6 +264,7 @@ class Passage:
         self._decoder = Decoder(codings) if codings else None
         self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._failure: WorkerFailed | None = None
+        self._late: asyncio.TimerHandle | None = None
 
     async def run(self) -> None:
         """Pass it on to its end, settle.
@@ -312,6 +317,8 @@ class Passage:
         if not self._over.done():
             self._failure = failure
             self._over.set_result(None)
+            if self._late is not None:
+                self._late.cancel()
 
     def _begin(self) -> None:
         stream = self._delivery.stream
@@ -321,10 +328,16 @@ class Passage:
 
     def _left(self) -> None:
         if self._watch.is_whole and makes_tokens(self._order.passing):
-            self._delivery.resume()  # its usage comes last, and all of it is made
+            self._delivery.resume()
+            loop = asyncio.get_running_loop()
+            self._late = loop.call_later(LEFT_S_MAX, self._stop)
         else:
-            self._delivery.abort()
-            self.ended(None)
+            self._stop()
+
+    def _stop(self) -> None:
+        """Let the provider go: its worker's slot is free for others."""
+        self._delivery.abort()
+        self.ended(None)
 
     async def _settle(self, ending: Ending) -> None:
         told = self._watch.usage()

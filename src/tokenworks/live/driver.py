@@ -26,13 +26,14 @@ from tokenworks.core.errors import (
     InvalidRequest,
     LedgerCorrupt,
     LedgerUnavailable,
+    TokenworksError,
     WorkerFailed,
     WorkerUnavailable,
 )
 from tokenworks.core.gauges import Gauges
 from tokenworks.core.ids import ModelName, PoolID, RequestID, WorkerID
 from tokenworks.core.needs import NO_OFFERS, Needs, nothing_offers
-from tokenworks.core.orders import CHAT_PATH, KeyView, Order, Outcome, Receipt
+from tokenworks.core.orders import KeyView, Order, Outcome, Receipt
 from tokenworks.core.ports import AnswerStream, Clock, KeepingPort, TieredPort, WorkerPort
 from tokenworks.core.slo import Tier
 from tokenworks.core.traces import header_lines
@@ -73,7 +74,14 @@ from tokenworks.live.bookkeeper import Bookkeeper
 from tokenworks.live.flights import Flight, LiveDelivery
 from tokenworks.live.journal import JournalWriter
 from tokenworks.live.quota_leases import QuotaLeases
-from tokenworks.live.refusals import not_offered, rejection, shutting_down, words_of_error
+from tokenworks.live.refusals import (
+    at_fault,
+    not_offered,
+    refused,
+    rejection,
+    sent_once,
+    shutting_down,
+)
 from tokenworks.live.seats import Seat, gauges_of, work_of
 from tokenworks.live.token_counts import count_at_any
 from tokenworks.live.worker_body import worker_body
@@ -95,10 +103,6 @@ FLIGHTS_MAX: Final = 16_384
 HOUSEKEEPING_NS: Final = 200 * NS_PER_MS
 QUEUE_LEN_MAX: Final = 512
 LIMITS: Final = Limits(queue_len_max=dict.fromkeys(Tier, QUEUE_LEN_MAX))
-CALLER_AT_FAULT: Final = frozenset({400, 413, 422})
-"""A worker's statuses that blame the request. Others, such as 401, blame how we reach it."""
-NO_SUCH_PATH: Final = frozenset({404, 405, 501})
-"""Said by a worker that serves no embeddings, sound and so on; every worker serves chat."""
 
 _log: Final = logging.getLogger("tokenworks.driver")
 
@@ -410,6 +414,7 @@ class Driver:
         if self._closed:
             return
         _log.warning("worker %s is down: %s", worker, why)
+        lost: list[Flight] = []
         for flight in self._flights.values():
             if flight.seat is seat and flight.attempt and flight.is_open:
                 # Headers that are in already must not begin an answer that the dispatcher is
@@ -417,7 +422,14 @@ class Driver:
                 flight.drop_attempt()
                 if flight.delivery is not None:
                     flight.delivery.break_off(f"worker {worker} is down: {why}")
+                elif not flight.repeatable:
+                    lost.append(flight)
         self.tell(WorkerDown(worker=worker, why=why))
+        for flight in lost:
+            request = flight.order.request
+            if self._flights.get(request) is flight:  # else the dispatcher has given it up
+                flight.drop_attempt()  # before another worker is sent it
+                self._end(flight, Withdrawn(request=request), "failed", sent_once(why))
 
     # The brain.
 
@@ -527,7 +539,9 @@ class Driver:
             return
         request = flight.order.request
         _log.critical("sending %s broke", request, exc_info=task.exception())
-        if flight.awaits(attempt):
+        if not flight.repeatable:
+            self._lose(flight, seat, attempt, "sending it broke")
+        elif flight.awaits(attempt):
             self._give_up(flight, seat, "sending it broke")
 
     async def _start(self, flight: Flight, seat: Seat, attempt: int) -> None:
@@ -538,7 +552,13 @@ class Driver:
             passed = stream.status == 200 or flight.order.passing is not None
             said = b"" if passed else await stream.read_all()
         except (WorkerFailed, WorkerUnavailable) as error:
-            await self._broke_off(flight, seat, attempt, str(error))
+            lack = error if isinstance(error, WorkerUnavailable) and error.ours else None
+            if lack is not None and flight.delivery is None:
+                self._turn_away(flight, attempt, lack)
+            elif isinstance(error, WorkerFailed) and not (error.unsent or flight.repeatable):
+                self._lose(flight, seat, attempt, str(error))
+            else:
+                await self._broke_off(flight, seat, attempt, str(error))
             return
         except asyncio.CancelledError:
             if stream is not None:
@@ -548,8 +568,10 @@ class Driver:
             stream.abort()
         elif passed:
             self._begin(flight, stream)
-        elif flight.delivery is None and _at_fault(flight.order, stream.status):
-            self._refuse(flight, stream.status, said)
+        elif flight.delivery is None and at_fault(flight.order, stream.status):
+            # Another worker would refuse it, too. It says nothing of how long an answer takes.
+            withdrawn = Withdrawn(request=flight.order.request)
+            self._end(flight, withdrawn, "rejected", refused(stream.status, said))
         else:
             why = f"status {stream.status}: {said[:200]!r}"
             await self._broke_off(flight, seat, attempt, why)
@@ -588,6 +610,20 @@ class Driver:
             _log.warning("worker %s broke off %s: %s", seat.worker, flight.order.request, why)
             self._give_up(flight, seat, why)
 
+    def _turn_away(self, flight: Flight, attempt: int, lack: WorkerUnavailable) -> None:
+        """We lack what it takes to ask any worker: that is no fault of the one that was chosen."""
+        if flight.awaits(attempt):
+            _log.error("%s was turned away: %s", flight.order.request, lack)
+            self._end(flight, Withdrawn(request=flight.order.request), "rejected", lack)
+
+    def _lose(self, flight: Flight, seat: Seat, attempt: int, why: str) -> None:
+        """A try has failed that may have been carried out, and must not be twice."""
+        if flight.awaits(attempt):
+            request = flight.order.request
+            _log.warning("worker %s broke off %s, passed on once: %s", seat.worker, request, why)
+            failed = Failed(request=request, worker=seat.worker, started=True)
+            self._end(flight, failed, "failed", sent_once(why))
+
     def _give_up(self, flight: Flight, seat: Seat, why: str) -> None:
         """A try has failed; an answer that has begun ends with it, when that is settled."""
         if flight.delivery is None:
@@ -595,19 +631,15 @@ class Driver:
         else:
             flight.delivery.break_off(why)
 
-    def _refuse(self, flight: Flight, status: int, said: bytes) -> None:
-        """The worker found the request itself at fault; another worker would too."""
-        request = flight.order.request
-        del self._flights[request]
-        # Not Finished: no answer was made, so it says nothing of how long one takes.
-        self.tell(Withdrawn(request=request))
-        self._bookkeeper.void(request, "rejected")
-        flight.opened.set_exception(
-            InvalidRequest(
-                f"The worker refused the request with status {status}: {words_of_error(said)}",
-                hint="Mend the request and send it again.",
-            )
-        )
+    def _end(
+        self, flight: Flight, event: Event, reason: VoidReason, error: TokenworksError
+    ) -> None:
+        """A request ends before an answer has begun; its caller is told why."""
+        del self._flights[flight.order.request]
+        self._landed.set()
+        self.tell(event)
+        self._bookkeeper.void(flight.order.request, reason)
+        flight.opened.set_exception(error)
 
     def _reject(self, command: Reject) -> None:
         flight = self._flights.get(command.request)
@@ -742,12 +774,6 @@ def scaling_of(pools: Mapping[PoolID, PoolConfig]) -> tuple[PoolScale, ...]:
         for name, config in pools.items()
         if config.workers_max is not None
     )
-
-
-def _at_fault(order: Order, status: int) -> bool:
-    """Whether a worker's status blames the request."""
-    nowhere = status in NO_SUCH_PATH and order.worker_path != CHAT_PATH
-    return status in CALLER_AT_FAULT or nowhere
 
 
 async def _quietly(errand: Awaitable[None]) -> None:

@@ -501,9 +501,11 @@ class AttachedWorker:
 
     async def _serves(self, client: WorkerClient) -> str:
         """The model's name once the server lists it; raises WorkerFailed if it doesn't."""
+        supervisor = self._supervisor
         try:
-            async with asyncio.timeout(self._supervisor.limits.health_ns_max / NS_PER_S):
-                status, body = await client.get(self._models)
+            while (said := await self._list(client)) is None:
+                await supervisor.pause(supervisor.limits.health_period_ns)
+            status, body = said
             if status != 200:
                 raise WorkerFailed(f"{self._models} answered {status}")
             names = [model.id for model in msgspec.json.decode(body, type=_ModelList).data]
@@ -514,6 +516,17 @@ class AttachedWorker:
         if self.spec.model not in (*names, ANY_MODEL):
             raise WorkerFailed(f"it serves {names!r}, not {self.spec.model!r}")
         return self.spec.model
+
+    async def _list(self, client: WorkerClient) -> tuple[int, bytes] | None:
+        """What the server answers to which models it has; None if we cannot ask."""
+        try:
+            async with asyncio.timeout(self._supervisor.limits.health_ns_max / NS_PER_S):
+                return await client.get(self._models)
+        except WorkerUnavailable as lack:
+            if not lack.ours:
+                raise
+            self._supervisor.last_failure = lack.message
+            return None
 
 
 class _ModelEntry(msgspec.Struct, frozen=True):
