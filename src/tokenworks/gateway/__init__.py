@@ -17,6 +17,7 @@ __all__ = [
     "http_body",
     "http_head",
     "http_io",
+    "joined_metrics",
     "json_body",
     "messages",
     "messages_answer",

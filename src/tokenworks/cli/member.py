@@ -1,0 +1,125 @@
+"""One of the processes of a factory that serves from several; ``supervisor`` starts it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Final
+
+import click
+import msgspec
+import uvloop
+
+from tokenworks.catalogue.factory_config import FactoryConfig
+from tokenworks.catalogue.price_book import PriceBooks, parse_price_book
+from tokenworks.cli.policy_file import chosen
+from tokenworks.core.errors import TokenworksError
+from tokenworks.live.home import Home
+
+_STDIN: Final = 0
+
+
+class Member(msgspec.Struct, frozen=True, kw_only=True):
+    """Which of several processes one is.
+
+    Attributes:
+        index: 0 owns the dispatcher and the workers.
+        count: how many there are.
+        path: the owner's Unix socket.
+        descriptor: of the same, listening, for the owner.
+        owner: its name in the ledger.
+        dead: names that it had there before it died; none at first.
+    """
+
+    index: int
+    count: int
+    path: str
+    descriptor: int
+    owner: str
+    dead: tuple[str, ...] = ()
+
+
+class Shared(msgspec.Struct, frozen=True, kw_only=True):
+    """What all of them start with, and start again with, whatever the files say by then.
+
+    Attributes:
+        home: the factory's folder.
+        settings: as they were read.
+        books: the texts of its price books.
+        host, port: where to listen.
+        policy, policy_file: see ``policy_file.chosen``.
+        quiet: say only errors.
+    """
+
+    home: str
+    settings: FactoryConfig
+    books: tuple[str, ...]
+    host: str
+    port: int
+    policy: str | None
+    policy_file: str | None
+    quiet: bool
+
+
+def main(arguments: list[str]) -> int:
+    """Serve until SIGTERM, or until nobody holds the other end of standard input any more.
+
+    Args:
+        arguments: the path of ``Shared`` as JSON, and ``Member`` as JSON.
+
+    Returns:
+        The exit status.
+    """
+    shared = msgspec.json.decode(Path(arguments[0]).read_bytes(), type=Shared)
+    member = msgspec.json.decode(arguments[1], type=Member)
+    logging.basicConfig(
+        level=logging.ERROR if shared.quiet else logging.WARNING,
+        format=f"%(levelname)s process {member.index}: %(message)s",
+    )
+    logging.getLogger("tokenworks.ledger").setLevel(
+        logging.ERROR if shared.quiet or member.index else logging.INFO
+    )
+    try:
+        uvloop.run(_serve(shared, member))
+    except TokenworksError as error:
+        click.echo(f"{error.code}: {error}", err=True)
+        return 1
+    return 0
+
+
+async def _serve(shared: Shared, member: Member) -> None:
+    from tokenworks.cli.wiring import Factory, many_files, rare_collections
+
+    factory = Factory(
+        Home(Path(shared.home)),
+        shared.settings,
+        PriceBooks([parse_price_book(text) for text in shared.books]),
+        host=shared.host,
+        port=shared.port,
+        chosen=chosen(shared.policy, shared.policy_file),
+        member=member,
+    )
+    many_files()
+    loop = asyncio.get_running_loop()
+
+    def orphaned() -> None:
+        if not os.read(_STDIN, 1):
+            loop.remove_reader(_STDIN)
+            factory.server.stop()
+
+    loop.add_reader(_STDIN, orphaned)
+    with rare_collections():
+        await factory.run(lambda up: _ready(list(up.driver.models())))
+
+
+def _ready(models: list[str]) -> None:
+    sys.stdout.write(json.dumps(models) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
