@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
-from tokenworks.core.ids import RequestID, WorkerID
+from tokenworks.core.ids import ModelName, RequestID, WorkerID
 from tokenworks.core.ports import WorkerPort
 from tokenworks.core.units import NS_PER_MS, NS_PER_S
 from tokenworks.dispatch.commands import Abort, Command, Queue, Reject, Scale, SetTimer
@@ -56,7 +56,8 @@ class OwnerDriver(Driver):
     """A driver whose dispatcher serves the fronts, too.
 
     What workers already make for fronts when an owner is new is not in its dispatcher: such workers
-    are told of with so many slots less, until it has ended.
+    are told of with so many slots less, until it has ended. Its dispatcher knows no worker at first
+    and would refuse what fronts have waiting: that is told once there is one for it.
 
     Args:
         fronts: indices of the fronts whose reports are waited for before a worker is used.
@@ -72,6 +73,9 @@ class OwnerDriver(Driver):
         self._whose: dict[RequestID, Link] = {}
         self._taken_over: dict[RequestID, tuple[WorkerID, Link]] = {}
         self._ups: dict[WorkerID, WorkerUp] = {}
+        self._settling = bool(fronts)
+        self._early: dict[RequestID, Arrived] = {}
+        self._announced: set[ModelName] = set()
         self._numbers = itertools.count()
         self._asked: dict[tuple[int, int], asyncio.Future[bytes]] = {}
         self._errands: set[asyncio.Task[None]] = set()
@@ -81,7 +85,7 @@ class OwnerDriver(Driver):
     async def listen(self, sock: socket.socket) -> asyncio.Server:
         """Let fronts connect."""
         loop = asyncio.get_running_loop()
-        if self._awaited:
+        if self._settling:
             loop.call_later(REPORTS_NS_MAX / NS_PER_S, self._wait_no_longer)
         return await loop.create_unix_server(
             lambda: Link(self._take, self._lost, self._greet), sock=sock
@@ -191,6 +195,11 @@ class OwnerDriver(Driver):
 
     def tell(self, event: Event) -> None:
         """See ``Driver``; of workers the dispatcher hears when it may use them."""
+        if type(event) is Arrived and self._is_early(event):
+            self._early[event.request] = event
+            return
+        if type(event) is Withdrawn and self._early.pop(event.request, None) is not None:
+            return
         if type(event) is WorkerUp:
             self._ups[event.worker] = event
             self._announce(event)
@@ -214,13 +223,30 @@ class OwnerDriver(Driver):
         """Let the dispatcher use what of a worker nobody uses yet."""
         busy = sum(worker == up.worker for worker, _ in self._taken_over.values())
         if not self._awaited and up.slots > busy:
+            self._announced.add(up.model)
             super().tell(msgspec.structs.replace(up, slots=up.slots - busy))
+            self._tell_early()
 
     def _announce_all(self) -> None:
         for up in list(self._ups.values()):
             self._announce(up)
 
+    def _is_early(self, event: Arrived) -> bool:
+        """Whether no worker is known for it, and there will be one."""
+        if event.model in self._announced:
+            return False
+        return self._settling or any(up.model == event.model for up in self._ups.values())
+
+    def _tell_early(self) -> None:
+        """Tell what is early no more; higher tiers first, as they would have been sent."""
+        ready = [each for each in self._early.values() if not self._is_early(each)]
+        for event in sorted(ready, key=lambda each: (-each.tier.rank, each.arrived_ns)):
+            del self._early[event.request]
+            super().tell(event)
+
     def _wait_no_longer(self) -> None:
+        self._settling = False
+        self._tell_early()
         if self._awaited:
             _log.error("processes %s did not say what they have running", sorted(self._awaited))
             self._awaited.clear()
