@@ -218,7 +218,9 @@ def wait_for(port: int, process: subprocess.Popen[bytes], seconds_max: float = 3
     raise RuntimeError(f"nobody listened on port {port} after {seconds_max:g} s")
 
 
-def prepare(home: Path, upstream: int, addresses: int, ledger: Path | None = None) -> None:
+def prepare(
+    home: Path, upstream: int, addresses: int, ledger: Path | None = None, slots: int = SLOTS
+) -> None:
     """Make a factory's folder: a pool of fake workers, prices, and limits that are checked.
 
     Args:
@@ -226,10 +228,11 @@ def prepare(home: Path, upstream: int, addresses: int, ledger: Path | None = Non
         upstream: the port of the fake worker.
         addresses: on how many addresses it listens; each is a server of the pool.
         ledger: the SQLite file that several factories share; None for one of its own.
+        slots: of each server.
     """
-    home.mkdir()
+    home.mkdir(mode=0o700)
     urls = ", ".join(f'"http://127.0.0.{i + 1}:{upstream}"' for i in range(addresses))
-    settings = FACTORY.format(model=MODEL, slots=SLOTS, urls=urls)
+    settings = FACTORY.format(model=MODEL, slots=slots, urls=urls)
     if ledger is not None:
         settings += f'\n[ledger]\npath = "{ledger}"\n'
     (home / "factory.toml").write_text(settings)
