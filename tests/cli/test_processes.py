@@ -104,7 +104,7 @@ class Factory:
 def factory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Factory]:
     folder = tmp_path_factory.mktemp("processes")
     with fake_worker() as worker:
-        prepare(folder / "home", worker.ports[0], 1, slots=SLOTS)
+        prepare(folder / "home", worker.ports, 1, slots=SLOTS)
         arguments = ("--quiet", "--processes", str(PROCESSES))
         with running(folder / "home", *arguments) as started:
             yield Factory(started, worker.ports[0])

@@ -38,6 +38,7 @@ PATIENCE: Final = SupervisionLimits(backoff_first_ns=200 * NS_PER_MS, backoff_ns
 STOP_S_MAX: Final = LIMITS.drain_s_max + 15
 """From SIGTERM until a process is killed: it drains, then writes down what is open."""
 BACKLOG_MAX: Final = 128
+RESOURCE: Final = "OTEL_RESOURCE_ATTRIBUTES"
 
 _log: Final = logging.getLogger("tokenworks.supervisor")
 
@@ -183,6 +184,7 @@ class Supervisor:
             stdout=asyncio.subprocess.PIPE,
             pass_fds=(member.descriptor,) if member.index == 0 else (),
             start_new_session=True,  # so that Ctrl-C comes by here
+            env=_environment(member.index),
         )
         self._processes[member.index] = process
         if self._stopping.is_set():
@@ -197,6 +199,15 @@ class Supervisor:
             return await process.wait()
         finally:
             del self._processes[member.index]
+
+
+def _environment(index: int) -> dict[str, str]:
+    """Ours, and a name by which OpenTelemetry tells the process from the others."""
+    known = os.environ.get(RESOURCE, "")
+    if "service.instance.id=" in known:
+        return dict(os.environ)
+    named = f"service.instance.id={socket.gethostname()}-{index}"
+    return {**os.environ, RESOURCE: f"{known},{named}" if known else named}
 
 
 @contextlib.contextmanager
