@@ -194,11 +194,12 @@ class Bench:
         store = sqlite_store(home / "ledger.sqlite")
         try:
             posted = sum(entry.ending == "done" for entry in proved(store).values())
+            blocks = sum(store.block_numbers().values())
         finally:
             store.close()
         if posted != self.answers:
             self.faults.append(f"{self.answers} whole answers, but {posted} in the ledger")
-        found = {"answers": self.answers, "posted": posted}
+        found = {"answers": self.answers, "posted": posted, "blocks": blocks}
         self.answers = 0
         return found
 
@@ -298,7 +299,8 @@ def processes(bench: Bench, folder: Path) -> dict[str, Any]:
                 prepare(home, [worker.ports[0] for worker in workers], 1)
                 with gateway([home], "--processes", str(each)) as peer:
                     found.append(uvloop.run(bench.serving(peer)))
-                bench.settled(home)
+                books = bench.settled(home)
+                found[-1]["commits_per_answer"] = books["blocks"] / max(1, books["posted"])
     medians = {
         str(each): {
             name: round(statistics.median(row[name] for row in found), 2) for name in found[0]

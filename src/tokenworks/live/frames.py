@@ -21,6 +21,8 @@ FRAME_BYTES_MAX: Final = 16 << 20
 UNSENT_BYTES_MAX: Final = 64 << 20
 """A process that leaves so much unread is taken for dead."""
 _LENGTH_BYTES: Final = 4
+LATER_S: Final = 0.001
+"""What frees a slot may wait so long for company: a frame costs more than what is in it."""
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -101,6 +103,8 @@ class Link(asyncio.Protocol):
     ) -> None:
         self._take, self._lost, self._made = take, lost, made
         self._unsent: list[Message] = []
+        self._urgent = False
+        self._timer: asyncio.TimerHandle | None = None
         self._read = bytearray()
         self._transport: asyncio.Transport | None = None
         self.index: int | None = None
@@ -121,8 +125,17 @@ class Link(asyncio.Protocol):
         """Say something at the end of this turn of the loop; nothing to an end that is gone."""
         if self._transport is None:
             return
-        if not self._unsent:
+        if not self._urgent:
+            self._urgent = True
             asyncio.get_running_loop().call_soon(self._flush)
+        self._unsent.append(message)
+
+    def send_later(self, message: Message) -> None:
+        """Say something with what comes next, and ``LATER_S`` from now at the latest."""
+        if self._transport is None:
+            return
+        if not self._unsent and self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(LATER_S, self._flush_late)
         self._unsent.append(message)
 
     def close(self) -> None:
@@ -156,7 +169,12 @@ class Link(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
+    def _flush_late(self) -> None:
+        self._timer = None
+        self._flush()
+
     def _flush(self) -> None:
+        self._urgent = False
         if self._transport is None or not self._unsent:
             return
         data = _ENCODER.encode(self._unsent)

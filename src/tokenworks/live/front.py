@@ -159,7 +159,11 @@ class FrontDriver(Driver):
                 pass
             case _:
                 return
-        if self._link is not None:
+        if self._link is None:
+            return
+        if isinstance(event, Started | Finished):
+            self._link.send_later(event)
+        else:
             self._link.send(event)
 
     def housekeep_once(self) -> None:
