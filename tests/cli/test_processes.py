@@ -20,7 +20,7 @@ from bars.factory import Running, children_of, running
 from bars.proof import proved
 from bench.gateway_peers import fake_worker, prepare, tool
 from bench.load_generator import Crowd, Mode
-from tests.cli.command_line import data, done, invoke
+from tests.cli.command_line import ask, data, done, invoke
 from tokenworks.cli.top_facts import Reading
 from tokenworks.core.errors import ConfigInvalid, FactoryError, InvalidRequest
 from tokenworks.live.home import Home
@@ -202,6 +202,27 @@ def test_in_the_end_all_is_finished_settled_and_in_the_books_once(factory: Facto
     # One that was billed may not have reached its caller, when its process was killed.
     assert factory.answers <= posted <= factory.answers + 2 * SLOTS
     assert all(row["identical"] for row in data(home, "journal", "replay"))
+
+
+def test_one_banner_and_one_key(attached: Home, when_ready: Callable[..., list[Any]]) -> None:
+    attached.settings.write_text(
+        attached.settings.read_text().replace("[gateway]", "[gateway]\nprocesses = 2")
+    )
+    results = when_ready(attached, lambda: ask(attached))
+    result = invoke(attached, "up")
+    assert result.exit_code == 0, result.exception
+    (said,) = results
+    assert said["choices"][0]["message"]["content"] == "Hello."
+    assert result.stdout.count("The factory is running.") == 1
+    assert "Starting the workers and 2 processes" in result.stderr
+    assert not attached.url.exists()
+    (row,) = data(attached, "key", "list")
+    assert row["name"] == "operator"
+    assert data(attached, "report")["rows"][-1]["requests"] == 1
+    # Alone again, it takes the ledger for itself.
+    when_ready(attached, lambda: None)
+    facts = json.loads(invoke(attached, "up", "--processes", "1", "--json").stdout)
+    assert "processes" not in facts
 
 
 def test_what_cannot_start_says_so(home: Home) -> None:
