@@ -7,6 +7,7 @@ import contextlib
 import http.client
 import json
 import os
+import select
 import signal
 import subprocess
 import time
@@ -16,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from bars.factory import Running, children_of, running
+from bars.factory import Running, children_of, running, start
 from bars.proof import proved
 from bench.gateway_peers import fake_worker, prepare, tool
 from bench.load_generator import Crowd, Mode
@@ -30,8 +31,14 @@ pytestmark = pytest.mark.slow
 
 SLOTS = 6
 PROCESSES = 3
+LIMIT_TOKENS = 2_000
 STREAM = Mode(stream=True, tokens=20, pace_us=10_000)
+LONG = Mode(stream=True, tokens=150, pace_us=20_000)
 WAIT_S_MAX = 60
+
+
+def command_line(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 class Factory:
@@ -45,7 +52,7 @@ class Factory:
         """Processes that serve, by index."""
         found = {}
         for pid in children_of(self.running.process.pid):
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            words = command_line(pid).split(b"\0")
             with contextlib.suppress(IndexError, ValueError):
                 found[json.loads(words[-2])["index"]] = pid
         return found
@@ -63,6 +70,14 @@ class Factory:
                 return response.status, response.read().decode()
         finally:
             connection.close()
+
+    def status_of_key(self, key: str) -> int:
+        """The status, of whichever process takes the connection."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.running.port, timeout=10)
+        connection.request("GET", "/v1/models", headers={"authorization": f"Bearer {key}"})
+        status = connection.getresponse().status
+        connection.close()
+        return status
 
     def until(self, holds: Callable[[], Any]) -> None:
         deadline_s = time.monotonic() + WAIT_S_MAX
@@ -82,12 +97,20 @@ class Factory:
         except OSError:
             return False
 
-    def asks(self, *, clients: int, each: int, act: Callable[[], None] | None = None) -> Crowd:
+    def asks(
+        self,
+        *,
+        clients: int,
+        each: int,
+        act: Callable[[], None] | None = None,
+        key: str | None = None,
+        mode: Mode = STREAM,
+    ) -> Crowd:
         """Let clients ask, do something once all of them have connected, and wait for them."""
 
         async def ask() -> Crowd:
-            key, port = self.running.key, self.running.port
-            crowd = Crowd([port], key, STREAM, clients=clients, asks_max=each)
+            secret, port = key or self.running.key, self.running.port
+            crowd = Crowd([port], secret, mode, clients=clients, asks_max=each)
             await crowd.begin()
             if act is not None:
                 await asyncio.to_thread(act)
@@ -133,22 +156,42 @@ def test_they_serve_as_one(factory: Factory) -> None:
 def test_a_revoked_key_is_refused_by_all_within_a_second(factory: Factory) -> None:
     home = Home(factory.running.home)
     made = data(home, "key", "create", "--tenant", "local", "--name", "short")
-    headers = {"authorization": f"Bearer {made['secret']}"}
 
     def statuses() -> set[int]:
-        found = set()
-        for _ in range(16):
-            connection = http.client.HTTPConnection("127.0.0.1", factory.running.port, timeout=10)
-            connection.request("GET", "/v1/models", headers=headers)
-            found.add(connection.getresponse().status)
-            connection.close()
-        return found
+        return {factory.status_of_key(made["secret"]) for _ in range(16)}
 
     factory.until(lambda: statuses() == {200})
     done(home, "key", "revoke", made["key"])
     began_s = time.monotonic()
     factory.until(lambda: statuses() == {401})
     assert time.monotonic() - began_s < 1
+
+
+def test_a_limit_holds_over_all_of_them(factory: Factory) -> None:
+    home = Home(factory.running.home)
+    made = data(home, "key", "create", "--tenant", "local", "--name", "limited")
+    done(home, "quota", "set", f"key:{made['key']}", "--tokens", str(LIMIT_TOKENS))
+
+    def used() -> int:
+        found = data(home, "quota", "list", "--node", f"key:{made['key']}")["limits"]
+        return int(found[0]["used"])
+
+    factory.until(lambda: {factory.status_of_key(made["secret"]) for _ in range(16)} == {200})
+    tried = [factory.asks(clients=24, each=4, key=made["secret"]) for _ in range(2)]
+    answers = sum(crowd.seen.answers for crowd in tried)
+    assert answers
+    for crowd in tried:
+        assert all(fault.startswith("status 429") for fault in crowd.seen.faults)
+        assert crowd.seen.failed
+    assert 0 < used() <= LIMIT_TOKENS
+
+    # What one process leased and does not need, another gets: nearly all of it can be used.
+    def over() -> bool:
+        factory.asks(clients=1, each=1, key=made["secret"])
+        return used() > LIMIT_TOKENS // 2
+
+    factory.until(over)
+    assert used() <= LIMIT_TOKENS
 
 
 def test_a_front_that_is_killed_comes_back_and_the_others_go_on(factory: Factory) -> None:
@@ -202,6 +245,41 @@ def test_in_the_end_all_is_finished_settled_and_in_the_books_once(factory: Facto
     # One that was billed may not have reached its caller, when its process was killed.
     assert factory.answers <= posted <= factory.answers + 2 * SLOTS
     assert all(row["identical"] for row in data(home, "journal", "replay"))
+
+
+def test_all_end_with_their_supervisor_and_nothing_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "t").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "t"))
+    home = Home(tmp_path / "home")
+    with fake_worker() as worker:
+        prepare(home.path, worker.ports, 1, slots=SLOTS)
+        factory = Factory(start(home.path, "--quiet", "--processes", "2"), worker.ports[0])
+        (folder,) = (tmp_path / "t").iterdir()
+        assert [path.name for path in folder.iterdir()] == ["owner"]  # a socket, and no settings
+        pids = factory.pids()
+        assert len(pids) == 2
+        assert all(b"127.0.0.1" not in command_line(pid) for pid in pids.values())
+
+        def kill() -> None:
+            factory.running.process.kill()
+            # The folder is theirs until they have finished what is open.
+            with pytest.raises(subprocess.CalledProcessError):
+                tool(home.path, "up", "--processes", "2", "--port", "0")
+
+        watches = [os.pidfd_open(pid) for pid in pids.values()]
+        crowd = factory.asks(clients=6, each=1, act=kill, mode=LONG)
+        assert crowd.seen.faults == []
+        for watch in watches:
+            assert select.select([watch], [], [], WAIT_S_MAX)[0]
+            os.close(watch)
+        factory.running.process.wait()
+        factory.running.process.stdout.close()  # type: ignore[union-attr]
+        assert not list((tmp_path / "t").iterdir())
+        assert not home.url.exists()
+        with running(home.path, "--quiet", "--processes", "2") as again:
+            assert Factory(again, worker.ports[0]).get("/healthz")[0] == 200
 
 
 def test_one_banner_and_one_key(attached: Home, when_ready: Callable[..., list[Any]]) -> None:

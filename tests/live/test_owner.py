@@ -64,6 +64,7 @@ class Front:
         self.driver = crew.driver(
             FrontDriver,
             index=index,
+            name=f"front-{index}-{len(crew.fronts)}",
             path=crew.path,
             reach=self._reach,
             embedded=lambda _: 2,
@@ -96,6 +97,7 @@ class Crew:
         self.listening.bind(path)
         self.listening.listen(8)
         self.fronts: list[Front] = []
+        self.hung: list[int] = []
         self.journals = 0
         self.requests = 0
 
@@ -119,7 +121,10 @@ class Crew:
 
     async def start(self, *awaited: int) -> None:
         self.owner: OwnerDriver = self.driver(
-            OwnerDriver, fronts=frozenset(awaited), text=lambda: b"owner"
+            OwnerDriver,
+            fronts=frozenset(awaited),
+            text=lambda: b"owner",
+            on_hung=self.hung.extend,
         )
         self.owner.begin()
         self.server = await self.owner.listen(self.listening.dup())
@@ -332,23 +337,47 @@ def test_what_was_taken_over_ends_with_its_worker_its_front_or_a_failure(
     run(test)
 
 
-def test_who_is_not_heard_of_is_waited_for_no_longer_than_this(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_front_that_does_not_say_what_it_has_is_to_be_killed(tmp_path: pathlib.Path) -> None:
     async def test() -> None:
         async with crew_of(tmp_path) as crew:
-            crew.die()
-            await crew.start(1)
             crew.owner.worker_up(WORKERS[0], Client())
-            assert crew.running() == {}
-            crew.owner._wait_no_longer()
-            assert crew.running() == {"w0": 0}
-            # One that comes after all still tells what it has.
             await crew.join(1)
-            link = crew.owner._links[1]
-            late = Report(index=1, running=[(RequestID("late"), WORKERS[0])])
-            crew.owner._take(link, late)
-            assert crew.owner._dispatcher.loads()[WORKERS[0]].slots == 1
+            (hung,) = crew.fronts
+            begun = await crew.answered(hung)
+            hung.linking.cancel()  # it stands still: its answer goes on
+            crew.die()
+            await crew.start(1, 2)
+            crew.owner.worker_up(WORKERS[0], Client())
+            await crew.join(2)
+            waiting = crew.open(crew.fronts[1].driver)
+            await until(lambda: crew.owner._early)
+            crew.owner._remind()
+            crew.owner._remind()  # until somebody comes in its place
+            assert crew.hung == [1, 1]
+            assert crew.running() == {}  # what it has is still unknown
+            await settle(begun)
+            await crew.join(1)
+            await until(crew.fronts[1].waiting)
+            crew.fronts[1].waiting()[0].answer()
+            await settle(await waiting)
+            crew.owner._remind()
+            assert crew.hung == [1, 1]
+
+    run(test)
+
+
+def test_a_front_that_was_hung_up_on_is_to_be_killed(tmp_path: pathlib.Path) -> None:
+    async def test() -> None:
+        async with crew_of(tmp_path) as crew:
+            crew.owner.worker_up(WORKERS[0], Client())
+            await crew.join(1)
+            (one,) = crew.fronts
+            begun = await crew.answered(one)
+            crew.owner._links[1]._abort()
+            await until(lambda: crew.hung == [1])
+            assert not crew.owner._links
+            await until(lambda: crew.running() == {"w0": 0})
+            await settle(begun)
 
     run(test)
 
@@ -445,11 +474,12 @@ def test_what_only_the_other_side_may_say_ends_the_link(tmp_path: pathlib.Path) 
             link = one.driver._link
             assert link is not None
             link.send(Welcome())
-            await until(lambda: one.driver._link not in {None, link})  # and comes again
-            await until(lambda: 1 in crew.owner._links)
-            crew.owner._links[1].send(Report(index=1, running=[]))
-            before = one.driver._link
-            await until(lambda: one.driver._link not in {None, before})
+            await until(lambda: crew.hung)  # and comes again, and once more
+            assert one.driver._link is not link
+            await crew.join(2)
+            crew.owner._links[2].send(Report(index=2, name="", running=[]))
+            before = crew.fronts[1].driver._link
+            await until(lambda: crew.fronts[1].driver._link not in {None, before})
 
     run(test)
 

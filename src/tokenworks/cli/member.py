@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
+import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +22,8 @@ from tokenworks.core.errors import TokenworksError
 from tokenworks.live.home import Home
 
 _STDIN: Final = 0
+_STDOUT: Final = 1
+_STDERR: Final = 2
 
 
 class Member(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,17 +68,47 @@ class Shared(msgspec.Struct, frozen=True, kw_only=True):
     quiet: bool
 
 
+class Ready(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """It serves, and has a worker.
+
+    Attributes:
+        models: that the factory has.
+    """
+
+    models: list[str]
+
+
+class Hung(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The owner cannot go on beside some of the others: they are to be killed.
+
+    Attributes:
+        indices: of these.
+    """
+
+    indices: list[int]
+
+
+Said = Ready | Hung
+"""What a process tells its supervisor, each as a line of JSON on its standard output."""
+
+
 def main(arguments: list[str]) -> int:
     """Serve until SIGTERM, or until nobody holds the other end of standard input any more.
 
+    ``Shared``, which may hold a ledger's password, is the first line of standard input as JSON: it
+    is never in a file or on a command line.
+
     Args:
-        arguments: the path of ``Shared`` as JSON, and ``Member`` as JSON.
+        arguments: ``Member`` as JSON.
 
     Returns:
         The exit status.
     """
-    shared = msgspec.json.decode(Path(arguments[0]).read_bytes(), type=Shared)
-    member = msgspec.json.decode(arguments[1], type=Member)
+    member = msgspec.json.decode(arguments[0], type=Member)
+    shared = msgspec.json.decode(sys.stdin.buffer.readline(), type=Shared)
+    # What a policy of the operator's prints is not for the supervisor.
+    said = os.dup(_STDOUT)
+    os.dup2(_STDERR, _STDOUT)
     logging.basicConfig(
         level=logging.ERROR if shared.quiet else logging.WARNING,
         format=f"%(levelname)s process {member.index}: %(message)s",
@@ -84,24 +117,26 @@ def main(arguments: list[str]) -> int:
         logging.ERROR if shared.quiet or member.index else logging.INFO
     )
     try:
-        uvloop.run(_serve(shared, member))
+        uvloop.run(_serve(shared, member, lambda what: _say(said, what)))
     except TokenworksError as error:
         click.echo(f"{error.code}: {error}", err=True)
         return 1
     return 0
 
 
-async def _serve(shared: Shared, member: Member) -> None:
+async def _serve(shared: Shared, member: Member, say: Callable[[Said], None]) -> None:
     from tokenworks.cli.wiring import Factory, many_files, rare_collections
 
+    home = Home(Path(shared.home))
     factory = Factory(
-        Home(Path(shared.home)),
+        home,
         shared.settings,
         PriceBooks([parse_price_book(text) for text in shared.books]),
         host=shared.host,
         port=shared.port,
         chosen=chosen(shared.policy, shared.policy_file),
         member=member,
+        on_hung=lambda indices: say(Hung(indices=indices)),
     )
     many_files()
     loop = asyncio.get_running_loop()
@@ -110,15 +145,17 @@ async def _serve(shared: Shared, member: Member) -> None:
         if not os.read(_STDIN, 1):
             loop.remove_reader(_STDIN)
             factory.server.stop()
+            # No other factory starts from this folder before the last of us has ended.
+            shutil.rmtree(Path(member.path).parent, ignore_errors=True)
+            home.forget_url()
 
     loop.add_reader(_STDIN, orphaned)
     with rare_collections():
-        await factory.run(lambda up: _ready(list(up.driver.models())))
+        await factory.run(lambda up: say(Ready(models=list(up.driver.models()))))
 
 
-def _ready(models: list[str]) -> None:
-    sys.stdout.write(json.dumps(models) + "\n")
-    sys.stdout.flush()
+def _say(descriptor: int, what: Said) -> None:
+    os.write(descriptor, msgspec.json.encode(what) + b"\n")
 
 
 if __name__ == "__main__":

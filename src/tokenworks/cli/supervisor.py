@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
-import json
 import logging
 import os
 import secrets
@@ -20,11 +19,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, assert_never
 
 import msgspec
 
-from tokenworks.cli.member import Member, Shared
+from tokenworks.cli.member import Hung, Member, Ready, Said, Shared
 from tokenworks.core.errors import ConfigInvalid, FactoryError
 from tokenworks.core.units import NS_PER_MS, NS_PER_S
 from tokenworks.gateway.connection import LIMITS
@@ -37,12 +36,17 @@ DEATHS_MAX: Final = 5
 PATIENCE: Final = SupervisionLimits(backoff_first_ns=200 * NS_PER_MS, backoff_ns_max=5 * NS_PER_S)
 STOP_S_MAX: Final = LIMITS.drain_s_max + 15
 """From SIGTERM until a process is killed: it drains, then writes down what is open."""
+OWNER_STOP_S_MAX: Final = STOP_S_MAX + 10
+"""The same for the owner, which waits for the others."""
+START_S_MAX: Final = 60
+"""A process that is still starting is given so long before it is taken for hung."""
 BACKLOG_MAX: Final = 128
+LINE_BYTES_MAX: Final = 1 << 20
 RESOURCE: Final = "OTEL_RESOURCE_ATTRIBUTES"
 
 _log: Final = logging.getLogger("tokenworks.supervisor")
 
-Ready = Callable[[int, list[str]], None]
+Serving = Callable[[int, list[str]], None]
 
 
 class Supervisor:
@@ -51,6 +55,7 @@ class Supervisor:
     Args:
         shared: what they start with; a port 0 is replaced by a free one.
         count: how many, at least 2.
+        patience: how long to wait before a process starts again.
 
     Attributes:
         secret: the operator's key.
@@ -59,34 +64,35 @@ class Supervisor:
         ConfigInvalid: the port is taken, or another factory runs from this folder.
     """
 
-    def __init__(self, shared: Shared, count: int) -> None:
+    def __init__(self, shared: Shared, count: int, patience: SupervisionLimits = PATIENCE) -> None:
         assert count > 1, count
-        self._count = count
+        self._count, self._patience = count, patience
         self._home = Home(Path(shared.home))
         self._stopping = asyncio.Event()
         self._broken: str | None = None
         self._processes: dict[int, asyncio.subprocess.Process] = {}
+        self._began_ns: dict[int, int] = {}
         self._models: dict[int, list[str]] = {}
+        self._ready: set[int] = set()
         self._everybody = asyncio.Event()
         self._name = secrets.token_hex(6)
         with contextlib.ExitStack() as stack:
             self._home.make()
-            stack.enter_context(_sole(self._home))
+            self._sole = stack.enter_context(_sole(self._home))
             self._port = stack.enter_context(
                 _bound(shared.host, shared.port, taken=shared.settings.gateway.share_port)
             )
             self.secret = self._prepare()
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tokenworks-")))
-            self._path, self._start = str(folder / "owner"), folder / "start.json"
-            shared = msgspec.structs.replace(shared, port=self._port)
-            self._home.write_private(self._start, msgspec.json.encode(shared).decode())
+            self._path = str(folder / "owner")
+            self._start = msgspec.json.encode(msgspec.structs.replace(shared, port=self._port))
             self._socket = stack.enter_context(socket.socket(socket.AF_UNIX))
             self._socket.bind(self._path)
             # It outlives its owner: who connects meanwhile waits for the next one.
             self._socket.listen(BACKLOG_MAX)
             self._close = stack.pop_all().close
 
-    async def run(self, ready: Ready) -> None:
+    async def run(self, ready: Serving) -> None:
         """Until SIGINT or SIGTERM; a second one cuts off what is open.
 
         Args:
@@ -126,19 +132,23 @@ class Supervisor:
 
     def _stop(self) -> None:
         if not self._stopping.is_set():
-            asyncio.get_running_loop().call_later(STOP_S_MAX, self._kill)
+            loop = asyncio.get_running_loop()
+            loop.call_later(STOP_S_MAX, self._kill, range(1, self._count))
+            loop.call_later(OWNER_STOP_S_MAX, self._kill, range(1))
         self._stopping.set()
         for process in self._processes.values():
             with contextlib.suppress(ProcessLookupError):
                 process.terminate()
 
-    def _kill(self) -> None:
-        for index, process in self._processes.items():
-            _log.error("process %d did not end in %d s", index, STOP_S_MAX)
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
+    def _kill(self, indices: range) -> None:
+        for index in indices:
+            process = self._processes.get(index)
+            if process is not None:
+                _log.error("process %d did not end in time: it is killed", index)
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
 
-    async def _announce(self, ready: Ready) -> None:
+    async def _announce(self, ready: Serving) -> None:
         await self._everybody.wait()
         ready(self._port, self._models[0])
 
@@ -146,7 +156,7 @@ class Supervisor:
         """Keep one process up until all are to stop."""
         deaths, dead = 0, list[str]()
         while not self._stopping.is_set():
-            began_ns = time.monotonic_ns()
+            self._began_ns[index] = time.monotonic_ns()
             name = f"factory-{self._name}-{index}-{len(dead)}"
             member = Member(
                 index=index,
@@ -160,13 +170,13 @@ class Supervisor:
             if self._stopping.is_set():
                 return
             dead.append(name)
-            lived_ns = time.monotonic_ns() - began_ns
-            deaths = 1 if lived_ns >= PATIENCE.stable_ns else deaths + 1
-            if index not in self._models or deaths > DEATHS_MAX:
+            stable = self._age_ns(index) >= self._patience.stable_ns
+            deaths = 1 if stable else deaths + 1
+            if index not in self._models or deaths >= DEATHS_MAX:
                 self._broken = f"Process {index} ended with status {status}."
                 self._stop()
                 return
-            wait_ns = backoff_ns(deaths, PATIENCE)
+            wait_ns = backoff_ns(deaths, self._patience)
             _log.error(
                 "process %d ended with status %d; it starts again in %.1f s",
                 *(index, status, wait_ns / NS_PER_S),
@@ -178,27 +188,61 @@ class Supervisor:
     async def _life(self, member: Member) -> int:
         """One process from its start to its end; returns its exit status."""
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", "-m", "tokenworks.cli.member"),
-            *(str(self._start), msgspec.json.encode(member).decode()),
+            *self._command(member),
             stdin=asyncio.subprocess.PIPE,  # its end tells the process that we are gone
             stdout=asyncio.subprocess.PIPE,
-            pass_fds=(member.descriptor,) if member.index == 0 else (),
+            # The lock, so that nobody starts from this folder while one of ours still lives.
+            pass_fds=(self._sole, member.descriptor) if member.index == 0 else (self._sole,),
             start_new_session=True,  # so that Ctrl-C comes by here
             env=_environment(member.index),
+            limit=LINE_BYTES_MAX,
         )
         self._processes[member.index] = process
         if self._stopping.is_set():
             process.terminate()
         try:
+            assert process.stdin is not None
             assert process.stdout is not None
-            line = await process.stdout.readline()
-            if line:
-                self._models[member.index] = json.loads(line)
-                if len(self._models) == self._count:
-                    self._everybody.set()
+            with contextlib.suppress(ConnectionError):  # its status will say why
+                process.stdin.write(self._start + b"\n")
+                await process.stdin.drain()
+            async for line in process.stdout:
+                self._heard(member.index, msgspec.json.decode(line, type=Said))
             return await process.wait()
         finally:
             del self._processes[member.index]
+            self._ready.discard(member.index)
+
+    def _command(self, member: Member) -> tuple[str, ...]:
+        words = (sys.executable, "-P", "-m", "tokenworks.cli.member")
+        return (*words, msgspec.json.encode(member).decode())
+
+    def _heard(self, index: int, said: Said) -> None:
+        match said:
+            case Ready():
+                self._ready.add(index)
+                self._models[index] = said.models
+                if len(self._models) == self._count:
+                    self._everybody.set()
+            case Hung():
+                for each in said.indices:
+                    self._kill_hung(each)
+            case _:
+                assert_never(said)
+
+    def _kill_hung(self, index: int) -> None:
+        """End a process that its owner cannot go on beside; it starts again as any that died."""
+        process = self._processes.get(index)
+        if process is None:
+            return  # the next one will say by itself what it has
+        if index not in self._ready and self._age_ns(index) < START_S_MAX * NS_PER_S:
+            return  # it has nothing yet
+        _log.error("process %d does not answer the first one: it is killed", index)
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+
+    def _age_ns(self, index: int) -> int:
+        return time.monotonic_ns() - self._began_ns[index]
 
 
 def _environment(index: int) -> dict[str, str]:
@@ -211,8 +255,8 @@ def _environment(index: int) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _sole(home: Home) -> Iterator[None]:
-    """Be the only supervisor of a folder."""
+def _sole(home: Home) -> Iterator[int]:
+    """Be the only supervisor of a folder, until whoever has the descriptor has ended."""
     descriptor = os.open(home.path / "processes.lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
         try:
@@ -222,7 +266,7 @@ def _sole(home: Home) -> Iterator[None]:
                 f"Another factory runs from {str(home.path)!r}.",
                 hint="Stop it, or give this one a folder of its own with --home.",
             ) from error
-        yield
+        yield descriptor
     finally:
         os.close(descriptor)
 

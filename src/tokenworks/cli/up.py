@@ -124,6 +124,7 @@ def command(
         processes=_count(processes or settings.gateway.processes, factory),
         modelled=factory,
         speaks="json" if as_json else "nothing" if quiet else "words",
+        quiet=quiet,
     )
     uvloop.run(start.run())
     if start.speaks == "words":
@@ -146,8 +147,9 @@ class _Start:
         processes: int,
         modelled: Modelled | None,
         speaks: Literal["words", "json", "nothing"],
+        quiet: bool,
     ) -> None:
-        self.speaks = speaks
+        self.speaks, self._quiet = speaks, quiet
         self._home, self._settings, self._books = home, settings, books
         self._host, self._port = host, port
         self._policy, self._policy_file, self._processes = policy, policy_file, processes
@@ -169,7 +171,7 @@ class _Start:
                 port=self._port,
                 policy=self._policy,
                 policy_file=self._policy_file,
-                quiet=self.speaks == "nothing",
+                quiet=self._quiet,
             ),
             self._processes,
         )
@@ -248,7 +250,10 @@ def _deciding(
 
 def _count(processes: int, factory: Modelled | None) -> int:
     if processes > 1 and factory is not None:
-        raise InvalidRequest("Modelled workers live in one process.", hint="Leave --processes out.")
+        raise InvalidRequest(
+            f"Modelled workers live in one process, not in {processes}.",
+            hint="Leave --processes out, or say --processes 1.",
+        )
     return processes
 
 

@@ -68,6 +68,8 @@ FILES_MAX: Final = 1 << 17
 """Sockets of callers and of workers; as many as any front door here can use."""
 
 LOCAL_TENANT: Final = TenantID("local")
+ALONE_S_MAX: Final = 30
+"""How long an owner that has drained waits for the other processes to drain."""
 GC_THRESHOLDS: Final = (20_000, 20, 20)
 """Objects made and not freed between two searches for cycles. A request makes hundreds and leaves
 none behind, so that Python's own 700 would search what is in flight at every other request."""
@@ -129,6 +131,7 @@ class Factory:
         chosen: who decides.
         modelled: the workers, if they are only modelled.
         member: which of several processes this is; None if it is the only one.
+        on_hung: told the indices of processes that the owner cannot go on beside.
     """
 
     _otlp: Exporter | None = None
@@ -144,6 +147,7 @@ class Factory:
         chosen: Chosen,
         modelled: Modelled | None = None,
         member: Member | None = None,
+        on_hung: Callable[[list[int]], None] | None = None,
     ) -> None:
         self._member, shared = member, home.shares_ledger() or member is not None
         home.make()
@@ -153,8 +157,7 @@ class Factory:
         fast = None if modelled is None else FastClock(dates, modelled.speedup)
         self.clock: Clock = fast or dates
         owner = member.owner if member else f"factory-{os.getpid()}-{secrets.token_hex(4)}"
-        self.workers, self.growth = list[Worker](), Growth()
-        self.first_up = asyncio.Event()
+        self.workers, self.growth, self.first_up = list[Worker](), Growth(), asyncio.Event()
         with contextlib.ExitStack() as stack:
             self.server = GatewayServer(host, port, shared=self._shares_port(settings))
             stack.callback(self.server.stop)
@@ -169,7 +172,7 @@ class Factory:
                 told = modelled.setting.scenario.configured
                 policy, limits = policy or told.policy, told.limits
                 pools = modelled.pools(by_date=True)
-            self.driver = self._kind_of_driver()(
+            self.driver = self._kind_of_driver(on_hung)(
                 clock=self.clock,
                 dispatcher=Dispatcher(chosen.own),
                 ledger=ledger,
@@ -194,18 +197,20 @@ class Factory:
                 self._seat_pools(settings, curves)
             stack.pop_all()
 
-    def _kind_of_driver(self) -> Callable[..., Driver]:
+    def _kind_of_driver(self, on_hung: Callable[[list[int]], None] | None) -> Callable[..., Driver]:
         """A driver with a dispatcher for itself, for others too, or with that of another one."""
         member = self._member
         self._attached: dict[WorkerID, AttachedSpec] = {}
         if member is None:
             return Driver
         if member.index == 0:
+            assert on_hung is not None
             fronts = frozenset(range(1, member.count) if member.dead else ())
-            return functools.partial(OwnerDriver, fronts=fronts, text=self._text)
+            return functools.partial(OwnerDriver, fronts=fronts, text=self._text, on_hung=on_hung)
         return functools.partial(
             FrontDriver,
             index=member.index,
+            name=member.owner,
             path=member.path,
             reach=lambda seat: client_of(self._attached[seat.worker]),
             embedded=lambda seat: (
@@ -362,7 +367,9 @@ class Factory:
                 if task.done():
                     task.result()  # what broke it is what the operator must see
             if isinstance(self.driver, OwnerDriver):
-                await self.driver.alone()  # the others drain, too, and need its dispatcher
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(ALONE_S_MAX):
+                        await self.driver.alone()  # the others drain, too, and need its dispatcher
         finally:
             if listener is not None:
                 listener.close()

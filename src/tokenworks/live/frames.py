@@ -30,10 +30,12 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
     Attributes:
         index: which front.
+        name: of this life of it; a process that starts again has another.
         running: what workers make for it already, and who does: an owner that is new takes it over.
     """
 
     index: int
+    name: str
     running: list[tuple[RequestID, WorkerID]]
 
 

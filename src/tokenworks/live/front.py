@@ -46,6 +46,7 @@ class FrontDriver(Driver):
 
     Args:
         index: of this process, at least 1.
+        name: of this life of it.
         path: the owner's socket.
         reach: makes the way to an attached worker.
         embedded: how many connections may go to a worker that the owner has started.
@@ -58,6 +59,7 @@ class FrontDriver(Driver):
         self,
         *,
         index: int,
+        name: str,
         path: str,
         reach: Callable[[Seat], WorkerClient],
         embedded: Callable[[Seat], int],
@@ -75,7 +77,7 @@ class FrontDriver(Driver):
             leases=more.get("leases"),
         )
         self._first_up = first_up
-        self._index, self._path, self._text = index, path, text
+        self._index, self._name, self._path, self._text = index, name, path, text
         self._reach, self._embedded = reach, embedded
         self._link: Link | None = None
         self._away_since_ns = self._clock.now_ns()
@@ -207,7 +209,7 @@ class FrontDriver(Driver):
             for flight in self._flights.values()
             if flight.seat is not None and not _waits(flight)
         ]
-        link.send(Report(index=self._index, running=running))
+        link.send(Report(index=self._index, name=self._name, running=running))
         for flight in self._flights.values():
             arrived = self._arrivals.get(flight.order.request)
             if _waits(flight) and arrived is not None and not flight.opened.done():

@@ -44,7 +44,8 @@ from tokenworks.live.network import WorkerClient
 from tokenworks.live.seats import Seat
 
 REPORTS_NS_MAX: Final = 10 * NS_PER_S
-"""How long an owner that is new waits for what fronts have running before workers are used."""
+"""How long an owner that is new waits for what fronts have running before those that do not say it
+are to be killed. Until they have, no worker is used: what a front has running takes slots."""
 HANG_UP_NS: Final = 50 * NS_PER_MS
 """From a front's death until its slots are free: workers hear of it from the kernel, too."""
 TEXTS_S_MAX: Final = 1.0
@@ -62,13 +63,23 @@ class OwnerDriver(Driver):
     Args:
         fronts: indices of the fronts whose reports are waited for before a worker is used.
         text: this process's own metrics.
+        on_hung: told the indices of fronts that say nothing, or that were hung up on: they are to
+            be killed, since what they have running is not in the dispatcher.
         more: see ``Driver``.
     """
 
-    def __init__(self, *, fronts: frozenset[int], text: Callable[[], bytes], **more: Any) -> None:
+    def __init__(
+        self,
+        *,
+        fronts: frozenset[int],
+        text: Callable[[], bytes],
+        on_hung: Callable[[list[int]], None],
+        **more: Any,
+    ) -> None:
         super().__init__(**more)
         self._awaited = set(fronts)
-        self._text = text
+        self._text, self._on_hung = text, on_hung
+        self._names: dict[int, str] = {}
         self._links: dict[int, Link] = {}
         self._whose: dict[RequestID, Link] = {}
         self._taken_over: dict[RequestID, tuple[WorkerID, Link]] = {}
@@ -86,7 +97,7 @@ class OwnerDriver(Driver):
         """Let fronts connect."""
         loop = asyncio.get_running_loop()
         if self._settling:
-            loop.call_later(REPORTS_NS_MAX / NS_PER_S, self._wait_no_longer)
+            loop.call_later(REPORTS_NS_MAX / NS_PER_S, self._remind)
         return await loop.create_unix_server(
             lambda: Link(self._take, self._lost, self._greet), sock=sock
         )
@@ -147,6 +158,12 @@ class OwnerDriver(Driver):
             self._whose.pop(request, None)
 
     def _reported(self, link: Link, report: Report) -> None:
+        if self._names.get(report.index) == report.name:
+            # We hung up on it, and gave away the slots of what it still has running.
+            self._on_hung([report.index])
+            link.close()
+            return
+        self._names[report.index] = report.name
         link.index = report.index
         self._links[report.index] = link
         self._alone.clear()
@@ -244,13 +261,15 @@ class OwnerDriver(Driver):
             del self._early[event.request]
             super().tell(event)
 
-    def _wait_no_longer(self) -> None:
+    def _remind(self) -> None:
+        """Have those killed that have not said what they have running."""
         self._settling = False
         self._tell_early()
-        if self._awaited:
+        if self._awaited and not self._closed:
             _log.error("processes %s did not say what they have running", sorted(self._awaited))
-            self._awaited.clear()
-            self._announce_all()
+            self._on_hung(sorted(self._awaited))
+            loop = asyncio.get_running_loop()
+            loop.call_later(REPORTS_NS_MAX / NS_PER_S, self._remind)
 
     # What the dispatcher says.
 
