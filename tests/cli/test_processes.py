@@ -52,9 +52,10 @@ class Factory:
         """Processes that serve, by index."""
         found = {}
         for pid in children_of(self.running.process.pid):
-            words = command_line(pid).split(b"\0")
-            with contextlib.suppress(IndexError, ValueError):
-                found[json.loads(words[-2])["index"]] = pid
+            with contextlib.suppress(OSError):  # it has ended
+                words = command_line(pid).split(b"\0")
+                if b"tokenworks.cli.member" in words:  # else it is about to become one
+                    found[json.loads(words[-2])["index"]] = pid
         return found
 
     def kill(self, index: int) -> None:
