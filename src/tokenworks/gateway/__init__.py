@@ -19,6 +19,7 @@ __all__ = [
     "http_head",
     "http_io",
     "http_limits",
+    "joined_metrics",
     "json_body",
     "messages",
     "messages_answer",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import reprlib
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Final
 
 import msgspec
@@ -93,6 +93,7 @@ class Gateway:
         more: further routes.
         passes_on: pass on all that needs a key as it comes; see ``pass_through``.
         trusted_proxies: see ``Doorkeeper``.
+        scrape: gives ``/metrics`` where several processes serve together; None for its own.
 
     Attributes:
         metrics: what it counts.
@@ -110,11 +111,13 @@ class Gateway:
         more: tuple[Route, ...] = (),
         passes_on: bool = False,
         trusted_proxies: tuple[Network, ...] = (),
+        scrape: Callable[[], Awaitable[bytes]] | None = None,
     ) -> None:
         self._desk = desk
         self._door = Doorkeeper(desk, clock, trusted_proxies)
         self._clock = clock
         self.metrics = metrics or GatewayMetrics()
+        self._scrape = scrape
         self._answers = Answers(desk, clock, self.metrics, shelf)
         self._passing = PassThrough(self._answers) if passes_on else None
         responses = Responses(clock, shelf)
@@ -288,7 +291,8 @@ class Gateway:
     # Routes of its own.
 
     async def _metrics(self, _: Request) -> Response:
-        return Response(body=self.metrics.text(), content_type=CONTENT_TYPE)
+        text = self.metrics.text() if self._scrape is None else await self._scrape()
+        return Response(body=text, content_type=CONTENT_TYPE)
 
     async def _openapi(self, _: Request) -> Response:
         return Response(body=msgspec.json.encode(document()))

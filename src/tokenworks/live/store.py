@@ -234,6 +234,13 @@ class SQLStore(SettingsStore):
             self._stored.adopt(found)
         return found
 
+    def declare_dead(self, owner: str) -> None:
+        """Let ``take_over`` find a process that has ended, however short a while ago."""
+        with self._group.still, self._writer.writing():
+            self._writer.change(
+                "UPDATE owners SET seen_unix_ns = 0 WHERE owner = ? AND ended = 0", (owner,)
+            )
+
     def _end_the_dead(self, seen_before_unix_ns: int) -> tuple[list[Reserved], NewNames]:
         """Inside a transaction: what dead processes hold, and new names; their sums are added."""
         rollup, adopted = Rollup(), Stored()
