@@ -38,6 +38,8 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             of the connections.
         trusted_proxies: addresses of proxies whose ``x-forwarded-for`` is believed where a key may
             be used from some addresses only.
+        admin: where the admin API is: for callers on this machine alone, while the gateway listens
+            there alone (``local``), wherever the gateway listens, or nowhere.
     """
 
     host: str = "127.0.0.1"
@@ -45,6 +47,7 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     pass_through: bool = False
     share_port: bool = False
     trusted_proxies: tuple[str, ...] = ()
+    admin: Literal["local", "on", "off"] = "local"
 
 
 class LedgerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

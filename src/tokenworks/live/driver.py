@@ -23,6 +23,7 @@ from tokenworks.catalogue.factory_config import PoolConfig
 from tokenworks.catalogue.price_book import PriceBook, PriceBooks
 from tokenworks.core.errors import (
     CapacityExceeded,
+    ConfigInvalid,
     InvalidRequest,
     LedgerCorrupt,
     LedgerUnavailable,
@@ -150,7 +151,8 @@ class Driver:
         self._bookkeeper = Bookkeeper(
             clock=ledger_clock or clock, ledger=ledger, store=store, pools=pools, leases=leases
         )
-        self._books, self._book = books, books.at(clock.unix_ns())
+        self._folders_books = self._books = books
+        self._book = books.at(clock.unix_ns())
         self._seats: dict[WorkerID, Seat] = {}
         self._flights: dict[RequestID, Flight] = {}
         self._keys: dict[str, KeyView] = {}
@@ -172,8 +174,9 @@ class Driver:
         """
         self._bookkeeper.begin()
         self._apply(self._read_settings(-1, self._ledger.date(self._clock.unix_ns())))
-        self._keep_book(self._book)
-        self._open_book(self._book)
+        book = self._books.at(self._clock.unix_ns())
+        self._keep_book(book)
+        self._open_book(book)
 
     async def housekeep(self) -> None:
         """Keys, expired holds, cost, leases and the journal's buffer, until cancelled.
@@ -670,8 +673,8 @@ class Driver:
         version = self._store.settings_version()
         if version == known_version:
             return None
-        records = self._store.load_keys()
-        return _Settings(version, records, self._store.read_limits(unix_ns))
+        records, books = self._store.load_keys(), self._store.activated_books()
+        return _Settings(version, records, self._store.read_limits(unix_ns), books)
 
     def _apply(self, read: _Settings | None) -> None:
         """On the loop: put keys and limits into force."""
@@ -682,6 +685,7 @@ class Driver:
             return  # what was used of the window that has begun is not in it: read again
         self._ledger.set_limits(states)
         self._settings_version = read.version
+        self._take_up_books(read.books)
         self._keys = {}
         for record in read.records:
             self._ledger.set_key(record)
@@ -689,6 +693,13 @@ class Driver:
                 self._keys[record.secret_sha256] = record.view()
                 if record.old_secret_sha256 is not None:
                     self._keys[record.old_secret_sha256] = record.old_view()
+
+    def _take_up_books(self, texts: list[str]) -> None:
+        """Heed the price books that were put into force since the start, each from its day on."""
+        try:
+            self._books = self._folders_books.with_texts(texts)
+        except ConfigInvalid as error:
+            _log.error("price books that were put into force are left out: %s", error)
 
     async def _turn_page(self) -> None:
         """Take up the next price book on its day, once it is kept."""
@@ -718,6 +729,7 @@ class _Settings(NamedTuple):
     version: int
     records: list[KeyRecord]
     limits: Callable[[], list[LimitState]]
+    books: list[str]
 
 
 async def _again_and_again(errand: Callable[[], Awaitable[None]]) -> None:
