@@ -12,7 +12,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from tokenworks.catalogue.packages import EXAMPLE, parse_packages
+from tests.ledger.ledger_samples import BOOK, NOW
+from tokenworks.catalogue.packages import EXAMPLE, Package, parse_packages
+from tokenworks.catalogue.price_book import PriceBooks
 from tokenworks.core.errors import (
     CallerError,
     Conflict,
@@ -38,13 +40,13 @@ from tokenworks.ledger.actions import (
 )
 from tokenworks.ledger.audit_log import Actor, AuditRecord, verify
 from tokenworks.ledger.authority import Who
+from tokenworks.ledger.office_port import Asked
 from tokenworks.ledger.quotas import KeyRecord, NodeID
 from tokenworks.live.database import CommitUnknown, Value
 from tokenworks.live.key_making import digest_of
 from tokenworks.live.office import Office, operator
 from tokenworks.live.store import SQLStore, sqlite_store
 
-NOW = 1_790_000_000_000_000_000
 HERE = operator()
 
 
@@ -55,9 +57,16 @@ def store(tmp_path: Path) -> Iterator[SQLStore]:
     made.close()
 
 
+def office_of(store: SQLStore) -> Office:
+    def packages() -> dict[str, Package]:
+        return parse_packages(EXAMPLE)
+
+    return Office(store, lambda: NOW, packages, lambda: PriceBooks([BOOK]))
+
+
 @pytest.fixture
 def office(store: SQLStore) -> Office:
-    return Office(store, lambda: NOW, lambda: parse_packages(EXAMPLE))
+    return office_of(store)
 
 
 def admin(office: Office, tenant: str = "acme", **more: Any) -> Who:
@@ -80,7 +89,7 @@ def refused(office: Office, call: Any, who: Who, wish: Any) -> AuditRecord:
     """What is written down of a wish that is not granted; nothing else changes."""
     before = state(office)
     with pytest.raises(CallerError) as error:
-        call(who, wish, "req_1")
+        call(who, wish, Asked(request="req_1"))
     assert state(office) == before
     record = last(office)
     assert (record.outcome, record.after, record.request) == ("refused", None, "req_1")

@@ -40,6 +40,8 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         processes: how many serve this factory, one core each, as ``tokenworks up --processes``.
         trusted_proxies: addresses of proxies whose ``x-forwarded-for`` is believed where a key may
             be used from some addresses only.
+        admin: where the admin API is: for callers on this machine alone, while the gateway listens
+            there alone (``local``), wherever the gateway listens, or nowhere.
     """
 
     host: str = "127.0.0.1"
@@ -48,6 +50,7 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     share_port: bool = False
     processes: int = 1
     trusted_proxies: tuple[str, ...] = ()
+    admin: Literal["local", "on", "off"] = "local"
 
 
 class LedgerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -42,7 +42,7 @@ def ledger_at(home: Home, *, create: bool = False) -> Iterator[SQLStore]:
 def office_at(home: Home, *, create: bool = False) -> Iterator[Office]:
     """The office that changes what is in the ledger; see ``ledger_at``."""
     with ledger_at(home, create=create) as store:
-        yield Office(store, SystemClock().unix_ns, home.load_packages)
+        yield Office(store, SystemClock().unix_ns, home.load_packages, home.load_price_books)
 
 
 AHEAD_S_MAX: Final = 300

@@ -17,9 +17,8 @@ from tokenworks.core.orders import Payer
 from tokenworks.core.slo import Tier
 from tokenworks.core.units import dollars_text
 from tokenworks.ledger.actions import AskExtra, DecideExtra, GrantPackage, LiftLimit, SetLimit
-from tokenworks.ledger.dates import time_text
 from tokenworks.ledger.extras import Extra
-from tokenworks.ledger.facts import limit_facts
+from tokenworks.ledger.facts import state_facts
 from tokenworks.ledger.grants import (
     PERIODS,
     is_below,
@@ -33,7 +32,6 @@ from tokenworks.ledger.quotas import (
     Period,
     Unit,
     nodes_of,
-    window_end,
 )
 from tokenworks.ledger.store_port import LedgerStore
 from tokenworks.live.home import Home
@@ -174,7 +172,7 @@ def list_limits(home: Home, /, node: str | None, *, as_json: bool) -> None:
             limits = {state.limit.limit: state.limit for state in states}
             extras = [extra for extra in store.load_extras() if extra.limit in limits]
     if as_json:
-        said = {"limits": [_state(state) for state in states], "extras": extras}
+        said = {"limits": [state_facts(state) for state in states], "extras": extras}
         click.echo(msgspec.json.format(msgspec.json.encode(said), indent=2))
         return
     where = "" if node is None else f" on {node} or in it"
@@ -336,28 +334,16 @@ def _say_limits(
     wanted = set(names)
     states = [state for state in store.limit_states(unix_ns) if state.limit.limit in wanted]
     if as_json:
-        text = msgspec.json.encode({"limits": [_state(state) for state in states]})
+        text = msgspec.json.encode({"limits": [state_facts(state) for state in states]})
         click.echo(msgspec.json.format(text, indent=2))
     else:
         _show_states(states, "")
 
 
-def _state(state: LimitState) -> dict[str, Any]:
-    limit = state.limit
-    resets = limit.period != "lifetime"
-    return {
-        **limit_facts(limit),
-        "used": state.used,
-        "held": None,
-        "allowed": state.allowed,
-        "resets_at": time_text(window_end(limit.period, state.start_unix_ns)) if resets else None,
-    }
-
-
 def _show_states(states: Iterable[LimitState], empty: str) -> None:
     rows = []
     for state in states:
-        facts, unit = _state(state), state.limit.unit
+        facts, unit = state_facts(state), state.limit.unit
         rows.append(
             {
                 "limit": facts["limit"],

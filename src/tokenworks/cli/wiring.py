@@ -29,11 +29,12 @@ from tokenworks.cli.member import Member
 from tokenworks.cli.policy_file import Chosen
 from tokenworks.cli.twin_factory import Modelled
 from tokenworks.core.errors import ConfigInvalid
-from tokenworks.core.ids import ModelName, PoolID, TenantID, WorkerID
+from tokenworks.core.ids import ModelName, PoolID, WorkerID
 from tokenworks.core.ports import Clock, Desk, WorkerPort
-from tokenworks.core.scopes import networks_of
+from tokenworks.core.scopes import address_of, networks_of
 from tokenworks.dispatch.commands import Scale
 from tokenworks.dispatch.dispatcher import Dispatcher
+from tokenworks.gateway.admin import Admin
 from tokenworks.gateway.app import Gateway
 from tokenworks.gateway.joined_metrics import joined
 from tokenworks.gateway.metrics import GatewayMetrics
@@ -42,13 +43,14 @@ from tokenworks.gateway.telemetry import Telemetry, telemetry_of
 from tokenworks.gateway.traced_desk import Exporter, TracedDesk
 from tokenworks.ledger.actions import CreateKey
 from tokenworks.ledger.store_port import join, recover
+from tokenworks.live.admission import Admission
 from tokenworks.live.clock import SystemClock
 from tokenworks.live.driver import LIMITS, Driver
 from tokenworks.live.front import FrontDriver
 from tokenworks.live.growth import Growth
 from tokenworks.live.home import Curves, Home, foreman_facts, model_path
 from tokenworks.live.journal import JournalWriter
-from tokenworks.live.office import Office, operator
+from tokenworks.live.office import OWN_TENANT, Office, operator
 from tokenworks.live.owner import OwnerDriver
 from tokenworks.live.quota_leases import QuotaLeases
 from tokenworks.live.seats import Seat
@@ -68,7 +70,6 @@ from tokenworks.twin.serving import Engines, ModelledWorker
 FILES_MAX: Final = 1 << 17
 """Sockets of callers and of workers; as many as any front door here can use."""
 
-LOCAL_TENANT: Final = TenantID("local")
 ALONE_S_MAX: Final = 30
 """How long an owner that has drained waits for the other processes to drain."""
 GC_THRESHOLDS: Final = (20_000, 20, 20)
@@ -86,8 +87,10 @@ def operator_key(home: Home, store: SQLStore, clock: Clock) -> str:
         for record in store.load_keys():
             if record.secret_sha256 == digest and record.revoked_unix_ns is None:
                 return secret
-    wish = CreateKey(tenant=LOCAL_TENANT, name="operator")
-    new = Office(store, clock.unix_ns).create_key(operator("the factory's first start"), wish)
+    wish = CreateKey(tenant=OWN_TENANT, name="operator")
+    office = Office(store, clock.unix_ns, home.load_packages, home.load_price_books)
+    new = office.create_key(operator("the factory's first start"), wish)
+    assert new.secret is not None
     home.write_private(home.key, new.secret + "\n")
     return new.secret
 
@@ -152,7 +155,6 @@ class Factory:
         self._member, shared = member, home.shares_ledger() or member is not None
         home.make()
         self._check_models(settings, books)
-        curves = home.load_curves()
         dates = SystemClock()
         fast = None if modelled is None else FastClock(dates, modelled.speedup)
         self.clock: Clock = fast or dates
@@ -190,11 +192,12 @@ class Factory:
             )
             self._shelf = home.open_shelf()
             stack.callback(self._shelf.close)
+            self._admin = self._admin_of(home, settings, dates)
             self.gateway = self._gateway(settings)
             if modelled is not None and fast is not None:
                 self._seat_modelled(modelled, fast)
             else:
-                self._seat_pools(settings, curves)
+                self._seat_pools(settings, home.load_curves())
             stack.pop_all()
 
     def _kind_of_driver(self, on_hung: Callable[[list[int]], None] | None) -> Callable[..., Driver]:
@@ -242,6 +245,7 @@ class Factory:
             self.clock,
             metrics=metrics,
             shelf=self._shelf,
+            admin=self._admin,
             passes_on=settings.gateway.pass_through,
             trusted_proxies=networks_of(settings.gateway.trusted_proxies, "trusted_proxies"),
             scrape=None if self._member is None else self._scrape,
@@ -249,6 +253,21 @@ class Factory:
 
     def _shares_port(self, settings: FactoryConfig) -> bool:
         return settings.gateway.share_port or self._member is not None
+
+    def _admin_of(self, home: Home, settings: FactoryConfig, dates: Clock) -> Admin | None:
+        """The admin API, where it is wanted."""
+        wanted = settings.gateway.admin
+        local = address_of(self.server.address[0])
+        here = local is not None and local.is_loopback
+        if wanted == "off" or (wanted == "local" and not here):
+            return None
+        office = Office(self.store, dates.unix_ns, home.load_packages, home.load_price_books)
+        return Admin(
+            office,
+            Admission(self.store, dates.unix_ns),
+            trusted_proxies=networks_of(settings.gateway.trusted_proxies, "trusted_proxies"),
+            local_only=wanted == "local",
+        )
 
     def _check_store(self) -> None:
         for dead in self._member.dead if self._member else ():
@@ -380,6 +399,8 @@ class Factory:
             await asyncio.gather(*(worker.stop() for worker in self.workers), self.growth.stop())
             if self._otlp is not None:
                 await asyncio.to_thread(self._otlp.stop)
+            if self._admin is not None:
+                await asyncio.to_thread(self._admin.close)
             await asyncio.to_thread(self.store.close)
             await asyncio.to_thread(self._shelf.close)
             for name in (signal.SIGINT, signal.SIGTERM):

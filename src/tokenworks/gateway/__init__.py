@@ -1,6 +1,8 @@
 """Deliver: the OpenAI wire format, keys, streaming, metering at the edge."""
 
 __all__ = [
+    "admin",
+    "admin_openapi",
     "answer",
     "app",
     "assemble",

@@ -16,6 +16,7 @@ from tokenworks.core.orders import KeyView
 from tokenworks.core.ports import Clock, Desk, Shelf
 from tokenworks.core.scopes import Network
 from tokenworks.core.units import NS_PER_S
+from tokenworks.gateway.admin import Admin
 from tokenworks.gateway.answer import Answer, Answers
 from tokenworks.gateway.chat import Chat
 from tokenworks.gateway.completions import Completions
@@ -90,6 +91,7 @@ class Gateway:
         metrics: where it counts; None for some of its own.
         dialects: what answers can be asked for in, besides Responses.
         shelf: where what tenants leave is kept; None keeps nothing.
+        admin: how people manage the factory; None if not here.
         more: further routes.
         passes_on: pass on all that needs a key as it comes; see ``pass_through``.
         trusted_proxies: see ``Doorkeeper``.
@@ -108,6 +110,7 @@ class Gateway:
         metrics: GatewayMetrics | None = None,
         dialects: tuple[AnyDialect, ...] = DIALECTS,
         shelf: Shelf | None = None,
+        admin: Admin | None = None,
         more: tuple[Route, ...] = (),
         passes_on: bool = False,
         trusted_proxies: tuple[Network, ...] = (),
@@ -121,7 +124,7 @@ class Gateway:
         self._answers = Answers(desk, clock, self.metrics, shelf)
         self._passing = PassThrough(self._answers) if passes_on else None
         responses = Responses(clock, shelf)
-        self._names = RequestNames()
+        self._names, self._manages = RequestNames(), admin is not None
         self.serving: dict[Exchange, asyncio.Task[None]] = {}
         self._routes = Routes(
             (*dialects, responses),
@@ -134,6 +137,7 @@ class Gateway:
                 *responses.routes(),
                 *TokenCounts(desk).routes(),
                 *WholeAnswers(self._answers, clock).routes(),
+                *(() if admin is None else admin.routes()),
                 *more,
             ),
         )
@@ -159,7 +163,7 @@ class Gateway:
         if head.path.removeprefix("/v1").startswith("/messages"):
             accepted.errors = _ANTHROPIC
         try:
-            if self._passing is not None and head.path not in self._routes.open_paths:
+            if self._passing is not None and not self._routes.is_open(head.path):
                 accepted.name, accepted.passing = "passed on", self._passing
                 accepted.key = self._door.admit(exchange, head)
                 return PASSED_BYTES_MAX
@@ -295,7 +299,7 @@ class Gateway:
         return Response(body=text, content_type=CONTENT_TYPE)
 
     async def _openapi(self, _: Request) -> Response:
-        return Response(body=msgspec.json.encode(document()))
+        return Response(body=msgspec.json.encode(document(admin=self._manages)))
 
     async def _health(self, _: Request) -> Response:
         healthy, why = self._desk.healthy()

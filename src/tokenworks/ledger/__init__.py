@@ -19,6 +19,7 @@ __all__ = [
     "litellm",
     "litellm_prices",
     "metering",
+    "office_port",
     "quotas",
     "reports",
     "rollup",

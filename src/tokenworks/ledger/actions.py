@@ -6,7 +6,7 @@ from typing import Final
 
 import msgspec
 
-from tokenworks.core.ids import LimitID
+from tokenworks.core.ids import LimitID, PriceID
 from tokenworks.core.slo import Tier
 from tokenworks.ledger.quotas import Period, Role, Unit
 
@@ -120,8 +120,52 @@ class DecideExtra(_Action, frozen=True, kw_only=True, tag="extra.decide"):
     by: str | None = None
 
 
+class CreateTenant(_Action, frozen=True, kw_only=True, tag="tenant.create"):
+    """Make a tenant: who pays. A key of a tenant that is not there makes it, too."""
+
+    tenant: str
+    name: str = ""
+
+
+class ChangeTenant(_Action, frozen=True, kw_only=True, tag="tenant.change"):
+    """Give a tenant another name for people."""
+
+    tenant: str
+    name: str
+
+
+class CloseTenant(_Action, frozen=True, kw_only=True, tag="tenant.close"):
+    """Close a tenant for ever: its keys are revoked, and it gets no others."""
+
+    tenant: str
+
+
+class ProposeBook(_Action, frozen=True, kw_only=True, tag="book.propose"):
+    """Keep a price book's text, checked, for somebody to put into force."""
+
+    text: str
+
+
+class ActivateBook(_Action, frozen=True, kw_only=True, tag="book.activate"):
+    """Put a price book that was proposed into force from its day on.
+
+    Attributes:
+        book: its id.
+        version: how many books have been put into force, as the caller has seen it; with another
+            number nothing changes.
+    """
+
+    book: PriceID
+    version: int
+
+
 Action = (
-    CreateKey
+    CreateTenant
+    | ChangeTenant
+    | CloseTenant
+    | ProposeBook
+    | ActivateBook
+    | CreateKey
     | ChangeKey
     | RotateKey
     | RevokeKey
@@ -140,5 +184,7 @@ def kind_of(action: Action) -> str:
     return kind
 
 
+NAME_CHARS_MAX: Final = 200
+"""Of a key's or a tenant's name for people."""
 REASON_CHARS_MAX: Final = 1_000
 """Of why somebody asks for extra budget."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import msgspec
+
+from tokenworks.core.ids import TenantID
 from tokenworks.core.scopes import tiers_by_rank
 from tokenworks.ledger.audit_log import Facts
 from tokenworks.ledger.dates import time_text
 from tokenworks.ledger.extras import Extra
-from tokenworks.ledger.quotas import KeyRecord, Limit
+from tokenworks.ledger.quotas import KeyRecord, Limit, LimitState, window_end
 
 
 def key_facts(record: KeyRecord) -> Facts:
@@ -30,6 +33,32 @@ def key_facts(record: KeyRecord) -> Facts:
     }
 
 
+class TenantRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """Who pays.
+
+    Attributes:
+        tenant: its id.
+        name: for people.
+        created_unix_ns: when it was made.
+        closed_unix_ns: when it was closed; None if it is open.
+    """
+
+    tenant: TenantID
+    name: str
+    created_unix_ns: int
+    closed_unix_ns: int | None = None
+
+
+def tenant_facts(record: TenantRecord) -> Facts:
+    """What is known of a tenant."""
+    return {
+        "tenant": record.tenant,
+        "name": record.name,
+        "created": time_text(record.created_unix_ns),
+        "closed": _time(record.closed_unix_ns),
+    }
+
+
 def limit_facts(limit: Limit) -> Facts:
     """What a limit says; what is used of it is no part of it."""
     return {
@@ -41,6 +70,22 @@ def limit_facts(limit: Limit) -> Facts:
         "amount": limit.amount,
         "carry_over_max": limit.carry_over_max,
         "package": limit.package,
+    }
+
+
+def state_facts(state: LimitState) -> Facts:
+    """A limit with what is used and allowed of its present window.
+
+    What open requests hold is known to the running factory alone, and is None.
+    """
+    ends = state.limit.period != "lifetime"
+    end_unix_ns = window_end(state.limit.period, state.start_unix_ns)
+    return {
+        **limit_facts(state.limit),
+        "used": state.used,
+        "held": None,
+        "allowed": state.allowed,
+        "resets_at": time_text(end_unix_ns) if ends else None,
     }
 
 

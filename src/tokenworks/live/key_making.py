@@ -16,9 +16,10 @@ from tokenworks.core.needs import checked_words, words_of
 from tokenworks.core.scopes import MODELS_MAX, networks_of
 from tokenworks.core.slo import Tier
 from tokenworks.core.units import NANODOLLARS_PER_DOLLAR, nanodollars_of
-from tokenworks.ledger.actions import CreateKey
+from tokenworks.ledger.actions import NAME_CHARS_MAX, CreateKey
 from tokenworks.ledger.dates import parse_end
 from tokenworks.ledger.grants import new_limit, parse_node
+from tokenworks.ledger.office_port import NewKey
 from tokenworks.ledger.quotas import KeyRecord, Limit, Period, Unit
 from tokenworks.ledger.store_port import LedgerStore
 
@@ -27,25 +28,8 @@ SECRET_CHARS_MIN: Final = 8
 SECRET_CHARS_MAX: Final = 512
 """Of a secret that is brought along; ours have 32 random characters."""
 
-NAME_CHARS_MAX: Final = 200
-"""Of a key's name."""
-
 DIGITS_MAX: Final = 40
 """Of an amount on the command line."""
-
-
-class NewKey(msgspec.Struct, frozen=True, kw_only=True):
-    """A key at the only moment when its secret is known.
-
-    Attributes:
-        secret: what a caller shows.
-        record: what is stored.
-        limits: the key's own.
-    """
-
-    secret: str
-    record: KeyRecord
-    limits: tuple[Limit, ...] = ()
 
 
 class KeyScopes(msgspec.Struct, frozen=True, kw_only=True):

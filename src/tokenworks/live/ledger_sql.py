@@ -84,6 +84,12 @@ CREATE TABLE IF NOT EXISTS extras (
     decided_by TEXT, at_unix_ns INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS price_books (
     price_id TEXT PRIMARY KEY, text TEXT NOT NULL, first_used_unix_ns INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS tenants (
+    tenant TEXT PRIMARY KEY, name TEXT NOT NULL, created_unix_ns INTEGER NOT NULL,
+    closed_unix_ns INTEGER);
+CREATE TABLE IF NOT EXISTS creations (
+    actor TEXT NOT NULL, word TEXT NOT NULL, digest TEXT NOT NULL, subject TEXT NOT NULL,
+    at_unix_ns INTEGER NOT NULL, PRIMARY KEY (actor, word));
 CREATE TABLE IF NOT EXISTS proposed_books (
     price_id TEXT PRIMARY KEY, text TEXT NOT NULL, at_unix_ns INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS book_versions (

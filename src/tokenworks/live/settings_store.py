@@ -21,7 +21,7 @@ from tokenworks.core.errors import (
     TokenworksError,
 )
 from tokenworks.core.ids import KeyID, LimitID, PriceID
-from tokenworks.core.units import NS_PER_S
+from tokenworks.core.units import NS_PER_HOUR, NS_PER_S
 from tokenworks.ledger.audit_log import (
     TEXT_CHARS_MAX,
     AuditRecord,
@@ -32,6 +32,7 @@ from tokenworks.ledger.audit_log import (
 )
 from tokenworks.ledger.blocks import GENESIS
 from tokenworks.ledger.extras import Extra
+from tokenworks.ledger.facts import TenantRecord
 from tokenworks.ledger.quotas import UNIX_NS_MAX, KeyRecord, Limit
 from tokenworks.live.database import CommitUnknown, Database, Value
 from tokenworks.live.ledger_sql import (
@@ -56,6 +57,10 @@ from tokenworks.live.quota_leases import DEAD_AFTER_NS
 from tokenworks.live.sum_tables import SumTables
 
 _log: Final = logging.getLogger("tokenworks.ledger")
+
+
+CREATIONS_KEPT_NS: Final = 7 * 24 * NS_PER_HOUR
+"""How long two creations with the same word are one."""
 
 
 class Note:
@@ -291,6 +296,43 @@ class SettingsStore:
             if tuple(found_by) != _found_by(record):
                 raise LedgerCorrupt(f"Record {found_by[0]} of the audit log was changed.")
             yield bytes(payload)
+
+    # Tenants.
+
+    def load_tenants(self) -> list[TenantRecord]:
+        """All tenants that were made or closed, by id; keys may name others."""
+        with self._other_lock:
+            return load_rows(self._other, "SELECT * FROM tenants ORDER BY tenant", TenantRecord)
+
+    def put_tenant(self, record: TenantRecord) -> None:
+        """Add a tenant, or replace the one of that id."""
+        with self._changing_settings():
+            self._other.change(
+                "INSERT INTO tenants VALUES (?, ?, ?, ?) ON CONFLICT (tenant) DO UPDATE SET "
+                "name = excluded.name, closed_unix_ns = excluded.closed_unix_ns",
+                _values(record),
+            )
+
+    # Creations that are one, however often they are asked for.
+
+    def creation(self, actor: str, word: str) -> tuple[str, str] | None:
+        """What somebody has asked for by a word, as a digest, and what that has made."""
+        with self._other_lock:
+            rows = self._other.query(
+                "SELECT digest, subject FROM creations WHERE actor = ? AND word = ?", (actor, word)
+            )
+        return (rows[0][0], rows[0][1]) if rows else None
+
+    def put_creation(self, actor: str, word: str, digest: str, subject: str, unix_ns: int) -> None:
+        """Keep what a word of somebody's has made; those that are a week old are forgotten."""
+        with self._changing_settings():
+            self._other.change(
+                "DELETE FROM creations WHERE at_unix_ns < ?", (unix_ns - CREATIONS_KEPT_NS,)
+            )
+            self._other.change(
+                "INSERT INTO creations VALUES (?, ?, ?, ?, ?)",
+                (actor, word, digest, subject, unix_ns),
+            )
 
     # Price books that were put into force here.
 
