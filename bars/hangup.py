@@ -4,7 +4,8 @@ The worker is one of ours that makes a chunk when it is told to and counts them,
 what it had made when its connection closed. ``step`` lets it wait for the caller after each chunk:
 exactly what it made must be billed. ``paced`` lets it go on by itself, as workers do: what is
 billed lies between what the caller had and what the worker made until it noticed. Callers leave by
-closing (FIN) and by resetting (RST) their connection.
+closing (FIN) and by resetting (RST) their connection. Those who asked for a whole answer have seen
+nothing of it when they leave; the worker has made so many chunks by then, and all have arrived.
 
 python -m bars.hangup
 """
@@ -16,6 +17,7 @@ import asyncio
 import collections
 import contextlib
 import dataclasses
+import itertools
 import json
 import socket
 import struct
@@ -65,6 +67,7 @@ class Case:
         index: after how many chunks.
         telling: whether the worker says in each chunk what was used so far.
         pace_ms: 0 for a worker that waits for it after each chunk.
+        stream: whether it asks for a stream.
     """
 
     dialect: str
@@ -72,12 +75,14 @@ class Case:
     index: int
     telling: bool = False
     pace_ms: int = 0
+    stream: bool = True
 
     @property
     def name(self) -> str:
         """What the ledger calls its run."""
         telling = "told" if self.telling else "seen"
-        return f"{self.dialect}.{telling}.{self.pace_ms}.{self.way}.{self.index}"
+        shape = "stream" if self.stream else "whole"
+        return f"{self.dialect}.{shape}.{telling}.{self.pace_ms}.{self.way}.{self.index}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,12 +107,14 @@ def cases(*, passing: bool, chunks: int = CHUNKS, paced: bool = False) -> Iterat
         chunks: of a stream.
         paced: whether the worker goes on by itself.
     """
-    tellings = (False,) if passing else (False, True)
-    for dialect in ROUTES:
-        for telling in tellings if dialect == "chat" else (False,):
-            for way in WAYS:
-                for index in range(chunks + 1):
-                    yield Case(dialect, way, index, telling, PACE_MS if paced else 0)
+    kinds = [(False, True)]
+    if not passing:
+        kinds += [(True, True), *([] if paced else [(False, False)])]
+    for dialect, (telling, stream), way in itertools.product(ROUTES, kinds, WAYS):
+        if not telling or dialect == "chat":
+            for index in range(chunks + 1):
+                pace_ms = PACE_MS if paced else 0
+                yield Case(dialect, way, index, telling=telling, pace_ms=pace_ms, stream=stream)
 
 
 async def leave(worker: ScriptedWorker, port: int, key: str, case: Case) -> Left:
@@ -117,7 +124,11 @@ async def leave(worker: ScriptedWorker, port: int, key: str, case: Case) -> Left
     writer.write(_request(case, key))
     stream = await worker.next_stream()
     received = b""
-    while received.count(TEXT) < case.index:
+    if not case.stream:
+        for _ in range(case.index):
+            stream.step()
+        await _turn(port)
+    while case.stream and received.count(TEXT) < case.index:
         if not case.pace_ms:
             stream.step()
         had = received.count(TEXT)
@@ -131,7 +142,7 @@ async def leave(worker: ScriptedWorker, port: int, key: str, case: Case) -> Left
 
 
 def _request(case: Case, key: str) -> bytes:
-    body: dict[str, Any] = {"model": "scripted", "stream": True}
+    body: dict[str, Any] = {"model": "scripted", "stream": case.stream}
     match case.dialect:
         case "completions":
             body |= {"prompt": "hello", "max_tokens": CHUNKS}
@@ -148,6 +159,15 @@ def _request(case: Case, key: str) -> bytes:
         f"Content-Length: {len(raw)}\r\n\r\n"
     )
     return head.encode() + raw
+
+
+async def _turn(port: int) -> None:
+    """Return once the gateway has read what lay in its sockets: it answers what came later."""
+    for _ in range(2):  # it may have found both in one look at its sockets, and this one first
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        assert (await reader.read()).startswith(b"HTTP/1.1 200")
+        writer.close()
 
 
 def _leave(writer: asyncio.StreamWriter, way: str) -> float:

@@ -216,6 +216,12 @@ def _by_peer(rounds: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
                 for row, control in zip(rows, rounds["nginx"], strict=True)
             ]
             found[peer]["ratio_to_nginx"] = round(statistics.median(ratios), 2)
+        if peer == "litellm":
+            ratios = [
+                row["cpu_us_per_request"] / max(ours["cpu_us_per_request"], 1e-9)
+                for row, ours in zip(rows, rounds["gateway"], strict=True)
+            ]
+            found[peer]["ratio_to_gateway"] = round(statistics.median(ratios), 1)
     return found
 
 
@@ -323,10 +329,11 @@ def show(found: dict[str, Any]) -> None:
     print(f"{'mode':8}{'peer':>10}{'CPU us/request':>16}{'requests/s':>12}{'to nginx':>10}")
     for mode, peers in found["costs"].items():
         for peer, row in peers.items():
-            ratio = row.get("ratio_to_nginx", "")
+            ratio, times = row.get("ratio_to_nginx", ""), row.get("ratio_to_gateway")
             print(
                 f"{mode:8}{peer:>10}{row['cpu_us_per_request']:16.1f}"
                 f"{row['requests_per_s']:12.0f}{ratio:>10}"
+                + (f"  {times} times the gateway's" if times else "")
             )
     for mode, each in found["cpu_us_per_chunk"].items():
         words = ", ".join(f"{peer} {us}" for peer, us in each.items())

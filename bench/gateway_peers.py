@@ -191,8 +191,10 @@ def litellm(upstream: int, folder: Path) -> Iterator[Peer]:
     config = folder / "litellm.json"  # JSON is YAML
     config.write_text(json.dumps({"model_list": models, "general_settings": {"master_key": key}}))
     command = [program, "--config", str(config), "--host", "127.0.0.1", "--port", str(port)]
+    # Without this it tries to fetch prices when it starts, and waits where there is no network.
+    environment = os.environ | {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}
     log = (folder / "litellm.log").open("wb")
-    with log, child(command, stdout=log, stderr=log) as process:
+    with log, child(command, env=environment, stdout=log, stderr=log) as process:
         wait_for(port, process, seconds_max=180)
         yield Peer("litellm", [port], key=key, pids=[process.pid])
 

@@ -26,7 +26,8 @@ def test_a_caller_who_leaves_pays_for_what_was_made(
     for dialect in hangup.ROUTES:
         for way in hangup.WAYS:
             one = [x for x in left if x.case.dialect == dialect and x.case.way == way]
-            assert [x.made for x in one if not x.case.telling] == list(range(CHUNKS + 1))
+            made = [x.made for x in one if x.case.stream and not x.case.telling]
+            assert made == list(range(CHUNKS + 1))
     # What would be a fault is one.
     more = [dataclasses.replace(x, made=x.made + 1) for x in left if x.case.index]
     fewer = [dataclasses.replace(x, made=x.made - 1) for x in left if x.case.index > 1]
