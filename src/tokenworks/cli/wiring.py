@@ -175,8 +175,8 @@ class Factory:
                 on_scale=self._scale,
                 scaling=None if modelled is None else modelled.scaling,
             )
-            self._shelf = home.open_shelf()
-            stack.callback(self._shelf.close)
+            self._shelf = stack.enter_context(contextlib.closing(home.open_shelf()))
+            self._files = stack.enter_context(contextlib.closing(home.open_files()))
             self.gateway = self._gateway(settings)
             if modelled is not None and fast is not None:
                 self._seat_modelled(modelled, fast)
@@ -198,6 +198,7 @@ class Factory:
             self.clock,
             metrics=metrics,
             shelf=self._shelf,
+            files=self._files,
             passes_on=settings.gateway.pass_through,
             trusted_proxies=networks_of(settings.gateway.trusted_proxies, "trusted_proxies"),
         )
@@ -318,6 +319,7 @@ class Factory:
                 await asyncio.to_thread(self._otlp.stop)
             await asyncio.to_thread(self.store.close)
             await asyncio.to_thread(self._shelf.close)
+            await asyncio.to_thread(self._files.close)
             for name in (signal.SIGINT, signal.SIGTERM):
                 with contextlib.suppress(ValueError):
                     loop.remove_signal_handler(name)

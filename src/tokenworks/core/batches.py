@@ -249,7 +249,7 @@ class FileRoom(Protocol):
         ...
 
     async def get(self, tenant: TenantID, file: FileID) -> StoredFile | None:
-        """A file of this tenant that has not expired."""
+        """A file of this tenant."""
         ...
 
     async def delete(self, tenant: TenantID, file: FileID) -> bool:

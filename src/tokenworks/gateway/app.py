@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import reprlib
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from typing import Final
 
 import msgspec
 
+from tokenworks.core.batches import FileRoom
 from tokenworks.core.errors import MethodNotAllowed, ModelNotFound, TokenworksError
 from tokenworks.core.ids import RequestID
 from tokenworks.core.orders import KeyView
@@ -22,6 +23,7 @@ from tokenworks.gateway.completions import Completions
 from tokenworks.gateway.connection import Exchange
 from tokenworks.gateway.dialect import ErrorForm, Fetch
 from tokenworks.gateway.doorkeeper import Doorkeeper, models_for
+from tokenworks.gateway.files import Files
 from tokenworks.gateway.http_io import BODY_BYTES_MAX, JSON, ClientGone, Headers, broken
 from tokenworks.gateway.messages import Messages
 from tokenworks.gateway.metrics import CONTENT_TYPE, GatewayMetrics
@@ -90,6 +92,7 @@ class Gateway:
         metrics: where it counts; None for some of its own.
         dialects: what answers can be asked for in, besides Responses.
         shelf: where what tenants leave is kept; None keeps nothing.
+        files: where their files are kept; None keeps none.
         more: further routes.
         passes_on: pass on all that needs a key as it comes; see ``pass_through``.
         trusted_proxies: see ``Doorkeeper``.
@@ -107,6 +110,7 @@ class Gateway:
         metrics: GatewayMetrics | None = None,
         dialects: tuple[AnyDialect, ...] = DIALECTS,
         shelf: Shelf | None = None,
+        files: FileRoom | None = None,
         more: tuple[Route, ...] = (),
         passes_on: bool = False,
         trusted_proxies: tuple[Network, ...] = (),
@@ -131,6 +135,7 @@ class Gateway:
                 *responses.routes(),
                 *TokenCounts(desk).routes(),
                 *WholeAnswers(self._answers, clock).routes(),
+                *Files(files, clock).routes(),
                 *more,
             ),
         )
@@ -171,6 +176,9 @@ class Gateway:
             check_method(head.path, head.method, allowed)
             if keyed:
                 accepted.key = self._door.admit(exchange, head)
+            takes = None if accepted.route is None else accepted.route.takes
+            if takes is not None and head.method == "POST" and accepted.key is not None:
+                takes(exchange, accepted.key)
         except MethodNotAllowed as error:
             self._fail(exchange, error, [(b"allow", ", ".join(allowed).encode())])
         except TokenworksError as error:
@@ -181,6 +189,8 @@ class Gateway:
 
     def refuse(self, exchange: Exchange, error: TokenworksError) -> None:
         """Answer a request that cannot be read."""
+        if exchange.sink is not None:
+            exchange.sink.drop()
         self._fail(exchange, error)
 
     def serve(self, exchange: Exchange) -> None:
@@ -277,13 +287,14 @@ class Gateway:
                 exchange=exchange,
             )
         )
-        if not exchange.gone:
-            exchange.respond(
-                response.status,
-                response.body,
-                response.content_type,
-                [*response.headers, *accepted.ids()],
-            )
+        headers = [*response.headers, *accepted.ids()]
+        if exchange.gone:
+            return
+        if response.parts is not None:
+            exchange.begin(response.status, response.content_type, headers)
+            await send_parts(exchange, response.parts)
+        else:
+            exchange.respond(response.status, response.body, response.content_type, headers)
 
     # Routes of its own.
 
@@ -317,3 +328,17 @@ class Gateway:
                 f"There is no model {reprlib.repr(name)}.", hint="GET /v1/models lists them."
             )
         return Response(body=msgspec.json.encode(rows[0]))
+
+
+async def send_parts(exchange: Exchange, parts: AsyncIterator[bytes]) -> None:
+    """Send a long body as its caller takes it, after its head; stops once that has left."""
+    may_go_on = asyncio.Event()
+    may_go_on.set()
+    exchange.on_pause, exchange.on_resume = may_go_on.clear, may_go_on.set
+    exchange.on_gone = may_go_on.set
+    async for part in parts:
+        exchange.write(part)
+        await may_go_on.wait()
+        if exchange.gone:
+            return
+    exchange.end()

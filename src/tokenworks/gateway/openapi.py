@@ -125,6 +125,7 @@ REQUESTS: Final[Mapping[str, JSONObject]] = {
         n=_whole(10),
         service_tier=_TIER,
     ),
+    "FileRequest": _object(("purpose", "file"), purpose={"const": "batch"}, file=_TEXT),
     "FormRequest": _object(("model",), model=_MODEL, service_tier=_TIER),
 }
 
@@ -152,6 +153,7 @@ POSTS: Final[Mapping[str, tuple[str, str]]] = {
     "/v1/audio/speech": ("InputRequest", "Speech."),
     "/v1/audio/transcriptions": ("FormRequest", "What a recording says."),
     "/v1/audio/translations": ("FormRequest", "What a recording says, in English."),
+    "/v1/files": ("FileRequest", "A file is kept, for a batch."),
 }
 """What is sent where, and what comes back."""
 
@@ -179,6 +181,17 @@ def document() -> JSONObject:
     paths["/v1/responses/{id}/cancel"] = {
         "post": _get("Stop it; nothing runs in the background yet.", of_id=True)
     }
+    paths["/v1/files"] = {
+        "get": _get("Files that are kept, the newest first."),
+        "post": _post("/v1/files"),
+    }
+    paths["/v1/files/{id}"] = {
+        "get": _get("One of them.", of_id=True),
+        "delete": _get("Forget it.", of_id=True),
+    }
+    paths["/v1/files/{id}/content"] = {
+        "get": _get("What is in it.", "application/octet-stream", of_id=True)
+    }
     paths["/healthz"] = {"get": _get("Whether requests can be served.", keyed=False)}
     paths["/metrics"] = {"get": _get("Prometheus's metrics.", "text/plain", keyed=False)}
     paths[OPENAPI_PATH] = {"get": _get("This document.", keyed=False)}
@@ -205,7 +218,7 @@ def document() -> JSONObject:
 def _post(path: str) -> JSONObject:
     schema, does = POSTS[path]
     kinds: JSONObject = {"application/json": {"schema": _ref(schema)}}
-    if schema == "FormRequest":
+    if schema in ("FormRequest", "FileRequest"):
         kinds = {"multipart/form-data": {"schema": _ref(schema)}}
     answers: JSONObject = {"application/json": {"schema": _OBJECT}}
     if path in STREAMS:

@@ -9,6 +9,7 @@ __all__ = [
     "database",
     "driver",
     "embedded",
+    "file_room",
     "flights",
     "group_commit",
     "growth",

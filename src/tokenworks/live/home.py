@@ -21,6 +21,7 @@ from tokenworks.catalogue.factory_config import (
 from tokenworks.catalogue.packages import Package, parse_packages
 from tokenworks.catalogue.price_book import PriceBook, PriceBooks, parse_price_book
 from tokenworks.core.errors import ConfigInvalid
+from tokenworks.live.file_room import StoredFiles
 from tokenworks.live.postgres import PostgresDatabase
 from tokenworks.live.shelf import DatabaseShelf
 from tokenworks.live.sqlite import SQLiteDatabase
@@ -89,6 +90,16 @@ class Home:
     def shelf(self) -> Path:
         """What tenants leave here, where no database server keeps it."""
         return self.path / "shelf.sqlite"
+
+    @property
+    def batches(self) -> Path:
+        """The lists of tenants' files and batches."""
+        return self.path / "batches.sqlite"
+
+    @property
+    def files(self) -> Path:
+        """The folder of tenants' files."""
+        return self.path / "files"
 
     @property
     def curves(self) -> Path:
@@ -185,6 +196,14 @@ class Home:
         if url is not None:
             return DatabaseShelf(PostgresDatabase(url))
         return DatabaseShelf(SQLiteDatabase(self.shelf))
+
+    def open_files(self) -> StoredFiles:
+        """What tenants send here in files, which is this folder's alone.
+
+        Raises:
+            LedgerUnavailable, LedgerCorrupt: see ``StoredFiles``.
+        """
+        return StoredFiles(SQLiteDatabase(self.batches), self.files)
 
     def ledger_file(self) -> Path | None:
         """The SQLite file that holds the ledger; None if a database server does."""
