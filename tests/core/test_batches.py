@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenworks.core.batches import ENDS, NEXT, Batch, BatchStatus, may_move, moved, next_step
+from tokenworks.core.batches import (
+    ENDS,
+    NEXT,
+    Batch,
+    BatchStatus,
+    may_move,
+    moved,
+    next_step,
+    unanswered,
+)
 from tokenworks.core.ids import BatchID, FileID, KeyID, TenantID
 
 S = BatchStatus
@@ -81,3 +92,11 @@ def test_what_is_to_be_done(status: BatchStatus, unix_ns: int, waiting: int, sta
         assert step == "cancel"
     else:
         assert step == ("expire" if waiting else "complete")
+
+
+@pytest.mark.parametrize("status", [S.EXPIRED, S.CANCELLED])
+def test_a_line_that_its_batch_has_ended_before_says_so(status: BatchStatus) -> None:
+    line = json.loads(unanswered(batch(status), 3, "a"))
+    assert (line["id"], line["custom_id"], line["response"]) == ("batch_req_b_3", "a", None)
+    assert line["error"]["code"] == f"batch_{status}"
+    assert str(status) in line["error"]["message"]

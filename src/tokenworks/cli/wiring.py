@@ -32,12 +32,16 @@ from tokenworks.core.scopes import networks_of
 from tokenworks.core.slo import Tier
 from tokenworks.dispatch.commands import Scale
 from tokenworks.dispatch.dispatcher import Dispatcher
+from tokenworks.gateway.answer import Answers
 from tokenworks.gateway.app import Gateway
+from tokenworks.gateway.batch_line import BatchLines
+from tokenworks.gateway.batch_runner import BatchRunner
 from tokenworks.gateway.metrics import GatewayMetrics
 from tokenworks.gateway.server import GatewayServer
 from tokenworks.gateway.telemetry import Telemetry, telemetry_of
 from tokenworks.gateway.traced_desk import Exporter, TracedDesk
 from tokenworks.ledger.store_port import LedgerStore, join, recover
+from tokenworks.live.batch_room import StoredBatches
 from tokenworks.live.clock import SystemClock
 from tokenworks.live.driver import LIMITS, Driver
 from tokenworks.live.growth import Growth
@@ -123,6 +127,7 @@ class Factory:
     """
 
     _otlp: Exporter | None = None
+    _runner: BatchRunner | None = None
 
     def __init__(
         self,
@@ -176,7 +181,7 @@ class Factory:
                 scaling=None if modelled is None else modelled.scaling,
             )
             self._shelf = stack.enter_context(contextlib.closing(home.open_shelf()))
-            self._files = stack.enter_context(contextlib.closing(home.open_files()))
+            self._batches = self._open_batches(home, stack)
             self.gateway = self._gateway(settings)
             if modelled is not None and fast is not None:
                 self._seat_modelled(modelled, fast)
@@ -193,14 +198,38 @@ class Factory:
         if wanted is not None:
             otlp = self._otlp = _exporter(wanted, metrics)
             desk = TracedDesk(self.driver, self.clock, otlp, content=wanted.content)
+        if self._batches is not None and not settings.gateway.pass_through:
+            self._runner = self._batch_runner(self._batches, desk, metrics)
         return Gateway(
             desk,
             self.clock,
             metrics=metrics,
             shelf=self._shelf,
-            files=self._files,
+            files=None if self._batches is None else self._batches.files,
+            batches=self._batches,
             passes_on=settings.gateway.pass_through,
             trusted_proxies=networks_of(settings.gateway.trusted_proxies, "trusted_proxies"),
+        )
+
+    @staticmethod
+    def _open_batches(home: Home, stack: contextlib.ExitStack) -> StoredBatches | None:
+        if not home.shares_batches():
+            return None
+        return stack.enter_context(contextlib.closing(home.open_batches()))
+
+    def _batch_runner(
+        self, batches: StoredBatches, desk: Desk, metrics: GatewayMetrics
+    ) -> BatchRunner:
+        """What runs batches in this process; with ``pass_through`` they are the provider's."""
+        answers = Answers(desk, self.clock, metrics, self._shelf)
+        return BatchRunner(
+            batches=batches,
+            files=batches.files,
+            lines=BatchLines(answers, self.clock, self._shelf),
+            desk=desk,
+            clock=self.clock,
+            gauges=self.driver.gauges,
+            billed=lambda names, since: asyncio.to_thread(self.store.billed, names, since),
         )
 
     def _check_clock(self) -> None:
@@ -302,6 +331,8 @@ class Factory:
             asyncio.create_task(self.driver.housekeep()),
             asyncio.create_task(self._tell_ready(ready)),
         ]
+        if self._runner is not None:
+            tasks.append(asyncio.create_task(self._runner.run()))
         for task in tasks:
             task.add_done_callback(self._stop_if_broken)
         try:
@@ -319,7 +350,8 @@ class Factory:
                 await asyncio.to_thread(self._otlp.stop)
             await asyncio.to_thread(self.store.close)
             await asyncio.to_thread(self._shelf.close)
-            await asyncio.to_thread(self._files.close)
+            if self._batches is not None:
+                await asyncio.to_thread(self._batches.close)
             for name in (signal.SIGINT, signal.SIGTERM):
                 with contextlib.suppress(ValueError):
                     loop.remove_signal_handler(name)

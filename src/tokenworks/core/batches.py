@@ -213,6 +213,39 @@ def next_step(batch: Batch, unix_ns: int, waiting: int, staged: int) -> Step | N
             return None
 
 
+UNANSWERED: Final[Mapping[BatchStatus, str]] = {
+    BatchStatus.EXPIRED: "This request could not be answered before its batch expired.",
+    BatchStatus.CANCELLED: "This request was not answered before its batch was cancelled.",
+}
+
+
+def unanswered(batch: Batch, number: int, custom_id: str) -> bytes:
+    """What the error file says of a line that its batch has ended before.
+
+    Args:
+        batch: after its end.
+        number: the line's place.
+        custom_id: the line's name.
+    """
+    error = {"code": f"batch_{batch.status}", "message": UNANSWERED[batch.status]}
+    return output_line(f"{batch.id}_{number}", custom_id, None, error)
+
+
+def output_line(
+    name: str, custom_id: str, response: object, error: Mapping[str, str] | None = None
+) -> bytes:
+    """A line of an output or error file, in OpenAI's shape, without its end.
+
+    Args:
+        name: that no other line has.
+        custom_id: of the line of the input.
+        response: with status_code, request_id and body, if there is one.
+        error: with code and message, if the line had none.
+    """
+    line = {"id": f"batch_req_{name}", "custom_id": custom_id, "response": response}
+    return msgspec.json.encode({**line, "error": error})
+
+
 class Upload(Protocol):
     """A file on its way in; one caller at a time."""
 

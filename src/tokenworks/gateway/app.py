@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 
-from tokenworks.core.batches import FileRoom
+from tokenworks.core.batches import BatchRoom, FileRoom
 from tokenworks.core.errors import MethodNotAllowed, ModelNotFound, TokenworksError
 from tokenworks.core.ids import RequestID
 from tokenworks.core.orders import KeyView
@@ -18,6 +18,7 @@ from tokenworks.core.ports import Clock, Desk, Shelf
 from tokenworks.core.scopes import Network
 from tokenworks.core.units import NS_PER_S
 from tokenworks.gateway.answer import Answer, Answers
+from tokenworks.gateway.batches import Batches
 from tokenworks.gateway.chat import Chat
 from tokenworks.gateway.completions import Completions
 from tokenworks.gateway.connection import Exchange
@@ -93,6 +94,7 @@ class Gateway:
         dialects: what answers can be asked for in, besides Responses.
         shelf: where what tenants leave is kept; None keeps nothing.
         files: where their files are kept; None keeps none.
+        batches: where their batches are kept; None keeps none. Somebody else runs them.
         more: further routes.
         passes_on: pass on all that needs a key as it comes; see ``pass_through``.
         trusted_proxies: see ``Doorkeeper``.
@@ -111,6 +113,7 @@ class Gateway:
         dialects: tuple[AnyDialect, ...] = DIALECTS,
         shelf: Shelf | None = None,
         files: FileRoom | None = None,
+        batches: BatchRoom | None = None,
         more: tuple[Route, ...] = (),
         passes_on: bool = False,
         trusted_proxies: tuple[Network, ...] = (),
@@ -136,6 +139,7 @@ class Gateway:
                 *TokenCounts(desk).routes(),
                 *WholeAnswers(self._answers, clock).routes(),
                 *Files(files, clock).routes(),
+                *Batches(batches, clock).routes(),
                 *more,
             ),
         )

@@ -147,7 +147,10 @@ class Files:
     @property
     def _there(self) -> FileRoom:
         if self._room is None:
-            raise NotFound("This factory keeps no files.", hint="Ask its operator.")
+            raise NotFound(
+                "This factory keeps no files.",
+                hint="Operators: with share_port they need [ledger] path.",
+            )
         return self._room
 
     def _begin(self, exchange: Exchange, key: KeyView) -> None:

@@ -1,6 +1,7 @@
 """The real world: clock, journal, store, engines, workers."""
 
 __all__ = [
+    "batch_room",
     "bookkeeper",
     "calibration_file",
     "catalogue_files",

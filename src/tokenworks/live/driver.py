@@ -30,7 +30,7 @@ from tokenworks.core.errors import (
     WorkerUnavailable,
 )
 from tokenworks.core.gauges import Gauges
-from tokenworks.core.ids import ModelName, PoolID, RequestID, WorkerID
+from tokenworks.core.ids import KeyID, ModelName, PoolID, RequestID, WorkerID
 from tokenworks.core.needs import NO_OFFERS, Needs, nothing_offers
 from tokenworks.core.orders import CHAT_PATH, KeyView, Order, Outcome, Receipt
 from tokenworks.core.ports import AnswerStream, Clock, KeepingPort, TieredPort, WorkerPort
@@ -154,6 +154,7 @@ class Driver:
         self._seats: dict[WorkerID, Seat] = {}
         self._flights: dict[RequestID, Flight] = {}
         self._keys: dict[str, KeyView] = {}
+        self._named: dict[KeyID, KeyView] = {}
         self._settings_version = -1
         self._timer: asyncio.TimerHandle | None = None
         self._keys_trouble: str | None = None
@@ -246,6 +247,10 @@ class Driver:
     def key_of(self, secret: bytes) -> KeyView | None:
         """See ``Desk``."""
         return self._keys.get(hashlib.sha256(secret).hexdigest())
+
+    def key_named(self, key: KeyID) -> KeyView | None:
+        """See ``Desk``."""
+        return self._named.get(key)
 
     def models(self) -> tuple[ModelName, ...]:
         """See ``Desk``."""
@@ -682,11 +687,12 @@ class Driver:
             return  # what was used of the window that has begun is not in it: read again
         self._ledger.set_limits(states)
         self._settings_version = read.version
-        self._keys = {}
+        self._keys, self._named = {}, {}
         for record in read.records:
             self._ledger.set_key(record)
             if record.revoked_unix_ns is None:
-                self._keys[record.secret_sha256] = record.view()
+                view = self._named[record.key] = record.view()
+                self._keys[record.secret_sha256] = view
                 if record.old_secret_sha256 is not None:
                     self._keys[record.old_secret_sha256] = record.old_view()
 

@@ -21,6 +21,7 @@ from tokenworks.catalogue.factory_config import (
 from tokenworks.catalogue.packages import Package, parse_packages
 from tokenworks.catalogue.price_book import PriceBook, PriceBooks, parse_price_book
 from tokenworks.core.errors import ConfigInvalid
+from tokenworks.live.batch_room import StoredBatches
 from tokenworks.live.file_room import StoredFiles
 from tokenworks.live.postgres import PostgresDatabase
 from tokenworks.live.shelf import DatabaseShelf
@@ -92,16 +93,6 @@ class Home:
         return self.path / "shelf.sqlite"
 
     @property
-    def batches(self) -> Path:
-        """The lists of tenants' files and batches."""
-        return self.path / "batches.sqlite"
-
-    @property
-    def files(self) -> Path:
-        """The folder of tenants' files."""
-        return self.path / "files"
-
-    @property
     def curves(self) -> Path:
         """What ``tokenworks tiers measure --write`` measured."""
         return self.path / "curves.json"
@@ -162,6 +153,11 @@ class Home:
         ledger = self.load_settings().ledger
         return bool(ledger.path) or ledger.url_in(os.environ) is not None
 
+    def shares_batches(self) -> bool:
+        """Whether all factories that share this one's port would find the same batches."""
+        settings = self.load_settings()
+        return bool(settings.ledger.path) or not settings.gateway.share_port
+
     def has_ledger(self) -> bool:
         """Whether there is a ledger to read; a database is taken to be there."""
         ledger = self.load_settings().ledger
@@ -197,13 +193,18 @@ class Home:
             return DatabaseShelf(PostgresDatabase(url))
         return DatabaseShelf(SQLiteDatabase(self.shelf))
 
-    def open_files(self) -> StoredFiles:
-        """What tenants send here in files, which is this folder's alone.
+    def open_batches(self) -> StoredBatches:
+        """Tenants' batches, and the files that they read and write.
+
+        They lie in this folder, or beside a SQLite ledger that several factories share.
 
         Raises:
             LedgerUnavailable, LedgerCorrupt: see ``StoredFiles``.
         """
-        return StoredFiles(SQLiteDatabase(self.batches), self.files)
+        ledger = self.load_settings().ledger
+        folder = Path(ledger.path).parent if ledger.path else self.path
+        files = StoredFiles(SQLiteDatabase(folder / "batches.sqlite"), folder / "files")
+        return StoredBatches(files, folder / "batches.lock")
 
     def ledger_file(self) -> Path | None:
         """The SQLite file that holds the ledger; None if a database server does."""
