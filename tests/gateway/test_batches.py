@@ -26,7 +26,7 @@ from tokenworks.core.ids import ModelName, RequestID
 from tokenworks.core.scopes import Scopes
 from tokenworks.core.slo import Tier
 from tokenworks.core.units import NS_PER_S
-from tokenworks.gateway import batch_input, batch_line
+from tokenworks.gateway import batch_input, batch_line, batch_runner
 from tokenworks.gateway.batch_runner import RETRY_NS, SWEEP_NS, WORKER_TRIES_MAX
 from tokenworks.ledger.store_port import InDoubt
 from tokenworks.live import batch_room
@@ -554,6 +554,131 @@ def test_a_line_that_could_not_be_billed(
             done = await client.batches.retrieve(batch.id)
             told = (await lines_of(client, done.output_file_id))["a"]["response"]
             assert desk.billed == {told["request_id"]: 1}
+
+    run(go())
+
+
+def test_one_process_leads_and_another_takes_over_when_it_ends(
+    run: Run, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_runner, "POLL_S", 0.001)
+    monkeypatch.setattr(batch_runner, "IDLE_POLL_S", 0.001)
+    desk = BatchDesk(answer("x"))
+    first, second = House(tmp_path, desk), House(tmp_path, desk)
+
+    async def go() -> None:
+        assert await first.batches.lead()
+        assert await first.batches.lead()
+        assert not await second.batches.lead()
+        runs = asyncio.ensure_future(second.runner.run())
+        async with second.sdk() as client:  # whoever leads, all take and show batches
+            batch = await begin(client, [chat_line("a")])
+            first.batches.close()
+            done = await client.batches.retrieve(batch.id)
+            while done.status != "completed":
+                done = await client.batches.retrieve(batch.id)
+            desk.script = [Hold()]
+            await begin(client, [chat_line("a")])
+            await desk.has(2)
+            runs.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await runs
+        assert desk.deliveries[-1].outcome.ending == "failed"
+        ((_, waiting, staged),) = await second.batches.unfinished()
+        assert (waiting, staged) == (1, 0)
+        second.batches.close()
+
+    run(go())
+
+
+def test_trouble_with_the_room_passes(
+    run: Run,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(batch_runner, "POLL_S", 0.001)
+    monkeypatch.setattr(batch_runner, "IDLE_POLL_S", 0.001)
+    desk = BatchDesk(answer("x"))
+    house = House(tmp_path, desk)
+    failures: list[str] = []
+
+    def failing(name: str, *errors: Exception) -> None:
+        """The first calls fail, each with its error, and then it works."""
+        work, left = getattr(house.batches, name), list(errors)
+
+        async def call(*arguments: Any) -> Any:
+            if left:
+                failures.append(name)
+                raise left.pop(0)
+            return await work(*arguments)
+
+        monkeypatch.setattr(house.batches, name, call)
+
+    gone = LedgerUnavailable("no disk")
+    failing("lead", gone)
+    failing("staged", gone)
+    failing("unfinished", gone, RuntimeError("a mistake of ours"))
+    failing("begin", gone)
+    failing("stage", gone)
+    failing("unstage", gone)
+    failing("finish", gone, gone)
+    failing("finalize", gone)
+    failing("end", gone)
+
+    async def go() -> None:
+        async with house.sdk() as client:
+            batch = await begin(client, [chat_line("a")])
+            runs = asyncio.ensure_future(house.runner.run())
+            done = await client.batches.retrieve(batch.id)
+            while done.status != "completed":
+                house.clock.ns += NS_PER_S
+                done = await client.batches.retrieve(batch.id)
+            runs.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await runs
+            told = await lines_of(client, done.output_file_id)
+            assert desk.billed == {told["a"]["response"]["request_id"]: 1}
+
+    run(go())
+    assert len(failures) == 11
+    assert "batches stand still: no disk" in caplog.text
+    assert "a mistake of ours" in caplog.text
+
+
+def test_an_input_that_is_gone_from_the_disk(run: Run, tmp_path: pathlib.Path) -> None:
+    house = House(tmp_path, BatchDesk())
+
+    async def go() -> None:
+        async with house.sdk() as client:
+            batch = await begin(client, [chat_line("a")])
+            house.files.path_of(batch.input_file_id).unlink()
+            await house.rounds()
+            failed = await client.batches.retrieve(batch.id)
+            assert failed.errors is not None
+            assert [e.code for e in failed.errors.data or []] == ["file_not_found"]
+
+    run(go())
+
+
+def test_a_mistake_of_ours_ends_one_line(
+    run: Run, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk = BatchDesk(answer("x"))
+    desk.open_error = RuntimeError("a bug")  # type: ignore[assignment]
+    house = House(tmp_path, desk)
+
+    async def go() -> None:
+        async with house.sdk() as client:
+            batch = await begin(client, [chat_line("a")])
+            await house.round()
+            for _ in range(WORKER_TRIES_MAX):
+                await house.round()
+                house.clock.ns += RETRY_NS
+            await house.rounds()
+            done = await client.batches.retrieve(batch.id)
+            told = (await lines_of(client, done.error_file_id))["a"]["response"]
+            assert (told["status_code"], told["body"]["error"]["type"]) == (500, "server_error")
 
     run(go())
 
