@@ -451,3 +451,10 @@ def test_headers_of_one_connection_go_no_further(run: Run, said: bytes) -> None:
     assert found.headers["x-b"] == "2"
     assert dict(house.passing.headers) == {b"x-b": b"2", b"accept-encoding": b"identity"}
     assert house.desk.orders[0].body == b'{"a": 1}'
+
+
+@pytest.mark.parametrize("path", ["/v1/files", "/v1/batches", "/v1/batches/b/cancel"])
+def test_files_and_batches_are_the_providers(run: Run, path: str) -> None:
+    house = House(run, b"{}")
+    house.ask(path)
+    assert house.passing.target == path.removeprefix("/v1")

@@ -344,11 +344,13 @@ def test_a_new_secret_opens_from_the_next_round_on_and_the_old_one_for_a_time(
         assert view is not None
         assert old is not None
         assert (view.key, view.scopes, old.key) == ("key", None, "key")
+        assert world.driver.key_named(KeyID("key")) == view  # work that goes on has no secret
         assert old.scopes is not None
         assert (old.scopes.expires_unix_ns, old.scopes.replaced) == (until, True)
         world.store.revoke_key(KeyID("key"), 5)
         await world.round()
         assert (world.driver.key_of(new), world.driver.key_of(SECRET)) == (None, None)
+        assert world.driver.key_named(KeyID("key")) is None
 
     live(test)
 

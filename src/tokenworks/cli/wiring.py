@@ -35,7 +35,10 @@ from tokenworks.core.scopes import address_of, networks_of
 from tokenworks.dispatch.commands import Scale
 from tokenworks.dispatch.dispatcher import Dispatcher
 from tokenworks.gateway.admin import Admin
+from tokenworks.gateway.answer import Answers
 from tokenworks.gateway.app import Gateway
+from tokenworks.gateway.batch_line import BatchLines
+from tokenworks.gateway.batch_runner import BatchRunner
 from tokenworks.gateway.joined_metrics import joined
 from tokenworks.gateway.metrics import GatewayMetrics
 from tokenworks.gateway.server import GatewayServer
@@ -44,6 +47,7 @@ from tokenworks.gateway.traced_desk import Exporter, TracedDesk
 from tokenworks.ledger.actions import CreateKey
 from tokenworks.ledger.store_port import join, recover
 from tokenworks.live.admission import Admission
+from tokenworks.live.batch_room import StoredBatches
 from tokenworks.live.clock import SystemClock
 from tokenworks.live.driver import LIMITS, Driver
 from tokenworks.live.front import FrontDriver
@@ -138,6 +142,7 @@ class Factory:
     """
 
     _otlp: Exporter | None = None
+    _runner: BatchRunner | None = None
 
     def __init__(
         self,
@@ -190,8 +195,8 @@ class Factory:
                 on_scale=self._scale,
                 scaling=None if modelled is None else modelled.scaling,
             )
-            self._shelf = home.open_shelf()
-            stack.callback(self._shelf.close)
+            self._shelf = stack.enter_context(contextlib.closing(home.open_shelf()))
+            self._batches = self._open_batches(home, stack)
             self._admin = self._admin_of(home, settings, dates)
             self.gateway = self._gateway(settings)
             if modelled is not None and fast is not None:
@@ -240,12 +245,20 @@ class Factory:
         if wanted is not None:
             otlp = self._otlp = _exporter(wanted, metrics)
             desk = TracedDesk(self.driver, self.clock, otlp, content=wanted.content)
+        if (
+            self._batches is not None
+            and not settings.gateway.pass_through
+            and not isinstance(self.driver, FrontDriver)  # it cannot tell what is free
+        ):
+            self._runner = self._batch_runner(self._batches, desk, metrics)
         return Gateway(
             desk,
             self.clock,
             metrics=metrics,
             shelf=self._shelf,
             admin=self._admin,
+            files=None if self._batches is None else self._batches.files,
+            batches=self._batches,
             passes_on=settings.gateway.pass_through,
             trusted_proxies=networks_of(settings.gateway.trusted_proxies, "trusted_proxies"),
             scrape=None if self._member is None else self._scrape,
@@ -267,6 +280,27 @@ class Factory:
             Admission(self.store, dates.unix_ns),
             trusted_proxies=networks_of(settings.gateway.trusted_proxies, "trusted_proxies"),
             local_only=wanted == "local",
+        )
+
+    @staticmethod
+    def _open_batches(home: Home, stack: contextlib.ExitStack) -> StoredBatches | None:
+        if not home.shares_batches():
+            return None
+        return stack.enter_context(contextlib.closing(home.open_batches()))
+
+    def _batch_runner(
+        self, batches: StoredBatches, desk: Desk, metrics: GatewayMetrics
+    ) -> BatchRunner:
+        """What runs batches in this process; with ``pass_through`` they are the provider's."""
+        answers = Answers(desk, self.clock, metrics, self._shelf)
+        return BatchRunner(
+            batches=batches,
+            files=batches.files,
+            lines=BatchLines(answers, self.clock, self._shelf),
+            desk=desk,
+            clock=self.clock,
+            gauges=self.driver.gauges,
+            billed=lambda names, since: asyncio.to_thread(self.store.billed, names, since),
         )
 
     def _check_store(self) -> None:
@@ -378,6 +412,8 @@ class Factory:
         ]
         if isinstance(self.driver, FrontDriver):
             tasks.append(asyncio.create_task(self.driver.keep_linked()))
+        if self._runner is not None:
+            tasks.append(asyncio.create_task(self._runner.run()))
         for task in tasks:
             task.add_done_callback(self._stop_if_broken)
         try:
@@ -403,6 +439,8 @@ class Factory:
                 await asyncio.to_thread(self._admin.close)
             await asyncio.to_thread(self.store.close)
             await asyncio.to_thread(self._shelf.close)
+            if self._batches is not None:
+                await asyncio.to_thread(self._batches.close)
             for name in (signal.SIGINT, signal.SIGTERM):
                 with contextlib.suppress(ValueError):
                     loop.remove_signal_handler(name)

@@ -18,7 +18,8 @@ class HTTPLimits(msgspec.Struct, frozen=True, kw_only=True):
         write_bytes_high: unsent bytes of an answer above which its worker is no longer read.
         idle_s_max: between two requests.
         head_s_max: from the first byte of a head to its end.
-        body_s_max: from the end of a head to the end of its body.
+        body_s_max: from the end of a head to the end of its body; where that is taken as it comes,
+            from one part of it that was taken to the next.
         send_s_max: without taking any of what was written; who reads nothing has left.
         discard_bytes_max: of the body of a request that was answered without it; a longer one ends
             the connection.

@@ -2,6 +2,7 @@
 
 __all__ = [
     "admission",
+    "batch_room",
     "bookkeeper",
     "calibration_file",
     "catalogue_files",
@@ -10,6 +11,7 @@ __all__ = [
     "database",
     "driver",
     "embedded",
+    "file_room",
     "flights",
     "frames",
     "front",

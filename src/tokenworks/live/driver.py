@@ -32,7 +32,7 @@ from tokenworks.core.errors import (
     WorkerUnavailable,
 )
 from tokenworks.core.gauges import Gauges
-from tokenworks.core.ids import ModelName, PoolID, RequestID, WorkerID
+from tokenworks.core.ids import KeyID, ModelName, PoolID, RequestID, WorkerID
 from tokenworks.core.needs import NO_OFFERS, Needs, nothing_offers
 from tokenworks.core.orders import KeyView, Order, Outcome, Receipt
 from tokenworks.core.ports import AnswerStream, Clock, KeepingPort, TieredPort, WorkerPort
@@ -159,6 +159,7 @@ class Driver:
         self._seats: dict[WorkerID, Seat] = {}
         self._flights: dict[RequestID, Flight] = {}
         self._keys: dict[str, KeyView] = {}
+        self._named: dict[KeyID, KeyView] = {}
         self._settings_version = -1
         self._timer: asyncio.TimerHandle | None = None
         self._keys_trouble: str | None = None
@@ -252,6 +253,10 @@ class Driver:
     def key_of(self, secret: bytes) -> KeyView | None:
         """See ``Desk``."""
         return self._keys.get(hashlib.sha256(secret).hexdigest())
+
+    def key_named(self, key: KeyID) -> KeyView | None:
+        """See ``Desk``."""
+        return self._named.get(key)
 
     def models(self) -> tuple[ModelName, ...]:
         """See ``Desk``."""
@@ -717,11 +722,12 @@ class Driver:
         self._ledger.set_limits(states)
         self._settings_version = read.version
         self._take_up_books(read.books)
-        self._keys = {}
+        self._keys, self._named = {}, {}
         for record in read.records:
             self._ledger.set_key(record)
             if record.revoked_unix_ns is None:
-                self._keys[record.secret_sha256] = record.view()
+                view = self._named[record.key] = record.view()
+                self._keys[record.secret_sha256] = view
                 if record.old_secret_sha256 is not None:
                     self._keys[record.old_secret_sha256] = record.old_view()
 
