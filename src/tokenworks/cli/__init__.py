@@ -1,6 +1,7 @@
 """The command line; wiring.py is the only file that knows every room."""
 
 __all__ = [
+    "batch",
     "catalogue",
     "chat",
     "doctor",
