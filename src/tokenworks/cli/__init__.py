@@ -2,6 +2,7 @@
 
 __all__ = [
     "audit",
+    "batch",
     "catalogue",
     "chat",
     "doctor",

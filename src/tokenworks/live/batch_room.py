@@ -168,6 +168,22 @@ class StoredBatches:
         made = await asyncio.to_thread(self._write_files, batch)
         return await self._files.run(lambda: self._end(batch, made))
 
+    def known(
+        self, *, tenant: TenantID | None = None, batch: str | None = None, limit: int
+    ) -> list[Batch]:
+        """For an operator: batches of all tenants or of one, the newest first.
+
+        Args:
+            tenant: only its batches.
+            batch: only that one.
+            limit: how many at most.
+        """
+        wanted = {"tenant": tenant, "id": batch}
+        asked = {name: str(value) for name, value in wanted.items() if value is not None}
+        where = " AND ".join(["TRUE", *(f"{name} = ?" for name in asked)])
+        sql = f"{_BATCH} WHERE {where} ORDER BY number DESC LIMIT ?"
+        return [_batch(row) for row in self._database.query(sql, (*asked.values(), limit))]
+
     async def sweep(self, unix_ns: int) -> None:
         """See ``BatchRoom``."""
 
