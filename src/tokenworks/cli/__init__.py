@@ -13,6 +13,7 @@ __all__ = [
     "key",
     "ledger",
     "ledger_at",
+    "login",
     "main",
     "perf",
     "perf_picture",

@@ -22,6 +22,7 @@ __all__ = [
     "network",
     "numbered_names",
     "office",
+    "oidc",
     "postgres",
     "quota_leases",
     "refusals",
