@@ -35,7 +35,7 @@ THIRD_PARTY: Final[dict[str, frozenset[str]]] = {
     "plan": frozenset({"msgspec", "numpy", "scipy"}),
     "dispatch": frozenset({"msgspec"}),
     "twin": frozenset({"msgspec", "zstandard"}),
-    "live": frozenset({"msgspec", "uvloop", "httptools", "xllamacpp", "psycopg"}),
+    "live": frozenset({"msgspec", "uvloop", "httptools", "xllamacpp", "psycopg", "joserfc"}),
     "gateway": frozenset({"msgspec", "prometheus_client", "opentelemetry"}),
     "cli": frozenset(
         {
@@ -44,7 +44,7 @@ THIRD_PARTY: Final[dict[str, frozenset[str]]] = {
         }
     ),
 }
-LAZY: Final = frozenset({"fpdf", "matplotlib", "numpy", "psycopg", "pyarrow", "scipy", "zstandard"})
+LAZY: Final = _words("fpdf joserfc matplotlib numpy psycopg pyarrow scipy zstandard")
 """Imported inside the function that needs them only: they are slow, or may be absent."""
 
 PURE: Final = frozenset({"core", "catalogue", "ledger", "perf", "plan", "dispatch"})

@@ -19,6 +19,7 @@ from tokenworks.core.units import NS_PER_HOUR
 
 POOL = '[pool.laptop]\nengine = "embedded"\nmodel = "foreman"\n'
 ATTACHED = '[pool.big]\nengine = "attached"\nmodel = "m"\n'
+OIDC = "[oidc]\nissuer = 'https://x'\naudience = 'x'\n[oidc.groups]\n"
 
 
 def test_the_smallest_settings_listen_on_loopback() -> None:
@@ -46,6 +47,13 @@ def test_settings_are_read_as_written() -> None:
         ("[pool]\n", "There is no pool"),
         (POOL + "wokers = 2\n", "wokers"),
         (POOL.replace("embedded", "imagined"), "imagined"),
+        (POOL + "[gateway]\nadmin = 'maybe'\n", "maybe"),
+        (POOL + "[oidc]\naudience = 'x'\n", "[oidc] has no issuer"),
+        (POOL + "[oidc]\nissuer = 'https://x'\n", "[oidc] has no audience"),
+        (POOL + "[oidc]\nissuer = 'https://x'\naudience = 'x'\n", "[oidc.groups] is empty"),
+        (POOL + OIDC + "a = 'everything'\n", "[oidc.groups] 'a' manages 'everything'"),
+        (POOL + OIDC + "a = 'tenant:'\n", "manages 'tenant:'"),
+        (POOL + OIDC + "a = 'tenant:x/y'\n", "manages 'tenant:x/y'"),
         (POOL + "[gateway]\nport = 65536\n", "[gateway] port is 65536"),
         (POOL + "[gateway]\nport = -1\n", "[gateway] port is -1"),
         (POOL + "[gateway]\ntrusted_proxies = ['all']\n", "[gateway] trusted_proxies has 'all'"),
@@ -257,3 +265,9 @@ def test_a_factory_that_passes_requests_on() -> None:
 def test_only_one_provider_is_passed_on_to(text: str) -> None:
     with pytest.raises(ConfigInvalid, match=r"\*"):
         parse_factory_config(text)
+
+
+def test_whom_people_sign_in_with() -> None:
+    found = parse_factory_config(f"{POOL}{OIDC}ops = 'factory'\nacme = 'tenant:acme'\n").oidc
+    assert found.groups == {"ops": "factory", "acme": "tenant:acme"}
+    assert parse_factory_config(POOL).oidc.issuer == ""

@@ -53,6 +53,32 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     admin: Literal["local", "on", "off"] = "local"
 
 
+class OIDCConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Whom people sign in with to manage the factory, by OpenID Connect.
+
+    Attributes:
+        issuer: its URL, exactly as it calls itself; nothing for nobody.
+        audience: for whom its tokens must be.
+        client_id: as what ``tokenworks login`` signs people in; ``audience`` if it is empty.
+        groups_claim: the claim with a person's groups; one inside another is ``outer.inner``.
+        groups: what each group manages: ``factory``, or a tenant as ``tenant:acme``.
+        engineer_claim: the claim with a person's name as an engineer, one that people cannot
+            change themselves; nothing for no engineer.
+    """
+
+    issuer: str = ""
+    audience: str = ""
+    client_id: str = ""
+    groups_claim: str = "groups"
+    groups: dict[str, str] = {}
+    engineer_claim: str = ""
+
+
+FACTORY_GROUP: Final = "factory"
+"""What a group manages that manages the whole factory."""
+_MANAGED: Final = re.compile(r"factory|tenant:[^\s/]+")
+
+
 class LedgerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where the ledger is kept. Nothing means the SQLite file in the factory's folder.
 
@@ -197,6 +223,7 @@ class FactoryConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     pool: dict[str, PoolConfig]
     gateway: GatewayConfig = GatewayConfig()
+    oidc: OIDCConfig = OIDCConfig()
     ledger: LedgerConfig = LedgerConfig()
     dispatch: DispatchConfig = DispatchConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
@@ -227,6 +254,7 @@ def parse_factory_config(text: str) -> FactoryConfig:
     except InvalidRequest as error:
         raise ConfigInvalid(error.message, hint=error.hint) from error
     _check_ledger(config.ledger)
+    _check_oidc(config.oidc)
     if config.dispatch.policy and config.dispatch.policy_file:
         raise ConfigInvalid("[dispatch] has both policy and policy_file.", hint="Keep one.")
     otlp = config.telemetry.otlp
@@ -238,6 +266,28 @@ def parse_factory_config(text: str) -> FactoryConfig:
         _check_pool(name, pool)
     _check_pass_through(config)
     return config
+
+
+def _check_oidc(config: OIDCConfig) -> None:
+    if not config.issuer:
+        if config != OIDCConfig():
+            raise ConfigInvalid("[oidc] has no issuer.", hint="Name it, or remove the table.")
+        return
+    if not config.audience:
+        raise ConfigInvalid(
+            "[oidc] has no audience.", hint="Name for whom tokens must be: the client's id."
+        )
+    if not config.groups:
+        raise ConfigInvalid(
+            "[oidc.groups] is empty, so that nobody could manage anything.",
+            hint='Such as "platform-team" = "factory" or "acme-team" = "tenant:acme".',
+        )
+    for group, managed in config.groups.items():
+        if not _MANAGED.fullmatch(managed):
+            raise ConfigInvalid(
+                f"[oidc.groups] {group!r} manages {managed!r}.",
+                hint='Write "factory", or a tenant such as "tenant:acme".',
+            )
 
 
 def _check_pass_through(config: FactoryConfig) -> None:

@@ -78,9 +78,7 @@ def list_records(
 
 def _row(record: AuditRecord) -> dict[str, Any]:
     who = record.by
-    return {
-        "seq": record.seq,
-        "at": time_text(record.at_unix_ns),
+    row = {
         "by": f"{who.kind} {who.id}" + (f" ({who.name})" if who.name else ""),
         "from": who.source,
         "action": record.action,
@@ -88,6 +86,17 @@ def _row(record: AuditRecord) -> dict[str, Any]:
         "tenant": record.tenant,
         "outcome": record.outcome if record.error is None else f"{record.outcome}: {record.error}",
     }
+    shown = {name: None if text is None else _shown(text) for name, text in row.items()}
+    return {"seq": record.seq, "at": time_text(record.at_unix_ns), **shown}
+
+
+def _shown(text: str) -> str:
+    """A text as a terminal may have it: whoever was refused may have written anything into it.
+
+    >>> _shown("key_" + chr(27) + "[31m")
+    'key_?[31m'
+    """
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 @command.command(name="verify")

@@ -55,6 +55,7 @@ from tokenworks.live.growth import Growth
 from tokenworks.live.home import Curves, Home, foreman_facts, model_path
 from tokenworks.live.journal import JournalWriter
 from tokenworks.live.office import OWN_TENANT, Office, operator
+from tokenworks.live.oidc import Issuer
 from tokenworks.live.owner import OwnerDriver
 from tokenworks.live.quota_leases import QuotaLeases
 from tokenworks.live.seats import Seat
@@ -277,7 +278,11 @@ class Factory:
         office = Office(self.store, dates.unix_ns, home.load_packages, home.load_price_books)
         return Admin(
             office,
-            Admission(self.store, dates.unix_ns),
+            Admission(
+                self.store,
+                dates.unix_ns,
+                Issuer(settings.oidc, dates.unix_ns) if settings.oidc.issuer else None,
+            ),
             trusted_proxies=networks_of(settings.gateway.trusted_proxies, "trusted_proxies"),
             local_only=wanted == "local",
         )

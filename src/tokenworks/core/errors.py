@@ -25,6 +25,7 @@
         ├── WorkerFailed            502 worker_failed
         ├── WorkerUnavailable       503 worker_unavailable
         ├── LedgerUnavailable       503 ledger_unavailable
+        ├── IssuerUnavailable       503 issuer_unavailable
         └── JournalInvalid          500 journal_invalid
 """
 
@@ -197,6 +198,12 @@ class LedgerUnavailable(FactoryError):
     """An entry could not be made durable."""
 
     code, status = "ledger_unavailable", 503
+
+
+class IssuerUnavailable(FactoryError):
+    """Whoever people sign in with cannot be asked."""
+
+    code, status = "issuer_unavailable", 503
 
 
 class JournalInvalid(FactoryError):

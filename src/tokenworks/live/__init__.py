@@ -26,6 +26,7 @@ __all__ = [
     "network",
     "numbered_names",
     "office",
+    "oidc",
     "owner",
     "postgres",
     "quota_leases",

@@ -1,10 +1,11 @@
-"""Who may manage: holders of keys with a role."""
+"""Who may manage: holders of keys with a role, and people who have signed in."""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
 from collections.abc import Callable
+from typing import Final
 
 from tokenworks.core.errors import Forbidden, Unauthorized
 from tokenworks.core.ids import TenantID
@@ -12,9 +13,12 @@ from tokenworks.core.scopes import Address
 from tokenworks.ledger.audit_log import Actor
 from tokenworks.ledger.authority import FACTORY, Who
 from tokenworks.ledger.quotas import KeyRecord, NodeID, node_id
+from tokenworks.live.oidc import Issuer
 from tokenworks.live.settings_store import SettingsStore
 
-HINT = "`tokenworks key create --role admin` makes a key that may manage its tenant."
+TOKEN_DOTS: Final = 2
+"""In a token of an issuer."""
+HINT: Final = "`tokenworks key create --role admin` makes a key that may manage its tenant."
 
 
 class Admission:
@@ -25,14 +29,19 @@ class Admission:
     Args:
         store: where keys are.
         unix_ns: says what time it is.
+        issuer: whom people sign in with; None for nobody.
     """
 
-    def __init__(self, store: SettingsStore, unix_ns: Callable[[], int]) -> None:
-        self._store, self._unix_ns = store, unix_ns
+    def __init__(
+        self, store: SettingsStore, unix_ns: Callable[[], int], issuer: Issuer | None = None
+    ) -> None:
+        self._store, self._unix_ns, self._issuer = store, unix_ns, issuer
 
     def who(self, secret: bytes, address: Address | None) -> Who:
         """See ``gateway.admin.Admission``."""
         record = self._record(hashlib.sha256(secret).hexdigest(), address)
+        if record is None and self._issuer is not None and secret.count(b".") == TOKEN_DOTS:
+            return self._issuer.who(secret.decode("latin-1"), address)
         if record is None:
             raise Unauthorized("The key is unknown or revoked.", hint=HINT)
         if not record.roles:
