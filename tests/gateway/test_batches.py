@@ -324,8 +324,10 @@ def test_batches_share_what_is_free(run: Run, tmp_path: pathlib.Path) -> None:
         async with house.sdk() as client:
             for name in ("a", "b", "c"):
                 await begin(client, [chat_line(f"{name}{n}", user=name) for n in range(9)])
-            assert await house.batches.lead()
-            await house.round()
+            desk.waiting = {(MODEL, Tier.HIGH): 1}
+            for _ in range(2):
+                await house.round()
+            desk.waiting = {}
             await house.runner.round()
             await desk.has(6)
             asked = [run.line.custom_id for run in house.runner._runs.values()]
@@ -333,6 +335,31 @@ def test_batches_share_what_is_free(run: Run, tmp_path: pathlib.Path) -> None:
             await house.runner._stop()
         assert not desk.billed
         assert {delivery.outcome.ending for delivery in desk.deliveries} == {"failed"}
+
+    run(go())
+
+
+def test_more_batches_than_are_looked_at_have_turns(
+    run: Run, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_runner, "BATCHES_LOOKED_AT_MAX", 2)
+    monkeypatch.setattr(batch_runner, "ERRANDS_MAX", 1)
+    desk = BatchDesk(answer("x"))
+    house = House(tmp_path, desk)
+
+    async def go() -> None:
+        async with house.sdk() as client:
+            made = [await begin(client, [chat_line("a")]) for _ in range(5)]
+            for _ in range(5):  # one is read at a time
+                desk.waiting = {(MODEL, Tier.HIGH): 1}
+                await house.round()
+            desk.waiting = {}
+            await house.round()
+            assert len(desk.billed) == 2
+            await house.rounds()
+            assert len(desk.billed) == 5
+            for batch in made:
+                assert (await client.batches.retrieve(batch.id)).status == "completed"
 
     run(go())
 

@@ -55,6 +55,12 @@ LINES_IN_FLIGHT_MAX: Final = 64
 LOOK_MAX: Final = 256
 """Lines of a batch that are looked at for one that can go now."""
 
+BATCHES_LOOKED_AT_MAX: Final = 64
+"""In one round, where more of them run; they have turns."""
+
+ERRANDS_MAX: Final = 2
+"""Batches that are read, or written into files, at once."""
+
 SWEEP_NS: Final = 60 * NS_PER_S
 RETRY_NS: Final = 30 * NS_PER_S
 """After a refusal by a quota; after others from 1 s up to this."""
@@ -108,7 +114,7 @@ class BatchRunner:
         self._errands: dict[BatchID, asyncio.Task[None]] = {}
         self._owed: list[Callable[[], Awaitable[None]]] = []
         """What a room that could not be written must still be told."""
-        self._sweep_at_ns = 0
+        self._sweep_at_ns = self._turn = 0
         self._woken = asyncio.Event()
 
     async def run(self) -> None:
@@ -168,15 +174,17 @@ class BatchRunner:
             elif step in ("run", "validate") and key is None:
                 self._stop_lines(batch.id)
                 await self._batches.cancel(batch.tenant, batch.id, unix_ns)
-            elif step == "validate":
-                self._send(batch, self._validate(batch))
             elif step == "finalize":
                 self._stop_lines(batch.id)
                 await self._batches.finalize(moved(batch, BatchStatus.FINALIZING, unix_ns))
             elif step is not None:
                 self._stop_lines(batch.id)
-                if not any(run.batch.id == batch.id for run in self._runs.values()):
-                    self._send(batch, self._end(batch, step, key))
+                idle = not any(run.batch.id == batch.id for run in self._runs.values())
+                if idle and len(self._errands) < ERRANDS_MAX:
+                    validate = step == "validate"
+                    self._send(
+                        batch, self._validate(batch) if validate else self._end(batch, step, key)
+                    )
         await self._start_lines(running)
 
     # Batches.
@@ -231,6 +239,9 @@ class BatchRunner:
     async def _start_lines(self, running: list[tuple[Batch, KeyView]]) -> None:
         """Start lines where nobody waits; those of batches that have fewest go first."""
         spare = self._spare()
+        self._turn += 1
+        at = self._turn * BATCHES_LOOKED_AT_MAX % max(1, len(running))
+        running = (running[at:] + running[:at])[:BATCHES_LOOKED_AT_MAX]
         busy = Counter(run.batch.id for run in self._runs.values())
         taken = {(run.batch.id, run.line.number) for run in self._runs.values()}
         now_ns = self._clock.now_ns()
@@ -244,6 +255,8 @@ class BatchRunner:
                 if (batch.id, line.number) not in taken
                 and self._tried.get((batch.id, line.number), _Tried()).until_ns <= now_ns
             ]
+        if ready:
+            spare = self._spare()  # others may have come meanwhile
         while ready and len(self._runs) < LINES_IN_FLIGHT_MAX:
             batch, key = min(
                 (each for each in running if each[0].id in ready),
