@@ -25,7 +25,8 @@ from tokenworks.live.store import sqlite_store
 
 CHECKS = (
     *("not_a_server_error", "status_code_conformance", "content_type_conformance"),
-    *("response_headers_conformance", "response_schema_conformance"),
+    *("response_headers_conformance", "response_schema_conformance", "ignored_auth"),
+    *("unsupported_method", "use_after_free", "ensure_resource_availability"),
 )
 REQUEST_S_MAX = 30
 FAILURES_MAX = 20

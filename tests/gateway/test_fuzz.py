@@ -206,6 +206,8 @@ def test_a_file_must_say_whose_input_it_is(tmp_path: Path) -> None:
     assert harness_of(tmp_path / "worker" / "0a1b") == "worker"
     with pytest.raises(SystemExit, match="must begin with"):
         harness_of(tmp_path / "0a1b")
+    with pytest.raises(SystemExit, match="is not there"):
+        replayed([tmp_path / "edge-0a1b"], tmp_path)
 
 
 def test_other_parsers_have_a_say() -> None:

@@ -173,6 +173,13 @@ def test_a_conversation_goes_on_from_what_was_kept(run: Run) -> None:
             ]
             assert house.turns() == turns
             assert second.previous_response_id == first.id
+            count = client.responses.input_tokens.count
+            assert (await count(model=MODEL, input="x", previous_response_id=first.id)).input_tokens
+            _, counted, _ = house.desk.counted[-1]
+            assert json.loads(counted)["messages"] == [
+                *turns[:-2],
+                {"role": "user", "content": "x"},
+            ]
             await create(model=MODEL, input="more", previous_response_id=second.id, stream=True)
             assert house.turns() == [
                 *turns,
@@ -206,6 +213,7 @@ def test_what_is_kept_can_be_read_and_forgotten(run: Run) -> None:
                 client.responses.delete(made.id),
                 client.responses.cancel(made.id),
                 client.responses.create(model=MODEL, input="x", previous_response_id=made.id),
+                client.responses.input_tokens.count(input="x", previous_response_id=made.id),
             ):
                 with pytest.raises(openai.NotFoundError, match="no response"):
                     await gone

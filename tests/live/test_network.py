@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import json
+import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -225,6 +226,31 @@ def test_a_stale_connection_is_retried_once(run: Callable[[Awaitable[None]], Non
                 await client.post_stream(PATH, BODY)
 
     run(main())
+
+
+def test_a_name_that_cannot_be_looked_up_for_want_of_files(
+    run: Callable[[Awaitable[None]], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test() -> None:
+        async with pair() as (_, client):
+
+            async def unknown(*_: object, **__: object) -> None:
+                raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+            loop = asyncio.get_running_loop()
+            loop.create_connection = unknown  # type: ignore[method-assign,assignment]
+            with pytest.raises(WorkerFailed, match="not known"):
+                await client.post_stream(PATH, BODY)
+
+            def full(*_: object) -> int:
+                raise OSError(errno.EMFILE, "Too many open files")
+
+            with monkeypatch.context() as patched:
+                patched.setattr(os, "open", full)
+                with pytest.raises(WorkerUnavailable, match="may open no more files"):
+                    await client.post_stream(PATH, BODY)
+
+    run(test())
 
 
 @pytest.mark.parametrize(("method", "sent"), [("POST", 2), ("PATCH", 2), ("PUT", 3), ("DELETE", 3)])

@@ -142,7 +142,7 @@ class Gateway:
                 Route(path="/metrics", handlers={"GET": self._metrics}, keyed=False),
                 Route(path=OPENAPI_PATH, handlers={"GET": self._openapi}, keyed=False),
                 *responses.routes(),
-                *TokenCounts(desk).routes(),
+                *TokenCounts(desk, responses).routes(),
                 *WholeAnswers(self._answers, clock).routes(),
                 *(() if admin is None else admin.routes()),
                 *Files(files, clock).routes(),

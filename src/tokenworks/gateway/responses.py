@@ -102,6 +102,15 @@ class Responses(OpenAIErrors):
         fields = {name: getattr(asked, name) for name in asked.__struct_fields__}
         return ResponsesAsked(**fields, given=given)
 
+    async def fields(self, raw: bytes, key: KeyView) -> JSONObject:
+        """What a worker would be asked, with the conversation before it.
+
+        Raises:
+            InvalidRequest, NotFound: as ``fetch`` and ``read``.
+        """
+        before = (await self.fetch(raw, key))._before  # noqa: SLF001 - another of this class
+        return read_responses_request(decode_object(raw, EXAMPLE), before).fields
+
     def writer(self, asked: ResponsesAsked, request: RequestID) -> ResponsesWriter:
         """See ``Dialect``."""
         given, unix_ns = asked.given, self._clock.unix_ns()

@@ -10,11 +10,11 @@ import msgspec
 from tokenworks.core.ports import Desk
 from tokenworks.gateway.chat_fields import JSONObject
 from tokenworks.gateway.chat_request import parse_chat_request
-from tokenworks.gateway.json_body import decode_object, encode
+from tokenworks.gateway.json_body import encode
 from tokenworks.gateway.messages_answer import MessagesErrors
 from tokenworks.gateway.messages_request import read_count_request
 from tokenworks.gateway.own_headers import own_headers
-from tokenworks.gateway.responses_request import EXAMPLE, read_responses_request
+from tokenworks.gateway.responses import Responses
 from tokenworks.gateway.routes import Request, Response, Route
 
 MESSAGES_COUNT: Final = "/v1/messages/count_tokens"
@@ -22,10 +22,15 @@ RESPONSES_COUNT: Final = "/v1/responses/input_tokens"
 
 
 class TokenCounts:
-    """Counts through a desk. It makes no tokens and costs none."""
+    """Counts through a desk. It makes no tokens and costs none.
 
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
+    Args:
+        desk: the way into the factory.
+        responses: knows what a response goes on from.
+    """
+
+    def __init__(self, desk: Desk, responses: Responses) -> None:
+        self._desk, self._conversations = desk, responses
 
     def routes(self) -> tuple[Route, ...]:
         """Both routes."""
@@ -43,7 +48,8 @@ class TokenCounts:
         return await self._count(request, fields, lambda n: {"input_tokens": n})
 
     async def _responses(self, request: Request) -> Response:
-        fields = read_responses_request(decode_object(request.body, EXAMPLE), []).fields
+        assert request.key is not None
+        fields = await self._conversations.fields(request.body, request.key)
         told = "response.input_tokens"
         return await self._count(request, fields, lambda n: {"object": told, "input_tokens": n})
 

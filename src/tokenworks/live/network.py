@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import socket
 import ssl
 from typing import Final, cast
@@ -586,9 +587,10 @@ class WorkerClient:
                     lambda: _Connection(self), self.host, self.port, ssl=self._tls
                 )
         except (OSError, TimeoutError) as error:  # that of TLS is an OSError, too
-            if error.errno in _NO_FILES:
+            short = _short_of_files(error)
+            if short is not None:
                 lack = WorkerUnavailable(
-                    f"The factory may open no more files: {error.strerror}.",
+                    f"The factory may open no more files: {short.strerror}.",
                     hint="Try again; operators: raise the limit, ulimit -n.",
                     retry_after_s=1,
                 )
@@ -623,3 +625,18 @@ class WorkerClient:
         self._sockets -= self._open.pop(connection, False)
         if connection in self._idle:
             self._idle.remove(connection)
+
+
+def _short_of_files(error: OSError) -> OSError | None:
+    """What says that this process may open no more files, if that is why it cannot connect.
+
+    A resolver that can open neither its settings nor a socket says that there is no such name.
+    """
+    if error.errno in _NO_FILES:
+        return error
+    if isinstance(error, socket.gaierror):
+        try:
+            os.close(os.open(os.devnull, os.O_RDONLY))
+        except OSError as lack:
+            return lack
+    return None
