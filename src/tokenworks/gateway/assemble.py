@@ -143,7 +143,8 @@ class Assembler:
 
     def completion(self) -> Completion:
         """The whole ``chat.completion``, without ``service_tier``; after ``close``."""
-        assert not (self._texts or self._unread), "it was not closed"
+        assert not self._texts, "it was not closed"
+        assert not self._unread, "it was not closed"
         choices = []
         for index in sorted(self._choices):
             message = {"role": "assistant", "content": None, **self._messages[index]}
