@@ -234,6 +234,20 @@ def test_texts_add_up_however_they_come(texts: list[str], name: str, data: st.Da
     assert said.get(name) == "".join(texts) + ("x" if name == "content" else "")
 
 
+def test_a_long_answer_is_read_meanwhile() -> None:
+    assembler, said = Assembler(), token("a") * 100
+    for _ in range(50):
+        assembler.add(said)
+    with pytest.raises(WorkerFailed, match="chunk"):
+        assembler.add(b"data: []\n\n" + token("a") * 1_000)
+    assembler = Assembler()
+    for _ in range(50):
+        assembler.add(said)
+    assembler.close()
+    whole: Any = assembler.completion()
+    assert whole["choices"][0]["message"]["content"] == "a" * 5_000
+
+
 def test_a_text_that_is_no_json_is_the_workers_fault() -> None:
     assembler = Assembler()
     odd = token("b").replace(b'"b"', b'"\\x"')

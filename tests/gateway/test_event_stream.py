@@ -381,6 +381,29 @@ def test_tokens_that_are_alike_are_counted_as_if_each_were_read(
     assert name != "content" or together.token_events == sum(map(bool, texts)) + 2
 
 
+ODD = st.sampled_from([b'"', b"\\", b"\n", b"\n\n", b"\r", b"", b"data: ", b'content":"'])
+
+
+@settings(deadline=None, derandomize=True)
+@given(SAID, st.integers(0, 60), st.lists(st.tuples(st.integers(0, 9_999), ODD), max_size=2))
+def test_many_are_cut_at_once_as_one_after_another(
+    texts: list[str], more: int, changes: list[tuple[int, bytes]]
+) -> None:
+    whole = b"".join([token("x") * more, *map(token, texts), token("x") * more, STOP])
+    for place, odd in changes:
+        at = place % len(whole)
+        whole = whole[:at] + odd + whole[at + 1 :]
+    envelope = envelope_of(token("first").strip())
+    assert envelope is not None
+    at, alike = 0, list[bytes]()
+    for event_bytes in whole.split(b"\n\n"):
+        end, found = envelope.run(whole[at : at + len(event_bytes) + 2], 0)
+        at, alike = at + end, alike + found
+        if not found:
+            break
+    assert envelope.run(whole, 0) == (at, alike)
+
+
 def test_a_text_that_is_not_closed_is_not_taken_for_one() -> None:
     odd = token("b").replace(b'"b"', b'"b\\"')
     stream = EventStream()

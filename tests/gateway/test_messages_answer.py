@@ -72,6 +72,7 @@ def said(*chunks: bytes, thinking: Thinking = SILENT) -> tuple[list[dict[str, An
         assembler.add(ready)
     raw += answer.closing(stream, Tier.PREMIUM)
     assembler.add(b"\n\n".join([*stream.held, stream.usage_event or b""]))
+    assembler.close()
     completion = assembler.completion()
     whole = MessagesAnswer("req_1", "m", thinking)
     return events(raw), json.loads(whole.whole(completion, Tier.PREMIUM))

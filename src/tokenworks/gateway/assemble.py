@@ -13,16 +13,27 @@ from tokenworks.gateway.event_stream import payload
 _WHOLE: Final = ("role", "id", "type", "name")
 """String fields that a chunk gives whole; any other string is a piece to append."""
 
+UNREAD_BYTES_MAX: Final = 64 * 1024
+"""Of events that wait to be read; an answer of a few hundred tokens is read at once."""
+
 Completion = dict[str, object]
 """The JSON of a ``chat.completion``."""
 
 
 class Assembler:
-    """Collects chunks; ``completion`` gives the object they add up to."""
+    """Collects chunks; ``completion`` gives the object they add up to.
 
-    __slots__ = ("_choices", "_envelope", "_messages", "_texts", "_top", "_whose")
+    Events wait until there are many: what they have in common is then cut off all of them at once.
+    """
+
+    __slots__ = (
+        *("_choices", "_envelope", "_messages", "_texts", "_top", "_unread", "_unread_bytes"),
+        "_whose",
+    )
 
     def __init__(self) -> None:
+        self._unread: list[bytes] = []
+        self._unread_bytes = 0
         self._envelope: Envelope | None = None
         """Of the last event that was a text and nothing else, and whose text that was."""
         self._whose: tuple[int, str] = (0, "")
@@ -33,11 +44,19 @@ class Assembler:
         self._messages: dict[int, dict[str, object]] = {}
 
     def add(self, events: bytes) -> None:
-        """Take whole events, without ``[DONE]``.
+        """Take whole events, without ``[DONE]``; they end with an empty line.
 
         Raises:
-            WorkerFailed: an event is not a chat completion chunk.
+            WorkerFailed: an event is not a chat completion chunk, or one before it was none.
         """
+        self._unread.append(events)
+        self._unread_bytes += len(events)
+        if self._unread_bytes > UNREAD_BYTES_MAX:
+            self._read_all()
+
+    def _read_all(self) -> None:
+        events, self._unread_bytes = b"".join(self._unread), 0
+        self._unread.clear()
         at = 0
         while at < len(events):
             if self._envelope is not None:
@@ -49,7 +68,7 @@ class Assembler:
             event = events[at:] if end < 0 else events[at:end]
             at += len(event) + len(EVENT_END)
             if body := payload(event):
-                self.close()
+                self._join()
                 self._read(event, body)
 
     def _read(self, event: bytes, body: bytes) -> None:
@@ -67,11 +86,16 @@ class Assembler:
             raise WorkerFailed(f"A worker's chunk cannot be read: {error}.") from error
 
     def close(self) -> None:
-        """Put together the texts that wait.
+        """Put together all that waits.
 
         Raises:
-            WorkerFailed: one is no JSON.
+            WorkerFailed: an event is not a chat completion chunk.
         """
+        self._read_all()
+        self._join()
+
+    def _join(self) -> None:
+        """Put together the texts that wait."""
         if not self._texts:
             return
         whole = b"".join(self._texts)
@@ -120,6 +144,7 @@ class Assembler:
     def completion(self) -> Completion:
         """The whole ``chat.completion``, without ``service_tier``; after ``close``."""
         assert not self._texts, "it was not closed"
+        assert not self._unread, "it was not closed"
         choices = []
         for index in sorted(self._choices):
             message = {"role": "assistant", "content": None, **self._messages[index]}

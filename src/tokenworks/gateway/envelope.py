@@ -8,11 +8,18 @@ from __future__ import annotations
 
 from typing import Final
 
+MANY: Final = 8
+"""Events from which on it is quicker to cut all at once than one after another."""
+
+WINDOW_BYTES: Final = 16 * 1024
+"""Cut at one stroke: a bound of what is done in vain where events are not alike."""
+
 _TEXT: Final = b'content":"'
 """Of ``content`` and ``reasoning_content`` alike."""
 
 EVENT_END: Final = b"\n\n"
 _QUOTE: Final = b'"'
+_ESCAPED_QUOTE: Final = b'\\"'
 _LINE_FEED: Final = b"\n"
 _BACKSLASH: Final = 0x5C
 
@@ -38,6 +45,12 @@ class Envelope:
         """
         before, after, between = self._before, self._after, self._between
         texts: list[bytes] = []
+        while len(events) - at > MANY * len(between):
+            many = self._many(events[at : at + WINDOW_BYTES])
+            if not many:
+                break
+            texts += many
+            at += sum(map(len, many)) + len(many) * len(between)
         begin = at + len(before)
         # Slices are compared, since `startswith` from a place takes twice as long.
         if events[at:begin] != before:
@@ -56,6 +69,31 @@ class Envelope:
             if follows != between:
                 return at, texts
             begin = end + len(between)
+
+    def _many(self, window: bytes) -> list[bytes]:
+        """The texts of whole events in front, if they are alike; none if one needs a closer look.
+
+        Such are empty texts, and those with an escaped quote.
+        """
+        before, after = self._before, self._after[: -len(EVENT_END)]
+        # A single byte is found much faster than two: every other line is empty.
+        parts = window.split(_LINE_FEED)[:-1:2]
+        # What ends an answer often comes with its last tokens.
+        while parts and not (parts[-1].startswith(before) and parts[-1].endswith(after)):
+            parts.pop()
+        begin, end = len(before), -len(after)
+        texts = [part[begin:end] for part in parts]
+        alike = b"%b%b%b" % (before, self._between.join(texts), self._after)
+        whole = _QUOTE.join([*texts, b""])
+        if (
+            window.startswith(alike)
+            and whole.count(_QUOTE) == len(texts)
+            and _ESCAPED_QUOTE not in whole
+            and _LINE_FEED not in whole
+            and b"" not in texts
+        ):
+            return texts
+        return []
 
 
 def _past_escapes(events: bytes, begin: int, end: int) -> int:

@@ -25,6 +25,7 @@ _DATA: Final = b"data:"
 _NOT_FINISHED: Final = b'"finish_reason":null'
 _SPECIAL: Final = re.compile(rb'"(?:role":|usage":\{|delta":\{\}|content":""|prompt_progress":)')
 """What a plain token event does not have; one search for all is the quickest."""
+_LINE_END: Final = re.compile(rb"[\r\n]")
 _fields_decoder: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
@@ -82,6 +83,10 @@ class EventStream:
                 self.token_events += len(alike)
                 self._rest = b""
                 return data
+            if alike and not _LINE_END.search(data, end):
+                self.token_events += len(alike)
+                self._keep(data[end:])
+                return data[:end]
         if b"\r" in data:
             data = data.replace(b"\r\n", b"\n")
         cut = data.rfind(_END) + len(_END)
