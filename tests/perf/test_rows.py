@@ -105,6 +105,14 @@ def test_blank_precision_is_found_elsewhere(
     assert one(catalogue, AGG, **changes).case.dtype == dtype
 
 
+def test_a_disaggregated_worker_has_as_many_gpus_as_hold_the_weights(catalogue: Catalogue) -> None:
+    sizes = {"decode_tp_size": "1", "prefill_tp_size": "1", "prefill_moe_ep_size": ""}
+    case = one(catalogue, DISAGG, **sizes, precision="fp4").case
+    assert (case.decode.gpus, case.decode.dp, case.prefill.gpus) == (4, 4, 4)
+    assert one(catalogue, DISAGG, **sizes, precision="fp8").case.decode.gpus == 8
+    assert one(catalogue, DISAGG, **sizes, model_path="llama-3.1-8b").case.decode.gpus == 1
+
+
 def test_disaggregated_rows_may_know_their_workers_or_not(catalogue: Catalogue) -> None:
     case = one(catalogue, DISAGG).case
     assert (case.mode, case.decode.gpus, case.prefill.gpus, case.prefill.ep) == ("disagg", 16, 8, 8)

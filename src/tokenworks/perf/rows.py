@@ -8,6 +8,8 @@ plainly is read as follows.
 * A row with more expert ranks than attention ranks attends in groups (attention-DP).
 * More than eight ways of tensor parallelism that are no power of two divide no model's heads: such
   a row (72 GPUs of a rack) attends in groups of one, and spreads experts.
+* A disaggregated worker that can't hold the weights attends in groups of one on the least power
+  of two that can: twins of such rows say so (1 GPU of GB200 for DeepSeek R1 is 4 to 32).
 * More concurrency than ``batch_size`` times its groups means several replicas.
 * Blank precision is that of the quantisation columns, or of the model's name, or else BF16.
 """
@@ -26,7 +28,13 @@ from tokenworks.catalogue.records import Accelerator, Dtype, Engine, Model
 from tokenworks.catalogue.shelves import Catalogue
 from tokenworks.core.errors import ConfigInvalid
 from tokenworks.perf.architecture import Shape, shape_of
-from tokenworks.perf.case import Case, Layout
+from tokenworks.perf.case import (
+    ENGINE_BYTES,
+    MEMORY_SHARE,
+    Case,
+    Layout,
+    weight_bytes_per_gpu,
+)
 from tokenworks.perf.passes import has_rates, rates_of
 
 ROWS_MAX: Final = 1_000_000
@@ -371,8 +379,8 @@ def _disaggregated(
         isl=isl,
         osl=osl,
         concurrency=asked,
-        decode=_side(values, "decode", device),
-        prefill=_side(values, "prefill", device),
+        decode=_that_holds(_side(values, "decode", device), shape, device, dtype),
+        prefill=_that_holds(_side(values, "prefill", device), shape, device, dtype),
         decode_workers=decode_workers,
         prefill_workers=prefill_workers,
         version=values.get("backend_version", ""),
@@ -389,6 +397,14 @@ def _side(values: Mapping[str, str], side: str, device: Accelerator) -> Layout:
     gpus *= pp
     dp = min(_count(values, f"{side}_attention_dp_size"), gpus)
     return Layout(gpus=gpus, ep=min(ep, gpus), dp=dp, pp=pp)
+
+
+def _that_holds(layout: Layout, shape: Shape, device: Accelerator, dtype: Dtype) -> Layout:
+    """A layout that holds the weights: as given where it does."""
+    room = (device.memory_bytes or 0.0) * MEMORY_SHARE - ENGINE_BYTES
+    while weight_bytes_per_gpu(shape, dtype, layout) > room and layout.gpus < GPUS_MAX:
+        layout = Layout(gpus=2 * layout.gpus, dp=2 * layout.gpus)
+    return layout
 
 
 def configuration(row: Row) -> str:
