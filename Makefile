@@ -36,8 +36,8 @@ up: $(VENV)/up.stamp ## Start a factory on this machine, and print a key and how
 	$(BIN)/tokenworks up
 
 test: check pure ## Run make check and every test, and hold each room to its coverage floor
-	$(BIN)/python -m coverage run -m pytest -q
-	$(BIN)/python -m coverage json --quiet -o .coverage.json
+	$(BIN)/python -m pytest -q --numprocesses=auto --dist=worksteal \
+		--cov --cov-report=json:.coverage.json
 	$(BIN)/python tests/coverage_floor.py .coverage.json
 
 # The quickest and most telling first: the house rules, then the arrows between rooms.

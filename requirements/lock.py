@@ -25,6 +25,7 @@ OPTIONS: Final = (
     "--generate-hashes",
     "--no-header",
     "--no-annotate",
+    "--no-strip-extras",  # pip takes name[extra] for pinned only where it stands so
     "--no-emit-index-url",
     "--quiet",
 )

@@ -19,6 +19,15 @@ settings.load_profile("tokenworks")
 # Tests of one room use fakes of another as ``tests.<room>.<fake>``, however pytest is started.
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
+ID_BYTES_MAX = 100
+"""Longer bytes than these name a test's case by the argument and its place."""
+
+
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """No compressed body in a test's name: it says nothing, and can hold the time of day."""
+    return argname if isinstance(val, bytes) and len(val) > ID_BYTES_MAX else None
+
+
 RUN_S_MAX = 60.0
 """A test that is still running then hangs; no test should come near it."""
 

@@ -126,7 +126,9 @@ def test_a_lock_file_pins_and_hashes_what_the_project_names(
 ) -> None:
     text = (ROOT / "requirements" / f"{lock}.txt").read_text()
     entries = re.findall(
-        r"^([\w.-]+)==\S+[^\n]*\\\n((?:    --hash=sha256:[0-9a-f]{64}.*\n)+)", text, re.MULTILINE
+        r"^([\w.-]+)(?:\[[\w,.-]+\])?==\S+[^\n]*\\\n((?:    --hash=sha256:[0-9a-f]{64}.*\n)+)",
+        text,
+        re.MULTILINE,
     )
     assert {name for extra in extras for name in project()[extra]} <= {e[0] for e in entries}
     assert len(entries) == len(re.findall(r"^\w", text, re.MULTILINE))  # nothing without a hash

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import zlib
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -13,9 +15,9 @@ from tokenworks.core.errors import LedgerUnavailable, WorkerFailed
 from tokenworks.core.ids import ModelName
 from tokenworks.core.orders import Passing
 from tokenworks.core.slo import Tier
-from tokenworks.gateway import pass_through
+from tokenworks.gateway import content_coding, pass_through
 from tokenworks.gateway.app import Gateway
-from tokenworks.gateway.pass_through import ANY_MODEL, UsageWatch, output_limit
+from tokenworks.gateway.pass_through import ANY_MODEL, UsageWatch, output_limit, prompt_estimate
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
 JSON = b"application/json"
@@ -244,7 +246,7 @@ def test_usage_that_is_not_told_or_cannot_be(monkeypatch: pytest.MonkeyPatch) ->
         watch = UsageWatch(content_type)
         watch.feed(body)
         assert watch.usage() is None
-        assert watch.seen().completion_tokens == 0
+        assert watch.seen(watch.usage()).completion_tokens == 0
     monkeypatch.setattr(pass_through, "WATCHED_BYTES_MAX", 10)
     for end, prompt_tokens in ((ANSWER, 3), (b"x" * 70_000, None), (b'"usage":[1]}', None)):
         watch = UsageWatch(JSON)
@@ -337,3 +339,93 @@ def test_a_caller_who_leaves_near_the_end_of_a_whole_answer_pays_for_it(run: Run
     run(caller.call(house.gateway))
     outcome = house.desk.delivery.outcome
     assert (outcome.ending, outcome.usage.prompt_tokens) == ("disconnected", 3)
+
+
+_RAW = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+RAW = _RAW.compress(ANSWER) + _RAW.flush()
+
+
+def zipped(data: bytes) -> bytes:
+    """Without the time: a test's case is the same in every process that collects it."""
+    return gzip.compress(data, mtime=0)
+
+
+BOMB = zipped(b"x" * 200_000)
+LONG = zipped(b'{"a":"%b",' % (b"x" * 300_000) + ANSWER[1:])
+
+
+@pytest.mark.parametrize(
+    ("coding", "body"),
+    [
+        (b"gzip", zipped(ANSWER)),
+        (b" X-GZip ", zipped(ANSWER[:9]) + zipped(ANSWER[9:])),
+        (b"deflate", zlib.compress(ANSWER)),
+        (b"deflate", RAW),
+        (b"identity", ANSWER),
+        (b"gzip", LONG),
+    ],
+)
+def test_usage_of_an_answer_that_came_compressed(run: Run, coding: bytes, body: bytes) -> None:
+    house = House(run, body[:4], body[4:])
+    house.desk.headers = [(b"content-encoding", coding)]
+    found = house.ask("/v1/responses")
+    assert (found.status, found.body) == (200, body)
+    outcome = house.desk.delivery.outcome
+    assert (outcome.usage.prompt_tokens, outcome.usage.completion_tokens) == (3, 2)
+    assert outcome.metered_by == "worker"
+
+
+@pytest.mark.parametrize(
+    ("coding", "body", "made"),
+    [
+        (b"br", b"x" * 41, 11),
+        (b"br", b"x" * 4_000, 100),
+        (b"gzip, gzip", b"x" * 4, 1),
+        (b"gzip", b"neither", 2),
+        (b"gzip", zipped(ANSWER)[:20], 5),
+        (b"gzip", BOMB, -(-len(BOMB) // 4)),
+    ],
+)
+def test_an_answer_that_cannot_be_read_is_billed_by_its_length(
+    run: Run, monkeypatch: pytest.MonkeyPatch, coding: bytes, body: bytes, made: int
+) -> None:
+    monkeypatch.setattr(content_coding, "DECODED_BYTES_MAX", 100_000)
+    house = House(run, body)
+    house.desk.headers = [(b"content-encoding", coding)]
+    house.ask("/v1/responses", body=b'{"max_output_tokens": 100}      ')
+    outcome = house.desk.delivery.outcome
+    assert outcome.metered_by == "gateway"
+    assert outcome.usage.prompt_tokens == 8
+    assert outcome.usage.completion_tokens == made
+
+
+def test_files_inside_a_prompt_are_no_text() -> None:
+    sound = b"iVBOR/+=" * 100
+    around = len(b'{"input_audio":{"format":"wav","data":}}')
+    body = b'{"input_audio":{"format":"wav","data":"%b"}}' % sound
+    assert prompt_estimate(body) == around // 4
+    assert prompt_estimate(b'{"u":"data:text/plain;charset=utf-8;base64,%b"}' % sound) == 2
+    assert prompt_estimate(b'{"a":"%b"}' % (b"a word " * 100)) == 177
+    assert prompt_estimate(b'--x\r\ncontent-disposition: form-data; name="file"') == 0
+
+
+@pytest.mark.parametrize(
+    "said", [b"close, X-A", b"x-a", b",, X-A\t,keep-alive", b"content-length, authorization, X-A"]
+)
+def test_headers_of_one_connection_go_no_further(run: Run, said: bytes) -> None:
+    house = House(run)
+    house.desk.headers = [(b"connection", b"close"), (b"connection", said), (b"x-a", b"1")]
+    house.desk.headers += [(b"proxy-connection", b"close"), (b"x-b", b"2")]
+    found = house.ask(
+        *("/v1/messages", "POST", b'{"a": 1}'),
+        connection=said.decode(),
+        x_a="1",
+        x_b="2",
+        proxy_connection="close",
+    )
+    assert found.status == 200
+    assert found.body == ANSWER
+    assert not {"x-a", "proxy-connection"} & found.headers.keys()
+    assert found.headers["x-b"] == "2"
+    assert dict(house.passing.headers) == {b"x-b": b"2", b"accept-encoding": b"identity"}
+    assert house.desk.orders[0].body == b'{"a": 1}'

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tokenworks.perf.tabulated import CONTEXTS, FS_PER_MS, Step, tabulated
@@ -25,6 +25,8 @@ def bent(parts: tuple[float, float, float, float], experts: float = 3.0) -> Step
 
 
 @given(PARTS, st.integers(1, 2048), st.integers(1, 64))
+@example((2.25, 0.0, 1e-07, 0.0), 723, 1)  # an excess that was below the real one
+@example((0.1015625, 0.0, 1e-07, 3.984375), 398, 1)
 def test_no_batch_is_faster_than_its_physics(
     parts: tuple[float, float, float, float], slots: int, each: int
 ) -> None:

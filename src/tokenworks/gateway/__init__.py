@@ -9,6 +9,7 @@ __all__ = [
     "chat_request",
     "completions",
     "connection",
+    "content_coding",
     "dialect",
     "doorkeeper",
     "envelope",

@@ -23,6 +23,7 @@ from tokenworks.core.ports import Delivery
 from tokenworks.gateway.answer import Answers, Meter
 from tokenworks.gateway.chat_fields import JSONObject
 from tokenworks.gateway.connection import Exchange
+from tokenworks.gateway.content_coding import Decoder, codings_of
 from tokenworks.gateway.dialect import Asked
 from tokenworks.gateway.event_stream import nothing_used, payload
 from tokenworks.gateway.http_head import Head
@@ -53,22 +54,20 @@ TEXT_BYTES_PER_TOKEN: Final = 4
 """Of a prompt whose tokens nobody tells: the rule of thumb for English text. Code and other scripts
 take fewer bytes to a token, and are billed less than the provider takes."""
 
-DROPPED: Final = frozenset(
+_OF_A_CONNECTION: Final = frozenset(
     {
-        *(b"authorization", b"connection", b"content-length", b"cookie", b"expect", b"host"),
-        *(b"api-key", b"keep-alive", b"proxy-authorization", b"te", b"trailer", b"upgrade"),
-        *(b"transfer-encoding", b"x-api-key", b"accept-encoding"),
+        *(b"connection", b"content-length", b"keep-alive", b"proxy-connection", b"trailer"),
+        *(b"transfer-encoding", b"upgrade"),
     }
 )
+DROPPED: Final = _OF_A_CONNECTION | {
+    *(b"accept-encoding", b"api-key", b"authorization", b"cookie", b"expect", b"host"),
+    *(b"proxy-authorization", b"te", b"x-api-key"),
+}
 """Of a request: a connection's own, and the caller's key, which is ours and not the provider's.
 Usage can be found in an answer that is not compressed alone, and so the provider is told."""
 
-HIDDEN: Final = frozenset(
-    {
-        *(b"connection", b"content-length", b"content-type", b"date", b"keep-alive"),
-        *(b"set-cookie", b"trailer", b"transfer-encoding", b"upgrade", b"x-request-id"),
-    }
-)
+HIDDEN: Final = _OF_A_CONNECTION | {b"content-type", b"date", b"set-cookie", b"x-request-id"}
 """Of an answer: what is written anew, and cookies that would join callers."""
 
 PATHS: Final = frozenset(
@@ -85,7 +84,11 @@ _REFUSED: Final = 400
 
 _PREFIX: Final = b"/v1"
 _OWN: Final = b"x-tokenworks-"
-_INLINED: Final = re.compile(rb"data:[\w/+.\\-]{1,100};base64,[\w+/=\\-]*")
+_INLINED: Final = re.compile(
+    rb"data:[\w/+.;=\\-]{1,100};base64,[\w+/=\\-]*" rb'|"[\w+/=\\-]{512,}"'
+)
+"""Files inside a body: as URLs, or a whole string of so many letters and no space among them, which
+is how sound and documents come."""
 _LIMIT: Final = re.compile(rb'"max_(?:completion_|output_)?tokens"\s*:\s*(\d{1,7})\b')
 
 _FETCHES: Final = re.compile(r"/batches\b|/chat/completions/|[^?]*/cancel(?:\?|$)")
@@ -198,11 +201,13 @@ def output_limit(body: bytes, default: int) -> int:
 
 
 def prompt_estimate(body: bytes) -> int:
-    """Tokens of a prompt that nobody tells of; files inside it count for none.
+    """Tokens of a prompt that nobody tells of; files inside it count for none, and so do forms.
 
     >>> prompt_estimate(b'{"content": "data:image/png;base64,aGVsbG8gdGhlcmU="}')
     4
     """
+    if not body.lstrip().startswith(b"{"):
+        return 0
     return -(-len(_INLINED.sub(b"", body)) // TEXT_BYTES_PER_TOKEN)
 
 
@@ -250,6 +255,8 @@ class Passage:
         self._exchange, self._ids = exchange, ids
         self._meter = Meter(order.arrived_ns)
         self._watch = UsageWatch(delivery.stream.content_type)
+        codings = codings_of(delivery.stream.headers)
+        self._decoder = Decoder(codings) if codings else None
         self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._failure: WorkerFailed | None = None
 
@@ -292,7 +299,11 @@ class Passage:
         if self._over.done():
             return
         self._meter.tokens_sent(self._answers.clock.now_ns())
-        self._watch.feed(data)
+        if self._decoder is None:
+            self._watch.feed(data)
+        else:
+            for piece in self._decoder.feed(data):
+                self._watch.feed(piece)
         self._exchange.write(data)
 
     def ended(self, failure: WorkerFailed | None) -> None:
@@ -316,13 +327,20 @@ class Passage:
 
     async def _settle(self, ending: Ending) -> None:
         told = self._watch.usage()
-        usage = self._watch.seen() if told is None or ending != "done" else told
+        usage = self._watch.seen(told) if told is None or ending != "done" else told
+        unread = self._decoder
+        if unread is not None and not (unread.blind or (unread.cut and ending == "done")):
+            unread = None
         if not makes_tokens(self._order.passing):
             usage = nothing_used()
-        elif told is None and self._watch.streams and self._delivery.stream.status < _REFUSED:
-            usage = msgspec.structs.replace(
-                usage, uncached_input_tokens=prompt_estimate(self._order.body)
-            )
+        elif told is None and self._delivery.stream.status < _REFUSED:
+            if unread is not None or self._watch.streams:
+                read = prompt_estimate(self._order.body)
+                usage = msgspec.structs.replace(usage, uncached_input_tokens=read)
+            if unread is not None:
+                made = -(-unread.coded_bytes // TEXT_BYTES_PER_TOKEN)
+                made = max(usage.output_tokens, min(made, self._order.output_tokens_max))
+                usage = msgspec.structs.replace(usage, output_tokens=made)
         measured = self._meter.measured(usage.completion_tokens, self._answers.clock.now_ns())
         outcome = Outcome(
             usage=usage,
@@ -399,13 +417,16 @@ class UsageWatch:
         except WorkerFailed:
             return None
 
-    def seen(self) -> Usage:
+    def seen(self, told: Usage | None) -> Usage:
         """What was seen of an answer that ended early: an event with a part of it is a token.
+
+        Args:
+            told: what ``usage`` says.
 
         Such events count on top of what was told before them. Anthropic tells of a token before
         there is any: that is the first of those that come.
         """
-        told = self.usage() or nothing_used()
+        told = told or nothing_used()
         since = self._tokens - self._tokens_at_told
         if not self._tokens_at_told:
             since = max(0, since - told.completion_tokens)

@@ -71,17 +71,21 @@ def tabulated(
     grid = {n: _held(contexts, n, kv_tokens) for n in batches}
     lines = _rising({n: _above([(n * c, step(n, c)) for c in held]) for n, held in grid.items()})
     between = [(a + b) // 2 for a, b in pairwise(batches) if b - a > 1]
-    first = _timing(lines, 1.0, prefill_token_ms, prefill_pair_ms)
-    ratios = [
-        first.decode_fs(n, round(n * c)) / FS_PER_MS / step(n, c)
+    points = [
+        (n, round(n * c), step(n, c))
         for n in (*batches, *between)
         for c in _held(contexts, n, kv_tokens)
     ]
+    ratios = _ratios(_timing(lines, 1.0, prefill_token_ms, prefill_pair_ms), points)
     lift = 1 / (math.sqrt(min(ratios) * max(ratios)) if central else min(ratios))
-    return Tabulated(
-        timing=_timing(lines, lift, prefill_token_ms, prefill_pair_ms),
-        excess=max(ratios) * lift - 1,
-    )
+    timing = _timing(lines, lift, prefill_token_ms, prefill_pair_ms)
+    # Of the timing as it is: its femtoseconds are whole ones, rounded up.
+    return Tabulated(timing=timing, excess=max(1.0, *_ratios(timing, points)) - 1)
+
+
+def _ratios(timing: Timing, points: Sequence[tuple[int, int, float]]) -> list[float]:
+    """How many times the physics' own milliseconds a timing takes, for (batch, context, ms)."""
+    return [timing.decode_fs(n, context) / FS_PER_MS / ms for n, context, ms in points]
 
 
 def _rising(lines: dict[int, tuple[float, float]]) -> dict[int, tuple[float, float]]:
