@@ -105,6 +105,23 @@ def test_blank_precision_is_found_elsewhere(
     assert one(catalogue, AGG, **changes).case.dtype == dtype
 
 
+def test_a_disaggregated_worker_has_as_many_gpus_as_hold_the_weights(catalogue: Catalogue) -> None:
+    def sizes(**changes: str) -> tuple[int, int, int]:
+        tp = {"decode_tp_size": "1", "prefill_tp_size": "1", "prefill_moe_ep_size": ""}
+        case = one(catalogue, DISAGG, **tp | changes).case
+        assert case.decode.dp == case.decode.gpus
+        return case.decode.gpus, case.prefill.gpus, case.decode_workers or 0
+
+    # 671 GB, and as much cache as the load needs of 186 GB a GPU, up to a scale-up domain.
+    unknown = {"precision": "fp8", "decode_num_workers": ""}
+    assert sizes(**unknown, concurrency="8") == (4, 4, 0)
+    assert sizes(**unknown, concurrency="2048") == (8, 4, 0)
+    assert sizes(precision="fp8", concurrency="2048", decode_num_workers="8") == (4, 4, 8)
+    assert sizes(**unknown, concurrency="100000") == (64, 4, 0)
+    assert sizes(precision="fp4", concurrency="8") == (4, 4, 3)
+    assert sizes(model_path="llama-3.1-8b", concurrency="2048") == (1, 1, 3)
+
+
 def test_disaggregated_rows_may_know_their_workers_or_not(catalogue: Catalogue) -> None:
     case = one(catalogue, DISAGG).case
     assert (case.mode, case.decode.gpus, case.prefill.gpus, case.prefill.ep) == ("disagg", 16, 8, 8)

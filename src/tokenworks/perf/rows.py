@@ -8,6 +8,9 @@ plainly is read as follows.
 * A row with more expert ranks than attention ranks attends in groups (attention-DP).
 * More than eight ways of tensor parallelism that are no power of two divide no model's heads: such
   a row (72 GPUs of a rack) attends in groups of one, and spreads experts.
+* A disaggregated worker whose weights exceed its memory isn't told: it attends in groups of one on
+  the least power of two that holds the weights, and the cache of its share of the load. Twins of
+  such rows have 4 GPUs under little load and 32 under much (DeepSeek R1 on "1" GPU of GB200).
 * More concurrency than ``batch_size`` times its groups means several replicas.
 * Blank precision is that of the quantisation columns, or of the model's name, or else BF16.
 """
@@ -26,7 +29,7 @@ from tokenworks.catalogue.records import Accelerator, Dtype, Engine, Model
 from tokenworks.catalogue.shelves import Catalogue
 from tokenworks.core.errors import ConfigInvalid
 from tokenworks.perf.architecture import Shape, shape_of
-from tokenworks.perf.case import Case, Layout
+from tokenworks.perf.case import Case, Layout, sequences_max, weight_bytes_per_gpu
 from tokenworks.perf.passes import has_rates, rates_of
 
 ROWS_MAX: Final = 1_000_000
@@ -362,7 +365,7 @@ def _disaggregated(
     prefill_workers = _whole(values, "prefill_num_workers")
     batch = _number(values, "decode_batch_size") or 1.0
     asked = _number(values, "concurrency") or batch * (decode_workers or 1)
-    return Case(
+    case = Case(
         shape=shape,
         device=device,
         engine=values["backend"].strip().lower(),
@@ -378,6 +381,7 @@ def _disaggregated(
         version=values.get("backend_version", ""),
         month=months(values.get("measured", "")),
     )
+    return _that_holds(case)
 
 
 def _side(values: Mapping[str, str], side: str, device: Accelerator) -> Layout:
@@ -389,6 +393,32 @@ def _side(values: Mapping[str, str], side: str, device: Accelerator) -> Layout:
     gpus *= pp
     dp = min(_count(values, f"{side}_attention_dp_size"), gpus)
     return Layout(gpus=gpus, ep=min(ep, gpus), dp=dp, pp=pp)
+
+
+def _that_holds(case: Case) -> Case:
+    """A case whose workers hold the weights: as given where they do.
+
+    The whole memory counts, for an engine may be told to take more than it does by default.
+    """
+    memory, most = case.device.memory_bytes or 0.0, max(case.device.scaleup_domain or 1, 8)
+
+    def lacks(layout: Layout) -> bool:
+        return weight_bytes_per_gpu(case.shape, case.dtype, layout) > memory
+
+    decode, prefill = case.decode, case.prefill
+    while lacks(prefill) and 2 * prefill.gpus <= most:
+        prefill = _twice(prefill)
+    if lacks(decode):
+        while 2 * decode.gpus <= most and (
+            lacks(decode)
+            or sequences_max(msgspec.structs.replace(case, decode=decode)) < case.batch
+        ):
+            decode = _twice(decode)
+    return msgspec.structs.replace(case, decode=decode, prefill=prefill)
+
+
+def _twice(layout: Layout) -> Layout:
+    return Layout(gpus=2 * layout.gpus, dp=2 * layout.gpus)
 
 
 def configuration(row: Row) -> str:
