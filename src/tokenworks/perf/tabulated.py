@@ -68,14 +68,13 @@ def tabulated(
     """
     batches = sorted({round(slots ** (i / (KNOTS - 1))) for i in range(KNOTS)})
     contexts = [each for each in CONTEXTS if each < context_max] + [context_max]
-    grid = {n: _held(contexts, n, kv_tokens) for n in batches}
-    lines = _rising({n: _above([(n * c, step(n, c)) for c in held]) for n, held in grid.items()})
     between = [(a + b) // 2 for a, b in pairwise(batches) if b - a > 1]
-    points = [
-        (n, round(n * c), step(n, c))
+    grid = {
+        n: [(n * c, step(n, c)) for c in _held(contexts, n, kv_tokens)]
         for n in (*batches, *between)
-        for c in _held(contexts, n, kv_tokens)
-    ]
+    }
+    lines = _rising({n: _above(grid[n]) for n in batches})
+    points = [(n, round(context), ms) for n, held in grid.items() for context, ms in held]
     ratios = _ratios(_timing(lines, 1.0, prefill_token_ms, prefill_pair_ms), points)
     lift = 1 / (math.sqrt(min(ratios) * max(ratios)) if central else min(ratios))
     timing = _timing(lines, lift, prefill_token_ms, prefill_pair_ms)
