@@ -53,7 +53,7 @@ check: $(SETUP) ## Check house rules, imports between rooms, lint, format and ty
 	$(BIN)/mypy
 
 # Coverage does not see into extensions, and tests must meet the sources: make test undoes this.
-compile: $(SETUP) ## Compile the brain and the twin with mypyc: the same decisions, twice as fast
+compile: $(SETUP) ## Compile the brain, the twin and the gateway's hot path with mypyc
 	$(BIN)/python requirements/compiled.py
 
 pure: $(SETUP) ## Undo make compile
@@ -91,6 +91,7 @@ bars: $(SETUP) ## What a release must clear: a loaded factory, and one that is k
 	$(BIN)/python -m bars.load
 	$(BIN)/python -m bars.load --streams 256 --twin 10 --output-tokens 2000
 	$(BIN)/python -m bars.kill
+	$(BIN)/python -m bars.hangup
 	$(BIN)/python -m bars.ledger_kill
 	$(BIN)/python -m bars.ledger_kill --store postgres
 	$(BIN)/python -m bars.ledger_quota

@@ -12,7 +12,7 @@ import pytest
 
 from tokenworks.core import errors
 from tokenworks.core.errors import TokenworksError
-from tokenworks.gateway.connection import LIMITS
+from tokenworks.gateway.http_limits import LIMITS
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("changes/*.md")})

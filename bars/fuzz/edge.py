@@ -15,7 +15,8 @@ import httptools
 from bars.fuzz.choices import Choices, cut, spliced
 from tests.gateway.fake_desk import FakeServer, FakeTransport
 from tokenworks.core.errors import TokenworksError, Unauthorized
-from tokenworks.gateway.connection import LIMITS, Connection, Exchange, HTTPLimits
+from tokenworks.gateway.connection import Connection, Exchange
+from tokenworks.gateway.http_limits import LIMITS, HTTPLimits
 from tokenworks.gateway.openai_errors import OpenAIErrors
 
 BODY_MAX = 1_000

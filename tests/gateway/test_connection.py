@@ -15,8 +15,9 @@ from tests.gateway.fake_desk import FakeClock as Clock
 from tests.gateway.fake_desk import FakeDesk, FakeServer, FakeTransport, Hold, ask, token
 from tokenworks.core.errors import InvalidRequest, TokenworksError, Unauthorized
 from tokenworks.gateway.app import Gateway
-from tokenworks.gateway.connection import LIMITS, Connection, Exchange, HTTPLimits
+from tokenworks.gateway.connection import Connection, Exchange
 from tokenworks.gateway.http_head import Head
+from tokenworks.gateway.http_limits import LIMITS, HTTPLimits
 from tokenworks.gateway.openai_errors import OpenAIErrors
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]

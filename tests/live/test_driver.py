@@ -293,6 +293,27 @@ def test_what_cannot_be_sold_is_refused(live: Callable[..., None]) -> None:
     live(test)
 
 
+def test_a_price_book_that_is_put_into_force_is_taken_up(
+    live: Callable[..., None], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    old = ledger_samples.book_text(name="test").replace("2026-01-01", "2023-11-01")
+    new = ledger_samples.book_text(name="dearer").replace("2026-01-01", "2023-11-02")
+
+    async def test(world: World) -> None:
+        client = world.up()
+        for text in (new, new.replace("dearer", "clashing").replace("11-02", "11-01")):
+            monkeypatch.setattr(world.store, "activated_books", lambda text=text: [text])
+            world.store.put_key(World.key("new", b"another"))
+            await world.round()
+        delivery, _ = await world.answering(client)
+        await delivery.settle(outcome())
+        assert world.posted[0].price_id.partition("@")[0] == "dearer"
+        assert "are left out" in caplog.text
+        assert "'clashing@" in caplog.text
+
+    live(test, books=[parse_price_book(old)])
+
+
 def test_a_revoked_key_opens_nothing_from_the_next_round_on(live: Callable[..., None]) -> None:
     async def test(world: World) -> None:
         delivery, _ = await world.answering(world.up())
@@ -323,11 +344,13 @@ def test_a_new_secret_opens_from_the_next_round_on_and_the_old_one_for_a_time(
         assert view is not None
         assert old is not None
         assert (view.key, view.scopes, old.key) == ("key", None, "key")
+        assert world.driver.key_named(KeyID("key")) == view  # work that goes on has no secret
         assert old.scopes is not None
         assert (old.scopes.expires_unix_ns, old.scopes.replaced) == (until, True)
         world.store.revoke_key(KeyID("key"), 5)
         await world.round()
         assert (world.driver.key_of(new), world.driver.key_of(SECRET)) == (None, None)
+        assert world.driver.key_named(KeyID("key")) is None
 
     live(test)
 

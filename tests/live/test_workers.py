@@ -33,9 +33,9 @@ from tokenworks.live.workers import (
     SupervisionLimits,
     Worker,
     WorkerSpec,
-    _client_of,
     _Supervisor,
     backoff_ns,
+    client_of,
     sleep_ns,
 )
 
@@ -240,7 +240,7 @@ def test_a_server_behind_tls_is_trusted_by_its_certificate(
         server = FakeWorker()
         server.tls = context
         async with server:
-            client = _client_of(attached(Desk(), server.url).spec)
+            client = client_of(attached(Desk(), server.url).spec)
             if not trusted:
                 with pytest.raises(WorkerFailed, match="CERTIFICATE_VERIFY_FAILED"):
                     await client.get("/v1/models")
@@ -522,7 +522,7 @@ def test_a_check_that_cannot_be_made_says_nothing_of_the_worker(
         desk = Desk()
         async with FakeWorker() as server:
             worker = attached(desk, server.url)
-            client = _client_of(worker.spec)
+            client = client_of(worker.spec)
             client.close()
             assert await worker._supervisor.probe(client, "/health") == ""
 
@@ -552,7 +552,7 @@ def test_who_may_open_no_files_waits_and_blames_no_worker(
             assert tried == 3
             assert "no more files" in worker.last_failure
             assert desk.events.empty()
-            client = _client_of(worker.spec)
+            client = client_of(worker.spec)
             client.close()
             with pytest.raises(WorkerUnavailable, match="closed"):
                 await worker._list(client)
@@ -563,7 +563,7 @@ def test_who_may_open_no_files_waits_and_blames_no_worker(
 
 def test_a_server_may_have_as_many_connections_as_slots() -> None:
     spec = attached(Desk(), "http://a").spec
-    few, many = _client_of(spec), _client_of(msgspec.structs.replace(spec, slots=9_000))
+    few, many = client_of(spec), client_of(msgspec.structs.replace(spec, slots=9_000))
     assert (few._connections_max, many._connections_max) == (512, 9_000)
 
 

@@ -1,6 +1,8 @@
 """The command line; wiring.py is the only file that knows every room."""
 
 __all__ = [
+    "audit",
+    "batch",
     "catalogue",
     "chat",
     "doctor",
@@ -10,10 +12,10 @@ __all__ = [
     "invoice_pdf",
     "journal",
     "key",
-    "keys",
     "ledger",
     "ledger_at",
     "main",
+    "member",
     "perf",
     "perf_picture",
     "period",
@@ -31,6 +33,7 @@ __all__ = [
     "prices",
     "quota",
     "report",
+    "supervisor",
     "table",
     "tiers",
     "top",

@@ -13,6 +13,7 @@
     │   ├── RouteNotFound           404 route_not_found
     │   ├── MethodNotAllowed        405 method_not_allowed
     │   ├── RequestTimeout          408 request_timeout
+    │   ├── Conflict                409 in_conflict
     │   ├── RequestTooLarge         413 request_too_large
     │   ├── HeadTooLarge            431 head_too_large
     │   ├── QuotaExceeded           429 quota_exceeded
@@ -113,6 +114,12 @@ class RequestTimeout(CallerError):
     """The request has not come to its end in time."""
 
     code, status = "request_timeout", 408
+
+
+class Conflict(CallerError):
+    """It cannot be done to what is there now: somebody was faster, or it has ended."""
+
+    code, status = "in_conflict", 409
 
 
 class HeadTooLarge(CallerError):

@@ -1,9 +1,15 @@
 """Deliver: the OpenAI wire format, keys, streaming, metering at the edge."""
 
 __all__ = [
+    "admin",
+    "admin_openapi",
     "answer",
     "app",
     "assemble",
+    "batch_input",
+    "batch_line",
+    "batch_runner",
+    "batches",
     "chat",
     "chat_fields",
     "chat_request",
@@ -14,10 +20,14 @@ __all__ = [
     "doorkeeper",
     "envelope",
     "event_stream",
+    "files",
     "form_fields",
+    "form_stream",
     "http_body",
     "http_head",
     "http_io",
+    "http_limits",
+    "joined_metrics",
     "json_body",
     "messages",
     "messages_answer",
@@ -45,4 +55,5 @@ __all__ = [
     "told_usage",
     "traced_desk",
     "whole_answers",
+    "worker_chunks",
 ]

@@ -13,11 +13,12 @@ from tokenworks.core.orders import Usage
 from tokenworks.core.slo import Tier
 from tokenworks.gateway.assemble import Completion
 from tokenworks.gateway.chat_fields import JSONObject
-from tokenworks.gateway.event_stream import EventStream, nothing_used, usage_of
+from tokenworks.gateway.event_stream import EventStream
 from tokenworks.gateway.http_io import Headers
 from tokenworks.gateway.messages_request import Thinking
 from tokenworks.gateway.openai_errors import OpenAIErrors
 from tokenworks.gateway.pieces import Piece, pieces, whole_pieces
+from tokenworks.gateway.worker_chunks import nothing_used, usage_of
 
 ANSWER_CHARS_MAX: Final = 64_000_000
 """Of an answer that is kept until it is whole."""

@@ -25,7 +25,7 @@ from tokenworks.gateway.chat_fields import JSONObject
 from tokenworks.gateway.connection import Exchange
 from tokenworks.gateway.content_coding import Decoder, codings_of
 from tokenworks.gateway.dialect import Asked
-from tokenworks.gateway.event_stream import nothing_used, payload
+from tokenworks.gateway.event_stream import has_part, payload
 from tokenworks.gateway.http_head import Head
 from tokenworks.gateway.http_io import ClientGone, Headers
 from tokenworks.gateway.own_headers import own_headers
@@ -35,6 +35,7 @@ from tokenworks.gateway.told_usage import (
     usage_at_end,
     usage_words,
 )
+from tokenworks.gateway.worker_chunks import nothing_used
 
 ANY_MODEL: Final = ModelName(factory_config.ANY_MODEL)
 """What a pool serves, and a price book prices, that requests are passed on to."""
@@ -407,9 +408,7 @@ class UsageWatch:
             return
         for event in whole.split(b"\n\n"):
             if not self._tells(event):
-                self._tokens += b'"delta"' in event or (
-                    b'"choices"' in event and b'"text"' in event
-                )
+                self._tokens += has_part(event) if b'"choices"' in event else b'"delta"' in event
 
     def _tells(self, event: bytes) -> bool:
         """Whether an event says what was used, which is noted."""

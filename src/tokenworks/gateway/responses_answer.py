@@ -11,8 +11,9 @@ from tokenworks.core.orders import Usage
 from tokenworks.core.slo import Tier
 from tokenworks.gateway.assemble import Completion
 from tokenworks.gateway.chat_fields import JSONObject
-from tokenworks.gateway.event_stream import EventStream, usage_of
+from tokenworks.gateway.event_stream import EventStream
 from tokenworks.gateway.pieces import Piece, PieceKind, pieces, whole_pieces
+from tokenworks.gateway.worker_chunks import usage_of
 
 ANSWER_CHARS_MAX: Final = 64_000_000
 """Of an answer that is kept until it is whole."""

@@ -13,7 +13,7 @@ import functools
 import hashlib
 import itertools
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import Final, NamedTuple, assert_never
 
 import msgspec
@@ -23,6 +23,7 @@ from tokenworks.catalogue.factory_config import PoolConfig
 from tokenworks.catalogue.price_book import PriceBook, PriceBooks
 from tokenworks.core.errors import (
     CapacityExceeded,
+    ConfigInvalid,
     InvalidRequest,
     LedgerCorrupt,
     LedgerUnavailable,
@@ -31,7 +32,7 @@ from tokenworks.core.errors import (
     WorkerUnavailable,
 )
 from tokenworks.core.gauges import Gauges
-from tokenworks.core.ids import ModelName, PoolID, RequestID, WorkerID
+from tokenworks.core.ids import KeyID, ModelName, PoolID, RequestID, WorkerID
 from tokenworks.core.needs import NO_OFFERS, Needs, nothing_offers
 from tokenworks.core.orders import KeyView, Order, Outcome, Receipt
 from tokenworks.core.ports import AnswerStream, Clock, KeepingPort, TieredPort, WorkerPort
@@ -72,6 +73,7 @@ from tokenworks.ledger.quotas import KeyRecord, LimitState, window_end
 from tokenworks.ledger.store_port import LedgerStore
 from tokenworks.live.bookkeeper import Bookkeeper
 from tokenworks.live.flights import Flight, LiveDelivery
+from tokenworks.live.growth import scaling_of
 from tokenworks.live.journal import JournalWriter
 from tokenworks.live.quota_leases import QuotaLeases
 from tokenworks.live.refusals import (
@@ -97,8 +99,6 @@ BREATHER_NS: Final = 50 * NS_PER_MS
 meanwhile, and the request waits in its line instead of spending its tries."""
 CLOSE_NS_MAX: Final = 5 * NS_PER_S
 """How long closing waits for answers that were cut off to be settled."""
-EMBEDDED_START_NS: Final = 10 * NS_PER_S
-"""How long a worker of a pool that is scaled is taken to need to come up."""
 FLIGHTS_MAX: Final = 16_384
 HOUSEKEEPING_NS: Final = 200 * NS_PER_MS
 QUEUE_LEN_MAX: Final = 512
@@ -154,10 +154,12 @@ class Driver:
         self._bookkeeper = Bookkeeper(
             clock=ledger_clock or clock, ledger=ledger, store=store, pools=pools, leases=leases
         )
-        self._books, self._book = books, books.at(clock.unix_ns())
+        self._folders_books = self._books = books
+        self._book = books.at(clock.unix_ns())
         self._seats: dict[WorkerID, Seat] = {}
         self._flights: dict[RequestID, Flight] = {}
         self._keys: dict[str, KeyView] = {}
+        self._named: dict[KeyID, KeyView] = {}
         self._settings_version = -1
         self._timer: asyncio.TimerHandle | None = None
         self._keys_trouble: str | None = None
@@ -176,8 +178,9 @@ class Driver:
         """
         self._bookkeeper.begin()
         self._apply(self._read_settings(-1, self._ledger.date(self._clock.unix_ns())))
-        self._keep_book(self._book)
-        self._open_book(self._book)
+        book = self._books.at(self._clock.unix_ns())
+        self._keep_book(book)
+        self._open_book(book)
 
     async def housekeep(self) -> None:
         """Keys, expired holds, cost, leases and the journal's buffer, until cancelled.
@@ -250,6 +253,10 @@ class Driver:
     def key_of(self, secret: bytes) -> KeyView | None:
         """See ``Desk``."""
         return self._keys.get(hashlib.sha256(secret).hexdigest())
+
+    def key_named(self, key: KeyID) -> KeyView | None:
+        """See ``Desk``."""
+        return self._named.get(key)
 
     def models(self) -> tuple[ModelName, ...]:
         """See ``Desk``."""
@@ -702,8 +709,8 @@ class Driver:
         version = self._store.settings_version()
         if version == known_version:
             return None
-        records = self._store.load_keys()
-        return _Settings(version, records, self._store.read_limits(unix_ns))
+        records, books = self._store.load_keys(), self._store.activated_books()
+        return _Settings(version, records, self._store.read_limits(unix_ns), books)
 
     def _apply(self, read: _Settings | None) -> None:
         """On the loop: put keys and limits into force."""
@@ -714,13 +721,22 @@ class Driver:
             return  # what was used of the window that has begun is not in it: read again
         self._ledger.set_limits(states)
         self._settings_version = read.version
-        self._keys = {}
+        self._take_up_books(read.books)
+        self._keys, self._named = {}, {}
         for record in read.records:
             self._ledger.set_key(record)
             if record.revoked_unix_ns is None:
-                self._keys[record.secret_sha256] = record.view()
+                view = self._named[record.key] = record.view()
+                self._keys[record.secret_sha256] = view
                 if record.old_secret_sha256 is not None:
                     self._keys[record.old_secret_sha256] = record.old_view()
+
+    def _take_up_books(self, texts: list[str]) -> None:
+        """Heed the price books that were put into force since the start, each from its day on."""
+        try:
+            self._books = self._folders_books.with_texts(texts)
+        except ConfigInvalid as error:
+            _log.error("price books that were put into force are left out: %s", error)
 
     async def _turn_page(self) -> None:
         """Take up the next price book on its day, once it is kept."""
@@ -750,30 +766,13 @@ class _Settings(NamedTuple):
     version: int
     records: list[KeyRecord]
     limits: Callable[[], list[LimitState]]
+    books: list[str]
 
 
 async def _again_and_again(errand: Callable[[], Awaitable[None]]) -> None:
     while True:
         await asyncio.sleep(HOUSEKEEPING_NS / NS_PER_S)
         await errand()
-
-
-def scaling_of(pools: Mapping[PoolID, PoolConfig]) -> tuple[PoolScale, ...]:
-    """The pools whose number of workers may change.
-
-    Servers of an attached pool stay: nobody here could start one again that was given back.
-    """
-    return tuple(
-        PoolScale(
-            pool=name,
-            model=ModelName(config.model),
-            workers_min=max(config.workers, len(config.urls)),
-            workers_max=config.workers_max,
-            start_ns=EMBEDDED_START_NS,
-        )
-        for name, config in pools.items()
-        if config.workers_max is not None
-    )
 
 
 async def _quietly(errand: Awaitable[None]) -> None:

@@ -420,6 +420,7 @@ class WorkerClient:
                 )
         self.host = host
         self.port = port
+        self.api_key = api_key
         self._connections_max = connections_max
         self._base_path = base_path
         self._tls = tls

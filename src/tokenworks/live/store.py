@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from tokenworks.core.errors import LedgerCorrupt, LedgerUnavailable, TokenworksError
-from tokenworks.core.ids import LimitID, PoolID
+from tokenworks.core.ids import LimitID, PoolID, RequestID
 from tokenworks.core.units import NS_PER_HOUR
 from tokenworks.ledger.blocks import (
     GENESIS,
@@ -26,7 +26,7 @@ from tokenworks.ledger.blocks import (
     encode_entries,
     hash_of,
 )
-from tokenworks.ledger.entries import Entry, Reserved
+from tokenworks.ledger.entries import Entry, Posted, Reserved
 from tokenworks.ledger.extras import Use, limit_states, uses
 from tokenworks.ledger.leases import Counted, Shortage, WindowUse, split, with_spent
 from tokenworks.ledger.quotas import UNIX_NS_MAX, LimitState, NodeID
@@ -40,6 +40,7 @@ from tokenworks.live.group_commit import QUEUE_LEN_MAX, Batch, GroupCommit
 from tokenworks.live.ledger_sql import (
     BLOCK_OF,
     BLOCKS,
+    BLOCKS_SINCE,
     COUNT_QUESTION,
     INSERT_BLOCK,
     LAGGING,
@@ -168,6 +169,22 @@ class SQLStore(SettingsStore):
         for block in self.blocks():
             yield from decode_entries(block)
 
+    def billed(self, requests: Collection[RequestID], since_unix_ns: int) -> set[RequestID]:
+        """Which requests of processes that are dead are billed, in blocks since a time.
+
+        Raises:
+            LedgerUnavailable, LedgerCorrupt: they cannot be read.
+        """
+        with self._other_lock, self._other.writing():
+            pass  # what a dead process's server was still committing has ended with this
+        found: set[RequestID] = set()
+        for row in self._other.stream(BLOCKS_SINCE, (since_unix_ns,)):
+            block = block_from(row)
+            if any(request.encode() in block.payload for request in requests):
+                posted = [each for each in decode_entries(block) if isinstance(each, Posted)]
+                found.update(each.request for each in posted if each.request in requests)
+        return found
+
     def latest_unix_ns(self) -> int:
         """See ``LedgerStore``."""
         with self._other_lock:
@@ -185,7 +202,7 @@ class SQLStore(SettingsStore):
             LedgerCorrupt: the sums by hour are not those by month, or what is written down of
                 open reservations is not what a process can have left.
         """
-        with self._other_lock, self._other.reading():
+        with self._other_lock, self._reading():
             blocks = [block_from(row) for row in self._other.query(BLOCKS, (after_seq,))]
             self._sums.compare(self._other)
             sums = self._sums.read(self._other, 0, UNIX_NS_MAX, Apart.RUNS)
@@ -233,6 +250,13 @@ class SQLStore(SettingsStore):
             self._sums.keep(names)
             self._stored.adopt(found)
         return found
+
+    def declare_dead(self, owner: str) -> None:
+        """Let ``take_over`` find a process that has ended, however short a while ago."""
+        with self._group.still, self._writer.writing():
+            self._writer.change(
+                "UPDATE owners SET seen_unix_ns = 0 WHERE owner = ? AND ended = 0", (owner,)
+            )
 
     def _end_the_dead(self, seen_before_unix_ns: int) -> tuple[list[Reserved], NewNames]:
         """Inside a transaction: what dead processes hold, and new names; their sums are added."""
@@ -426,14 +450,14 @@ class SQLStore(SettingsStore):
         since = since_unix_ns or 0
         until = UNIX_NS_MAX if until_unix_ns is None else until_unix_ns
         apart = told_apart(by_payer=by_payer, by_agent=by_agent, by_run=by_run)
-        with self._other_lock, self._other.reading():
+        with self._other_lock, self._reading():
             return self._sums.read(self._other, since, until, apart, by_hour=by_hour, of=of)
 
     def rollups_and_last(
         self, since_unix_ns: int, until_unix_ns: int
     ) -> tuple[list[RollupRow], int]:
         """Sums over a time as ``rollups`` has them, and the last block that they count."""
-        with self._other_lock, self._other.reading():
+        with self._other_lock, self._reading():
             rows = self._sums.read(self._other, since_unix_ns, until_unix_ns)
             last = self._other.query(LAST_BLOCK)
             return rows, int(last[0][0]) if last else 0
@@ -453,7 +477,7 @@ class SQLStore(SettingsStore):
 
         What is queued after that goes into ``later``, until nobody follows it any more.
         """
-        with self._other_lock, self._other.reading():
+        with self._other_lock, self._reading():
             with self._group.still:
                 # What is read first is when all the rest is read, too; from here on the writer
                 # may go on.
