@@ -248,7 +248,9 @@ def test_usage_that_is_not_told_or_cannot_be(monkeypatch: pytest.MonkeyPatch) ->
         assert watch.usage() is None
         assert watch.seen(watch.usage()).completion_tokens == 0
     monkeypatch.setattr(pass_through, "WATCHED_BYTES_MAX", 10)
-    for end, prompt_tokens in ((ANSWER, 3), (b"x" * 70_000, None), (b'"usage":[1]}', None)):
+    half = b'"usage":{"prompt_tokens":5,"prompt_tokens_details":{"\\ud800":1}}}'
+    ends = ((ANSWER, 3), (b"x" * 70_000, None), (b'"usage":[1]}', None), (half, None))
+    for end, prompt_tokens in ends:
         watch = UsageWatch(JSON)
         watch.feed(b'{"data":"long",')
         watch.feed(end)

@@ -85,8 +85,10 @@ def usage_at_end(end: bytes) -> Usage | None:
     # In a text the quotes would be escaped.
     rest = end[end.rfind(_USAGE) :] if _USAGE in end else b""
     try:
-        told, _ = json.JSONDecoder().raw_decode(rest.partition(b":")[2].decode().lstrip())
-    except (ValueError, RecursionError):
+        text = rest.partition(b":")[2].decode().lstrip()
+        _, size = json.JSONDecoder().raw_decode(text)
+        told = msgspec.json.decode(text[:size])  # which takes half of a character for no text
+    except (ValueError, msgspec.DecodeError, RecursionError):
         return None
     return as_usage(told) if isinstance(told, dict) else None
 
