@@ -19,10 +19,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bars.factory import running
-from tokenworks.cli.keys import create_key, digest_of, new_secret
-from tokenworks.core.slo import Tier
+from tokenworks.ledger.actions import CreateKey
 from tokenworks.live.clock import SystemClock
 from tokenworks.live.home import Home
+from tokenworks.live.key_making import digest_of, make_key, new_secret, put_new_key
 from tokenworks.live.store import SQLStore, sqlite_store
 
 WAIT_S_MAX = 30
@@ -56,7 +56,8 @@ class Turns:
     def turn(self) -> None:
         """Each change once, to a new key."""
         now = SystemClock().unix_ns()
-        new = create_key(self.store, now, tenant="t", name="", tier_default=Tier.HIGH)
+        new = make_key(CreateKey(tenant="t"), now)
+        put_new_key(self.store, new)
         first, second, key = new.secret, new_secret(), new.record.key
         self.time("create", lambda: self.status(first) == 200)
         assert self.store.rotate_key(key, digest_of(second), now)
@@ -75,8 +76,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, running(Path(folder)) as factory:
         store = sqlite_store(Home(Path(folder)).ledger)
         for i in range(args.others):
-            now = SystemClock().unix_ns()
-            create_key(store, now, tenant="others", name=f"{i}", tier_default=Tier.HIGH)
+            wish = CreateKey(tenant="others", name=f"{i}")
+            put_new_key(store, make_key(wish, SystemClock().unix_ns()))
         turns = Turns(factory.port, store)
         for _ in range(args.turns):
             turns.turn()

@@ -10,7 +10,13 @@ import pytest
 
 from tests.cli.command_line import data, done, fill, invoke
 from tokenworks.catalogue.packages import EXAMPLE
-from tokenworks.core.errors import ConfigInvalid, InvalidRequest, LedgerUnavailable
+from tokenworks.core.errors import (
+    ConfigInvalid,
+    Conflict,
+    InvalidRequest,
+    LedgerUnavailable,
+    NotFound,
+)
 from tokenworks.ledger.quotas import window_start
 from tokenworks.live.clock import SystemClock
 from tokenworks.live.home import Home
@@ -61,7 +67,7 @@ def test_a_limit_is_set_changed_and_lifted(home: Home) -> None:
     assert data(home, "quota", "remove", name) == {"limit": name, "removed": True}
     assert list(limits(home)) == ["tenant:tenant#usd-month"]
     assert "is lifted" in done(home, "quota", "remove", "tenant:tenant#usd-month")
-    assert isinstance(invoke(home, "quota", "remove", name).exception, InvalidRequest)
+    assert isinstance(invoke(home, "quota", "remove", name).exception, NotFound)
 
 
 def test_a_lifetime_does_not_reset(home: Home) -> None:
@@ -143,7 +149,7 @@ def test_packages_are_listed_and_granted(home: Home) -> None:
     assert done(home, "quota", "packages", "--example") == EXAMPLE
     assert "--example" in done(home, "quota", "packages")
     result = invoke(home, "quota", "grant", ADA, "--package", "pro")
-    assert isinstance(result.exception, InvalidRequest)
+    assert isinstance(result.exception, NotFound)
     home.make()
     home.packages.write_text(EXAMPLE)
     text = done(home, "quota", "packages")
@@ -186,9 +192,9 @@ def test_extra_budget_is_asked_for_and_decided(home: Home) -> None:
     assert {extra["state"] for extra in found["extras"]} == {"approved", "denied"}
     assert "Extra budget asked for" not in done(home, "quota", "list")
     again = invoke(home, "quota", "approve", asked["extra"], "--by", EVE)
-    assert isinstance(again.exception, InvalidRequest)
+    assert isinstance(again.exception, Conflict)
     unknown = invoke(home, "quota", "deny", "extra_x", "--by", EVE)
-    assert isinstance(unknown.exception, InvalidRequest)
+    assert isinstance(unknown.exception, NotFound)
 
 
 def test_extra_budget_of_a_limit_that_is_gone_can_only_be_denied(home: Home) -> None:
@@ -202,7 +208,7 @@ def test_extra_budget_of_a_limit_that_is_gone_can_only_be_denied(home: Home) -> 
     assert isinstance(result.exception, InvalidRequest)
     assert ": 5 on top of" in done(home, "quota", "deny", asked, "--by", EVE)
     result = invoke(home, "quota", "extra", name, "--amount", "5", *why)
-    assert isinstance(result.exception, InvalidRequest)
+    assert isinstance(result.exception, NotFound)
 
 
 def test_without_a_ledger_there_is_nothing_to_decide(home: Home) -> None:

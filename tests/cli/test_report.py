@@ -9,9 +9,10 @@ import pytest
 
 from tests.cli.command_line import data, done, fill, invoke
 from tests.ledger.ledger_samples import DAY_NS, HOUR_NS, MONTH, NOW
-from tokenworks.cli.period import Period, parse_period, parse_time
+from tokenworks.cli.period import Period, parse_period
 from tokenworks.cli.picture import ROWS_MAX, draw_report
 from tokenworks.core.errors import ConfigInvalid, InvalidRequest, LedgerCorrupt
+from tokenworks.ledger.dates import parse_time
 from tokenworks.ledger.quotas import window_end
 from tokenworks.live.home import Home
 from tokenworks.live.store import sqlite_store

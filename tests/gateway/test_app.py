@@ -20,12 +20,12 @@ from tokenworks.core.errors import (
 from tokenworks.core.ids import RequestID
 from tokenworks.core.orders import KeyView
 from tokenworks.core.slo import Tier
-from tokenworks.gateway import app
 from tokenworks.gateway.app import Gateway
 from tokenworks.gateway.assemble import Completion
 from tokenworks.gateway.chat import Chat
 from tokenworks.gateway.dialect import Asked
 from tokenworks.gateway.event_stream import EventStream
+from tokenworks.gateway.http_io import BODY_BYTES_MAX
 from tokenworks.gateway.own_headers import OwnHeaders
 from tokenworks.gateway.routes import Request, Response, Route
 
@@ -156,9 +156,8 @@ def test_a_body_in_parts(run: Run) -> None:
     assert served(run, Caller("POST", CHAT, parts)).status == 200
 
 
-def test_a_body_that_is_too_large(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "BODY_BYTES_MAX", 1_000)
-    caller = Caller("POST", CHAT, b" " * 1_001)
+def test_a_body_that_is_too_large(run: Run) -> None:
+    caller = Caller("POST", CHAT, b" " * (BODY_BYTES_MAX + 1))
     served(run, caller)
     assert caller.status == 413
     assert caller.json["error"]["code"] == "request_too_large"

@@ -21,7 +21,7 @@ from tokenworks.core.errors import LedgerUnavailable
 from tokenworks.core.ids import FileID, TenantID
 from tokenworks.gateway import files as module
 from tokenworks.gateway.app import Gateway
-from tokenworks.gateway.connection import HTTPLimits
+from tokenworks.gateway.http_limits import HTTPLimits
 from tokenworks.live import file_room
 from tokenworks.live.file_room import StoredFiles, StoredUpload
 from tokenworks.live.sqlite import SQLiteDatabase

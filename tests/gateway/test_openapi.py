@@ -10,8 +10,9 @@ import pytest
 
 from tests.gateway.fake_desk import Caller, FakeClock, FakeDesk
 from tokenworks.core.errors import RouteNotFound
+from tokenworks.gateway.admin import Admin
 from tokenworks.gateway.app import DIALECTS, Gateway
-from tokenworks.gateway.openapi import document
+from tokenworks.gateway.openapi import STREAMS, document
 from tokenworks.gateway.responses import RESPONSES_PATH
 from tokenworks.gateway.routes import Route
 
@@ -23,18 +24,30 @@ def methods_of(gateway: Gateway, path: str) -> set[str]:
     return {method.lower() for method in found.handlers} if isinstance(found, Route) else {"post"}
 
 
-def test_it_is_served_to_anybody(run: Run) -> None:
+def gateway_of(*, admin: bool) -> Gateway:
+    nobody: Any = None
+    return Gateway(FakeDesk(), FakeClock(), admin=Admin(nobody, nobody) if admin else None)
+
+
+@pytest.mark.parametrize("admin", [False, True])
+def test_it_is_served_to_anybody(run: Run, *, admin: bool) -> None:
     caller = Caller("GET", "/openapi.json", b"", {"authorization": ""})
-    run(caller.call(Gateway(FakeDesk(), FakeClock())))
+    run(caller.call(gateway_of(admin=admin)))
     assert caller.status == 200
-    assert caller.json == json.loads(json.dumps(document()))
+    assert caller.json == json.loads(json.dumps(document(admin=admin)))
 
 
-def test_every_route_is_in_it_and_no_other() -> None:
-    gateway = Gateway(FakeDesk(), FakeClock())
-    told: Any = document()["paths"]
+@pytest.mark.parametrize("admin", [False, True])
+def test_every_route_is_in_it_and_no_other(*, admin: bool) -> None:
+    gateway = gateway_of(admin=admin)
+    told: Any = document(admin=admin)["paths"]
     for path, item in told.items():
         assert set(item) <= methods_of(gateway, path), path
+    for route in gateway._routes._others.values():
+        below = [item for path, item in told.items() if path.startswith(route.path)]
+        own = [told[route.path]] if route.path in told else below
+        told_methods = {method for item in own for method in item}
+        assert {method.lower() for method in route.handlers} <= told_methods, route.path
     exact = {path for path in told if "{" not in path}
     routes = {*gateway._routes._answers, *gateway._routes._others}
     assert {path for path in routes if not path.endswith("/")} == exact
@@ -51,7 +64,7 @@ def references(value: Any) -> set[str]:
 
 
 def test_its_references_lead_somewhere() -> None:
-    whole: Any = json.loads(json.dumps(document()))
+    whole: Any = json.loads(json.dumps(document(admin=True)))
     schemas = whole["components"]["schemas"]
     for reference in references(whole):
         assert reference.removeprefix("#/components/schemas/") in schemas
@@ -60,3 +73,18 @@ def test_its_references_lead_somewhere() -> None:
 def test_what_is_not_there_says_what_is() -> None:
     with pytest.raises(RouteNotFound, match="openapi"):
         Gateway(FakeDesk(), FakeClock())._routes.find("/v1/nothing")
+
+
+def test_a_stream_is_told_by_its_events() -> None:
+    told: Any = document()["paths"]
+    for path in STREAMS:
+        content = told[path]["post"]["responses"]["200"]["content"]
+        assert content["text/event-stream"]["schema"]["required"] == ["data"]
+
+
+def test_bodies_of_the_admin_api_are_what_it_decodes() -> None:
+    schemas: Any = json.loads(json.dumps(document(admin=True)))["components"]["schemas"]
+    assert schemas["CreateKey"]["required"] == ["tenant"]
+    assert {"from", "roles", "secret"} <= set(schemas["CreateKey"]["properties"])
+    assert "key" not in schemas["ChangeKey"]["properties"]
+    assert not any("type" in schemas[name]["properties"] for name in ("CreateKey", "SetLimit"))

@@ -326,6 +326,9 @@ class MemoryStore:
     def put_price_book(self, price_id: PriceID, text: str, first_used_unix_ns: int) -> None:
         self._memory.books.setdefault(price_id, text)
 
+    def activated_books(self) -> list[str]:
+        return []
+
     def load_price_book(self, price_id: PriceID) -> str | None:
         return self._memory.books.get(price_id)
 

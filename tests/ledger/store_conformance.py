@@ -33,7 +33,7 @@ from tests.ledger.ledger_samples import (
     whole,
 )
 from tests.ledger.memory_store import MemoryStore
-from tokenworks.core.errors import ConfigInvalid, InvalidRequest, LedgerCorrupt, LedgerUnavailable
+from tokenworks.core.errors import ConfigInvalid, Conflict, LedgerCorrupt, LedgerUnavailable
 from tokenworks.core.ids import KeyID, LimitID, ModelName, PoolID, PriceID
 from tokenworks.core.slo import Tier
 from tokenworks.ledger.blocks import GENESIS, check_block, decode_entries
@@ -513,7 +513,7 @@ class StoreConformance:
         assert denied == extra(
             "a", state="denied", decided_by="engineer:tenant/cfo", at_unix_ns=NOW
         )
-        with pytest.raises(InvalidRequest, match="was denied by 'engineer:tenant/cfo'"):
+        with pytest.raises(Conflict, match="was denied by 'engineer:tenant/cfo'"):
             two.decide_extra("a", approve)
         assert two.load_extras() == [denied]
         assert two.settings_version() > before

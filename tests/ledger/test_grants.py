@@ -7,7 +7,7 @@ import pytest
 
 from tests.ledger.ledger_samples import key_record, state
 from tokenworks.catalogue.packages import EXAMPLE, parse_packages
-from tokenworks.core.errors import InvalidRequest
+from tokenworks.core.errors import Conflict, InvalidRequest
 from tokenworks.core.ids import KeyID, LimitID, TenantID
 from tokenworks.core.slo import Tier
 from tokenworks.ledger.extras import Extra
@@ -181,7 +181,7 @@ def test_extra_budget_is_approved_or_denied_once() -> None:
     no = decide(asked(), [], approve=False, by=EVE, unix_ns=NOW + 1)
     assert no.state == "denied"
     for decided in (yes, no):
-        with pytest.raises(InvalidRequest, match="eve"):
+        with pytest.raises(Conflict, match="eve"):
             decide(decided, limits, approve=True, by=BOB, unix_ns=NOW + 2)
     with pytest.raises(InvalidRequest, match="is gone"):
         decide(asked(), limits[:1], approve=True, by=EVE, unix_ns=NOW)

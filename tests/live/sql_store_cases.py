@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +11,7 @@ import msgspec
 import pytest
 
 from tokenworks.catalogue.price_book import Price
-from tokenworks.core.errors import ConfigInvalid, LedgerCorrupt, LedgerUnavailable
+from tokenworks.core.errors import ConfigInvalid, LedgerCorrupt, LedgerUnavailable, NotFound
 from tokenworks.core.ids import (
     AgentName,
     EngineerID,
@@ -29,6 +30,7 @@ from tokenworks.core.orders import Payer, Usage
 from tokenworks.core.slo import Tier
 from tokenworks.core.units import NS_PER_S
 from tokenworks.ledger.audit import Audit
+from tokenworks.ledger.audit_log import Actor, AuditRecord, verify
 from tokenworks.ledger.blocks import GENESIS, check_block
 from tokenworks.ledger.entries import CostAccrued, Posted, Reserved, Voided
 from tokenworks.ledger.extras import Extra
@@ -525,6 +527,29 @@ class SQLStoreCases:
             store._other.change(sql)
         assert check_chain(store) == 1
         assert len(list(store.load_entries())) == 1
+
+    def test_what_is_changed_is_written_down_by_every_process_in_one_chain(
+        self, store: SQLStore, open_store: OpenSQLStore
+    ) -> None:
+        other = open_store("another")
+        for each in (store, other, store):
+            record = AuditRecord(
+                seq=0, at_unix_ns=NOW, by=Actor(kind="operator", id="me"), action="limit.set"
+            )
+            with each.audited(record) as note:
+                each.put_limit(limit())
+                note.subject, note.tenant, note.after = "lim", TENANT, {"amount": 100}
+            with contextlib.suppress(NotFound), each.audited(record):
+                each.put_limit(limit("another"))
+                raise NotFound("There is none.")
+        assert [each.limit for each in other.load_limits()] == ["lim"]
+        assert verify(other.audit_payloads()).seq == 6
+        assert [each.seq for each in other.audit_records(tenant=TENANT, limit=2)] == [5, 3]
+        (last, *_) = store.audit_records(outcome="refused")
+        assert (last.seq, last.error, last.after) == (6, "not_found: There is none.", None)
+        for sql in ("UPDATE audit_log SET actor = 'x'", "DELETE FROM audit_log"):
+            with pytest.raises(LedgerUnavailable, match="audit_log are never"), store._writing():
+                store._other.change(sql)
 
     def test_a_store_of_another_schema_is_refused(
         self, store: SQLStore, open_store: OpenSQLStore

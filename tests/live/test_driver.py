@@ -40,6 +40,7 @@ from tokenworks.core.errors import (
     WorkerUnavailable,
 )
 from tokenworks.core.ids import KeyID, RequestID
+from tokenworks.core.orders import Passing
 from tokenworks.core.slo import Measured, Tier
 from tokenworks.core.units import NS_PER_HOUR, NS_PER_MS, NS_PER_S
 from tokenworks.ledger.entries import Reserved
@@ -290,6 +291,27 @@ def test_what_cannot_be_sold_is_refused(live: Callable[..., None]) -> None:
         assert world.all_entries() == []
 
     live(test)
+
+
+def test_a_price_book_that_is_put_into_force_is_taken_up(
+    live: Callable[..., None], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    old = ledger_samples.book_text(name="test").replace("2026-01-01", "2023-11-01")
+    new = ledger_samples.book_text(name="dearer").replace("2026-01-01", "2023-11-02")
+
+    async def test(world: World) -> None:
+        client = world.up()
+        for text in (new, new.replace("dearer", "clashing").replace("11-02", "11-01")):
+            monkeypatch.setattr(world.store, "activated_books", lambda text=text: [text])
+            world.store.put_key(World.key("new", b"another"))
+            await world.round()
+        delivery, _ = await world.answering(client)
+        await delivery.settle(outcome())
+        assert world.posted[0].price_id.partition("@")[0] == "dearer"
+        assert "are left out" in caplog.text
+        assert "'clashing@" in caplog.text
+
+    live(test, books=[parse_price_book(old)])
 
 
 def test_a_revoked_key_opens_nothing_from_the_next_round_on(live: Callable[..., None]) -> None:
@@ -585,6 +607,135 @@ def test_a_failure_is_tried_elsewhere(live: Callable[..., None], how: int | None
         delivery = await opening
         await delivery.settle(outcome())
         assert world.posted[0].worker == world.seats[clients.index(second)]
+
+    live(test)
+
+
+def passing(method: str) -> Passing:
+    return Passing(method=method, target="/files", headers=())
+
+
+def unsent() -> WorkerFailed:
+    failure = WorkerFailed("connection refused")
+    failure.unsent = True
+    return failure
+
+
+@pytest.mark.parametrize(
+    ("method", "failure"), [("POST", None), ("PATCH", None), ("POST", RuntimeError("a bug"))]
+)
+def test_what_was_passed_on_once_is_not_tried_elsewhere(
+    live: Callable[..., None], method: str, failure: Exception | None
+) -> None:
+    async def test(world: World) -> None:
+        clients = [world.up(0), world.up(1)]
+        opening = world.open(passing=passing(method))
+        await settle_down()
+        (exchange,) = [*clients[0].exchanges, *clients[1].exchanges]
+        exchange.fail(failure)
+        with pytest.raises(WorkerFailed, match="It may have been carried out"):
+            await opening
+        assert len(clients[0].exchanges) + len(clients[1].exchanges) == 1
+        assert [entry.reason for entry in world.voided] == ["failed"]
+        assert all(load.running == 0 for load in world.dispatcher.loads().values())
+
+    live(test)
+
+
+@pytest.mark.parametrize(
+    ("method", "failure"), [("POST", unsent()), ("POST", WorkerUnavailable("busy")), ("GET", None)]
+)
+def test_what_was_not_sent_or_may_be_repeated_is_tried_elsewhere(
+    live: Callable[..., None], method: str, failure: Exception | None
+) -> None:
+    async def test(world: World) -> None:
+        clients = [world.up(0), world.up(1)]
+        opening = world.open(passing=passing(method))
+        await settle_down()
+        first = next(client for client in clients if client.waiting())
+        first.waiting()[0].fail(failure)
+        await settle_down()
+        clients[1 - clients.index(first)].waiting()[0].answer()
+        await (await opening).settle(outcome())
+
+    live(test)
+
+
+def without_files() -> WorkerUnavailable:
+    lack = WorkerUnavailable("The factory may open no more files.", retry_after_s=1)
+    lack.ours = True
+    return lack
+
+
+def test_what_we_lack_is_no_workers_fault(live: Callable[..., None]) -> None:
+    async def test(world: World) -> None:
+        clients = [world.up(0), world.up(1)]
+        opening = world.open()
+        await settle_down()
+        (exchange,) = [*clients[0].exchanges, *clients[1].exchanges]
+        exchange.fail(without_files())
+        with pytest.raises(WorkerUnavailable, match="no more files") as caught:
+            await opening
+        assert (caught.value.status, caught.value.retry_after_s) == (503, 1)
+        assert len(clients[0].exchanges) + len(clients[1].exchanges) == 1
+        assert [entry.reason for entry in world.voided] == ["rejected"]
+        counts = world.dispatcher.counts()
+        assert (counts["sent"], counts["withdrawn"], counts["broken"]) == (1, 1, 0)
+        assert all(map(world.driver.is_up, world.seats))
+
+    live(test)
+
+
+@pytest.mark.parametrize("failure", [None, without_files()])
+def test_a_caller_leaves_as_what_was_passed_on_once_fails(
+    live: Callable[..., None], failure: Exception | None
+) -> None:
+    async def test(world: World) -> None:
+        client = world.up()
+        opening = world.open(passing=passing("POST"))
+        await settle_down()
+        client.waiting()[0].fail(failure)
+        opening.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await opening
+        assert [entry.reason for entry in world.voided] == ["withdrawn"]
+
+    live(test)
+
+
+def test_what_was_passed_on_to_a_worker_that_goes_down_is_not_sent_again(
+    live: Callable[..., None],
+) -> None:
+    async def test(world: World) -> None:
+        first = world.up(0)
+        once, again = (world.open(passing=passing(method)) for method in ("POST", "GET"))
+        await settle_down()
+        second = world.up(1)
+        world.down(0)
+        with pytest.raises(WorkerFailed, match="it died It may have been"):
+            await once
+        await settle_down()
+        assert (len(first.exchanges), len(second.exchanges)) == (2, 1)
+        second.waiting()[0].answer()
+        await (await again).settle(outcome())
+        assert [entry.reason for entry in world.voided] == ["failed"]
+
+    live(test)
+
+
+def test_a_worker_goes_down_with_the_last_try(live: Callable[..., None]) -> None:
+    async def test(world: World) -> None:
+        client = world.up(0)
+        opening = world.open(passing=passing("POST"))
+        for _ in range(2):
+            await settle_down()
+            client.waiting()[0].fail(unsent())
+        await settle_down()
+        assert len(client.exchanges) == 3
+        world.down(0)
+        with pytest.raises(WorkerFailed, match="3 times"):
+            await opening
+        assert [entry.reason for entry in world.voided] == ["failed"]
 
     live(test)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+from collections.abc import Iterable
 from typing import Final, Literal
 
 import msgspec
@@ -359,6 +360,16 @@ class PriceBooks:
                 break
             found = book
         return found
+
+    def with_texts(self, texts: Iterable[str]) -> PriceBooks:
+        """These books and those that some texts hold, each once.
+
+        Raises:
+            ConfigInvalid: two hold from the same day, or a text is no price book.
+        """
+        known = {book.price_id: book for book in self._books}
+        known |= {book.price_id: book for book in map(parse_price_book, texts)}
+        return PriceBooks([*known.values()])
 
     def all(self) -> tuple[PriceBook, ...]:
         """Every book, the earliest first."""

@@ -1,6 +1,7 @@
 """The command line; wiring.py is the only file that knows every room."""
 
 __all__ = [
+    "audit",
     "batch",
     "catalogue",
     "chat",
@@ -11,10 +12,10 @@ __all__ = [
     "invoice_pdf",
     "journal",
     "key",
-    "keys",
     "ledger",
     "ledger_at",
     "main",
+    "member",
     "perf",
     "perf_picture",
     "period",
@@ -32,6 +33,7 @@ __all__ = [
     "prices",
     "quota",
     "report",
+    "supervisor",
     "table",
     "tiers",
     "top",

@@ -13,7 +13,7 @@ import click
 import msgspec
 
 from tokenworks.catalogue.price_book import parse_price_book
-from tokenworks.cli.ledger_at import ledger_at
+from tokenworks.cli.ledger_at import ledger_at, office_at
 from tokenworks.cli.table import show
 from tokenworks.core.errors import InvalidRequest
 from tokenworks.core.ids import TenantID
@@ -91,6 +91,7 @@ def litellm(
       tokenworks import litellm --prices model_prices_and_context_window.json --model big=gpt-4o
     """  # noqa: D301 - click keeps the lines of a paragraph that begins with this character
     from tokenworks.live.clock import SystemClock
+    from tokenworks.live.office import operator
 
     unix_ns = SystemClock().unix_ns()
     if not files["keys"] and prices is None:
@@ -106,11 +107,8 @@ def litellm(
         if not dry_run:
             _write(home, written, text)
     if made.keys and not dry_run:
-        with ledger_at(home, create=True) as store:
-            for limit in made.limits:  # first, so that no key goes without
-                store.put_limit(limit)
-            for record in made.keys:
-                store.put_key(record)
+        with office_at(home, create=True) as office:
+            office.import_keys(operator(), "litellm", made.keys, made.limits)
     _say(made, notes, written, dry_run=dry_run, as_json=as_json)
 
 

@@ -8,16 +8,16 @@ from typing import Any
 import click
 import msgspec
 
-from tokenworks.cli.ledger_at import ledger_at
+from tokenworks.cli.ledger_at import ledger_at, office_at
 from tokenworks.cli.table import show
-from tokenworks.core.errors import InvalidRequest
-from tokenworks.core.ids import KeyID
+from tokenworks.core.errors import InvalidRequest, NotFound
 from tokenworks.core.needs import words_of
-from tokenworks.core.scopes import tiers_by_rank
 from tokenworks.core.slo import Tier
+from tokenworks.ledger.actions import CreateKey, RevokeKey, RotateKey
 from tokenworks.ledger.extras import BILLED
+from tokenworks.ledger.facts import key_facts
 from tokenworks.ledger.grants import PERIODS
-from tokenworks.ledger.quotas import UNIX_NS_MAX, KeyRecord, LimitState, Period
+from tokenworks.ledger.quotas import ROLES, KeyRecord, LimitState, Period, Role
 from tokenworks.live.home import Home
 
 
@@ -57,6 +57,13 @@ def _secret(variable: str | None) -> str | None:
 @click.option("--tiers", help="The tiers that it may ask for, such as high,premium; else all.")
 @click.option("--from", "networks", help="Where it may be used, such as 10.0.0.0/8; else anywhere.")
 @click.option("--expires", help="When it ends: 2027-01-31 (the day's beginning, UTC), or 30d.")
+@click.option(
+    "--role",
+    "roles",
+    type=click.Choice(ROLES),
+    multiple=True,
+    help="What its holder may manage: its tenant (admin), or the whole factory.",
+)
 @click.option("--tokens", type=click.IntRange(min=0), help="Hard limit, input and output together.")
 @click.option("--usd", help="Hard limit in dollars, such as 2.50.")
 @click.option(
@@ -88,42 +95,40 @@ def create(
     as_json: bool,
     team: str | None,
     engineer: str | None,
+    roles: tuple[Role, ...],
     **scopes: str | None,
 ) -> None:
     """Make a key and show its secret, once."""
-    from tokenworks.cli.keys import check_tokens, create_key, dollars_option, read_scopes
     from tokenworks.live.clock import SystemClock
+    from tokenworks.live.key_making import check_tokens, dollars_option, read_scopes
+    from tokenworks.live.office import operator
 
     nanodollars, unix_ns = dollars_option("--usd", usd), SystemClock().unix_ns()
     check_tokens("--tokens", tokens)
     labelled = words_of(labels, "--labels")
     limited = read_scopes(unix_ns, Tier(tier), **scopes)
-    with ledger_at(home, create=True) as store:
-        new = create_key(
-            store,
-            unix_ns,
-            tenant=tenant,
-            name=name,
-            tier_default=Tier(tier),
-            tokens=tokens,
-            nanodollars=nanodollars,
-            per=per,
-            labels=labelled,
-            secret=_secret(secret_env),
-            team=team,
-            engineer=engineer,
-            scopes=limited,
-        )
+    wish = CreateKey(
+        tenant=tenant,
+        name=name,
+        tier=Tier(tier),
+        tokens=tokens,
+        nanodollars=nanodollars,
+        per=per,
+        labels=labelled,
+        secret=_secret(secret_env),
+        team=team,
+        engineer=engineer,
+        models=limited.models,
+        tiers=limited.tiers,
+        networks=limited.networks,
+        roles=roles,
+        expires=scopes["expires"],
+    )
+    with office_at(home, create=True) as office:
+        new = office.create_key(operator(), wish)
     row = {
         "secret": new.secret,
-        "key": new.record.key,
-        "tenant": tenant,
-        "team": new.record.team,
-        "engineer": new.record.engineer,
-        "name": name,
-        "tier": tier,
-        "labels": list(labelled),
-        **_scopes_row(new.record),
+        **_facts(new.record),
         "limits": [limit.limit for limit in new.limits],
     }
     if as_json:
@@ -175,14 +180,7 @@ def _row(
     from tokenworks.cli.quota import amount_text
 
     row: dict[str, Any] = {
-        "key": record.key,
-        "tenant": record.tenant,
-        "team": record.team,
-        "engineer": record.engineer,
-        "name": record.name if as_json else record.name or None,
-        "tier": record.tier_default,
-        "labels": list(record.labels) if as_json else ", ".join(record.labels) or None,
-        **(_scopes_row(record) if as_json else {"only": _scopes_text(record)}),
+        **(_facts(record) if as_json else _shown(record)),
         "used_tokens": used[0],
         "used_nanodollars": used[1],
     }
@@ -209,30 +207,26 @@ def _row(
     return row | {"revoked": record.revoked_unix_ns is not None}
 
 
-def _scopes_row(record: KeyRecord) -> dict[str, Any]:
-    return {
-        "models": list(record.models),
-        "tiers": tiers_by_rank(record.tiers),
-        "from": list(record.networks),
-        "expires": _time(record.expires_unix_ns),
-        "old_secret_until": _time(record.old_until_unix_ns),
-    }
+def _facts(record: KeyRecord) -> dict[str, Any]:
+    return {**key_facts(record), "revoked": record.revoked_unix_ns is not None}
 
 
-def _scopes_text(record: KeyRecord) -> str | None:
-    row = _scopes_row(record)
-    words = [", ".join(row["models"]), ", ".join(row["tiers"])]
-    words += ["from " + ", ".join(row["from"])] if row["from"] else []
-    words += [f"until {row['expires']}"] if row["expires"] else []
-    until = row["old_secret_until"]
+def _shown(record: KeyRecord) -> dict[str, Any]:
+    """The same for people, in fewer columns."""
+    facts = _facts(record)
+    words = [", ".join(facts["models"]), ", ".join(facts["tiers"])]
+    words += ["from " + ", ".join(facts["from"])] if facts["from"] else []
+    words += [f"until {facts['expires']}"] if facts["expires"] else []
+    until = facts["old_secret_until"]
     words += [f"its old secret until {until}"] if until else []
-    return "; ".join(filter(None, words)) or None
-
-
-def _time(unix_ns: int | None) -> str | None:
-    from tokenworks.cli.period import time_text
-
-    return None if unix_ns is None else time_text(unix_ns)
+    return {
+        **{name: facts[name] for name in ("key", "tenant", "team", "engineer")},
+        "name": record.name or None,
+        "tier": facts["tier"],
+        "labels": ", ".join(record.labels) or None,
+        "only": "; ".join(filter(None, words)) or None,
+        "roles": ", ".join(record.roles) or None,
+    }
 
 
 @command.command()
@@ -247,26 +241,18 @@ def rotate(home: Home, key: str, *, overlap: str, as_json: bool) -> None:
 
     Quotas, limits and usage stay with the key. A secret before the old one works no more.
     """
-    from tokenworks.cli.keys import digest_of, new_secret
-    from tokenworks.cli.period import parse_span, time_text
-    from tokenworks.live.clock import SystemClock
+    from tokenworks.ledger.dates import parse_span, time_text
+    from tokenworks.live.key_making import digest_of
+    from tokenworks.live.office import operator
 
-    until_unix_ns = SystemClock().unix_ns() + parse_span(overlap, "--overlap")
-    if until_unix_ns > UNIX_NS_MAX:
-        raise InvalidRequest(f"--overlap is {overlap!r}, which is too long.", hint="Such as 24h.")
-    secret, known = new_secret(), False
-    if home.has_ledger():
-        with ledger_at(home) as store:
-            own = digest_of(home.read_key() or "")
-            mine = any((each.key, each.secret_sha256) == (key, own) for each in store.load_keys())
-            known = store.rotate_key(KeyID(key), digest_of(secret), until_unix_ns)
-        if known and mine:  # the command line's own
-            home.write_private(home.key, secret + "\n")
-    if not known:
-        raise InvalidRequest(
-            f"There is no key {key!r}, or it is revoked.",
-            hint="`tokenworks key list` shows the ids.",
-        )
+    parse_span(overlap, "--overlap")
+    _check_ledger(home, key)
+    with office_at(home) as office:
+        new = office.rotate_key(operator(), RotateKey(key=key, overlap=overlap))
+    secret, until_unix_ns = new.secret, new.record.old_until_unix_ns
+    assert until_unix_ns is not None
+    if new.before.secret_sha256 == digest_of(home.read_key() or ""):  # the command line's own
+        home.write_private(home.key, secret + "\n")
     until = time_text(until_unix_ns)
     if as_json:
         row = {"secret": secret, "key": key, "old_secret_until": until}
@@ -282,17 +268,17 @@ def rotate(home: Home, key: str, *, overlap: str, as_json: bool) -> None:
 @click.pass_obj
 def revoke(home: Home, key: str, *, as_json: bool) -> None:
     """Revoke KEY (its id, as `key list` shows it) for ever."""
-    from tokenworks.live.clock import SystemClock
+    from tokenworks.live.office import operator
 
-    known = False
-    if home.has_ledger():
-        with ledger_at(home) as store:
-            known = store.revoke_key(KeyID(key), SystemClock().unix_ns())
-    if not known:
-        raise InvalidRequest(
-            f"There is no key {key!r}.", hint="`tokenworks key list` shows the ids."
-        )
+    _check_ledger(home, key)
+    with office_at(home) as office:
+        office.revoke_key(operator(), RevokeKey(key=key))
     if as_json:
         click.echo(msgspec.json.encode({"key": key, "revoked": True}).decode())
     else:
         click.echo(f"{key} is revoked.")
+
+
+def _check_ledger(home: Home, key: str) -> None:
+    if not home.has_ledger():
+        raise NotFound(f"There is no key {key!r} here.", hint="`tokenworks key create` makes one.")

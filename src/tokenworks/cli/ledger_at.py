@@ -6,15 +6,18 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import Final
 
-from tokenworks.cli.period import time_text
 from tokenworks.core.errors import ConfigInvalid, LedgerUnavailable
 from tokenworks.core.units import NS_PER_S
+from tokenworks.ledger.dates import time_text
 from tokenworks.ledger.store_port import LedgerStore
+from tokenworks.live.clock import SystemClock
 from tokenworks.live.home import Home
+from tokenworks.live.office import Office
+from tokenworks.live.store import SQLStore
 
 
 @contextmanager
-def ledger_at(home: Home, *, create: bool = False) -> Iterator[LedgerStore]:
+def ledger_at(home: Home, *, create: bool = False) -> Iterator[SQLStore]:
     """The ledger, closed again at the end.
 
     Args:
@@ -33,6 +36,13 @@ def ledger_at(home: Home, *, create: bool = False) -> Iterator[LedgerStore]:
         )
     with closing(home.open_ledger()) as store:
         yield store
+
+
+@contextmanager
+def office_at(home: Home, *, create: bool = False) -> Iterator[Office]:
+    """The office that changes what is in the ledger; see ``ledger_at``."""
+    with ledger_at(home, create=create) as store:
+        yield Office(store, SystemClock().unix_ns, home.load_packages, home.load_price_books)
 
 
 AHEAD_S_MAX: Final = 300

@@ -30,6 +30,7 @@ GROUPS: Final = (
             "batch": ("batch", "Tenants' batches: list, show and cancel them."),
             "prices": ("prices", "Check price books, and show what a tenant pays at some time."),
             "tiers": ("tiers", "Show the tiers' promises and prices; measure this machine."),
+            "audit": ("audit", "Who changed which key, limit or price, when and from where."),
             "ledger": ("ledger", "Prove the books, copy them, look an answer up."),
             "report": ("report", "Tokens, revenue, cost and margin from the ledger."),
             "invoice": ("invoice", "What a tenant owes for a month, line by line."),

@@ -11,7 +11,7 @@ from typing import Any
 import click
 import msgspec
 
-from tokenworks.catalogue.price_book import Price, PriceBook, parse_price_book
+from tokenworks.catalogue.price_book import Price, PriceBook, PriceBooks, parse_price_book
 from tokenworks.catalogue.price_check import (
     Finding,
     Sold,
@@ -22,12 +22,12 @@ from tokenworks.catalogue.price_check import (
     usd,
 )
 from tokenworks.cli.ledger_at import ledger_at
-from tokenworks.cli.period import parse_time, time_text
 from tokenworks.cli.table import show
 from tokenworks.core.errors import ConfigInvalid
 from tokenworks.core.ids import ModelName, PriceID, TenantID
 from tokenworks.core.slo import Tier
 from tokenworks.core.units import PPM
+from tokenworks.ledger.dates import parse_time, time_text
 from tokenworks.ledger.reports import report_lines
 from tokenworks.live.home import Home
 
@@ -90,7 +90,7 @@ def list_prices(home: Home, /, tenant: str, at: str | None, *, batch: bool, as_j
     from tokenworks.live.clock import SystemClock
 
     unix_ns = SystemClock().unix_ns() if at is None else parse_time(at, "--at")
-    book, found = quotes(home.load_price_books(), TenantID(tenant), unix_ns, batch=batch)
+    book, found = quotes(_books_in_force(home), TenantID(tenant), unix_ns, batch=batch)
     if as_json:
         rows = [
             {
@@ -134,6 +134,15 @@ def _priced(model: ModelName, tier: Tier, rate_ppm: int, price: Price) -> dict[s
         "of list": f"{rate_ppm * 100 / PPM:g} %",
         "besides": "; ".join(besides) or None,
     }
+
+
+def _books_in_force(home: Home) -> PriceBooks:
+    """Those in the folder, and those that were put into force by the admin API."""
+    books = home.load_price_books()
+    if not home.has_ledger():
+        return books
+    with ledger_at(home) as store:
+        return books.with_texts(store.activated_books())
 
 
 def _own_files(home: Home) -> Sequence[Path]:

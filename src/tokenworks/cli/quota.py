@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import secrets
 from collections.abc import Iterable
 from typing import Any, Final
 
@@ -11,24 +9,20 @@ import click
 import msgspec
 
 from tokenworks.catalogue.packages import AMOUNT_MAX
-from tokenworks.cli.keys import DIGITS_MAX, check_tokens, dollars_option
-from tokenworks.cli.ledger_at import ledger_at
-from tokenworks.cli.period import time_text
+from tokenworks.cli.ledger_at import ledger_at, office_at
 from tokenworks.cli.table import show
-from tokenworks.core.errors import InvalidRequest
+from tokenworks.core.errors import InvalidRequest, NotFound
 from tokenworks.core.ids import LimitID
 from tokenworks.core.orders import Payer
 from tokenworks.core.slo import Tier
 from tokenworks.core.units import dollars_text
+from tokenworks.ledger.actions import AskExtra, DecideExtra, GrantPackage, LiftLimit, SetLimit
 from tokenworks.ledger.extras import Extra
+from tokenworks.ledger.facts import state_facts
 from tokenworks.ledger.grants import (
     PERIODS,
-    decide,
-    granted,
     is_below,
-    new_limit,
     parse_node,
-    parse_person,
 )
 from tokenworks.ledger.quotas import (
     KeyRecord,
@@ -38,11 +32,11 @@ from tokenworks.ledger.quotas import (
     Period,
     Unit,
     nodes_of,
-    window_end,
-    window_start,
 )
 from tokenworks.ledger.store_port import LedgerStore
 from tokenworks.live.home import Home
+from tokenworks.live.key_making import DIGITS_MAX, check_tokens, dollars_option
+from tokenworks.live.office import operator
 
 _json = click.option("--json", "as_json", is_flag=True, help="As JSON.")
 _PERSON: Final = "an engineer with a key, such as engineer:acme/ada."
@@ -115,23 +109,19 @@ def set_limit(
     amount = tokens if usd is None else dollars_option("--usd", usd)
     assert amount is not None
     check_tokens("--tokens", tokens)
-    now_unix_ns = SystemClock().unix_ns()
     place = parse_node(node)
-    carried = 0 if carry_over is None else _amount("--carry-over", carry_over, unit)
-    with ledger_at(home, create=True) as store:
-        limit = new_limit(
-            place,
-            unit,
-            per,
-            amount,
-            unix_ns=now_unix_ns,
-            tier=None if tier is None else Tier(tier),
-            carry_over_max=carried,
-            before=store.limit_states(now_unix_ns),
-        )
-        store.put_limit(limit)
-        _say_limits(store, [limit.limit], now_unix_ns, as_json=as_json)
-        _warn_of_nobody(store, place)
+    wish = SetLimit(
+        node=node,
+        unit=unit,
+        amount=amount,
+        period=per,
+        tier=None if tier is None else Tier(tier),
+        carry_over_max=0 if carry_over is None else _amount("--carry-over", carry_over, unit),
+    )
+    with office_at(home, create=True) as office:
+        limit = office.set_limit(operator(), wish)
+        _say_limits(office.store, [limit.limit], SystemClock().unix_ns(), as_json=as_json)
+        _warn_of_nobody(office.store, place)
 
 
 @command.command()
@@ -147,20 +137,12 @@ def grant(home: Home, /, node: str, package: str, *, as_json: bool) -> None:
     """
     from tokenworks.live.clock import SystemClock
 
-    packages = home.load_packages()
-    if package not in packages:
-        known = ", ".join(packages) or "none; `quota packages --example` prints some"
-        raise InvalidRequest(f"There is no package {package!r}.", hint=f"Packages: {known}.")
-    place, now_unix_ns = parse_node(node), SystemClock().unix_ns()
-    with ledger_at(home, create=True) as store:
-        before = store.limit_states(now_unix_ns)
-        put, gone = granted(place, packages[package], before, now_unix_ns)
-        for limit in put:
-            store.put_limit(limit)
-        for name in gone:
-            store.remove_limit(name)
-        _say_limits(store, [limit.limit for limit in put], now_unix_ns, as_json=as_json)
-        _warn_of_nobody(store, place)
+    place = parse_node(node)
+    with office_at(home, create=True) as office:
+        put = office.grant(operator(), GrantPackage(node=node, package=package))
+        names = [limit.limit for limit in put]
+        _say_limits(office.store, names, SystemClock().unix_ns(), as_json=as_json)
+        _warn_of_nobody(office.store, place)
 
 
 @command.command(name="list")
@@ -190,7 +172,7 @@ def list_limits(home: Home, /, node: str | None, *, as_json: bool) -> None:
             limits = {state.limit.limit: state.limit for state in states}
             extras = [extra for extra in store.load_extras() if extra.limit in limits]
     if as_json:
-        said = {"limits": [_state(state) for state in states], "extras": extras}
+        said = {"limits": [state_facts(state) for state in states], "extras": extras}
         click.echo(msgspec.json.format(msgspec.json.encode(said), indent=2))
         return
     where = "" if node is None else f" on {node} or in it"
@@ -208,9 +190,8 @@ def list_limits(home: Home, /, node: str | None, *, as_json: bool) -> None:
 @click.pass_obj
 def remove(home: Home, /, limit: str, *, as_json: bool) -> None:
     """Lift LIMIT, as `quota list` names it."""
-    with ledger_at(home) as store:
-        if not store.remove_limit(LimitID(limit)):
-            raise _no_limit(limit)
+    with office_at(home) as office:
+        office.lift_limit(operator(), LiftLimit(limit=LimitID(limit)))
     if as_json:
         click.echo(msgspec.json.encode({"limit": limit, "removed": True}).decode())
     else:
@@ -230,23 +211,11 @@ def extra(home: Home, /, limit: str, amount: str, reason: str, by: str, *, as_js
     It counts once somebody else has approved it. Both are known by their ids, and nobody proves
     here to be who --by says: who may run this command may ask and approve.
     """
-    from tokenworks.live.clock import SystemClock
-
-    now_unix_ns = SystemClock().unix_ns()
-    with ledger_at(home) as store:
-        found = _limit(store, limit)
-        new = Extra(
-            extra=f"extra_{secrets.token_hex(4)}",
-            limit=found.limit,
-            start_unix_ns=window_start(found.period, now_unix_ns),
-            amount=_amount("--amount", amount, found.unit),
-            reason=reason,
-            asked_by=parse_person(by, store.load_keys()),
-            state="asked",
-            decided_by=None,
-            at_unix_ns=now_unix_ns,
-        )
-        store.put_extra(new)
+    with office_at(home) as office:
+        found = _limit(office.store, limit)
+        more = _amount("--amount", amount, found.unit)
+        wish = AskExtra(limit=found.limit, amount=more, reason=reason, by=by)
+        new = office.ask_extra(operator(), wish)
     _say_extra(new, found, as_json=as_json)
 
 
@@ -257,19 +226,10 @@ def _decision(name: str, words: str, *, approve: bool) -> click.Command:
     @_json
     @click.pass_obj
     def decided(home: Home, /, extra: str, by: str, *, as_json: bool) -> None:
-        from tokenworks.live.clock import SystemClock
-
-        now_unix_ns = SystemClock().unix_ns()
-        with ledger_at(home) as store:
-            who = parse_person(by, store.load_keys())
-            new = store.decide_extra(
-                extra, functools.partial(decide, approve=approve, by=who, unix_ns=now_unix_ns)
-            )
-            limits = store.load_limits()
-        if new is None:
-            raise InvalidRequest(
-                f"Nobody asked for {extra!r}.", hint="`tokenworks quota list` shows who did."
-            )
+        with office_at(home) as office:
+            wish = DecideExtra(extra=extra, approve=approve, by=by)
+            new = office.decide_extra(operator(), wish)
+            limits = office.store.load_limits()
         limit = next((each for each in limits if each.limit == new.limit), None)
         _say_extra(new, limit, as_json=as_json)
 
@@ -349,12 +309,8 @@ def _limit(store: LedgerStore, name: str) -> Limit:
     for limit in store.load_limits():
         if limit.limit == name:
             return limit
-    raise _no_limit(name)
-
-
-def _no_limit(name: str) -> InvalidRequest:
-    return InvalidRequest(
-        f"There is no limit {name!r}.", hint="`tokenworks quota list` shows their names."
+    raise NotFound(
+        f"There is no limit {name!r} here.", hint="`tokenworks quota list` shows their names."
     )
 
 
@@ -378,35 +334,16 @@ def _say_limits(
     wanted = set(names)
     states = [state for state in store.limit_states(unix_ns) if state.limit.limit in wanted]
     if as_json:
-        text = msgspec.json.encode({"limits": [_state(state) for state in states]})
+        text = msgspec.json.encode({"limits": [state_facts(state) for state in states]})
         click.echo(msgspec.json.format(text, indent=2))
     else:
         _show_states(states, "")
 
 
-def _state(state: LimitState) -> dict[str, Any]:
-    limit = state.limit
-    resets = limit.period != "lifetime"
-    return {
-        "limit": limit.limit,
-        "node": limit.node,
-        "unit": limit.unit,
-        "period": limit.period,
-        "tier": limit.tier,
-        "amount": limit.amount,
-        "carry_over_max": limit.carry_over_max,
-        "package": limit.package,
-        "used": state.used,
-        "held": None,
-        "allowed": state.allowed,
-        "resets_at": time_text(window_end(limit.period, state.start_unix_ns)) if resets else None,
-    }
-
-
 def _show_states(states: Iterable[LimitState], empty: str) -> None:
     rows = []
     for state in states:
-        facts, unit = _state(state), state.limit.unit
+        facts, unit = state_facts(state), state.limit.unit
         rows.append(
             {
                 "limit": facts["limit"],

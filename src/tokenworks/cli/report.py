@@ -11,11 +11,12 @@ import click
 import msgspec
 
 from tokenworks.cli.ledger_at import ledger_at
-from tokenworks.cli.period import Period, parse_period, time_text
+from tokenworks.cli.period import Period, parse_period
 from tokenworks.cli.table import show
 from tokenworks.core.errors import InvalidRequest
 from tokenworks.core.slo import Tier
 from tokenworks.core.units import TOKENS_PER_MTOK, divide_half_even
+from tokenworks.ledger.dates import time_text
 from tokenworks.ledger.quotas import window_end, window_start
 from tokenworks.ledger.reports import (
     DIMENSIONS,

@@ -13,6 +13,7 @@
     │   ├── RouteNotFound           404 route_not_found
     │   ├── MethodNotAllowed        405 method_not_allowed
     │   ├── RequestTimeout          408 request_timeout
+    │   ├── Conflict                409 in_conflict
     │   ├── RequestTooLarge         413 request_too_large
     │   ├── HeadTooLarge            431 head_too_large
     │   ├── QuotaExceeded           429 quota_exceeded
@@ -115,6 +116,12 @@ class RequestTimeout(CallerError):
     code, status = "request_timeout", 408
 
 
+class Conflict(CallerError):
+    """It cannot be done to what is there now: somebody was faster, or it has ended."""
+
+    code, status = "in_conflict", 409
+
+
 class HeadTooLarge(CallerError):
     """The request's head is larger than the gateway's limit, or has too many fields."""
 
@@ -165,15 +172,25 @@ class FactoryError(TokenworksError):
 
 
 class WorkerFailed(FactoryError):
-    """A worker broke off or answered nonsense."""
+    """A worker broke off or answered nonsense.
+
+    Attributes:
+        unsent: whether nothing of the request was sent, so that it cannot have been carried out.
+    """
 
     code, status = "worker_failed", 502
+    unsent: bool = False
 
 
 class WorkerUnavailable(FactoryError):
-    """No worker is up for this model."""
+    """No worker is up for this model.
+
+    Attributes:
+        ours: whether it is we who lack what it takes to ask a worker, which says nothing of that.
+    """
 
     code, status = "worker_unavailable", 503
+    ours: bool = False
 
 
 class LedgerUnavailable(FactoryError):

@@ -120,7 +120,12 @@ def words_of(text: str, what: str, words_max: int = LABELS_MAX) -> tuple[str, ..
     >>> words_of("medical, eu,eu", "labels")
     ('eu', 'medical')
     """
-    words = sorted(set(text.replace(",", " ").split()))
+    return checked_words(text.replace(",", " ").split(), what, words_max)
+
+
+def checked_words(given: Iterable[str], what: str, words_max: int = LABELS_MAX) -> tuple[str, ...]:
+    """The same of words that stand apart."""
+    words = sorted(set(given))
     for word in words:
         if not _WORD.fullmatch(word):
             raise InvalidRequest(

@@ -1,6 +1,8 @@
 """Deliver: the OpenAI wire format, keys, streaming, metering at the edge."""
 
 __all__ = [
+    "admin",
+    "admin_openapi",
     "answer",
     "app",
     "assemble",
@@ -24,6 +26,8 @@ __all__ = [
     "http_body",
     "http_head",
     "http_io",
+    "http_limits",
+    "joined_metrics",
     "json_body",
     "messages",
     "messages_answer",
@@ -51,4 +55,5 @@ __all__ = [
     "told_usage",
     "traced_desk",
     "whole_answers",
+    "worker_chunks",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import reprlib
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Final
 
 import msgspec
@@ -17,6 +17,7 @@ from tokenworks.core.orders import KeyView
 from tokenworks.core.ports import Clock, Desk, Shelf
 from tokenworks.core.scopes import Network
 from tokenworks.core.units import NS_PER_S
+from tokenworks.gateway.admin import Admin
 from tokenworks.gateway.answer import Answer, Answers
 from tokenworks.gateway.batches import Batches
 from tokenworks.gateway.chat import Chat
@@ -93,11 +94,13 @@ class Gateway:
         metrics: where it counts; None for some of its own.
         dialects: what answers can be asked for in, besides Responses.
         shelf: where what tenants leave is kept; None keeps nothing.
+        admin: how people manage the factory; None if not here.
         files: where their files are kept; None keeps none.
         batches: where their batches are kept; None keeps none. Somebody else runs them.
         more: further routes.
         passes_on: pass on all that needs a key as it comes; see ``pass_through``.
         trusted_proxies: see ``Doorkeeper``.
+        scrape: gives ``/metrics`` where several processes serve together; None for its own.
 
     Attributes:
         metrics: what it counts.
@@ -112,20 +115,23 @@ class Gateway:
         metrics: GatewayMetrics | None = None,
         dialects: tuple[AnyDialect, ...] = DIALECTS,
         shelf: Shelf | None = None,
+        admin: Admin | None = None,
         files: FileRoom | None = None,
         batches: BatchRoom | None = None,
         more: tuple[Route, ...] = (),
         passes_on: bool = False,
         trusted_proxies: tuple[Network, ...] = (),
+        scrape: Callable[[], Awaitable[bytes]] | None = None,
     ) -> None:
         self._desk = desk
         self._door = Doorkeeper(desk, clock, trusted_proxies)
         self._clock = clock
         self.metrics = metrics or GatewayMetrics()
+        self._scrape = scrape
         self._answers = Answers(desk, clock, self.metrics, shelf)
         self._passing = PassThrough(self._answers) if passes_on else None
         responses = Responses(clock, shelf)
-        self._names = RequestNames()
+        self._names, self._manages = RequestNames(), admin is not None
         self.serving: dict[Exchange, asyncio.Task[None]] = {}
         self._routes = Routes(
             (*dialects, responses),
@@ -138,6 +144,7 @@ class Gateway:
                 *responses.routes(),
                 *TokenCounts(desk).routes(),
                 *WholeAnswers(self._answers, clock).routes(),
+                *(() if admin is None else admin.routes()),
                 *Files(files, clock).routes(),
                 *Batches(batches, clock).routes(),
                 *more,
@@ -165,7 +172,7 @@ class Gateway:
         if head.path.removeprefix("/v1").startswith("/messages"):
             accepted.errors = _ANTHROPIC
         try:
-            if self._passing is not None and head.path not in self._routes.open_paths:
+            if self._passing is not None and not self._routes.is_open(head.path):
                 accepted.name, accepted.passing = "passed on", self._passing
                 accepted.key = self._door.admit(exchange, head)
                 return PASSED_BYTES_MAX
@@ -303,10 +310,11 @@ class Gateway:
     # Routes of its own.
 
     async def _metrics(self, _: Request) -> Response:
-        return Response(body=self.metrics.text(), content_type=CONTENT_TYPE)
+        text = self.metrics.text() if self._scrape is None else await self._scrape()
+        return Response(body=text, content_type=CONTENT_TYPE)
 
     async def _openapi(self, _: Request) -> Response:
-        return Response(body=msgspec.json.encode(document()))
+        return Response(body=msgspec.json.encode(document(admin=self._manages)))
 
     async def _health(self, _: Request) -> Response:
         healthy, why = self._desk.healthy()

@@ -20,7 +20,7 @@ from tokenworks.gateway.assemble import Assembler, Completion
 from tokenworks.gateway.chat import Chat
 from tokenworks.gateway.completions import Completions
 from tokenworks.gateway.dialect import Asked, Writer
-from tokenworks.gateway.event_stream import EventStream, nothing_used
+from tokenworks.gateway.event_stream import EventStream
 from tokenworks.gateway.http_io import JSON
 from tokenworks.gateway.json_body import decode_object, encode
 from tokenworks.gateway.openai_errors import OpenAIErrors
@@ -35,6 +35,7 @@ from tokenworks.gateway.whole_answers import (
     read_whole,
     whole_outcome,
 )
+from tokenworks.gateway.worker_chunks import nothing_used
 
 OUTPUT_BYTES_MAX: Final = 32 * 1024 * 1024
 """Of one line's answer."""

@@ -9,7 +9,7 @@ from tokenworks.core.ports import Clock, Desk
 from tokenworks.core.scopes import Address, Network, Scopes, address_of, within
 from tokenworks.gateway.connection import Exchange
 from tokenworks.gateway.http_head import Head
-from tokenworks.gateway.http_io import secret_of
+from tokenworks.gateway.http_io import Headers, secret_of
 
 
 class Doorkeeper:
@@ -46,20 +46,31 @@ class Doorkeeper:
         return key
 
     def _address(self, exchange: Exchange, head: Head) -> Address | None:
-        """Where a request comes from: the nearest address that is not a trusted proxy's.
+        return caller_address(exchange.peer, head.headers(), self._trusted)
 
-        Each proxy adds to the header's end whom it was asked by; what stands before an address that
-        is not trusted, anybody may have written.
-        """
-        found = address_of(exchange.peer)
-        if found is None or not within(found, self._trusted):
-            return found
-        told = [value for name, value in head.headers() if name == b"x-forwarded-for"]
-        for text in reversed(b",".join(told).decode("latin-1").split(",") if told else []):
-            found = address_of(text)
-            if found is None or not within(found, self._trusted):
-                break
+
+def caller_address(
+    peer: str, headers: Headers, trusted_proxies: tuple[Network, ...]
+) -> Address | None:
+    """Where a request comes from: the nearest address that is not a trusted proxy's.
+
+    Each proxy adds to the header's end whom it was asked by; what stands before an address that
+    is not trusted, anybody may have written.
+
+    Args:
+        peer: the connection's other end.
+        headers: the request's.
+        trusted_proxies: see ``Doorkeeper``.
+    """
+    found = address_of(peer)
+    if found is None or not within(found, trusted_proxies):
         return found
+    told = [value for name, value in headers if name == b"x-forwarded-for"]
+    for text in reversed(b",".join(told).decode("latin-1").split(",") if told else []):
+        found = address_of(text)
+        if found is None or not within(found, trusted_proxies):
+            break
+    return found
 
 
 def models_for(desk: Desk, scopes: Scopes | None) -> tuple[ModelName, ...]:

@@ -10,6 +10,7 @@ from typing import Final
 
 from tokenworks import __version__
 from tokenworks.core.slo import Tier
+from tokenworks.gateway.admin_openapi import admin_paths, admin_schemas
 from tokenworks.gateway.batch_line import ENDPOINTS
 from tokenworks.gateway.chat_fields import TOOLS_MAX, JSONObject
 from tokenworks.gateway.chat_request import MESSAGES_MAX
@@ -137,6 +138,9 @@ REQUESTS: Final[Mapping[str, JSONObject]] = {
     "FormRequest": _object(("model",), model=_MODEL, service_tier=_TIER),
 }
 
+_EVENT: Final = _object(("data",), event=_TEXT, data=_TEXT)
+"""Each of a stream: 3.1 has no word for them yet, and tools read its schema so."""
+
 _ERROR: Final = _object(
     ("error",),
     error=_object(("message", "type", "code"), message=_TEXT, type=_TEXT, code=_TEXT),
@@ -177,8 +181,12 @@ _RESPONSE_ID: Final[JSONObject] = {
 }
 
 
-def document() -> JSONObject:
-    """The whole document."""
+def document(*, admin: bool = False) -> JSONObject:
+    """The whole document.
+
+    Args:
+        admin: whether the factory can be managed here.
+    """
     paths: JSONObject = {path: {"post": _post(path)} for path in POSTS}
     paths["/v1/models"] = {"get": _get("Models that are served and priced.")}
     paths["/v1/models/{id}"] = {"get": _get("One of them.", of_id=True)}
@@ -210,18 +218,22 @@ def document() -> JSONObject:
     paths["/healthz"] = {"get": _get("Whether requests can be served.", keyed=False)}
     paths["/metrics"] = {"get": _get("Prometheus's metrics.", "text/plain", keyed=False)}
     paths[OPENAPI_PATH] = {"get": _get("This document.", keyed=False)}
+    schemas: JSONObject = {
+        **REQUESTS,
+        "Error": _ERROR,
+        "AnthropicError": _ANTHROPIC_ERROR,
+        "Tier": {"enum": [tier.value for tier in Tier]},
+    }
+    if admin:
+        paths |= admin_paths()
+        schemas |= admin_schemas()
     return {
         "openapi": "3.1.0",
         "info": {"title": "Tokenworks", "version": __version__},
         "security": [{"bearer": []}, {"header": []}],
         "paths": paths,
         "components": {
-            "schemas": {
-                **REQUESTS,
-                "Error": _ERROR,
-                "AnthropicError": _ANTHROPIC_ERROR,
-                "Tier": {"enum": [tier.value for tier in Tier]},
-            },
+            "schemas": schemas,
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer"},
                 "header": {"type": "apiKey", "in": "header", "name": "x-api-key"},
@@ -237,7 +249,7 @@ def _post(path: str) -> JSONObject:
         kinds = {"multipart/form-data": {"schema": _ref(schema)}}
     answers: JSONObject = {"application/json": {"schema": _OBJECT}}
     if path in STREAMS:
-        answers["text/event-stream"] = {"schema": _TEXT}
+        answers["text/event-stream"] = {"schema": _EVENT}
     if path == "/v1/audio/speech":
         answers = {"*/*": {}}
     error = "AnthropicError" if path.startswith("/v1/messages") else "Error"

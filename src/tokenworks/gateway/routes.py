@@ -98,19 +98,24 @@ class Routes:
         others: all others. Where several begin a path, the longest has it.
 
     Attributes:
-        open_paths: paths that need no key.
+        open_paths: paths that need no key of a caller's; those below one that ends in a slash, too.
     """
 
     def __init__(self, answers: tuple[AnyDialect, ...], others: tuple[Route, ...]) -> None:
         self._answers = {dialect.path: dialect for dialect in answers}
         self._others = {route.path: route for route in others}
         self.open_paths = frozenset(route.path for route in others if not route.keyed)
+        self._open_below = tuple(path for path in self.open_paths if path.endswith("/"))
         self._below = sorted(
             (route for route in others if route.path.endswith("/")),
             key=lambda route: len(route.path),
             reverse=True,
         )
         assert len({*self._answers, *self._others}) == len(answers) + len(others), "a path twice"
+
+    def is_open(self, path: str) -> bool:
+        """Whether a path needs no key of a caller's."""
+        return path in self.open_paths or path.startswith(self._open_below)
 
     def find(self, path: str) -> AnyDialect | Route:
         """What a path belongs to.

@@ -20,7 +20,6 @@ from tokenworks.gateway.answer import Answers
 from tokenworks.gateway.chat_fields import JSONObject, wrong
 from tokenworks.gateway.chat_request import IMAGE_TOKENS_MAX, cache_salt_of
 from tokenworks.gateway.dialect import Asked
-from tokenworks.gateway.event_stream import nothing_used
 from tokenworks.gateway.form_fields import form_fields
 from tokenworks.gateway.http_io import BODY_BYTES_MAX, JSON, ClientGone
 from tokenworks.gateway.json_body import decode_object, encode
@@ -28,6 +27,7 @@ from tokenworks.gateway.own_headers import OwnHeaders, own_headers
 from tokenworks.gateway.request_fields import model_of, tier_of
 from tokenworks.gateway.routes import Request, Response, Route
 from tokenworks.gateway.told_usage import told_usage
+from tokenworks.gateway.worker_chunks import nothing_used
 
 ANSWER_BYTES_MAX: Final = 128 * 1024 * 1024
 FORM_BYTES_MAX: Final = 26 * 1024 * 1024

@@ -2,10 +2,15 @@
 
 __all__ = [
     "accounts",
+    "actions",
     "audit",
+    "audit_log",
+    "authority",
     "blocks",
+    "dates",
     "entries",
     "extras",
+    "facts",
     "focus",
     "grants",
     "invoices",
@@ -14,6 +19,7 @@ __all__ = [
     "litellm",
     "litellm_prices",
     "metering",
+    "office_port",
     "quotas",
     "reports",
     "rollup",

@@ -8,7 +8,7 @@ from typing import Final, get_args
 import msgspec
 
 from tokenworks.catalogue.packages import Package
-from tokenworks.core.errors import InvalidRequest
+from tokenworks.core.errors import Conflict, InvalidRequest
 from tokenworks.core.ids import KeyID, LimitID, TenantID
 from tokenworks.core.slo import Tier
 from tokenworks.ledger.extras import Extra
@@ -24,6 +24,7 @@ from tokenworks.ledger.quotas import (
     window_start,
 )
 
+NODE_CHARS_MAX: Final = 400
 PERIODS: Final[tuple[Period, ...]] = get_args(Period)
 NODE_HINT: Final = (
     "Such as tenant:acme, team:acme/search, engineer:acme/ada, key:key_1 or run:acme/nightly-7."
@@ -46,9 +47,12 @@ def parse_node(text: str) -> NodeID:
         level not in LEVELS
         or not tenant
         or text.split() != [text]
+        or not text.isprintable()
+        or len(text) > NODE_CHARS_MAX
         or (bool(slash) if plain else not own)
     ):
-        raise InvalidRequest(f"{text!r} is no node of the quota tree.", hint=NODE_HINT)
+        shown = text[:NODE_CHARS_MAX]
+        raise InvalidRequest(f"{shown!r} is no node of the quota tree.", hint=NODE_HINT)
     return NodeID(text)
 
 
@@ -179,6 +183,18 @@ def is_below(node: NodeID, above: NodeID, tenants: dict[KeyID, TenantID]) -> boo
     return tenant == name
 
 
+def tenant_of(node: NodeID, keys: Iterable[KeyRecord]) -> TenantID | None:
+    """Whose a node is; None for a key that is not there.
+
+    >>> tenant_of(NodeID("team:acme/search"), ())
+    'acme'
+    """
+    level, _, name = node.partition(":")
+    if level == "key":
+        return next((record.tenant for record in keys if record.key == name), None)
+    return TenantID(name.partition("/")[0])
+
+
 def parse_person(text: str, keys: Iterable[KeyRecord]) -> NodeID:
     """The engineer that a text names, who has a key that is open.
 
@@ -212,11 +228,12 @@ def decide(
         unix_ns: now.
 
     Raises:
-        InvalidRequest: it was decided before, its limit is gone, its window has ended, or who asked
+        Conflict: it was decided before.
+        InvalidRequest: its limit is gone, its window has ended, or who asked
             for it would approve it, or may be the one who would.
     """
     if extra.state != "asked":
-        raise InvalidRequest(
+        raise Conflict(
             f"{extra.extra!r} was {extra.state} by {extra.decided_by!r}.", hint="Ask again."
         )
     if approve:

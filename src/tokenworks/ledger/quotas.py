@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Iterable
-from typing import Final, Literal, NewType, assert_never
+from typing import Final, Literal, NewType, assert_never, get_args
 
 import msgspec
 
@@ -20,6 +20,9 @@ LEVELS: Final[tuple[Level, ...]] = ("tenant", "team", "engineer", "key", "run")
 
 Unit = Literal["tokens", "nanodollars"]
 Period = Literal["hour", "day", "month", "lifetime"]
+Role = Literal["admin", "factory-admin"]
+"""What a key's holder may manage besides asking: its tenant, or the whole factory."""
+ROLES: Final[tuple[Role, ...]] = get_args(Role)
 
 NodeID = NewType("NodeID", str)
 """A node of the quota tree: ``tenant:acme``, ``team:acme/search``, ``engineer:acme/ada``,
@@ -49,6 +52,7 @@ class KeyRecord(msgspec.Struct, frozen=True, kw_only=True):
         models: those that it may ask for, sorted; none for all, as with what follows.
         tiers: those that it may ask for, sorted by name.
         networks: ranges of addresses that its requests may come from, sorted.
+        roles: what its holder may manage, sorted.
     """
 
     key: KeyID
@@ -67,6 +71,7 @@ class KeyRecord(msgspec.Struct, frozen=True, kw_only=True):
     models: tuple[ModelName, ...] = ()
     tiers: tuple[Tier, ...] = ()
     networks: tuple[str, ...] = ()
+    roles: tuple[Role, ...] = ()
 
     @property
     def secrets_sha256(self) -> tuple[str, ...]:

@@ -281,6 +281,10 @@ class LedgerStore(Protocol):
         """The text kept under an id."""
         ...
 
+    def activated_books(self) -> list[str]:
+        """Texts of the price books that were put into force here, the first one first."""
+        ...
+
     def close(self) -> None:
         """Store what is queued and let go."""
         ...

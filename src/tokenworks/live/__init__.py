@@ -1,6 +1,7 @@
 """The real world: clock, journal, store, engines, workers."""
 
 __all__ = [
+    "admission",
     "batch_room",
     "bookkeeper",
     "calibration_file",
@@ -12,15 +13,20 @@ __all__ = [
     "embedded",
     "file_room",
     "flights",
+    "frames",
+    "front",
     "group_commit",
     "growth",
     "home",
     "journal",
+    "key_making",
     "lease_tables",
     "ledger_sql",
     "measure",
     "network",
     "numbered_names",
+    "office",
+    "owner",
     "postgres",
     "quota_leases",
     "refusals",

@@ -84,6 +84,20 @@ CREATE TABLE IF NOT EXISTS extras (
     decided_by TEXT, at_unix_ns INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS price_books (
     price_id TEXT PRIMARY KEY, text TEXT NOT NULL, first_used_unix_ns INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS tenants (
+    tenant TEXT PRIMARY KEY, name TEXT NOT NULL, created_unix_ns INTEGER NOT NULL,
+    closed_unix_ns INTEGER);
+CREATE TABLE IF NOT EXISTS creations (
+    actor TEXT NOT NULL, word TEXT NOT NULL, digest TEXT NOT NULL, subject TEXT NOT NULL,
+    at_unix_ns INTEGER NOT NULL, PRIMARY KEY (actor, word));
+CREATE TABLE IF NOT EXISTS proposed_books (
+    price_id TEXT PRIMARY KEY, text TEXT NOT NULL, at_unix_ns INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS book_versions (
+    version INTEGER PRIMARY KEY, price_id TEXT NOT NULL, at_unix_ns INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS audit_log (
+    seq INTEGER PRIMARY KEY, tenant TEXT, action TEXT NOT NULL, actor TEXT NOT NULL,
+    outcome TEXT NOT NULL, payload BLOB NOT NULL);
+CREATE INDEX IF NOT EXISTS audit_log_by_tenant ON audit_log (tenant, seq);
 CREATE TABLE IF NOT EXISTS blocks (
     seq INTEGER PRIMARY KEY, owner TEXT NOT NULL, number INTEGER NOT NULL,
     at_unix_ns INTEGER NOT NULL, count INTEGER NOT NULL, payload BLOB NOT NULL,
@@ -105,25 +119,26 @@ CREATE TABLE IF NOT EXISTS cost_claims (
 
 _NEVER_EDITED: Final[Mapping[Dialect, str]] = {
     "sqlite": """
-CREATE TRIGGER IF NOT EXISTS blocks_are_never_edited BEFORE UPDATE ON blocks
-    BEGIN SELECT RAISE(ABORT, 'blocks are never edited'); END;
-CREATE TRIGGER IF NOT EXISTS blocks_are_never_removed BEFORE DELETE ON blocks
-    BEGIN SELECT RAISE(ABORT, 'blocks are never removed'); END;
+CREATE TRIGGER IF NOT EXISTS {table}_are_never_edited BEFORE UPDATE ON {table}
+    BEGIN SELECT RAISE(ABORT, '{table} are never edited'); END;
+CREATE TRIGGER IF NOT EXISTS {table}_are_never_removed BEFORE DELETE ON {table}
+    BEGIN SELECT RAISE(ABORT, '{table} are never removed'); END;
 """,
     "postgres": """
 DO $do$ BEGIN
     -- Only where it is missing: to replace it would wait for whoever uses the table.
     IF NOT EXISTS (SELECT FROM pg_trigger
-        WHERE tgrelid = 'blocks'::regclass AND tgname = 'blocks_are_never_changed')
+        WHERE tgrelid = '{table}'::regclass AND tgname = '{table}_are_never_changed')
     THEN
-        CREATE OR REPLACE FUNCTION blocks_are_never_changed() RETURNS trigger LANGUAGE plpgsql
-            AS 'BEGIN RAISE ''blocks are never edited nor removed''; END';
-        CREATE TRIGGER blocks_are_never_changed BEFORE UPDATE OR DELETE OR TRUNCATE ON blocks
-            FOR EACH STATEMENT EXECUTE FUNCTION blocks_are_never_changed();
+        CREATE OR REPLACE FUNCTION {table}_are_never_changed() RETURNS trigger LANGUAGE plpgsql
+            AS 'BEGIN RAISE ''{table} are never edited nor removed''; END';
+        CREATE TRIGGER {table}_are_never_changed BEFORE UPDATE OR DELETE OR TRUNCATE ON {table}
+            FOR EACH STATEMENT EXECUTE FUNCTION {table}_are_never_changed();
     END IF;
 END $do$;
 """,
 }
+NEVER_EDITED_TABLES: Final = ("blocks", "audit_log")
 
 _POSTGRES_WORDS: Final[Mapping[str, str]] = {
     "INTEGER PRIMARY KEY AUTOINCREMENT": "BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY",
@@ -143,7 +158,8 @@ def meta_schema(dialect: Dialect) -> str:
 
 def schema(dialect: Dialect) -> str:
     """All other tables, and what keeps blocks as they are."""
-    return in_words_of(dialect, _SCHEMA + _SUM_SCHEMA) + _NEVER_EDITED[dialect]
+    guards = (_NEVER_EDITED[dialect].replace("{table}", each) for each in NEVER_EDITED_TABLES)
+    return in_words_of(dialect, _SCHEMA + _SUM_SCHEMA) + "".join(guards)
 
 
 def new_sum_tables(dialect: Dialect) -> list[str]:
@@ -175,7 +191,7 @@ UPDATE keys SET old_secret_sha256 = secret_sha256, old_until_unix_ns = ?, secret
     WHERE key = ? AND revoked_unix_ns IS NULL
 """
 KEYS_OPENED: Final = "SELECT key FROM keys WHERE secret_sha256 = ? OR old_secret_sha256 = ?"
-KEY_SCOPES: Final = ("models", "tiers", "networks")
+KEY_SCOPES: Final = ("models", "tiers", "networks", "roles")
 """Fields of a key that are rows of ``key_scopes``."""
 LOAD_KEYS: Final = """
 SELECT keys.*, words.scope, words.word FROM keys LEFT JOIN (

@@ -1,21 +1,40 @@
-"""The part of the ledger's store that is not entries: keys, limits, extra budget, price books."""
+"""The part of the ledger's store that is not entries: keys, limits, extra budget, price books.
+
+Several changes and their record in the audit log are one transaction inside ``audited``.
+"""
 
 from __future__ import annotations
 
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Final
 
 import msgspec
 
-from tokenworks.core.errors import ConfigInvalid, LedgerUnavailable
+from tokenworks.core.errors import (
+    ConfigInvalid,
+    FactoryError,
+    LedgerCorrupt,
+    LedgerUnavailable,
+    TokenworksError,
+)
 from tokenworks.core.ids import KeyID, LimitID, PriceID
-from tokenworks.core.units import NS_PER_S
+from tokenworks.core.units import NS_PER_HOUR, NS_PER_S
+from tokenworks.ledger.audit_log import (
+    TEXT_CHARS_MAX,
+    AuditRecord,
+    Facts,
+    Outcome,
+    chained,
+    read_record,
+)
+from tokenworks.ledger.blocks import GENESIS
 from tokenworks.ledger.extras import Extra
-from tokenworks.ledger.quotas import KeyRecord, Limit
-from tokenworks.live.database import Database
+from tokenworks.ledger.facts import TenantRecord
+from tokenworks.ledger.quotas import UNIX_NS_MAX, KeyRecord, Limit
+from tokenworks.live.database import CommitUnknown, Database, Value
 from tokenworks.live.ledger_sql import (
     KEY_SCOPES,
     KEYS_OPENED,
@@ -40,6 +59,35 @@ from tokenworks.live.sum_tables import SumTables
 _log: Final = logging.getLogger("tokenworks.ledger")
 
 
+CREATIONS_KEPT_NS: Final = 7 * 24 * NS_PER_HOUR
+"""How long two creations with the same word are one."""
+
+
+class Note:
+    """What a change says of itself, for the audit log.
+
+    Attributes:
+        subject, tenant, before, after: as in ``AuditRecord``.
+        unchanged: nothing has changed after all, and nothing is written down.
+    """
+
+    def __init__(self, subject: str | None, tenant: str | None) -> None:
+        self.subject, self.tenant = subject, tenant
+        self.before: Facts | None = None
+        self.after: Facts | None = None
+        self.unchanged = False
+
+    def told(self, record: AuditRecord) -> AuditRecord:
+        """A record with what is said here."""
+        return msgspec.structs.replace(
+            record,
+            subject=None if self.subject is None else _written(self.subject),
+            tenant=None if self.tenant is None else _written(self.tenant),
+            before=self.before,
+            after=self.after,
+        )
+
+
 class SettingsStore:
     """What people set; each change raises the settings' version, so that processes read it anew.
 
@@ -50,7 +98,8 @@ class SettingsStore:
 
     def __init__(self, other: Database) -> None:
         self._other = other
-        self._other_lock = threading.Lock()
+        self._other_lock = threading.RLock()
+        self._in_change = False
 
     def load_keys(self) -> list[KeyRecord]:
         """See ``LedgerStore``."""
@@ -147,7 +196,7 @@ class SettingsStore:
 
     def put_price_book(self, price_id: PriceID, text: str, first_used_unix_ns: int) -> None:
         """See ``LedgerStore``."""
-        with self._other_lock, self._other.writing():
+        with self._other_lock, self._writing():
             self._other.change(
                 "INSERT INTO price_books VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
                 (price_id, text, first_used_unix_ns),
@@ -165,11 +214,206 @@ class SettingsStore:
             rows = self._other.query("SELECT text FROM price_books WHERE price_id = ?", (price_id,))
             return str(rows[0][0]) if rows else None
 
+    # The audit log.
+
+    @contextmanager
+    def audited(self, record: AuditRecord) -> Iterator[Note]:
+        """Make all changes inside, and write down that they were made: both or neither.
+
+        Where it raises nothing changes, and that somebody has tried is written down.
+
+        Args:
+            record: who does what, when; its place, its hash and what the note says are put in.
+
+        Raises:
+            LedgerUnavailable: it cannot be written down, and so nothing has changed.
+        """
+        note = Note(record.subject, record.tenant)
+        try:
+            with self._changing_settings():
+                yield note
+                if not note.unchanged:
+                    self._write_down(note.told(record))
+        except TokenworksError as error:
+            tried = msgspec.structs.replace(
+                note.told(record),
+                outcome=_outcome(error),
+                after=None,
+                error=_written(f"{error.code}: {error.message}"),
+            )
+            try:
+                self.note_attempt(tried)
+            except LedgerUnavailable as unwritten:
+                _log.error("an attempt could not be written down: %s", unwritten)
+            raise
+
+    def note_attempt(self, record: AuditRecord) -> None:
+        """Write down what changes no setting.
+
+        Raises:
+            LedgerUnavailable: it is not stored.
+        """
+        with self._other_lock, self._writing():
+            self._write_down(record)
+
+    def _write_down(self, record: AuditRecord) -> None:
+        last = self._other.query("SELECT payload FROM audit_log ORDER BY seq DESC LIMIT 1")
+        before = read_record(bytes(last[0][0])) if last else None
+        seq, digest = (0, GENESIS.hex()) if before is None else (before.seq, before.hash)
+        whole, payload = chained(msgspec.structs.replace(record, seq=seq + 1), digest)
+        values = (*_found_by(whole), payload)
+        self._other.change("INSERT INTO audit_log VALUES (?, ?, ?, ?, ?, ?)", values)
+
+    def audit_records(
+        self,
+        *,
+        before_seq: int = UNIX_NS_MAX,
+        limit: int = 100,
+        tenant: str | None = None,
+        action: str | None = None,
+        actor: str | None = None,
+        outcome: Outcome | None = None,
+    ) -> list[AuditRecord]:
+        """Records before one, the newest first; where named, only those of a tenant, and so on."""
+        sql, given = "SELECT payload FROM audit_log WHERE seq < ?", list[Value]([before_seq])
+        named = {"tenant": tenant, "action": action, "actor": actor, "outcome": outcome}
+        for name, value in named.items():
+            if value is not None:
+                sql += f" AND {name} = ?"
+                given.append(value)
+        with self._other_lock:
+            rows = self._other.query(f"{sql} ORDER BY seq DESC LIMIT ?", (*given, limit))
+        return [read_record(bytes(row[0])) for row in rows]
+
+    def audit_payloads(self) -> Iterator[bytes]:
+        """The whole audit log as it is stored, the oldest first.
+
+        Raises:
+            LedgerCorrupt: what a record is found by is not what it says.
+        """
+        for *found_by, payload in self._other.stream("SELECT * FROM audit_log ORDER BY seq"):
+            record = read_record(bytes(payload))
+            if tuple(found_by) != _found_by(record):
+                raise LedgerCorrupt(f"Record {found_by[0]} of the audit log was changed.")
+            yield bytes(payload)
+
+    # Tenants.
+
+    def load_tenants(self) -> list[TenantRecord]:
+        """All tenants that were made or closed, by id; keys may name others."""
+        with self._other_lock:
+            return load_rows(self._other, "SELECT * FROM tenants ORDER BY tenant", TenantRecord)
+
+    def put_tenant(self, record: TenantRecord) -> None:
+        """Add a tenant, or replace the one of that id."""
+        with self._changing_settings():
+            self._other.change(
+                "INSERT INTO tenants VALUES (?, ?, ?, ?) ON CONFLICT (tenant) DO UPDATE SET "
+                "name = excluded.name, closed_unix_ns = excluded.closed_unix_ns",
+                _values(record),
+            )
+
+    # Creations that are one, however often they are asked for.
+
+    def creation(self, actor: str, word: str) -> tuple[str, str] | None:
+        """What somebody has asked for by a word, as a digest, and what that has made."""
+        with self._other_lock:
+            rows = self._other.query(
+                "SELECT digest, subject FROM creations WHERE actor = ? AND word = ?", (actor, word)
+            )
+        return (rows[0][0], rows[0][1]) if rows else None
+
+    def put_creation(self, actor: str, word: str, digest: str, subject: str, unix_ns: int) -> None:
+        """Keep what a word of somebody's has made; those that are a week old are forgotten."""
+        with self._changing_settings():
+            self._other.change(
+                "DELETE FROM creations WHERE at_unix_ns < ?", (unix_ns - CREATIONS_KEPT_NS,)
+            )
+            self._other.change(
+                "INSERT INTO creations VALUES (?, ?, ?, ?, ?)",
+                (actor, word, digest, subject, unix_ns),
+            )
+
+    # Price books that were put into force here.
+
+    def propose_book(self, price_id: PriceID, text: str, unix_ns: int) -> None:
+        """Keep a price book's text; a second time changes nothing."""
+        with self._changing_settings():
+            self._other.change(
+                "INSERT INTO proposed_books VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
+                (price_id, text, unix_ns),
+            )
+
+    def proposed_books(self) -> list[tuple[PriceID, str, int]]:
+        """All that were proposed: id, text, and when; the oldest first."""
+        with self._other_lock:
+            rows = self._other.query("SELECT * FROM proposed_books ORDER BY at_unix_ns, price_id")
+        return [(PriceID(price_id), text, unix_ns) for price_id, text, unix_ns in rows]
+
+    def activate_book(self, price_id: PriceID, version: int, unix_ns: int) -> bool:
+        """Put a book into force as the next version; False if there are more than ``version``."""
+        with self._changing_settings():
+            last = self._other.query("SELECT COALESCE(MAX(version), 0) FROM book_versions")[0][0]
+            if last != version:
+                return False
+            values = (version + 1, price_id, unix_ns)
+            self._other.change("INSERT INTO book_versions VALUES (?, ?, ?)", values)
+            return True
+
+    def book_versions(self) -> list[tuple[int, PriceID, int]]:
+        """What was put into force here: number, id, and when; the oldest first."""
+        with self._other_lock:
+            rows = self._other.query("SELECT * FROM book_versions ORDER BY version")
+        return [(version, PriceID(price_id), unix_ns) for version, price_id, unix_ns in rows]
+
+    def activated_books(self) -> list[str]:
+        """See ``LedgerStore``."""
+        with self._other_lock:
+            rows = self._other.query(
+                "SELECT text FROM book_versions JOIN proposed_books "
+                "ON proposed_books.price_id = book_versions.price_id ORDER BY version"
+            )
+        return [row[0] for row in rows]
+
+    # Transactions.
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """A transaction, or a part of the one that this thread is in."""
+        if self._in_change:
+            yield
+            return
+        with self._other.writing():
+            self._in_change = True
+            try:
+                yield
+            finally:
+                self._in_change = False
+
+    def _reading(self) -> AbstractContextManager[None]:
+        """One state of everything; inside a change, that of the change."""
+        return nullcontext() if self._in_change else self._other.reading()
+
     @contextmanager
     def _changing_settings(self) -> Iterator[None]:
-        with self._other_lock, self._other.writing():
+        with self._other_lock, self._writing():
             yield
             self._other.change("UPDATE meta SET value = value + 1 WHERE name = 'settings_version'")
+
+
+def _outcome(error: TokenworksError) -> Outcome:
+    if isinstance(error, CommitUnknown):
+        return "unknown"
+    return "failed" if isinstance(error, FactoryError) else "refused"
+
+
+def _found_by(record: AuditRecord) -> tuple[Value, ...]:
+    return (record.seq, record.tenant, record.action, record.by.id, record.outcome)
+
+
+def _written(text: str) -> str:
+    """A text that somebody gave us, as far as a record takes it."""
+    return text[:TEXT_CHARS_MAX].encode(errors="replace").decode()
 
 
 def prepare(database: Database, unix_ns: int) -> None:

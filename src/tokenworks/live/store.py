@@ -202,7 +202,7 @@ class SQLStore(SettingsStore):
             LedgerCorrupt: the sums by hour are not those by month, or what is written down of
                 open reservations is not what a process can have left.
         """
-        with self._other_lock, self._other.reading():
+        with self._other_lock, self._reading():
             blocks = [block_from(row) for row in self._other.query(BLOCKS, (after_seq,))]
             self._sums.compare(self._other)
             sums = self._sums.read(self._other, 0, UNIX_NS_MAX, Apart.RUNS)
@@ -250,6 +250,13 @@ class SQLStore(SettingsStore):
             self._sums.keep(names)
             self._stored.adopt(found)
         return found
+
+    def declare_dead(self, owner: str) -> None:
+        """Let ``take_over`` find a process that has ended, however short a while ago."""
+        with self._group.still, self._writer.writing():
+            self._writer.change(
+                "UPDATE owners SET seen_unix_ns = 0 WHERE owner = ? AND ended = 0", (owner,)
+            )
 
     def _end_the_dead(self, seen_before_unix_ns: int) -> tuple[list[Reserved], NewNames]:
         """Inside a transaction: what dead processes hold, and new names; their sums are added."""
@@ -443,14 +450,14 @@ class SQLStore(SettingsStore):
         since = since_unix_ns or 0
         until = UNIX_NS_MAX if until_unix_ns is None else until_unix_ns
         apart = told_apart(by_payer=by_payer, by_agent=by_agent, by_run=by_run)
-        with self._other_lock, self._other.reading():
+        with self._other_lock, self._reading():
             return self._sums.read(self._other, since, until, apart, by_hour=by_hour, of=of)
 
     def rollups_and_last(
         self, since_unix_ns: int, until_unix_ns: int
     ) -> tuple[list[RollupRow], int]:
         """Sums over a time as ``rollups`` has them, and the last block that they count."""
-        with self._other_lock, self._other.reading():
+        with self._other_lock, self._reading():
             rows = self._sums.read(self._other, since_unix_ns, until_unix_ns)
             last = self._other.query(LAST_BLOCK)
             return rows, int(last[0][0]) if last else 0
@@ -470,7 +477,7 @@ class SQLStore(SettingsStore):
 
         What is queued after that goes into ``later``, until nobody follows it any more.
         """
-        with self._other_lock, self._other.reading():
+        with self._other_lock, self._reading():
             with self._group.still:
                 # What is read first is when all the rest is read, too; from here on the writer
                 # may go on.

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from collections.abc import Iterable
 from typing import Final
 
 import msgspec
 
 from tokenworks.catalogue.packages import AMOUNT_MAX
-from tokenworks.cli.period import parse_end
 from tokenworks.core.errors import InvalidRequest
 from tokenworks.core.ids import EngineerID, KeyID, ModelName, TeamID, TenantID
-from tokenworks.core.needs import words_of
+from tokenworks.core.needs import checked_words, words_of
 from tokenworks.core.scopes import MODELS_MAX, networks_of
 from tokenworks.core.slo import Tier
 from tokenworks.core.units import NANODOLLARS_PER_DOLLAR, nanodollars_of
+from tokenworks.ledger.actions import NAME_CHARS_MAX, CreateKey
+from tokenworks.ledger.dates import parse_end
 from tokenworks.ledger.grants import new_limit, parse_node
+from tokenworks.ledger.office_port import NewKey
 from tokenworks.ledger.quotas import KeyRecord, Limit, Period, Unit
 from tokenworks.ledger.store_port import LedgerStore
 
@@ -29,20 +32,6 @@ DIGITS_MAX: Final = 40
 """Of an amount on the command line."""
 
 
-class NewKey(msgspec.Struct, frozen=True, kw_only=True):
-    """A key at the only moment when its secret is known.
-
-    Attributes:
-        secret: what a caller shows.
-        record: what is stored.
-        limits: the key's own.
-    """
-
-    secret: str
-    record: KeyRecord
-    limits: tuple[Limit, ...] = ()
-
-
 class KeyScopes(msgspec.Struct, frozen=True, kw_only=True):
     """What a key is limited to; see ``KeyRecord``."""
 
@@ -50,9 +39,6 @@ class KeyScopes(msgspec.Struct, frozen=True, kw_only=True):
     tiers: tuple[Tier, ...] = ()
     networks: tuple[str, ...] = ()
     expires_unix_ns: int | None = None
-
-
-NO_SCOPES: Final = KeyScopes()
 
 
 def read_scopes(
@@ -79,17 +65,52 @@ def read_scopes(
                 f"--tiers has {word!r}.",
                 hint=f"Tiers are {', '.join(tier.value for tier in Tier)}.",
             )
-    if words and tier_default not in words:
+    return checked_scopes(
+        unix_ns,
+        tier_default,
+        models=(models or "").replace(",", " ").split(),
+        tiers=map(Tier, words),
+        networks=(networks or "").replace(",", " ").split(),
+        expires=expires,
+        mark="--",
+    )
+
+
+def checked_scopes(
+    unix_ns: int,
+    tier_default: Tier,
+    *,
+    models: Iterable[str] = (),
+    tiers: Iterable[Tier] = (),
+    networks: Iterable[str] = (),
+    expires: str | None = None,
+    mark: str = "",
+) -> KeyScopes:
+    """What a key is to be limited to, in order and checked.
+
+    Args:
+        unix_ns: now.
+        tier_default: the key's.
+        models: see ``actions.CreateKey``, as for those that follow.
+        tiers: likewise.
+        networks: likewise.
+        expires: likewise.
+        mark: what stands before these names where they were given.
+
+    Raises:
+        InvalidRequest: one of them says what it cannot.
+    """
+    sold = tuple(sorted(set(tiers)))
+    if sold and tier_default not in sold:
         raise InvalidRequest(
-            f"--tier is {tier_default.value}, which --tiers leaves out.",
-            hint="Give one of them as --tier: requests that name no tier get it.",
+            f"{mark}tier is {tier_default.value}, which {mark}tiers leaves out.",
+            hint=f"Give one of them as {mark}tier: requests that name no tier get it.",
         )
-    ranges = (networks or "").replace(",", " ").split()
     return KeyScopes(
-        models=tuple(map(ModelName, words_of(models or "", "--models", MODELS_MAX))),
-        tiers=tuple(map(Tier, words)),
-        networks=tuple(map(str, networks_of(ranges, "--from"))),
-        expires_unix_ns=None if expires is None else parse_end(expires, "--expires", unix_ns),
+        models=tuple(map(ModelName, checked_words(models, f"{mark}models", MODELS_MAX))),
+        tiers=sold,
+        networks=tuple(map(str, networks_of(networks, f"{mark}from"))),
+        expires_unix_ns=None if expires is None else parse_end(expires, f"{mark}expires", unix_ns),
     )
 
 
@@ -103,66 +124,90 @@ def digest_of(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
-def create_key(
-    store: LedgerStore,
-    unix_ns: int,
-    *,
-    tenant: str,
-    name: str,
-    tier_default: Tier,
-    team: str | None = None,
-    engineer: str | None = None,
-    tokens: int | None = None,
-    nanodollars: int | None = None,
-    per: Period = "lifetime",
-    labels: tuple[str, ...] = (),
-    secret: str | None = None,
-    scopes: KeyScopes = NO_SCOPES,
-) -> NewKey:
-    """Make a key and store its hash; its limits come first, so that it never goes without.
+def make_key(wish: CreateKey, unix_ns: int) -> NewKey:
+    """A key as somebody wishes it, which is nowhere yet.
 
     Args:
-        store: where.
+        wish: what for.
         unix_ns: now.
-        tenant: who pays.
-        name: for people.
-        tier_default: the tier of requests that name none.
-        team: the tenant's team that it belongs to, if any.
-        engineer: the person that it belongs to, if any.
-        tokens: the most tokens it may use in each period; None for no such limit.
-        nanodollars: the most money, likewise.
-        per: the period.
-        labels: data labels of all its requests, sorted.
-        secret: what callers have already; None makes a new one.
-        scopes: what it is limited to.
 
     Raises:
-        InvalidRequest: the tenant, team or engineer has no name that a quota tree can hold.
-        LedgerUnavailable: it is not stored.
+        InvalidRequest: the tenant, team or engineer has no name that a quota tree can hold, or
+            something else cannot be.
     """
-    _check_names(tenant, team, engineer)
-    secret = new_secret() if secret is None else _checked(secret)
-    digest = digest_of(secret)
-    if any(digest in known.secrets_sha256 for known in store.load_keys()):
-        raise InvalidRequest("There is a key with this secret.", hint="Take another secret.")
+    _check_names(wish.tenant, wish.team, wish.engineer)
+    if wish.secret is not None and wish.roles:
+        raise InvalidRequest(
+            "A key with a role has a secret that is made here.", hint="Leave `secret` out."
+        )
+    secret = new_secret() if wish.secret is None else _checked(wish.secret)
+    scopes = checked_scopes(
+        unix_ns,
+        wish.tier,
+        models=wish.models,
+        tiers=wish.tiers,
+        networks=wish.networks,
+        expires=wish.expires,
+    )
     record = KeyRecord(
         key=KeyID(f"key_{secrets.token_hex(6)}"),
-        tenant=TenantID(tenant),
-        team=None if team is None else TeamID(team),
-        engineer=None if engineer is None else EngineerID(engineer),
-        name=name,
-        secret_sha256=digest,
-        tier_default=tier_default,
+        tenant=TenantID(wish.tenant),
+        team=None if wish.team is None else TeamID(wish.team),
+        engineer=None if wish.engineer is None else EngineerID(wish.engineer),
+        name=check_text("name", wish.name, NAME_CHARS_MAX),
+        secret_sha256=digest_of(secret),
+        tier_default=wish.tier,
         created_unix_ns=unix_ns,
         revoked_unix_ns=None,
-        labels=labels,
+        labels=checked_words(wish.labels, "labels"),
+        roles=tuple(sorted(set(wish.roles))),
         **msgspec.structs.asdict(scopes),
     )
-    limits = _limits(record.key, tokens, nanodollars, per, unix_ns)
-    for limit in limits:
-        store.put_limit(limit)
-    store.put_key(record)
+    limits = _limits(record.key, wish.tokens, wish.nanodollars, wish.per, unix_ns)
     return NewKey(secret=secret, record=record, limits=limits)
+
+
+def put_new_key(store: LedgerStore, new: NewKey) -> None:
+    """Store a key's hash; its limits come first, so that it never goes without.
+
+    Raises:
+        InvalidRequest: another key has this secret.
+        LedgerUnavailable: it is not stored.
+    """
+    digest = new.record.secret_sha256
+    if any(digest in known.secrets_sha256 for known in store.load_keys()):
+        raise InvalidRequest("There is a key with this secret.", hint="Take another secret.")
+    for limit in new.limits:
+        store.put_limit(limit)
+    store.put_key(new.record)
+
+
+def check_text(name: str, text: str, chars_max: int) -> str:
+    """A text for people, if every terminal can show it.
+
+    Raises:
+        InvalidRequest: it is too long, or has what is no character.
+    """
+    if len(text) > chars_max or not (text.isprintable() or not text):
+        raise InvalidRequest(
+            f"{name} has {len(text)} characters, or some that cannot be shown.",
+            hint=f"Write up to {chars_max} characters, all in one line.",
+        )
+    return text
+
+
+def check_amount(name: str, amount: int) -> int:
+    """Tokens or nano-dollars, if a limit can hold so much.
+
+    Raises:
+        InvalidRequest: it is less than none, or more than that.
+    """
+    if not 0 <= amount <= AMOUNT_MAX:
+        raise InvalidRequest(
+            f"{name} is {amount}; it must be from 0 to {AMOUNT_MAX}.",
+            hint="Leave it out where there is to be no limit.",
+        )
+    return amount
 
 
 def _check_names(tenant: str, team: str | None, engineer: str | None) -> None:
@@ -191,7 +236,7 @@ def _limits(
         ("nanodollars", nanodollars),
     )
     return tuple(
-        new_limit(parse_node(f"key:{key}"), unit, per, amount, unix_ns=unix_ns)
+        new_limit(parse_node(f"key:{key}"), unit, per, check_amount(unit, amount), unix_ns=unix_ns)
         for unit, amount in wanted
         if amount is not None
     )

@@ -1,0 +1,73 @@
+"""Who may manage: holders of keys with a role."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Callable
+
+from tokenworks.core.errors import Forbidden, Unauthorized
+from tokenworks.core.ids import TenantID
+from tokenworks.core.scopes import Address
+from tokenworks.ledger.audit_log import Actor
+from tokenworks.ledger.authority import FACTORY, Who
+from tokenworks.ledger.quotas import KeyRecord, NodeID, node_id
+from tokenworks.live.settings_store import SettingsStore
+
+HINT = "`tokenworks key create --role admin` makes a key that may manage its tenant."
+
+
+class Admission:
+    """Finds out who shows a secret; a ``gateway.admin.Admission``.
+
+    Keys are read anew for each request, so that one that is revoked manages nothing more.
+
+    Args:
+        store: where keys are.
+        unix_ns: says what time it is.
+    """
+
+    def __init__(self, store: SettingsStore, unix_ns: Callable[[], int]) -> None:
+        self._store, self._unix_ns = store, unix_ns
+
+    def who(self, secret: bytes, address: Address | None) -> Who:
+        """See ``gateway.admin.Admission``."""
+        record = self._record(hashlib.sha256(secret).hexdigest(), address)
+        if record is None:
+            raise Unauthorized("The key is unknown or revoked.", hint=HINT)
+        if not record.roles:
+            raise Forbidden(f"The key {record.key} has no role.", hint=HINT)
+        return who_holds(record, str(address))
+
+    def _record(self, digest: str, address: Address | None) -> KeyRecord | None:
+        """The key that a secret opens, now and from there."""
+        for record in self._store.load_keys():
+            if record.revoked_unix_ns is not None:
+                continue
+            for known, view in (
+                (record.secret_sha256, record.view),
+                (record.old_secret_sha256, record.old_view),
+            ):
+                if known is not None and hmac.compare_digest(known, digest):
+                    scopes = view().scopes
+                    if scopes is not None:
+                        scopes.check_date(self._unix_ns())
+                        scopes.check_address(address)
+                    return record
+        return None
+
+
+def who_holds(record: KeyRecord, source: str) -> Who:
+    """Who comes with a key that has a role."""
+    tenant: TenantID | None = None if FACTORY in record.roles else record.tenant
+    engineer: NodeID | None = None
+    if record.engineer is not None:
+        engineer = node_id("engineer", record.tenant, record.engineer)
+    return Who(
+        actor=Actor(
+            kind="key", id=record.key, name=record.name or None, source=source, tenant=tenant
+        ),
+        tenant=tenant,
+        engineer=engineer,
+        key=record,
+    )
