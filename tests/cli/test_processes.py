@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 
 from bars.factory import Running, children_of, running, start
@@ -24,6 +25,7 @@ from bench.load_generator import Crowd, Mode
 from tests.cli.command_line import ask, data, done, invoke
 from tokenworks.cli.top_facts import Reading
 from tokenworks.core.errors import ConfigInvalid, FactoryError, InvalidRequest
+from tokenworks.ledger.entries import Posted
 from tokenworks.live.home import Home
 from tokenworks.live.store import sqlite_store
 
@@ -212,6 +214,49 @@ def test_what_runs_and_waits_elsewhere_outlives_the_owner(factory: Factory) -> N
     assert all("connection was lost" in fault for fault in crowd.seen.faults)
     factory.until(factory.whole)
     assert factory.asks(clients=24, each=1).seen.faults == []
+
+
+def test_a_batch_goes_on_after_the_owner_and_each_line_is_billed_once(factory: Factory) -> None:
+    lines = [
+        json.dumps(
+            {
+                "custom_id": f"c{n}",
+                "method": "POST",
+                "url": "/v1/chat/completions",
+                "body": {**json.loads(STREAM.body()), "stream": False},
+            }
+        )
+        for n in range(40)
+    ]
+    url = f"http://127.0.0.1:{factory.running.port}/v1"
+    key = Home(factory.running.home).read_key()
+
+    def look(batch: str) -> Any:
+        """Each time by a connection of its own, which any process may get."""
+        with openai.OpenAI(base_url=url, api_key=key) as client:
+            return client.batches.retrieve(batch)
+
+    with openai.OpenAI(base_url=url, api_key=key) as client:
+        file = client.files.create(file=("in.jsonl", "\n".join(lines).encode()), purpose="batch")
+        batch = client.batches.create(
+            input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
+        )
+    factory.until(lambda: look(batch.id).request_counts.completed > SLOTS)
+    factory.kill(0)
+    factory.until(lambda: look(batch.id).status == "completed")
+    factory.until(factory.whole)
+    with openai.OpenAI(base_url=url, api_key=key) as client:
+        output = client.files.content(look(batch.id).output_file_id).text
+    told = [json.loads(line) for line in output.splitlines()]
+    assert sorted(line["custom_id"] for line in told) == sorted(f"c{n}" for n in range(40))
+    store = sqlite_store(Home(factory.running.home).ledger)
+    try:
+        posted = [each for each in store.load_entries() if isinstance(each, Posted) and each.batch]
+    finally:
+        store.close()
+    asked = sorted(line["response"]["request_id"] for line in told)
+    assert sorted(each.request for each in posted if each.ending == "done") == asked
+    factory.answers += len(told)
 
 
 def test_a_second_factory_keeps_off(factory: Factory) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import http.client
 import json
 import resource
 from collections.abc import Callable
@@ -155,3 +156,35 @@ def test_measured_curves_come_before_shipped_ones(home: Home) -> None:
     assert wiring.curve_of("laptop", pool, {"laptop": ((1, 5),)}) == ((1, 5),)
     if packaged("foreman.json").exists():
         assert wiring.curve_of("laptop", pool, {})[0][0] == 1
+
+
+@pytest.mark.parametrize(
+    ("gateway", "ledger", "status"),
+    [
+        ("", "[ledger]\npath = '{home}/common.sqlite'\n", 200),
+        ("share_port = true\n", "", 404),  # the next request may find another factory
+        ("share_port = true\n", "[ledger]\npath = '{home}/common.sqlite'\n", 200),
+    ],
+)
+def test_files_are_kept_where_all_that_share_a_port_find_them(
+    attached: Home, when_ready: Callable[..., list[Any]], gateway: str, ledger: str, status: int
+) -> None:
+    text = attached.settings.read_text().replace("[gateway]\n", f"[gateway]\n{gateway}")
+    attached.settings.write_text(text + ledger.format(home=attached.path.parent))
+
+    def list_files() -> int:
+        url, key = attached.read_url(), attached.read_key()
+        headers = {"Authorization": f"Bearer {key}"}
+        connection = http.client.HTTPConnection((url or "").removeprefix("http://"))
+        connection.request("GET", "/v1/files", headers=headers)
+        with connection.getresponse() as response:
+            found = response.status
+        connection.close()
+        return found
+
+    results = when_ready(attached, list_files)
+    result = invoke(attached, "up", "--quiet")
+    assert result.exit_code == 0, result.exception
+    assert results == [status]
+    folder = attached.path.parent if gateway and ledger else attached.path
+    assert (folder / "batches.sqlite").exists() == (status == 200)

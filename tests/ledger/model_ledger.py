@@ -252,7 +252,8 @@ class ModelLedger:
         tenant = str(hold.path["tenant"])
         charged = round(cost(tier, *tokens) * rate(tenant, tier, hold.at_ns, batch=hold.batch))
         credited = 0 if tier == hold.tier else round(Fraction(charged * CREDIT_PPM, 10**6))
-        ads = round(Fraction(tokens[2] * AD_UDOLLARS_PER_MTOK, 1000)) if hold.tier == "free" else 0
+        shown = hold.tier == "free" and not hold.batch
+        ads = round(Fraction(tokens[2] * AD_UDOLLARS_PER_MTOK, 1000)) if shown else 0
         hold.counted, hold.delivered = True, tier
         hold.used_tokens, hold.paid = sum(tokens), charged - credited
         self.owe(f"wallet:{tenant}", f"revenue:{tier}", charged)

@@ -218,6 +218,9 @@ def test_advertisers_pay_for_answers_that_were_asked_for_as_free() -> None:
     assert (fallen.tier_delivered, fallen.ad_income_nanodollars) == (Tier.FREE, 0)
     assert free.transfers() == (("ad_network", "ad_income", 10_000),)
     assert fallen.transfers() == ()
+    reserve(made, "batch", tier=Tier.FREE, batch=True)
+    unseen = post(made, "batch")
+    assert (unseen.batch, unseen.ad_income_nanodollars, unseen.transfers()) == (True, 0, ())
 
 
 def test_a_client_that_leaves_pays_for_what_was_made() -> None:

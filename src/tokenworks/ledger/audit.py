@@ -219,7 +219,8 @@ class Audit:
         credit_ppm = 0 if failed or entry.tier_delivered is asked else book.credits_ppm[asked]
         if credit_ppm != entry.credit_ppm:
             raise LedgerCorrupt(f"The credit of {entry!r} is not {credit_ppm}, as its book says.")
-        ads = book.ad_income_udollars_per_mtok if asked is Tier.FREE and not failed else 0
+        shown = asked is Tier.FREE and not (failed or entry.batch)
+        ads = book.ad_income_udollars_per_mtok if shown else 0
         if ads != entry.ad_income_udollars_per_mtok:
             raise LedgerCorrupt(f"The ad income of {entry!r} is not {ads}, as its book says.")
 

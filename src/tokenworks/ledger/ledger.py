@@ -693,8 +693,10 @@ def posting(hold: Reserved, unix_ns: int, outcome: Outcome, work: Work, book: Pr
     rate_ppm = book.rate_ppm(hold.payer.tenant, hold.model, tier, hold.at_unix_ns, batch=hold.batch)
     charged = 0 if failed else charge_nanodollars(usage, price, rate_ppm)
     credit_ppm = 0 if failed or tier is asked else book.credits_ppm[asked]
-    # An answer that missed a paid promise was never sold to advertisers.
-    ad_rate = book.ad_income_udollars_per_mtok if asked is Tier.FREE and not failed else 0
+    # An answer that missed a paid promise was never sold to advertisers, and nobody looks at a
+    # batch while it is made.
+    shown = asked is Tier.FREE and not (failed or hold.batch)
+    ad_rate = book.ad_income_udollars_per_mtok if shown else 0
     return Posted(
         at_unix_ns=unix_ns,
         request=hold.request,

@@ -196,13 +196,14 @@ class Home:
     def open_batches(self) -> StoredBatches:
         """Tenants' batches, and the files that they read and write.
 
-        They lie in this folder, or beside a SQLite ledger that several factories share.
+        They lie in this folder, or beside the SQLite ledger of all that share a port.
 
         Raises:
             LedgerUnavailable, LedgerCorrupt: see ``StoredFiles``.
         """
-        ledger = self.load_settings().ledger
-        folder = Path(ledger.path).parent if ledger.path else self.path
+        settings = self.load_settings()
+        path = settings.ledger.path if settings.gateway.share_port else ""
+        folder = Path(path).parent if path else self.path
         files = StoredFiles(SQLiteDatabase(folder / "batches.sqlite"), folder / "files")
         return StoredBatches(files, folder / "batches.lock")
 
