@@ -105,16 +105,8 @@ _EVENT_DECODER: Final = msgspec.msgpack.Decoder(tuple[int, Event])
 
 def commands_digest(commands: list[Command]) -> bytes:
     """Eight bytes that stand for a list of commands."""
-    if not commands:  # two of three events of a request lead to nothing
-        return _NO_COMMANDS
-    return _digest(commands)
-
-
-def _digest(commands: list[Command]) -> bytes:
     return hashlib.blake2b(_ENCODER.encode(commands), digest_size=_DIGEST_BYTES).digest()
 
-
-_NO_COMMANDS: Final = _digest([])
 
 # Writing.
 
@@ -137,9 +129,9 @@ def start_records(dispatcher: Dispatcher, sequence: int) -> bytes:
 def event_records(now_ns: int, event: Event, commands: list[Command]) -> bytes:
     """An event, and the digest of what was answered."""
     told = _record(b"E" + _ENCODER.encode((now_ns, event)), EVENT_BYTES_MAX)
-    if not commands:
-        return told + _NO_COMMANDS_RECORD
-    return told + _record(b"C" + _digest(commands), EVENT_BYTES_MAX)
+    if not commands:  # two of three events of a request lead to none
+        return told + _NO_COMMANDS
+    return told + _record(b"C" + commands_digest(commands), EVENT_BYTES_MAX)
 
 
 def _checksum(length: int, payload: bytes) -> int:
@@ -152,7 +144,7 @@ def _record(payload: bytes, bytes_max: int) -> bytes:
     return _FRAME.pack(length, _checksum(length, payload)) + payload
 
 
-_NO_COMMANDS_RECORD: Final = _record(b"C" + _NO_COMMANDS, EVENT_BYTES_MAX)
+_NO_COMMANDS: Final = _record(b"C" + commands_digest([]), EVENT_BYTES_MAX)
 
 # Reading.
 
