@@ -34,6 +34,7 @@ from bars.proof import proved
 from bench.gateway_peers import (
     SLOTS,
     Peer,
+    capped,
     fake_worker,
     gateway,
     litellm,
@@ -61,6 +62,10 @@ def files_max() -> int:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return hard
+
+
+CAPPED_CLIENTS = 64
+"""Enough that every process has some to serve whenever it may run."""
 
 
 class Bench:
@@ -189,6 +194,25 @@ class Bench:
             }
         return found
 
+    async def capacity(self, peer: Peer, share: float) -> dict[str, float]:
+        """Burst streams while each process that serves has no more than a share of a core.
+
+        Client, worker and all these shares fit on the machine's cores together, so the processes
+        are what is short, as if each had a core of its own that is so much slower.
+        """
+        mode, _ = self.modes["burst"]
+        pids = peer.serving()
+        with capped(pids, share):
+            await self.load(peer, mode, CAPPED_CLIENTS, seconds=self.args.seconds / 10)
+            before_s = peer.cpu_s()
+            seen = await self.load(peer, mode, CAPPED_CLIENTS, seconds=self.args.seconds)
+            cpu_s = peer.cpu_s() - before_s
+        return {
+            "capped_per_s": seen.answers / seen.wall_s,
+            "capped_cpu_us": cpu_s * 1e6 / max(1, seen.answers),
+            "capped_used": cpu_s / seen.wall_s / (share * len(pids)),
+        }
+
     def settled(self, home: Path) -> dict[str, int]:
         """Prove a ledger whose factory has stopped; each whole answer must be in it once."""
         store = sqlite_store(home / "ledger.sqlite")
@@ -304,7 +328,10 @@ def processes(bench: Bench, folder: Path) -> dict[str, Any]:
                 home = folder / f"processes-{each}-{number}"
                 prepare(home, [worker.ports[0] for worker in workers], 1)
                 with gateway([home], "--processes", str(each)) as peer:
-                    found.append(uvloop.run(bench.serving(peer)))
+                    if bench.args.share:
+                        found.append(uvloop.run(bench.capacity(peer, bench.args.share)))
+                    else:
+                        found.append(uvloop.run(bench.serving(peer)))
                 books = bench.settled(home)
                 found[-1]["commits_per_answer"] = books["blocks"] / max(1, books["posted"])
     medians = {
@@ -365,6 +392,7 @@ def arguments() -> argparse.Namespace:
     add("--memory-tokens", type=int, default=MEMORY_TOKENS, help="of each of these")
     add("--processes", type=int, help="of one factory, against one; 1 for none")
     add("--workers", type=int, default=1, help="fake ones where processes are measured")
+    add("--share", type=float, default=0.0, help="of a core for each of these; 0 for no cap")
     add("--only-processes", action="store_true", help="measure nothing else")
     add("--peer", action="append", default=[], choices=["litellm"], help="measure it, too")
     add("--no-nginx", dest="nginx", action="store_false", help="without the control")

@@ -68,6 +68,12 @@ curve = [[1, 400], [{slots}, 400]]
 """
 
 
+CAP_PERIOD_US = 10_000
+_GROUPS = Path("/sys/fs/cgroup")
+CPU_GROUPS = _GROUPS / "cpu" if (_GROUPS / "cpu").is_dir() else _GROUPS
+"""Where control groups with a CPU quota are made: the ``cpu`` controller of v1, or v2."""
+
+
 @dataclasses.dataclass
 class Peer:
     """Something that answers chat completions.
@@ -90,6 +96,11 @@ class Peer:
             found.append(left.pop())
             left += children_of(found[-1])
         return found
+
+    def serving(self) -> list[int]:
+        """The processes that serve callers, where some only supervise these."""
+        found = [pid for pid in self.all_pids() if _is_member(pid)]
+        return found or self.pids
 
     def cpu_s(self) -> float:
         """CPU time so far, in user and kernel mode, of all of them."""
@@ -203,6 +214,43 @@ def free_port() -> int:
     """A port that was free a moment ago."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
         return int(sock.getsockname()[1])
+
+
+def _is_member(pid: int) -> bool:
+    return b"tokenworks.cli.member" in Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+@contextlib.contextmanager
+def capped(pids: list[int], share: float) -> Iterator[None]:
+    """Give each of some processes a share of a core of its own, by the kernel's CFS quota.
+
+    Args:
+        pids: of processes; their threads have the share together.
+        share: of a core, in every 10 ms.
+
+    Raises:
+        OSError: no control group can be made here; it takes root and the ``cpu`` controller.
+    """
+    made = list[Path]()
+    try:
+        for pid in pids:
+            group = CPU_GROUPS / f"tokenworks-bench-{pid}"
+            group.mkdir()
+            made.append(group)
+            quota_us = round(CAP_PERIOD_US * share)
+            if (group / "cpu.max").exists():  # cgroup v2
+                (group / "cpu.max").write_text(f"{quota_us} {CAP_PERIOD_US}")
+            else:
+                (group / "cpu.cfs_period_us").write_text(str(CAP_PERIOD_US))
+                (group / "cpu.cfs_quota_us").write_text(str(quota_us))
+            (group / "cgroup.procs").write_text(str(pid))
+        yield
+    finally:
+        for group in made:
+            for pid_left in (group / "cgroup.procs").read_text().split():
+                with contextlib.suppress(OSError):  # it has ended
+                    (CPU_GROUPS / "cgroup.procs").write_text(pid_left)
+            group.rmdir()
 
 
 def wait_for(port: int, process: subprocess.Popen[bytes], seconds_max: float = 30) -> None:

@@ -309,8 +309,10 @@ class Factory:
         )
 
     def _check_store(self) -> None:
-        for dead in self._member.dead if self._member else ():
-            self.store.declare_dead(dead)
+        if self._member is not None:
+            self.store.take_turns(self._member.count)
+            for dead in self._member.dead:
+                self.store.declare_dead(dead)
         try:
             check_clock(self.store, self.clock.unix_ns())
         except ConfigInvalid as error:

@@ -27,6 +27,9 @@ COMMIT_S_MIN: Final = 0.002
 """From one commit to the next while there is always something to store. A sync costs the same for
 many entries as for one; one that comes alone is stored at once."""
 
+REST_S_MAX: Final = 0.02
+"""The same for one of several processes, which rests while the others commit."""
+
 Done = Callable[[TokenworksError | None], None]
 
 
@@ -55,6 +58,11 @@ class GroupCommit:
             called on the thread.
         idle: called on the thread when nothing has come for a while.
         queue_len_max: entries that may wait.
+
+    Attributes:
+        writers: processes that commit to the same ledger, this one included. All of them together
+            then commit about as often as one does that is alone, since a commit costs what many
+            answers do: each rests while the others have their turn.
     """
 
     def __init__(
@@ -71,7 +79,8 @@ class GroupCommit:
         self._closing = False
         self._urgent = False
         self._asleep = False
-        self._committed_s = 0.0
+        self._committed_s = self._took_s = 0.0
+        self.writers = 1
         self._wake = threading.Condition()
         self.still = threading.Lock()
         """Held while entries are between the queue and the disk; who holds it sees all the rest."""
@@ -153,8 +162,10 @@ class GroupCommit:
             while self._wait():
                 with self.still:
                     batches = self._take()
+                    began_s = time.monotonic()
                     errors = self._commit(batches) if batches else []
                     self._committed_s = time.monotonic()
+                    self._took_s = self._committed_s - began_s
                     if not batches:
                         self._idle()
                 _tell(batches, errors)
@@ -180,10 +191,17 @@ class GroupCommit:
                 if not self._urgent and self._queue:
                     self._wake.wait_for(lambda: self._urgent, timeout=PATIENCE_S)
             closing = self._closing
-        rest_s = self._committed_s + COMMIT_S_MIN - time.monotonic()
+        rest_s = self._committed_s + self._rest_s() - time.monotonic()
         if rest_s > 0 and not closing:
             time.sleep(rest_s)
         return bool(self._queue) or not closing
+
+    def _rest_s(self) -> float:
+        """From one commit to the next."""
+        if self.writers == 1:
+            return COMMIT_S_MIN
+        others_s = (self.writers - 1) * (COMMIT_S_MIN + self._took_s)
+        return min(COMMIT_S_MIN + others_s, REST_S_MAX)
 
     def _take(self) -> list[Batch]:
         """The next batches, no more than fit a block."""

@@ -210,6 +210,11 @@ class SQLStore(SettingsStore):
 
     # Other processes.
 
+    def take_turns(self, writers: int) -> None:
+        """Commit no more often than leaves so many processes as many commits as one alone."""
+        assert writers > 0, writers
+        self._group.writers = writers
+
     def alive(self, unix_ns: int) -> None:
         """See ``LedgerStore``."""
         with self._group.still, self._writer.writing():

@@ -1,0 +1,47 @@
+"""How often a writer commits, alone and beside others, on a clock of the test's own."""
+
+from __future__ import annotations
+
+import itertools
+import types
+from typing import Any
+
+import pytest
+
+from tokenworks.live import group_commit
+from tokenworks.live.group_commit import COMMIT_S_MIN, REST_S_MAX, GroupCommit
+
+COMMIT_S = 0.003
+
+
+@pytest.mark.parametrize(
+    ("writers", "cycle_s"),
+    [
+        (1, COMMIT_S + COMMIT_S_MIN),
+        (2, 2 * (COMMIT_S + COMMIT_S_MIN)),
+        (3, 3 * (COMMIT_S + COMMIT_S_MIN)),
+        (64, COMMIT_S + REST_S_MAX),
+    ],
+)
+def test_writers_together_commit_as_often_as_one(
+    monkeypatch: pytest.MonkeyPatch, writers: int, cycle_s: float
+) -> None:
+    now_s, began_s = 100.0, list[float]()
+
+    def passes(duration_s: float) -> None:
+        nonlocal now_s
+        now_s += duration_s
+
+    def commit(batches: list[Any]) -> list[None]:
+        began_s.append(now_s)
+        passes(COMMIT_S)
+        return [None for _ in batches]
+
+    clock = types.SimpleNamespace(monotonic=lambda: now_s, sleep=passes)
+    monkeypatch.setattr(group_commit, "time", clock)
+    group = GroupCommit(commit, lambda: None)
+    group.writers = writers
+    for _ in range(4):
+        group.append_now([])
+    group.close()
+    assert [b - a for a, b in itertools.pairwise(began_s)] == pytest.approx([cycle_s] * 3)
