@@ -7,6 +7,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/dev.stamp
+SOAK_SETUP = $(SETUP:dev.stamp=soak.stamp)
 UV_VERSION := 0.13.9
 FOREMAN := models/foreman/out
 # The file that training goes on from: the one that shipped first, as git keeps it.
@@ -15,6 +16,9 @@ FOREMAN_START_SHA256 := b91171b925b0a6f0a5277b3b528e93aa93ba50e5343e92933ca4841d
 SOAK_S := 3600
 SOAK_STREAMS := 64
 SOAK_LEDGER_STEPS := 1000000
+# Five minutes in all: each of the five fuzzers, and the requests made from the OpenAPI document.
+FUZZ_S := 40
+OPENAPI_S := 100
 SWARM_SEEDS := 10000
 
 # The first Python on the PATH that is new enough; make PYTHON=/path/to/python overrules it.
@@ -49,7 +53,7 @@ check: $(SETUP) ## Check house rules, imports between rooms, lint, format and ty
 	$(BIN)/mypy
 
 # Coverage does not see into extensions, and tests must meet the sources: make test undoes this.
-compile: $(SETUP) ## Compile the brain and the twin with mypyc: the same decisions, twice as fast
+compile: $(SETUP) ## Compile the brain, the twin and the gateway's hot path with mypyc
 	$(BIN)/python requirements/compiled.py
 
 pure: $(SETUP) ## Undo make compile
@@ -75,7 +79,9 @@ bench-ledger: $(SETUP) ## Measure a ledger of ten million entries: start, invoic
 bench-gateway: $(SETUP) ## Measure the gateway's cost and delay against nginx (nginx-light of Debian)
 	$(BIN)/python -m bench.gateway
 
-soak: $(SETUP) ## Load a real factory for an hour (SOAK_S), and a million random steps of the ledger
+soak: $(SOAK_SETUP) ## Fuzz for 5 minutes, load a factory for an hour (SOAK_S), a million ledger steps
+	$(BIN)/python -m bars.fuzz --seconds $(FUZZ_S)
+	$(BIN)/python -m bars.openapi --seconds $(OPENAPI_S)
 	$(BIN)/python -m bars.load --streams $(SOAK_STREAMS) --seconds $(SOAK_S)
 	TOKENWORKS_LEDGER_STEPS=$(SOAK_LEDGER_STEPS) $(BIN)/python -m pytest -q \
 		tests/ledger/test_ledger_machine.py tests/live/test_shared_machine.py \
@@ -85,6 +91,7 @@ bars: $(SETUP) ## What a release must clear: a loaded factory, and one that is k
 	$(BIN)/python -m bars.load
 	$(BIN)/python -m bars.load --streams 256 --twin 10 --output-tokens 2000
 	$(BIN)/python -m bars.kill
+	$(BIN)/python -m bars.hangup
 	$(BIN)/python -m bars.ledger_kill
 	$(BIN)/python -m bars.ledger_kill --store postgres
 	$(BIN)/python -m bars.ledger_quota
@@ -126,7 +133,7 @@ lock: $(VENV)/bin/python ## Pin the newest versions that pyproject.toml allows, 
 	UV=$(VENV)/lock/bin/uv $(BIN)/python requirements/lock.py
 
 clean: ## Remove everything that make has built, .venv too
-	rm -rf $(VENV) $(FOREMAN) build dist .coverage .coverage.* .mypy_cache .ruff_cache \
+	rm -rf $(VENV) $(FOREMAN) build dist .fuzz .coverage .coverage.* .mypy_cache .ruff_cache \
 		.pytest_cache .hypothesis .import_linter_cache
 
 $(VENV)/bin/python:
@@ -145,6 +152,10 @@ $(VENV)/up.stamp: requirements/up.txt pyproject.toml | $(VENV)/bin/python
 $(VENV)/dev.stamp: requirements/dev.txt pyproject.toml | $(VENV)/bin/python
 	$(call install,requirements/dev.txt)
 	touch $(VENV)/up.stamp $@
+
+$(VENV)/soak.stamp: requirements/soak.txt pyproject.toml | $(VENV)/bin/python
+	$(call install,requirements/soak.txt)
+	touch $(VENV)/up.stamp $(VENV)/dev.stamp $@
 
 # Not locked: torch differs by accelerator, so its wheel is the machine's choice.
 $(VENV)/train.stamp: pyproject.toml | $(VENV)/up.stamp

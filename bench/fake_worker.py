@@ -106,7 +106,7 @@ class Counts:
 
     def __init__(self) -> None:
         self.requests = 0
-        self.open = 0
+        self.open = self.open_max = 0
         self.aborted = 0
         self.connections = 0
 
@@ -179,6 +179,7 @@ class Connection(asyncio.Protocol):
             self._send_each(_burst(tokens))
         else:
             self._counts.open += 1
+            self._counts.open_max = max(self._counts.open_max, self._counts.open)
             self._tokens = self._tokens_left = tokens
             self._pace_s = pace_us / 1e6
             self._due_s = self._loop.time() + min(pace_us, FIRST_US_MAX) / 1e6

@@ -173,23 +173,33 @@ class Bench:
             "files": {"idle": idle_files, "open": open_files, "afterwards": peer.files()},
         } | quantiles_ms("added_gap_ms", seen.added_gap_ns)
 
-    async def throughput(self, peer: Peer) -> float:
-        """Burst streams a second, as many as it can."""
-        mode, clients = self.modes["burst"]
-        await self.load(peer, mode, 8, seconds=self.args.seconds / 10)
-        seen = await self.load(peer, mode, clients, seconds=self.args.seconds)
-        return seen.answers / seen.wall_s
+    async def serving(self, peer: Peer) -> dict[str, float]:
+        """Burst streams, as many as it can, and paced ones, whose rate is the same for all."""
+        found: dict[str, float] = {}
+        for name in ("burst", "paced"):
+            mode, clients = self.modes[name]
+            await self.load(peer, mode, 8, seconds=self.args.seconds / 10)
+            before_s = peer.cpu_s()
+            seen = await self.load(peer, mode, clients, seconds=self.args.seconds)
+            cpu_s, answers = peer.cpu_s() - before_s, max(1, seen.answers)
+            found |= {
+                f"{name}_per_s": answers / seen.wall_s,
+                f"{name}_cpu_us": cpu_s * 1e6 / answers,
+                f"{name}_cores": cpu_s / seen.wall_s,
+            }
+        return found
 
-    def settled(self, home: Path, ledger: Path | None = None) -> dict[str, int]:
-        """Prove a ledger whose factories have stopped; each whole answer must be in it once."""
-        store = sqlite_store(ledger or home / "ledger.sqlite")
+    def settled(self, home: Path) -> dict[str, int]:
+        """Prove a ledger whose factory has stopped; each whole answer must be in it once."""
+        store = sqlite_store(home / "ledger.sqlite")
         try:
             posted = sum(entry.ending == "done" for entry in proved(store).values())
+            blocks = sum(store.block_numbers().values())
         finally:
             store.close()
         if posted != self.answers:
             self.faults.append(f"{self.answers} whole answers, but {posted} in the ledger")
-        found = {"answers": self.answers, "posted": posted}
+        found = {"answers": self.answers, "posted": posted, "blocks": blocks}
         self.answers = 0
         return found
 
@@ -206,6 +216,12 @@ def _by_peer(rounds: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
                 for row, control in zip(rows, rounds["nginx"], strict=True)
             ]
             found[peer]["ratio_to_nginx"] = round(statistics.median(ratios), 2)
+        if peer == "litellm":
+            ratios = [
+                row["cpu_us_per_request"] / max(ours["cpu_us_per_request"], 1e-9)
+                for row, ours in zip(rows, rounds["gateway"], strict=True)
+            ]
+            found[peer]["ratio_to_gateway"] = round(statistics.median(ratios), 1)
     return found
 
 
@@ -239,7 +255,7 @@ def peers_of(
         found = [worker]
         if args.nginx:
             found.append(stack.enter_context(nginx(worker.ports[0], folder / "nginx", files)))
-        prepare(home, worker.ports[0], 1)
+        prepare(home, worker.ports, 1)
         found.append(stack.enter_context(gateway([home])))
         if "litellm" in args.peer:
             say("starting LiteLLM")
@@ -250,6 +266,8 @@ def peers_of(
 def measure(bench: Bench, folder: Path, files: int) -> dict[str, Any]:
     """All of it."""
     args, found = bench.args, dict[str, Any]()
+    if args.only_processes:
+        return {"processes": processes(bench, folder)}
     home = folder / "home"
     with peers_of(args, home, folder, files) as peers:
         found["costs"] = uvloop.run(bench.costs(peers))
@@ -260,7 +278,7 @@ def measure(bench: Bench, folder: Path, files: int) -> dict[str, Any]:
     if streams:
         home, addresses = folder / "wide", streams // SLOTS + 1
         with fake_worker(addresses) as worker:
-            prepare(home, worker.ports[0], addresses)
+            prepare(home, worker.ports, addresses)
             with gateway([home]) as peer:
                 found["memory"] = uvloop.run(bench.memory(peer, streams))
         found["memory"]["ledger"] = bench.settled(home)
@@ -270,37 +288,52 @@ def measure(bench: Bench, folder: Path, files: int) -> dict[str, Any]:
 
 
 def processes(bench: Bench, folder: Path) -> dict[str, Any]:
-    """Several factories that share a ledger, against one that shares it with nobody else."""
-    rates: dict[int, list[float]] = {1: [], bench.args.processes: []}
-    settled = []
-    with fake_worker() as worker:
+    """A factory that serves from several processes, against one that serves from one.
+
+    Where client, worker and gateway share too few cores, the rate says little of scaling: what a
+    request costs in CPU at the same load does. With a core for each, the processes give as many
+    times the rate of one as there are, times what one pays for a request by what several pay.
+    """
+    count = bench.args.processes
+    rows: dict[int, list[dict[str, float]]] = {1: [], count: []}
+    with contextlib.ExitStack() as stack:
+        workers = [stack.enter_context(fake_worker()) for _ in range(bench.args.workers)]
         for number in range(bench.args.rounds):
-            for count, rate in rates.items():
-                say(f"{count} processes, round {number + 1} of {bench.args.rounds}")
-                ledger = folder / f"shared-{count}-{number}.sqlite"
-                homes = [folder / f"shared-{count}-{number}-{i}" for i in range(count)]
-                for home in homes:
-                    prepare(home, worker.ports[0], 1, ledger)
-                with gateway(homes) as peer:
-                    rate.append(uvloop.run(bench.throughput(peer)))
-                settled.append(bench.settled(homes[0], ledger))
-    ratios = [many / one for one, many in zip(*rates.values(), strict=True)]
-    return {
-        "count": bench.args.processes,
-        "requests_per_s": {str(n): round(statistics.median(rate)) for n, rate in rates.items()},
-        "ratio_to_one": round(statistics.median(ratios), 2),
+            for each, found in rows.items():
+                say(f"{each} processes, round {number + 1} of {bench.args.rounds}")
+                home = folder / f"processes-{each}-{number}"
+                prepare(home, [worker.ports[0] for worker in workers], 1)
+                with gateway([home], "--processes", str(each)) as peer:
+                    found.append(uvloop.run(bench.serving(peer)))
+                books = bench.settled(home)
+                found[-1]["commits_per_answer"] = books["blocks"] / max(1, books["posted"])
+    medians = {
+        str(each): {
+            name: round(statistics.median(row[name] for row in found), 2) for name in found[0]
+        }
+        for each, found in rows.items()
     }
+    pairs = list(zip(*rows.values(), strict=True))
+    ratios = {
+        name: round(statistics.median(many[name] / one[name] for one, many in pairs), 2)
+        for name in rows[1][0]
+    }
+    return {"count": count, "median": medians, "ratio_to_one": ratios}
 
 
 def show(found: dict[str, Any]) -> None:
     """The figures as tables."""
+    if "costs" not in found:
+        print(json.dumps(found, indent=2))
+        return
     print(f"{'mode':8}{'peer':>10}{'CPU us/request':>16}{'requests/s':>12}{'to nginx':>10}")
     for mode, peers in found["costs"].items():
         for peer, row in peers.items():
-            ratio = row.get("ratio_to_nginx", "")
+            ratio, times = row.get("ratio_to_nginx", ""), row.get("ratio_to_gateway")
             print(
                 f"{mode:8}{peer:>10}{row['cpu_us_per_request']:16.1f}"
                 f"{row['requests_per_s']:12.0f}{ratio:>10}"
+                + (f"  {times} times the gateway's" if times else "")
             )
     for mode, each in found["cpu_us_per_chunk"].items():
         words = ", ".join(f"{peer} {us}" for peer, us in each.items())
@@ -330,7 +363,9 @@ def arguments() -> argparse.Namespace:
     add("--streams", type=int, help="open at once where memory is measured; 0 for none")
     add("--memory-pace-us", type=int, help="between two tokens of these")
     add("--memory-tokens", type=int, default=MEMORY_TOKENS, help="of each of these")
-    add("--processes", type=int, help="that share a ledger, against one; 1 for none")
+    add("--processes", type=int, help="of one factory, against one; 1 for none")
+    add("--workers", type=int, default=1, help="fake ones where processes are measured")
+    add("--only-processes", action="store_true", help="measure nothing else")
     add("--peer", action="append", default=[], choices=["litellm"], help="measure it, too")
     add("--no-nginx", dest="nginx", action="store_false", help="without the control")
     args = parser.parse_args()

@@ -84,8 +84,12 @@ class Peer:
     pids: list[int] = dataclasses.field(default_factory=list)
 
     def all_pids(self) -> list[int]:
-        """Its processes and their children."""
-        return [each for pid in self.pids for each in (pid, *children_of(pid))]
+        """Its processes, their children and these ones'."""
+        found, left = list[int](), list(self.pids)
+        while left:
+            found.append(left.pop())
+            left += children_of(found[-1])
+        return found
 
     def cpu_s(self) -> float:
         """CPU time so far, in user and kernel mode, of all of them."""
@@ -187,8 +191,10 @@ def litellm(upstream: int, folder: Path) -> Iterator[Peer]:
     config = folder / "litellm.json"  # JSON is YAML
     config.write_text(json.dumps({"model_list": models, "general_settings": {"master_key": key}}))
     command = [program, "--config", str(config), "--host", "127.0.0.1", "--port", str(port)]
+    # Without this it tries to fetch prices when it starts, and waits where there is no network.
+    environment = os.environ | {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}
     log = (folder / "litellm.log").open("wb")
-    with log, child(command, stdout=log, stderr=log) as process:
+    with log, child(command, env=environment, stdout=log, stderr=log) as process:
         wait_for(port, process, seconds_max=180)
         yield Peer("litellm", [port], key=key, pids=[process.pid])
 
@@ -218,20 +224,20 @@ def wait_for(port: int, process: subprocess.Popen[bytes], seconds_max: float = 3
     raise RuntimeError(f"nobody listened on port {port} after {seconds_max:g} s")
 
 
-def prepare(home: Path, upstream: int, addresses: int, ledger: Path | None = None) -> None:
+def prepare(home: Path, upstreams: list[int], addresses: int, slots: int = SLOTS) -> None:
     """Make a factory's folder: a pool of fake workers, prices, and limits that are checked.
 
     Args:
         home: the folder.
-        upstream: the port of the fake worker.
+        upstreams: the ports of fake workers.
         addresses: on how many addresses it listens; each is a server of the pool.
-        ledger: the SQLite file that several factories share; None for one of its own.
+        slots: of each server.
     """
-    home.mkdir()
-    urls = ", ".join(f'"http://127.0.0.{i + 1}:{upstream}"' for i in range(addresses))
-    settings = FACTORY.format(model=MODEL, slots=SLOTS, urls=urls)
-    if ledger is not None:
-        settings += f'\n[ledger]\npath = "{ledger}"\n'
+    home.mkdir(mode=0o700)
+    urls = ", ".join(
+        f'"http://127.0.0.{i + 1}:{port}"' for port in upstreams for i in range(addresses)
+    )
+    settings = FACTORY.format(model=MODEL, slots=slots, urls=urls)
     (home / "factory.toml").write_text(settings)
     prices = packaged("laptop.toml").read_text().replace("price.foreman", f"price.{MODEL}")
     (home / "price_book.toml").write_text(prices)
@@ -246,10 +252,10 @@ def tool(home: Path, *arguments: str) -> str:
 
 
 @contextlib.contextmanager
-def gateway(homes: list[Path]) -> Iterator[Peer]:
-    """Our own factories, one process each: everything on, on disk."""
+def gateway(homes: list[Path], *arguments: str) -> Iterator[Peer]:
+    """Our own factories: everything on, on disk; all processes count."""
     with contextlib.ExitStack() as stack:
-        factories = [stack.enter_context(running(home, "--quiet")) for home in homes]
+        factories = [stack.enter_context(running(home, "--quiet", *arguments)) for home in homes]
         yield Peer(
             "gateway",
             [factory.port for factory in factories],

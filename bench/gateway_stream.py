@@ -22,8 +22,9 @@ from tokenworks.core.orders import KeyView, Order, Outcome, Receipt
 from tokenworks.core.ports import Sink
 from tokenworks.core.slo import Tier
 from tokenworks.gateway.app import Gateway
-from tokenworks.gateway.connection import LIMITS, Connection
+from tokenworks.gateway.connection import Connection
 from tokenworks.gateway.event_stream import EventStream
+from tokenworks.gateway.http_limits import LIMITS
 
 MODEL = ModelName("foreman")
 KEY = KeyView(key=KeyID("k"), tenant=TenantID("t"), tier_default=Tier.HIGH)

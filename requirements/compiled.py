@@ -1,8 +1,8 @@
-"""Compile the brain and the twin's inner loops with mypyc, in place: the same code, twice as fast.
+"""Compile the brain, the twin's inner loops and the gateway's hot path with mypyc, in place.
 
 Run by ``make compile`` and undone by ``make pure``. The extensions lie beside their sources, which
-Python then prefers; git ignores them. What they decide is the same to the byte: a test compares the
-journals. It needs a C compiler and a minute.
+Python then prefers; git ignores them. What they do is the same: tests compare journals
+to the byte, and run the gateway's own on them. It needs a C compiler and a minute.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ ROOT: Final = Path(__file__).parent.parent / "src"
 MODULES: Final = (
     *("dispatch/chains", "dispatch/dispatcher", "dispatch/economics", "dispatch/offers"),
     *("dispatch/oversight", "dispatch/prefix_index", "dispatch/restricted", "dispatch/wakes"),
+    *("gateway/answer", "gateway/assemble", "gateway/connection", "gateway/doorkeeper"),
+    *("gateway/envelope", "gateway/event_stream", "gateway/http_body", "gateway/http_head"),
+    *("gateway/http_io", "gateway/request_ids", "gateway/tallies", "gateway/app"),
     *("twin/agenda", "twin/kv_cache", "twin/sequence", "twin/workers"),
 )
 SETUP: Final = """

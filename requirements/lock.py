@@ -1,7 +1,8 @@
 """Write the lock files: every version pinned, every wheel's sha256, for all platforms at once.
 
 ``core`` is what the package needs to run, ``up`` adds pictures and the build backend, ``dev`` adds
-what the tests need. Run by ``make lock``; the path of uv is in the variable UV.
+what the tests need, ``soak`` what fuzzing needs. Run by ``make lock``; the path of uv is in the
+variable UV.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ LOCKS: Final = (
     ("core", (), False),
     ("up", ("pictures",), True),
     ("dev", ("pictures", "dev"), True),
+    ("soak", ("pictures", "dev", "soak"), True),
 )
 OPTIONS: Final = (
     "--universal",
@@ -32,7 +34,7 @@ OPTIONS: Final = (
 
 
 def main() -> None:
-    """Write the three files, each constrained by the one before it."""
+    """Write the files, each constrained by the one before it."""
     project = HERE.parent / "pyproject.toml"
     settings = tomllib.loads(project.read_text())
     python = settings["project"]["requires-python"].removeprefix(">=")

@@ -12,7 +12,7 @@ import pytest
 
 from tokenworks.core import errors
 from tokenworks.core.errors import TokenworksError
-from tokenworks.gateway.connection import LIMITS
+from tokenworks.gateway.http_limits import LIMITS
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("changes/*.md")})
@@ -119,7 +119,12 @@ def test_every_dependency_has_its_reason_and_nothing_else_has() -> None:
 
 @pytest.mark.parametrize(
     ("lock", "extras"),
-    [("core", ("",)), ("up", ("", "pictures")), ("dev", ("", "pictures", "dev"))],
+    [
+        ("core", ("",)),
+        ("up", ("", "pictures")),
+        ("dev", ("", "pictures", "dev")),
+        ("soak", ("", "pictures", "dev", "soak")),
+    ],
 )
 def test_a_lock_file_pins_and_hashes_what_the_project_names(
     lock: str, extras: tuple[str, ...]

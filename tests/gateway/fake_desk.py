@@ -22,7 +22,8 @@ from tokenworks.core.orders import KeyView, Order, Outcome, Receipt
 from tokenworks.core.ports import Shelved, Sink
 from tokenworks.core.slo import Tier
 from tokenworks.gateway.app import Gateway
-from tokenworks.gateway.connection import LIMITS, Application, Connection, HTTPLimits
+from tokenworks.gateway.connection import Application, Connection
+from tokenworks.gateway.http_limits import LIMITS, HTTPLimits
 
 SECRET = b"tw-secret"
 MODEL = ModelName("foreman")

@@ -20,12 +20,12 @@ from tokenworks.core.errors import (
 from tokenworks.core.ids import RequestID
 from tokenworks.core.orders import KeyView
 from tokenworks.core.slo import Tier
-from tokenworks.gateway import app
 from tokenworks.gateway.app import Gateway
 from tokenworks.gateway.assemble import Completion
 from tokenworks.gateway.chat import Chat
 from tokenworks.gateway.dialect import Asked
 from tokenworks.gateway.event_stream import EventStream
+from tokenworks.gateway.http_io import BODY_BYTES_MAX
 from tokenworks.gateway.own_headers import OwnHeaders
 from tokenworks.gateway.routes import Request, Response, Route
 
@@ -156,9 +156,8 @@ def test_a_body_in_parts(run: Run) -> None:
     assert served(run, Caller("POST", CHAT, parts)).status == 200
 
 
-def test_a_body_that_is_too_large(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "BODY_BYTES_MAX", 1_000)
-    caller = Caller("POST", CHAT, b" " * 1_001)
+def test_a_body_that_is_too_large(run: Run) -> None:
+    caller = Caller("POST", CHAT, b" " * (BODY_BYTES_MAX + 1))
     served(run, caller)
     assert caller.status == 413
     assert caller.json["error"]["code"] == "request_too_large"
@@ -324,9 +323,9 @@ async def list_files(_: Request) -> Response:
 
 
 FILES = (
-    Route(path="/v1/files", handlers={"GET": list_files, "POST": echo}, errors=Bare()),
-    Route(path="/v1/files/", handlers={"GET": echo}, body_bytes_max=5),
-    Route(path="/v1/files/parts/", handlers={"GET": list_files}),
+    Route(path="/v1/notes", handlers={"GET": list_files, "POST": echo}, errors=Bare()),
+    Route(path="/v1/notes/", handlers={"GET": echo}, body_bytes_max=5),
+    Route(path="/v1/notes/parts/", handlers={"GET": list_files}),
 )
 
 
@@ -337,18 +336,18 @@ def test_further_routes(run: Run) -> None:
         found: Caller = run(Caller(method, path, body, headers).call(gateway))
         return found
 
-    assert ask_for("GET", "/v1/files").json == []
-    made = ask_for("POST", "/v1/files", b"x" * 6, **{"content-type": "text/x"})
-    assert (made.status, made.body) == (201, b"/v1/files  xxxxxx")
+    assert ask_for("GET", "/v1/notes").json == []
+    made = ask_for("POST", "/v1/notes", b"x" * 6, **{"content-type": "text/x"})
+    assert (made.status, made.body) == (201, b"/v1/notes  xxxxxx")
     assert (made.headers["content-type"], made.headers["x-more"]) == ("text/x", "1")
-    assert ask_for("GET", "/v1/files/f1/content").body == b"/v1/files/f1/content  "
-    assert ask_for("GET", "/v1/files/parts/1").json == []
-    assert ask_for("GET", "/v1/files/f1", b"x" * 6).status == 413
+    assert ask_for("GET", "/v1/notes/f1/content").body == b"/v1/notes/f1/content  "
+    assert ask_for("GET", "/v1/notes/parts/1").json == []
+    assert ask_for("GET", "/v1/notes/f1", b"x" * 6).status == 413
     for wrong in ("x", ""):
-        refused = ask_for("GET", "/v1/files", authorization=wrong)
+        refused = ask_for("GET", "/v1/notes", authorization=wrong)
         assert (refused.status, refused.body) == (401, b"bare invalid_api_key")
         assert refused.headers["x-bare"] == "401"
-    assert ask_for("DELETE", "/v1/files").headers["allow"] == "GET, POST"
+    assert ask_for("DELETE", "/v1/notes").headers["allow"] == "GET, POST"
 
 
 class Shout(Bare):

@@ -15,8 +15,9 @@ from tests.gateway.fake_desk import FakeClock as Clock
 from tests.gateway.fake_desk import FakeDesk, FakeServer, FakeTransport, Hold, ask, token
 from tokenworks.core.errors import InvalidRequest, TokenworksError, Unauthorized
 from tokenworks.gateway.app import Gateway
-from tokenworks.gateway.connection import LIMITS, Connection, Exchange, HTTPLimits
+from tokenworks.gateway.connection import Connection, Exchange
 from tokenworks.gateway.http_head import Head
+from tokenworks.gateway.http_limits import LIMITS, HTTPLimits
 from tokenworks.gateway.openai_errors import OpenAIErrors
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
@@ -143,6 +144,8 @@ def test_requests_one_after_another() -> None:
         ("/a?b=%20?c", "/a", b"b=%20?c"),
         ("http://x:80/a/b?c", "/a/b", b"c"),
         ("HTTPS://x", "/", b""),
+        ("http://x?a/b", "/", b"a/b"),
+        ("http://[::1]:80/?", "/", b""),
         ("*", "*", b""),
         ("/%ff", "/\N{REPLACEMENT CHARACTER}", b""),
     ],
@@ -175,7 +178,14 @@ def test_a_head_is_answered_without_a_body() -> None:
     assert end.received.endswith(b"\r\n\r\n")
 
 
-@pytest.mark.parametrize("line", ["connection: close", "Connection: Keep-Alive, Close"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "connection: close",
+        "Connection: Keep-Alive, Close",
+        "connection: keep-alive\r\nconnection: close",
+    ],
+)
 def test_a_caller_may_ask_to_close(line: str) -> None:
     end = End().feed(get("/a", line) + get("/b"))
     assert end.statuses == [200]
@@ -393,6 +403,10 @@ def test_a_head_that_can_be_read_in_two_ways(name: str) -> None:
         b"GET a HTTP/1.1\r\n",
         b"GET ftp://x/a HTTP/1.1\r\n",
         b"CONNECT x:443 HTTP/1.1\r\n",
+        b"GET http:///a HTTP/1.1\r\n",
+        b'GET http://x"/a HTTP/1.1\r\n',
+        b"GET http://user@x/a HTTP/1.1\r\n",
+        b"GET http://x:y/a HTTP/1.1\r\n",
         b"GET /a HTTP/2.0\r\n",
         b"GET /a http/1.1\r\n",
         b"GET /a\r\n",

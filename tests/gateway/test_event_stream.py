@@ -25,9 +25,8 @@ from tests.gateway.fake_desk import (
 )
 from tokenworks.core.errors import WorkerFailed
 from tokenworks.core.orders import Usage
-from tokenworks.gateway import event_stream
 from tokenworks.gateway.envelope import envelope_of
-from tokenworks.gateway.event_stream import EventStream, payload, with_service_tier
+from tokenworks.gateway.event_stream import HELD_EVENTS_MAX, EventStream, payload, with_service_tier
 
 
 def fed(parts: Iterable[bytes]) -> tuple[EventStream, bytes]:
@@ -333,11 +332,10 @@ def test_an_endless_event() -> None:
     assert "1000000 bytes" in str(stream.failure)
 
 
-def test_an_endless_closing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(event_stream, "HELD_EVENTS_MAX", 5)
-    stream, _ = fed([STOP] * 6)
-    assert "over 5 events" in str(stream.failure)
-    assert len(stream.held) == 5
+def test_an_endless_closing() -> None:
+    stream, _ = fed([STOP] * (HELD_EVENTS_MAX + 1))
+    assert f"over {HELD_EVENTS_MAX} events" in str(stream.failure)
+    assert len(stream.held) == HELD_EVENTS_MAX
 
 
 def test_the_delivered_tier_replaces_the_workers() -> None:

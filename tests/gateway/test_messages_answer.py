@@ -232,6 +232,22 @@ def test_a_call_that_comes_back() -> None:
         answer.forward(call(0, " "))
 
 
+def test_what_came_before_a_mistake_is_told_however_it_is_cut() -> None:
+    chunks = [chunk(content="a"), chunk(content="b"), b"data: 1\n\n"]
+    said = []
+    for parts in (chunks, [b"".join(chunks)]):
+        answer = MessagesAnswer("req_1", "m", SILENT)
+        raw = b"".join([answer.forward(part) for part in parts[:-1]])
+        with pytest.raises(WorkerFailed, match="cannot be read"):
+            answer.forward(parts[-1])
+        said.append(raw + answer.error_event(WorkerFailed("no")))
+    assert said[0] == said[1]
+    assert [each["type"] for each in events(said[0])] == [
+        *("message_start", "content_block_start", "content_block_delta", "content_block_delta"),
+        "error",
+    ]
+
+
 def test_an_endless_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(messages_answer, "ANSWER_CHARS_MAX", 3)
     answer = MessagesAnswer("req_1", "m", SILENT)

@@ -293,6 +293,7 @@ def test_counting_needs_no_limit() -> None:
         ({"tools": [{"type": "bash_20250124", "name": "bash"}]}, "only Anthropic's"),
         ({"tool_choice": "auto"}, "`tool_choice`"),
         ({"tool_choice": {"type": "x"}}, "`tool_choice`"),
+        ({"tool_choice": {"type": ["auto"]}}, "`tool_choice`"),
         ({"thinking": {"type": "x"}}, "`thinking`"),
         ({"thinking": 1}, "`thinking`"),
         ({"thinking": {"type": "enabled"}}, "`thinking.budget_tokens`"),

@@ -12,7 +12,7 @@ from tests.gateway.fake_desk import Caller, FakeClock, FakeDesk
 from tokenworks.core.errors import RouteNotFound
 from tokenworks.gateway.admin import Admin
 from tokenworks.gateway.app import DIALECTS, Gateway
-from tokenworks.gateway.openapi import document
+from tokenworks.gateway.openapi import STREAMS, document
 from tokenworks.gateway.responses import RESPONSES_PATH
 from tokenworks.gateway.routes import Route
 
@@ -73,6 +73,13 @@ def test_its_references_lead_somewhere() -> None:
 def test_what_is_not_there_says_what_is() -> None:
     with pytest.raises(RouteNotFound, match="openapi"):
         Gateway(FakeDesk(), FakeClock())._routes.find("/v1/nothing")
+
+
+def test_a_stream_is_told_by_its_events() -> None:
+    told: Any = document()["paths"]
+    for path in STREAMS:
+        content = told[path]["post"]["responses"]["200"]["content"]
+        assert content["text/event-stream"]["schema"]["required"] == ["data"]
 
 
 def test_bodies_of_the_admin_api_are_what_it_decodes() -> None:

@@ -280,6 +280,11 @@ def told(**words: int) -> bytes:
 
 PART, TEXT = event({"type": "x", "delta": {}}), event({"choices": [{"text": "a"}]})
 PING = event({"type": "ping"})
+ROLE = event({"choices": [{"delta": {"role": "assistant", "content": ""}, "finish_reason": None}]})
+WORD = event({"choices": [{"delta": {"content": "a"}, "finish_reason": None}]})
+CALL = event({"choices": [{"delta": {"role": "assistant", "tool_calls": [{"id": "c"}]}}]})
+END = event({"choices": [{"delta": {}, "finish_reason": "stop"}]})
+UNREAD = b'data: {"choices":[{"text":"a"\n\n'
 
 
 @pytest.mark.parametrize(
@@ -289,6 +294,10 @@ PING = event({"type": "ping"})
         ((told(input_tokens=9, output_tokens=1),), (9, 1)),
         ((PART, told(input_tokens=9, output_tokens=4), PART), (9, 5)),
         ((TEXT, TEXT), (1, 2)),
+        ((ROLE, WORD, WORD), (1, 2)),
+        ((ROLE,), (1, 0)),
+        ((CALL, WORD, END), (1, 2)),
+        ((WORD, UNREAD), (1, 2)),
     ],
 )
 def test_what_was_seen_of_a_stream_that_breaks_off(
@@ -339,6 +348,19 @@ def test_a_caller_who_leaves_near_the_end_of_a_whole_answer_pays_for_it(run: Run
     run(caller.call(house.gateway))
     outcome = house.desk.delivery.outcome
     assert (outcome.ending, outcome.usage.prompt_tokens) == ("disconnected", 3)
+
+
+def test_a_caller_who_leaves_long_before_the_end_keeps_no_slot(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pass_through, "LEFT_S_MAX", 0.0)
+    house = House(run, ANSWER[:20], Hold(), ANSWER[20:])
+    caller = Caller("POST", "/v1/embeddings", b"{}")
+    caller.on_write = lambda _: caller.hang_up()
+    run(caller.call(house.gateway))
+    outcome = house.desk.delivery.outcome
+    assert (outcome.ending, outcome.usage.prompt_tokens) == ("disconnected", 0)
+    assert house.desk.delivery.aborts == 1
 
 
 _RAW = zlib.compressobj(wbits=-zlib.MAX_WBITS)
@@ -429,3 +451,10 @@ def test_headers_of_one_connection_go_no_further(run: Run, said: bytes) -> None:
     assert found.headers["x-b"] == "2"
     assert dict(house.passing.headers) == {b"x-b": b"2", b"accept-encoding": b"identity"}
     assert house.desk.orders[0].body == b'{"a": 1}'
+
+
+@pytest.mark.parametrize("path", ["/v1/files", "/v1/batches", "/v1/batches/b/cancel"])
+def test_files_and_batches_are_the_providers(run: Run, path: str) -> None:
+    house = House(run, b"{}")
+    house.ask(path)
+    assert house.passing.target == path.removeprefix("/v1")

@@ -292,7 +292,14 @@ def test_a_call_that_comes_back(run: Run) -> None:
     def call(index: int) -> bytes:
         return chunk({"tool_calls": [{"index": index, "function": {"arguments": "{}"}}]})
 
-    assert ask(House(call(0), call(1), call(0)), run, stream=True).events[-1]["type"] == "error"
+    def kinds(*steps: Step) -> list[str]:
+        found = ask(House(token("a"), *steps), run, stream=True).events
+        assert [each["sequence_number"] for each in found] == list(range(len(found)))
+        return [each["type"] for each in found]
+
+    apart = kinds(call(0), call(1), call(0))
+    assert apart[-1] == "error"
+    assert kinds(call(0) + call(1) + call(0)) == apart, "what came before it is told all the same"
 
 
 def test_an_endless_answer(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

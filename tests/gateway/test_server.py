@@ -30,7 +30,7 @@ from tests.gateway.fake_desk import (
 )
 from tokenworks.core.errors import CapacityExceeded, ConfigInvalid, QuotaExceeded, WorkerFailed
 from tokenworks.gateway.app import Gateway
-from tokenworks.gateway.connection import LIMITS, HTTPLimits
+from tokenworks.gateway.http_limits import LIMITS, HTTPLimits
 from tokenworks.gateway.server import GatewayServer
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]

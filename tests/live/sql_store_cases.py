@@ -228,6 +228,23 @@ class SQLStoreCases:
         said = [each.what for each in findings]
         assert said == ["1 reservations have the name of an earlier one"]
 
+    def test_what_a_dead_process_has_billed_is_found(
+        self, store: SQLStore, open_store: OpenSQLStore
+    ) -> None:
+        billed, old, open_, given_back = (
+            reserved("billed", at=NOW + HOUR),
+            reserved("old"),
+            reserved("open", at=NOW + HOUR),
+            reserved("given back", at=NOW + HOUR),
+        )
+        store.append_now([old, posted(old)])
+        store.append_now([billed, posted(billed), open_, given_back, voided(given_back)])
+        asked = {hold.request for hold in (billed, old, open_, given_back)}
+        heir = open_store("heir")
+        assert heir.billed(asked, NOW + HOUR) == {"billed"}
+        assert heir.billed(asked, NOW - HOUR) == {"billed", "old"}
+        assert heir.billed({RequestID("other")}, 0) == heir.billed((), 0) == set()
+
     # Sums.
 
     def test_sums_are_the_same_before_and_after_they_are_rolled_up(

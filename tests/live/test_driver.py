@@ -40,6 +40,7 @@ from tokenworks.core.errors import (
     WorkerUnavailable,
 )
 from tokenworks.core.ids import KeyID, RequestID
+from tokenworks.core.orders import Passing
 from tokenworks.core.slo import Measured, Tier
 from tokenworks.core.units import NS_PER_HOUR, NS_PER_MS, NS_PER_S
 from tokenworks.ledger.entries import Reserved
@@ -343,11 +344,13 @@ def test_a_new_secret_opens_from_the_next_round_on_and_the_old_one_for_a_time(
         assert view is not None
         assert old is not None
         assert (view.key, view.scopes, old.key) == ("key", None, "key")
+        assert world.driver.key_named(KeyID("key")) == view  # work that goes on has no secret
         assert old.scopes is not None
         assert (old.scopes.expires_unix_ns, old.scopes.replaced) == (until, True)
         world.store.revoke_key(KeyID("key"), 5)
         await world.round()
         assert (world.driver.key_of(new), world.driver.key_of(SECRET)) == (None, None)
+        assert world.driver.key_named(KeyID("key")) is None
 
     live(test)
 
@@ -604,6 +607,135 @@ def test_a_failure_is_tried_elsewhere(live: Callable[..., None], how: int | None
         delivery = await opening
         await delivery.settle(outcome())
         assert world.posted[0].worker == world.seats[clients.index(second)]
+
+    live(test)
+
+
+def passing(method: str) -> Passing:
+    return Passing(method=method, target="/files", headers=())
+
+
+def unsent() -> WorkerFailed:
+    failure = WorkerFailed("connection refused")
+    failure.unsent = True
+    return failure
+
+
+@pytest.mark.parametrize(
+    ("method", "failure"), [("POST", None), ("PATCH", None), ("POST", RuntimeError("a bug"))]
+)
+def test_what_was_passed_on_once_is_not_tried_elsewhere(
+    live: Callable[..., None], method: str, failure: Exception | None
+) -> None:
+    async def test(world: World) -> None:
+        clients = [world.up(0), world.up(1)]
+        opening = world.open(passing=passing(method))
+        await settle_down()
+        (exchange,) = [*clients[0].exchanges, *clients[1].exchanges]
+        exchange.fail(failure)
+        with pytest.raises(WorkerFailed, match="It may have been carried out"):
+            await opening
+        assert len(clients[0].exchanges) + len(clients[1].exchanges) == 1
+        assert [entry.reason for entry in world.voided] == ["failed"]
+        assert all(load.running == 0 for load in world.dispatcher.loads().values())
+
+    live(test)
+
+
+@pytest.mark.parametrize(
+    ("method", "failure"), [("POST", unsent()), ("POST", WorkerUnavailable("busy")), ("GET", None)]
+)
+def test_what_was_not_sent_or_may_be_repeated_is_tried_elsewhere(
+    live: Callable[..., None], method: str, failure: Exception | None
+) -> None:
+    async def test(world: World) -> None:
+        clients = [world.up(0), world.up(1)]
+        opening = world.open(passing=passing(method))
+        await settle_down()
+        first = next(client for client in clients if client.waiting())
+        first.waiting()[0].fail(failure)
+        await settle_down()
+        clients[1 - clients.index(first)].waiting()[0].answer()
+        await (await opening).settle(outcome())
+
+    live(test)
+
+
+def without_files() -> WorkerUnavailable:
+    lack = WorkerUnavailable("The factory may open no more files.", retry_after_s=1)
+    lack.ours = True
+    return lack
+
+
+def test_what_we_lack_is_no_workers_fault(live: Callable[..., None]) -> None:
+    async def test(world: World) -> None:
+        clients = [world.up(0), world.up(1)]
+        opening = world.open()
+        await settle_down()
+        (exchange,) = [*clients[0].exchanges, *clients[1].exchanges]
+        exchange.fail(without_files())
+        with pytest.raises(WorkerUnavailable, match="no more files") as caught:
+            await opening
+        assert (caught.value.status, caught.value.retry_after_s) == (503, 1)
+        assert len(clients[0].exchanges) + len(clients[1].exchanges) == 1
+        assert [entry.reason for entry in world.voided] == ["rejected"]
+        counts = world.dispatcher.counts()
+        assert (counts["sent"], counts["withdrawn"], counts["broken"]) == (1, 1, 0)
+        assert all(map(world.driver.is_up, world.seats))
+
+    live(test)
+
+
+@pytest.mark.parametrize("failure", [None, without_files()])
+def test_a_caller_leaves_as_what_was_passed_on_once_fails(
+    live: Callable[..., None], failure: Exception | None
+) -> None:
+    async def test(world: World) -> None:
+        client = world.up()
+        opening = world.open(passing=passing("POST"))
+        await settle_down()
+        client.waiting()[0].fail(failure)
+        opening.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await opening
+        assert [entry.reason for entry in world.voided] == ["withdrawn"]
+
+    live(test)
+
+
+def test_what_was_passed_on_to_a_worker_that_goes_down_is_not_sent_again(
+    live: Callable[..., None],
+) -> None:
+    async def test(world: World) -> None:
+        first = world.up(0)
+        once, again = (world.open(passing=passing(method)) for method in ("POST", "GET"))
+        await settle_down()
+        second = world.up(1)
+        world.down(0)
+        with pytest.raises(WorkerFailed, match="it died It may have been"):
+            await once
+        await settle_down()
+        assert (len(first.exchanges), len(second.exchanges)) == (2, 1)
+        second.waiting()[0].answer()
+        await (await again).settle(outcome())
+        assert [entry.reason for entry in world.voided] == ["failed"]
+
+    live(test)
+
+
+def test_a_worker_goes_down_with_the_last_try(live: Callable[..., None]) -> None:
+    async def test(world: World) -> None:
+        client = world.up(0)
+        opening = world.open(passing=passing("POST"))
+        for _ in range(2):
+            await settle_down()
+            client.waiting()[0].fail(unsent())
+        await settle_down()
+        assert len(client.exchanges) == 3
+        world.down(0)
+        with pytest.raises(WorkerFailed, match="3 times"):
+            await opening
+        assert [entry.reason for entry in world.voided] == ["failed"]
 
     live(test)
 

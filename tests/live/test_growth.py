@@ -17,8 +17,7 @@ from tokenworks.core.units import NS_PER_S
 from tokenworks.dispatch.commands import Scale
 from tokenworks.dispatch.dispatcher import Dispatcher
 from tokenworks.dispatch.events import Ticked, WorkerUp
-from tokenworks.live.driver import scaling_of
-from tokenworks.live.growth import Growth
+from tokenworks.live.growth import Growth, scaling_of
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
 P = PoolID("p")

@@ -201,8 +201,10 @@ def test_a_process_without_file_descriptors_does_not_blame_the_worker(
 
             loop = asyncio.get_running_loop()
             loop.create_connection = full  # type: ignore[method-assign,assignment]
-            with pytest.raises(WorkerUnavailable, match="may open no more files"):
+            with pytest.raises(WorkerUnavailable, match="may open no more files") as caught:
                 await client.post_stream(PATH, BODY)
+            assert caught.value.ours
+            assert caught.value.retry_after_s == 1
 
     run(test())
 
@@ -221,6 +223,25 @@ def test_a_stale_connection_is_retried_once(run: Callable[[Awaitable[None]], Non
             worker.scripts = [Script(early_close=True)]  # on a fresh connection: no retry
             with pytest.raises(WorkerFailed):
                 await client.post_stream(PATH, BODY)
+
+    run(main())
+
+
+@pytest.mark.parametrize(("method", "sent"), [("POST", 2), ("PATCH", 2), ("PUT", 3), ("DELETE", 3)])
+def test_what_is_passed_on_meets_a_stale_connection(
+    run: Callable[[Awaitable[None]], None], method: str, sent: int
+) -> None:
+    passing = Passing(method=method, target=PATH, headers=())
+
+    async def main() -> None:
+        async with pair() as (worker, client):
+            worker.scripts = [Script(), Script(early_close=True), Script()]
+            await whole(await client.post_stream(PATH, BODY))
+            broken = pytest.raises(WorkerFailed) if sent == 2 else contextlib.nullcontext()
+            with broken as caught:
+                await whole(await client.pass_on(passing, BODY))
+            assert caught is None or not caught.value.unsent
+            assert len(worker.received) == sent
 
     run(main())
 
@@ -518,8 +539,9 @@ def test_refused_connection(run: Callable[[Awaitable[None]], None]) -> None:
         async with FakeWorker() as worker:
             port = worker.port
         client = WorkerClient("127.0.0.1", port, None)
-        with pytest.raises(WorkerFailed, match="cannot connect"):
+        with pytest.raises(WorkerFailed, match="cannot connect") as caught:
             await client.post_stream(PATH, BODY)
+        assert caught.value.unsent
         with pytest.raises(WorkerFailed, match="cannot connect"):
             await client.get("/health")
         assert client._sockets == 0

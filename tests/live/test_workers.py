@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import pathlib
 import signal
@@ -11,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import msgspec
 import pytest
@@ -31,9 +33,9 @@ from tokenworks.live.workers import (
     SupervisionLimits,
     Worker,
     WorkerSpec,
-    _client_of,
     _Supervisor,
     backoff_ns,
+    client_of,
     sleep_ns,
 )
 
@@ -238,7 +240,7 @@ def test_a_server_behind_tls_is_trusted_by_its_certificate(
         server = FakeWorker()
         server.tls = context
         async with server:
-            client = _client_of(attached(Desk(), server.url).spec)
+            client = client_of(attached(Desk(), server.url).spec)
             if not trusted:
                 with pytest.raises(WorkerFailed, match="CERTIFICATE_VERIFY_FAILED"):
                     await client.get("/v1/models")
@@ -520,16 +522,48 @@ def test_a_check_that_cannot_be_made_says_nothing_of_the_worker(
         desk = Desk()
         async with FakeWorker() as server:
             worker = attached(desk, server.url)
-            client = _client_of(worker.spec)
+            client = client_of(worker.spec)
             client.close()
             assert await worker._supervisor.probe(client, "/health") == ""
 
     run(main())
 
 
+def test_who_may_open_no_files_waits_and_blames_no_worker(
+    run: Callable[[Awaitable[None]], None],
+) -> None:
+    async def main() -> None:
+        desk, loop, tried = Desk(), asyncio.get_running_loop(), 0
+        connect = loop.create_connection
+
+        async def full(*args: Any, **named: Any) -> Any:
+            nonlocal tried
+            tried += 1
+            if tried <= 2:
+                raise OSError(errno.EMFILE, "Too many open files")
+            return await connect(*args, **named)
+
+        loop.create_connection = full  # type: ignore[method-assign,assignment]
+        async with FakeWorker() as server:
+            server.api_key = "k"
+            worker = attached(desk, server.url)
+            worker.start()
+            await desk.up()
+            assert tried == 3
+            assert "no more files" in worker.last_failure
+            assert desk.events.empty()
+            client = client_of(worker.spec)
+            client.close()
+            with pytest.raises(WorkerUnavailable, match="closed"):
+                await worker._list(client)
+            await worker.stop()
+
+    run(main())
+
+
 def test_a_server_may_have_as_many_connections_as_slots() -> None:
     spec = attached(Desk(), "http://a").spec
-    few, many = _client_of(spec), _client_of(msgspec.structs.replace(spec, slots=9_000))
+    few, many = client_of(spec), client_of(msgspec.structs.replace(spec, slots=9_000))
     assert (few._connections_max, many._connections_max) == (512, 9_000)
 
 

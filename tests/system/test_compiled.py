@@ -1,4 +1,4 @@
-"""Compiled, the brain and the twin do what their sources do, to the byte."""
+"""Compiled, the brain, the twin and the gateway do what their sources do."""
 
 from __future__ import annotations
 
@@ -21,6 +21,11 @@ RUNS = (
     "twin run --system hgx-h200=2 --model gpt-oss-120b --rate 3 --duration 10",
     "twin swarm --seeds 40",
 )
+
+GATEWAY_TESTS = [
+    f"tests/gateway/test_{name}.py"
+    for name in ("app", "assemble", "chat", "connection", "event_stream", "metrics", "server")
+]
 
 pytestmark = pytest.mark.slow
 
@@ -72,8 +77,43 @@ def test_the_same_to_the_byte(compiled: Path, tmp_path: Path, command: str) -> N
     assert told(compiled, command, tmp_path) == told(ROOT / "src", command, tmp_path)
 
 
+def test_the_gateway_keeps_its_tests(compiled: Path) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *GATEWAY_TESTS]
+    done = subprocess.run(
+        command,
+        env={**os.environ, "PYTHONPATH": f"{compiled}:{ROOT}"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def exchanged(source: Path) -> list[Any]:
+    """The files of modules, and what a gateway of theirs writes."""
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "tests.system.exchanged_bytes"],
+        env={**os.environ, "PYTHONPATH": f"{source}:{ROOT}"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found: list[Any] = json.loads(done.stdout)
+    return found
+
+
+def test_the_gateway_writes_the_same_bytes(compiled: Path) -> None:
+    built, written = exchanged(compiled)
+    sources, expected = exchanged(ROOT / "src")
+    assert all(name.endswith(".so") for name in built)
+    assert all(name.endswith(".py") for name in sources)
+    assert len(expected) > 50
+    assert written == expected
+
+
 def test_it_is_compiled_and_can_be_undone(compiled: Path) -> None:
-    code = "import tokenworks.dispatch.economics as m, tokenworks.twin.workers as w;"
+    code = "import tokenworks.dispatch.economics as m, tokenworks.gateway.app as w;"
     code += "print(m.__file__, w.__file__)"
     environment = {**os.environ, "PYTHONPATH": str(compiled)}
     command = [sys.executable, "-P", "-c", code]

@@ -16,6 +16,7 @@ from tokenworks.core.units import NS_PER_HOUR, divide_half_even
 
 WORKERS_MAX: Final = 1_024
 SLOTS_MAX: Final = 4_096
+PROCESSES_MAX: Final = 64
 CURVE_POINTS_MAX: Final = 64
 POSTGRES_SCHEMES: Final = ("postgresql://", "postgres://")
 
@@ -36,6 +37,7 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             attached provider whose ``model`` is ``*``.
         share_port: whether other factories on this machine may listen there, too, each for a part
             of the connections.
+        processes: how many serve this factory, one core each, as ``tokenworks up --processes``.
         trusted_proxies: addresses of proxies whose ``x-forwarded-for`` is believed where a key may
             be used from some addresses only.
         admin: where the admin API is: for callers on this machine alone, while the gateway listens
@@ -46,6 +48,7 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     port: int = 8000
     pass_through: bool = False
     share_port: bool = False
+    processes: int = 1
     trusted_proxies: tuple[str, ...] = ()
     admin: Literal["local", "on", "off"] = "local"
 
@@ -242,6 +245,10 @@ def parse_factory_config(text: str) -> FactoryConfig:
         raise ConfigInvalid("There is no pool.", hint="Add a [pool.NAME] table.")
     if not 0 <= config.gateway.port <= 65_535:
         raise ConfigInvalid(f"[gateway] port is {config.gateway.port!r}; it must be 0 to 65535.")
+    if not 1 <= config.gateway.processes <= PROCESSES_MAX:
+        raise ConfigInvalid(
+            f"[gateway] processes is {config.gateway.processes!r}; it must be 1 to {PROCESSES_MAX}."
+        )
     try:
         networks_of(config.gateway.trusted_proxies, "[gateway] trusted_proxies")
     except InvalidRequest as error:

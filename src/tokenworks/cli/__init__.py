@@ -2,6 +2,7 @@
 
 __all__ = [
     "audit",
+    "batch",
     "catalogue",
     "chat",
     "doctor",
@@ -15,6 +16,7 @@ __all__ = [
     "ledger_at",
     "login",
     "main",
+    "member",
     "perf",
     "perf_picture",
     "period",
@@ -32,6 +34,7 @@ __all__ = [
     "prices",
     "quota",
     "report",
+    "supervisor",
     "table",
     "tiers",
     "top",

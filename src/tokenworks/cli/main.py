@@ -27,6 +27,7 @@ GROUPS: Final = (
         {
             "key": ("key", "Create, list and revoke keys with quotas."),
             "quota": ("quota", "Limits on tenants, teams, engineers, keys and runs, all hard."),
+            "batch": ("batch", "Tenants' batches: list, show and cancel them."),
             "prices": ("prices", "Check price books, and show what a tenant pays at some time."),
             "tiers": ("tiers", "Show the tiers' promises and prices; measure this machine."),
             "login": ("login", "Sign in as a person, for the admin API."),

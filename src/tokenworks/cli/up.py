@@ -11,9 +11,10 @@ from typing import Any, Final, Literal
 import click
 import uvloop
 
-from tokenworks.catalogue.factory_config import FactoryConfig
+from tokenworks.catalogue.factory_config import PROCESSES_MAX, DispatchConfig, FactoryConfig
 from tokenworks.catalogue.price_book import PriceBooks
-from tokenworks.cli.policy_file import Chosen, chosen, policy_file_option, policy_option
+from tokenworks.cli.member import Shared
+from tokenworks.cli.policy_file import chosen, policy_file_option, policy_option
 from tokenworks.cli.twin_factory import (
     SPEEDUP_MAX,
     SPEEDUP_MIN,
@@ -34,6 +35,11 @@ from tokenworks.twin.serving import OUTPUT_TOKENS_DEFAULT
 @click.command()
 @click.option("--host", help="Where to listen.  [default: 127.0.0.1]")
 @click.option("--port", type=click.IntRange(0, 65535), help="0 takes any.  [default: 8000]")
+@click.option(
+    "--processes",
+    type=click.IntRange(1, PROCESSES_MAX),
+    help="So many serve on the port, one core each, with one dispatcher.  [default: 1]",
+)
 @policy_option
 @policy_file_option
 @click.option("--twin", is_flag=True, help="Serve with modelled workers: no engine, no weights.")
@@ -69,6 +75,7 @@ def command(
     *,
     host: str | None,
     port: int | None,
+    processes: int | None,
     policy: str | None,
     policy_file: str | None,
     twin: bool,
@@ -105,18 +112,19 @@ def command(
         _refuse_twin_options(given)
         refuse_twins_home(home)
         settings, books = home.load_settings(), home.load_price_books()
-    dispatch = settings.dispatch
-    if policy is None and policy_file is None:
-        policy, policy_file = dispatch.policy, _beside(home, dispatch.policy_file)
+    policy, policy_file = _deciding(home, settings.dispatch, policy, policy_file)
     start = _Start(
         home=home,
         settings=settings,
         books=books,
         host=host or settings.gateway.host,
         port=settings.gateway.port if port is None else port,
-        chosen=chosen(policy, policy_file),
+        policy=policy,
+        policy_file=policy_file,
+        processes=_count(processes or settings.gateway.processes, factory),
         modelled=factory,
         speaks="json" if as_json else "nothing" if quiet else "words",
+        quiet=quiet,
     )
     uvloop.run(start.run())
     if start.speaks == "words":
@@ -134,17 +142,50 @@ class _Start:
         books: PriceBooks,
         host: str,
         port: int,
-        chosen: Chosen,
+        policy: str | None,
+        policy_file: str | None,
+        processes: int,
         modelled: Modelled | None,
         speaks: Literal["words", "json", "nothing"],
+        quiet: bool,
     ) -> None:
-        self.speaks = speaks
+        self.speaks, self._quiet = speaks, quiet
         self._home, self._settings, self._books = home, settings, books
         self._host, self._port = host, port
-        self._chosen, self._modelled = chosen, modelled
+        self._policy, self._policy_file, self._processes = policy, policy_file, processes
+        self._chosen, self._modelled = chosen(policy, policy_file), modelled
 
     async def run(self) -> None:
         """Until it is told to stop."""
+        await (self._run_several() if self._processes > 1 else self._run_one())
+
+    async def _run_several(self) -> None:
+        from tokenworks.cli.supervisor import Supervisor
+
+        supervisor = Supervisor(
+            Shared(
+                home=str(self._home.path.absolute()),
+                settings=self._settings,
+                books=tuple(book.text for book in self._books.all()),
+                host=self._host,
+                port=self._port,
+                policy=self._policy,
+                policy_file=self._policy_file,
+                quiet=self._quiet,
+            ),
+            self._processes,
+        )
+        self._home.forget_url()
+        if self.speaks == "words":
+            click.echo(f"Starting the workers and {self._processes} processes ...", err=True)
+        try:
+            await supervisor.run(
+                lambda port, models: self._ready((self._host, port), supervisor.secret, models)
+            )
+        finally:
+            self._home.forget_url()
+
+    async def _run_one(self) -> None:
         from tokenworks.cli.wiring import Factory, many_files, rare_collections
 
         factory = Factory(
@@ -176,6 +217,8 @@ class _Start:
         self._home.write_private(self._home.url, url + "\n")
         if self.speaks == "json":
             facts = {"ready": True, "url": url, "key": secret, "models": models}
+            if self._processes > 1:
+                facts["processes"] = self._processes
             if self._modelled is not None:
                 name = self._modelled.setting.scenario.name
                 facts |= {"modelled": name, "speedup": self._modelled.speedup}
@@ -194,6 +237,24 @@ def _modelled(given: dict[str, Any]) -> Modelled:
         speedup=1.0 if given["speedup"] is None else given["speedup"],
         output_tokens=given["output_tokens"] or OUTPUT_TOKENS_DEFAULT,
     )
+
+
+def _deciding(
+    home: Home, dispatch: DispatchConfig, policy: str | None, policy_file: str | None
+) -> tuple[str | None, str | None]:
+    """Who decides by the options, else by the settings."""
+    if policy is None and policy_file is None:
+        return dispatch.policy, _beside(home, dispatch.policy_file)
+    return policy, policy_file
+
+
+def _count(processes: int, factory: Modelled | None) -> int:
+    if processes > 1 and factory is not None:
+        raise InvalidRequest(
+            f"Modelled workers live in one process, not in {processes}.",
+            hint="Leave --processes out, or say --processes 1.",
+        )
+    return processes
 
 
 _SPELT: Final = {"systems": "--system", "folders": "--catalogue"}

@@ -12,8 +12,11 @@ import os
 import resource
 import secrets
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from typing import Final
+
+import msgspec
 
 from tokenworks.catalogue.factory_config import (
     CurvePoint,
@@ -22,6 +25,7 @@ from tokenworks.catalogue.factory_config import (
 )
 from tokenworks.catalogue.price_book import PriceBooks
 from tokenworks.cli.ledger_at import check_clock
+from tokenworks.cli.member import Member
 from tokenworks.cli.policy_file import Chosen
 from tokenworks.cli.twin_factory import Modelled
 from tokenworks.core.errors import ConfigInvalid
@@ -31,7 +35,11 @@ from tokenworks.core.scopes import address_of, networks_of
 from tokenworks.dispatch.commands import Scale
 from tokenworks.dispatch.dispatcher import Dispatcher
 from tokenworks.gateway.admin import Admin
+from tokenworks.gateway.answer import Answers
 from tokenworks.gateway.app import Gateway
+from tokenworks.gateway.batch_line import BatchLines
+from tokenworks.gateway.batch_runner import BatchRunner
+from tokenworks.gateway.joined_metrics import joined
 from tokenworks.gateway.metrics import GatewayMetrics
 from tokenworks.gateway.server import GatewayServer
 from tokenworks.gateway.telemetry import Telemetry, telemetry_of
@@ -39,13 +47,16 @@ from tokenworks.gateway.traced_desk import Exporter, TracedDesk
 from tokenworks.ledger.actions import CreateKey
 from tokenworks.ledger.store_port import join, recover
 from tokenworks.live.admission import Admission
+from tokenworks.live.batch_room import StoredBatches
 from tokenworks.live.clock import SystemClock
 from tokenworks.live.driver import LIMITS, Driver
+from tokenworks.live.front import FrontDriver
 from tokenworks.live.growth import Growth
 from tokenworks.live.home import Curves, Home, foreman_facts, model_path
 from tokenworks.live.journal import JournalWriter
 from tokenworks.live.office import OWN_TENANT, Office, operator
 from tokenworks.live.oidc import Issuer
+from tokenworks.live.owner import OwnerDriver
 from tokenworks.live.quota_leases import QuotaLeases
 from tokenworks.live.seats import Seat
 from tokenworks.live.store import SQLStore
@@ -55,6 +66,7 @@ from tokenworks.live.workers import (
     EmbeddedWorker,
     Worker,
     WorkerSpec,
+    client_of,
 )
 from tokenworks.twin.clock import FastClock
 from tokenworks.twin.records import speed_curve
@@ -63,6 +75,8 @@ from tokenworks.twin.serving import Engines, ModelledWorker
 FILES_MAX: Final = 1 << 17
 """Sockets of callers and of workers; as many as any front door here can use."""
 
+ALONE_S_MAX: Final = 30
+"""How long an owner that has drained waits for the other processes to drain."""
 GC_THRESHOLDS: Final = (20_000, 20, 20)
 """Objects made and not freed between two searches for cycles. A request makes hundreds and leaves
 none behind, so that Python's own 700 would search what is in flight at every other request."""
@@ -124,9 +138,12 @@ class Factory:
         host, port: where to listen; port 0 takes any.
         chosen: who decides.
         modelled: the workers, if they are only modelled.
+        member: which of several processes this is; None if it is the only one.
+        on_hung: told the indices of processes that the owner cannot go on beside.
     """
 
     _otlp: Exporter | None = None
+    _runner: BatchRunner | None = None
 
     def __init__(
         self,
@@ -138,23 +155,23 @@ class Factory:
         port: int,
         chosen: Chosen,
         modelled: Modelled | None = None,
+        member: Member | None = None,
+        on_hung: Callable[[list[int]], None] | None = None,
     ) -> None:
+        self._member, shared = member, home.shares_ledger() or member is not None
         home.make()
         self._check_models(settings, books)
-        curves = home.load_curves()
         dates = SystemClock()
         fast = None if modelled is None else FastClock(dates, modelled.speedup)
         self.clock: Clock = fast or dates
-        owner = f"factory-{os.getpid()}-{secrets.token_hex(4)}"
-        self.workers, self.growth = list[Worker](), Growth()
-        self.first_up = asyncio.Event()
+        owner = member.owner if member else f"factory-{os.getpid()}-{secrets.token_hex(4)}"
+        self.workers, self.growth, self.first_up = list[Worker](), Growth(), asyncio.Event()
         with contextlib.ExitStack() as stack:
-            self.server = GatewayServer(host, port, shared=settings.gateway.share_port)
+            self.server = GatewayServer(host, port, shared=self._shares_port(settings))
             stack.callback(self.server.stop)
-            shared = home.shares_ledger()
             self.store = home.open_ledger(owner, sole=not shared, shared=shared)
             stack.callback(self.store.close)
-            self._check_clock()
+            self._check_store()
             self.secret = operator_key(home, self.store, self.clock)
             ledger = (join if shared else recover)(self.store, self.clock.unix_ns())
             pools = {PoolID(name): pool for name, pool in settings.pool.items()}
@@ -163,7 +180,7 @@ class Factory:
                 told = modelled.setting.scenario.configured
                 policy, limits = policy or told.policy, told.limits
                 pools = modelled.pools(by_date=True)
-            self.driver = Driver(
+            self.driver = self._kind_of_driver(on_hung)(
                 clock=self.clock,
                 dispatcher=Dispatcher(chosen.own),
                 ledger=ledger,
@@ -179,15 +196,46 @@ class Factory:
                 on_scale=self._scale,
                 scaling=None if modelled is None else modelled.scaling,
             )
-            self._shelf = home.open_shelf()
-            stack.callback(self._shelf.close)
+            self._shelf = stack.enter_context(contextlib.closing(home.open_shelf()))
+            self._batches = self._open_batches(home, stack)
             self._admin = self._admin_of(home, settings, dates)
             self.gateway = self._gateway(settings)
             if modelled is not None and fast is not None:
                 self._seat_modelled(modelled, fast)
             else:
-                self._seat_pools(settings, curves)
+                self._seat_pools(settings, home.load_curves())
             stack.pop_all()
+
+    def _kind_of_driver(self, on_hung: Callable[[list[int]], None] | None) -> Callable[..., Driver]:
+        """A driver with a dispatcher for itself, for others too, or with that of another one."""
+        member = self._member
+        self._attached: dict[WorkerID, AttachedSpec] = {}
+        if member is None:
+            return Driver
+        if member.index == 0:
+            assert on_hung is not None
+            fronts = frozenset(range(1, member.count) if member.dead else ())
+            return functools.partial(OwnerDriver, fronts=fronts, text=self._text, on_hung=on_hung)
+        return functools.partial(
+            FrontDriver,
+            index=member.index,
+            name=member.owner,
+            path=member.path,
+            reach=lambda seat: client_of(self._attached[seat.worker]),
+            embedded=lambda seat: (
+                embedded_spec(seat.worker, seat.pool, seat.config).connections_max
+            ),
+            text=self._text,
+            first_up=self.first_up,
+        )
+
+    def _text(self) -> bytes:
+        return self.gateway.metrics.text()
+
+    async def _scrape(self) -> bytes:
+        """The metrics of all processes."""
+        assert isinstance(self.driver, OwnerDriver | FrontDriver)
+        return joined(await self.driver.texts())
 
     def _gateway(self, settings: FactoryConfig) -> Gateway:
         metrics = GatewayMetrics()
@@ -198,15 +246,27 @@ class Factory:
         if wanted is not None:
             otlp = self._otlp = _exporter(wanted, metrics)
             desk = TracedDesk(self.driver, self.clock, otlp, content=wanted.content)
+        if (
+            self._batches is not None
+            and not settings.gateway.pass_through
+            and not isinstance(self.driver, FrontDriver)  # it cannot tell what is free
+        ):
+            self._runner = self._batch_runner(self._batches, desk, metrics)
         return Gateway(
             desk,
             self.clock,
             metrics=metrics,
             shelf=self._shelf,
             admin=self._admin,
+            files=None if self._batches is None else self._batches.files,
+            batches=self._batches,
             passes_on=settings.gateway.pass_through,
             trusted_proxies=networks_of(settings.gateway.trusted_proxies, "trusted_proxies"),
+            scrape=None if self._member is None else self._scrape,
         )
+
+    def _shares_port(self, settings: FactoryConfig) -> bool:
+        return settings.gateway.share_port or self._member is not None
 
     def _admin_of(self, home: Home, settings: FactoryConfig, dates: Clock) -> Admin | None:
         """The admin API, where it is wanted."""
@@ -227,7 +287,30 @@ class Factory:
             local_only=wanted == "local",
         )
 
-    def _check_clock(self) -> None:
+    @staticmethod
+    def _open_batches(home: Home, stack: contextlib.ExitStack) -> StoredBatches | None:
+        if not home.shares_batches():
+            return None
+        return stack.enter_context(contextlib.closing(home.open_batches()))
+
+    def _batch_runner(
+        self, batches: StoredBatches, desk: Desk, metrics: GatewayMetrics
+    ) -> BatchRunner:
+        """What runs batches in this process; with ``pass_through`` they are the provider's."""
+        answers = Answers(desk, self.clock, metrics, self._shelf)
+        return BatchRunner(
+            batches=batches,
+            files=batches.files,
+            lines=BatchLines(answers, self.clock, self._shelf),
+            desk=desk,
+            clock=self.clock,
+            gauges=self.driver.gauges,
+            billed=lambda names, since: asyncio.to_thread(self.store.billed, names, since),
+        )
+
+    def _check_store(self) -> None:
+        for dead in self._member.dead if self._member else ():
+            self.store.declare_dead(dead)
         try:
             check_clock(self.store, self.clock.unix_ns())
         except ConfigInvalid as error:
@@ -255,6 +338,7 @@ class Factory:
 
     def _seat_pool(self, pool: PoolID, config: PoolConfig, curve: tuple[CurvePoint, ...]) -> None:
         attached = config.engine == "attached"
+        front = isinstance(self.driver, FrontDriver)
         seats = len(config.urls) if attached else config.workers_max or config.workers
         for i in range(seats):
             worker = WorkerID(f"{pool}-{i}")
@@ -270,9 +354,13 @@ class Factory:
                     api_key=_worker_key(pool, config),
                     slots=config.slots,
                 )
-                self.workers.append(AttachedWorker(spec, self.clock, up, down))
-            else:
+                self._attached[worker] = spec
+                if not front:
+                    self.workers.append(AttachedWorker(spec, self.clock, up, down))
+            elif not front:
                 embedded = embedded_spec(worker, pool, config)
+                if self._member is not None:
+                    embedded = msgspec.structs.replace(embedded, clients=self._member.count)
                 make = functools.partial(EmbeddedWorker, embedded, self.clock, up, down)
                 if config.workers_max is not None:
                     self.growth.seat(pool, worker, make, first=i < config.workers)
@@ -319,6 +407,7 @@ class Factory:
         self.driver.begin()
         if self._otlp is not None:
             self._otlp.start()
+        listener = await self._listen()
         for worker in self.workers:
             worker.start()
         self.growth.start()
@@ -326,6 +415,10 @@ class Factory:
             asyncio.create_task(self.driver.housekeep()),
             asyncio.create_task(self._tell_ready(ready)),
         ]
+        if isinstance(self.driver, FrontDriver):
+            tasks.append(asyncio.create_task(self.driver.keep_linked()))
+        if self._runner is not None:
+            tasks.append(asyncio.create_task(self._runner.run()))
         for task in tasks:
             task.add_done_callback(self._stop_if_broken)
         try:
@@ -333,7 +426,13 @@ class Factory:
             for task in tasks:
                 if task.done():
                     task.result()  # what broke it is what the operator must see
+            if isinstance(self.driver, OwnerDriver):
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(ALONE_S_MAX):
+                        await self.driver.alone()  # the others drain, too, and need its dispatcher
         finally:
+            if listener is not None:
+                listener.close()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -345,9 +444,17 @@ class Factory:
                 await asyncio.to_thread(self._admin.close)
             await asyncio.to_thread(self.store.close)
             await asyncio.to_thread(self._shelf.close)
+            if self._batches is not None:
+                await asyncio.to_thread(self._batches.close)
             for name in (signal.SIGINT, signal.SIGTERM):
                 with contextlib.suppress(ValueError):
                     loop.remove_signal_handler(name)
+
+    async def _listen(self) -> asyncio.Server | None:
+        """Let other processes ask this one's dispatcher."""
+        if self._member is None or not isinstance(self.driver, OwnerDriver):
+            return None
+        return await self.driver.listen(socket.socket(fileno=self._member.descriptor))
 
     def _stop_if_broken(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and task.exception() is not None:

@@ -1,6 +1,7 @@
 """Words that every room uses: units, ids, tiers, orders, errors, ports. Pure."""
 
 __all__ = [
+    "batches",
     "errors",
     "gauges",
     "ids",

@@ -173,15 +173,25 @@ class FactoryError(TokenworksError):
 
 
 class WorkerFailed(FactoryError):
-    """A worker broke off or answered nonsense."""
+    """A worker broke off or answered nonsense.
+
+    Attributes:
+        unsent: whether nothing of the request was sent, so that it cannot have been carried out.
+    """
 
     code, status = "worker_failed", 502
+    unsent: bool = False
 
 
 class WorkerUnavailable(FactoryError):
-    """No worker is up for this model."""
+    """No worker is up for this model.
+
+    Attributes:
+        ours: whether it is we who lack what it takes to ask a worker, which says nothing of that.
+    """
 
     code, status = "worker_unavailable", 503
+    ours: bool = False
 
 
 class LedgerUnavailable(FactoryError):

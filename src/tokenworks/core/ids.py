@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import NewType
 
 RequestID = NewType("RequestID", str)
+BatchID = NewType("BatchID", str)
+FileID = NewType("FileID", str)
 WorkerID = NewType("WorkerID", str)
 PoolID = NewType("PoolID", str)
 TenantID = NewType("TenantID", str)

@@ -90,6 +90,18 @@ class Passing(msgspec.Struct, frozen=True, kw_only=True):
     target: str
     headers: tuple[tuple[bytes, bytes], ...]
 
+    @property
+    def repeatable(self) -> bool:
+        """Whether HTTP lets it be sent again by whoever cannot tell what became of it.
+
+        Source:
+            RFC 9110, section 9.2.2, Idempotent Methods.
+        """
+        return self.method in _IDEMPOTENT
+
+
+_IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
+
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
     """One request, parsed and checked, as the factory takes it.

@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 import msgspec
 
 from tokenworks.core.errors import WorkerFailed
-from tokenworks.core.ids import ModelName, TenantID
+from tokenworks.core.ids import KeyID, ModelName, TenantID
 from tokenworks.core.needs import Needs
 from tokenworks.core.orders import JSON_TYPE, KeyView, Order, Outcome, Passing, Receipt
 from tokenworks.core.slo import Tier
@@ -260,6 +260,10 @@ class Desk(Protocol):
 
         Its scopes say whether its time is over.
         """
+        ...
+
+    def key_named(self, key: KeyID) -> KeyView | None:
+        """A key by its public id, for work that goes on after its request; None if revoked."""
         ...
 
     def models(self) -> tuple[ModelName, ...]:

@@ -250,7 +250,8 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     Attributes:
         request: which one.
         worker: who broke off; a message of an earlier attempt's worker is late.
-        started: whether bytes of the answer came before; such a request is not sent again.
+        started: whether bytes of the answer came before, or the worker may have carried out what
+            must not be carried out twice; such a request is not sent again.
     """
 
     request: RequestID

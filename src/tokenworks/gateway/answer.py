@@ -125,14 +125,17 @@ class Answers:
         arrived_ns = self.clock.now_ns()
         named = head.headers() if any(map(head.has, READ)) else []
         own = own_headers(named, key.labels)
-        output_default: OutputDefault = self._output_default
-        if key.scopes is not None:
-            output_default = functools.partial(self._output_default, scopes=key.scopes)
-        asked = dialect.read(exchange.body, key, own, output_default)
+        asked = dialect.read(exchange.body, key, own, self.output_default(key))
         exchange.body = b""
         order = self.order(asked, key, arrived_ns, own, request, dialect.path)
         writer = dialect.writer(asked, request)
         return Answer(self, order, writer, exchange, callers, stream=asked.stream)
+
+    def output_default(self, key: KeyView) -> OutputDefault:
+        """What gives the output limit of a request of this key's that names none."""
+        if key.scopes is None:
+            return self._output_default
+        return functools.partial(self._output_default, scopes=key.scopes)
 
     async def keep(self, tenant: TenantID, kind: str, item: Shelved) -> None:
         """Keep what an answer leaves.
@@ -341,7 +344,7 @@ class Answer:
                 await self._settle(delivery, "failed")
             raise
         if self._failure is None and not exchange.gone:
-            self._failure = self._missing()
+            self._failure = missing(self._events, self._assembler)
 
     # What comes from the worker, and what the caller does meanwhile.
 
@@ -397,32 +400,9 @@ class Answer:
 
     # The end.
 
-    def _missing(self) -> Exception | None:
-        """What an answer that has ended lacks; it is whole with or without ``[DONE]``."""
-        events = self._events
-        if events.failure is not None:
-            return events.failure
-        if not (events.done or events.finished):
-            return WorkerFailed(
-                "The worker ended the stream before the answer was whole.", hint="Try again."
-            )
-        if self._assembler is not None:
-            try:
-                self._assembler.add(b"\n\n".join([*events.held, events.usage_event or b""]))
-                self._assembler.close()
-            except WorkerFailed as failure:
-                return failure
-        return None
-
     async def _settle(self, delivery: Delivery, ending: Ending) -> Receipt:
         """Bill and count the answer."""
-        usage = self._events.usage_so_far()
-        outcome = Outcome(
-            usage=usage,
-            measured=self._meter.measured(usage.completion_tokens, self._answers.clock.now_ns()),
-            ending=ending,
-            metered_by=self._events.metered_by,
-        )
+        outcome = outcome_of(self._events, self._meter, self._answers.clock.now_ns(), ending)
         return await self._answers.settle(self._order, delivery, outcome)
 
     def _begin(self) -> None:
@@ -445,3 +425,36 @@ class Answer:
 
     def _headers(self) -> Headers:
         return id_headers(self._order.request, self._callers)
+
+
+def missing(events: EventStream, assembler: Assembler | None) -> Exception | None:
+    """What an answer that has ended lacks; it is whole with or without ``[DONE]``.
+
+    Args:
+        events: all that came.
+        assembler: gets the events that were held back, if the answer is to be one object.
+    """
+    if events.failure is not None:
+        return events.failure
+    if not (events.done or events.finished):
+        return WorkerFailed(
+            "The worker ended the stream before the answer was whole.", hint="Try again."
+        )
+    if assembler is not None:
+        try:
+            assembler.add(b"\n\n".join([*events.held, events.usage_event or b""]))
+            assembler.close()
+        except WorkerFailed as failure:
+            return failure
+    return None
+
+
+def outcome_of(events: EventStream, meter: Meter, now_ns: int, ending: Ending) -> Outcome:
+    """What is billed of an answer that came as events."""
+    usage = events.usage_so_far()
+    return Outcome(
+        usage=usage,
+        measured=meter.measured(usage.completion_tokens, now_ns),
+        ending=ending,
+        metered_by=events.metered_by,
+    )

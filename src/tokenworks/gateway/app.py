@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import reprlib
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Final
 
 import msgspec
 
+from tokenworks.core.batches import BatchRoom, FileRoom
 from tokenworks.core.errors import MethodNotAllowed, ModelNotFound, TokenworksError
 from tokenworks.core.ids import RequestID
 from tokenworks.core.orders import KeyView
@@ -18,11 +19,13 @@ from tokenworks.core.scopes import Network
 from tokenworks.core.units import NS_PER_S
 from tokenworks.gateway.admin import Admin
 from tokenworks.gateway.answer import Answer, Answers
+from tokenworks.gateway.batches import Batches
 from tokenworks.gateway.chat import Chat
 from tokenworks.gateway.completions import Completions
 from tokenworks.gateway.connection import Exchange
 from tokenworks.gateway.dialect import ErrorForm, Fetch
 from tokenworks.gateway.doorkeeper import Doorkeeper, models_for
+from tokenworks.gateway.files import Files
 from tokenworks.gateway.http_io import BODY_BYTES_MAX, JSON, ClientGone, Headers, broken
 from tokenworks.gateway.messages import Messages
 from tokenworks.gateway.metrics import CONTENT_TYPE, GatewayMetrics
@@ -92,9 +95,12 @@ class Gateway:
         dialects: what answers can be asked for in, besides Responses.
         shelf: where what tenants leave is kept; None keeps nothing.
         admin: how people manage the factory; None if not here.
+        files: where their files are kept; None keeps none.
+        batches: where their batches are kept; None keeps none. Somebody else runs them.
         more: further routes.
         passes_on: pass on all that needs a key as it comes; see ``pass_through``.
         trusted_proxies: see ``Doorkeeper``.
+        scrape: gives ``/metrics`` where several processes serve together; None for its own.
 
     Attributes:
         metrics: what it counts.
@@ -110,14 +116,18 @@ class Gateway:
         dialects: tuple[AnyDialect, ...] = DIALECTS,
         shelf: Shelf | None = None,
         admin: Admin | None = None,
+        files: FileRoom | None = None,
+        batches: BatchRoom | None = None,
         more: tuple[Route, ...] = (),
         passes_on: bool = False,
         trusted_proxies: tuple[Network, ...] = (),
+        scrape: Callable[[], Awaitable[bytes]] | None = None,
     ) -> None:
         self._desk = desk
         self._door = Doorkeeper(desk, clock, trusted_proxies)
         self._clock = clock
         self.metrics = metrics or GatewayMetrics()
+        self._scrape = scrape
         self._answers = Answers(desk, clock, self.metrics, shelf)
         self._passing = PassThrough(self._answers) if passes_on else None
         responses = Responses(clock, shelf)
@@ -135,6 +145,8 @@ class Gateway:
                 *TokenCounts(desk).routes(),
                 *WholeAnswers(self._answers, clock).routes(),
                 *(() if admin is None else admin.routes()),
+                *Files(files, clock).routes(),
+                *Batches(batches, clock).routes(),
                 *more,
             ),
         )
@@ -175,6 +187,9 @@ class Gateway:
             check_method(head.path, head.method, allowed)
             if keyed:
                 accepted.key = self._door.admit(exchange, head)
+            takes = None if accepted.route is None else accepted.route.takes
+            if takes is not None and head.method == "POST" and accepted.key is not None:
+                takes(exchange, accepted.key)
         except MethodNotAllowed as error:
             self._fail(exchange, error, [(b"allow", ", ".join(allowed).encode())])
         except TokenworksError as error:
@@ -185,6 +200,8 @@ class Gateway:
 
     def refuse(self, exchange: Exchange, error: TokenworksError) -> None:
         """Answer a request that cannot be read."""
+        if exchange.sink is not None:
+            exchange.sink.drop()
         self._fail(exchange, error)
 
     def serve(self, exchange: Exchange) -> None:
@@ -281,18 +298,20 @@ class Gateway:
                 exchange=exchange,
             )
         )
-        if not exchange.gone:
-            exchange.respond(
-                response.status,
-                response.body,
-                response.content_type,
-                [*response.headers, *accepted.ids()],
-            )
+        headers = [*response.headers, *accepted.ids()]
+        if exchange.gone:
+            return
+        if response.parts is not None:
+            exchange.begin(response.status, response.content_type, headers)
+            await send_parts(exchange, response.parts)
+        else:
+            exchange.respond(response.status, response.body, response.content_type, headers)
 
     # Routes of its own.
 
     async def _metrics(self, _: Request) -> Response:
-        return Response(body=self.metrics.text(), content_type=CONTENT_TYPE)
+        text = self.metrics.text() if self._scrape is None else await self._scrape()
+        return Response(body=text, content_type=CONTENT_TYPE)
 
     async def _openapi(self, _: Request) -> Response:
         return Response(body=msgspec.json.encode(document(admin=self._manages)))
@@ -321,3 +340,17 @@ class Gateway:
                 f"There is no model {reprlib.repr(name)}.", hint="GET /v1/models lists them."
             )
         return Response(body=msgspec.json.encode(rows[0]))
+
+
+async def send_parts(exchange: Exchange, parts: AsyncIterator[bytes]) -> None:
+    """Send a long body as its caller takes it, after its head; stops once that has left."""
+    may_go_on = asyncio.Event()
+    may_go_on.set()
+    exchange.on_pause, exchange.on_resume = may_go_on.clear, may_go_on.set
+    exchange.on_gone = may_go_on.set
+    async for part in parts:
+        exchange.write(part)
+        await may_go_on.wait()
+        if exchange.gone:
+            return
+    exchange.end()

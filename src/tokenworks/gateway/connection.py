@@ -12,51 +12,11 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import Final, Protocol, cast
 
-import msgspec
-
 from tokenworks.core.errors import HeadTooLarge, RequestTimeout, TokenworksError
 from tokenworks.gateway.http_body import ChunkedBody, SizedBody, body_too_large
 from tokenworks.gateway.http_head import HEAD_END, Head
 from tokenworks.gateway.http_io import JSON, Headers
-
-
-class HTTPLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """What a caller may ask of a connection.
-
-    Attributes:
-        head_bytes_max: of a request's head.
-        header_fields_max: header fields of a request.
-        target_bytes_max: of a request's path and query.
-        ahead_bytes_max: read of further requests while one is being served.
-        write_bytes_high: unsent bytes of an answer above which its worker is no longer read.
-        idle_s_max: between two requests.
-        head_s_max: from the first byte of a head to its end.
-        body_s_max: from the end of a head to the end of its body.
-        send_s_max: without taking any of what was written; who reads nothing has left.
-        discard_bytes_max: of the body of a request that was answered without it; a longer one ends
-            the connection.
-        linger_s_max: after an answer to a request that was not read to its end.
-        connections_max: open at once.
-        drain_s_max: for what is open when the server stops.
-    """
-
-    head_bytes_max: int = 64 * 1024
-    header_fields_max: int = 128
-    target_bytes_max: int = 8 * 1024
-    ahead_bytes_max: int = 64 * 1024
-    write_bytes_high: int = 64 * 1024
-    idle_s_max: float = 75.0
-    head_s_max: float = 20.0
-    body_s_max: float = 120.0
-    send_s_max: float = 60.0
-    discard_bytes_max: int = 8_000_000
-    linger_s_max: float = 5.0
-    connections_max: int = 12_000
-    drain_s_max: float = 20.0
-
-
-LIMITS: Final = HTTPLimits()
-
+from tokenworks.gateway.http_limits import HTTPLimits
 
 NO_BODY: Final = frozenset({204, 304})
 """Statuses whose answers end with their heads."""
@@ -104,6 +64,22 @@ class Server(Protocol):
         ...
 
 
+class BodySink(Protocol):
+    """Takes a body as it comes, so that nobody keeps the whole; called on the event loop."""
+
+    def data(self, data: bytes) -> None:
+        """A part of it, which may be empty.
+
+        Raises:
+            TokenworksError: it is no good; nothing more comes.
+        """
+        ...
+
+    def drop(self) -> None:
+        """It will not come whole: its caller has left, or it was refused."""
+        ...
+
+
 class Exchange:
     """One request and the way to answer it, once: whole, or by ``begin``, ``write`` and ``end``.
 
@@ -118,6 +94,7 @@ class Exchange:
         on_pause, on_resume: called when the caller does not take what was written, and when it
             does again.
         accepted: what the application keeps of the head's acceptance.
+        sink: set at the head's acceptance, takes the body, and ``body`` stays empty.
     """
 
     __slots__ = (
@@ -132,6 +109,7 @@ class Exchange:
         "on_gone",
         "on_pause",
         "on_resume",
+        "sink",
         "status",
     )
 
@@ -144,6 +122,7 @@ class Exchange:
         self.gone = False
         self.ended = False
         self.accepted: object = None
+        self.sink: BodySink | None = None
         self.on_gone: Callable[[], object] | None = None
         self.on_pause: Callable[[], None] | None = None
         self.on_resume: Callable[[], None] | None = None
@@ -152,6 +131,14 @@ class Exchange:
     def peer(self) -> str:
         """The address at the connection's other end; nothing if it is not known."""
         return self._connection.peer
+
+    def hold_body(self) -> None:
+        """Let the caller wait with the rest of its body; a little may still come."""
+        self._connection.hold_body()
+
+    def release_body(self) -> None:
+        """Go on after ``hold_body``."""
+        self._connection.release_body()
 
     def respond(
         self, status: int, body: bytes, content_type: bytes = JSON, headers: Headers | None = None
@@ -238,6 +225,7 @@ class Connection(asyncio.Protocol):
         "_skip",
         "_transport",
         "_unread",
+        "_withheld",
         "held",
     )
 
@@ -260,6 +248,8 @@ class Connection(asyncio.Protocol):
         """Whether the connection closes after the present answer."""
         self._closing = False
         self._reading = True
+        self._withheld = False
+        """Whether the body's sink takes no more for now."""
         self._paused_s: float | None = None
         self._deadline_s: float | None = None
         self.held = b""
@@ -383,6 +373,24 @@ class Connection(asyncio.Protocol):
         self._exchange = None
         self._drop()
 
+    def hold_body(self) -> None:
+        """See ``Exchange``."""
+        self._withheld = True
+        if self._reading and self._transport is not None:
+            self._reading = False
+            self._transport.pause_reading()
+
+    def release_body(self) -> None:
+        """See ``Exchange``."""
+        self._withheld = False
+        if not self._reading and self._transport is not None:
+            self._reading = True
+            self._transport.resume_reading()
+        if self._body is not None:
+            self._wait(self._server.limits.body_s_max)
+        if self._buffer and not self._advancing:
+            self._advance()
+
     # Reading.
 
     def _go_on(self) -> None:
@@ -409,7 +417,8 @@ class Connection(asyncio.Protocol):
     @property
     def _is_free(self) -> bool:
         """Whether more can be read: nothing is being served, and answers are taken."""
-        return not (self._serving or self._closing) and self._paused_s is None
+        idle = not (self._serving or self._closing or self._withheld)
+        return idle and self._paused_s is None
 
     def _step(self) -> bool:
         """Whether what has come was enough for a step."""
@@ -462,16 +471,17 @@ class Connection(asyncio.Protocol):
         exchange = self._exchange = Exchange(self, head)
         self._unread = length != 0
         bytes_max = self._server.application.accept(exchange)
+        take = None if exchange.sink is None else exchange.sink.data
         if bytes_max is None:
             self._skip = length or 0
             if self._skip:
                 self._wait(limits.body_s_max)
         elif length is None:
-            self._begin_body(ChunkedBody(bytes_max), head)
+            self._begin_body(ChunkedBody(bytes_max, take), head)
         elif length > bytes_max:
             raise body_too_large(bytes_max)
-        elif len(self._buffer) < length:
-            self._begin_body(SizedBody(length), head)
+        elif len(self._buffer) < length or (take is not None and length):
+            self._begin_body(SizedBody(length, take), head)
         else:
             body, self._buffer = self._buffer[:length], self._buffer[length:]
             self._serve(body)

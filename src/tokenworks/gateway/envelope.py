@@ -12,6 +12,9 @@ _TEXT: Final = b'content":"'
 """Of ``content`` and ``reasoning_content`` alike."""
 
 EVENT_END: Final = b"\n\n"
+_QUOTE: Final = b'"'
+_LINE_FEED: Final = b"\n"
+_BACKSLASH: Final = 0x5C
 
 
 class Envelope:
@@ -31,36 +34,40 @@ class Envelope:
             at: where one of them begins.
 
         Returns:
-            Where the run ends, and its texts, as JSON has them without quotes; all that are left,
-            or the first alone, or none. No text is empty.
+            Where the run ends, and its texts, as JSON has them without quotes. No text is empty.
         """
-        before, after = self._before, self._after
-        if not events.startswith(before, at):
-            return at, []
+        before, after, between = self._before, self._after, self._between
+        texts: list[bytes] = []
         begin = at + len(before)
-        end = events.rfind(after, begin)
-        if end <= begin:
-            return at, []
-        inside = events[begin:end]
-        if b'"' not in inside and b"\\" not in inside and b"\n" not in inside:
-            return end + len(after), [inside]  # one event, as mostly
-        texts = inside.split(self._between)
-        if not (all(texts) and _are_texts(texts)):
-            end = events.find(after, begin)
-            texts = [events[begin:end]]
-            if end == begin or not _are_texts(texts):
-                return at, []
-        return end + len(after), texts
+        # Slices are compared, since `startswith` from a place takes twice as long.
+        if events[at:begin] != before:
+            return at, texts
+        while True:
+            end = events.find(_QUOTE, begin)
+            if end > begin and events[end - 1] == _BACKSLASH:
+                end = _past_escapes(events, begin, end)
+            if end <= begin:
+                return at, texts
+            text, follows = events[begin:end], events[end : end + len(between)]
+            if _LINE_FEED in text or not (follows == between or follows.startswith(after)):
+                return at, texts
+            texts.append(text)
+            at = end + len(after)
+            if follows != between:
+                return at, texts
+            begin = end + len(between)
 
 
-def _are_texts(texts: list[bytes]) -> bool:
-    """Whether these are the insides of JSON strings, each to its end."""
-    said = b",".join([*texts, b""])
-    if b"\\" in said:
-        said = said.replace(b"\\\\", b"").replace(b'\\"', b"")
-        if b"\\," in said:
-            return False
-    return b'"' not in said and b"\n" not in said
+def _past_escapes(events: bytes, begin: int, end: int) -> int:
+    """The quote that ends a text, where that at ``end`` has a backslash before it; -1 if none."""
+    while end >= 0:
+        first = end
+        while first > begin and events[first - 1] == _BACKSLASH:
+            first -= 1
+        if (end - first) % 2 == 0:
+            return end
+        end = events.find(_QUOTE, end + 1)
+    return end
 
 
 def envelope_of(event: bytes) -> Envelope | None:

@@ -8,7 +8,6 @@ settled, so that they can name the delivered tier.
 from __future__ import annotations
 
 import re
-import reprlib
 from typing import Final
 
 import msgspec
@@ -16,10 +15,9 @@ import msgspec
 from tokenworks.core.errors import WorkerFailed
 from tokenworks.core.orders import MeteredBy, Usage
 from tokenworks.gateway.envelope import EVENT_END, Envelope, envelope_of
+from tokenworks.gateway.worker_chunks import Progress, ToldUsage, decode_chunk
 
 EVENT_BYTES_MAX: Final = 1_000_000
-TOKENS_MAX: Final = 1 << 40
-"""Tokens of one answer; a worker that says more has counted below zero."""
 HELD_EVENTS_MAX: Final = 64
 _END: Final = EVENT_END
 _DONE: Final = b"[DONE]"
@@ -27,136 +25,6 @@ _DATA: Final = b"data:"
 _NOT_FINISHED: Final = b'"finish_reason":null'
 _SPECIAL: Final = re.compile(rb'"(?:role":|usage":\{|delta":\{\}|content":""|prompt_progress":)')
 """What a plain token event does not have; one search for all is the quickest."""
-
-
-class _PromptDetails(msgspec.Struct):
-    cached_tokens: int | None = None
-    cache_write_tokens: int | None = None
-    audio_tokens: int | None = None
-    image_tokens: int | None = None
-
-
-class _CompletionDetails(msgspec.Struct):
-    reasoning_tokens: int | None = None
-    audio_tokens: int | None = None
-    image_tokens: int | None = None
-
-
-class _Usage(msgspec.Struct):
-    """Usage as OpenAI words it: the details are parts of the two sums."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    prompt_tokens_details: _PromptDetails | None = None
-    completion_tokens_details: _CompletionDetails | None = None
-
-    def disjoint(self) -> Usage:
-        """The same in classes that add up to the two sums, whatever the details claim.
-
-        Raises:
-            WorkerFailed: a figure is below zero.
-        """
-        read, made = self.prompt_tokens_details, self.completion_tokens_details
-        prompt, tokens = self.prompt_tokens, self.completion_tokens
-        cached = (read.cached_tokens or 0) if read else 0
-        more = read is not None and (
-            read.cache_write_tokens or read.audio_tokens or read.image_tokens
-        )
-        if made is None and not more and 0 <= cached <= prompt <= TOKENS_MAX >= tokens >= 0:
-            return Usage(
-                uncached_input_tokens=prompt - cached,
-                cached_input_tokens=cached,
-                output_tokens=tokens,
-            )
-        left = _Rest(self.prompt_tokens, self)
-        cached = left.take(read.cached_tokens if read else 0)
-        write = left.take(read.cache_write_tokens if read else 0)
-        audio_in = left.take(read.audio_tokens if read else 0)
-        image_in = left.take(read.image_tokens if read else 0)
-        rest = _Rest(self.completion_tokens, self)
-        reasoning = rest.take(made.reasoning_tokens if made else 0)
-        audio_out = rest.take(made.audio_tokens if made else 0)
-        image_out = rest.take(made.image_tokens if made else 0)
-        return Usage(
-            uncached_input_tokens=left.tokens,
-            cached_input_tokens=cached,
-            output_tokens=rest.tokens,
-            cache_write_tokens=write,
-            reasoning_tokens=reasoning,
-            audio_input_tokens=audio_in,
-            image_input_tokens=image_in,
-            audio_output_tokens=audio_out,
-            image_output_tokens=image_out,
-        )
-
-
-class _Rest:
-    """What is left of a sum after its parts were taken."""
-
-    __slots__ = ("_said", "tokens")
-
-    def __init__(self, tokens: int, said: _Usage) -> None:
-        self.tokens, self._said = tokens, said
-        self.take(0)
-
-    def take(self, part: int | None) -> int:
-        part = min(part or 0, self.tokens)
-        if part < 0 or not 0 <= self.tokens <= TOKENS_MAX:
-            raise WorkerFailed(f"A worker's usage cannot be: {self._said!r}.")
-        self.tokens -= part
-        return part
-
-
-def nothing_used() -> Usage:
-    """Usage of an answer that was not measured, which nobody pays for."""
-    return Usage(uncached_input_tokens=0, cached_input_tokens=0, output_tokens=0)
-
-
-def usage_of(told: object) -> Usage:
-    """What an answer's ``usage`` says, in disjoint classes; nothing of none.
-
-    Raises:
-        WorkerFailed: it is no usage.
-    """
-    if told is None:
-        return nothing_used()
-    try:
-        return msgspec.convert(told, _Usage).disjoint()
-    except msgspec.ValidationError as error:
-        raise WorkerFailed(f"A worker's usage cannot be read: {error}.") from error
-
-
-class _Choice(msgspec.Struct):
-    finish_reason: str | None = None
-    delta: dict[str, object] | None = None
-    logprobs: object = None
-    text: str | None = None
-
-    def has_token(self) -> bool:
-        """Whether it carries a part of the answer: text, a call, or a token's probability alone."""
-        if self.text:
-            return True
-        if self.delta is not None:
-            for name, value in self.delta.items():
-                if value and name != "role":
-                    return True
-        return isinstance(self.logprobs, dict) and any(self.logprobs.values())
-
-
-class _Progress(msgspec.Struct):
-    total: int
-    cache: int
-    processed: int
-
-
-class _Chunk(msgspec.Struct):
-    choices: list[_Choice] | None = None
-    usage: _Usage | None = None
-    error: object = None
-    prompt_progress: _Progress | None = None
-
-
-_chunk_decoder: Final = msgspec.json.Decoder(_Chunk)
 _fields_decoder: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
@@ -198,7 +66,7 @@ class EventStream:
         self.failure: WorkerFailed | None = None
         self._rest = b""
         self._envelope: Envelope | None = None
-        self._progress: _Progress | None = None
+        self._progress: Progress | None = None
         self._token_events_at_usage = 0
 
     def feed(self, data: bytes) -> bytes:
@@ -255,7 +123,7 @@ class EventStream:
             event = ready[at:end].strip(b"\n")
             at = end + len(_END)
             body = payload(event)
-            if body.startswith(_DONE):
+            if body[: len(_DONE)] == _DONE:
                 self.done = True
                 break
             # An event without data is a comment, which keeps connections open and says nothing.
@@ -273,7 +141,7 @@ class EventStream:
             if not self.finished:
                 self._envelope = envelope_of(event)
         else:
-            chunk = _decode(body)
+            chunk = decode_chunk(body)
             if chunk.prompt_progress is not None:
                 self._progress = chunk.prompt_progress
                 return False
@@ -297,7 +165,7 @@ class EventStream:
             raise WorkerFailed(f"A worker closed an answer with over {HELD_EVENTS_MAX} events.")
         self.held.append(event)
 
-    def _read_usage(self, found: _Usage) -> None:
+    def _read_usage(self, found: ToldUsage) -> None:
         self.usage = found.disjoint()
         self._token_events_at_usage = self.token_events
 
@@ -341,20 +209,28 @@ def _is_plain(event: bytes) -> bool:
     It looks at bytes alone. Quotes inside a JSON string are escaped, so no text of an answer looks
     like these fields; what isn't plain is decoded, so a miss costs time and nothing else.
     """
-    return event.startswith(_DATA) and _NOT_FINISHED in event and not _SPECIAL.search(event)
+    return (
+        event[: len(_DATA)] == _DATA and _NOT_FINISHED in event and _SPECIAL.search(event) is None
+    )
 
 
-def _decode(body: bytes) -> _Chunk:
+def has_part(event: bytes) -> bool:
+    """Whether an event of a completion carries a part of the answer: neither a role nor an end.
+
+    One that cannot be read carries something.
+
+    >>> has_part(b'data: {"choices":[{"delta":{"role":"assistant","content":""}}]}')
+    False
+    >>> has_part(b'data: {"choices":[{"delta":{"content":"hi"},"finish_reason":null}]}')
+    True
+    """
+    if _is_plain(event):
+        return True
     try:
-        chunk = _chunk_decoder.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise WorkerFailed(f"A worker's chunk cannot be read: {error}.") from error
-    if chunk.error is not None:
-        raise WorkerFailed(
-            f"A worker reported {reprlib.repr(chunk.error)} in the middle of an answer.",
-            hint="Try again.",
-        )
-    return chunk
+        chunk = decode_chunk(payload(event))
+    except WorkerFailed:
+        return True
+    return any(choice.has_token() for choice in chunk.choices or ())
 
 
 def payload(event: bytes) -> bytes:
@@ -363,7 +239,7 @@ def payload(event: bytes) -> bytes:
     >>> payload(b'event: chunk\ndata: {"id":"x"}'), payload(b": ping")
     (b'{"id":"x"}', b'')
     """
-    if event.startswith(_DATA) and b"\n" not in event:
+    if event[: len(_DATA)] == _DATA and b"\n" not in event:
         return event[len(_DATA) :].strip()
     lines = (line for line in event.split(b"\n") if line.startswith(_DATA))
     return b"\n".join(line[len(_DATA) :].strip() for line in lines)

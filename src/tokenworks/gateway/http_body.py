@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Final
 
 from tokenworks.core.errors import InvalidRequest, RequestTooLarge
@@ -22,15 +23,20 @@ _CRLF: Final = b"\r\n"
 class SizedBody:
     """A body whose length is known.
 
+    Args:
+        length: its bytes.
+        take: gets the body part by part; None keeps it.
+
     Attributes:
-        whole: the body, once it is there.
+        whole: the body, once it is there; empty if it was taken.
     """
 
-    __slots__ = ("_left", "_parts", "whole")
+    __slots__ = ("_left", "_parts", "_take", "whole")
 
-    def __init__(self, length: int) -> None:
+    def __init__(self, length: int, take: Callable[[bytes], None] | None = None) -> None:
         self._left = length
         self._parts: list[bytes] = []
+        self._take = self._parts.append if take is None else take
         self.whole: bytes | None = None
 
     def feed(self, data: bytes) -> bytes:
@@ -39,9 +45,9 @@ class SizedBody:
         if len(data) > self._left:
             data, rest = data[: self._left], data[self._left :]
         self._left -= len(data)
-        self._parts.append(data)
+        self._take(data)
         if not self._left:
-            self.whole = data if len(self._parts) == 1 else b"".join(self._parts)
+            self.whole = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
         return rest
 
 
@@ -50,16 +56,18 @@ class ChunkedBody:
 
     Args:
         bytes_max: the body may have no more.
+        take: gets the body part by part; None keeps it.
 
     Attributes:
-        whole: the body, once it is there.
+        whole: the body, once it is there; empty if it was taken.
     """
 
-    __slots__ = ("_bytes_max", "_in_trailer", "_left", "_parts", "_rest", "_size", "whole")
+    __slots__ = ("_bytes_max", "_in_trailer", "_left", "_parts", "_rest", "_size", "_take", "whole")
 
-    def __init__(self, bytes_max: int) -> None:
+    def __init__(self, bytes_max: int, take: Callable[[bytes], None] | None = None) -> None:
         self._bytes_max = bytes_max
         self._parts: list[bytes] = []
+        self._take = self._parts.append if take is None else take
         self._rest = b""
         self._size = 0
         self._left = 0
@@ -89,7 +97,7 @@ class ChunkedBody:
         body = self._left - len(_CRLF)
         if body > 0:
             part = data[at : at + body]
-            self._parts.append(part)
+            self._take(part)
             self._left -= len(part)
             return at + len(part)
         if len(data) - at < self._left:

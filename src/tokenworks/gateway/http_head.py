@@ -23,6 +23,12 @@ _HEAD: Final = re.compile(
 feed and no control character."""
 
 _LINE: Final = re.compile(rb"\r\n([^:\r\n]+):[ \t]*([^\r\n]*)")
+_ADDRESS: Final = re.compile(
+    rb"https?://(?:[0-9A-Za-z\-._~!$&'()*+,;=%]++|\[[0-9A-Fa-f:.]++\])(?::\d*+)?([/?].*+)?",
+    re.IGNORECASE,
+)
+"""A whole address, with a host that is one and nobody's name before it."""
+
 _LENGTH_DIGITS_MAX: Final = 15
 _SPACE: Final = b" \t"
 _CHUNKED: Final = (b"\r\ntransfer-encoding: chunked\r\n", b"\r\ntransfer-encoding:chunked\r\n")
@@ -76,10 +82,10 @@ class Head:
         self.path, self.query = _target(target)
         self._check_host()
         self.length = self._length()
-        connection = self.get(b"connection")
         self.keep_alive = not self.http_1_0
-        if connection is not None and self.keep_alive:
-            self.keep_alive = b"close" not in connection.lower()
+        if self.keep_alive and b"close" in self._lower:
+            lines = [value for name, value in self.headers() if name == b"connection"]
+            self.keep_alive = b"close" not in b",".join(lines).lower()
         expect = self.get(b"expect")
         self.expects = expect is not None and expect.lower() == b"100-continue"
 
@@ -139,10 +145,11 @@ def _without_server(target: bytes) -> bytes:
     """
     if target.startswith(b"/") or target == b"*":
         return target
-    scheme, _, rest = target.partition(b"://")
-    if scheme.lower() not in {b"http", b"https"}:
+    match = _ADDRESS.fullmatch(target)
+    if match is None:
         raise InvalidRequest("The request's target must be a path.")
-    return b"/" + rest.partition(b"/")[2]
+    rest: bytes = match[1] or b"/"
+    return b"/" + rest if rest.startswith(b"?") else rest
 
 
 def _target(target: bytes) -> tuple[str, bytes]:

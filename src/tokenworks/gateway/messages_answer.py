@@ -13,11 +13,12 @@ from tokenworks.core.orders import Usage
 from tokenworks.core.slo import Tier
 from tokenworks.gateway.assemble import Completion
 from tokenworks.gateway.chat_fields import JSONObject
-from tokenworks.gateway.event_stream import EventStream, nothing_used, usage_of
+from tokenworks.gateway.event_stream import EventStream
 from tokenworks.gateway.http_io import Headers
 from tokenworks.gateway.messages_request import Thinking
 from tokenworks.gateway.openai_errors import OpenAIErrors
 from tokenworks.gateway.pieces import Piece, pieces, whole_pieces
+from tokenworks.gateway.worker_chunks import nothing_used, usage_of
 
 ANSWER_CHARS_MAX: Final = 64_000_000
 """Of an answer that is kept until it is whole."""
@@ -110,7 +111,9 @@ class MessagesAnswer:
     """
 
     kept = None
-    __slots__ = ("_blocks", "_chars", "_head", "_id", "_model", "_open", "_stop", "_thinking")
+    __slots__ = (
+        *("_blocks", "_chars", "_head", "_id", "_model", "_open", "_stop", "_thinking", "_unsent"),
+    )
 
     def __init__(self, request: str, model: str, thinking: Thinking) -> None:
         self._id = f"msg_{request.removeprefix('req_')}"
@@ -120,6 +123,8 @@ class MessagesAnswer:
         self._stop: tuple[str, str | None] = ("end_turn", None)
         self._head = False
         self._chars = 0
+        self._unsent: list[bytes] = []
+        """What was made of events before one that cannot be told."""
 
     def forward(self, ready: bytes) -> bytes:
         """The events that say what a worker's events say.
@@ -127,9 +132,12 @@ class MessagesAnswer:
         Raises:
             WorkerFailed: the worker's events cannot be told so.
         """
-        out: list[bytes] = [] if self._head else [self._start()]
+        out = self._unsent
+        if not self._head:
+            out.append(self._start())
         for piece in pieces(ready):
             self._take(piece, out)
+        self._unsent = []
         return b"".join(out)
 
     def closing(self, events: EventStream, tier: Tier) -> bytes:
@@ -158,8 +166,9 @@ class MessagesAnswer:
         return msgspec.json.encode(message)
 
     def error_event(self, error: TokenworksError) -> bytes:
-        """See ``Writer``."""
-        return b"event: error\ndata: %b\n\n" % MessagesErrors().error_body(error)
+        """See ``Writer``; after what could be told."""
+        told = b"event: error\ndata: %b\n\n" % MessagesErrors().error_body(error)
+        return b"".join([*self._unsent, told])
 
     def _start(self) -> bytes:
         self._head = True

@@ -193,7 +193,7 @@ def _tools(given: JSONObject, fields: JSONObject) -> None:
     words = {"auto": "auto", "any": "required", "none": "none"}
     if isinstance(choice, dict) and kind == "tool":
         fields["tool_choice"] = {"type": "function", "function": {"name": choice.get("name")}}
-    elif isinstance(choice, dict) and kind in words:
+    elif isinstance(choice, dict) and isinstance(kind, str) and kind in words:
         fields["tool_choice"] = words[kind]
     else:
         want = 'an object with a "type": auto, any, tool or none'

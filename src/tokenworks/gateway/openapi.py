@@ -11,6 +11,7 @@ from typing import Final
 from tokenworks import __version__
 from tokenworks.core.slo import Tier
 from tokenworks.gateway.admin_openapi import admin_paths, admin_schemas
+from tokenworks.gateway.batch_line import ENDPOINTS
 from tokenworks.gateway.chat_fields import TOOLS_MAX, JSONObject
 from tokenworks.gateway.chat_request import MESSAGES_MAX
 from tokenworks.gateway.request_fields import MODEL_CHARS_MAX, OUTPUT_TOKENS_MAX, TIER_WORDS
@@ -126,8 +127,19 @@ REQUESTS: Final[Mapping[str, JSONObject]] = {
         n=_whole(10),
         service_tier=_TIER,
     ),
+    "BatchRequest": _object(
+        ("input_file_id", "endpoint", "completion_window"),
+        input_file_id=_TEXT,
+        endpoint={"enum": list(ENDPOINTS)},
+        completion_window={"const": "24h"},
+        metadata={"type": ["object", "null"], "additionalProperties": _TEXT},
+    ),
+    "FileRequest": _object(("purpose", "file"), purpose={"const": "batch"}, file=_TEXT),
     "FormRequest": _object(("model",), model=_MODEL, service_tier=_TIER),
 }
+
+_EVENT: Final = _object(("data",), event=_TEXT, data=_TEXT)
+"""Each of a stream: 3.1 has no word for them yet, and tools read its schema so."""
 
 _ERROR: Final = _object(
     ("error",),
@@ -153,6 +165,8 @@ POSTS: Final[Mapping[str, tuple[str, str]]] = {
     "/v1/audio/speech": ("InputRequest", "Speech."),
     "/v1/audio/transcriptions": ("FormRequest", "What a recording says."),
     "/v1/audio/translations": ("FormRequest", "What a recording says, in English."),
+    "/v1/batches": ("BatchRequest", "The lines of a file are answered in spare capacity."),
+    "/v1/files": ("FileRequest", "A file is kept, for a batch."),
 }
 """What is sent where, and what comes back."""
 
@@ -184,6 +198,23 @@ def document(*, admin: bool = False) -> JSONObject:
     paths["/v1/responses/{id}/cancel"] = {
         "post": _get("Stop it; nothing runs in the background yet.", of_id=True)
     }
+    paths["/v1/files"] = {
+        "get": _get("Files that are kept, the newest first."),
+        "post": _post("/v1/files"),
+    }
+    paths["/v1/files/{id}"] = {
+        "get": _get("One of them.", of_id=True),
+        "delete": _get("Forget it.", of_id=True),
+    }
+    paths["/v1/files/{id}/content"] = {
+        "get": _get("What is in it.", "application/octet-stream", of_id=True)
+    }
+    paths["/v1/batches"] = {
+        "get": _get("Batches, the newest first."),
+        "post": _post("/v1/batches"),
+    }
+    paths["/v1/batches/{id}"] = {"get": _get("One of them.", of_id=True)}
+    paths["/v1/batches/{id}/cancel"] = {"post": _get("End it now.", of_id=True)}
     paths["/healthz"] = {"get": _get("Whether requests can be served.", keyed=False)}
     paths["/metrics"] = {"get": _get("Prometheus's metrics.", "text/plain", keyed=False)}
     paths[OPENAPI_PATH] = {"get": _get("This document.", keyed=False)}
@@ -214,11 +245,11 @@ def document(*, admin: bool = False) -> JSONObject:
 def _post(path: str) -> JSONObject:
     schema, does = POSTS[path]
     kinds: JSONObject = {"application/json": {"schema": _ref(schema)}}
-    if schema == "FormRequest":
+    if schema in ("FormRequest", "FileRequest"):
         kinds = {"multipart/form-data": {"schema": _ref(schema)}}
     answers: JSONObject = {"application/json": {"schema": _OBJECT}}
     if path in STREAMS:
-        answers["text/event-stream"] = {"schema": _TEXT}
+        answers["text/event-stream"] = {"schema": _EVENT}
     if path == "/v1/audio/speech":
         answers = {"*/*": {}}
     error = "AnthropicError" if path.startswith("/v1/messages") else "Error"

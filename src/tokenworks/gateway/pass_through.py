@@ -25,7 +25,7 @@ from tokenworks.gateway.chat_fields import JSONObject
 from tokenworks.gateway.connection import Exchange
 from tokenworks.gateway.content_coding import Decoder, codings_of
 from tokenworks.gateway.dialect import Asked
-from tokenworks.gateway.event_stream import nothing_used, payload
+from tokenworks.gateway.event_stream import has_part, payload
 from tokenworks.gateway.http_head import Head
 from tokenworks.gateway.http_io import ClientGone, Headers
 from tokenworks.gateway.own_headers import own_headers
@@ -35,6 +35,7 @@ from tokenworks.gateway.told_usage import (
     usage_at_end,
     usage_words,
 )
+from tokenworks.gateway.worker_chunks import nothing_used
 
 ANY_MODEL: Final = ModelName(factory_config.ANY_MODEL)
 """What a pool serves, and a price book prices, that requests are passed on to."""
@@ -78,6 +79,10 @@ PATHS: Final = frozenset(
 )
 """What a path may begin with, after ``/v1`` or without: what makes and keeps tokens, not what
 manages a provider's account."""
+
+LEFT_S_MAX: Final = 5.0
+"""How long a whole answer is read to its end after its caller has left. Its usage comes last, and
+tells what is owed for tokens that are made already; who takes longer is still making them."""
 
 _REFUSED: Final = 400
 """From this status on nothing was made."""
@@ -259,6 +264,7 @@ class Passage:
         self._decoder = Decoder(codings) if codings else None
         self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._failure: WorkerFailed | None = None
+        self._late: asyncio.TimerHandle | None = None
 
     async def run(self) -> None:
         """Pass it on to its end, settle.
@@ -311,6 +317,8 @@ class Passage:
         if not self._over.done():
             self._failure = failure
             self._over.set_result(None)
+            if self._late is not None:
+                self._late.cancel()
 
     def _begin(self) -> None:
         stream = self._delivery.stream
@@ -320,10 +328,16 @@ class Passage:
 
     def _left(self) -> None:
         if self._watch.is_whole and makes_tokens(self._order.passing):
-            self._delivery.resume()  # its usage comes last, and all of it is made
+            self._delivery.resume()
+            loop = asyncio.get_running_loop()
+            self._late = loop.call_later(LEFT_S_MAX, self._stop)
         else:
-            self._delivery.abort()
-            self.ended(None)
+            self._stop()
+
+    def _stop(self) -> None:
+        """Let the provider go: its worker's slot is free for others."""
+        self._delivery.abort()
+        self.ended(None)
 
     async def _settle(self, ending: Ending) -> None:
         told = self._watch.usage()
@@ -394,9 +408,7 @@ class UsageWatch:
             return
         for event in whole.split(b"\n\n"):
             if not self._tells(event):
-                self._tokens += b'"delta"' in event or (
-                    b'"choices"' in event and b'"text"' in event
-                )
+                self._tokens += has_part(event) if b'"choices"' in event else b'"delta"' in event
 
     def _tells(self, event: bytes) -> bool:
         """Whether an event says what was used, which is noted."""

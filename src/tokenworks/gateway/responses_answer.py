@@ -11,8 +11,9 @@ from tokenworks.core.orders import Usage
 from tokenworks.core.slo import Tier
 from tokenworks.gateway.assemble import Completion
 from tokenworks.gateway.chat_fields import JSONObject
-from tokenworks.gateway.event_stream import EventStream, usage_of
+from tokenworks.gateway.event_stream import EventStream
 from tokenworks.gateway.pieces import Piece, PieceKind, pieces, whole_pieces
+from tokenworks.gateway.worker_chunks import usage_of
 
 ANSWER_CHARS_MAX: Final = 64_000_000
 """Of an answer that is kept until it is whole."""
@@ -83,7 +84,10 @@ class ResponsesAnswer:
         response: the whole response once it has ended, else None.
     """
 
-    __slots__ = ("_chars", "_echo", "_finish", "_items", "_open", "_sequence", "_stem", "response")
+    __slots__ = (
+        *("_chars", "_echo", "_finish", "_items", "_open", "_sequence", "_stem", "_unsent"),
+        "response",
+    )
 
     def __init__(self, request: str, created_s: int, echo: JSONObject) -> None:
         self._stem = request.removeprefix("req_")
@@ -93,14 +97,17 @@ class ResponsesAnswer:
         self._finish = "stop"
         self._sequence = 0
         self._chars = 0
+        self._unsent: list[bytes] = []
+        """What was made of events before one that cannot be told."""
         self.response: JSONObject | None = None
 
     def forward(self, ready: bytes) -> bytes:
         """See ``Writer``."""
-        out: list[bytes] = []
+        out = self._unsent
         self._begin(out)
         for piece in pieces(ready):
             self._take(piece, out)
+        self._unsent = []
         return b"".join(out)
 
     def closing(self, events: EventStream, tier: Tier) -> bytes:
@@ -122,7 +129,7 @@ class ResponsesAnswer:
         """See ``Writer``: the response as far as it came, and why it ends there."""
         told = {"code": "server_error", "message": str(error)}
         failed = self._shown("failed", [item.shown("incomplete") for item in self._items])
-        out: list[bytes] = []
+        out = self._unsent
         self._begin(out)
         out.append(self._event("response.failed", response={**failed, "error": told}))
         out.append(self._event("error", code=error.code, message=str(error), param=None))

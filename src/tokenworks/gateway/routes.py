@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from typing import Any
 
 import msgspec
@@ -46,19 +46,21 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Response(msgspec.Struct, frozen=True, kw_only=True):
-    """A whole response; its length is written for it.
+    """A response; the length of one that is whole is written for it.
 
     Attributes:
         status: as in HTTP.
         body: all of it.
         content_type: what it is.
         headers: more of them, names in lower case.
+        parts: the body instead, where it is long; none of them is empty.
     """
 
     body: bytes = b""
     status: int = 200
     content_type: bytes = JSON
     headers: Headers = []
+    parts: AsyncIterator[bytes] | None = None
 
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -76,6 +78,8 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
         keyed: whether a key is needed.
         errors: how its errors are worded.
         body_bytes_max: a request's body may have no more.
+        takes: gives a POST's exchange its ``sink``, before its body comes, and ``on_gone`` to drop
+            it; may raise what refuses the request.
     """
 
     path: str
@@ -83,6 +87,7 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     keyed: bool = True
     errors: ErrorForm = OpenAIErrors()
     body_bytes_max: int = BODY_BYTES_MAX
+    takes: Callable[[Exchange, KeyView], None] | None = None
 
 
 class Routes:

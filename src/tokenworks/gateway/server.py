@@ -10,7 +10,8 @@ import time
 from typing import Final
 
 from tokenworks.core.errors import ConfigInvalid
-from tokenworks.gateway.connection import LIMITS, Application, Connection, HTTPLimits
+from tokenworks.gateway.connection import Application, Connection
+from tokenworks.gateway.http_limits import LIMITS, HTTPLimits
 
 BACKLOG_MAX: Final = 2_048
 KEEPALIVE: Final = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}

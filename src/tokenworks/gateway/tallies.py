@@ -40,7 +40,7 @@ class Buckets:
     >>> for value in (10, 11, 99):
     ...     buckets.add(value)
     >>> buckets.counts, buckets.total
-    ([1, 1, 1], 120)
+    ([1, 1, 1], 120.0)
     """
 
     __slots__ = ("bounds", "counts", "total")
@@ -49,7 +49,7 @@ class Buckets:
         self.bounds = bounds
         self.counts = [0] * (len(bounds) + 1)
         """By the least bound that is not below the value; the last is for those above all."""
-        self.total: float = 0
+        self.total = 0.0
 
     def add(self, value: float) -> None:
         """Count a value."""

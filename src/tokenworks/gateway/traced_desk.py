@@ -13,7 +13,7 @@ from typing import Final, Protocol
 import msgspec
 
 from tokenworks.core.errors import TokenworksError, WorkerFailed
-from tokenworks.core.ids import ModelName
+from tokenworks.core.ids import KeyID, ModelName
 from tokenworks.core.needs import Needs
 from tokenworks.core.orders import CHAT_PATH, KeyView, Order, Outcome, Receipt
 from tokenworks.core.ports import AnswerStream, Clock, Delivery, Desk, Sink
@@ -97,6 +97,10 @@ class TracedDesk:
     def key_of(self, secret: bytes) -> KeyView | None:
         """See ``Desk``."""
         return self._desk.key_of(secret)
+
+    def key_named(self, key: KeyID) -> KeyView | None:
+        """See ``Desk``."""
+        return self._desk.key_named(key)
 
     def models(self) -> tuple[ModelName, ...]:
         """See ``Desk``."""

@@ -20,7 +20,6 @@ from tokenworks.gateway.answer import Answers
 from tokenworks.gateway.chat_fields import JSONObject, wrong
 from tokenworks.gateway.chat_request import IMAGE_TOKENS_MAX, cache_salt_of
 from tokenworks.gateway.dialect import Asked
-from tokenworks.gateway.event_stream import nothing_used
 from tokenworks.gateway.form_fields import form_fields
 from tokenworks.gateway.http_io import BODY_BYTES_MAX, JSON, ClientGone
 from tokenworks.gateway.json_body import decode_object, encode
@@ -28,6 +27,7 @@ from tokenworks.gateway.own_headers import OwnHeaders, own_headers
 from tokenworks.gateway.request_fields import model_of, tier_of
 from tokenworks.gateway.routes import Request, Response, Route
 from tokenworks.gateway.told_usage import told_usage
+from tokenworks.gateway.worker_chunks import nothing_used
 
 ANSWER_BYTES_MAX: Final = 128 * 1024 * 1024
 FORM_BYTES_MAX: Final = 26 * 1024 * 1024
@@ -87,24 +87,15 @@ class WholeAnswers:
         assert key is not None, service.path
         arrived_ns = self._clock.now_ns()
         own = own_headers(request.headers, key.labels)
-        asked = _read(service, request, key, own)
+        content_type = request.get(b"content-type") or b""
+        asked = read_whole(service, request.body, content_type, key, own)
         order = self._answers.order(asked, key, arrived_ns, own, request.id, service.path)
         exchange = request.exchange
         delivery = await self._answers.opened(exchange, order)
         exchange.on_gone = delivery.abort
-        body, failure = await _Collector(delivery).collect()
-        usage = nothing_used()
-        if failure is None:
-            try:
-                usage = told_usage(body) or usage
-            except WorkerFailed as error:
-                failure = error
-        elapsed_ns = self._clock.now_ns() - arrived_ns
-        measured = Measured(ttft_ns=elapsed_ns, decode_ns=0, output_tokens=usage.completion_tokens)
-        ending: Ending = "done" if failure is None else "failed"
-        if exchange.gone:
-            ending = "disconnected"
-        outcome = Outcome(usage=usage, measured=measured, ending=ending)
+        body, failure = await Collector(delivery).collect()
+        ending: Ending = "disconnected" if exchange.gone else "done"
+        outcome, failure = whole_outcome(body, failure, self._clock.now_ns() - arrived_ns, ending)
         receipt = await self._answers.settle(order, delivery, outcome)
         if exchange.gone:
             raise ClientGone
@@ -115,7 +106,7 @@ class WholeAnswers:
         return Response(body=body, content_type=content_type, headers=headers)
 
 
-class _Collector:
+class Collector:
     """Takes an answer in one piece; implements ``ports.Sink``."""
 
     def __init__(self, delivery: Delivery) -> None:
@@ -147,19 +138,55 @@ class _Collector:
             self._whole.set_result(None)
 
 
-def _read(service: Service, request: Request, key: KeyView, own: OwnHeaders) -> Asked:
-    content_type = request.get(b"content-type") or b""
+def whole_outcome(
+    body: bytes, failure: WorkerFailed | None, elapsed_ns: int, ending: Ending
+) -> tuple[Outcome, WorkerFailed | None]:
+    """What is billed of an answer in one piece, and what went wrong with it.
+
+    Args:
+        body: all of it.
+        failure: why there is none.
+        elapsed_ns: since its request came.
+        ending: how it ended if nothing went wrong.
+    """
+    usage = nothing_used()
+    if failure is None:
+        try:
+            usage = told_usage(body) or usage
+        except WorkerFailed as error:
+            failure = error
+    measured = Measured(ttft_ns=elapsed_ns, decode_ns=0, output_tokens=usage.completion_tokens)
+    if failure is not None and ending == "done":
+        ending = "failed"
+    return Outcome(usage=usage, measured=measured, ending=ending), failure
+
+
+def read_whole(
+    service: Service, raw: bytes, content_type: bytes, key: KeyView, own: OwnHeaders
+) -> Asked:
+    """Check a request, and turn it into what a worker gets.
+
+    Args:
+        service: what it asks for.
+        raw: its body.
+        content_type: of that.
+        key: who asks.
+        own: what its own headers say.
+
+    Raises:
+        InvalidRequest, NotOffered: what is wrong with it.
+    """
     is_form = content_type.lower().startswith(b"multipart/form-data")
     if is_form and not service.form:
         raise InvalidRequest(f"{service.path} takes JSON.", hint=f"Send {service.example}.")
-    fields: JSONObject
+    fields: JSONObject = {}
     if is_form:
-        fields = {**form_fields(content_type, request.body)}
+        fields |= form_fields(content_type, raw)
     else:
-        fields = decode_object(request.body, service.example)
-    read, made = service.bounds(fields, len(request.body))
+        fields = decode_object(raw, service.example)
+    read, made = service.bounds(fields, len(raw))
     adapter = None if own.needs is None else own.needs.adapter
-    body = request.body
+    body = raw
     if is_form and adapter is not None:
         raise NotOffered("A form cannot ask for an adapter.", hint="Name it as the model.")
     model, tier = model_of(fields), tier_of(fields, key.tier_default)

@@ -2,6 +2,7 @@
 
 __all__ = [
     "admission",
+    "batch_room",
     "bookkeeper",
     "calibration_file",
     "catalogue_files",
@@ -10,7 +11,10 @@ __all__ = [
     "database",
     "driver",
     "embedded",
+    "file_room",
     "flights",
+    "frames",
+    "front",
     "group_commit",
     "growth",
     "home",
@@ -23,6 +27,7 @@ __all__ = [
     "numbered_names",
     "office",
     "oidc",
+    "owner",
     "postgres",
     "quota_leases",
     "refusals",

@@ -13,7 +13,7 @@ import functools
 import hashlib
 import itertools
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import Final, NamedTuple, assert_never
 
 import msgspec
@@ -27,13 +27,14 @@ from tokenworks.core.errors import (
     InvalidRequest,
     LedgerCorrupt,
     LedgerUnavailable,
+    TokenworksError,
     WorkerFailed,
     WorkerUnavailable,
 )
 from tokenworks.core.gauges import Gauges
-from tokenworks.core.ids import ModelName, PoolID, RequestID, WorkerID
+from tokenworks.core.ids import KeyID, ModelName, PoolID, RequestID, WorkerID
 from tokenworks.core.needs import NO_OFFERS, Needs, nothing_offers
-from tokenworks.core.orders import CHAT_PATH, KeyView, Order, Outcome, Receipt
+from tokenworks.core.orders import KeyView, Order, Outcome, Receipt
 from tokenworks.core.ports import AnswerStream, Clock, KeepingPort, TieredPort, WorkerPort
 from tokenworks.core.slo import Tier
 from tokenworks.core.traces import header_lines
@@ -72,9 +73,17 @@ from tokenworks.ledger.quotas import KeyRecord, LimitState, window_end
 from tokenworks.ledger.store_port import LedgerStore
 from tokenworks.live.bookkeeper import Bookkeeper
 from tokenworks.live.flights import Flight, LiveDelivery
+from tokenworks.live.growth import scaling_of
 from tokenworks.live.journal import JournalWriter
 from tokenworks.live.quota_leases import QuotaLeases
-from tokenworks.live.refusals import not_offered, rejection, shutting_down, words_of_error
+from tokenworks.live.refusals import (
+    at_fault,
+    not_offered,
+    refused,
+    rejection,
+    sent_once,
+    shutting_down,
+)
 from tokenworks.live.seats import Seat, gauges_of, work_of
 from tokenworks.live.token_counts import count_at_any
 from tokenworks.live.worker_body import worker_body
@@ -90,16 +99,10 @@ BREATHER_NS: Final = 50 * NS_PER_MS
 meanwhile, and the request waits in its line instead of spending its tries."""
 CLOSE_NS_MAX: Final = 5 * NS_PER_S
 """How long closing waits for answers that were cut off to be settled."""
-EMBEDDED_START_NS: Final = 10 * NS_PER_S
-"""How long a worker of a pool that is scaled is taken to need to come up."""
 FLIGHTS_MAX: Final = 16_384
 HOUSEKEEPING_NS: Final = 200 * NS_PER_MS
 QUEUE_LEN_MAX: Final = 512
 LIMITS: Final = Limits(queue_len_max=dict.fromkeys(Tier, QUEUE_LEN_MAX))
-CALLER_AT_FAULT: Final = frozenset({400, 413, 422})
-"""A worker's statuses that blame the request. Others, such as 401, blame how we reach it."""
-NO_SUCH_PATH: Final = frozenset({404, 405, 501})
-"""Said by a worker that serves no embeddings, sound and so on; every worker serves chat."""
 
 _log: Final = logging.getLogger("tokenworks.driver")
 
@@ -156,6 +159,7 @@ class Driver:
         self._seats: dict[WorkerID, Seat] = {}
         self._flights: dict[RequestID, Flight] = {}
         self._keys: dict[str, KeyView] = {}
+        self._named: dict[KeyID, KeyView] = {}
         self._settings_version = -1
         self._timer: asyncio.TimerHandle | None = None
         self._keys_trouble: str | None = None
@@ -249,6 +253,10 @@ class Driver:
     def key_of(self, secret: bytes) -> KeyView | None:
         """See ``Desk``."""
         return self._keys.get(hashlib.sha256(secret).hexdigest())
+
+    def key_named(self, key: KeyID) -> KeyView | None:
+        """See ``Desk``."""
+        return self._named.get(key)
 
     def models(self) -> tuple[ModelName, ...]:
         """See ``Desk``."""
@@ -413,6 +421,7 @@ class Driver:
         if self._closed:
             return
         _log.warning("worker %s is down: %s", worker, why)
+        lost: list[Flight] = []
         for flight in self._flights.values():
             if flight.seat is seat and flight.attempt and flight.is_open:
                 # Headers that are in already must not begin an answer that the dispatcher is
@@ -420,7 +429,14 @@ class Driver:
                 flight.drop_attempt()
                 if flight.delivery is not None:
                     flight.delivery.break_off(f"worker {worker} is down: {why}")
+                elif not flight.repeatable:
+                    lost.append(flight)
         self.tell(WorkerDown(worker=worker, why=why))
+        for flight in lost:
+            request = flight.order.request
+            if self._flights.get(request) is flight:  # else the dispatcher has given it up
+                flight.drop_attempt()  # before another worker is sent it
+                self._end(flight, Withdrawn(request=request), "failed", sent_once(why))
 
     # The brain.
 
@@ -530,7 +546,9 @@ class Driver:
             return
         request = flight.order.request
         _log.critical("sending %s broke", request, exc_info=task.exception())
-        if flight.awaits(attempt):
+        if not flight.repeatable:
+            self._lose(flight, seat, attempt, "sending it broke")
+        elif flight.awaits(attempt):
             self._give_up(flight, seat, "sending it broke")
 
     async def _start(self, flight: Flight, seat: Seat, attempt: int) -> None:
@@ -541,7 +559,13 @@ class Driver:
             passed = stream.status == 200 or flight.order.passing is not None
             said = b"" if passed else await stream.read_all()
         except (WorkerFailed, WorkerUnavailable) as error:
-            await self._broke_off(flight, seat, attempt, str(error))
+            lack = error if isinstance(error, WorkerUnavailable) and error.ours else None
+            if lack is not None and flight.delivery is None:
+                self._turn_away(flight, attempt, lack)
+            elif isinstance(error, WorkerFailed) and not (error.unsent or flight.repeatable):
+                self._lose(flight, seat, attempt, str(error))
+            else:
+                await self._broke_off(flight, seat, attempt, str(error))
             return
         except asyncio.CancelledError:
             if stream is not None:
@@ -551,8 +575,10 @@ class Driver:
             stream.abort()
         elif passed:
             self._begin(flight, stream)
-        elif flight.delivery is None and _at_fault(flight.order, stream.status):
-            self._refuse(flight, stream.status, said)
+        elif flight.delivery is None and at_fault(flight.order, stream.status):
+            # Another worker would refuse it, too. It says nothing of how long an answer takes.
+            withdrawn = Withdrawn(request=flight.order.request)
+            self._end(flight, withdrawn, "rejected", refused(stream.status, said))
         else:
             why = f"status {stream.status}: {said[:200]!r}"
             await self._broke_off(flight, seat, attempt, why)
@@ -591,6 +617,20 @@ class Driver:
             _log.warning("worker %s broke off %s: %s", seat.worker, flight.order.request, why)
             self._give_up(flight, seat, why)
 
+    def _turn_away(self, flight: Flight, attempt: int, lack: WorkerUnavailable) -> None:
+        """We lack what it takes to ask any worker: that is no fault of the one that was chosen."""
+        if flight.awaits(attempt):
+            _log.error("%s was turned away: %s", flight.order.request, lack)
+            self._end(flight, Withdrawn(request=flight.order.request), "rejected", lack)
+
+    def _lose(self, flight: Flight, seat: Seat, attempt: int, why: str) -> None:
+        """A try has failed that may have been carried out, and must not be twice."""
+        if flight.awaits(attempt):
+            request = flight.order.request
+            _log.warning("worker %s broke off %s, passed on once: %s", seat.worker, request, why)
+            failed = Failed(request=request, worker=seat.worker, started=True)
+            self._end(flight, failed, "failed", sent_once(why))
+
     def _give_up(self, flight: Flight, seat: Seat, why: str) -> None:
         """A try has failed; an answer that has begun ends with it, when that is settled."""
         if flight.delivery is None:
@@ -598,19 +638,15 @@ class Driver:
         else:
             flight.delivery.break_off(why)
 
-    def _refuse(self, flight: Flight, status: int, said: bytes) -> None:
-        """The worker found the request itself at fault; another worker would too."""
-        request = flight.order.request
-        del self._flights[request]
-        # Not Finished: no answer was made, so it says nothing of how long one takes.
-        self.tell(Withdrawn(request=request))
-        self._bookkeeper.void(request, "rejected")
-        flight.opened.set_exception(
-            InvalidRequest(
-                f"The worker refused the request with status {status}: {words_of_error(said)}",
-                hint="Mend the request and send it again.",
-            )
-        )
+    def _end(
+        self, flight: Flight, event: Event, reason: VoidReason, error: TokenworksError
+    ) -> None:
+        """A request ends before an answer has begun; its caller is told why."""
+        del self._flights[flight.order.request]
+        self._landed.set()
+        self.tell(event)
+        self._bookkeeper.void(flight.order.request, reason)
+        flight.opened.set_exception(error)
 
     def _reject(self, command: Reject) -> None:
         flight = self._flights.get(command.request)
@@ -686,11 +722,12 @@ class Driver:
         self._ledger.set_limits(states)
         self._settings_version = read.version
         self._take_up_books(read.books)
-        self._keys = {}
+        self._keys, self._named = {}, {}
         for record in read.records:
             self._ledger.set_key(record)
             if record.revoked_unix_ns is None:
-                self._keys[record.secret_sha256] = record.view()
+                view = self._named[record.key] = record.view()
+                self._keys[record.secret_sha256] = view
                 if record.old_secret_sha256 is not None:
                     self._keys[record.old_secret_sha256] = record.old_view()
 
@@ -736,30 +773,6 @@ async def _again_and_again(errand: Callable[[], Awaitable[None]]) -> None:
     while True:
         await asyncio.sleep(HOUSEKEEPING_NS / NS_PER_S)
         await errand()
-
-
-def scaling_of(pools: Mapping[PoolID, PoolConfig]) -> tuple[PoolScale, ...]:
-    """The pools whose number of workers may change.
-
-    Servers of an attached pool stay: nobody here could start one again that was given back.
-    """
-    return tuple(
-        PoolScale(
-            pool=name,
-            model=ModelName(config.model),
-            workers_min=max(config.workers, len(config.urls)),
-            workers_max=config.workers_max,
-            start_ns=EMBEDDED_START_NS,
-        )
-        for name, config in pools.items()
-        if config.workers_max is not None
-    )
-
-
-def _at_fault(order: Order, status: int) -> bool:
-    """Whether a worker's status blames the request."""
-    nowhere = status in NO_SUCH_PATH and order.worker_path != CHAT_PATH
-    return status in CALLER_AT_FAULT or nowhere
 
 
 async def _quietly(errand: Awaitable[None]) -> None:

@@ -51,6 +51,9 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--threads", type=_positive, required=True, help="CPU threads for the model"
     )
+    parser.add_argument(
+        "--clients", type=_positive, default=1, help="processes that send it requests"
+    )
     return parser.parse_args(arguments)
 
 
@@ -81,7 +84,8 @@ def engine_parameters(settings: argparse.Namespace, api_key: str) -> xllamacpp.C
     p.hostnames = ["127.0.0.1"]
     p.port = 0
     p.api_keys = [api_key]
-    p.n_threads_http = settings.slots * HTTP_THREADS_PER_SLOT + HTTP_THREADS_SPARE
+    threads = HTTP_THREADS_PER_SLOT * settings.clients
+    p.n_threads_http = settings.slots * threads + HTTP_THREADS_SPARE
     p.timeout_read = SOCKET_TIMEOUT_S_MAX
     p.timeout_write = SOCKET_TIMEOUT_S_MAX
     p.sse_ping_interval = SSE_PING_S

@@ -59,6 +59,14 @@ class Flight:
             return not self.opened.done()
         return self.delivery.is_stopped
 
+    @property
+    def repeatable(self) -> bool:
+        """Whether it may be sent again when nobody knows what a worker has made of it.
+
+        What we ask for in a worker's own words makes an answer, and changes nothing.
+        """
+        return self.order.passing is None or self.order.passing.repeatable
+
     def awaits(self, attempt: int) -> bool:
         """Whether this try may still begin the answer, or go on with it."""
         return self.attempt == attempt and self.is_open

@@ -3,11 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Final
 
-from tokenworks.core.ids import PoolID, WorkerID
+from tokenworks.catalogue.factory_config import PoolConfig
+from tokenworks.core.ids import ModelName, PoolID, WorkerID
+from tokenworks.core.units import NS_PER_S
 from tokenworks.dispatch.commands import Scale
+from tokenworks.dispatch.events import PoolScale
 from tokenworks.live.workers import Worker
+
+EMBEDDED_START_NS: Final = 10 * NS_PER_S
+"""How long a worker of a pool that is scaled is taken to need to come up."""
+
+
+def scaling_of(pools: Mapping[PoolID, PoolConfig]) -> tuple[PoolScale, ...]:
+    """The pools whose number of workers may change.
+
+    Servers of an attached pool stay: nobody here could start one again that was given back.
+    """
+    return tuple(
+        PoolScale(
+            pool=name,
+            model=ModelName(config.model),
+            workers_min=max(config.workers, len(config.urls)),
+            workers_max=config.workers_max,
+            start_ns=EMBEDDED_START_NS,
+        )
+        for name, config in pools.items()
+        if config.workers_max is not None
+    )
 
 
 class Growth:

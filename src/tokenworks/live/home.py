@@ -21,6 +21,8 @@ from tokenworks.catalogue.factory_config import (
 from tokenworks.catalogue.packages import Package, parse_packages
 from tokenworks.catalogue.price_book import PriceBook, PriceBooks, parse_price_book
 from tokenworks.core.errors import ConfigInvalid
+from tokenworks.live.batch_room import StoredBatches
+from tokenworks.live.file_room import StoredFiles
 from tokenworks.live.postgres import PostgresDatabase
 from tokenworks.live.shelf import DatabaseShelf
 from tokenworks.live.sqlite import SQLiteDatabase
@@ -151,6 +153,11 @@ class Home:
         ledger = self.load_settings().ledger
         return bool(ledger.path) or ledger.url_in(os.environ) is not None
 
+    def shares_batches(self) -> bool:
+        """Whether all factories that share this one's port would find the same batches."""
+        settings = self.load_settings()
+        return bool(settings.ledger.path) or not settings.gateway.share_port
+
     def has_ledger(self) -> bool:
         """Whether there is a ledger to read; a database is taken to be there."""
         ledger = self.load_settings().ledger
@@ -185,6 +192,19 @@ class Home:
         if url is not None:
             return DatabaseShelf(PostgresDatabase(url))
         return DatabaseShelf(SQLiteDatabase(self.shelf))
+
+    def open_batches(self) -> StoredBatches:
+        """Tenants' batches, and the files that they read and write.
+
+        They lie in this folder, or beside a SQLite ledger that several factories share.
+
+        Raises:
+            LedgerUnavailable, LedgerCorrupt: see ``StoredFiles``.
+        """
+        ledger = self.load_settings().ledger
+        folder = Path(ledger.path).parent if ledger.path else self.path
+        files = StoredFiles(SQLiteDatabase(folder / "batches.sqlite"), folder / "files")
+        return StoredBatches(files, folder / "batches.lock")
 
     def ledger_file(self) -> Path | None:
         """The SQLite file that holds the ledger; None if a database server does."""

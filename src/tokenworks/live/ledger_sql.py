@@ -222,6 +222,10 @@ BLOCKS: Final = (
     "SELECT seq, owner, number, at_unix_ns, count, payload, hash FROM blocks "
     "WHERE seq > ? ORDER BY seq"
 )
+BLOCKS_SINCE: Final = (
+    "SELECT seq, owner, number, at_unix_ns, count, payload, hash FROM blocks "
+    "WHERE at_unix_ns >= ? ORDER BY seq"
+)
 LAGGING: Final = "SELECT owner, rolled FROM owners WHERE number > rolled ORDER BY owner"
 BLOCK_OF: Final = "SELECT seq FROM blocks WHERE owner = ? AND number = ?"
 UNROLLED_OF: Final = (

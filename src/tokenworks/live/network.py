@@ -419,6 +419,7 @@ class WorkerClient:
                 )
         self.host = host
         self.port = port
+        self.api_key = api_key
         self._connections_max = connections_max
         self._base_path = base_path
         self._tls = tls
@@ -464,17 +465,27 @@ class WorkerClient:
         return await self._send(b"%b%d\r\n%b\r\n%b" % (head, len(body), lines, body))
 
     async def pass_on(self, passing: Passing, body: bytes) -> WorkerStream:
-        """Send a request as it came to us, under our own key; as ``post_stream`` otherwise."""
+        """Send a request as it came to us, under our own key; as ``post_stream`` otherwise.
+
+        One that HTTP does not let be repeated is sent once: a kept connection that is closed before
+        an answer does not tell whether the worker has carried it out.
+        """
         head = f"{passing.method} {self._base_path}{passing.target} HTTP/1.1\r\n{self._own_headers}"
         lines = b"".join([b"%b: %b\r\n" % pair for pair in passing.headers])
         if body or passing.method not in _BODILESS:
             lines += b"content-length: %d\r\n" % len(body)
         request = b"%b%b\r\n%b" % (head.encode("latin-1"), lines, body)
         bodiless = passing.method == "HEAD"
-        return await self._send(request, keep_headers=True, bodiless=bodiless)
+        again = passing.repeatable
+        return await self._send(request, keep_headers=True, bodiless=bodiless, again=again)
 
     async def _send(
-        self, request: bytes, *, keep_headers: bool = False, bodiless: bool = False
+        self,
+        request: bytes,
+        *,
+        keep_headers: bool = False,
+        bodiless: bool = False,
+        again: bool = True,
     ) -> WorkerStream:
         def sent(connection: _Connection) -> WorkerStream:
             due_s = self._head_due_s()
@@ -486,7 +497,7 @@ class WorkerClient:
             try:
                 await stream._head()  # noqa: SLF001
             except WorkerFailed:
-                if not connection.lost_unanswered:
+                if not (again and connection.lost_unanswered):
                     raise
             else:
                 return stream
@@ -576,13 +587,18 @@ class WorkerClient:
                 )
         except (OSError, TimeoutError) as error:  # that of TLS is an OSError, too
             if error.errno in _NO_FILES:
-                raise WorkerUnavailable(
-                    f"this process may open no more files: {error.strerror}",
-                    hint="Raise the limit: ulimit -n.",
-                ) from error
-            raise WorkerFailed(
+                lack = WorkerUnavailable(
+                    f"The factory may open no more files: {error.strerror}.",
+                    hint="Try again; operators: raise the limit, ulimit -n.",
+                    retry_after_s=1,
+                )
+                lack.ours = True
+                raise lack from error
+            failure = WorkerFailed(
                 f"cannot connect to the worker at {self.host}:{self.port}: {error!r}"
-            ) from error
+            )
+            failure.unsent = True
+            raise failure from error
         finally:
             if connection is None:
                 self._sockets -= counted

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Final
 
 import msgspec
 from msgspec import UNSET
@@ -16,9 +17,15 @@ from tokenworks.core.errors import (
     WorkerFailed,
     WorkerUnavailable,
 )
-from tokenworks.core.orders import Order
+from tokenworks.core.orders import CHAT_PATH, Order
 from tokenworks.core.units import NS_PER_MS
 from tokenworks.dispatch.commands import Reject
+
+CALLER_AT_FAULT: Final = frozenset({400, 413, 422})
+"""A worker's statuses that blame the request. Others, such as 401, blame how we reach it."""
+
+NO_SUCH_PATH: Final = frozenset({404, 405, 501})
+"""Said by a worker that serves no embeddings, sound and so on; every worker serves chat."""
 
 
 def rejection(command: Reject, order: Order, loop_s: Callable[[int], float]) -> TokenworksError:
@@ -60,6 +67,14 @@ def rejection(command: Reject, order: Order, loop_s: Callable[[int], float]) -> 
     )
 
 
+def sent_once(why: str) -> WorkerFailed:
+    """Why a request that was passed on, and may not be repeated, has no answer."""
+    return WorkerFailed(
+        f"The provider broke off after the request was sent to it: {why}",
+        hint="It may have been carried out: look before you send it again.",
+    )
+
+
 def shutting_down() -> CapacityExceeded:
     """The factory takes no more."""
     return CapacityExceeded("The factory is shutting down.", hint="Try again.", retry_after_s=5)
@@ -70,6 +85,20 @@ def not_offered(order: Order, lacking: str) -> NotOffered:
     return NotOffered(
         f"No worker of {order.model!r} has {lacking}, which the request needs.",
         hint="Ask for what is offered; operators: give a pool `labels` or `adapters`.",
+    )
+
+
+def at_fault(order: Order, status: int) -> bool:
+    """Whether a worker's status blames the request."""
+    nowhere = status in NO_SUCH_PATH and order.worker_path != CHAT_PATH
+    return status in CALLER_AT_FAULT or nowhere
+
+
+def refused(status: int, said: bytes) -> InvalidRequest:
+    """The worker found the request itself at fault."""
+    return InvalidRequest(
+        f"The worker refused the request with status {status}: {words_of_error(said)}",
+        hint="Mend the request and send it again.",
     )
 
 

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from tokenworks.core.errors import LedgerCorrupt, LedgerUnavailable, TokenworksError
-from tokenworks.core.ids import LimitID, PoolID
+from tokenworks.core.ids import LimitID, PoolID, RequestID
 from tokenworks.core.units import NS_PER_HOUR
 from tokenworks.ledger.blocks import (
     GENESIS,
@@ -26,7 +26,7 @@ from tokenworks.ledger.blocks import (
     encode_entries,
     hash_of,
 )
-from tokenworks.ledger.entries import Entry, Reserved
+from tokenworks.ledger.entries import Entry, Posted, Reserved
 from tokenworks.ledger.extras import Use, limit_states, uses
 from tokenworks.ledger.leases import Counted, Shortage, WindowUse, split, with_spent
 from tokenworks.ledger.quotas import UNIX_NS_MAX, LimitState, NodeID
@@ -40,6 +40,7 @@ from tokenworks.live.group_commit import QUEUE_LEN_MAX, Batch, GroupCommit
 from tokenworks.live.ledger_sql import (
     BLOCK_OF,
     BLOCKS,
+    BLOCKS_SINCE,
     COUNT_QUESTION,
     INSERT_BLOCK,
     LAGGING,
@@ -168,6 +169,22 @@ class SQLStore(SettingsStore):
         for block in self.blocks():
             yield from decode_entries(block)
 
+    def billed(self, requests: Collection[RequestID], since_unix_ns: int) -> set[RequestID]:
+        """Which requests of processes that are dead are billed, in blocks since a time.
+
+        Raises:
+            LedgerUnavailable, LedgerCorrupt: they cannot be read.
+        """
+        with self._other_lock, self._other.writing():
+            pass  # what a dead process's server was still committing has ended with this
+        found: set[RequestID] = set()
+        for row in self._other.stream(BLOCKS_SINCE, (since_unix_ns,)):
+            block = block_from(row)
+            if any(request.encode() in block.payload for request in requests):
+                posted = [each for each in decode_entries(block) if isinstance(each, Posted)]
+                found.update(each.request for each in posted if each.request in requests)
+        return found
+
     def latest_unix_ns(self) -> int:
         """See ``LedgerStore``."""
         with self._other_lock:
@@ -233,6 +250,13 @@ class SQLStore(SettingsStore):
             self._sums.keep(names)
             self._stored.adopt(found)
         return found
+
+    def declare_dead(self, owner: str) -> None:
+        """Let ``take_over`` find a process that has ended, however short a while ago."""
+        with self._group.still, self._writer.writing():
+            self._writer.change(
+                "UPDATE owners SET seen_unix_ns = 0 WHERE owner = ? AND ended = 0", (owner,)
+            )
 
     def _end_the_dead(self, seen_before_unix_ns: int) -> tuple[list[Reserved], NewNames]:
         """Inside a transaction: what dead processes hold, and new names; their sums are added."""

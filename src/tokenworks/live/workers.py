@@ -102,6 +102,7 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
         context_tokens: KV tokens of all slots together; each slot has its equal share, at most
             the model's own context, and refuses a longer prompt with 400.
         threads: CPU threads of the model.
+        clients: processes that send it requests, each over connections of its own.
     """
 
     worker: WorkerID
@@ -111,6 +112,7 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     slots: int
     context_tokens: int
     threads: int
+    clients: int = 1
 
     @property
     def connections_max(self) -> int:
@@ -381,6 +383,7 @@ class EmbeddedWorker:
             *(self._python, "-P", "-m", "tokenworks.live.embedded"),
             *("--model", spec.path, "--alias", spec.model, "--slots", str(spec.slots)),
             *("--context-tokens", str(spec.context_tokens), "--threads", str(spec.threads)),
+            *("--clients", str(spec.clients)),
             stdin=asyncio.subprocess.PIPE,  # its end tells the worker that we are gone
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
@@ -467,7 +470,7 @@ class AttachedWorker:
         pause: Pause = sleep_ns,
     ) -> None:
         self.spec = spec
-        _client_of(spec)  # a wrong URL shows at once
+        client_of(spec)  # a wrong URL shows at once
         # A provider's URL is what its paths follow; a server's may end in /v1 or not.
         self._models = "/models" if spec.model == ANY_MODEL else "/v1/models"
         self._supervisor = _Supervisor(
@@ -488,7 +491,7 @@ class AttachedWorker:
         await self._supervisor.stop()
 
     async def _life(self) -> str:
-        client = _client_of(self.spec)
+        client = client_of(self.spec)
         try:
             if await self._supervisor.unless_stopped(self._serves(client)) is None:
                 return STOPPED
@@ -501,9 +504,11 @@ class AttachedWorker:
 
     async def _serves(self, client: WorkerClient) -> str:
         """The model's name once the server lists it; raises WorkerFailed if it doesn't."""
+        supervisor = self._supervisor
         try:
-            async with asyncio.timeout(self._supervisor.limits.health_ns_max / NS_PER_S):
-                status, body = await client.get(self._models)
+            while (said := await self._list(client)) is None:
+                await supervisor.pause(supervisor.limits.health_period_ns)
+            status, body = said
             if status != 200:
                 raise WorkerFailed(f"{self._models} answered {status}")
             names = [model.id for model in msgspec.json.decode(body, type=_ModelList).data]
@@ -514,6 +519,17 @@ class AttachedWorker:
         if self.spec.model not in (*names, ANY_MODEL):
             raise WorkerFailed(f"it serves {names!r}, not {self.spec.model!r}")
         return self.spec.model
+
+    async def _list(self, client: WorkerClient) -> tuple[int, bytes] | None:
+        """What the server answers to which models it has; None if we cannot ask."""
+        try:
+            async with asyncio.timeout(self._supervisor.limits.health_ns_max / NS_PER_S):
+                return await client.get(self._models)
+        except WorkerUnavailable as lack:
+            if not lack.ours:
+                raise
+            self._supervisor.last_failure = lack.message
+            return None
 
 
 class _ModelEntry(msgspec.Struct, frozen=True):
@@ -526,7 +542,12 @@ class _ModelList(msgspec.Struct, frozen=True):
     data: list[_ModelEntry]
 
 
-def _client_of(spec: AttachedSpec) -> WorkerClient:
+def client_of(spec: AttachedSpec) -> WorkerClient:
+    """The way to a server that somebody else runs.
+
+    Raises:
+        ConfigInvalid: the URL is not a plain ``http://host[:port][/path]``.
+    """
     parts = urllib.parse.urlsplit(spec.url)
     if (
         parts.scheme not in ("http", "https") or not parts.hostname

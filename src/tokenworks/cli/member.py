@@ -1,0 +1,162 @@
+"""One of the processes of a factory that serves from several; ``supervisor`` starts it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import click
+import msgspec
+import uvloop
+
+from tokenworks.catalogue.factory_config import FactoryConfig
+from tokenworks.catalogue.price_book import PriceBooks, parse_price_book
+from tokenworks.cli.policy_file import chosen
+from tokenworks.core.errors import TokenworksError
+from tokenworks.live.home import Home
+
+_STDIN: Final = 0
+_STDOUT: Final = 1
+_STDERR: Final = 2
+
+
+class Member(msgspec.Struct, frozen=True, kw_only=True):
+    """Which of several processes one is.
+
+    Attributes:
+        index: 0 owns the dispatcher and the workers.
+        count: how many there are.
+        path: the owner's Unix socket.
+        descriptor: of the same, listening, for the owner.
+        owner: its name in the ledger.
+        dead: names that it had there before it died; none at first.
+    """
+
+    index: int
+    count: int
+    path: str
+    descriptor: int
+    owner: str
+    dead: tuple[str, ...] = ()
+
+
+class Shared(msgspec.Struct, frozen=True, kw_only=True):
+    """What all of them start with, and start again with, whatever the files say by then.
+
+    Attributes:
+        home: the factory's folder.
+        settings: as they were read.
+        books: the texts of its price books.
+        host, port: where to listen.
+        policy, policy_file: see ``policy_file.chosen``.
+        quiet: say only errors.
+    """
+
+    home: str
+    settings: FactoryConfig
+    books: tuple[str, ...]
+    host: str
+    port: int
+    policy: str | None
+    policy_file: str | None
+    quiet: bool
+
+
+class Ready(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """It serves, and has a worker.
+
+    Attributes:
+        models: that the factory has.
+    """
+
+    models: list[str]
+
+
+class Hung(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The owner cannot go on beside some of the others: they are to be killed.
+
+    Attributes:
+        indices: of these.
+    """
+
+    indices: list[int]
+
+
+Said = Ready | Hung
+"""What a process tells its supervisor, each as a line of JSON on its standard output."""
+
+
+def main(arguments: list[str]) -> int:
+    """Serve until SIGTERM, or until nobody holds the other end of standard input any more.
+
+    ``Shared``, which may hold a ledger's password, is the first line of standard input as JSON: it
+    is never in a file or on a command line.
+
+    Args:
+        arguments: ``Member`` as JSON.
+
+    Returns:
+        The exit status.
+    """
+    member = msgspec.json.decode(arguments[0], type=Member)
+    shared = msgspec.json.decode(sys.stdin.buffer.readline(), type=Shared)
+    # What a policy of the operator's prints is not for the supervisor.
+    said = os.dup(_STDOUT)
+    os.dup2(_STDERR, _STDOUT)
+    logging.basicConfig(
+        level=logging.ERROR if shared.quiet else logging.WARNING,
+        format=f"%(levelname)s process {member.index}: %(message)s",
+    )
+    logging.getLogger("tokenworks.ledger").setLevel(
+        logging.ERROR if shared.quiet or member.index else logging.INFO
+    )
+    try:
+        uvloop.run(_serve(shared, member, lambda what: _say(said, what)))
+    except TokenworksError as error:
+        click.echo(f"{error.code}: {error}", err=True)
+        return 1
+    return 0
+
+
+async def _serve(shared: Shared, member: Member, say: Callable[[Said], None]) -> None:
+    from tokenworks.cli.wiring import Factory, many_files, rare_collections
+
+    home = Home(Path(shared.home))
+    factory = Factory(
+        home,
+        shared.settings,
+        PriceBooks([parse_price_book(text) for text in shared.books]),
+        host=shared.host,
+        port=shared.port,
+        chosen=chosen(shared.policy, shared.policy_file),
+        member=member,
+        on_hung=lambda indices: say(Hung(indices=indices)),
+    )
+    many_files()
+    loop = asyncio.get_running_loop()
+
+    def orphaned() -> None:
+        if not os.read(_STDIN, 1):
+            loop.remove_reader(_STDIN)
+            factory.server.stop()
+            # No other factory starts from this folder before the last of us has ended.
+            shutil.rmtree(Path(member.path).parent, ignore_errors=True)
+            home.forget_url()
+
+    loop.add_reader(_STDIN, orphaned)
+    with rare_collections():
+        await factory.run(lambda up: say(Ready(models=list(up.driver.models()))))
+
+
+def _say(descriptor: int, what: Said) -> None:
+    os.write(descriptor, msgspec.json.encode(what) + b"\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

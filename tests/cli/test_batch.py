@@ -1,0 +1,69 @@
+"""``tokenworks batch``: what an operator sees of batches, and can end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+from tests.cli.command_line import data, done, invoke
+from tokenworks.core.batches import Batch, BatchStatus, StoredFile, moved
+from tokenworks.core.errors import InvalidRequest, NotFound
+from tokenworks.core.ids import BatchID, FileID, KeyID, TenantID
+from tokenworks.live.home import Home
+
+
+def begin(home: Home, name: str, tenant: str) -> None:
+    room = home.open_batches()
+    mine, file = TenantID(tenant), FileID(f"file-{name}")
+    batch = Batch(
+        id=BatchID(f"batch_{name}"),
+        tenant=mine,
+        key=KeyID("k"),
+        endpoint="/v1/chat/completions",
+        input_file=file,
+        metadata={},
+        status=BatchStatus.VALIDATING,
+        at={BatchStatus.VALIDATING: 1_700_000_000_000_000_000},
+        expires_unix_ns=1_700_086_400_000_000_000,
+    )
+
+    async def put() -> None:
+        upload = room.files.begin(mine)
+        stored = StoredFile(
+            id=file,
+            tenant=mine,
+            name="in.jsonl",
+            purpose="batch",
+            bytes=0,
+            created_unix_ns=1,
+            expires_unix_ns=2,
+        )
+        await room.files.keep(upload, stored)
+        await room.create(batch)
+
+    asyncio.run(put())
+    room.close()
+
+
+def test_batches_are_listed_shown_and_cancelled(home: Home) -> None:
+    assert "There are no batches." in done(home, "batch", "list")
+    begin(home, "a", "acme")
+    begin(home, "b", "other")
+    rows = data(home, "batch", "list")
+    assert [(row["batch"], row["tenant"]) for row in rows] == [
+        ("batch_b", "other"),
+        ("batch_a", "acme"),
+    ]
+    (row,) = data(home, "batch", "list", "--tenant", "acme")
+    assert (row["status"], row["total"]) == ("validating", 0)
+    assert "batch_b" in done(home, "batch", "list", "--limit", "1")
+    shown = json.loads(done(home, "batch", "show", "batch_a"))
+    assert (shown["id"], shown["tenant"], shown["key"]) == ("batch_a", "acme", "k")
+    assert json.loads(done(home, "batch", "cancel", "batch_a"))["status"] == "cancelling"
+    assert isinstance(invoke(home, "batch", "show", "batch_x").exception, NotFound)
+    room = home.open_batches()
+    ended = asyncio.run(room.get(TenantID("acme"), BatchID("batch_a")))
+    assert ended is not None
+    asyncio.run(room.end(moved(ended, BatchStatus.CANCELLED, 0)))
+    room.close()
+    assert isinstance(invoke(home, "batch", "cancel", "batch_a").exception, InvalidRequest)

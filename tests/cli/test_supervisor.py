@@ -1,0 +1,112 @@
+"""The supervisor of several processes, with small scripts in their place."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from tokenworks.catalogue.factory_config import parse_factory_config
+from tokenworks.cli import supervisor as room
+from tokenworks.cli.member import Member, Said, Shared
+from tokenworks.cli.supervisor import DEATHS_MAX, Supervisor
+from tokenworks.core.errors import FactoryError
+from tokenworks.core.units import NS_PER_MS
+from tokenworks.live.home import Home
+from tokenworks.live.workers import SupervisionLimits
+
+SETTINGS = "[ledger]\npath='postgresql://me:hidden@db/x'\n[pool.x]\nengine='embedded'\nmodel='m'\n"
+QUICK = SupervisionLimits(backoff_first_ns=NS_PER_MS, backoff_ns_max=2 * NS_PER_MS)
+BEGIN = """
+import os, sys, time
+shared = sys.stdin.buffer.readline()
+assert b"hidden" in shared
+print('{"type":"Ready","models":["m"]}', flush=True)
+"""
+SERVE = "sys.stdin.read()"
+HANG = "time.sleep(60)"
+STUBBORN = "import signal; signal.signal(15, signal.SIG_IGN)\n"
+
+
+class Scripts(Supervisor):
+    """Processes of the test's own."""
+
+    def __init__(self, home: Home, scripts: dict[int, list[str]]) -> None:
+        self.scripts, self.started = scripts, list[int]()
+        self.last, self.again = dict[int, str](), asyncio.Event()
+        shared = Shared(
+            home=str(home.path),
+            settings=parse_factory_config(SETTINGS),
+            books=(),
+            host="127.0.0.1",
+            port=0,
+            policy=None,
+            policy_file=None,
+            quiet=True,
+        )
+        super().__init__(shared, len(scripts), QUICK)
+
+    def _command(self, member: Member) -> tuple[str, ...]:
+        assert "hidden" not in " ".join(super()._command(member))
+        scripts = self.scripts[member.index]
+        self.started.append(member.index)
+        before = self.last.get(member.index)
+        assert member.dead == (() if before is None else (before,))
+        self.last[member.index] = member.owner
+        return (sys.executable, "-c", scripts.pop(0) if len(scripts) > 1 else scripts[0])
+
+    def _heard(self, index: int, said: Said) -> None:
+        super()._heard(index, said)
+        if index == 1 and self.started.count(1) == 2:
+            self.again.set()
+
+    def end(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_one_that_dies_five_times_ends_all(home: Home) -> None:
+    made = Scripts(home, {0: [BEGIN + SERVE], 1: [BEGIN + "sys.exit(3)"]})
+    with pytest.raises(FactoryError, match="Process 1 ended with status 3"):
+        asyncio.run(made.run(lambda *_: None))
+    assert made.started.count(1) == DEATHS_MAX == 5
+    assert made.started.count(0) == 1
+
+
+def test_one_that_hangs_is_killed_at_its_owners_word_and_starts_again(home: Home) -> None:
+    said = '\nprint(\'{"type":"Hung","indices":[1,2]}\', flush=True)\n'
+    unready = "import sys, time; sys.stdin.buffer.readline(); " + HANG
+    made = Scripts(
+        home,
+        {
+            0: [BEGIN + "time.sleep(0.2)" + said + SERVE],
+            1: [BEGIN + HANG, BEGIN + SERVE],
+            2: [unready],  # still starting: it has nothing yet
+        },
+    )
+
+    async def run() -> None:
+        running = asyncio.create_task(made.run(lambda *_: None))
+        async with asyncio.timeout(30):
+            await made.again.wait()
+        made._kill_hung(2)
+        assert made.started.count(2) == 1
+        made._began_ns[2] -= room.START_S_MAX * 10**9
+        made._kill_hung(2)  # and now it has had its time
+        made._kill_hung(3)  # nobody
+        with pytest.raises(FactoryError, match=r"Process 2 ended with status -9"):
+            await running
+
+    asyncio.run(run())
+
+
+def test_one_that_does_not_stop_is_killed(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "STOP_S_MAX", 0.1)
+    monkeypatch.setattr(room, "OWNER_STOP_S_MAX", 0.2)
+    made = Scripts(home, {0: [STUBBORN + BEGIN + HANG], 1: [STUBBORN + BEGIN + HANG]})
+    asyncio.run(made.run(lambda *_: made.end()))
+    assert made.started == [0, 1]
+    assert not Path(made._path).parent.exists()

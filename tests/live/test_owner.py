@@ -1,0 +1,497 @@
+"""Several drivers and one dispatcher: an owner and its fronts in one loop, on a real socket."""
+
+from __future__ import annotations
+
+import asyncio
+import pathlib
+import socket
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+import pytest
+
+from tests.ledger import ledger_samples
+from tests.live.driver_world import (
+    BOOK,
+    CONFIG,
+    CURVE,
+    POOL,
+    FakeClient,
+    FakeClock,
+    SteeredStore,
+    World,
+    outcome,
+    until,
+)
+from tokenworks.catalogue.price_book import PriceBooks
+from tokenworks.core.errors import WorkerFailed, WorkerUnavailable
+from tokenworks.core.ids import KeyID, ModelName, RequestID, TenantID, WorkerID
+from tokenworks.core.orders import KeyView, Order
+from tokenworks.core.slo import Tier
+from tokenworks.dispatch.dispatcher import Dispatcher
+from tokenworks.dispatch.settings import settings_for
+from tokenworks.ledger.store_port import recover
+from tokenworks.live.driver import LIMITS, Driver
+from tokenworks.live.flights import LiveDelivery
+from tokenworks.live.frames import Report, Welcome
+from tokenworks.live.front import OWNER_NS_MAX, FrontDriver
+from tokenworks.live.journal import JournalWriter, journal_files, replay
+from tokenworks.live.network import WorkerClient
+from tokenworks.live.owner import OwnerDriver
+from tokenworks.live.seats import Seat
+
+WORKERS = (WorkerID("w0"), WorkerID("w1"))
+EMBEDDED = msgspec.structs.replace(CONFIG, engine="embedded", urls=(), workers=2)
+
+
+class Client(FakeClient):
+    """That is closed with a word why, as the real one."""
+
+    def close(self, why: str = "") -> None:
+        super().close()
+        self.closed = why
+
+
+class Front:
+    """A front and the clients that it has made."""
+
+    def __init__(self, crew: Crew, index: int) -> None:
+        self.clients: dict[WorkerID, Client] = {}
+        self.first_up = asyncio.Event()
+        self.driver = crew.driver(
+            FrontDriver,
+            index=index,
+            name=f"front-{index}-{len(crew.fronts)}",
+            path=crew.path,
+            reach=self._reach,
+            embedded=lambda _: 2,
+            text=lambda: b"front %d" % index,
+            first_up=self.first_up,
+        )
+        self.driver.begin()
+        self.linking = asyncio.get_running_loop().create_task(self.driver.keep_linked())
+
+    def _reach(self, seat: Seat) -> Client:
+        self.clients[seat.worker] = Client()
+        return self.clients[seat.worker]
+
+    def waiting(self) -> list[Any]:
+        return [each for client in self.clients.values() for each in client.waiting()]
+
+    async def end(self) -> None:
+        self.linking.cancel()
+        await asyncio.gather(self.linking, return_exceptions=True)
+        await self.driver.close()
+
+
+class Crew:
+    """An owner, which can die and be followed by another, and fronts."""
+
+    def __init__(self, folder: pathlib.Path, path: str, config: Any) -> None:
+        self.folder, self.path, self.config = folder, path, config
+        self.clock = FakeClock()
+        self.listening = socket.socket(socket.AF_UNIX)
+        self.listening.bind(path)
+        self.listening.listen(8)
+        self.fronts: list[Front] = []
+        self.hung: list[int] = []
+        self.journals = 0
+        self.requests = 0
+
+    def driver(self, kind: Callable[..., Any], **more: Any) -> Any:
+        store = SteeredStore()
+        store.put_key(World.key())
+        self.journals += 1
+        made = kind(
+            clock=self.clock,
+            dispatcher=Dispatcher(),
+            ledger=recover(store, self.clock.unix_ns()),
+            store=store,
+            books=PriceBooks([BOOK]),
+            pools={POOL: self.config},
+            journal=JournalWriter(self.folder / str(self.journals)),
+            **more,
+        )
+        for worker in WORKERS:
+            made.seat(Seat(worker=worker, pool=POOL, config=self.config, curve=CURVE))
+        return made
+
+    async def start(self, *awaited: int) -> None:
+        self.owner: OwnerDriver = self.driver(
+            OwnerDriver,
+            fronts=frozenset(awaited),
+            text=lambda: b"owner",
+            on_hung=self.hung.extend,
+        )
+        self.owner.begin()
+        self.server = await self.owner.listen(self.listening.dup())
+
+    async def join(self, *indices: int) -> None:
+        self.fronts += [Front(self, index) for index in indices]
+        await until(lambda: len(self.owner._links) >= len(indices))
+
+    def die(self) -> None:
+        """The owner's process has ended: the kernel closes its sockets."""
+        self.server.close()
+        for link in self.owner._links.values():
+            link._abort()
+        self.owner._write_journal(lambda journal: journal.close())
+        self.owner._journal = None
+
+    def order(self, tier: Tier = Tier.HIGH) -> Order:
+        self.requests += 1
+        return Order(
+            request=RequestID(f"r{self.requests}"),
+            key=KeyView(key=KeyID("key"), tenant=TenantID("tenant"), tier_default=Tier.HIGH),
+            model=ModelName(ledger_samples.MODEL),
+            tier=tier,
+            body=b'{"stream":true}',
+            input_tokens_max=10,
+            output_tokens_max=20,
+            prefix=(),
+            arrived_ns=self.clock.now_ns(),
+        )
+
+    def open(self, driver: Driver, tier: Tier = Tier.HIGH) -> asyncio.Task[LiveDelivery]:
+        return asyncio.get_running_loop().create_task(driver.open(self.order(tier)))
+
+    def running(self) -> dict[str, int]:
+        return {name: load.running for name, load in self.owner._dispatcher.loads().items()}
+
+    def queued(self) -> int:
+        return sum(self.owner._dispatcher.queue_lens().values())
+
+    async def answered(self, front: Front) -> LiveDelivery:
+        """A request of a front that has begun to be answered."""
+        opening = self.open(front.driver)
+        await until(front.waiting)
+        front.waiting()[-1].answer()
+        return await opening
+
+
+async def settle(delivery: LiveDelivery) -> None:
+    delivery.stream.end()  # type: ignore[attr-defined]
+    await delivery.settle(outcome())
+
+
+@asynccontextmanager
+async def crew_of(folder: pathlib.Path, config: Any = CONFIG) -> AsyncIterator[Crew]:
+    with tempfile.TemporaryDirectory(prefix="tw-") as short:
+        crew = Crew(folder, f"{short}/owner", config)
+        async with asyncio.timeout(20):
+            await crew.start()
+            yield crew
+            for front in crew.fronts:
+                await front.end()
+            await crew.owner.alone()
+            await crew.owner.close()
+            crew.server.close()
+        crew.listening.close()
+
+
+def run(test: Callable[[], Any]) -> None:
+    asyncio.run(test())
+
+
+def test_slots_and_tiers_hold_across_processes(tmp_path: pathlib.Path) -> None:
+    async def test() -> None:
+        async with crew_of(tmp_path) as crew:
+            crew.owner.worker_up(WORKERS[0], Client())
+            await crew.join(1, 2)
+            one, two = crew.fronts
+            await until(lambda: one.first_up.is_set() and two.first_up.is_set())
+            assert one.driver.healthy() == (True, "1 of 2 workers are up")
+            begun = [await crew.answered(one), await crew.answered(two)]
+            assert crew.running() == {"w0": 2}
+            low = crew.open(one.driver, Tier.FREE)
+            await until(lambda: crew.queued() == 1)
+            high = crew.open(two.driver, Tier.PREMIUM)
+            await until(lambda: crew.queued() == 2)
+            await settle(begun[0])
+            await until(two.waiting)
+            assert not one.waiting()
+            two.waiting()[0].answer()
+            last = await high
+            low.cancel()  # while it waits: it leaves the owner's line, too
+            await until(lambda: crew.queued() == 0)
+            await settle(begun[1])
+            await settle(last)
+            await until(lambda: crew.running() == {"w0": 0})
+        files = journal_files(tmp_path / "1")
+        assert len(files) == 1
+        assert replay(files[0]).first_difference is None
+        assert not journal_files(tmp_path / "2")  # a front decides nothing
+
+    run(test)
+
+
+def test_the_owner_serves_callers_of_its_own(tmp_path: pathlib.Path) -> None:
+    async def test() -> None:
+        async with crew_of(tmp_path) as crew:
+            client = Client()
+            crew.owner.worker_up(WORKERS[0], client)
+            await crew.join(1)
+            theirs = await crew.answered(crew.fronts[0])
+            opening = crew.open(crew.owner)
+            await until(client.waiting)
+            client.waiting()[0].answer()
+            await settle(await opening)
+            await until(lambda: crew.running() == {"w0": 1})
+            await settle(theirs)
+
+    run(test)
+
+
+def test_what_a_dead_front_had_is_free_again(tmp_path: pathlib.Path) -> None:
+    async def test() -> None:
+        async with crew_of(tmp_path) as crew:
+            crew.owner.worker_up(WORKERS[0], Client())
+            await crew.join(1, 2)
+            one, two = crew.fronts
+            begun = [await crew.answered(one), await crew.answered(one)]
+            waiting = crew.open(two.driver)
+            await until(lambda: crew.queued() == 1)
+            one.linking.cancel()
+            link = one.driver._link
+            assert link is not None
+            link._abort()
+            await until(two.waiting)
+            assert crew.running() == {"w0": 1}
+            two.waiting()[0].answer()
+            await settle(await waiting)
+            for delivery in begun:
+                await settle(delivery)
+
+    run(test)
+
+
+def test_a_new_owner_knows_what_runs_and_what_waits(tmp_path: pathlib.Path) -> None:
+    async def test() -> None:
+        async with crew_of(tmp_path) as crew:
+            crew.owner.worker_up(WORKERS[0], Client())
+            await crew.join(1, 2)
+            one, two = crew.fronts
+            begun = [await crew.answered(one), await crew.answered(two)]
+            waiting = crew.open(one.driver)
+            await until(lambda: crew.queued() == 1)
+            crew.die()
+            await until(lambda: not one.driver.healthy()[0] and not two.driver.healthy()[0])
+            assert one.driver.healthy()[1].startswith("the process that dispatches")
+            later = crew.open(two.driver)
+            await crew.start(1, 2)
+            crew.owner.worker_up(WORKERS[0], Client())
+            await until(lambda: len(crew.owner._early) == 2)
+            # Both slots are taken by what the last owner sent: the worker is not told of yet.
+            assert crew.running() == {}
+            await settle(begun[0])
+            await until(lambda: one.waiting() or two.waiting())
+            assert crew.running() == {"w0": 1}
+            (at,) = [each for each in (one, two) if each.waiting()]
+            at.waiting()[0].answer()
+            await settle(begun[1])
+            other = two if at is one else one
+            await until(other.waiting)
+            other.waiting()[0].answer()
+            for opening in (waiting, later):
+                await settle(await opening)
+            await until(lambda: crew.running() == {"w0": 0})
+            assert crew.owner._dispatcher.loads()[WORKERS[0]].slots == 2
+
+    run(test)
+
+
+def test_what_was_taken_over_ends_with_its_worker_its_front_or_a_failure(
+    tmp_path: pathlib.Path,
+) -> None:
+    async def test() -> None:
+        async with crew_of(tmp_path) as crew:
+            for worker in WORKERS:
+                crew.owner.worker_up(worker, Client())
+            await crew.join(1, 2)
+            one, two = crew.fronts
+            failing, lost = crew.open(one.driver), crew.open(one.driver)
+            await until(lambda: len(one.waiting()) == 2)
+            begun = await crew.answered(two)
+            crew.die()
+            await until(lambda: not one.driver.healthy()[0])
+            await crew.start(1, 2)
+            for worker in WORKERS:
+                crew.owner.worker_up(worker, Client())
+            await until(lambda: len(crew.owner._taken_over) == 3)
+            at = {one.driver._flights[RequestID(f"r{n}")].seat.worker: n for n in (1, 2)}
+            assert set(at) == set(WORKERS)
+            one.clients[WORKERS[0]].waiting()[0].fail()
+            with pytest.raises(WorkerFailed):
+                await (failing if at[WORKERS[0]] == 1 else lost)
+            crew.owner.worker_down(WORKERS[1], "it died")
+            with pytest.raises(WorkerFailed):
+                await (failing if at[WORKERS[1]] == 1 else lost)
+            two.linking.cancel()
+            two.driver.unlink()
+            await until(lambda: not crew.owner._taken_over)
+            await settle(begun)
+
+    run(test)
+
+
+def test_a_front_that_does_not_say_what_it_has_is_to_be_killed(tmp_path: pathlib.Path) -> None:
+    async def test() -> None:
+        async with crew_of(tmp_path) as crew:
+            crew.owner.worker_up(WORKERS[0], Client())
+            await crew.join(1)
+            (hung,) = crew.fronts
+            begun = await crew.answered(hung)
+            hung.linking.cancel()  # it stands still: its answer goes on
+            crew.die()
+            await crew.start(1, 2)
+            crew.owner.worker_up(WORKERS[0], Client())
+            await crew.join(2)
+            waiting = crew.open(crew.fronts[1].driver)
+            await until(lambda: crew.owner._early)
+            crew.owner._remind()
+            crew.owner._remind()  # until somebody comes in its place
+            assert crew.hung == [1, 1]
+            assert crew.running() == {}  # what it has is still unknown
+            await settle(begun)
+            await crew.join(1)
+            await until(crew.fronts[1].waiting)
+            crew.fronts[1].waiting()[0].answer()
+            await settle(await waiting)
+            crew.owner._remind()
+            assert crew.hung == [1, 1]
+
+    run(test)
+
+
+def test_a_front_that_was_hung_up_on_is_to_be_killed(tmp_path: pathlib.Path) -> None:
+    async def test() -> None:
+        async with crew_of(tmp_path) as crew:
+            crew.owner.worker_up(WORKERS[0], Client())
+            await crew.join(1)
+            (one,) = crew.fronts
+            begun = await crew.answered(one)
+            crew.owner._links[1]._abort()
+            await until(lambda: crew.hung == [1])
+            assert not crew.owner._links
+            await until(lambda: crew.running() == {"w0": 0})
+            await settle(begun)
+
+    run(test)
+
+
+def test_without_an_owner_callers_are_told_after_a_while(tmp_path: pathlib.Path) -> None:
+    async def test() -> None:
+        async with crew_of(tmp_path) as crew:
+            await crew.join(1)
+            (one,) = crew.fronts
+            crew.die()
+            await until(lambda: one.driver._link is None)
+            waiting = crew.open(one.driver)
+            await until(lambda: one.driver._flights)
+            one.driver.housekeep_once()
+            assert not waiting.done()
+            crew.clock.advance(OWNER_NS_MAX + 1)
+            one.driver.housekeep_once()
+            with pytest.raises(WorkerUnavailable, match="dispatches requests does not answer"):
+                await waiting
+            with pytest.raises(WorkerUnavailable, match="It is being started again"):
+                await crew.open(one.driver)
+            assert await one.driver.texts() == {1: b"front 1"}
+            await crew.start(1)
+            await until(lambda: one.driver._link is not None)
+            assert not one.driver._ledger.void_orphans(crew.clock.unix_ns())
+
+    run(test)
+
+
+def test_workers_of_our_own_are_told_of_and_end_with_their_owner(tmp_path: pathlib.Path) -> None:
+    async def test() -> None:
+        async with crew_of(tmp_path, EMBEDDED) as crew:
+            nobody = socket.create_server(("127.0.0.1", 0))
+            port = nobody.getsockname()[1]
+            nobody.close()
+            await crew.join(1)
+            (one,) = crew.fronts
+            crew.owner.worker_up(WORKERS[0], WorkerClient("127.0.0.1", port, "secret"))
+            await until(one.first_up.is_set)
+            client = one.driver._seats[WORKERS[0]].client
+            assert isinstance(client, WorkerClient)
+            assert (client.host, client.port, client.api_key) == ("127.0.0.1", port, "secret")
+            with pytest.raises(WorkerFailed, match="broke off this request 3 times"):
+                await crew.open(one.driver)
+            assert crew.owner._whose == {}
+            crew.die()
+            await until(lambda: one.driver._seats[WORKERS[0]].client is None)
+            await crew.start(1)
+            await until(lambda: one.driver._link is not None)
+
+    run(test)
+
+
+def test_metrics_of_all_processes(tmp_path: pathlib.Path) -> None:
+    async def test() -> None:
+        async with crew_of(tmp_path) as crew:
+            assert await crew.owner.texts() == {0: b"owner"}
+            await crew.join(1, 2)
+            everything = {0: b"owner", 1: b"front 1", 2: b"front 2"}
+            assert await crew.owner.texts() == everything
+            assert await crew.fronts[1].driver.texts() == everything
+            gauges = crew.fronts[0].driver.gauges()
+            assert (gauges.workers, gauges.dispatched, gauges.unstored) == ((), {}, 0)
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"\xff\xff\xff\xff",  # too long
+        b"\x00\x00\x00\x01\xc1",  # no MessagePack
+        b"\x00\x00\x00\x0b\x91\x81\xa4type\xa3???"[:15],  # no message
+    ],
+)
+def test_who_speaks_another_language_is_hung_up_on(tmp_path: pathlib.Path, said: bytes) -> None:
+    async def test() -> None:
+        async with crew_of(tmp_path) as crew:
+            reader, writer = await asyncio.open_unix_connection(crew.path)
+            writer.write(said)
+            with_welcome = await reader.read()
+            assert with_welcome.endswith(msgspec.msgpack.encode([Welcome()]))
+            writer.close()
+            assert crew.owner._links == {}
+
+    run(test)
+
+
+def test_what_only_the_other_side_may_say_ends_the_link(tmp_path: pathlib.Path) -> None:
+    async def test() -> None:
+        async with crew_of(tmp_path) as crew:
+            await crew.join(1)
+            (one,) = crew.fronts
+            link = one.driver._link
+            assert link is not None
+            link.send(Welcome())
+            await until(lambda: crew.hung)  # and comes again, and once more
+            assert one.driver._link is not link
+            await crew.join(2)
+            crew.owner._links[2].send(Report(index=2, name="", running=[]))
+            before = crew.fronts[1].driver._link
+            await until(lambda: crew.fronts[1].driver._link not in {None, before})
+
+    run(test)
+
+
+def test_settings_are_the_owners_to_tell(tmp_path: pathlib.Path) -> None:
+    async def test() -> None:
+        async with crew_of(tmp_path) as crew:
+            await crew.join(1)
+            (one,) = crew.fronts
+            events = crew.owner._dispatcher.counts()["events"]
+            one.driver.tell(settings_for(BOOK, LIMITS, None, ()))
+            assert (await one.driver.texts())[0] == b"owner"  # and nothing came before it
+            assert crew.owner._dispatcher.counts()["events"] == events
+
+    run(test)
