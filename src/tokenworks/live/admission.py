@@ -50,20 +50,15 @@ class Admission:
 
     def _record(self, digest: str, address: Address | None) -> KeyRecord | None:
         """The key that a secret opens, now and from there."""
-        for record in self._store.load_keys():
-            if record.revoked_unix_ns is not None:
-                continue
-            for known, view in (
-                (record.secret_sha256, record.view),
-                (record.old_secret_sha256, record.old_view),
-            ):
-                if known is not None and hmac.compare_digest(known, digest):
-                    scopes = view().scopes
-                    if scopes is not None:
-                        scopes.check_date(self._unix_ns())
-                        scopes.check_address(address)
-                    return record
-        return None
+        record = self._store.key_opened_by(digest)
+        if record is None or record.revoked_unix_ns is not None:
+            return None
+        view = record.view() if hmac.compare_digest(record.secret_sha256, digest) else None
+        scopes = (view or record.old_view()).scopes
+        if scopes is not None:
+            scopes.check_date(self._unix_ns())
+            scopes.check_address(address)
+        return record
 
 
 def who_holds(record: KeyRecord, source: str) -> Who:

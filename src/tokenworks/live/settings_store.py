@@ -137,6 +137,17 @@ class SettingsStore:
                 raise _secret_of_another(key)
             return self._other.change(ROTATE_KEY, (old_until_unix_ns, secret_sha256, key)) > 0
 
+    def key_opened_by(self, secret_sha256: str) -> KeyRecord | None:
+        """The key that a secret opens, or has opened before its last one.
+
+        All keys are read only where there is one: anybody may ask about any secret.
+        """
+        with self._other_lock:
+            if not self._keys_of(secret_sha256):
+                return None
+            found = (each for each in self.load_keys() if secret_sha256 in each.secrets_sha256)
+            return next(found, None)
+
     def _keys_of(self, secret_sha256: str) -> list[str]:
         rows = self._other.query(KEYS_OPENED, (secret_sha256, secret_sha256))
         return [row[0] for row in rows]
