@@ -81,6 +81,9 @@ class Envelope:
         # What ends an answer often comes with its last tokens.
         while parts and not (parts[-1].startswith(before) and parts[-1].endswith(after)):
             parts.pop()
+        # Compiled, a slice that ends before it begins is an error, not empty.
+        if not parts or min(map(len, parts)) <= len(before) + len(after):
+            return []
         begin, end = len(before), -len(after)
         texts = [part[begin:end] for part in parts]
         alike = b"%b%b%b" % (before, self._between.join(texts), self._after)
@@ -90,7 +93,6 @@ class Envelope:
             and whole.count(_QUOTE) == len(texts)
             and _ESCAPED_QUOTE not in whole
             and _LINE_FEED not in whole
-            and b"" not in texts
         ):
             return texts
         return []
