@@ -255,6 +255,17 @@ def test_only_so_many_files_come_at_once(
     run(go())
 
 
+def test_a_form_without_a_boundary_takes_no_place(run: Run, room: StoredFiles) -> None:
+    async def go() -> None:
+        gateway = Gateway(FakeDesk(), FakeClock(), files=room)
+        caller = Caller("POST", "/v1/files", WHOLE, {"content-type": "multipart/form-data"})
+        caller.begin(gateway)
+        await others()
+        assert (caller.status, room._uploads.total()) == (400, 0)
+
+    run(go())
+
+
 def test_while_the_disk_is_busy_the_caller_waits(
     run: Run, room: StoredFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:

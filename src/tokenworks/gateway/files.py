@@ -7,7 +7,7 @@ import contextlib
 import reprlib
 import secrets
 import urllib.parse
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Final
 
 import msgspec
@@ -45,12 +45,18 @@ class IncomingFile:
 
     Args:
         exchange: whose body it is.
-        upload: takes the file.
+        begin: makes what takes the file; only once all else is there, for it must be dropped.
         content_type: of the form.
+
+    Raises:
+        InvalidRequest: the content type names no boundary.
+        CapacityExceeded: see ``FileRoom.begin``.
     """
 
-    def __init__(self, exchange: Exchange, upload: Upload, content_type: bytes) -> None:
-        self._exchange, self.upload = exchange, upload
+    def __init__(
+        self, exchange: Exchange, begin: Callable[[], Upload], content_type: bytes
+    ) -> None:
+        self._exchange = exchange
         self._form = FormStream(content_type, "file", self._take)
         self._parts: list[bytes] = []
         self._gathered = 0
@@ -58,6 +64,7 @@ class IncomingFile:
         self._dropping: asyncio.Task[None] | None = None
         self._failure: TokenworksError | None = None
         self.bytes = 0
+        self.upload = begin()
 
     def data(self, data: bytes) -> None:
         """See ``BodySink``."""
@@ -160,8 +167,8 @@ class Files:
         content_type = head.get(b"content-type") or b""
         if not content_type.lower().startswith(b"multipart/form-data"):
             raise InvalidRequest("A file comes in a form.", hint=f"Send {_FORM}.")
-        upload = self._there.begin(key.tenant)
-        sink = IncomingFile(exchange, upload, content_type)
+        room = self._there
+        sink = IncomingFile(exchange, lambda: room.begin(key.tenant), content_type)
         exchange.sink, exchange.on_gone = sink, sink.drop
 
     async def _create(self, request: Request) -> Response:
