@@ -255,6 +255,32 @@ def test_only_so_many_files_come_at_once(
     run(go())
 
 
+def test_nothing_is_written_for_a_caller_who_has_left(
+    run: Run, room: StoredFiles, tmp_path: pathlib.Path
+) -> None:
+    async def go() -> None:
+        for begun in (False, True):
+            upload = room.begin(ACME)
+            if begun:
+                await upload.write(b"x")
+            await upload.drop()
+            with pytest.raises(LedgerUnavailable, match="has left"):
+                await upload.write(b"more")
+            with pytest.raises(LedgerUnavailable, match="has left"):
+                await room.keep(upload, stored("file-1"))
+        gateway = Gateway(FakeDesk(), FakeClock(), files=room)
+        caller = Caller("POST", "/v1/files", WHOLE, {"content-type": TYPE.decode()})
+        caller.begin(gateway)
+        assert caller.connection is not None
+        caller.connection.eof_received()  # at once, before its file is looked at
+        await others()
+        assert room.database.query("SELECT id FROM files") == []
+
+    run(go())
+    assert on_disk(tmp_path) == []
+    assert not room._uploads.total()
+
+
 def test_a_form_without_a_boundary_takes_no_place(run: Run, room: StoredFiles) -> None:
     async def go() -> None:
         gateway = Gateway(FakeDesk(), FakeClock(), files=room)

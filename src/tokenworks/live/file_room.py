@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import threading
 import time
@@ -60,6 +61,8 @@ class StoredUpload:
     def __init__(self, path: Path, left: Callable[[], None]) -> None:
         self.path = path
         self._left = left
+        self._lock = threading.Lock()
+        """Its caller may leave while a thread writes: a descriptor that was closed is another's."""
         self._descriptor: int | None = None
         self._ended = False
 
@@ -74,31 +77,33 @@ class StoredUpload:
             with contextlib.suppress(OSError):
                 await asyncio.to_thread(self.path.unlink, missing_ok=True)
 
-    def _write(self, data: bytes) -> None:
-        with on_disk(self.path):
+    def _write(self, data: bytes, *, sync: bool = False) -> None:
+        with self._lock, on_disk(self.path):
+            if self._ended:
+                raise OSError(errno.EBADF, "its caller has left")
             if self._descriptor is None:
                 flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
                 self._descriptor = os.open(self.path, flags, PRIVATE)
             view = memoryview(data)
             while view:
                 view = view[os.write(self._descriptor, view) :]
+            if sync:
+                os.fsync(self._descriptor)
 
     def sync(self) -> None:
         """All of it is on the disk, under the name it has now."""
-        self._write(b"")
-        assert self._descriptor is not None
-        with on_disk(self.path):
-            os.fsync(self._descriptor)
+        self._write(b"", sync=True)
 
     def end(self) -> None:
         """Nothing more comes."""
-        if self._ended:
-            return
-        self._ended = True
-        self._left()
-        if self._descriptor is not None:
-            with contextlib.suppress(OSError):
-                os.close(self._descriptor)
+        with self._lock:
+            if self._ended:
+                return
+            self._ended = True
+            self._left()
+            if self._descriptor is not None:
+                with contextlib.suppress(OSError):
+                    os.close(self._descriptor)
 
 
 class StoredFiles:
