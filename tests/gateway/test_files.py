@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import os
 import pathlib
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import openai
@@ -432,6 +433,27 @@ def test_sweeping_forgets_what_is_old_or_nobodys(
         assert on_disk(tmp_path) == ["file-new", "file-read"]
 
     run(go())
+
+
+def test_sweeping_goes_on_where_a_file_is_renamed_meanwhile(
+    run: Run, room: StoredFiles, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("1-1-1.part", "1-1-2.part"):
+        (tmp_path / "files" / name).write_bytes(b"x")
+    scandir = os.scandir
+
+    @contextmanager
+    def listed(folder: pathlib.Path) -> Iterator[list[os.DirEntry[str]]]:
+        with scandir(folder) as found:
+            entries = sorted(found, key=lambda entry: entry.name)
+            (folder / "1-1-1.part").rename(folder / "file-1")  # its upload has ended
+            yield entries
+
+    monkeypatch.setattr(file_room.os, "scandir", listed)
+    monkeypatch.setattr(file_room, "ORPHAN_S", -60.0)
+    run(room.run(lambda: room.sweep(10)))
+    monkeypatch.undo()
+    assert on_disk(tmp_path) == ["file-1"]
 
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path: pathlib.Path) -> None:

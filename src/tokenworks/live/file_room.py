@@ -254,10 +254,18 @@ class StoredFiles:
             )
         for (name,) in old:
             self._unlink_unlisted(FileID(name))
-        with on_disk(self._folder), os.scandir(self._folder) as found:
-            late = [e.name for e in found if e.stat().st_mtime < time.time() - ORPHAN_S]
-        for name in late:
+        for name in self._late():
             self._unlink_unlisted(FileID(name))
+
+    def _late(self) -> list[str]:
+        """Files that nobody has written to for long, however others come and go meanwhile."""
+        late = []
+        with on_disk(self._folder), os.scandir(self._folder) as found:
+            for entry in found:
+                with contextlib.suppress(FileNotFoundError):
+                    if entry.stat().st_mtime < time.time() - ORPHAN_S:
+                        late.append(entry.name)
+        return late
 
     def _unlink_unlisted(self, file: FileID) -> None:
         if not self.database.query("SELECT 1 FROM files WHERE id = ?", (file,)):
