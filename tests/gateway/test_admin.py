@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from tokenworks.gateway.admin import Admin
 from tokenworks.gateway.app import Gateway
 from tokenworks.ledger.actions import CreateKey
 from tokenworks.ledger.audit_log import verify
-from tokenworks.ledger.quotas import Role
+from tokenworks.ledger.quotas import KeyRecord, Role
 from tokenworks.live.admission import Admission
 from tokenworks.live.office import Office, operator
 from tokenworks.live.store import SQLStore, sqlite_store
@@ -138,6 +139,24 @@ def test_a_key_is_made_changed_rotated_and_revoked(world: World) -> None:
     first = world.done("GET", "audit", headers={})["data"][0]
     assert (first["action"], first["by"]["id"]) == ("key.rotate", world.keys["chief"])
     assert (first["by"]["source"], first["request"][:4]) == ("127.0.0.1", "req_")
+
+
+def test_a_stranger_makes_nobody_read_all_keys(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = Counter[str]()
+    load_keys = SQLStore.load_keys
+
+    def counted(store: SQLStore) -> list[KeyRecord]:
+        read["all"] += 1
+        return load_keys(store)
+
+    monkeypatch.setattr(SQLStore, "load_keys", counted)
+    assert world.refused("GET", "me", by="tw_nobody")[0] == 401
+    assert not read
+    world.done("POST", f"keys/{world.keys['eve']}/rotate")
+    assert world.done("GET", "me", by="eve")["manages"] == "tenant:acme"  # by the secret of before
+    assert read
 
 
 def test_lists_come_in_pages(world: World) -> None:

@@ -50,6 +50,8 @@ class Admission:
 
     def _record(self, digest: str, address: Address | None) -> KeyRecord | None:
         """The key that a secret opens, now and from there."""
+        if not self._store.opens(digest):
+            return None  # all keys are not read for somebody who has none
         for record in self._store.load_keys():
             if record.revoked_unix_ns is not None:
                 continue
