@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import pathlib
-from collections.abc import Callable, Coroutine
+from collections import Counter
+from collections.abc import Callable, Collection, Coroutine
 from typing import Any
 
 import openai
@@ -22,7 +23,7 @@ from tokenworks.core.errors import (
     TokenworksError,
     WorkerFailed,
 )
-from tokenworks.core.ids import ModelName, RequestID
+from tokenworks.core.ids import BatchID, ModelName, RequestID
 from tokenworks.core.scopes import Scopes
 from tokenworks.core.slo import Tier
 from tokenworks.core.units import NS_PER_S
@@ -335,6 +336,42 @@ def test_batches_share_what_is_free(run: Run, tmp_path: pathlib.Path) -> None:
             await house.runner._stop()
         assert not desk.billed
         assert {delivery.outcome.ending for delivery in desk.deliveries} == {"failed"}
+
+    run(go())
+
+
+def test_lines_behind_many_that_cannot_go_are_found(
+    run: Run, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_runner, "LOOK_MAX", 4)
+    desk = BatchDesk(answer("x"))
+    other = ModelName("other")
+    desk.waiting = {(other, Tier.HIGH): 1}  # its queue is never empty
+    house = House(tmp_path, desk)
+    looks = Counter[bool]()
+    waiting = house.batches.waiting
+
+    async def counted(batch: BatchID, limit: int, without: Collection[ModelName] = ()) -> Any:
+        looks[bool(without)] += 1
+        return await waiting(batch, limit, without)
+
+    house.batches.waiting = counted
+
+    async def go() -> None:
+        async with house.sdk() as client:
+            lines = [chat_line(f"o{n}", model=other) for n in range(6)]
+            batch = await begin(client, [*lines, chat_line("a"), chat_line("b")])
+            await house.batches.lead()
+            for _ in range(6):
+                await house.round()
+            counts = (await client.batches.retrieve(batch.id)).request_counts
+            assert counts is not None
+            assert (counts.completed, counts.total) == (2, 8)
+            assert looks[True] == 2, "where nothing is behind them, not in each round"
+            assert looks[False] > 3
+            desk.waiting = {}
+            await house.rounds()
+            assert (await client.batches.retrieve(batch.id)).status == "completed"
 
     run(go())
 
