@@ -64,6 +64,9 @@ BATCHES_LOOKED_AT_MAX: Final = 64
 ERRANDS_MAX: Final = 2
 """Batches that are read, or written into files, at once."""
 
+ERRAND_AGAIN_NS: Final = 10 * NS_PER_S
+"""After one that failed: where a disk is full, its long files would fill it again at once."""
+
 SWEEP_NS: Final = 60 * NS_PER_S
 RETRY_NS: Final = 30 * NS_PER_S
 """After a refusal by a quota; after others from 1 s up to this."""
@@ -117,6 +120,8 @@ class BatchRunner:
         self._far_at_ns: dict[BatchID, int] = {}
         """When a batch is looked at again behind lines that cannot go."""
         self._errands: dict[BatchID, asyncio.Task[None]] = {}
+        self._errand_at_ns: dict[BatchID, int] = {}
+        """When a batch is read or written again that could not be."""
         self._owed: list[Callable[[], Awaitable[None]]] = []
         """What a room that could not be written must still be told."""
         self._sweep_at_ns = self._turn = 0
@@ -170,7 +175,7 @@ class BatchRunner:
             await self._batches.sweep(unix_ns)
         running: list[tuple[Batch, KeyView]] = []
         for batch, waiting, staged in await self._batches.unfinished():
-            if batch.id in self._errands:
+            if batch.id in self._errands or self._errand_at_ns.get(batch.id, 0) > now_ns:
                 continue
             step = next_step(batch, unix_ns, waiting, staged)
             key = self._key_of(batch)
@@ -212,8 +217,10 @@ class BatchRunner:
 
     def _came_back(self, batch: BatchID, task: asyncio.Task[None]) -> None:
         del self._errands[batch]
+        self._errand_at_ns.pop(batch, None)
         self._woken.set()
         if not task.cancelled() and task.exception() is not None:
+            self._errand_at_ns[batch] = self._clock.now_ns() + ERRAND_AGAIN_NS
             _log.error("batch %s stands still", batch, exc_info=task.exception())
 
     async def _validate(self, batch: Batch) -> None:
