@@ -358,6 +358,25 @@ def test_a_disk_that_refuses_is_told(
     run(go())
 
 
+def test_files_leave_the_ledger_its_part_of_the_disk(
+    run: Run, room: StoredFiles, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = os.statvfs(tmp_path)
+    free = disk.f_bavail * disk.f_frsize
+
+    async def go() -> None:
+        monkeypatch.setattr(file_room, "FREE_BYTES_MIN", 2 * free)
+        caller = await asked(room, WHOLE)
+        assert (caller.status, caller.json["error"]["code"]) == (503, "ledger_unavailable")
+        assert "but for what the ledger needs" in caller.json["error"]["message"]
+        await others()
+        assert on_disk(tmp_path) == []
+        monkeypatch.setattr(file_room, "FREE_BYTES_MIN", 0)
+        assert (await asked(room, WHOLE)).status == 200
+
+    run(go())
+
+
 def test_an_upload_that_stands_still_is_ended(
     run: Run, room: StoredFiles, tmp_path: pathlib.Path
 ) -> None:

@@ -32,6 +32,9 @@ UPLOADS_MAX: Final = 16
 UPLOADS_OF_TENANT_MAX: Final = 4
 """Files on their way in at once, in this process."""
 
+FREE_BYTES_MIN: Final = 200_000_000
+"""Of the disk, left to the ledger beside the files: without it nobody is served any more."""
+
 ORPHAN_S: Final = 3_600.0
 """A file on the disk that is in no list for so long was left by a process that died."""
 
@@ -84,6 +87,9 @@ class StoredUpload:
             if self._descriptor is None:
                 flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
                 self._descriptor = os.open(self.path, flags, PRIVATE)
+            disk = os.fstatvfs(self._descriptor)
+            if data and disk.f_bavail * disk.f_frsize < FREE_BYTES_MIN + len(data):
+                raise OSError(errno.ENOSPC, "the disk is full but for what the ledger needs")
             view = memoryview(data)
             while view:
                 view = view[os.write(self._descriptor, view) :]
