@@ -212,6 +212,17 @@ def test_a_key_that_cannot_be(office: Office, wish: CreateKey, words: str) -> No
     assert verify(office.store.audit_payloads()).seq == 1
 
 
+def test_a_secret_that_was_brought_along_never_gets_a_role(office: Office) -> None:
+    brought = office.create_key(HERE, CreateKey(tenant="acme", secret="s" * 40)).record.key
+    for roles in (("admin",), ("factory-admin",)):
+        record = refused(office, office.change_key, HERE, ChangeKey(key=brought, roles=roles))
+        assert "gets no role" in str(record.error)
+    made = office.create_key(HERE, CreateKey(tenant="acme", roles=("admin",))).record.key
+    wish = ChangeKey(key=made, roles=("factory-admin",))
+    assert office.change_key(HERE, wish).roles == ("factory-admin",)
+    assert office.change_key(HERE, ChangeKey(key=made, roles=())).roles == ()
+
+
 def test_a_tenants_administrator_manages_their_tenant_and_no_other(office: Office) -> None:
     eve = admin(office)
     theirs = office.create_key(HERE, CreateKey(tenant="other")).record.key

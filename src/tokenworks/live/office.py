@@ -236,6 +236,11 @@ class Office:
         return changed
 
     def _changed(self, record: KeyRecord, wish: ChangeKey) -> KeyRecord:
+        if wish.roles and not record.roles:
+            raise InvalidRequest(
+                f"The key {str(record.key)!r} gets no role: its secret may not be made here.",
+                hint="Make a key with the role.",
+            )
         tier: Tier = record.tier_default if wish.tier is None else wish.tier
         scopes = checked_scopes(
             self._unix_ns(),
