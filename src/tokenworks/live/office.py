@@ -12,7 +12,7 @@ import hashlib
 import os
 import pwd
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from typing import Final
 
@@ -192,6 +192,16 @@ class Office:
                 found[key.tenant] = TenantRecord(tenant=key.tenant, name="", created_unix_ns=first)
         return [found[tenant] for tenant in sorted(found)]
 
+    def _check_open(self, tenants: Set[TenantID]) -> None:
+        """Refuse keys for tenants that are closed.
+
+        Raises:
+            Conflict: one is.
+        """
+        for each in self.store.load_tenants():
+            if each.closed_unix_ns is not None and each.tenant in tenants:
+                raise Conflict(f"The tenant {str(each.tenant)!r} is closed.", hint="Make another.")
+
     def _tenant(self, who: Who, tenant: str, note: Note) -> TenantRecord:
         for record in self._tenants():
             if record.tenant == tenant and who.tenant in (None, tenant):
@@ -212,11 +222,7 @@ class Office:
                 return NewKey(secret=None, record=self._key(who, made))
             new = make_key(wish, self._unix_ns())
             who.check_key(new.record)
-            if any(
-                each.tenant == wish.tenant and each.closed_unix_ns is not None
-                for each in self.store.load_tenants()
-            ):
-                raise Conflict(f"The tenant {wish.tenant!r} is closed.", hint="Make another.")
+            self._check_open({new.record.tenant})
             put_new_key(self.store, new)
             self._keep_creation(who, wish, asked, new.record.key)
             note.subject, note.tenant = new.record.key, wish.tenant
@@ -297,11 +303,16 @@ class Office:
         """Put keys that another gateway had, with their limits.
 
         Raises:
+            Conflict: a tenant of theirs is closed.
             Forbidden: they are not the whole factory's administrator.
         """
         record = self._record(who, "key.import", source, None)
         with self.store.audited(record) as note:
             who.check_factory("import keys")
+            tenants = {each.tenant for each in records}
+            self._check_open(tenants)
+            if len(tenants) == 1:
+                (note.tenant,) = tenants
             for limit in limits:  # first, so that no key goes without
                 self.store.put_limit(limit)
             for each in records:
