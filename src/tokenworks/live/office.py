@@ -12,14 +12,14 @@ import hashlib
 import os
 import pwd
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Final
 
 import msgspec
 
 from tokenworks.catalogue.packages import Package
-from tokenworks.catalogue.price_book import PriceBooks, parse_price_book
+from tokenworks.catalogue.price_book import PriceBook, PriceBooks, parse_price_book
 from tokenworks.catalogue.price_check import check_books
 from tokenworks.core.errors import ConfigInvalid, Conflict, InvalidRequest, NotFound
 from tokenworks.core.ids import LimitID, TenantID
@@ -84,6 +84,9 @@ NEVER: Final = "never"
 
 OWN_TENANT: Final = "local"
 """Whose the keys are that a factory makes for itself."""
+
+BOOK_LINE_CHARS_MAX: Final = 4_000
+"""Of a price book that is proposed: a key of 100,000 parts (``a.a.a``) is read for minutes."""
 
 NOT_TOLD: Final = "the factory"
 """Who acts for the factory, as its tenants see it."""
@@ -192,7 +195,7 @@ class Office:
                 found[key.tenant] = TenantRecord(tenant=key.tenant, name="", created_unix_ns=first)
         return [found[tenant] for tenant in sorted(found)]
 
-    def _check_open(self, tenants: Set[TenantID]) -> None:
+    def _check_open(self, tenants: Collection[TenantID]) -> None:
         """Refuse keys for tenants that are closed.
 
         Raises:
@@ -430,12 +433,14 @@ class Office:
 
     def propose_book(self, who: Who, wish: ProposeBook, asked: Asked = NOT_SAID) -> Facts:
         """See ``Office``."""
+        # Read before the change begins, for whose length the ledger is not written; and only
+        # for those who may.
+        book = _read_book(wish.text) if who.tenant is None else None
         with self._change(who, wish, None, asked) as note:
             who.check_factory("propose prices")
-            try:
-                book = parse_price_book(wish.text)
-            except ConfigInvalid as error:
-                raise InvalidRequest(error.message, hint=error.hint) from error
+            assert book is not None
+            if isinstance(book, InvalidRequest):
+                raise book
             note.subject = book.price_id
             unix_ns = self._unix_ns()
             found = check_books([*self._in_force().all(), book], {}, _day(unix_ns))
@@ -666,6 +671,19 @@ def _digest(wish: Action) -> str:
     if isinstance(wish, CreateKey) and wish.secret is not None:
         wish = msgspec.structs.replace(wish, secret=digest_of(wish.secret))
     return hashlib.sha256(msgspec.json.encode(wish)).hexdigest()
+
+
+def _read_book(text: str) -> PriceBook | InvalidRequest:
+    """A price book, or why it is none."""
+    if max(map(len, text.split("\n"))) > BOOK_LINE_CHARS_MAX:
+        return InvalidRequest(
+            f"The price book has a line of more than {BOOK_LINE_CHARS_MAX} characters.",
+            hint="Write a list in several lines.",
+        )
+    try:
+        return parse_price_book(text)
+    except ConfigInvalid as error:
+        return InvalidRequest(error.message, hint=error.hint)
 
 
 def _day(unix_ns: int) -> datetime.date:
