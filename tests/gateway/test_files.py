@@ -377,6 +377,37 @@ def test_files_leave_the_ledger_its_part_of_the_disk(
     run(go())
 
 
+def test_a_file_of_which_a_part_is_missing_is_not_kept(
+    run: Run, room: StoredFiles, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "WRITE_BYTES", 1)
+    body = form(part("purpose", b"batch"), part("file", b"x" * 99, "in.jsonl"))
+    write, failures = StoredUpload.write, [RuntimeError("can't start new thread")]
+
+    async def once(self: StoredUpload, data: bytes) -> None:
+        if failures:
+            raise failures.pop()
+        await write(self, data)
+
+    monkeypatch.setattr(StoredUpload, "write", once)
+
+    async def go() -> None:
+        gateway = Gateway(FakeDesk(), FakeClock(), files=room)
+        caller = Caller("POST", "/v1/files", body, {"content-type": TYPE.decode()})
+        caller.parts = [body[:-40]]
+        caller.begin(gateway)
+        await others()
+        assert not failures
+        assert caller.connection is not None
+        caller.connection.data_received(body[-40:])
+        await others()
+        assert (caller.status, caller.json["error"]["code"]) == (503, "ledger_unavailable")
+        assert "can't start new thread" in caller.json["error"]["message"]
+
+    run(go())
+    assert on_disk(tmp_path) == []
+
+
 def test_an_upload_that_stands_still_is_ended(
     run: Run, room: StoredFiles, tmp_path: pathlib.Path
 ) -> None:

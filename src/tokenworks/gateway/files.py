@@ -13,7 +13,13 @@ from typing import Final
 import msgspec
 
 from tokenworks.core.batches import FILE_BYTES_MAX, FILE_KEPT_NS, FileRoom, StoredFile, Upload
-from tokenworks.core.errors import InvalidRequest, NotFound, RequestTooLarge, TokenworksError
+from tokenworks.core.errors import (
+    InvalidRequest,
+    LedgerUnavailable,
+    NotFound,
+    RequestTooLarge,
+    TokenworksError,
+)
 from tokenworks.core.ids import FileID
 from tokenworks.core.orders import KeyView
 from tokenworks.core.ports import Clock
@@ -113,6 +119,10 @@ class IncomingFile:
                 await self.upload.write(data)
         except TokenworksError as error:
             self._failure = error
+        except Exception as error:  # noqa: BLE001 - else a file without these bytes would be kept
+            self._failure = LedgerUnavailable(
+                f"The file could not be written: {error}.", hint="Try again."
+            )
         finally:
             self._writing = None
             self._exchange.release_body()
