@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,15 @@ from tests.conftest import run_limited
 from tests.gateway.fake_desk import Caller, FakeClock, FakeDesk
 from tests.ledger.ledger_samples import BOOK, NOW, book_text
 from tokenworks.catalogue.packages import EXAMPLE, Package, parse_packages
-from tokenworks.catalogue.price_book import PriceBooks, parse_price_book
+from tokenworks.catalogue.price_book import PriceBook, PriceBooks, parse_price_book
 from tokenworks.core.scopes import networks_of
 from tokenworks.gateway import admin as admin_module
 from tokenworks.gateway.admin import Admin
 from tokenworks.gateway.app import Gateway
 from tokenworks.ledger.actions import CreateKey
 from tokenworks.ledger.audit_log import verify
-from tokenworks.ledger.quotas import Role
+from tokenworks.ledger.quotas import KeyRecord, Role
+from tokenworks.live import office as office_module
 from tokenworks.live.admission import Admission
 from tokenworks.live.office import Office, operator
 from tokenworks.live.store import SQLStore, sqlite_store
@@ -140,6 +142,24 @@ def test_a_key_is_made_changed_rotated_and_revoked(world: World) -> None:
     assert (first["by"]["source"], first["request"][:4]) == ("127.0.0.1", "req_")
 
 
+def test_a_stranger_makes_nobody_read_all_keys(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = Counter[str]()
+    load_keys = SQLStore.load_keys
+
+    def counted(store: SQLStore) -> list[KeyRecord]:
+        read["all"] += 1
+        return load_keys(store)
+
+    monkeypatch.setattr(SQLStore, "load_keys", counted)
+    assert world.refused("GET", "me", by="tw_nobody")[0] == 401
+    assert not read
+    world.done("POST", f"keys/{world.keys['eve']}/rotate")
+    assert world.done("GET", "me", by="eve")["manages"] == "tenant:acme"  # by the secret of before
+    assert read
+
+
 def test_lists_come_in_pages(world: World) -> None:
     for i in range(5):
         world.done("POST", "keys", {"tenant": "other", "name": f"{i}"})
@@ -219,6 +239,26 @@ def test_tenants_are_made_renamed_and_closed(world: World) -> None:
     assert "is closed" in world.refused("POST", "keys", {"tenant": "acme"})[1]
     (record, *_) = world.done("GET", "audit?action=tenant.close")["data"]
     assert sorted(record["after"]["revoked"]) == sorted([world.keys["eve"], world.keys["bob"]])
+
+
+def test_a_price_book_is_read_while_the_ledger_goes_on(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = []
+
+    def reading(text: str) -> PriceBook:
+        read.append(world.store._in_change)
+        return parse_price_book(text)
+
+    monkeypatch.setattr(office_module, "parse_price_book", reading)
+    assert world.call("POST", "prices", {"text": LATER}).status == 201
+    assert read == [False]
+    slow = "a." * 100_000 + "b = 1"
+    assert "a line of more than" in world.refused("POST", "prices", {"text": slow})[1]
+    assert world.refused("POST", "prices", {"text": LATER}, by="eve")[0] == 403
+    assert read == [False], "nothing is read for who may not"
+    first, second = world.done("GET", "audit?limit=2")["data"]
+    assert (first["outcome"], second["outcome"]) == ("refused", "refused")
 
 
 def test_price_books_are_proposed_and_put_into_force(world: World) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import pathlib
-from collections.abc import Callable, Coroutine
+from collections import Counter
+from collections.abc import Callable, Collection, Coroutine, Iterator
 from typing import Any
 
 import openai
@@ -22,15 +23,16 @@ from tokenworks.core.errors import (
     TokenworksError,
     WorkerFailed,
 )
-from tokenworks.core.ids import ModelName, RequestID
+from tokenworks.core.ids import BatchID, ModelName, RequestID
 from tokenworks.core.scopes import Scopes
 from tokenworks.core.slo import Tier
 from tokenworks.core.units import NS_PER_S
 from tokenworks.gateway import batch_input, batch_line, batch_runner
-from tokenworks.gateway.batch_runner import RETRY_NS, SWEEP_NS, WORKER_TRIES_MAX
+from tokenworks.gateway.batch_runner import ERRAND_AGAIN_NS, RETRY_NS, SWEEP_NS, WORKER_TRIES_MAX
 from tokenworks.ledger.store_port import InDoubt
 from tokenworks.live import batch_room
 from tokenworks.live.batch_room import StoredBatches
+from tokenworks.live.file_room import StoredFiles
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
 
@@ -335,6 +337,42 @@ def test_batches_share_what_is_free(run: Run, tmp_path: pathlib.Path) -> None:
             await house.runner._stop()
         assert not desk.billed
         assert {delivery.outcome.ending for delivery in desk.deliveries} == {"failed"}
+
+    run(go())
+
+
+def test_lines_behind_many_that_cannot_go_are_found(
+    run: Run, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_runner, "LOOK_MAX", 4)
+    desk = BatchDesk(answer("x"))
+    other = ModelName("other")
+    desk.waiting = {(other, Tier.HIGH): 1}  # its queue is never empty
+    house = House(tmp_path, desk)
+    looks = Counter[bool]()
+    waiting = house.batches.waiting
+
+    async def counted(batch: BatchID, limit: int, without: Collection[ModelName] = ()) -> Any:
+        looks[bool(without)] += 1
+        return await waiting(batch, limit, without)
+
+    house.batches.waiting = counted
+
+    async def go() -> None:
+        async with house.sdk() as client:
+            lines = [chat_line(f"o{n}", model=other) for n in range(6)]
+            batch = await begin(client, [*lines, chat_line("a"), chat_line("b")])
+            await house.batches.lead()
+            for _ in range(6):
+                await house.round()
+            counts = (await client.batches.retrieve(batch.id)).request_counts
+            assert counts is not None
+            assert (counts.completed, counts.total) == (2, 8)
+            assert looks[True] == 2, "where nothing is behind them, not in each round"
+            assert looks[False] > 3
+            desk.waiting = {}
+            await house.rounds()
+            assert (await client.batches.retrieve(batch.id)).status == "completed"
 
     run(go())
 
@@ -671,6 +709,36 @@ def test_trouble_with_the_room_passes(
     assert len(failures) == 11
     assert "batches stand still: no disk" in caplog.text
     assert "a mistake of ours" in caplog.text
+
+
+def test_a_batch_that_a_full_disk_does_not_take_is_not_written_at_once_again(
+    run: Run, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = House(tmp_path, BatchDesk(answer("x")))
+    tries = 0
+
+    def full(self: StoredFiles, pieces: Iterator[bytes]) -> tuple[pathlib.Path, int]:
+        nonlocal tries
+        tries += 1
+        raise LedgerUnavailable("no space left")
+
+    async def go() -> None:
+        async with house.sdk() as client:
+            await house.batches.lead()
+            batch = await begin(client, [chat_line("a")])
+            with monkeypatch.context() as on_full_disk:
+                on_full_disk.setattr(StoredFiles, "write_out", full)
+                for _ in range(8):
+                    await house.round()
+                assert tries == 1
+                house.clock.ns += ERRAND_AGAIN_NS
+                await house.round()
+                assert tries == 2
+            house.clock.ns += ERRAND_AGAIN_NS
+            await house.rounds()
+            assert (await client.batches.retrieve(batch.id)).status == "completed"
+
+    run(go())
 
 
 def test_an_input_that_is_gone_from_the_disk(run: Run, tmp_path: pathlib.Path) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import os
 import pathlib
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import openai
@@ -255,6 +256,43 @@ def test_only_so_many_files_come_at_once(
     run(go())
 
 
+def test_nothing_is_written_for_a_caller_who_has_left(
+    run: Run, room: StoredFiles, tmp_path: pathlib.Path
+) -> None:
+    async def go() -> None:
+        for begun in (False, True):
+            upload = room.begin(ACME)
+            if begun:
+                await upload.write(b"x")
+            await upload.drop()
+            with pytest.raises(LedgerUnavailable, match="has left"):
+                await upload.write(b"more")
+            with pytest.raises(LedgerUnavailable, match="has left"):
+                await room.keep(upload, stored("file-1"))
+        gateway = Gateway(FakeDesk(), FakeClock(), files=room)
+        caller = Caller("POST", "/v1/files", WHOLE, {"content-type": TYPE.decode()})
+        caller.begin(gateway)
+        assert caller.connection is not None
+        caller.connection.eof_received()  # at once, before its file is looked at
+        await others()
+        assert room.database.query("SELECT id FROM files") == []
+
+    run(go())
+    assert on_disk(tmp_path) == []
+    assert not room._uploads.total()
+
+
+def test_a_form_without_a_boundary_takes_no_place(run: Run, room: StoredFiles) -> None:
+    async def go() -> None:
+        gateway = Gateway(FakeDesk(), FakeClock(), files=room)
+        caller = Caller("POST", "/v1/files", WHOLE, {"content-type": "multipart/form-data"})
+        caller.begin(gateway)
+        await others()
+        assert (caller.status, room._uploads.total()) == (400, 0)
+
+    run(go())
+
+
 def test_while_the_disk_is_busy_the_caller_waits(
     run: Run, room: StoredFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -318,6 +356,56 @@ def test_a_disk_that_refuses_is_told(
         assert on_disk(tmp_path) == []
 
     run(go())
+
+
+def test_files_leave_the_ledger_its_part_of_the_disk(
+    run: Run, room: StoredFiles, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = os.statvfs(tmp_path)
+    free = disk.f_bavail * disk.f_frsize
+
+    async def go() -> None:
+        monkeypatch.setattr(file_room, "FREE_BYTES_MIN", 2 * free)
+        caller = await asked(room, WHOLE)
+        assert (caller.status, caller.json["error"]["code"]) == (503, "ledger_unavailable")
+        assert "but for what the ledger needs" in caller.json["error"]["message"]
+        await others()
+        assert on_disk(tmp_path) == []
+        monkeypatch.setattr(file_room, "FREE_BYTES_MIN", 0)
+        assert (await asked(room, WHOLE)).status == 200
+
+    run(go())
+
+
+def test_a_file_of_which_a_part_is_missing_is_not_kept(
+    run: Run, room: StoredFiles, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "WRITE_BYTES", 1)
+    body = form(part("purpose", b"batch"), part("file", b"x" * 99, "in.jsonl"))
+    write, failures = StoredUpload.write, [RuntimeError("can't start new thread")]
+
+    async def once(self: StoredUpload, data: bytes) -> None:
+        if failures:
+            raise failures.pop()
+        await write(self, data)
+
+    monkeypatch.setattr(StoredUpload, "write", once)
+
+    async def go() -> None:
+        gateway = Gateway(FakeDesk(), FakeClock(), files=room)
+        caller = Caller("POST", "/v1/files", body, {"content-type": TYPE.decode()})
+        caller.parts = [body[:-40]]
+        caller.begin(gateway)
+        await others()
+        assert not failures
+        assert caller.connection is not None
+        caller.connection.data_received(body[-40:])
+        await others()
+        assert (caller.status, caller.json["error"]["code"]) == (503, "ledger_unavailable")
+        assert "can't start new thread" in caller.json["error"]["message"]
+
+    run(go())
+    assert on_disk(tmp_path) == []
 
 
 def test_an_upload_that_stands_still_is_ended(
@@ -395,6 +483,27 @@ def test_sweeping_forgets_what_is_old_or_nobodys(
         assert on_disk(tmp_path) == ["file-new", "file-read"]
 
     run(go())
+
+
+def test_sweeping_goes_on_where_a_file_is_renamed_meanwhile(
+    run: Run, room: StoredFiles, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("1-1-1.part", "1-1-2.part"):
+        (tmp_path / "files" / name).write_bytes(b"x")
+    scandir = os.scandir
+
+    @contextmanager
+    def listed(folder: pathlib.Path) -> Iterator[list[os.DirEntry[str]]]:
+        with scandir(folder) as found:
+            entries = sorted(found, key=lambda entry: entry.name)
+            (folder / "1-1-1.part").rename(folder / "file-1")  # its upload has ended
+            yield entries
+
+    monkeypatch.setattr(file_room.os, "scandir", listed)
+    monkeypatch.setattr(file_room, "ORPHAN_S", -60.0)
+    run(room.run(lambda: room.sweep(10)))
+    monkeypatch.undo()
+    assert on_disk(tmp_path) == ["file-1"]
 
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path: pathlib.Path) -> None:

@@ -30,6 +30,7 @@ from tokenworks.core.slo import Tier
 from tokenworks.ledger.actions import (
     AskExtra,
     ChangeKey,
+    CloseTenant,
     CreateKey,
     DecideExtra,
     GrantPackage,
@@ -210,6 +211,36 @@ def test_a_key_that_cannot_be(office: Office, wish: CreateKey, words: str) -> No
     assert record.error is not None
     assert words in record.error or wish.tenant == "\udcff"
     assert verify(office.store.audit_payloads()).seq == 1
+
+
+def test_keys_that_are_imported_are_their_tenants_and_never_a_closed_ones(office: Office) -> None:
+    tenants = ("acme", "shut")
+    acme, shut = (
+        msgspec.structs.replace(office.create_key(HERE, CreateKey(tenant=each)).record, name="new")
+        for each in tenants
+    )
+    office.import_keys(HERE, "elsewhere", [acme], ())
+    eve = admin(office)
+    record = next(each for each in office.records(eve, limit=9) if each.action == "key.import")
+    assert (record.tenant, record.after) == ("acme", {"keys": [acme.key], "limits": []})
+    office.import_keys(HERE, "elsewhere", [acme, shut], ())
+    assert last(office).tenant is None
+    office.close_tenant(HERE, CloseTenant(tenant="shut"))
+    before = state(office)
+    with pytest.raises(Conflict, match="'shut' is closed"):
+        office.import_keys(HERE, "elsewhere", [acme, shut], ())
+    assert (state(office), last(office).outcome) == (before, "refused")
+
+
+def test_a_secret_that_was_brought_along_never_gets_a_role(office: Office) -> None:
+    brought = office.create_key(HERE, CreateKey(tenant="acme", secret="s" * 40)).record.key
+    for roles in (("admin",), ("factory-admin",)):
+        record = refused(office, office.change_key, HERE, ChangeKey(key=brought, roles=roles))
+        assert "gets no role" in str(record.error)
+    made = office.create_key(HERE, CreateKey(tenant="acme", roles=("admin",))).record.key
+    wish = ChangeKey(key=made, roles=("factory-admin",))
+    assert office.change_key(HERE, wish).roles == ("factory-admin",)
+    assert office.change_key(HERE, ChangeKey(key=made, roles=())).roles == ()
 
 
 def test_a_tenants_administrator_manages_their_tenant_and_no_other(office: Office) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final, Literal, Protocol
 
 import msgspec
@@ -364,8 +364,10 @@ class BatchRoom(Protocol):
         """
         ...
 
-    async def waiting(self, batch: BatchID, limit: int) -> list[Line]:
-        """Lines that wait, in their order."""
+    async def waiting(
+        self, batch: BatchID, limit: int, without: Collection[ModelName] = ()
+    ) -> list[Line]:
+        """Lines that wait, in their order, except those for some models."""
         ...
 
     async def staged(self) -> list[Line]:

@@ -55,11 +55,17 @@ LINES_IN_FLIGHT_MAX: Final = 64
 LOOK_MAX: Final = 256
 """Lines of a batch that are looked at for one that can go now."""
 
+FAR_NS: Final = 10 * NS_PER_S
+"""Between two looks behind those of a batch, where nothing there could go."""
+
 BATCHES_LOOKED_AT_MAX: Final = 64
 """In one round, where more of them run; they have turns."""
 
 ERRANDS_MAX: Final = 2
 """Batches that are read, or written into files, at once."""
+
+ERRAND_AGAIN_NS: Final = 10 * NS_PER_S
+"""After one that failed: where a disk is full, its long files would fill it again at once."""
 
 SWEEP_NS: Final = 60 * NS_PER_S
 RETRY_NS: Final = 30 * NS_PER_S
@@ -111,7 +117,11 @@ class BatchRunner:
         self._desk, self._clock, self._gauges, self._billed = desk, clock, gauges, billed
         self._runs: dict[asyncio.Task[None], LineRun] = {}
         self._tried: dict[tuple[BatchID, int], _Tried] = {}
+        self._far_at_ns: dict[BatchID, int] = {}
+        """When a batch is looked at again behind lines that cannot go."""
         self._errands: dict[BatchID, asyncio.Task[None]] = {}
+        self._errand_at_ns: dict[BatchID, int] = {}
+        """When a batch is read or written again that could not be."""
         self._owed: list[Callable[[], Awaitable[None]]] = []
         """What a room that could not be written must still be told."""
         self._sweep_at_ns = self._turn = 0
@@ -165,7 +175,7 @@ class BatchRunner:
             await self._batches.sweep(unix_ns)
         running: list[tuple[Batch, KeyView]] = []
         for batch, waiting, staged in await self._batches.unfinished():
-            if batch.id in self._errands:
+            if batch.id in self._errands or self._errand_at_ns.get(batch.id, 0) > now_ns:
                 continue
             step = next_step(batch, unix_ns, waiting, staged)
             key = self._key_of(batch)
@@ -207,8 +217,10 @@ class BatchRunner:
 
     def _came_back(self, batch: BatchID, task: asyncio.Task[None]) -> None:
         del self._errands[batch]
+        self._errand_at_ns.pop(batch, None)
         self._woken.set()
         if not task.cancelled() and task.exception() is not None:
+            self._errand_at_ns[batch] = self._clock.now_ns() + ERRAND_AGAIN_NS
             _log.error("batch %s stands still", batch, exc_info=task.exception())
 
     async def _validate(self, batch: Batch) -> None:
@@ -233,6 +245,7 @@ class BatchRunner:
             batch = msgspec.structs.replace(batch, errors=(why,))
         await self._batches.end(moved(batch, to, self._clock.unix_ns()))
         self._tried = {place: each for place, each in self._tried.items() if place[0] != batch.id}
+        self._far_at_ns.pop(batch.id, None)
 
     # Lines.
 
@@ -244,17 +257,11 @@ class BatchRunner:
         running = (running[at:] + running[:at])[:BATCHES_LOOKED_AT_MAX]
         busy = Counter(run.batch.id for run in self._runs.values())
         taken = {(run.batch.id, run.line.number) for run in self._runs.values()}
-        now_ns = self._clock.now_ns()
         ready: dict[BatchID, list[Line]] = {}
         for batch, _ in running if any(free > 0 for free in spare.values()) else ():
-            looked = await self._batches.waiting(batch.id, LOOK_MAX)
-            looked.reverse()
-            ready[batch.id] = [
-                line
-                for line in looked
-                if (batch.id, line.number) not in taken
-                and self._tried.get((batch.id, line.number), _Tried()).until_ns <= now_ns
-            ]
+            full = {model for model, free in spare.items() if free <= 0}
+            ready[batch.id] = await self._ready(batch.id, taken, full)
+            ready[batch.id].reverse()
         if ready:
             spare = self._spare()  # others may have come meanwhile
         while ready and len(self._runs) < LINES_IN_FLIGHT_MAX:
@@ -273,6 +280,42 @@ class BatchRunner:
             spare[line.model] = spare.get(line.model, 1) - 1
             busy[batch.id] += 1
             self._start(batch, line, key)
+
+    async def _ready(
+        self, batch: BatchID, taken: Collection[tuple[BatchID, int]], full: Collection[ModelName]
+    ) -> list[Line]:
+        """Lines of a batch that can go now, in their order.
+
+        Where its first lines are all for models that have no room, those behind them are looked
+        for, which takes long: where there are none, not again for a while.
+
+        Args:
+            batch: which.
+            taken: lines that are being tried.
+            full: models that have no room.
+        """
+        now_ns = self._clock.now_ns()
+
+        def split(looked: list[Line]) -> tuple[list[Line], set[ModelName]]:
+            """Lines that are not being tried and need not wait, and the models of those that do."""
+            ready, later = [], set()
+            for line in looked:
+                place = (batch, line.number)
+                if self._tried.get(place, _Tried()).until_ns > now_ns:
+                    later.add(line.model)
+                elif place not in taken:
+                    ready.append(line)
+            return ready, later
+
+        looked = await self._batches.waiting(batch, LOOK_MAX)
+        ready, later = split(looked)
+        goes = any(line.model not in full for line in ready)
+        if goes or len(looked) < LOOK_MAX or now_ns < self._far_at_ns.get(batch, 0):
+            return ready
+        looked = await self._batches.waiting(batch, LOOK_MAX, {*full, *later})
+        if not looked:
+            self._far_at_ns[batch] = now_ns + FAR_NS
+        return split(looked)[0]
 
     def _spare(self) -> Counter[ModelName]:
         """How many lines may be started now, by model; those that live requests wait for are not.

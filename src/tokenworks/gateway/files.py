@@ -7,13 +7,19 @@ import contextlib
 import reprlib
 import secrets
 import urllib.parse
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Final
 
 import msgspec
 
 from tokenworks.core.batches import FILE_BYTES_MAX, FILE_KEPT_NS, FileRoom, StoredFile, Upload
-from tokenworks.core.errors import InvalidRequest, NotFound, RequestTooLarge, TokenworksError
+from tokenworks.core.errors import (
+    InvalidRequest,
+    LedgerUnavailable,
+    NotFound,
+    RequestTooLarge,
+    TokenworksError,
+)
 from tokenworks.core.ids import FileID
 from tokenworks.core.orders import KeyView
 from tokenworks.core.ports import Clock
@@ -45,12 +51,18 @@ class IncomingFile:
 
     Args:
         exchange: whose body it is.
-        upload: takes the file.
+        begin: makes what takes the file; only once all else is there, for it must be dropped.
         content_type: of the form.
+
+    Raises:
+        InvalidRequest: the content type names no boundary.
+        CapacityExceeded: see ``FileRoom.begin``.
     """
 
-    def __init__(self, exchange: Exchange, upload: Upload, content_type: bytes) -> None:
-        self._exchange, self.upload = exchange, upload
+    def __init__(
+        self, exchange: Exchange, begin: Callable[[], Upload], content_type: bytes
+    ) -> None:
+        self._exchange = exchange
         self._form = FormStream(content_type, "file", self._take)
         self._parts: list[bytes] = []
         self._gathered = 0
@@ -58,6 +70,7 @@ class IncomingFile:
         self._dropping: asyncio.Task[None] | None = None
         self._failure: TokenworksError | None = None
         self.bytes = 0
+        self.upload = begin()
 
     def data(self, data: bytes) -> None:
         """See ``BodySink``."""
@@ -106,6 +119,10 @@ class IncomingFile:
                 await self.upload.write(data)
         except TokenworksError as error:
             self._failure = error
+        except Exception as error:  # noqa: BLE001 - else a file without these bytes would be kept
+            self._failure = LedgerUnavailable(
+                f"The file could not be written: {error}.", hint="Try again."
+            )
         finally:
             self._writing = None
             self._exchange.release_body()
@@ -160,8 +177,8 @@ class Files:
         content_type = head.get(b"content-type") or b""
         if not content_type.lower().startswith(b"multipart/form-data"):
             raise InvalidRequest("A file comes in a form.", hint=f"Send {_FORM}.")
-        upload = self._there.begin(key.tenant)
-        sink = IncomingFile(exchange, upload, content_type)
+        room = self._there
+        sink = IncomingFile(exchange, lambda: room.begin(key.tenant), content_type)
         exchange.sink, exchange.on_gone = sink, sink.drop
 
     async def _create(self, request: Request) -> Response:

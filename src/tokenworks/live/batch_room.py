@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,7 +23,7 @@ from tokenworks.core.batches import (
     unanswered,
 )
 from tokenworks.core.errors import InvalidRequest, NotFound, QuotaExceeded
-from tokenworks.core.ids import BatchID, FileID, RequestID, TenantID
+from tokenworks.core.ids import BatchID, FileID, ModelName, RequestID, TenantID
 from tokenworks.core.units import NS_PER_S
 from tokenworks.live.file_room import StoredFiles, on_disk
 from tokenworks.live.sqlite import PRIVATE
@@ -118,10 +118,15 @@ class StoredBatches:
         """See ``BatchRoom``."""
         await self._files.run(lambda: self._begin(batch, lines))
 
-    async def waiting(self, batch: BatchID, limit: int) -> list[Line]:
+    async def waiting(
+        self, batch: BatchID, limit: int, without: Collection[ModelName] = ()
+    ) -> list[Line]:
         """See ``BatchRoom``."""
-        sql = f"{_LINE} WHERE state = 'waiting' AND batch = ? ORDER BY number LIMIT ?"
-        rows = await self._files.run(lambda: self._database.query(sql, (batch, limit)))
+        sql = f"{_LINE} WHERE state = 'waiting' AND batch = ?"
+        if without:
+            sql += f" AND model NOT IN ({', '.join('?' * len(without))})"
+        sql += " ORDER BY number LIMIT ?"
+        rows = await self._files.run(lambda: self._database.query(sql, (batch, *without, limit)))
         return [_line(row) for row in rows]
 
     async def staged(self) -> list[Line]:

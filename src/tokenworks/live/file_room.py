@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import threading
 import time
@@ -30,6 +31,9 @@ BYTES_MAX: Final = 100 * FILE_BYTES_MAX
 UPLOADS_MAX: Final = 16
 UPLOADS_OF_TENANT_MAX: Final = 4
 """Files on their way in at once, in this process."""
+
+FREE_BYTES_MIN: Final = 200_000_000
+"""Of the disk, left to the ledger beside the files: without it nobody is served any more."""
 
 ORPHAN_S: Final = 3_600.0
 """A file on the disk that is in no list for so long was left by a process that died."""
@@ -60,6 +64,8 @@ class StoredUpload:
     def __init__(self, path: Path, left: Callable[[], None]) -> None:
         self.path = path
         self._left = left
+        self._lock = threading.Lock()
+        """Its caller may leave while a thread writes: a descriptor that was closed is another's."""
         self._descriptor: int | None = None
         self._ended = False
 
@@ -74,31 +80,36 @@ class StoredUpload:
             with contextlib.suppress(OSError):
                 await asyncio.to_thread(self.path.unlink, missing_ok=True)
 
-    def _write(self, data: bytes) -> None:
-        with on_disk(self.path):
+    def _write(self, data: bytes, *, sync: bool = False) -> None:
+        with self._lock, on_disk(self.path):
+            if self._ended:
+                raise OSError(errno.EBADF, "its caller has left")
             if self._descriptor is None:
                 flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
                 self._descriptor = os.open(self.path, flags, PRIVATE)
+            disk = os.fstatvfs(self._descriptor)
+            if data and disk.f_bavail * disk.f_frsize < FREE_BYTES_MIN + len(data):
+                raise OSError(errno.ENOSPC, "the disk is full but for what the ledger needs")
             view = memoryview(data)
             while view:
                 view = view[os.write(self._descriptor, view) :]
+            if sync:
+                os.fsync(self._descriptor)
 
     def sync(self) -> None:
         """All of it is on the disk, under the name it has now."""
-        self._write(b"")
-        assert self._descriptor is not None
-        with on_disk(self.path):
-            os.fsync(self._descriptor)
+        self._write(b"", sync=True)
 
     def end(self) -> None:
         """Nothing more comes."""
-        if self._ended:
-            return
-        self._ended = True
-        self._left()
-        if self._descriptor is not None:
-            with contextlib.suppress(OSError):
-                os.close(self._descriptor)
+        with self._lock:
+            if self._ended:
+                return
+            self._ended = True
+            self._left()
+            if self._descriptor is not None:
+                with contextlib.suppress(OSError):
+                    os.close(self._descriptor)
 
 
 class StoredFiles:
@@ -249,10 +260,18 @@ class StoredFiles:
             )
         for (name,) in old:
             self._unlink_unlisted(FileID(name))
-        with on_disk(self._folder), os.scandir(self._folder) as found:
-            late = [e.name for e in found if e.stat().st_mtime < time.time() - ORPHAN_S]
-        for name in late:
+        for name in self._late():
             self._unlink_unlisted(FileID(name))
+
+    def _late(self) -> list[str]:
+        """Files that nobody has written to for long, however others come and go meanwhile."""
+        late = []
+        with on_disk(self._folder), os.scandir(self._folder) as found:
+            for entry in found:
+                with contextlib.suppress(FileNotFoundError):
+                    if entry.stat().st_mtime < time.time() - ORPHAN_S:
+                        late.append(entry.name)
+        return late
 
     def _unlink_unlisted(self, file: FileID) -> None:
         if not self.database.query("SELECT 1 FROM files WHERE id = ?", (file,)):

@@ -12,14 +12,14 @@ import hashlib
 import os
 import pwd
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Final
 
 import msgspec
 
 from tokenworks.catalogue.packages import Package
-from tokenworks.catalogue.price_book import PriceBooks, parse_price_book
+from tokenworks.catalogue.price_book import PriceBook, PriceBooks, parse_price_book
 from tokenworks.catalogue.price_check import check_books
 from tokenworks.core.errors import ConfigInvalid, Conflict, InvalidRequest, NotFound
 from tokenworks.core.ids import LimitID, TenantID
@@ -84,6 +84,9 @@ NEVER: Final = "never"
 
 OWN_TENANT: Final = "local"
 """Whose the keys are that a factory makes for itself."""
+
+BOOK_LINE_CHARS_MAX: Final = 4_000
+"""Of a price book that is proposed: a key of 100,000 parts (``a.a.a``) is read for minutes."""
 
 NOT_TOLD: Final = "the factory"
 """Who acts for the factory, as its tenants see it."""
@@ -192,6 +195,16 @@ class Office:
                 found[key.tenant] = TenantRecord(tenant=key.tenant, name="", created_unix_ns=first)
         return [found[tenant] for tenant in sorted(found)]
 
+    def _check_open(self, tenants: Collection[TenantID]) -> None:
+        """Refuse keys for tenants that are closed.
+
+        Raises:
+            Conflict: one is.
+        """
+        for each in self.store.load_tenants():
+            if each.closed_unix_ns is not None and each.tenant in tenants:
+                raise Conflict(f"The tenant {str(each.tenant)!r} is closed.", hint="Make another.")
+
     def _tenant(self, who: Who, tenant: str, note: Note) -> TenantRecord:
         for record in self._tenants():
             if record.tenant == tenant and who.tenant in (None, tenant):
@@ -212,11 +225,7 @@ class Office:
                 return NewKey(secret=None, record=self._key(who, made))
             new = make_key(wish, self._unix_ns())
             who.check_key(new.record)
-            if any(
-                each.tenant == wish.tenant and each.closed_unix_ns is not None
-                for each in self.store.load_tenants()
-            ):
-                raise Conflict(f"The tenant {wish.tenant!r} is closed.", hint="Make another.")
+            self._check_open({new.record.tenant})
             put_new_key(self.store, new)
             self._keep_creation(who, wish, asked, new.record.key)
             note.subject, note.tenant = new.record.key, wish.tenant
@@ -236,6 +245,11 @@ class Office:
         return changed
 
     def _changed(self, record: KeyRecord, wish: ChangeKey) -> KeyRecord:
+        if wish.roles and not record.roles:
+            raise InvalidRequest(
+                f"The key {str(record.key)!r} gets no role: its secret may not be made here.",
+                hint="Make a key with the role.",
+            )
         tier: Tier = record.tier_default if wish.tier is None else wish.tier
         scopes = checked_scopes(
             self._unix_ns(),
@@ -292,11 +306,16 @@ class Office:
         """Put keys that another gateway had, with their limits.
 
         Raises:
+            Conflict: a tenant of theirs is closed.
             Forbidden: they are not the whole factory's administrator.
         """
         record = self._record(who, "key.import", source, None)
         with self.store.audited(record) as note:
             who.check_factory("import keys")
+            tenants = {each.tenant for each in records}
+            self._check_open(tenants)
+            if len(tenants) == 1:
+                (note.tenant,) = tenants
             for limit in limits:  # first, so that no key goes without
                 self.store.put_limit(limit)
             for each in records:
@@ -414,12 +433,14 @@ class Office:
 
     def propose_book(self, who: Who, wish: ProposeBook, asked: Asked = NOT_SAID) -> Facts:
         """See ``Office``."""
+        # Read before the change begins, for whose length the ledger is not written; and only
+        # for those who may.
+        book = _read_book(wish.text) if who.tenant is None else None
         with self._change(who, wish, None, asked) as note:
             who.check_factory("propose prices")
-            try:
-                book = parse_price_book(wish.text)
-            except ConfigInvalid as error:
-                raise InvalidRequest(error.message, hint=error.hint) from error
+            assert book is not None
+            if isinstance(book, InvalidRequest):
+                raise book
             note.subject = book.price_id
             unix_ns = self._unix_ns()
             found = check_books([*self._in_force().all(), book], {}, _day(unix_ns))
@@ -650,6 +671,19 @@ def _digest(wish: Action) -> str:
     if isinstance(wish, CreateKey) and wish.secret is not None:
         wish = msgspec.structs.replace(wish, secret=digest_of(wish.secret))
     return hashlib.sha256(msgspec.json.encode(wish)).hexdigest()
+
+
+def _read_book(text: str) -> PriceBook | InvalidRequest:
+    """A price book, or why it is none."""
+    if max(map(len, text.split("\n"))) > BOOK_LINE_CHARS_MAX:
+        return InvalidRequest(
+            f"The price book has a line of more than {BOOK_LINE_CHARS_MAX} characters.",
+            hint="Write a list in several lines.",
+        )
+    try:
+        return parse_price_book(text)
+    except ConfigInvalid as error:
+        return InvalidRequest(error.message, hint=error.hint)
 
 
 def _day(unix_ns: int) -> datetime.date:
