@@ -127,7 +127,7 @@ def main(arguments: list[str]) -> int:
 async def _serve(shared: Shared, member: Member, say: Callable[[Said], None]) -> None:
     from tokenworks.cli.wiring import Factory, many_files, rare_collections
 
-    home = Home(Path(shared.home))
+    home = Home(Path(shared.home), shared.settings)
     factory = Factory(
         home,
         shared.settings,
