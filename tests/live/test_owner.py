@@ -36,7 +36,7 @@ from tokenworks.dispatch.settings import settings_for
 from tokenworks.ledger.store_port import recover
 from tokenworks.live.driver import LIMITS, Driver
 from tokenworks.live.flights import LiveDelivery
-from tokenworks.live.frames import Report, Welcome
+from tokenworks.live.frames import FRAME_BYTES_MAX, Report, Texts, Welcome
 from tokenworks.live.front import OWNER_NS_MAX, FrontDriver
 from tokenworks.live.journal import JournalWriter, journal_files, replay
 from tokenworks.live.network import WorkerClient
@@ -480,6 +480,24 @@ def test_what_only_the_other_side_may_say_ends_the_link(tmp_path: pathlib.Path) 
             crew.owner._links[2].send(Report(index=2, name="", running=[]))
             before = crew.fronts[1].driver._link
             await until(lambda: crew.fronts[1].driver._link not in {None, before})
+
+    run(test)
+
+
+def test_more_than_a_frame_holds_goes_in_several(tmp_path: pathlib.Path) -> None:
+    async def test() -> None:
+        async with crew_of(tmp_path) as crew:
+            await crew.join(1)
+            (one,) = crew.fronts
+            link = one.driver._link
+            assert link is not None
+            said = Texts(number=-1, texts={1: b"x" * 12_000})
+            assert 1_500 * 12_000 > FRAME_BYTES_MAX
+            for _ in range(1_500):
+                link.send(said)
+            assert (await one.driver.texts())[0] == b"owner"
+            assert one.driver._link is link
+            assert crew.hung == []
 
     run(test)
 
