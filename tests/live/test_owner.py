@@ -337,6 +337,30 @@ def test_what_was_taken_over_ends_with_its_worker_its_front_or_a_failure(
     run(test)
 
 
+def test_what_ends_while_its_worker_is_heard_to_go_down_is_not_sent_again(
+    tmp_path: pathlib.Path,
+) -> None:
+    async def test() -> None:
+        async with crew_of(tmp_path) as crew:
+            crew.owner.worker_up(WORKERS[0], Client())
+            await crew.join(1)
+            (one,) = crew.fronts
+            # Its beginning and its end are both on their way to the owner.
+            settling = asyncio.ensure_future(settle(await crew.answered(one)))
+            await asyncio.sleep(0)
+            assert not one.driver._flights
+            assert crew.running() == {"w0": 1}
+            crew.owner.worker_down(WORKERS[0], "it does not answer")
+            assert crew.queued() == 1
+            await settling
+            await until(lambda: crew.queued() == 0)
+            crew.owner.worker_up(WORKERS[0], Client())
+            assert crew.running() == {"w0": 0}
+            assert crew.owner._whose == {}
+
+    run(test)
+
+
 def test_a_front_that_does_not_say_what_it_has_is_to_be_killed(tmp_path: pathlib.Path) -> None:
     async def test() -> None:
         async with crew_of(tmp_path) as crew:

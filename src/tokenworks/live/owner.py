@@ -153,9 +153,16 @@ class OwnerDriver(Driver):
                 if isinstance(event, Failed) and not event.started:
                     link.send(_failed(request))
             return
+        if isinstance(event, Started) or (isinstance(event, Failed) and not event.started):
+            self.tell(event)
+            return
+        ignored = self._dispatcher.counts()["ignored"]
         self.tell(event)
-        if not (isinstance(event, Started) or (isinstance(event, Failed) and not event.started)):
-            self._whose.pop(request, None)
+        if self._dispatcher.counts()["ignored"] != ignored:
+            # It crossed with its worker's going down, after which it waits in a line again, or is
+            # at another worker: nobody is there any more to take it.
+            self.tell(Withdrawn(request=request))
+        self._whose.pop(request, None)
 
     def _reported(self, link: Link, report: Report) -> None:
         if self._names.get(report.index) == report.name:
