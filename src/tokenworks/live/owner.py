@@ -58,7 +58,7 @@ class OwnerDriver(Driver):
 
     What workers already make for fronts when an owner is new is not in its dispatcher: such workers
     are told of with so many slots less, until it has ended. Its dispatcher knows no worker at first
-    and would refuse what fronts have waiting: that is told once there is one for it.
+    and would refuse what fronts have waiting: that is told once there is one for it, free or not.
 
     Args:
         fronts: indices of the fronts whose reports are waited for before a worker is used.
@@ -246,10 +246,17 @@ class OwnerDriver(Driver):
     def _announce(self, up: WorkerUp) -> None:
         """Let the dispatcher use what of a worker nobody uses yet."""
         busy = sum(worker == up.worker for worker, _ in self._taken_over.values())
-        if not self._awaited and up.slots > busy:
-            self._announced.add(up.model)
+        if self._awaited:
+            return
+        if up.slots > busy:
             super().tell(msgspec.structs.replace(up, slots=up.slots - busy))
-            self._tell_early()
+        elif up.model not in self._announced:
+            # It has nothing free, but what comes for its model is to wait in a line, where patience
+            # ends: a line is there for models that had a worker.
+            super().tell(up)
+            super().tell(WorkerDown(worker=up.worker, why="all its slots are taken over"))
+        self._announced.add(up.model)
+        self._tell_early()
 
     def _announce_all(self) -> None:
         for up in list(self._ups.values()):
