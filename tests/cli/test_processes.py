@@ -198,7 +198,16 @@ def test_a_limit_holds_over_all_of_them(factory: Factory) -> None:
 
 
 def test_a_front_that_is_killed_comes_back_and_the_others_go_on(factory: Factory) -> None:
-    crowd = factory.asks(clients=24, each=4, act=lambda: factory.kill(1))
+    settings = Home(factory.running.home).settings
+    text = settings.read_text()
+
+    def act() -> None:
+        settings.write_text("[ledger]\npath = ")  # it starts with the settings of the others
+        factory.kill(1)
+        factory.until(factory.whole)
+
+    crowd = factory.asks(clients=24, each=4, act=act)
+    settings.write_text(text)
     assert 0 < crowd.seen.failed < 24
     assert all("connection was lost" in fault for fault in crowd.seen.faults)
     factory.until(factory.whole)

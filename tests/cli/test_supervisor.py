@@ -12,9 +12,9 @@ import pytest
 
 from tokenworks.catalogue.factory_config import parse_factory_config
 from tokenworks.cli import supervisor as room
-from tokenworks.cli.member import Member, Said, Shared
+from tokenworks.cli.member import Member, Said, Shared, deciding
 from tokenworks.cli.supervisor import DEATHS_MAX, Supervisor
-from tokenworks.core.errors import FactoryError
+from tokenworks.core.errors import ConfigInvalid, FactoryError
 from tokenworks.core.units import NS_PER_MS
 from tokenworks.live.home import Home
 from tokenworks.live.workers import SupervisionLimits
@@ -110,3 +110,27 @@ def test_one_that_does_not_stop_is_killed(home: Home, monkeypatch: pytest.Monkey
     asyncio.run(made.run(lambda *_: made.end()))
     assert made.started == [0, 1]
     assert not Path(made._path).parent.exists()
+
+
+def test_a_policys_file_is_read_by_the_owner_alone(home: Home, tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    shared = Shared(
+        home=str(home.path),
+        settings=parse_factory_config(SETTINGS),
+        books=(),
+        host="127.0.0.1",
+        port=0,
+        policy=None,
+        policy_file=str(file),
+        quiet=True,
+    )
+
+    def member(index: int) -> Member:
+        return Member(index=index, count=2, path="", descriptor=0, owner="")
+
+    file.write_text("from tokenworks.dispatch.economics import Economics as make_policy")
+    assert set(deciding(shared, member(0)).own) == {"mine"}
+    file.write_text("so")  # being edited
+    with pytest.raises(ConfigInvalid):
+        deciding(shared, member(0))
+    assert deciding(shared, member(1)).own == {}

@@ -44,6 +44,14 @@ class House:
         return passing
 
 
+def test_a_price_book_that_sells_it_no_more(run: Run) -> None:
+    house = House(run)
+    house.desk.served = ()
+    found = house.ask("/v1/chat/completions")
+    assert (found.status, json.loads(found.body)["error"]["code"]) == (404, "model_not_found")
+    assert house.desk.orders == []
+
+
 def test_a_request_and_its_answer_as_they_are(run: Run) -> None:
     house = House(run, ANSWER[:9], ANSWER[9:])
     house.desk.status = 201

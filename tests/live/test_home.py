@@ -35,6 +35,15 @@ def test_the_folder_is_the_one_named_else_the_variables_else_the_users(
     assert Home().path == tmp_path / ".tokenworks"
 
 
+def test_settings_that_were_read_hold_whatever_the_file_says_by_now(home: Home) -> None:
+    read = home.load_settings()
+    home.settings.write_text("[ledger]\npath = ")
+    assert Home(home.path, read).load_settings() == read
+    assert not Home(home.path, read).shares_ledger()
+    with pytest.raises(ConfigInvalid):
+        home.shares_ledger()
+
+
 def test_folder_and_files_are_for_their_owner_alone(home: Home) -> None:
     before = os.umask(0)
     try:

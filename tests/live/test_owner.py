@@ -36,7 +36,7 @@ from tokenworks.dispatch.settings import settings_for
 from tokenworks.ledger.store_port import recover
 from tokenworks.live.driver import LIMITS, Driver
 from tokenworks.live.flights import LiveDelivery
-from tokenworks.live.frames import Report, Welcome
+from tokenworks.live.frames import FRAME_BYTES_MAX, Report, Texts, Welcome
 from tokenworks.live.front import OWNER_NS_MAX, FrontDriver
 from tokenworks.live.journal import JournalWriter, journal_files, replay
 from tokenworks.live.network import WorkerClient
@@ -283,8 +283,10 @@ def test_a_new_owner_knows_what_runs_and_what_waits(tmp_path: pathlib.Path) -> N
             later = crew.open(two.driver)
             await crew.start(1, 2)
             crew.owner.worker_up(WORKERS[0], Client())
-            await until(lambda: len(crew.owner._early) == 2)
-            # Both slots are taken by what the last owner sent: the worker is not told of yet.
+            # Both slots are taken by what the last owner sent: the worker is not there yet, and what
+            # came waits in a line, where patience ends.
+            await until(lambda: crew.queued() == 2)
+            assert crew.owner._early == {}
             assert crew.running() == {}
             await settle(begun[0])
             await until(lambda: one.waiting() or two.waiting())
@@ -333,6 +335,30 @@ def test_what_was_taken_over_ends_with_its_worker_its_front_or_a_failure(
             two.driver.unlink()
             await until(lambda: not crew.owner._taken_over)
             await settle(begun)
+
+    run(test)
+
+
+def test_what_ends_while_its_worker_is_heard_to_go_down_is_not_sent_again(
+    tmp_path: pathlib.Path,
+) -> None:
+    async def test() -> None:
+        async with crew_of(tmp_path) as crew:
+            crew.owner.worker_up(WORKERS[0], Client())
+            await crew.join(1)
+            (one,) = crew.fronts
+            # Its beginning and its end are both on their way to the owner.
+            settling = asyncio.ensure_future(settle(await crew.answered(one)))
+            await asyncio.sleep(0)
+            assert not one.driver._flights
+            assert crew.running() == {"w0": 1}
+            crew.owner.worker_down(WORKERS[0], "it does not answer")
+            assert crew.queued() == 1
+            await settling
+            await until(lambda: crew.queued() == 0)
+            crew.owner.worker_up(WORKERS[0], Client())
+            assert crew.running() == {"w0": 0}
+            assert crew.owner._whose == {}
 
     run(test)
 
@@ -480,6 +506,24 @@ def test_what_only_the_other_side_may_say_ends_the_link(tmp_path: pathlib.Path) 
             crew.owner._links[2].send(Report(index=2, name="", running=[]))
             before = crew.fronts[1].driver._link
             await until(lambda: crew.fronts[1].driver._link not in {None, before})
+
+    run(test)
+
+
+def test_more_than_a_frame_holds_goes_in_several(tmp_path: pathlib.Path) -> None:
+    async def test() -> None:
+        async with crew_of(tmp_path) as crew:
+            await crew.join(1)
+            (one,) = crew.fronts
+            link = one.driver._link
+            assert link is not None
+            said = Texts(number=-1, texts={1: b"x" * 12_000})
+            assert FRAME_BYTES_MAX < 1_500 * 12_000
+            for _ in range(1_500):
+                link.send(said)
+            assert (await one.driver.texts())[0] == b"owner"
+            assert one.driver._link is link
+            assert crew.hung == []
 
     run(test)
 

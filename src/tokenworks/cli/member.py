@@ -17,7 +17,7 @@ import uvloop
 
 from tokenworks.catalogue.factory_config import FactoryConfig
 from tokenworks.catalogue.price_book import PriceBooks, parse_price_book
-from tokenworks.cli.policy_file import chosen
+from tokenworks.cli.policy_file import Chosen, chosen
 from tokenworks.core.errors import TokenworksError
 from tokenworks.live.home import Home
 
@@ -127,14 +127,14 @@ def main(arguments: list[str]) -> int:
 async def _serve(shared: Shared, member: Member, say: Callable[[Said], None]) -> None:
     from tokenworks.cli.wiring import Factory, many_files, rare_collections
 
-    home = Home(Path(shared.home))
+    home = Home(Path(shared.home), shared.settings)
     factory = Factory(
         home,
         shared.settings,
         PriceBooks([parse_price_book(text) for text in shared.books]),
         host=shared.host,
         port=shared.port,
-        chosen=chosen(shared.policy, shared.policy_file),
+        chosen=deciding(shared, member),
         member=member,
         on_hung=lambda indices: say(Hung(indices=indices)),
     )
@@ -152,6 +152,17 @@ async def _serve(shared: Shared, member: Member, say: Callable[[Said], None]) ->
     loop.add_reader(_STDIN, orphaned)
     with rare_collections():
         await factory.run(lambda up: say(Ready(models=list(up.driver.models()))))
+
+
+def deciding(shared: Shared, member: Member) -> Chosen:
+    """Who decides in this process: nobody but in the owner, which reads a policy's file anew.
+
+    Raises:
+        ConfigInvalid: see ``policy_file.chosen``.
+    """
+    if member.index:
+        return Chosen(settings=None, own={})
+    return chosen(shared.policy, shared.policy_file)
 
 
 def _say(descriptor: int, what: Said) -> None:

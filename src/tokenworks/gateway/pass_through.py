@@ -16,7 +16,7 @@ from typing import Final, Protocol
 import msgspec
 
 from tokenworks.catalogue import factory_config
-from tokenworks.core.errors import RouteNotFound, TokenworksError, WorkerFailed
+from tokenworks.core.errors import ModelNotFound, RouteNotFound, TokenworksError, WorkerFailed
 from tokenworks.core.ids import ModelName, RequestID
 from tokenworks.core.orders import Ending, KeyView, Order, Outcome, Passing, Usage
 from tokenworks.core.ports import Delivery
@@ -150,6 +150,11 @@ class PassThrough:
         if key.scopes is not None and key.scopes.models:
             named = named_model(body)
             key.scopes.check_model(named)
+        if ANY_MODEL not in self._answers.desk.models():
+            raise ModelNotFound(
+                f"The price book in force has no price for {ANY_MODEL!r}: nothing is passed on.",
+                hint=f"Operators: put a book into force that has [price.{ANY_MODEL!r}].",
+            )
         default = self._answers.desk.output_tokens_default(ANY_MODEL, key.tier_default)
         asked = Asked(
             model=ANY_MODEL,

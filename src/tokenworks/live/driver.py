@@ -709,7 +709,7 @@ class Driver:
         version = self._store.settings_version()
         if version == known_version:
             return None
-        records, books = self._store.load_keys(), self._store.activated_books()
+        records, books = self._store.load_keys(), self._heeded(self._store.activated_books())
         return _Settings(version, records, self._store.read_limits(unix_ns), books)
 
     def _apply(self, read: _Settings | None) -> None:
@@ -721,7 +721,7 @@ class Driver:
             return  # what was used of the window that has begun is not in it: read again
         self._ledger.set_limits(states)
         self._settings_version = read.version
-        self._take_up_books(read.books)
+        self._books = read.books
         self._keys, self._named = {}, {}
         for record in read.records:
             self._ledger.set_key(record)
@@ -731,12 +731,15 @@ class Driver:
                 if record.old_secret_sha256 is not None:
                     self._keys[record.old_secret_sha256] = record.old_view()
 
-    def _take_up_books(self, texts: list[str]) -> None:
-        """Heed the price books that were put into force since the start, each from its day on."""
-        try:
-            self._books = self._folders_books.with_texts(texts)
-        except ConfigInvalid as error:
-            _log.error("price books that were put into force are left out: %s", error)
+    def _heeded(self, texts: list[str]) -> PriceBooks:
+        """On any thread: the folder's price books, and those that were put into force since."""
+        books = self._folders_books
+        for text in texts:
+            try:
+                books = books.with_texts([text])
+            except ConfigInvalid as error:
+                _log.error("a price book that was put into force is left out: %s", error)
+        return books
 
     async def _turn_page(self) -> None:
         """Take up the next price book on its day, once it is kept."""
@@ -766,7 +769,7 @@ class _Settings(NamedTuple):
     version: int
     records: list[KeyRecord]
     limits: Callable[[], list[LimitState]]
-    books: list[str]
+    books: PriceBooks
 
 
 async def _again_and_again(errand: Callable[[], Awaitable[None]]) -> None:

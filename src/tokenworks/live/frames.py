@@ -1,8 +1,8 @@
 """What a factory's processes say to each other over a Unix socket, and the link that carries it.
 
 One of them, the owner, has the dispatcher and the workers; the others, the fronts, tell it events
-and are told commands. What one says in a turn of its event loop goes out in one frame: four bytes
-of length, then a MessagePack array.
+and are told commands. What one says in a turn of its event loop goes out in one frame, or a few:
+four bytes of length, then a MessagePack array.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from tokenworks.dispatch.commands import Fetch, Offload, Preempt, Reject, Send
 from tokenworks.dispatch.events import Arrived, Failed, Finished, Started, Withdrawn
 
 FRAME_BYTES_MAX: Final = 16 << 20
+MESSAGES_MAX: Final = 1_024
+"""In one frame. An event has some 2 KB of prefix at most, and what a front with all its requests
+waiting tells a new owner is more than a frame."""
 UNSENT_BYTES_MAX: Final = 64 << 20
 """A process that leaves so much unread is taken for dead."""
 _LENGTH_BYTES: Final = 4
@@ -179,8 +182,9 @@ class Link(asyncio.Protocol):
         self._urgent = False
         if self._transport is None or not self._unsent:
             return
-        data = _ENCODER.encode(self._unsent)
-        self._unsent = []
-        self._transport.write(len(data).to_bytes(_LENGTH_BYTES, "big") + data)
+        unsent, self._unsent = self._unsent, []
+        for begin in range(0, len(unsent), MESSAGES_MAX):
+            data = _ENCODER.encode(unsent[begin : begin + MESSAGES_MAX])
+            self._transport.write(len(data).to_bytes(_LENGTH_BYTES, "big") + data)
         if self._transport.get_write_buffer_size() > UNSENT_BYTES_MAX:
             self._transport.abort()

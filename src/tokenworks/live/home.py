@@ -41,11 +41,17 @@ class Home:
 
     Attributes:
         path: the folder: $TOKENWORKS_HOME, or ``~/.tokenworks``.
+
+    Args:
+        path: another folder.
+        read: the settings as they were read before, which hold whatever the file says by now; None
+            to read the file whenever they are asked for.
     """
 
-    def __init__(self, path: Path | None = None) -> None:
+    def __init__(self, path: Path | None = None, read: FactoryConfig | None = None) -> None:
         given = os.environ.get(HOME_VARIABLE)
         self.path = path or (Path(given) if given else Path.home() / ".tokenworks")
+        self._read = read
 
     @property
     def ledger(self) -> Path:
@@ -123,6 +129,8 @@ class Home:
 
     def load_settings(self) -> FactoryConfig:
         """The operator's settings, or the ones that ship."""
+        if self._read is not None:
+            return self._read
         return parse_factory_config(_own(self.settings, "factory.toml"))
 
     def load_price_book(self) -> PriceBook:

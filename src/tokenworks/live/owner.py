@@ -58,7 +58,7 @@ class OwnerDriver(Driver):
 
     What workers already make for fronts when an owner is new is not in its dispatcher: such workers
     are told of with so many slots less, until it has ended. Its dispatcher knows no worker at first
-    and would refuse what fronts have waiting: that is told once there is one for it.
+    and would refuse what fronts have waiting: that is told once there is one for it, free or not.
 
     Args:
         fronts: indices of the fronts whose reports are waited for before a worker is used.
@@ -153,9 +153,16 @@ class OwnerDriver(Driver):
                 if isinstance(event, Failed) and not event.started:
                     link.send(_failed(request))
             return
+        if isinstance(event, Started) or (isinstance(event, Failed) and not event.started):
+            self.tell(event)
+            return
+        ignored = self._dispatcher.counts()["ignored"]
         self.tell(event)
-        if not (isinstance(event, Started) or (isinstance(event, Failed) and not event.started)):
-            self._whose.pop(request, None)
+        if self._dispatcher.counts()["ignored"] != ignored:
+            # It crossed with its worker's going down, after which it waits in a line again, or is
+            # at another worker: nobody is there any more to take it.
+            self.tell(Withdrawn(request=request))
+        self._whose.pop(request, None)
 
     def _reported(self, link: Link, report: Report) -> None:
         if self._names.get(report.index) == report.name:
@@ -239,10 +246,17 @@ class OwnerDriver(Driver):
     def _announce(self, up: WorkerUp) -> None:
         """Let the dispatcher use what of a worker nobody uses yet."""
         busy = sum(worker == up.worker for worker, _ in self._taken_over.values())
-        if not self._awaited and up.slots > busy:
-            self._announced.add(up.model)
+        if self._awaited:
+            return
+        if up.slots > busy:
             super().tell(msgspec.structs.replace(up, slots=up.slots - busy))
-            self._tell_early()
+        elif up.model not in self._announced:
+            # It has nothing free, but what comes for its model is to wait in a line, where patience
+            # ends: a line is there for models that had a worker.
+            super().tell(up)
+            super().tell(WorkerDown(worker=up.worker, why="all its slots are taken over"))
+        self._announced.add(up.model)
+        self._tell_early()
 
     def _announce_all(self) -> None:
         for up in list(self._ups.values()):
