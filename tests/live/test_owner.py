@@ -283,8 +283,8 @@ def test_a_new_owner_knows_what_runs_and_what_waits(tmp_path: pathlib.Path) -> N
             later = crew.open(two.driver)
             await crew.start(1, 2)
             crew.owner.worker_up(WORKERS[0], Client())
-            # Both slots are taken by what the last owner sent: the worker is not there yet, and what
-            # came waits in a line, where patience ends.
+            # Both slots are taken by what the last owner sent: the worker is not there yet, and
+            # what came waits in a line, where patience ends.
             await until(lambda: crew.queued() == 2)
             assert crew.owner._early == {}
             assert crew.running() == {}

@@ -24,7 +24,7 @@ class InDoubt(LedgerUnavailable):
 
 
 class TakenOver(LedgerUnavailable):
-    """Another process held this one for dead, and gave back what it held: it stores nothing more."""
+    """Another process held this one for dead and gave back what it held; it stores nothing more."""
 
 
 class LedgerStore(Protocol):
