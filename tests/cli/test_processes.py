@@ -277,6 +277,17 @@ def test_a_second_factory_keeps_off(factory: Factory) -> None:
     assert factory.whole()
 
 
+def test_one_that_was_held_for_dead_ends_and_starts_again(factory: Factory) -> None:
+    pid = factory.pids()[1]
+    name = json.loads(command_line(pid).split(b"\0")[-2])["owner"]
+    with contextlib.closing(Home(factory.running.home).open_ledger()) as store:
+        store.declare_dead(name)
+        assert store.take_over(1) == []
+    factory.until(lambda: factory.pids().get(1, pid) != pid)
+    factory.until(factory.whole)
+    assert factory.asks(clients=24, each=1).seen.faults == []
+
+
 def test_in_the_end_all_is_finished_settled_and_in_the_books_once(factory: Factory) -> None:
     home = Home(factory.running.home)
 

@@ -478,6 +478,22 @@ def test_stopping_finishes_what_is_open(run: Run) -> None:
     run(main())
 
 
+def test_who_has_asked_before_it_stops_is_served(run: Run) -> None:
+    async def main() -> None:
+        server = GatewayServer("127.0.0.1", 0)
+        task = asyncio.ensure_future(server.serve(Gateway(FakeDesk(()), FakeClock())))
+        async with connection(server) as earlier:
+            earlier.write(GET)
+            assert (await earlier.response())[0] == 200
+        with socket.create_connection(server.address) as caller:
+            caller.sendall(GET)  # the kernel has it, and the server does not know
+            server.stop()
+            await task
+            assert caller.recv(4096).startswith(b"HTTP/1.1 200")
+
+    run(main())
+
+
 def test_stopping_twice_does_not_wait_for_what_is_open(run: Run) -> None:
     async def main() -> None:
         desk = FakeDesk(answer("a"))

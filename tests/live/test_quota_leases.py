@@ -110,8 +110,11 @@ def test_the_dead_leave_what_they_have_not_used(run: Run, shared: Shared) -> Non
         assert [entry.request for entry in voided] == [left.request]
         heir.store.append_now(voided)
         assert isinstance(await heir.reserve(750), Reserved)
+        lost: list[str] = []
+        dead.leases._on_lost = lambda: lost.append("dead")
         with pytest.raises(LedgerUnavailable, match="taken over"):
             await dead.leases.tend()
+        assert lost == ["dead"]
         with pytest.raises(LedgerUnavailable, match="taken over"):
             await dead.use(left, 700)
         assert used_tokens(shared.keeper, 0) == 250

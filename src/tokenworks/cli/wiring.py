@@ -28,7 +28,7 @@ from tokenworks.cli.ledger_at import check_clock
 from tokenworks.cli.member import Member
 from tokenworks.cli.policy_file import Chosen
 from tokenworks.cli.twin_factory import Modelled
-from tokenworks.core.errors import ConfigInvalid
+from tokenworks.core.errors import ConfigInvalid, FactoryError
 from tokenworks.core.ids import ModelName, PoolID, WorkerID
 from tokenworks.core.ports import Clock, Desk, WorkerPort
 from tokenworks.core.scopes import address_of, networks_of
@@ -45,6 +45,7 @@ from tokenworks.gateway.server import GatewayServer
 from tokenworks.gateway.telemetry import Telemetry, telemetry_of
 from tokenworks.gateway.traced_desk import Exporter, TracedDesk
 from tokenworks.ledger.actions import CreateKey
+from tokenworks.ledger.ledger import Ledger
 from tokenworks.ledger.store_port import join, recover
 from tokenworks.live.admission import Admission
 from tokenworks.live.batch_room import StoredBatches
@@ -144,6 +145,7 @@ class Factory:
 
     _otlp: Exporter | None = None
     _runner: BatchRunner | None = None
+    _lost: bool = False
 
     def __init__(
         self,
@@ -188,7 +190,7 @@ class Factory:
                 books=books,
                 pools=pools,
                 journal=JournalWriter(home.journal),
-                leases=QuotaLeases(ledger, self.store, dates) if shared else None,
+                leases=self._leases(ledger, dates) if shared else None,
                 policy=policy,
                 limits=limits,
                 ledger_clock=dates,
@@ -205,6 +207,16 @@ class Factory:
             else:
                 self._seat_pools(settings, home.load_curves())
             stack.pop_all()
+
+    def _leases(self, ledger: Ledger, dates: Clock) -> QuotaLeases:
+        """What shares the limits; one of several processes ends when it can store nothing more."""
+        return QuotaLeases(ledger, self.store, dates, None if self._member is None else self._end)
+
+    def _end(self) -> None:
+        """Cut off what is open, which cannot be billed any more: the supervisor starts it again."""
+        self._lost = True
+        for _ in range(2):
+            self.server.stop()
 
     def _kind_of_driver(self, on_hung: Callable[[list[int]], None] | None) -> Callable[..., Driver]:
         """A driver with a dispatcher for itself, for others too, or with that of another one."""
@@ -425,6 +437,8 @@ class Factory:
             task.add_done_callback(self._stop_if_broken)
         try:
             await self.server.serve(self.gateway)
+            if self._lost:
+                raise FactoryError("This process can write no more.", hint="It starts again.")
             for task in tasks:
                 if task.done():
                     task.result()  # what broke it is what the operator must see

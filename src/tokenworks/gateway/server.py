@@ -17,6 +17,9 @@ BACKLOG_MAX: Final = 2_048
 KEEPALIVE: Final = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
 """A silent caller is asked after so many seconds, so often, so many times."""
 
+LAST_TURNS: Final = 8
+"""Of the event loop before it listens no more: connections are accepted in one, and read in another
+soon after."""
 SWEEP_S: Final = 1.0
 """Between two looks at whether a connection has taken too long; one timer serves them all."""
 
@@ -101,6 +104,9 @@ class GatewayServer:
         server = await loop.create_server(make, sock=self._socket, backlog=BACKLOG_MAX)
         try:
             await self._stopped.wait()
+            # Whoever has connected and asked by now is served: closing would reset them.
+            for _ in range(LAST_TURNS):
+                await asyncio.sleep(0)
             self.draining = True
             server.close()
             for connection in tuple(self.connections):

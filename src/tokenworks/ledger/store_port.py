@@ -23,6 +23,10 @@ class InDoubt(LedgerUnavailable):
     """
 
 
+class TakenOver(LedgerUnavailable):
+    """Another process held this one for dead and gave back what it held; it stores nothing more."""
+
+
 class LedgerStore(Protocol):
     """A durable chain of blocks of entries, their sums, keys, limits and price books.
 

@@ -303,6 +303,8 @@ class Bookkeeper:
     def _in_doubt(self, error: InDoubt, entries: Sequence[Entry]) -> None:
         """Remember for good that nothing is stored any more, and say what may be stored or not."""
         self._doubt = error
+        if self._leases is not None:
+            self._leases.lost()
         self._unstored = [each for each in self._unstored if each not in entries]
         _log.critical("it is not known whether these are stored: %r: %s", entries, error)
 

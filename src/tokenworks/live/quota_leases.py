@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Final
 
 from tokenworks.catalogue.price_book import PriceBook
@@ -15,7 +16,7 @@ from tokenworks.ledger.entries import Reserved, Voided
 from tokenworks.ledger.leases import Shortage, WindowUse
 from tokenworks.ledger.ledger import Ledger
 from tokenworks.ledger.quotas import QuotaNumbers, Refused, quota_refusal
-from tokenworks.ledger.store_port import LedgerStore
+from tokenworks.ledger.store_port import LedgerStore, TakenOver
 
 TRIES_MAX: Final = 3
 """How often a limit that others have leased is asked for again before a request is refused."""
@@ -39,9 +40,17 @@ class QuotaLeases:
         ledger: made by ``ledger.store_port.join``.
         store: shared with other processes.
         clock: time.
+        on_lost: told that this process can store nothing more, until it is started again.
     """
 
-    def __init__(self, ledger: Ledger, store: LedgerStore, clock: Clock) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        store: LedgerStore,
+        clock: Clock,
+        on_lost: Callable[[], None] | None = None,
+    ) -> None:
+        self._on_lost = on_lost
         self._ledger, self._store, self._clock = ledger, store, clock
         self._asking = asyncio.Lock()
         self._alive_at_ns = clock.now_ns()
@@ -141,7 +150,11 @@ class QuotaLeases:
             # have been cut off as well, and are given the time to say that they live.
             if now_ns - self._alive_at_ns > DEAD_AFTER_NS // 2:
                 self._sweep_at_ns = now_ns + DEAD_AFTER_NS
-            await asyncio.to_thread(self._store.alive, unix_ns)
+            try:
+                await asyncio.to_thread(self._store.alive, unix_ns)
+            except TakenOver:
+                self.lost()
+                raise
             self._alive_at_ns = now_ns + ALIVE_NS
         await self.give_back_idle(unix_ns)
         if now_ns < self._sweep_at_ns:
@@ -152,6 +165,11 @@ class QuotaLeases:
             _log.warning("%s was left open by %s, which is dead", hold.request, hold.owner)
             self._ledger.apply(hold)
         return self._ledger.void_orphans(unix_ns)
+
+    def lost(self) -> None:
+        """Nothing more can be stored: let whoever can start this process again do so."""
+        if self._on_lost is not None:
+            self._on_lost()
 
     async def give_back_idle(self, unix_ns: int) -> None:
         """Give back what this process neither uses nor holds of limits that others lack.

@@ -31,7 +31,7 @@ from tokenworks.ledger.extras import Use, limit_states, uses
 from tokenworks.ledger.leases import Counted, Shortage, WindowUse, split, with_spent
 from tokenworks.ledger.quotas import UNIX_NS_MAX, LimitState, NodeID
 from tokenworks.ledger.rollup import PayerNames, Rollup, RollupRow
-from tokenworks.ledger.store_port import InDoubt
+from tokenworks.ledger.store_port import InDoubt, TakenOver
 from tokenworks.ledger.stored import Stored
 from tokenworks.live import cost_claims, lease_tables
 from tokenworks.live.clock import SystemClock
@@ -784,7 +784,7 @@ def _open_holds(database: Database) -> list[Reserved]:
 
 def _still_ours(changed: int, owner: str) -> None:
     if changed != 1:
-        raise LedgerUnavailable(
+        raise TakenOver(
             f"Another process has taken over from {owner!r}, which it held for dead.",
             hint="Restart this one.",
         )
