@@ -347,9 +347,10 @@ def test_who_asks_after_a_broken_commit_waits_until_it_has_ended(
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(postgres_module, "SILENT_S_MAX", 0.2)
-    monkeypatch.setattr(postgres_module, "ANSWER_S_MAX", 0.2)
+def impatient(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    postgres_store(url, "tool").close()  # its tables are made in patience
+    monkeypatch.setattr(postgres_module, "SILENT_S_MAX", 0.5)
+    monkeypatch.setattr(postgres_module, "ANSWER_S_MAX", 0.5)
 
 
 @pytest.mark.usefixtures("impatient")
