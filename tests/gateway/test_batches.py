@@ -317,6 +317,26 @@ def test_live_requests_go_first(run: Run, tmp_path: pathlib.Path) -> None:
     run(go())
 
 
+def test_a_process_that_ends_begins_no_line(run: Run, tmp_path: pathlib.Path) -> None:
+    desk = BatchDesk(answer("x"))
+    house = House(tmp_path, desk)
+
+    async def go() -> None:
+        async with house.sdk() as client:
+            batch = await begin(client, [chat_line("a")])
+            house.runner._stopping = lambda: True
+            for _ in range(3):
+                await house.round()
+            assert not desk.billed
+            house.runner._stopping = lambda: False
+            await house.rounds()
+            done = await client.batches.retrieve(batch.id)
+            assert done.request_counts is not None
+            assert done.request_counts.completed == 1
+
+    run(go())
+
+
 def test_batches_share_what_is_free(run: Run, tmp_path: pathlib.Path) -> None:
     desk = BatchDesk([Hold()])
     desk.slots = 6

@@ -318,6 +318,7 @@ class Factory:
             clock=self.clock,
             gauges=self.driver.gauges,
             billed=lambda names, since: asyncio.to_thread(self.store.billed, names, since),
+            stopping=lambda: self.server.draining,
         )
 
     def _check_store(self) -> None:

@@ -100,6 +100,7 @@ class BatchRunner:
         clock: time.
         gauges: what the factory has now.
         billed: asks the ledger.
+        stopping: whether this process is about to end, so that nothing is to begin.
     """
 
     def __init__(
@@ -112,7 +113,9 @@ class BatchRunner:
         clock: Clock,
         gauges: Callable[[], Gauges],
         billed: Billed,
+        stopping: Callable[[], bool] = lambda: False,
     ) -> None:
+        self._stopping = stopping
         self._batches, self._files, self._lines = batches, files, lines
         self._desk, self._clock, self._gauges, self._billed = desk, clock, gauges, billed
         self._runs: dict[asyncio.Task[None], LineRun] = {}
@@ -195,7 +198,8 @@ class BatchRunner:
                     self._send(
                         batch, self._validate(batch) if validate else self._end(batch, step, key)
                     )
-        await self._start_lines(running)
+        if not self._stopping():
+            await self._start_lines(running)
 
     # Batches.
 
