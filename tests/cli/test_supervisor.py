@@ -28,6 +28,11 @@ assert b"hidden" in shared
 print('{"type":"Ready","models":["m"]}', flush=True)
 """
 SERVE = "sys.stdin.read()"
+BEAT = """
+while True:
+    print('{"type":"Alive"}', flush=True)
+    time.sleep(0.02)
+"""
 HANG = "time.sleep(60)"
 STUBBORN = "import signal; signal.signal(15, signal.SIG_IGN)\n"
 
@@ -101,6 +106,23 @@ def test_one_that_hangs_is_killed_at_its_owners_word_and_starts_again(home: Home
             await running
 
     asyncio.run(run())
+
+
+def test_one_that_stands_still_is_killed_and_starts_again(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "SILENT_S_MAX", 2)
+    made = Scripts(home, {0: [BEGIN + BEAT], 1: [BEGIN + HANG, BEGIN + BEAT]})
+
+    async def run() -> None:
+        running = asyncio.create_task(made.run(lambda *_: None))
+        async with asyncio.timeout(60):
+            await made.again.wait()
+        made.end()
+        await running
+
+    asyncio.run(run())
+    assert made.started == [0, 1, 1]
 
 
 def test_one_that_does_not_stop_is_killed(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import shutil
@@ -24,6 +25,8 @@ from tokenworks.live.home import Home
 _STDIN: Final = 0
 _STDOUT: Final = 1
 _STDERR: Final = 2
+BEAT_S: Final = 1.0
+"""Between two times that a process says that it is alive."""
 
 
 class Member(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,7 +91,11 @@ class Hung(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     indices: list[int]
 
 
-Said = Ready | Hung
+class Alive(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Its event loop turns."""
+
+
+Said = Ready | Hung | Alive
 """What a process tells its supervisor, each as a line of JSON on its standard output."""
 
 
@@ -108,6 +115,7 @@ def main(arguments: list[str]) -> int:
     shared = msgspec.json.decode(sys.stdin.buffer.readline(), type=Shared)
     # What a policy of the operator's prints is not for the supervisor.
     said = os.dup(_STDOUT)
+    os.set_blocking(said, False)  # a supervisor that hangs makes nobody hang
     os.dup2(_STDERR, _STDOUT)
     logging.basicConfig(
         level=logging.ERROR if shared.quiet else logging.WARNING,
@@ -149,7 +157,12 @@ async def _serve(shared: Shared, member: Member, say: Callable[[Said], None]) ->
             shutil.rmtree(Path(member.path).parent, ignore_errors=True)
             home.forget_url()
 
+    def beat() -> None:
+        say(Alive())
+        loop.call_later(BEAT_S, beat)
+
     loop.add_reader(_STDIN, orphaned)
+    beat()
     with rare_collections():
         await factory.run(lambda up: say(Ready(models=list(up.driver.models()))))
 
@@ -166,7 +179,8 @@ def deciding(shared: Shared, member: Member) -> Chosen:
 
 
 def _say(descriptor: int, what: Said) -> None:
-    os.write(descriptor, msgspec.json.encode(what) + b"\n")
+    with contextlib.suppress(OSError):  # nobody is there any more, or nobody reads
+        os.write(descriptor, msgspec.json.encode(what) + b"\n")
 
 
 if __name__ == "__main__":

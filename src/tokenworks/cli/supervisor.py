@@ -23,12 +23,13 @@ from typing import Final, assert_never
 
 import msgspec
 
-from tokenworks.cli.member import Hung, Member, Ready, Said, Shared
+from tokenworks.cli.member import Alive, Hung, Member, Ready, Said, Shared
 from tokenworks.core.errors import ConfigInvalid, FactoryError
 from tokenworks.core.units import NS_PER_MS, NS_PER_S
 from tokenworks.gateway.http_limits import LIMITS
 from tokenworks.live.clock import SystemClock
 from tokenworks.live.home import Home
+from tokenworks.live.quota_leases import DEAD_AFTER_NS
 from tokenworks.live.workers import SupervisionLimits, backoff_ns
 
 DEATHS_MAX: Final = 5
@@ -40,6 +41,8 @@ OWNER_STOP_S_MAX: Final = STOP_S_MAX + 10
 """The same for the owner, which waits for the others."""
 START_S_MAX: Final = 60
 """A process that is still starting is given so long before it is taken for hung."""
+SILENT_S_MAX: Final = DEAD_AFTER_NS / NS_PER_S
+"""Of one that has served; by then the others hold it for dead, and what it bills is refused."""
 BACKLOG_MAX: Final = 128
 LINE_BYTES_MAX: Final = 1 << 20
 RESOURCE: Final = "OTEL_RESOURCE_ATTRIBUTES"
@@ -202,16 +205,27 @@ class Supervisor:
             process.terminate()
         try:
             assert process.stdin is not None
-            assert process.stdout is not None
             with contextlib.suppress(ConnectionError):  # its status will say why
                 process.stdin.write(self._start + b"\n")
                 await process.stdin.drain()
-            async for line in process.stdout:
+            while line := await self._line(member.index, process):
                 self._heard(member.index, msgspec.json.decode(line, type=Said))
             return await process.wait()
         finally:
             del self._processes[member.index]
             self._ready.discard(member.index)
+
+    async def _line(self, index: int, process: asyncio.subprocess.Process) -> bytes:
+        """What a process says next, empty once it has ended; one that is silent is killed."""
+        assert process.stdout is not None
+        try:
+            async with asyncio.timeout(SILENT_S_MAX if index in self._ready else None):
+                return await process.stdout.readline()
+        except TimeoutError:
+            _log.error("process %d stands still for %d s: it is killed", index, SILENT_S_MAX)
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            return await process.stdout.readline()
 
     def _command(self, member: Member) -> tuple[str, ...]:
         words = (sys.executable, "-P", "-m", "tokenworks.cli.member")
@@ -227,6 +241,8 @@ class Supervisor:
             case Hung():
                 for each in said.indices:
                     self._kill_hung(each)
+            case Alive():
+                pass
             case _:
                 assert_never(said)
 
