@@ -7,6 +7,7 @@ import http.client
 import json
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -82,7 +83,7 @@ class Streams:
         class Provider(_Provider):
             recorded = streams
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Provider)
+        self._server = _Server(("127.0.0.1", 0), Provider)
         self._thread = threading.Thread(target=self._server.serve_forever)
         self._thread.start()
         return self
@@ -128,6 +129,13 @@ class Streams:
             raise RuntimeError(f"the reader ended with {done.returncode}: {done.stderr[-1000:]}")
         lines = [json.loads(line) for line in done.stdout.splitlines()]
         return {line["name"]: line["events"] for line in lines}
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of an SDK that resets its connection when its process ends."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class _Provider(BaseHTTPRequestHandler):
