@@ -277,10 +277,18 @@ def test_a_second_factory_keeps_off(factory: Factory) -> None:
     assert factory.whole()
 
 
+def no_hold(home: Home) -> bool:
+    """Whether what the dead held is taken over by the living."""
+    (row,) = [row for row in data(home, "doctor") if row["check"] == "ledger"]
+    return "0 open holds" in row["found"] or "reads all" in row["found"]
+
+
 def test_one_that_was_held_for_dead_ends_and_starts_again(factory: Factory) -> None:
+    home = Home(factory.running.home)
+    factory.until(lambda: no_hold(home))
     pid = factory.pids()[1]
     name = json.loads(command_line(pid).split(b"\0")[-2])["owner"]
-    with contextlib.closing(Home(factory.running.home).open_ledger()) as store:
+    with contextlib.closing(home.open_ledger()) as store:
         store.declare_dead(name)
         assert store.take_over(1) == []
     factory.until(lambda: factory.pids().get(1, pid) != pid)
@@ -290,13 +298,7 @@ def test_one_that_was_held_for_dead_ends_and_starts_again(factory: Factory) -> N
 
 def test_in_the_end_all_is_finished_settled_and_in_the_books_once(factory: Factory) -> None:
     home = Home(factory.running.home)
-
-    def no_hold() -> bool:
-        (row,) = [row for row in data(home, "doctor") if row["check"] == "ledger"]
-        return "0 open holds" in row["found"] or "reads all" in row["found"]
-
-    # What the dead held is taken over by the living.
-    factory.until(no_hold)
+    factory.until(lambda: no_hold(home))
     crowd = factory.asks(clients=24, each=1, act=factory.running.process.terminate)
     assert crowd.seen.faults == []
     assert factory.running.process.wait(WAIT_S_MAX) == 0

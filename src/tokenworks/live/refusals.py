@@ -70,7 +70,7 @@ def rejection(command: Reject, order: Order, loop_s: Callable[[int], float]) -> 
 def sent_once(why: str) -> WorkerFailed:
     """Why a request that was passed on, and may not be repeated, has no answer."""
     return WorkerFailed(
-        f"The provider broke off after the request was sent to it: {why.rstrip('.')}.",
+        f"The provider broke off after the request was sent to it: {why}",
         hint="It may have been carried out: look before you send it again.",
     )
 
