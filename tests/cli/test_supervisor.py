@@ -37,23 +37,27 @@ HANG = "time.sleep(60)"
 STUBBORN = "import signal; signal.signal(15, signal.SIG_IGN)\n"
 
 
+def shared_of(home: Home, policy_file: str | None = None) -> Shared:
+    """What processes of a folder start with."""
+    return Shared(
+        home=str(home.path),
+        settings=parse_factory_config(SETTINGS),
+        books=(),
+        host="127.0.0.1",
+        port=0,
+        policy=None,
+        policy_file=policy_file,
+        quiet=True,
+    )
+
+
 class Scripts(Supervisor):
     """Processes of the test's own."""
 
     def __init__(self, home: Home, scripts: dict[int, list[str]]) -> None:
         self.scripts, self.started = scripts, list[int]()
         self.last, self.again = dict[int, str](), asyncio.Event()
-        shared = Shared(
-            home=str(home.path),
-            settings=parse_factory_config(SETTINGS),
-            books=(),
-            host="127.0.0.1",
-            port=0,
-            policy=None,
-            policy_file=None,
-            quiet=True,
-        )
-        super().__init__(shared, len(scripts), QUICK)
+        super().__init__(shared_of(home), len(scripts), QUICK)
 
     def _command(self, member: Member) -> tuple[str, ...]:
         assert "hidden" not in " ".join(super()._command(member))
@@ -136,16 +140,7 @@ def test_one_that_does_not_stop_is_killed(home: Home, monkeypatch: pytest.Monkey
 
 def test_a_policys_file_is_read_by_the_owner_alone(home: Home, tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
-    shared = Shared(
-        home=str(home.path),
-        settings=parse_factory_config(SETTINGS),
-        books=(),
-        host="127.0.0.1",
-        port=0,
-        policy=None,
-        policy_file=str(file),
-        quiet=True,
-    )
+    shared = shared_of(home, str(file))
 
     def member(index: int) -> Member:
         return Member(index=index, count=2, path="", descriptor=0, owner="")
