@@ -392,7 +392,7 @@ def test_a_mistake_in_the_writer_leaves_nobody_waiting(
         store.append_now([wrong])
     with pytest.raises(LedgerUnavailable, match="closed"):
         store.append_now([])
-    store._group._thread.join()
+    store._group._writing.join()
     assert seen == [TypeError]
 
 

@@ -84,8 +84,8 @@ class GroupCommit:
         self._wake = threading.Condition()
         self.still = threading.Lock()
         """Held while entries are between the queue and the disk; who holds it sees all the rest."""
-        self._thread = threading.Thread(target=self._run, name="ledger-store", daemon=True)
-        self._thread.start()
+        self._writing = threading.Thread(target=self._run, name="ledger-store", daemon=True)
+        self._writing.start()
 
     def append(self, entries: Sequence[Entry]) -> asyncio.Future[None]:
         """Queue some entries from a running loop; the future is done when they are stored."""
@@ -130,7 +130,7 @@ class GroupCommit:
         with self._wake:
             self._closing = self._urgent = True
             self._wake.notify()
-        self._thread.join()
+        self._writing.join()
 
     def _submit(self, batch: Batch) -> LedgerUnavailable | None:
         with self._wake:
