@@ -37,7 +37,7 @@ from tokenworks.core.ids import KeyID, ModelName, RequestID, TenantID
 from tokenworks.core.orders import KeyView, Order, Outcome, Usage
 from tokenworks.core.slo import Tier
 from tokenworks.ledger.entries import Posted
-from tokenworks.ledger.quotas import Refused
+from tokenworks.ledger.quota_records import Refused
 from tokenworks.ledger.store_port import recover
 from tokenworks.live.clock import SystemClock
 from tokenworks.live.home import Home

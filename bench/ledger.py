@@ -29,7 +29,7 @@ from tokenworks.core.ids import EngineerID, KeyID, LimitID, ModelName, RequestID
 from tokenworks.core.orders import KeyView, Order, Outcome, Usage
 from tokenworks.core.slo import Tier
 from tokenworks.ledger.entries import Entry, Posted, Reserved
-from tokenworks.ledger.quotas import Limit, NodeID
+from tokenworks.ledger.quota_records import Limit, NodeID
 from tokenworks.ledger.store_port import recover
 from tokenworks.live.home import Home
 from tokenworks.live.store import sqlite_store

@@ -40,7 +40,7 @@ from tokenworks.ledger.entries import Entry, Reserved
 from tokenworks.ledger.focus import focus_rows
 from tokenworks.ledger.invoices import invoice_json, make_invoice
 from tokenworks.ledger.ledger import posting
-from tokenworks.ledger.quotas import Limit, NodeID
+from tokenworks.ledger.quota_records import Limit, NodeID
 from tokenworks.ledger.reports import report_lines
 from tokenworks.ledger.rollup import RollupRow
 from tokenworks.ledger.store_port import recover

@@ -25,6 +25,10 @@ MODULES: Final = (
     *("gateway/answer", "gateway/assemble", "gateway/connection", "gateway/doorkeeper"),
     *("gateway/envelope", "gateway/event_stream", "gateway/http_body", "gateway/http_head"),
     *("gateway/http_io", "gateway/request_ids", "gateway/tallies", "gateway/app"),
+    *("ledger/accounts", "ledger/ledger", "ledger/metering", "ledger/quotas"),
+    *("live/bookkeeper", "live/clock", "live/driver", "live/flights", "live/front"),
+    *("live/group_commit", "live/journal", "live/network", "live/owner", "live/seats"),
+    *("live/worker_body",),
     *("twin/agenda", "twin/kv_cache", "twin/sequence", "twin/workers"),
 )
 SETUP: Final = """

@@ -30,8 +30,8 @@ from tokenworks.dispatch.events import (
     WorkerDown,
     WorkerUp,
 )
-from tokenworks.dispatch.fleet import speeds_of
 from tokenworks.dispatch.policy import MakePolicy
+from tokenworks.dispatch.workers import speeds_of
 from tokenworks.perf.timing import FS_PER_S, Timing
 
 TIERS = tuple(Tier)

@@ -25,11 +25,12 @@ from tokenworks.core.units import NS_PER_S
 from tokenworks.dispatch.commands import Command, Send
 from tokenworks.dispatch.dispatcher import Dispatcher
 from tokenworks.dispatch.events import Configured, Event, Finished
-from tokenworks.dispatch.fleet import Fleet, Worker
+from tokenworks.dispatch.fleet import Fleet
 from tokenworks.dispatch.policy import Choice, Forgetful
 from tokenworks.dispatch.prefix_index import PrefixIndex
 from tokenworks.dispatch.promises import Promises
-from tokenworks.dispatch.waiting import Request
+from tokenworks.dispatch.requests import Request
+from tokenworks.dispatch.workers import Worker
 
 S = NS_PER_S
 

@@ -30,10 +30,11 @@ from tokenworks.dispatch.commands import Command, Queue, Reject, Send
 from tokenworks.dispatch.dispatcher import Dispatcher
 from tokenworks.dispatch.events import Configured, Event, PolicySettings, Ticked
 from tokenworks.dispatch.fleet import Fleet
+from tokenworks.dispatch.pickers import permitted
 from tokenworks.dispatch.policies import NAMES
-from tokenworks.dispatch.policy import Choice, Forgetful, permitted
+from tokenworks.dispatch.policy import Choice, Forgetful
 from tokenworks.dispatch.prefix_index import PrefixIndex
-from tokenworks.dispatch.waiting import Request
+from tokenworks.dispatch.requests import Request
 
 EU = ("eu",)
 

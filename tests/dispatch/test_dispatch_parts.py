@@ -12,14 +12,15 @@ from hypothesis import strategies as st
 from tests.dispatch.dispatch_world import CURVE, arrived, configured, factory, promises, up
 from tokenworks.core.ids import RequestID
 from tokenworks.core.slo import Tier
-from tokenworks.dispatch import chains, fleet, policy, snapshot, states
+from tokenworks.dispatch import chains, fleet, pickers, policy, snapshot, states, workers
 from tokenworks.dispatch.dispatcher import Dispatcher
 from tokenworks.dispatch.prefix_index import RETIRED_MAX, PrefixIndex
+from tokenworks.dispatch.requests import Request
 from tokenworks.dispatch.states import TRANSITIONS, State, Step, after
-from tokenworks.dispatch.waiting import Line, Request
+from tokenworks.dispatch.waiting import Line
 
 
-@pytest.mark.parametrize("module", [chains, fleet, policy, states])
+@pytest.mark.parametrize("module", [chains, policy, states, workers])
 def test_examples_in_the_text_hold(module: object) -> None:
     failed, tried = doctest.testmod(module)  # type: ignore[arg-type]
     assert (failed, tried > 0) == (0, True)
@@ -45,12 +46,12 @@ def test_a_step_that_the_table_lacks_is_a_mistake() -> None:
 @pytest.mark.parametrize("curve", [(), ((0, 5),), ((2, 5), (2, 4)), ((2, 5), (1, 6)), ((1, -1),)])
 def test_a_curve_that_is_none(curve: tuple[tuple[int, int], ...]) -> None:
     with pytest.raises(AssertionError):
-        fleet.speeds_of(curve, 4)
+        workers.speeds_of(curve, 4)
 
 
 def test_slots_are_at_least_one() -> None:
     with pytest.raises(AssertionError):
-        fleet.speeds_of(CURVE, 0)
+        workers.speeds_of(CURVE, 0)
 
 
 CURVES = st.lists(
@@ -66,12 +67,12 @@ CURVES = st.lists(
 def test_caps_against_a_slow_oracle(
     curve: tuple[tuple[int, int], ...], slots: int, promised: int
 ) -> None:
-    speeds = fleet.speeds_of(curve, slots)
+    speeds = workers.speeds_of(curve, slots)
     assert len(speeds) == slots + 1
     for batch, speed in curve:
         if batch <= slots:
             assert speeds[batch] == speed
-    cap = fleet.tier_cap(speeds, promised)
+    cap = workers.tier_cap(speeds, promised)
     assert 1 <= cap <= slots
     assert all(speeds[b] >= promised for b in range(2, cap + 1))
     assert cap == slots or speeds[cap + 1] < promised
@@ -85,8 +86,8 @@ def test_a_slow_machine_still_serves() -> None:
 # Policy.
 
 
-def worker(index: int, running: int = 0, slots: int = 16) -> fleet.Worker:
-    made = fleet.Worker(
+def worker(index: int, running: int = 0, slots: int = 16) -> workers.Worker:
+    made = workers.Worker(
         worker=f"w{index}",  # type: ignore[arg-type]
         pool="p",  # type: ignore[arg-type]
         model="m",  # type: ignore[arg-type]
@@ -101,7 +102,7 @@ def worker(index: int, running: int = 0, slots: int = 16) -> fleet.Worker:
     return made
 
 
-def fleet_of(*workers: fleet.Worker) -> fleet.Fleet:
+def fleet_of(*workers: workers.Worker) -> fleet.Fleet:
     return fleet.Fleet(list(workers), [Line() for _ in Tier], [])
 
 
@@ -110,8 +111,8 @@ def test_ties_go_to_the_least_loaded_then_to_the_lowest_index() -> None:
     workers = [worker(index.add_worker(), running=n) for n in (3, 1, 1, 2)]
     several = fleet_of(*workers)
 
-    def pick(prefix: tuple[int, ...], imbalance: int) -> tuple[fleet.Worker, str, int]:
-        return policy.pick_cache_aware(several, several.open, prefix, index, imbalance)
+    def pick(prefix: tuple[int, ...], imbalance: int) -> tuple[workers.Worker, str, int]:
+        return pickers.pick_cache_aware(several, several.open, prefix, index, imbalance)
 
     assert pick((), 8)[0] is workers[1]
     for each in (0, 2, 3):
@@ -151,8 +152,8 @@ def test_one_candidate_is_named_for_its_hit() -> None:
     index = PrefixIndex(100)
     only = fleet_of(worker(index.add_worker()))
     index.insert((1,), 0, 0)
-    assert policy.pick_cache_aware(only, 1, (1, 2), index, 0)[1] == "prefix_hit"
-    assert policy.pick_cache_aware(only, 1, (1, 2, 3), index, 0)[1] == "least_loaded"
+    assert pickers.pick_cache_aware(only, 1, (1, 2), index, 0)[1] == "prefix_hit"
+    assert pickers.pick_cache_aware(only, 1, (1, 2, 3), index, 0)[1] == "least_loaded"
 
 
 def test_loads_are_compared_on_the_largest_worker() -> None:
@@ -195,10 +196,10 @@ def test_sets_of_workers_are_what_a_recount_says(
 def test_before_anything_was_sent_no_tier_takes_a_part() -> None:
     idle = [worker(0, slots=1)]
     expected = idle[0].service_ns_expected(64)
-    told = [policy.retry_after_ns(idle, 0, ahead, 64, ()) for ahead in (2, 5)]
-    assert told == [policy.retry_after_bounded(n * expected) for n in (3, 6)]
+    told = [pickers.retry_after_ns(idle, 0, ahead, 64, ()) for ahead in (2, 5)]
+    assert told == [pickers.retry_after_bounded(n * expected) for n in (3, 6)]
     # One of two sends went to a higher tier, and will again.
-    assert policy.retry_after_ns(idle, 0, 2, 64, (0, 1)) == told[1]
+    assert pickers.retry_after_ns(idle, 0, 2, 64, (0, 1)) == told[1]
 
 
 # Prefix index.

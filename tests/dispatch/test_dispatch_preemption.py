@@ -31,7 +31,7 @@ from tokenworks.dispatch.fleet import Fleet
 from tokenworks.dispatch.policy import Choice, Forgetful
 from tokenworks.dispatch.preemption import Displacement, victims_on
 from tokenworks.dispatch.prefix_index import PrefixIndex
-from tokenworks.dispatch.waiting import Request
+from tokenworks.dispatch.requests import Request
 
 LATE_NS = NS_PER_S + 1
 """Half of the TTFT promise is gone."""

@@ -16,7 +16,8 @@ from tokenworks.core.units import NS_PER_MS, NS_PER_S
 from tokenworks.dispatch.commands import Command, Reject, Send
 from tokenworks.dispatch.dispatcher import Dispatcher
 from tokenworks.dispatch.events import Arrived, Ticked
-from tokenworks.dispatch.waiting import Line, Request
+from tokenworks.dispatch.requests import Request
+from tokenworks.dispatch.waiting import Line
 
 TURNS = ("promises", "economic", "strict-priority")
 """Policies under which the tenants of a tier take turns."""

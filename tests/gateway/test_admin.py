@@ -23,7 +23,7 @@ from tokenworks.gateway.admin import Admin
 from tokenworks.gateway.app import Gateway
 from tokenworks.ledger.actions import CreateKey
 from tokenworks.ledger.audit_log import verify
-from tokenworks.ledger.quotas import KeyRecord, Role
+from tokenworks.ledger.quota_records import KeyRecord, Role
 from tokenworks.live import office as office_module
 from tokenworks.live.admission import Admission
 from tokenworks.live.office import Office, operator

@@ -14,15 +14,8 @@ from tokenworks.core.slo import Measured, Tier
 from tokenworks.ledger.entries import CostAccrued, Entry, Posted, Reserved, Voided, VoidReason
 from tokenworks.ledger.extras import Extra
 from tokenworks.ledger.ledger import Ledger, Work
-from tokenworks.ledger.quotas import (
-    KeyRecord,
-    Limit,
-    LimitState,
-    NodeID,
-    Refused,
-    Window,
-    window_start,
-)
+from tokenworks.ledger.quota_records import KeyRecord, Limit, LimitState, NodeID, Refused
+from tokenworks.ledger.quotas import Window, window_start
 from tokenworks.ledger.rollup import Rollup, RollupRow
 
 MODEL = ModelName("m")

@@ -16,7 +16,7 @@ from tokenworks.ledger.blocks import GENESIS, Block, decode_entries, encode_entr
 from tokenworks.ledger.entries import CostAccrued, Entry, Reserved
 from tokenworks.ledger.extras import Extra, Use, limit_states, uses
 from tokenworks.ledger.leases import Counted, Shortage, WindowUse, by_node, grant, split
-from tokenworks.ledger.quotas import UNIX_NS_MAX, KeyRecord, Limit, LimitState, NodeID
+from tokenworks.ledger.quota_records import UNIX_NS_MAX, KeyRecord, Limit, LimitState, NodeID
 from tokenworks.ledger.rollup import PayerNames, Rollup, RollupRow, is_of, merged
 
 

@@ -40,7 +40,8 @@ from tokenworks.ledger.blocks import GENESIS, check_block, decode_entries
 from tokenworks.ledger.entries import Entry
 from tokenworks.ledger.grants import decide
 from tokenworks.ledger.leases import Shortage, WindowUse
-from tokenworks.ledger.quotas import UNIX_NS_MAX, Limit, Window, next_window, window_start
+from tokenworks.ledger.quota_records import UNIX_NS_MAX, Limit
+from tokenworks.ledger.quotas import Window, next_window, window_start
 from tokenworks.ledger.rollup import PayerNames, RollupRow, balances, is_of, merged
 from tokenworks.ledger.store_port import LedgerStore, recover
 

@@ -12,7 +12,7 @@ from tokenworks.core.slo import Tier
 from tokenworks.ledger.audit_log import Actor, ActorKind
 from tokenworks.ledger.authority import Who, prove_engineer
 from tokenworks.ledger.grants import tenant_of
-from tokenworks.ledger.quotas import KeyRecord, NodeID
+from tokenworks.ledger.quota_records import KeyRecord, NodeID
 
 KEYS = [key_record("mine"), key_record("theirs", tenant="other")]
 

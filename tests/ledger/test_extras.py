@@ -22,7 +22,8 @@ from tokenworks.core.ids import LimitID
 from tokenworks.core.slo import Measured, Tier
 from tokenworks.ledger.entries import Entry
 from tokenworks.ledger.extras import Extra, Use, limit_states, uses
-from tokenworks.ledger.quotas import Limit, NodeID, Window, next_window, window_end, window_start
+from tokenworks.ledger.quota_records import Limit, NodeID
+from tokenworks.ledger.quotas import Window, next_window, window_end, window_start
 
 SLOW = Measured(ttft_ns=3 * 10**9, decode_ns=0, output_tokens=1)
 

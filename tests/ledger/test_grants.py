@@ -20,7 +20,8 @@ from tokenworks.ledger.grants import (
     parse_node,
     parse_person,
 )
-from tokenworks.ledger.quotas import Limit, LimitState, NodeID, window_end, window_start
+from tokenworks.ledger.quota_records import Limit, LimitState, NodeID
+from tokenworks.ledger.quotas import window_end, window_start
 
 NOW = 1_790_000_000_000_000_000
 ADA, EVE, BOB = (NodeID(f"engineer:acme/{name}") for name in ("ada", "eve", "bob"))

@@ -42,7 +42,7 @@ from tokenworks.core.slo import Measured, Tier
 from tokenworks.ledger import ledger as ledger_module
 from tokenworks.ledger.entries import CostAccrued, Entry, Posted, Reserved, Voided
 from tokenworks.ledger.ledger import Ledger
-from tokenworks.ledger.quotas import Refused
+from tokenworks.ledger.quota_records import Refused
 from tokenworks.ledger.stored import Stored
 
 R = RequestID("r")

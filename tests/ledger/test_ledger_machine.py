@@ -43,7 +43,8 @@ from tokenworks.ledger.entries import Entry, Posted, Reserved, Voided
 from tokenworks.ledger.extras import Extra
 from tokenworks.ledger.grants import new_limit
 from tokenworks.ledger.ledger import Ledger
-from tokenworks.ledger.quotas import Limit, LimitState, NodeID, Refused, window_end, window_start
+from tokenworks.ledger.quota_records import Limit, LimitState, NodeID, Refused
+from tokenworks.ledger.quotas import window_end, window_start
 from tokenworks.ledger.rollup import balances
 from tokenworks.ledger.store_port import recover
 

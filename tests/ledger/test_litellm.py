@@ -13,7 +13,7 @@ from tokenworks.core.errors import InvalidRequest
 from tokenworks.core.ids import ModelName, TenantID
 from tokenworks.core.units import NS_PER_S
 from tokenworks.ledger.litellm import Imported, import_keys
-from tokenworks.ledger.quotas import LimitState
+from tokenworks.ledger.quota_records import LimitState
 
 ACME = TenantID("acme")
 DIGEST = hashlib.sha256(b"sk-1234").hexdigest()

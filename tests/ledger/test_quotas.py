@@ -33,15 +33,17 @@ from tokenworks.core.orders import Payer
 from tokenworks.core.slo import Measured, Tier
 from tokenworks.ledger import quotas as quotas_module
 from tokenworks.ledger.ledger import Ledger
-from tokenworks.ledger.quotas import (
+from tokenworks.ledger.quota_records import (
     LEVELS,
     UNIX_NS_MAX,
     LimitState,
     Period,
     QuotaNumbers,
-    QuotaTree,
     Refused,
     Unit,
+)
+from tokenworks.ledger.quotas import (
+    QuotaTree,
     Window,
     next_window,
     nodes_of,

@@ -35,13 +35,13 @@ from tokenworks.ledger.blocks import decode_entries
 from tokenworks.ledger.entries import CostAccrued, Entry, Posted, Voided
 from tokenworks.ledger.extras import BILLED
 from tokenworks.ledger.ledger import Ledger
-from tokenworks.ledger.quotas import KeyRecord, Limit, LimitState, NodeID
+from tokenworks.ledger.quota_records import KeyRecord, Limit, LimitState, NodeID
 from tokenworks.ledger.rollup import balances
 from tokenworks.ledger.store_port import InDoubt, recover
 from tokenworks.live.driver import Driver
 from tokenworks.live.flights import LiveDelivery
 from tokenworks.live.journal import JournalWriter, journal_files, replay
-from tokenworks.live.seats import Seat
+from tokenworks.live.seat import Seat
 
 MODEL = ledger_samples.MODEL
 BOOK = ledger_samples.BOOK

@@ -15,7 +15,7 @@ from tokenworks.core.orders import KeyView, Order, Outcome, Usage
 from tokenworks.core.slo import Tier
 from tokenworks.core.units import NS_PER_S
 from tokenworks.ledger.entries import Posted, Reserved
-from tokenworks.ledger.quotas import Refused
+from tokenworks.ledger.quota_records import Refused
 from tokenworks.ledger.store_port import join
 from tokenworks.live import quota_leases
 from tokenworks.live.home import Home

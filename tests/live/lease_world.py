@@ -22,7 +22,7 @@ from tests.ledger.ledger_samples import BOOK, NOW, WORK, key_record, limit, orde
 from tokenworks.core.errors import LedgerUnavailable
 from tokenworks.core.ids import LimitID
 from tokenworks.ledger.entries import Entry, Posted, Reserved, Voided
-from tokenworks.ledger.quotas import Limit, Refused
+from tokenworks.ledger.quota_records import Limit, Refused
 from tokenworks.ledger.store_port import join
 from tokenworks.live.quota_leases import DEAD_AFTER_NS, QuotaLeases
 from tokenworks.live.store import SQLStore, sqlite_store

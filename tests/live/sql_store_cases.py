@@ -35,7 +35,8 @@ from tokenworks.ledger.blocks import GENESIS, check_block
 from tokenworks.ledger.entries import CostAccrued, Posted, Reserved, Voided
 from tokenworks.ledger.extras import Extra
 from tokenworks.ledger.leases import Shortage, WindowUse
-from tokenworks.ledger.quotas import KeyRecord, Limit, NodeID, window_start
+from tokenworks.ledger.quota_records import KeyRecord, Limit, NodeID
+from tokenworks.ledger.quotas import window_start
 from tokenworks.ledger.rollup import MEASURES, NOBODY
 from tokenworks.ledger.store_port import recover
 from tokenworks.live import lease_tables, sum_tables

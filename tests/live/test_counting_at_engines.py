@@ -13,7 +13,7 @@ from tokenworks.core.errors import ModelNotFound, NotOffered, WorkerFailed, Work
 from tokenworks.core.ids import ModelName, PoolID, WorkerID
 from tokenworks.core.needs import Needs
 from tokenworks.live import token_counts
-from tokenworks.live.seats import Seat
+from tokenworks.live.seat import Seat
 from tokenworks.live.token_counts import count_at_any, count_tokens
 
 Run = Callable[[Awaitable[object]], None]

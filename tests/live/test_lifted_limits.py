@@ -17,7 +17,7 @@ from tests.live.lease_samples import Process, Shared, lower, sharing, use_up_at_
 from tokenworks.core.errors import LedgerUnavailable
 from tokenworks.ledger.entries import Reserved, Voided
 from tokenworks.ledger.leases import Shortage
-from tokenworks.ledger.quotas import Refused
+from tokenworks.ledger.quota_records import Refused
 from tokenworks.live.database import CommitUnknown
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]

@@ -42,7 +42,7 @@ from tokenworks.ledger.actions import (
 from tokenworks.ledger.audit_log import Actor, AuditRecord, verify
 from tokenworks.ledger.authority import Who
 from tokenworks.ledger.office_port import Asked
-from tokenworks.ledger.quotas import KeyRecord, NodeID
+from tokenworks.ledger.quota_records import KeyRecord, NodeID
 from tokenworks.live.database import CommitUnknown, Value
 from tokenworks.live.key_making import digest_of
 from tokenworks.live.office import Office, operator

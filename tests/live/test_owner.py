@@ -41,7 +41,7 @@ from tokenworks.live.front import OWNER_NS_MAX, FrontDriver
 from tokenworks.live.journal import JournalWriter, journal_files, replay
 from tokenworks.live.network import WorkerClient
 from tokenworks.live.owner import OwnerDriver
-from tokenworks.live.seats import Seat
+from tokenworks.live.seat import Seat
 
 WORKERS = (WorkerID("w0"), WorkerID("w1"))
 EMBEDDED = msgspec.structs.replace(CONFIG, engine="embedded", urls=(), workers=2)

@@ -25,7 +25,8 @@ from tokenworks.core.errors import LedgerUnavailable
 from tokenworks.core.units import NS_PER_S
 from tokenworks.ledger.entries import Reserved
 from tokenworks.ledger.leases import Shortage
-from tokenworks.ledger.quotas import Refused, window_end, window_start
+from tokenworks.ledger.quota_records import Refused
+from tokenworks.ledger.quotas import window_end, window_start
 from tokenworks.live.quota_leases import DEAD_AFTER_NS
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]

@@ -32,7 +32,7 @@ from tokenworks.core.errors import LedgerUnavailable
 from tokenworks.core.ids import LimitID
 from tokenworks.ledger.audit import Audit
 from tokenworks.ledger.entries import Posted, Reserved, Voided
-from tokenworks.ledger.quotas import Refused
+from tokenworks.ledger.quota_records import Refused
 from tokenworks.ledger.store_port import join
 from tokenworks.live import quota_leases
 from tokenworks.live.quota_leases import DEAD_AFTER_NS, QuotaLeases

@@ -12,10 +12,11 @@ from tokenworks.dispatch.economics import Economics
 from tokenworks.dispatch.events import Event
 from tokenworks.dispatch.fleet import Fleet
 from tokenworks.dispatch.kv_tiers import KVTiers
-from tokenworks.dispatch.policy import Choice, permitted
+from tokenworks.dispatch.pickers import permitted
+from tokenworks.dispatch.policy import Choice
 from tokenworks.dispatch.preemption import Displacement, victims_on
 from tokenworks.dispatch.promises import Promises
-from tokenworks.dispatch.waiting import Request
+from tokenworks.dispatch.requests import Request
 from tokenworks.twin.driver import Hooks
 
 

@@ -11,12 +11,13 @@ from tokenworks.dispatch import policies
 from tokenworks.dispatch.commands import Command
 from tokenworks.dispatch.dispatcher import Dispatcher
 from tokenworks.dispatch.fleet import Fleet
+from tokenworks.dispatch.requests import Request
 from tokenworks.dispatch.states import State, Step
-from tokenworks.dispatch.waiting import Request
 from tokenworks.ledger import ledger
 from tokenworks.ledger.accounts import Accounts
 from tokenworks.ledger.ledger import Held, Ledger
-from tokenworks.ledger.quotas import KeyRecord, QuotaTree
+from tokenworks.ledger.quota_records import KeyRecord
+from tokenworks.ledger.quotas import QuotaTree
 from tokenworks.twin.bookkeeper import Bookkeeper
 from tokenworks.twin.driver import Driver
 from tokenworks.twin.kv_cache import KVCache

@@ -15,7 +15,7 @@ from tokenworks.core.ids import LimitID, RequestID
 from tokenworks.core.units import NS_PER_MS
 from tokenworks.dispatch.events import Arrived, Withdrawn
 from tokenworks.ledger.entries import Posted, Reserved, Voided
-from tokenworks.ledger.quotas import Limit, NodeID
+from tokenworks.ledger.quota_records import Limit, NodeID
 from tokenworks.twin.bookkeeper import Bookkeeper
 from tokenworks.twin.driver import run
 from tokenworks.twin.kinds import twin_book

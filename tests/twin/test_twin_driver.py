@@ -47,7 +47,7 @@ from tokenworks.dispatch.events import (
 from tokenworks.dispatch.fleet import Fleet
 from tokenworks.dispatch.policy import Choice, Forgetful
 from tokenworks.dispatch.prefix_index import PrefixIndex
-from tokenworks.dispatch.waiting import Request
+from tokenworks.dispatch.requests import Request
 from tokenworks.live.journal import read_journal, replay
 from tokenworks.perf.timing import FS_PER_NS
 from tokenworks.twin.clock import JumpingClock

@@ -13,7 +13,7 @@ from tokenworks.core.errors import LedgerCorrupt
 from tokenworks.ledger.audit_log import AuditRecord, Outcome, verify
 from tokenworks.ledger.blocks import parse_head
 from tokenworks.ledger.dates import time_text
-from tokenworks.ledger.quotas import UNIX_NS_MAX
+from tokenworks.ledger.quota_records import UNIX_NS_MAX
 from tokenworks.live.home import Home
 
 LIST_MAX = 1_000

@@ -21,7 +21,7 @@ from tokenworks.core.slo import Tier
 from tokenworks.core.units import NS_PER_S, dollars_text
 from tokenworks.ledger.litellm import Imported, import_keys
 from tokenworks.ledger.litellm_prices import price_tables, unpriced
-from tokenworks.ledger.quotas import KeyRecord, LimitState
+from tokenworks.ledger.quota_records import KeyRecord, LimitState
 from tokenworks.live.home import Home, packaged
 
 _NODES_SHOWN: Final = 5

@@ -17,7 +17,7 @@ from tokenworks.ledger.actions import CreateKey, RevokeKey, RotateKey
 from tokenworks.ledger.extras import BILLED
 from tokenworks.ledger.facts import key_facts
 from tokenworks.ledger.grants import PERIODS
-from tokenworks.ledger.quotas import ROLES, KeyRecord, LimitState, Period, Role
+from tokenworks.ledger.quota_records import ROLES, KeyRecord, LimitState, Period, Role
 from tokenworks.live.home import Home
 
 

@@ -24,15 +24,8 @@ from tokenworks.ledger.grants import (
     is_below,
     parse_node,
 )
-from tokenworks.ledger.quotas import (
-    KeyRecord,
-    Limit,
-    LimitState,
-    NodeID,
-    Period,
-    Unit,
-    nodes_of,
-)
+from tokenworks.ledger.quota_records import KeyRecord, Limit, LimitState, NodeID, Period, Unit
+from tokenworks.ledger.quotas import nodes_of
 from tokenworks.ledger.store_port import LedgerStore
 from tokenworks.live.home import Home
 from tokenworks.live.key_making import DIGITS_MAX, check_tokens, dollars_option

@@ -59,7 +59,7 @@ from tokenworks.live.office import OWN_TENANT, Office, operator
 from tokenworks.live.oidc import Issuer
 from tokenworks.live.owner import OwnerDriver
 from tokenworks.live.quota_leases import QuotaLeases
-from tokenworks.live.seats import Seat
+from tokenworks.live.seat import Seat
 from tokenworks.live.store import SQLStore
 from tokenworks.live.workers import (
     AttachedSpec,

@@ -12,6 +12,7 @@ __all__ = [
     "market",
     "offers",
     "oversight",
+    "pickers",
     "policies",
     "policy",
     "preemption",
@@ -19,6 +20,7 @@ __all__ = [
     "prefix_record",
     "promises",
     "rejections",
+    "requests",
     "restricted",
     "scaling",
     "settings",
@@ -26,4 +28,5 @@ __all__ = [
     "states",
     "waiting",
     "wakes",
+    "workers",
 ]

@@ -17,13 +17,12 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-import msgspec
 from msgspec import UNSET
 
 from tokenworks.core.ids import ModelName, RequestID, WorkerID
 from tokenworks.core.needs import nothing_offers
 from tokenworks.core.slo import Promise, Tier
-from tokenworks.dispatch import policy, restricted, snapshot, wakes
+from tokenworks.dispatch import pickers, restricted, snapshot, wakes
 from tokenworks.dispatch.commands import (
     Abort,
     Command,
@@ -52,15 +51,17 @@ from tokenworks.dispatch.events import (
     WorkerDown,
     WorkerUp,
 )
-from tokenworks.dispatch.fleet import RANKS, Fleet, Worker
+from tokenworks.dispatch.fleet import Fleet
 from tokenworks.dispatch.kv_tiers import KVTiers
 from tokenworks.dispatch.oversight import Oversight
 from tokenworks.dispatch.policy import Choice, MakePolicy
 from tokenworks.dispatch.prefix_index import PrefixIndex
 from tokenworks.dispatch.rejections import rejection
+from tokenworks.dispatch.requests import Request
 from tokenworks.dispatch.scaling import Scaler, ScalingMemory
 from tokenworks.dispatch.states import State, Step
-from tokenworks.dispatch.waiting import Line, Request
+from tokenworks.dispatch.waiting import Line
+from tokenworks.dispatch.workers import RANKS, Worker, WorkerLoad
 
 TIERS = tuple(Tier)
 BOUND_PER_TOKEN_MAX: Final = 8
@@ -74,14 +75,6 @@ _SENT: Final = State.SENT
 _SEND: Final = Step.SEND
 _START: Final = Step.START
 _FINISH: Final = Step.FINISH
-
-
-class WorkerLoad(msgspec.Struct, frozen=True, kw_only=True):
-    """What one worker has, for gauges: running requests, slots, and its cap per tier."""
-
-    running: int
-    slots: int
-    caps: dict[Tier, int]
 
 
 class Dispatcher:
@@ -632,7 +625,7 @@ class Dispatcher:
             return
         deadline_ns = self._deadline_ns(request)
         wakes.put(self._wakes, request, deadline_ns, self._now_ns)
-        workers = policy.permitted(fleet, request, fleet.up).bit_count()
+        workers = pickers.permitted(fleet, request, fleet.up).bit_count()
         commands.append(
             Queue(
                 request=request.request,
@@ -684,7 +677,7 @@ class Dispatcher:
                 code: RejectCode = "capacity_exceeded"
                 if request.answered:
                     code = "worker_failed"  # what it has made is all that it will get
-                elif not policy.permitted(fleet, request, fleet.up):
+                elif not pickers.permitted(fleet, request, fleet.up):
                     reason = "no_worker_up"
                     if fleet.workers:
                         code = "worker_unavailable"

@@ -34,7 +34,7 @@ from tokenworks.core.rng import WORD
 from tokenworks.core.slo import Promise, Tier
 from tokenworks.core.units import NS_PER_S
 from tokenworks.dispatch.events import Configured, Finished, TokenPrice
-from tokenworks.dispatch.fleet import RANKS, Fleet, Worker
+from tokenworks.dispatch.fleet import Fleet
 from tokenworks.dispatch.market import (
     Book,
     Prefill,
@@ -50,10 +50,12 @@ from tokenworks.dispatch.market import (
     timing_of,
 )
 from tokenworks.dispatch.offers import LONG_PREFILL, NO_PRICE, PLAN_NS, Desk, Offer
-from tokenworks.dispatch.policy import Choice, others_first, permitted
+from tokenworks.dispatch.pickers import others_first, permitted
+from tokenworks.dispatch.policy import Choice
 from tokenworks.dispatch.preemption import Displacement, best_of, loss_nanodollars
 from tokenworks.dispatch.prefix_index import PrefixIndex
-from tokenworks.dispatch.waiting import Request
+from tokenworks.dispatch.requests import Request
+from tokenworks.dispatch.workers import RANKS, Worker
 from tokenworks.perf.timing import FS_PER_S
 
 WHOLE_KEPT_PERCENT: Final = 90

@@ -23,8 +23,8 @@ import msgspec
 from tokenworks.core.ids import TenantID, WorkerID
 from tokenworks.core.units import NS_PER_S
 from tokenworks.dispatch.commands import Fetch, Offload
-from tokenworks.dispatch.fleet import Worker
-from tokenworks.dispatch.waiting import Request
+from tokenworks.dispatch.requests import Request
+from tokenworks.dispatch.workers import Worker
 from tokenworks.perf.timing import FS_PER_NS
 
 PAUSED_MAX: Final = 10_000

@@ -23,7 +23,7 @@ import msgspec
 from tokenworks.core.slo import Promise
 from tokenworks.core.units import PPM
 from tokenworks.dispatch.events import PrefilledBy, TokenPrice
-from tokenworks.dispatch.fleet import RANKS, Worker
+from tokenworks.dispatch.workers import RANKS, Worker
 from tokenworks.perf.timing import FS_PER_NS, FS_PER_S, Timing
 
 RESERVE_PERCENT: Final = (80, 100, 130, 170, 300)

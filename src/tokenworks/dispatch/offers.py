@@ -15,9 +15,10 @@ from tokenworks.core.ids import WorkerID
 from tokenworks.core.slo import Promise
 from tokenworks.core.units import NS_PER_S, PPM
 from tokenworks.dispatch.events import PrefilledBy, TokenPrice
-from tokenworks.dispatch.fleet import RANKS, Fleet, Worker
+from tokenworks.dispatch.fleet import Fleet
 from tokenworks.dispatch.market import Book, Kind, at_home_masks, revenue_nanodollars
-from tokenworks.dispatch.waiting import Request
+from tokenworks.dispatch.requests import Request
+from tokenworks.dispatch.workers import RANKS, Worker
 from tokenworks.perf.timing import FS_PER_NS, FS_PER_S, Timing
 
 PLAN_NS: Final = 5 * NS_PER_S

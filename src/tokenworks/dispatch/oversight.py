@@ -11,14 +11,15 @@ from collections.abc import Iterator, Mapping
 from typing import cast
 
 from tokenworks.core.ids import RequestID
-from tokenworks.dispatch import policies, policy
+from tokenworks.dispatch import pickers, policies, policy
 from tokenworks.dispatch.events import Configured, Finished
-from tokenworks.dispatch.fleet import Fleet, Worker
+from tokenworks.dispatch.fleet import Fleet
 from tokenworks.dispatch.policy import Choice, MakePolicy, Policy
 from tokenworks.dispatch.preemption import Displacement, is_right
 from tokenworks.dispatch.prefix_index import PrefixIndex
+from tokenworks.dispatch.requests import Request
 from tokenworks.dispatch.snapshot import Counts
-from tokenworks.dispatch.waiting import Request
+from tokenworks.dispatch.workers import Worker
 
 
 class Oversight:
@@ -99,7 +100,7 @@ class Oversight:
             choice = self._policy.place(fleet, request, now_ns)
             if choice is None:
                 return None
-            right = (self._trusted or policy.is_well_formed(choice)) and policy.is_possible(
+            right = (self._trusted or policy.is_well_formed(choice)) and pickers.is_possible(
                 fleet, request, choice
             )
         except Exception:  # noqa: BLE001 - an operator's own policy may do anything
@@ -125,7 +126,7 @@ class Oversight:
                 right = (
                     fleet.lines[request.rank].has(request)
                     and (self._trusted or policy.is_well_formed(choice))
-                    and policy.is_possible(fleet, request, choice)
+                    and pickers.is_possible(fleet, request, choice)
                 )
             except StopIteration:
                 return
@@ -163,7 +164,7 @@ class Oversight:
 
 
 def _by_load(fleet: Fleet, request: Request) -> Choice | None:
-    candidates = policy.permitted(fleet, request, fleet.open)
+    candidates = pickers.permitted(fleet, request, fleet.open)
     if not candidates:
         return None
     worker = fleet.first(fleet.least_loaded(candidates))

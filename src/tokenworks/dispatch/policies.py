@@ -17,19 +17,13 @@ from tokenworks.core.slo import Tier
 from tokenworks.dispatch.commands import SendReason
 from tokenworks.dispatch.economics import Economics
 from tokenworks.dispatch.events import Configured, Finished
-from tokenworks.dispatch.fleet import Fleet, Worker
-from tokenworks.dispatch.policy import (
-    Choice,
-    Dice,
-    MakePolicy,
-    Policy,
-    others_first,
-    permitted,
-    pick_cache_aware,
-)
+from tokenworks.dispatch.fleet import Fleet
+from tokenworks.dispatch.pickers import others_first, permitted, pick_cache_aware
+from tokenworks.dispatch.policy import Choice, Dice, MakePolicy, Policy
 from tokenworks.dispatch.prefix_index import PrefixIndex
 from tokenworks.dispatch.promises import Promises
-from tokenworks.dispatch.waiting import Request
+from tokenworks.dispatch.requests import Request
+from tokenworks.dispatch.workers import Worker
 
 VTC_TENANTS_MAX: Final = 10_000
 """Tenants whose service is remembered; beyond it the least served are forgotten."""
@@ -278,7 +272,7 @@ def least_loaded(
 def prefix_aware(
     routing: Routing, fleet: Fleet, request: Request, candidates: int
 ) -> tuple[Worker, SendReason, int]:
-    """SGLang's rule; see ``policy.pick_cache_aware``."""
+    """SGLang's rule; see ``pickers.pick_cache_aware``."""
     home = fleet.home(request)
     return pick_cache_aware(
         fleet, candidates, request.prefix, routing.index, routing.imbalance_max, home

@@ -12,10 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from tokenworks.core.ids import RequestID
-from tokenworks.dispatch.fleet import RANKS, Fleet, Worker
+from tokenworks.dispatch.fleet import Fleet
 from tokenworks.dispatch.market import Kind
-from tokenworks.dispatch.policy import Choice, is_well_formed, permitted
-from tokenworks.dispatch.waiting import Request
+from tokenworks.dispatch.pickers import permitted
+from tokenworks.dispatch.policy import Choice, is_well_formed
+from tokenworks.dispatch.requests import Request
+from tokenworks.dispatch.workers import RANKS, Worker
 from tokenworks.perf.timing import FS_PER_S
 
 WORKERS_MAX: Final = 32

@@ -16,18 +16,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tokenworks.core.slo import Tier
-from tokenworks.dispatch import policy
+from tokenworks.dispatch import pickers
 from tokenworks.dispatch.events import Configured
-from tokenworks.dispatch.fleet import RANKS, Fleet
-from tokenworks.dispatch.policy import Choice
+from tokenworks.dispatch.fleet import Fleet
+from tokenworks.dispatch.policy import Choice, Forgetful
 from tokenworks.dispatch.prefix_index import PrefixIndex
-from tokenworks.dispatch.waiting import Line, Request
+from tokenworks.dispatch.requests import Request
+from tokenworks.dispatch.waiting import Line
+from tokenworks.dispatch.workers import RANKS
 
 SERVING_ORDER = tuple(reversed(RANKS))
 """Ordering: tiers are served from ultra down to free."""
 
 
-class Promises(policy.Forgetful):
+class Promises(Forgetful):
     """See the module's text."""
 
     def __init__(self) -> None:
@@ -43,7 +45,7 @@ class Promises(policy.Forgetful):
 
     def place(self, fleet: Fleet, request: Request, now_ns: int) -> Choice | None:
         """See ``Policy``."""
-        workers = policy.permitted(fleet, request, fleet.up)
+        workers = pickers.permitted(fleet, request, fleet.up)
         return self._place(fleet, request, self._present_rank(request, now_ns), workers)
 
     def drain(self, fleet: Fleet, now_ns: int) -> Iterator[tuple[Request, Choice]]:
@@ -61,7 +63,7 @@ class Promises(policy.Forgetful):
                 yield request, choice
                 heads[present] = self._heads(fleet.lines[present], now_ns)
             if present > 0 and present in heads[present]:
-                workers ^= 1 << policy.nearest(fleet, workers, present).index
+                workers ^= 1 << pickers.nearest(fleet, workers, present).index
                 if not workers:
                     return
             while late := [each[present] for each in heads[present + 1 :] if present in each]:
@@ -100,13 +102,13 @@ class Promises(policy.Forgetful):
                     break
             else:
                 return None
-            candidates = policy.others_first(fleet, request, candidates)
-            worker = policy.pick_fastest(fleet, candidates)
+            candidates = pickers.others_first(fleet, request, candidates)
+            worker = pickers.pick_fastest(fleet, candidates)
             depth, _ = self._index.match(request.prefix, 1 << worker.index)
             return Choice(worker, "slow_beats_late", depth, counted, candidates.bit_count())
         if request.worker is not None:
-            candidates = policy.others_first(fleet, request, candidates)
-        worker, reason, depth = policy.pick_cache_aware(
+            candidates = pickers.others_first(fleet, request, candidates)
+        worker, reason, depth = pickers.pick_cache_aware(
             fleet,
             candidates,
             request.prefix,

@@ -6,10 +6,10 @@ from msgspec import UNSET
 
 from tokenworks.core.needs import nothing_offers
 from tokenworks.core.slo import Promise
-from tokenworks.dispatch import policy
+from tokenworks.dispatch import pickers
 from tokenworks.dispatch.commands import Reject, RejectCode, RejectReason
 from tokenworks.dispatch.fleet import Fleet
-from tokenworks.dispatch.waiting import Request
+from tokenworks.dispatch.requests import Request
 
 
 def rejection(
@@ -37,13 +37,13 @@ def rejection(
     elif fleet is not None:
         ahead = fleet.ahead(request.rank)
         # With no worker up nothing is known but how long the tier is ready to wait.
-        retry_after_ns = policy.retry_after_bounded(promise.patience_ns)
+        retry_after_ns = pickers.retry_after_bounded(promise.patience_ns)
         workers = fleet.workers
         if request.needs is not None:
             workers = list(fleet.each(fleet.having(request.needs)))
             lacking = nothing_offers([each.offers for each in fleet.workers], request.needs)
         if workers:
-            retry_after_ns = policy.retry_after_ns(
+            retry_after_ns = pickers.retry_after_ns(
                 workers, request.rank, ahead, request.output_tokens_max, fleet.sent_ranks
             )
     return Reject(

@@ -17,10 +17,12 @@ import itertools
 from collections.abc import Iterator
 from typing import Final
 
-from tokenworks.dispatch.fleet import RANKS, Fleet, Worker
+from tokenworks.dispatch.fleet import Fleet
 from tokenworks.dispatch.oversight import Oversight
-from tokenworks.dispatch.policy import Choice, nearest
-from tokenworks.dispatch.waiting import Request
+from tokenworks.dispatch.pickers import nearest
+from tokenworks.dispatch.policy import Choice
+from tokenworks.dispatch.requests import Request
+from tokenworks.dispatch.workers import RANKS, Worker
 
 HEADS_MAX: Final = 4
 """Tenants of one line that are looked at; the first of them may fit nowhere for long."""

@@ -35,8 +35,10 @@ from tokenworks.core.ids import ModelName, PoolID
 from tokenworks.core.units import NS_PER_S, PPM
 from tokenworks.dispatch.commands import Scale
 from tokenworks.dispatch.events import PoolScale
-from tokenworks.dispatch.fleet import Fleet, Worker
-from tokenworks.dispatch.waiting import Line, Request
+from tokenworks.dispatch.fleet import Fleet
+from tokenworks.dispatch.requests import Request
+from tokenworks.dispatch.waiting import Line
+from tokenworks.dispatch.workers import Worker
 
 LOOK_NS: Final = NS_PER_S
 """Between two looks."""

@@ -10,12 +10,14 @@ import msgspec
 from tokenworks.core.ids import ModelName, RequestID, TenantID, WorkerID
 from tokenworks.core.needs import Needs, Offers
 from tokenworks.dispatch.events import Configured
-from tokenworks.dispatch.fleet import Fleet, Worker
+from tokenworks.dispatch.fleet import Fleet
 from tokenworks.dispatch.kv_tiers import KVTiers
 from tokenworks.dispatch.prefix_record import PrefixRecord
+from tokenworks.dispatch.requests import Request
 from tokenworks.dispatch.scaling import ScalingMemory
-from tokenworks.dispatch.waiting import Line, Request
+from tokenworks.dispatch.waiting import Line
 from tokenworks.dispatch.wakes import Wake
+from tokenworks.dispatch.workers import Worker
 
 SNAPSHOT_FORMAT: Final = 7
 

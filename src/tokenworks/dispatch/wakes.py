@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from heapq import heapify, heappop, heappush
 
 from tokenworks.core.ids import RequestID
-from tokenworks.dispatch.waiting import Request
+from tokenworks.dispatch.requests import Request
 
 Wake = tuple[int, RequestID]
 """When something that waits is due."""

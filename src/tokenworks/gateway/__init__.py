@@ -39,6 +39,7 @@ __all__ = [
     "own_headers",
     "pass_through",
     "pieces",
+    "plain_body",
     "plain_request",
     "request_fields",
     "request_ids",

@@ -8,59 +8,25 @@ prompt's hashes and the worker alike. What is not of this kind, or not right, is
 from __future__ import annotations
 
 import functools
-from typing import Annotated, Final, Literal
+from typing import Final
 
 import msgspec
-from msgspec import UNSET, Meta, UnsetType
+from msgspec import UNSET
 
 from tokenworks.core.ids import ModelName
 from tokenworks.core.slo import Tier
-from tokenworks.gateway.chat_fields import STOP_CHARS_MAX
 from tokenworks.gateway.chat_request import (
-    MESSAGES_MAX,
     TEMPLATE_TOKENS_PER_MESSAGE,
     ChatRequest,
     cache_salt_of,
     prefix_hashes,
 )
 from tokenworks.gateway.dialect import OutputDefault
-from tokenworks.gateway.request_fields import MODEL_CHARS_MAX, OUTPUT_TOKENS_MAX, TIER_WORDS
+from tokenworks.gateway.plain_body import PLAIN, Options
+from tokenworks.gateway.request_fields import TIER_WORDS
 
-_Limit = Annotated[int, Meta(ge=1, le=OUTPUT_TOKENS_MAX)] | None | UnsetType
-_Number = int | float | None | UnsetType
-
-
-class _Message(msgspec.Struct, forbid_unknown_fields=True, gc=False):
-    role: str
-    content: str
-
-
-class _Options(msgspec.Struct, forbid_unknown_fields=True, gc=False):
-    include_usage: bool | None = None
-
-
-class _Plain(msgspec.Struct, forbid_unknown_fields=True, gc=False):
-    model: Annotated[str, Meta(min_length=1, max_length=MODEL_CHARS_MAX)]
-    messages: Annotated[list[_Message], Meta(min_length=1, max_length=MESSAGES_MAX)]
-    stream: bool | None = None
-    stream_options: _Options | None = None
-    max_tokens: _Limit = UNSET
-    max_completion_tokens: _Limit = UNSET
-    n: Literal[1] | UnsetType | None = UNSET
-    service_tier: str | UnsetType | None = UNSET
-    temperature: _Number = UNSET
-    top_p: _Number = UNSET
-    presence_penalty: _Number = UNSET
-    frequency_penalty: _Number = UNSET
-    seed: int | UnsetType | None = UNSET
-    stop: Annotated[str, Meta(min_length=1, max_length=STOP_CHARS_MAX)] | UnsetType | None = UNSET
-    user: str | UnsetType | None = UNSET
-    ignore_eos: bool | UnsetType = UNSET
-
-
-_decoder: Final = msgspec.json.Decoder(_Plain)
 _encoder: Final = msgspec.json.Encoder()
-_WITH_USAGE: Final = _Options(include_usage=True)
+_WITH_USAGE: Final = Options(include_usage=True)
 _salt_of: Final = functools.lru_cache(maxsize=4_096)(lambda tenant: cache_salt_of((tenant, None)))
 
 
@@ -76,7 +42,7 @@ def read_plain(
         tenant: with whose prompts alone it may share a cache.
     """
     try:
-        plain = _decoder.decode(raw)
+        plain = PLAIN.decode(raw)
     except (msgspec.DecodeError, RecursionError, ValueError):
         return None
     word, tier = plain.service_tier, tier_default

@@ -20,6 +20,7 @@ __all__ = [
     "litellm_prices",
     "metering",
     "office_port",
+    "quota_records",
     "quotas",
     "reports",
     "rollup",

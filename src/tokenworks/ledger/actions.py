@@ -8,7 +8,7 @@ import msgspec
 
 from tokenworks.core.ids import LimitID, PriceID
 from tokenworks.core.slo import Tier
-from tokenworks.ledger.quotas import Period, Role, Unit
+from tokenworks.ledger.quota_records import Period, Role, Unit
 
 
 class _Action(msgspec.Struct, frozen=True, kw_only=True, tag=True, forbid_unknown_fields=True): ...

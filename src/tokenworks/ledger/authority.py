@@ -12,7 +12,7 @@ from tokenworks.core.ids import KeyID, TenantID
 from tokenworks.core.scopes import networks_of
 from tokenworks.ledger.audit_log import Actor
 from tokenworks.ledger.grants import is_below
-from tokenworks.ledger.quotas import KeyRecord, Limit, NodeID, Role
+from tokenworks.ledger.quota_records import KeyRecord, Limit, NodeID, Role
 
 FACTORY: Role = "factory-admin"
 TENANT: Role = "admin"

@@ -8,7 +8,7 @@ from typing import Final
 
 from tokenworks.core.errors import InvalidRequest
 from tokenworks.core.units import NS_PER_HOUR, NS_PER_S
-from tokenworks.ledger.quotas import UNIX_NS_MAX
+from tokenworks.ledger.quota_records import UNIX_NS_MAX
 
 _SPAN: Final = re.compile(r"(\d{1,6})([mhd])")
 _SPAN_NS: Final = {"m": 60 * NS_PER_S, "h": NS_PER_HOUR, "d": 24 * NS_PER_HOUR}

@@ -10,16 +10,8 @@ import msgspec
 
 from tokenworks.core.ids import LimitID
 from tokenworks.core.orders import Payer
-from tokenworks.ledger.quotas import (
-    Limit,
-    LimitState,
-    NodeID,
-    Period,
-    node_id,
-    nodes_of,
-    window_end,
-    window_start,
-)
+from tokenworks.ledger.quota_records import Limit, LimitState, NodeID, Period
+from tokenworks.ledger.quotas import node_id, nodes_of, window_end, window_start
 from tokenworks.ledger.rollup import Kind, RollupRow
 
 BILLED = frozenset({"done", "disconnected"})

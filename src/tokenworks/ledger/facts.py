@@ -9,7 +9,8 @@ from tokenworks.core.scopes import tiers_by_rank
 from tokenworks.ledger.audit_log import Facts
 from tokenworks.ledger.dates import time_text
 from tokenworks.ledger.extras import Extra
-from tokenworks.ledger.quotas import KeyRecord, Limit, LimitState, window_end
+from tokenworks.ledger.quota_records import KeyRecord, Limit, LimitState
+from tokenworks.ledger.quotas import window_end
 
 
 def key_facts(record: KeyRecord) -> Facts:

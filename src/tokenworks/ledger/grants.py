@@ -12,7 +12,7 @@ from tokenworks.core.errors import Conflict, InvalidRequest
 from tokenworks.core.ids import KeyID, LimitID, TenantID
 from tokenworks.core.slo import Tier
 from tokenworks.ledger.extras import Extra
-from tokenworks.ledger.quotas import (
+from tokenworks.ledger.quota_records import (
     LEVELS,
     KeyRecord,
     Limit,
@@ -20,9 +20,8 @@ from tokenworks.ledger.quotas import (
     NodeID,
     Period,
     Unit,
-    node_id,
-    window_start,
 )
+from tokenworks.ledger.quotas import node_id, window_start
 
 NODE_CHARS_MAX: Final = 400
 PERIODS: Final[tuple[Period, ...]] = get_args(Period)

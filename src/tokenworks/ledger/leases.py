@@ -14,7 +14,8 @@ import msgspec
 
 from tokenworks.core.ids import LimitID
 from tokenworks.ledger.entries import Entry, Posted
-from tokenworks.ledger.quotas import Limit, LimitState, NodeID, nodes_of, window_start
+from tokenworks.ledger.quota_records import Limit, LimitState, NodeID
+from tokenworks.ledger.quotas import nodes_of, window_start
 
 SHARE: Final = 8
 """A process is granted at most this part of what is left, so that the last of it is in small

@@ -41,13 +41,15 @@ from tokenworks.ledger.metering import (
     credit_nanodollars,
     sums_hold,
 )
-from tokenworks.ledger.quotas import (
+from tokenworks.ledger.quota_records import (
     KeyRecord,
     LimitState,
     QuotaNumbers,
-    QuotaTree,
     Refused,
     RefusedCode,
+)
+from tokenworks.ledger.quotas import (
+    QuotaTree,
     Window,
     counts_alike,
     nodes_of,

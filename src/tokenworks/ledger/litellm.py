@@ -25,7 +25,7 @@ from tokenworks.core.slo import Tier
 from tokenworks.core.units import NANODOLLARS_PER_DOLLAR, NS_PER_S, dollars_text
 from tokenworks.ledger.grants import new_limit, parse_node
 from tokenworks.ledger.litellm_prices import Record, amount
-from tokenworks.ledger.quotas import KeyRecord, Limit, LimitState, NodeID, Period
+from tokenworks.ledger.quota_records import KeyRecord, Limit, LimitState, NodeID, Period
 
 PERIODS: Final[Mapping[str, Period]] = {
     **dict.fromkeys(("1h", "60m", "3600s"), "hour"),

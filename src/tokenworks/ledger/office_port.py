@@ -26,7 +26,7 @@ from tokenworks.ledger.actions import (
 from tokenworks.ledger.audit_log import AuditRecord, Facts, Outcome
 from tokenworks.ledger.authority import Who
 from tokenworks.ledger.extras import Extra
-from tokenworks.ledger.quotas import KeyRecord, Limit
+from tokenworks.ledger.quota_records import KeyRecord, Limit
 
 
 class NewKey(msgspec.Struct, frozen=True, kw_only=True):

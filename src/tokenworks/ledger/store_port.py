@@ -12,7 +12,7 @@ from tokenworks.ledger.entries import Entry, Reserved
 from tokenworks.ledger.extras import Extra
 from tokenworks.ledger.leases import Counted, Shortage, WindowUse
 from tokenworks.ledger.ledger import Ledger
-from tokenworks.ledger.quotas import UNIX_NS_MAX, KeyRecord, Limit, LimitState
+from tokenworks.ledger.quota_records import UNIX_NS_MAX, KeyRecord, Limit, LimitState
 from tokenworks.ledger.rollup import PayerNames, RollupRow
 
 

@@ -31,6 +31,7 @@ __all__ = [
     "postgres",
     "quota_leases",
     "refusals",
+    "seat",
     "seats",
     "settings_store",
     "shelf",

@@ -12,7 +12,8 @@ from tokenworks.core.ids import TenantID
 from tokenworks.core.scopes import Address
 from tokenworks.ledger.audit_log import Actor
 from tokenworks.ledger.authority import FACTORY, Who
-from tokenworks.ledger.quotas import KeyRecord, NodeID, node_id
+from tokenworks.ledger.quota_records import KeyRecord, NodeID
+from tokenworks.ledger.quotas import node_id
 from tokenworks.live.oidc import Issuer
 from tokenworks.live.settings_store import SettingsStore
 

@@ -25,7 +25,7 @@ from tokenworks.core.ports import Clock
 from tokenworks.core.units import NS_PER_S
 from tokenworks.ledger.entries import Entry, Posted, Reserved, VoidReason
 from tokenworks.ledger.ledger import Ledger, Work
-from tokenworks.ledger.quotas import Refused
+from tokenworks.ledger.quota_records import Refused
 from tokenworks.ledger.store_port import InDoubt, LedgerStore
 from tokenworks.live.quota_leases import QuotaLeases
 

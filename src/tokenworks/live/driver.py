@@ -56,7 +56,6 @@ from tokenworks.dispatch.events import (
     Arrived,
     Event,
     Failed,
-    Finished,
     Limits,
     PolicySettings,
     PoolScale,
@@ -69,10 +68,11 @@ from tokenworks.dispatch.events import (
 from tokenworks.dispatch.settings import settings_for
 from tokenworks.ledger.entries import VoidReason
 from tokenworks.ledger.ledger import Ledger
-from tokenworks.ledger.quotas import KeyRecord, LimitState, window_end
+from tokenworks.ledger.quota_records import KeyRecord, LimitState
+from tokenworks.ledger.quotas import window_end
 from tokenworks.ledger.store_port import LedgerStore
 from tokenworks.live.bookkeeper import Bookkeeper
-from tokenworks.live.flights import Flight, LiveDelivery
+from tokenworks.live.flights import Flight, LiveDelivery, ending
 from tokenworks.live.growth import scaling_of
 from tokenworks.live.journal import JournalWriter
 from tokenworks.live.quota_leases import QuotaLeases
@@ -84,7 +84,8 @@ from tokenworks.live.refusals import (
     sent_once,
     shutting_down,
 )
-from tokenworks.live.seats import Seat, gauges_of, work_of
+from tokenworks.live.seat import Seat
+from tokenworks.live.seats import gauges_of, work_of
 from tokenworks.live.token_counts import count_at_any
 from tokenworks.live.worker_body import worker_body
 
@@ -349,7 +350,7 @@ class Driver:
         worked_ns = flight.worked_ns
         if flight.attempt:
             worked_ns += max(0, self._clock.now_ns() - flight.sent_ns)
-        self.tell(_ending(flight, seat, outcome))
+        self.tell(ending(flight, seat, outcome))
         self._flights.pop(order.request, None)
         work = work_of(seat, worked_ns)
         if not self._flights:
@@ -782,19 +783,3 @@ async def _quietly(errand: Awaitable[None]) -> None:
     """What nobody waits for: a worker that is lost meanwhile says so elsewhere."""
     with contextlib.suppress(WorkerFailed, WorkerUnavailable):
         await errand
-
-
-def _ending(flight: Flight, seat: Seat, outcome: Outcome) -> Event:
-    request = flight.order.request
-    if not flight.attempt:
-        return Withdrawn(request=request)  # it made room, and no worker has it
-    if outcome.ending == "failed":
-        return Failed(request=request, worker=seat.worker, started=True)
-    if outcome.ending == "disconnected":
-        return Withdrawn(request=request)
-    return Finished(
-        request=request,
-        output_tokens=outcome.usage.completion_tokens,
-        cached_input_tokens=outcome.usage.cached_input_tokens,
-        input_tokens=outcome.usage.prompt_tokens,
-    )

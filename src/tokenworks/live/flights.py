@@ -14,7 +14,8 @@ from tokenworks.core.errors import WorkerFailed
 from tokenworks.core.orders import Order, Outcome, Receipt
 from tokenworks.core.ports import AnswerStream, KeepingStream, Sink
 from tokenworks.dispatch.commands import Fetch
-from tokenworks.live.seats import Seat
+from tokenworks.dispatch.events import Event, Failed, Finished, Withdrawn
+from tokenworks.live.seat import Seat
 
 
 class Flight:
@@ -216,3 +217,20 @@ class LiveDelivery:
         if self._paused:
             self.stream.pause()
         self.stream.pipe(self)
+
+
+def ending(flight: Flight, seat: Seat, outcome: Outcome) -> Event:
+    """What the dispatcher is told of an answer that has ended."""
+    request = flight.order.request
+    if not flight.attempt:
+        return Withdrawn(request=request)  # it made room, and no worker has it
+    if outcome.ending == "failed":
+        return Failed(request=request, worker=seat.worker, started=True)
+    if outcome.ending == "disconnected":
+        return Withdrawn(request=request)
+    return Finished(
+        request=request,
+        output_tokens=outcome.usage.completion_tokens,
+        cached_input_tokens=outcome.usage.cached_input_tokens,
+        input_tokens=outcome.usage.prompt_tokens,
+    )

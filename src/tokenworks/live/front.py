@@ -33,7 +33,7 @@ from tokenworks.live.frames import (
     WorkerHere,
 )
 from tokenworks.live.network import WorkerClient
-from tokenworks.live.seats import Seat
+from tokenworks.live.seat import Seat
 
 OWNER_NS_MAX: Final = 10 * NS_PER_S
 """How long what waits goes on waiting for an owner to come back."""

@@ -20,7 +20,7 @@ from tokenworks.ledger.actions import NAME_CHARS_MAX, CreateKey
 from tokenworks.ledger.dates import parse_end
 from tokenworks.ledger.grants import new_limit, parse_node
 from tokenworks.ledger.office_port import NewKey
-from tokenworks.ledger.quotas import KeyRecord, Limit, Period, Unit
+from tokenworks.ledger.quota_records import KeyRecord, Limit, Period, Unit
 from tokenworks.ledger.store_port import LedgerStore
 
 KEY_PREFIX: Final = "tw_"

@@ -10,7 +10,8 @@ from tokenworks.core.ids import LimitID
 from tokenworks.core.units import NS_PER_HOUR, NS_PER_S
 from tokenworks.ledger.extras import AmountOf
 from tokenworks.ledger.leases import Shortage, WindowUse, by_node, grant
-from tokenworks.ledger.quotas import Limit, LimitState, window_start
+from tokenworks.ledger.quota_records import Limit, LimitState
+from tokenworks.ledger.quotas import window_start
 from tokenworks.live.database import Database
 
 BEFORE: Final = ""

@@ -66,7 +66,8 @@ from tokenworks.ledger.grants import (
     tenant_of,
 )
 from tokenworks.ledger.office_port import NOT_SAID, Asked, NewKey, RotatedKey
-from tokenworks.ledger.quotas import UNIX_NS_MAX, KeyRecord, Limit, NodeID, window_start
+from tokenworks.ledger.quota_records import UNIX_NS_MAX, KeyRecord, Limit, NodeID
+from tokenworks.ledger.quotas import window_start
 from tokenworks.live.key_making import (
     check_amount,
     check_text,

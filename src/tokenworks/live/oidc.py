@@ -19,7 +19,8 @@ from tokenworks.core.scopes import Address
 from tokenworks.core.units import NS_PER_S
 from tokenworks.ledger.audit_log import Actor
 from tokenworks.ledger.authority import Who
-from tokenworks.ledger.quotas import UNIX_NS_MAX, NodeID, node_id
+from tokenworks.ledger.quota_records import UNIX_NS_MAX, NodeID
+from tokenworks.ledger.quotas import node_id
 
 Claims = dict[str, Any]
 

@@ -41,7 +41,7 @@ from tokenworks.live.frames import (
     WorkerHere,
 )
 from tokenworks.live.network import WorkerClient
-from tokenworks.live.seats import Seat
+from tokenworks.live.seat import Seat
 
 REPORTS_NS_MAX: Final = 10 * NS_PER_S
 """How long an owner that is new waits for what fronts have running before those that do not say it

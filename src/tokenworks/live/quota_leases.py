@@ -15,7 +15,8 @@ from tokenworks.core.units import NS_PER_MS, NS_PER_S
 from tokenworks.ledger.entries import Reserved, Voided
 from tokenworks.ledger.leases import Shortage, WindowUse
 from tokenworks.ledger.ledger import Ledger
-from tokenworks.ledger.quotas import QuotaNumbers, Refused, quota_refusal
+from tokenworks.ledger.quota_records import QuotaNumbers, Refused
+from tokenworks.ledger.quotas import quota_refusal
 from tokenworks.ledger.store_port import LedgerStore, TakenOver
 
 TRIES_MAX: Final = 3

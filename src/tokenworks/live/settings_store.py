@@ -33,7 +33,7 @@ from tokenworks.ledger.audit_log import (
 from tokenworks.ledger.blocks import GENESIS
 from tokenworks.ledger.extras import Extra
 from tokenworks.ledger.facts import TenantRecord
-from tokenworks.ledger.quotas import UNIX_NS_MAX, KeyRecord, Limit
+from tokenworks.ledger.quota_records import UNIX_NS_MAX, KeyRecord, Limit
 from tokenworks.live.database import CommitUnknown, Database, Value
 from tokenworks.live.ledger_sql import (
     KEY_SCOPES,

@@ -29,7 +29,7 @@ from tokenworks.ledger.blocks import (
 from tokenworks.ledger.entries import Entry, Posted, Reserved
 from tokenworks.ledger.extras import Use, limit_states, uses
 from tokenworks.ledger.leases import Counted, Shortage, WindowUse, split, with_spent
-from tokenworks.ledger.quotas import UNIX_NS_MAX, LimitState, NodeID
+from tokenworks.ledger.quota_records import UNIX_NS_MAX, LimitState, NodeID
 from tokenworks.ledger.rollup import PayerNames, Rollup, RollupRow
 from tokenworks.ledger.store_port import InDoubt, TakenOver
 from tokenworks.ledger.stored import Stored

@@ -14,7 +14,8 @@ from tokenworks.core.orders import Payer
 from tokenworks.core.units import NANODOLLARS_PER_DOLLAR
 from tokenworks.ledger.blocks import decode_entries
 from tokenworks.ledger.extras import RUN, Use, uses
-from tokenworks.ledger.quotas import UNIX_NS_MAX, NodeID, window_end, window_start
+from tokenworks.ledger.quota_records import UNIX_NS_MAX, NodeID
+from tokenworks.ledger.quotas import window_end, window_start
 from tokenworks.ledger.rollup import (
     NOBODY,
     Kind,

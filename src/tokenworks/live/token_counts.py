@@ -11,7 +11,7 @@ from tokenworks.core.errors import ModelNotFound, NotOffered, WorkerFailed, Work
 from tokenworks.core.ids import ModelName
 from tokenworks.core.needs import Needs, nothing_offers
 from tokenworks.core.ports import AnswerStream, WorkerPort
-from tokenworks.live.seats import Seat
+from tokenworks.live.seat import Seat
 
 COUNT_BYTES_MAX: Final = 64 * 1024 * 1024
 """Engines send the tokens themselves along."""

@@ -17,7 +17,7 @@ from tokenworks.core.units import PPM
 from tokenworks.dispatch.commands import Command
 from tokenworks.dispatch.events import Arrived, Configured, Event, Finished, Withdrawn
 from tokenworks.dispatch.policy import Dice
-from tokenworks.ledger.quotas import Limit
+from tokenworks.ledger.quota_records import Limit
 from tokenworks.perf.timing import Timing
 from tokenworks.twin.bookkeeper import Bookkeeper
 from tokenworks.twin.driver import Driver, Hooks

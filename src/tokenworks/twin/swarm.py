@@ -24,7 +24,7 @@ from tokenworks.dispatch.commands import Command
 from tokenworks.dispatch.dispatcher import Dispatcher
 from tokenworks.dispatch.events import Event
 from tokenworks.dispatch.policies import NAMES
-from tokenworks.ledger.quotas import Limit
+from tokenworks.ledger.quota_records import Limit
 from tokenworks.perf.timing import FS_PER_NS
 from tokenworks.twin.bookkeeper import Bookkeeper
 from tokenworks.twin.checkers import Checker, Endless

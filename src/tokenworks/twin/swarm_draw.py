@@ -22,7 +22,7 @@ from tokenworks.dispatch.events import Configured, Limits, PolicySettings, PoolS
 from tokenworks.dispatch.policies import NAMES
 from tokenworks.dispatch.policy import Dice
 from tokenworks.dispatch.settings import token_prices
-from tokenworks.ledger.quotas import Limit, NodeID
+from tokenworks.ledger.quota_records import Limit, NodeID
 from tokenworks.perf.timing import FS_PER_NS, Knot, Timing
 from tokenworks.twin.faults import (
     BreakOff,
