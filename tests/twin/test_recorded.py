@@ -33,12 +33,12 @@ from tokenworks.dispatch.events import (
 )
 from tokenworks.dispatch.journal_format import (
     JournalEntry,
-    JournalHeader,
     JournalStart,
     entries_of,
     event_records,
     start_records,
 )
+from tokenworks.dispatch.journal_header import JournalHeader
 from tokenworks.perf.timing import FS_PER_NS
 from tokenworks.twin.driver import Driver, Hooks, run
 from tokenworks.twin.journal import FileJournal

@@ -8,6 +8,7 @@ __all__ = [
     "events",
     "fleet",
     "journal_format",
+    "journal_header",
     "kv_tiers",
     "market",
     "offers",

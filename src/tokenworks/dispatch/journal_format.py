@@ -22,6 +22,7 @@ from tokenworks.core.errors import JournalInvalid
 from tokenworks.dispatch.commands import Command
 from tokenworks.dispatch.dispatcher import Dispatcher
 from tokenworks.dispatch.events import Event
+from tokenworks.dispatch.journal_header import JournalHeader
 
 JOURNAL_FORMAT: Final = 1
 EVENT_BYTES_MAX: Final = 1 << 20
@@ -34,20 +35,6 @@ _KINDS: Final = b"HSEC"
 
 _ENCODER: Final = msgspec.msgpack.Encoder()
 _T = TypeVar("_T")
-
-
-class JournalHeader(msgspec.Struct, frozen=True, kw_only=True):
-    """Who wrote a file.
-
-    Attributes:
-        format: of the records.
-        package_version: of the dispatcher that decided.
-        sequence: the file's number, counted from 1 in its directory.
-    """
-
-    format: int
-    package_version: str
-    sequence: int
 
 
 class JournalStart(msgspec.Struct, frozen=True, kw_only=True):

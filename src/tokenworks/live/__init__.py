@@ -22,6 +22,7 @@ __all__ = [
     "key_making",
     "lease_tables",
     "ledger_sql",
+    "link",
     "measure",
     "network",
     "numbered_names",

@@ -22,16 +22,8 @@ from tokenworks.dispatch.events import Arrived, Event, Failed, Finished, Started
 from tokenworks.live.bookkeeper import Bookkeeper
 from tokenworks.live.driver import Driver
 from tokenworks.live.flights import Flight, LiveDelivery
-from tokenworks.live.frames import (
-    AskTexts,
-    Link,
-    Message,
-    Report,
-    Texts,
-    Welcome,
-    WorkerGone,
-    WorkerHere,
-)
+from tokenworks.live.frames import AskTexts, Message, Report, Texts, Welcome, WorkerGone, WorkerHere
+from tokenworks.live.link import Link
 from tokenworks.live.network import WorkerClient
 from tokenworks.live.seat import Seat
 
