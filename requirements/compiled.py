@@ -20,22 +20,27 @@ ROOT: Final = Path(__file__).parent.parent / "src"
 # forgets their fields' types, so none that is ever decoded may be in one; and what is written in
 # Python may not inherit from a class that is compiled, such as ``twin.driver.Hooks``.
 MODULES: Final = (
-    *("dispatch/chains", "dispatch/dispatcher", "dispatch/economics", "dispatch/offers"),
-    *("dispatch/oversight", "dispatch/prefix_index", "dispatch/restricted", "dispatch/wakes"),
-    *("gateway/answer", "gateway/assemble", "gateway/connection", "gateway/doorkeeper"),
-    *("gateway/envelope", "gateway/event_stream", "gateway/http_body", "gateway/http_head"),
-    *("gateway/http_io", "gateway/request_ids", "gateway/tallies", "gateway/app"),
-    *("ledger/accounts", "ledger/ledger", "ledger/metering", "ledger/quotas"),
+    *("core/traces", "core/units"),
+    *("ledger/accounts", "ledger/blocks", "ledger/ledger", "ledger/metering", "ledger/quotas"),
+    *("dispatch/chains", "dispatch/dispatcher", "dispatch/economics", "dispatch/fleet"),
+    *("dispatch/journal_format", "dispatch/offers", "dispatch/oversight", "dispatch/pickers"),
+    *("dispatch/prefix_index", "dispatch/promises", "dispatch/rejections", "dispatch/restricted"),
+    *("dispatch/waiting", "dispatch/wakes"),
+    *("gateway/answer", "gateway/app", "gateway/assemble", "gateway/chat", "gateway/chat_request"),
+    *("gateway/connection", "gateway/doorkeeper", "gateway/envelope", "gateway/event_stream"),
+    *("gateway/http_body", "gateway/http_head", "gateway/http_io", "gateway/metrics"),
+    *("gateway/own_headers", "gateway/plain_request", "gateway/request_fields"),
+    *("gateway/request_ids", "gateway/tallies"),
     *("live/bookkeeper", "live/clock", "live/driver", "live/flights", "live/front"),
-    *("live/group_commit", "live/journal", "live/network", "live/owner", "live/seats"),
-    *("live/worker_body",),
+    *("live/group_commit", "live/journal", "live/link", "live/network", "live/owner"),
+    *("live/quota_leases", "live/seats", "live/worker_body"),
     *("twin/agenda", "twin/kv_cache", "twin/sequence", "twin/workers"),
 )
 SETUP: Final = """
 from mypyc.build import mypycify
 from setuptools import setup
 options = ["--ignore-missing-imports"]
-setup(name="compiled", ext_modules=mypycify({paths!r} + options, opt_level="3", debug_level="0"))
+setup(name="compiled", ext_modules=mypycify({paths!r} + options, opt_level="2", debug_level="0"))
 """
 
 

@@ -7,6 +7,7 @@ twice or sent to nobody.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from typing import cast
 
@@ -115,9 +116,10 @@ class Oversight:
 
         By load, if the policy is wrong. Each is sent before the next one is asked for.
         """
-        try:
+        wanted: Iterator[tuple[Request, Choice]] | None = None
+        with contextlib.suppress(Exception):  # an operator's own policy may do anything
             wanted = iter(self._policy.drain(fleet, now_ns))
-        except Exception:  # noqa: BLE001 - an operator's own policy may do anything
+        if wanted is None:
             yield from self._overruled(fleet)
             return
         while fleet.queued:

@@ -332,17 +332,20 @@ class Answer:
         """Return once the answer has ended, or cannot go on."""
         exchange = self._exchange
         exchange.on_pause, exchange.on_resume = self._pause, self._resume
+        cancelled: asyncio.CancelledError | None = None
         try:
             delivery.pipe(self)
             if not self._over:
                 self._waiter = asyncio.get_running_loop().create_future()
                 await self._waiter
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as error:
+            cancelled = error
+        if cancelled is not None:
             self._stop(None)
             delivery.abort()
             with contextlib.suppress(TokenworksError):
                 await self._settle(delivery, "failed")
-            raise
+            raise cancelled
         if self._failure is None and not exchange.gone:
             self._failure = missing(self._events, self._assembler)
 

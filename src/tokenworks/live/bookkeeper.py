@@ -236,12 +236,15 @@ class Bookkeeper:
         next start finds either it or its open reservation.
         """
         try:
+            early: LedgerCorrupt | None = None
             try:
                 await self._append([*self._unstored_of(entry.request), entry])
-            except LedgerCorrupt:
+            except LedgerCorrupt as error:
+                early = error
+            if early is not None:
                 held = self._unstored_of(entry.request)
                 if not held:
-                    raise
+                    raise early
                 # The reservation failed to be stored a moment before.
                 await self._append([*held, entry])
         except InDoubt as error:

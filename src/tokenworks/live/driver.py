@@ -198,10 +198,12 @@ class Driver:
         ]
         try:
             await asyncio.gather(*loops)
-        finally:
-            for loop in loops:
-                loop.cancel()
-            await asyncio.gather(*loops, return_exceptions=True)
+        except BaseException as error:  # noqa: BLE001 - raised again once all have ended
+            stopped = error
+        for loop in loops:
+            loop.cancel()
+        await asyncio.gather(*loops, return_exceptions=True)
+        raise stopped
 
     def housekeep_once(self) -> None:
         """One round of what waits for nobody; what fails is tried again in the next."""
@@ -555,23 +557,21 @@ class Driver:
     async def _start(self, flight: Flight, seat: Seat, attempt: int) -> None:
         """Send the request; open its delivery, or tell what went wrong."""
         stream: AnswerStream | None = None
+        failure: WorkerFailed | WorkerUnavailable | None = None
         try:
             stream = await self._post(flight, seat)
             passed = stream.status == 200 or flight.order.passing is not None
             said = b"" if passed else await stream.read_all()
         except (WorkerFailed, WorkerUnavailable) as error:
-            lack = error if isinstance(error, WorkerUnavailable) and error.ours else None
-            if lack is not None and flight.delivery is None:
-                self._turn_away(flight, attempt, lack)
-            elif isinstance(error, WorkerFailed) and not (error.unsent or flight.repeatable):
-                self._lose(flight, seat, attempt, str(error))
-            else:
-                await self._broke_off(flight, seat, attempt, str(error))
-            return
+            failure = error
         except asyncio.CancelledError:
             if stream is not None:
                 stream.abort()
             raise
+        if failure is not None:
+            await self._not_begun(flight, seat, attempt, failure)
+            return
+        assert stream is not None
         if not flight.awaits(attempt):
             stream.abort()
         elif passed:
@@ -583,6 +583,18 @@ class Driver:
         else:
             why = f"status {stream.status}: {said[:200]!r}"
             await self._broke_off(flight, seat, attempt, why)
+
+    async def _not_begun(
+        self, flight: Flight, seat: Seat, attempt: int, error: WorkerFailed | WorkerUnavailable
+    ) -> None:
+        """A try has failed before there was an answer to go by."""
+        lack = error if isinstance(error, WorkerUnavailable) and error.ours else None
+        if lack is not None and flight.delivery is None:
+            self._turn_away(flight, attempt, lack)
+        elif isinstance(error, WorkerFailed) and not (error.unsent or flight.repeatable):
+            self._lose(flight, seat, attempt, str(error))
+        else:
+            await self._broke_off(flight, seat, attempt, str(error))
 
     def _begin(self, flight: Flight, stream: AnswerStream) -> None:
         """A worker has begun an answer, or goes on with one."""
