@@ -40,7 +40,7 @@ SETUP: Final = """
 from mypyc.build import mypycify
 from setuptools import setup
 options = ["--ignore-missing-imports"]
-setup(name="compiled", ext_modules=mypycify({paths!r} + options, opt_level="2", debug_level="0"))
+setup(name="compiled", ext_modules=mypycify({paths!r} + options, opt_level="2", debug_level="0", multi_file=True))
 """
 
 

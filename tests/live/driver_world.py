@@ -39,6 +39,7 @@ from tokenworks.ledger.quota_records import KeyRecord, Limit, LimitState, NodeID
 from tokenworks.ledger.rollup import balances
 from tokenworks.ledger.store_port import InDoubt, recover
 from tokenworks.live.driver import Driver
+from tokenworks.live.driver_parts import DriverParts
 from tokenworks.live.flights import LiveDelivery
 from tokenworks.live.journal import JournalWriter, journal_files, replay
 from tokenworks.live.seat import Seat
@@ -351,7 +352,7 @@ class World:
             self.store.put_limit(limit)
         self.ledger = recover(self.store, self.clock.unix_ns())
         self.dispatcher = Dispatcher()
-        self.driver = Driver(
+        parts = DriverParts(
             clock=self.clock,
             dispatcher=self.dispatcher,
             ledger=self.ledger,
@@ -361,6 +362,7 @@ class World:
             journal=JournalWriter(folder),
             policy=policy,
         )
+        self.driver = Driver(parts)
         self.complaints: list[dict[str, Any]] = []
         asyncio.get_running_loop().set_exception_handler(lambda _, c: self.complaints.append(c))
         self.seats = [WorkerID("w0"), WorkerID("w1")]

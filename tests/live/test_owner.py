@@ -34,7 +34,8 @@ from tokenworks.core.slo import Tier
 from tokenworks.dispatch.dispatcher import Dispatcher
 from tokenworks.dispatch.settings import settings_for
 from tokenworks.ledger.store_port import recover
-from tokenworks.live.driver import LIMITS, Driver
+from tokenworks.live.driver import Driver
+from tokenworks.live.driver_parts import LIMITS, DriverParts
 from tokenworks.live.flights import LiveDelivery
 from tokenworks.live.frames import FRAME_BYTES_MAX, Report, Texts, Welcome
 from tokenworks.live.front import OWNER_NS_MAX, FrontDriver
@@ -105,7 +106,7 @@ class Crew:
         store = SteeredStore()
         store.put_key(World.key())
         self.journals += 1
-        made = kind(
+        parts = DriverParts(
             clock=self.clock,
             dispatcher=Dispatcher(),
             ledger=recover(store, self.clock.unix_ns()),
@@ -113,8 +114,8 @@ class Crew:
             books=PriceBooks([BOOK]),
             pools={POOL: self.config},
             journal=JournalWriter(self.folder / str(self.journals)),
-            **more,
         )
+        made = kind(parts, **more)
         for worker in WORKERS:
             made.seat(Seat(worker=worker, pool=POOL, config=self.config, curve=CURVE))
         return made

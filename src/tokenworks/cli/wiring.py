@@ -50,7 +50,8 @@ from tokenworks.ledger.store_port import join, recover
 from tokenworks.live.admission import Admission
 from tokenworks.live.batch_room import StoredBatches
 from tokenworks.live.clock import SystemClock
-from tokenworks.live.driver import LIMITS, Driver
+from tokenworks.live.driver import Driver
+from tokenworks.live.driver_parts import LIMITS, DriverParts
 from tokenworks.live.front import FrontDriver
 from tokenworks.live.growth import Growth
 from tokenworks.live.home import Curves, Home, foreman_facts, model_path
@@ -182,7 +183,7 @@ class Factory:
                 told = modelled.setting.scenario.configured
                 policy, limits = policy or told.policy, told.limits
                 pools = modelled.pools(by_date=True)
-            self.driver = self._kind_of_driver(on_hung)(
+            parts = DriverParts(
                 clock=self.clock,
                 dispatcher=Dispatcher(chosen.own),
                 ledger=ledger,
@@ -198,6 +199,7 @@ class Factory:
                 on_scale=self._scale,
                 scaling=None if modelled is None else modelled.scaling,
             )
+            self.driver = self._kind_of_driver(on_hung)(parts)
             self._shelf = stack.enter_context(contextlib.closing(home.open_shelf()))
             self._batches = self._open_batches(home, stack)
             self._admin = self._admin_of(home, settings, dates)

@@ -10,6 +10,7 @@ __all__ = [
     "cost_claims",
     "database",
     "driver",
+    "driver_parts",
     "embedded",
     "file_room",
     "flights",

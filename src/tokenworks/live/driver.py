@@ -19,7 +19,6 @@ from typing import Final, NamedTuple, assert_never
 import msgspec
 from msgspec import UNSET
 
-from tokenworks.catalogue.factory_config import PoolConfig
 from tokenworks.catalogue.price_book import PriceBook, PriceBooks
 from tokenworks.core.errors import (
     CapacityExceeded,
@@ -32,10 +31,10 @@ from tokenworks.core.errors import (
     WorkerUnavailable,
 )
 from tokenworks.core.gauges import Gauges
-from tokenworks.core.ids import KeyID, ModelName, PoolID, RequestID, WorkerID
+from tokenworks.core.ids import KeyID, ModelName, RequestID, WorkerID
 from tokenworks.core.needs import NO_OFFERS, Needs, nothing_offers
 from tokenworks.core.orders import KeyView, Order, Outcome, Receipt
-from tokenworks.core.ports import AnswerStream, Clock, KeepingPort, TieredPort, WorkerPort
+from tokenworks.core.ports import AnswerStream, KeepingPort, TieredPort, WorkerPort
 from tokenworks.core.slo import Tier
 from tokenworks.core.traces import header_lines
 from tokenworks.core.units import NS_PER_MS, NS_PER_S, PPM
@@ -51,14 +50,10 @@ from tokenworks.dispatch.commands import (
     Send,
     SetTimer,
 )
-from tokenworks.dispatch.dispatcher import Dispatcher
 from tokenworks.dispatch.events import (
     Arrived,
     Event,
     Failed,
-    Limits,
-    PolicySettings,
-    PoolScale,
     Started,
     Ticked,
     Withdrawn,
@@ -67,15 +62,13 @@ from tokenworks.dispatch.events import (
 )
 from tokenworks.dispatch.settings import settings_for
 from tokenworks.ledger.entries import VoidReason
-from tokenworks.ledger.ledger import Ledger
 from tokenworks.ledger.quota_records import KeyRecord, LimitState
 from tokenworks.ledger.quotas import window_end
-from tokenworks.ledger.store_port import LedgerStore
 from tokenworks.live.bookkeeper import Bookkeeper
+from tokenworks.live.driver_parts import DriverParts
 from tokenworks.live.flights import Flight, LiveDelivery, ending
 from tokenworks.live.growth import scaling_of
 from tokenworks.live.journal import JournalWriter
-from tokenworks.live.quota_leases import QuotaLeases
 from tokenworks.live.refusals import (
     at_fault,
     not_offered,
@@ -89,21 +82,20 @@ from tokenworks.live.seats import gauges_of, work_of
 from tokenworks.live.token_counts import count_at_any
 from tokenworks.live.worker_body import worker_body
 
-ANSWER_NS_MAX: Final = 3_000 * NS_PER_S
+# Without Final, which mypyc writes into the code: tests change some of these, compiled or not.
+ANSWER_NS_MAX = 3_000 * NS_PER_S
 """From the reservation to the end of the answer, queueing included; less than
 ``bookkeeper.HOLD_NS_MAX``."""
-LINGER_NS_MAX: Final = 5 * NS_PER_S
+LINGER_NS_MAX = 5 * NS_PER_S
 """A worker that keeps its stream open this long after the answer was settled loses its socket.
 Housekeeping looks after both, since a timer for each answer would cost more than it is worth."""
-BREATHER_NS: Final = 50 * NS_PER_MS
+BREATHER_NS = 50 * NS_PER_MS
 """Between a worker's failure and the next try. If the worker is going down, supervision says so
 meanwhile, and the request waits in its line instead of spending its tries."""
 CLOSE_NS_MAX: Final = 5 * NS_PER_S
 """How long closing waits for answers that were cut off to be settled."""
-FLIGHTS_MAX: Final = 16_384
-HOUSEKEEPING_NS: Final = 200 * NS_PER_MS
-QUEUE_LEN_MAX: Final = 512
-LIMITS: Final = Limits(queue_len_max=dict.fromkeys(Tier, QUEUE_LEN_MAX))
+FLIGHTS_MAX = 16_384
+HOUSEKEEPING_NS = 200 * NS_PER_MS
 
 _log: Final = logging.getLogger("tokenworks.driver")
 
@@ -112,51 +104,26 @@ class Driver:
     """The factory's desk, on the real clock.
 
     Args:
-        clock: time.
-        dispatcher: the brain; nobody else may call it.
-        ledger: recovered from ``store``.
-        store: where entries are kept.
-        books: prices and promises, by the day they hold from.
-        pools: the factory's pools by name.
-        journal: where events are written.
-        leases: how this process shares the ledger's limits with others; none if it is the only one.
-        policy: who decides; None for the dispatcher's own.
-        limits: what the dispatcher may keep.
-        ledger_clock: of dates, costs and reservations; ``clock`` if it is None.
-        speedup: how many times faster than the event loop's clock ``clock`` runs.
-        on_scale: told what pools want; it may start and stop workers, and may not raise.
-        scaling: pools whose number of workers may change; None for what ``pools`` say of that.
+        parts: what it is made of.
     """
 
-    def __init__(
-        self,
-        *,
-        clock: Clock,
-        dispatcher: Dispatcher,
-        ledger: Ledger,
-        store: LedgerStore,
-        books: PriceBooks,
-        pools: dict[PoolID, PoolConfig],
-        journal: JournalWriter,
-        leases: QuotaLeases | None = None,
-        policy: PolicySettings | None = None,
-        limits: Limits = LIMITS,
-        ledger_clock: Clock | None = None,
-        speedup: float = 1.0,
-        on_scale: Callable[[Scale], None] | None = None,
-        scaling: tuple[PoolScale, ...] | None = None,
-    ) -> None:
-        self._on_scale = on_scale
-        self._scaling = scaling_of(pools) if scaling is None else scaling
-        self._clock, self._dispatcher = clock, dispatcher
-        self._policy, self._limits, self._speedup = policy, limits, speedup
-        self._journal: JournalWriter | None = journal
+    def __init__(self, parts: DriverParts) -> None:
+        clock, ledger, store, pools = parts.clock, parts.ledger, parts.store, parts.pools
+        self._on_scale = parts.on_scale
+        self._scaling = scaling_of(pools) if parts.scaling is None else parts.scaling
+        self._clock, self._dispatcher = clock, parts.dispatcher
+        self._policy, self._limits, self._speedup = parts.policy, parts.limits, parts.speedup
+        self._journal: JournalWriter | None = parts.journal
         self._ledger, self._store, self._pools = ledger, store, pools
         self._bookkeeper = Bookkeeper(
-            clock=ledger_clock or clock, ledger=ledger, store=store, pools=pools, leases=leases
+            clock=parts.ledger_clock or clock,
+            ledger=ledger,
+            store=store,
+            pools=pools,
+            leases=parts.leases,
         )
-        self._folders_books = self._books = books
-        self._book = books.at(clock.unix_ns())
+        self._folders_books = self._books = parts.books
+        self._book = parts.books.at(clock.unix_ns())
         self._seats: dict[WorkerID, Seat] = {}
         self._flights: dict[RequestID, Flight] = {}
         self._keys: dict[str, KeyView] = {}

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import itertools
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 from tokenworks.core.errors import WorkerUnavailable
 from tokenworks.core.gauges import Gauges
@@ -21,6 +21,7 @@ from tokenworks.dispatch.commands import Command, Fetch, Offload, Preempt, Rejec
 from tokenworks.dispatch.events import Arrived, Event, Failed, Finished, Started, Withdrawn
 from tokenworks.live.bookkeeper import Bookkeeper
 from tokenworks.live.driver import Driver
+from tokenworks.live.driver_parts import DriverParts
 from tokenworks.live.flights import Flight, LiveDelivery
 from tokenworks.live.frames import AskTexts, Message, Report, Texts, Welcome, WorkerGone, WorkerHere
 from tokenworks.live.link import Link
@@ -37,6 +38,7 @@ class FrontDriver(Driver):
     """A driver that asks the owner.
 
     Args:
+        parts: see ``Driver``.
         index: of this process, at least 1.
         name: of this life of it.
         path: the owner's socket.
@@ -44,11 +46,11 @@ class FrontDriver(Driver):
         embedded: how many connections may go to a worker that the owner has started.
         text: this process's own metrics.
         first_up: is set once there is a worker.
-        more: see ``Driver``.
     """
 
     def __init__(
         self,
+        parts: DriverParts,
         *,
         index: int,
         name: str,
@@ -57,16 +59,15 @@ class FrontDriver(Driver):
         embedded: Callable[[Seat], int],
         text: Callable[[], bytes],
         first_up: asyncio.Event,
-        **more: Any,
     ) -> None:
-        super().__init__(**more)
+        super().__init__(parts)
         # What pools cost is written down by the owner.
         self._bookkeeper = Bookkeeper(
             clock=self._clock,
             ledger=self._ledger,
             store=self._store,
             pools={},
-            leases=more.get("leases"),
+            leases=parts.leases,
         )
         self._first_up = first_up
         self._index, self._name, self._path, self._text = index, name, path, text

@@ -580,12 +580,13 @@ class WorkerClient:
             )
         loop = asyncio.get_running_loop()
         self._sockets += counted
-        connection: _Connection | None = None
+        connected = False
         try:
             async with asyncio.timeout(self._connect_s_max):
                 _, connection = await loop.create_connection(
                     lambda: _Connection(self), self.host, self.port, ssl=self._tls
                 )
+            connected = True
         except (OSError, TimeoutError) as error:  # that of TLS is an OSError, too
             short = _short_of_files(error)
             if short is not None:
@@ -602,7 +603,7 @@ class WorkerClient:
             failure.unsent = True
             raise failure from error
         finally:
-            if connection is None:
+            if not connected:
                 self._sockets -= counted
         self._open[connection] = counted
         if self._sweeper is None:

@@ -11,7 +11,7 @@ import itertools
 import logging
 import socket
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
@@ -30,6 +30,7 @@ from tokenworks.dispatch.events import (
     WorkerUp,
 )
 from tokenworks.live.driver import Driver
+from tokenworks.live.driver_parts import DriverParts
 from tokenworks.live.frames import AskTexts, Message, Report, Texts, Welcome, WorkerGone, WorkerHere
 from tokenworks.live.link import Link
 from tokenworks.live.network import WorkerClient
@@ -53,22 +54,22 @@ class OwnerDriver(Driver):
     and would refuse what fronts have waiting: that is told once there is one for it, free or not.
 
     Args:
+        parts: see ``Driver``.
         fronts: indices of the fronts whose reports are waited for before a worker is used.
         text: this process's own metrics.
         on_hung: told the indices of fronts that say nothing, or that were hung up on: they are to
             be killed, since what they have running is not in the dispatcher.
-        more: see ``Driver``.
     """
 
     def __init__(
         self,
+        parts: DriverParts,
         *,
         fronts: frozenset[int],
         text: Callable[[], bytes],
         on_hung: Callable[[list[int]], None],
-        **more: Any,
     ) -> None:
-        super().__init__(**more)
+        super().__init__(parts)
         self._awaited = set(fronts)
         self._text, self._on_hung = text, on_hung
         self._names: dict[int, str] = {}

@@ -1,0 +1,53 @@
+"""A pytest plugin for tests that run on extensions: it skips those that change one.
+
+Constants that are ``Final`` are written into the code of an extension, and its methods are called
+without a look at the class: a test that puts something else there would test nothing, or wait for
+what never comes.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import sys
+import types
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+_setattr: Final = pytest.MonkeyPatch.setattr
+
+
+def _is_extension(name: str) -> bool:
+    return (getattr(sys.modules.get(name), "__file__", None) or "").endswith(".so")
+
+
+@functools.cache
+def _finals(extension: str) -> frozenset[str]:
+    """The ``Final`` constants of an extension's source."""
+    source = Path(extension).with_name(Path(extension).name.partition(".")[0] + ".py")
+    return frozenset(
+        node.target.id
+        for node in ast.parse(source.read_text()).body
+        if isinstance(node, ast.AnnAssign)
+        and isinstance(node.target, ast.Name)
+        and ast.unparse(node.annotation).startswith("Final")
+    )
+
+
+def fixed(target: object, name: object) -> bool:
+    """Whether something is part of an extension's code, so that nobody can change it."""
+    if isinstance(target, types.ModuleType):
+        return _is_extension(target.__name__) and name in _finals(str(target.__file__))
+    kind = target if isinstance(target, type) else type(target)
+    return _is_extension(kind.__module__)
+
+
+def _skipping(self: pytest.MonkeyPatch, target: Any, name: Any, *rest: Any, **more: Any) -> None:
+    if fixed(target, name):
+        pytest.skip(f"{name} is part of an extension")
+    _setattr(self, target, name, *rest, **more)
+
+
+pytest.MonkeyPatch.setattr = _skipping  # type: ignore[assignment,method-assign]
