@@ -53,7 +53,7 @@ check: $(SETUP) ## Check house rules, imports between rooms, lint, format and ty
 	$(BIN)/mypy
 
 # Coverage does not see into extensions, and tests must meet the sources: make test undoes this.
-compile: $(SETUP) ## Compile the brain, the twin and the gateway's hot path with mypyc
+compile: $(SETUP) ## Compile the brain, the twin and a request's whole way with mypyc
 	$(BIN)/python requirements/compiled.py
 
 pure: $(SETUP) ## Undo make compile

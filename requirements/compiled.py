@@ -1,8 +1,9 @@
-"""Compile the brain, the twin's inner loops and the gateway's hot path with mypyc, in place.
+"""Compile the brain, the twin's inner loops and a request's whole way with mypyc, in place.
 
 Run by ``make compile`` and undone by ``make pure``. The extensions lie beside their sources, which
 Python then prefers; git ignores them. What they do is the same: tests compare journals
-to the byte, and run the gateway's own on them. It needs a C compiler and a minute.
+to the byte, and run the gateway's, the ledger's and the driver's own on them. It needs a C compiler
+and minutes.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from pathlib import Path
 from typing import Final
 
 ROOT: Final = Path(__file__).parent.parent / "src"
-# Modules of plain classes and functions. mypyc refuses the field defaults of msgspec's Structs, and
-# forgets their fields' types, so none that is ever decoded may be in one; and what is written in
-# Python may not inherit from a class that is compiled, such as ``twin.driver.Hooks``.
+# Modules of plain classes and functions. mypyc forgets the types of Structs' fields, so none that
+# is ever decoded may be in one; and what is written in Python may not inherit from a class that is
+# compiled, such as ``twin.driver.Hooks``. docs/decisions/0016-compiled-when-asked.md has the rest.
 MODULES: Final = (
     *("core/traces", "core/units"),
     *("ledger/accounts", "ledger/blocks", "ledger/ledger", "ledger/metering", "ledger/quotas"),
@@ -39,8 +40,9 @@ MODULES: Final = (
 SETUP: Final = """
 from mypyc.build import mypycify
 from setuptools import setup
-options = ["--ignore-missing-imports"]
-setup(name="compiled", ext_modules=mypycify({paths!r} + options, opt_level="2", debug_level="0", multi_file=True))
+given = {paths!r} + ["--ignore-missing-imports"]
+made = mypycify(given, opt_level="2", debug_level="0", multi_file=True)
+setup(name="compiled", ext_modules=made)
 """
 
 

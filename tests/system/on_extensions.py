@@ -2,7 +2,7 @@
 
 Constants that are ``Final`` are written into the code of an extension, and its methods are called
 without a look at the class: a test that puts something else there would test nothing, or wait for
-what never comes.
+what never comes. ``-p tests.system.on_extensions`` loads it.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ def _is_extension(name: str) -> bool:
 
 
 @functools.cache
-def _finals(extension: str) -> frozenset[str]:
-    """The ``Final`` constants of an extension's source."""
+def _fixed_names(extension: str) -> frozenset[str]:
+    """The ``Final`` constants of an extension's source, and the modules that it imports."""
     source = Path(extension).with_name(Path(extension).name.partition(".")[0] + ".py")
-    return frozenset(
-        node.target.id
-        for node in ast.parse(source.read_text()).body
-        if isinstance(node, ast.AnnAssign)
-        and isinstance(node.target, ast.Name)
-        and ast.unparse(node.annotation).startswith("Final")
-    )
+    found: set[str] = set()
+    for node in ast.parse(source.read_text()).body:
+        if isinstance(node, ast.Import):
+            found |= {each.asname or each.name for each in node.names}
+        elif isinstance(node, ast.AnnAssign) and "Final" in ast.unparse(node.annotation):
+            found.add(ast.unparse(node.target))
+    return frozenset(found)
 
 
 def fixed(target: object, name: object) -> bool:
     """Whether something is part of an extension's code, so that nobody can change it."""
     if isinstance(target, types.ModuleType):
-        return _is_extension(target.__name__) and name in _finals(str(target.__file__))
+        return _is_extension(target.__name__) and name in _fixed_names(str(target.__file__))
     kind = target if isinstance(target, type) else type(target)
     return _is_extension(kind.__module__)
 
@@ -50,4 +50,4 @@ def _skipping(self: pytest.MonkeyPatch, target: Any, name: Any, *rest: Any, **mo
     _setattr(self, target, name, *rest, **more)
 
 
-pytest.MonkeyPatch.setattr = _skipping  # type: ignore[assignment,method-assign]
+pytest.MonkeyPatch.setattr = _skipping  # type: ignore[method-assign]
