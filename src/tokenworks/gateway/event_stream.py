@@ -221,9 +221,7 @@ def _is_plain(event: bytes) -> bool:
     It looks at bytes alone. Quotes inside a JSON string are escaped, so no text of an answer looks
     like these fields; what isn't plain is decoded, so a miss costs time and nothing else.
     """
-    return (
-        _NOT_FINISHED in event and event.startswith(_OBJECT) and _SPECIAL.search(event) is None
-    )
+    return _NOT_FINISHED in event and event.startswith(_OBJECT) and _SPECIAL.search(event) is None
 
 
 def has_part(event: bytes) -> bool:
