@@ -123,8 +123,7 @@ class Answers:
         assert head is not None
         check_json(head)
         arrived_ns = self.clock.now_ns()
-        named = head.headers() if any(map(head.has, READ)) else []
-        own = own_headers(named, key.labels)
+        own = own_headers(head.headers() if head.has(*READ) else [], key.labels)
         asked = dialect.read(exchange.body, key, own, self.output_default(key))
         exchange.body = b""
         order = self.order(asked, key, arrived_ns, own, request, dialect.path)
@@ -167,9 +166,12 @@ class Answers:
                 raise ClientGone from None
             raise
 
-    async def settle(self, order: Order, delivery: Delivery, outcome: Outcome) -> Receipt:
-        """Bill and count an answer."""
-        ended_ns = self.clock.now_ns()
+    async def settle(
+        self, order: Order, delivery: Delivery, outcome: Outcome, ended_ns: int | None = None
+    ) -> Receipt:
+        """Bill and count an answer, which has ended now where no other time is given."""
+        if ended_ns is None:
+            ended_ns = self.clock.now_ns()
         receipt = await delivery.settle(outcome)
         self.metrics.settle(order, outcome, receipt, ended_ns, self.clock.now_ns())
         return receipt
@@ -293,7 +295,12 @@ class Answer:
         exchange.on_gone = self._left
         if exchange.gone:
             self._left()
-        await self._pass_on(delivery)
+        exchange.on_pause, exchange.on_resume = self._pause, self._resume
+        delivery.pipe(self)
+        if not self._over:
+            await self._until_over(delivery)
+        if self._failure is None and not exchange.gone:
+            self._failure = missing(self._events, self._assembler)
         failure = self._failure
         if exchange.gone:
             await self._settle(delivery, "disconnected")
@@ -328,16 +335,12 @@ class Answer:
         self._delivery.abort()
         self._stop(None)
 
-    async def _pass_on(self, delivery: Delivery) -> None:
+    async def _until_over(self, delivery: Delivery) -> None:
         """Return once the answer has ended, or cannot go on."""
-        exchange = self._exchange
-        exchange.on_pause, exchange.on_resume = self._pause, self._resume
+        self._waiter = asyncio.get_running_loop().create_future()
         cancelled: asyncio.CancelledError | None = None
         try:
-            delivery.pipe(self)
-            if not self._over:
-                self._waiter = asyncio.get_running_loop().create_future()
-                await self._waiter
+            await self._waiter
         except asyncio.CancelledError as error:
             cancelled = error
         if cancelled is not None:
@@ -346,8 +349,6 @@ class Answer:
             with contextlib.suppress(TokenworksError):
                 await self._settle(delivery, "failed")
             raise cancelled
-        if self._failure is None and not exchange.gone:
-            self._failure = missing(self._events, self._assembler)
 
     # What comes from the worker, and what the caller does meanwhile.
 
@@ -369,10 +370,13 @@ class Answer:
         events = self._events
         before = events.token_events
         ready = events.feed(data)
-        if events.token_events != before:
-            self._meter.tokens_sent(self._answers.clock.now_ns())
-        if events.finished:
-            self._meter.ended(self._answers.clock.now_ns())
+        more = events.token_events != before
+        if more or events.finished:
+            now_ns = self._answers.clock.now_ns()
+            if more:
+                self._meter.tokens_sent(now_ns)
+            if events.finished:
+                self._meter.ended(now_ns)
         if ready:
             if self._assembler is not None:
                 self._assembler.add(ready)
@@ -405,8 +409,9 @@ class Answer:
 
     async def _settle(self, delivery: Delivery, ending: Ending) -> Receipt:
         """Bill and count the answer."""
-        outcome = outcome_of(self._events, self._meter, self._answers.clock.now_ns(), ending)
-        return await self._answers.settle(self._order, delivery, outcome)
+        now_ns = self._answers.clock.now_ns()
+        outcome = outcome_of(self._events, self._meter, now_ns, ending)
+        return await self._answers.settle(self._order, delivery, outcome, now_ns)
 
     def _begin(self) -> None:
         """Say 200, at the first bytes: what fails before them is answered with its own status."""

@@ -206,7 +206,8 @@ class Gateway:
 
     def serve(self, exchange: Exchange) -> None:
         """Begin to answer a whole request."""
-        accepted = self._accepted(exchange)
+        accepted = exchange.accepted
+        assert isinstance(accepted, _Accepted)
         work: Coroutine[object, object, None]
         try:
             if accepted.passing is not None:
@@ -224,7 +225,7 @@ class Gateway:
             _log.exception(BROKE, accepted.name, accepted.request, accepted.callers)
             self._fail(exchange, broken())
         else:
-            task = asyncio.get_running_loop().create_task(self._finish(exchange, work))
+            task = asyncio.get_running_loop().create_task(self._finish(exchange, accepted, work))
             self.serving[exchange] = task
 
     async def _fetch(
@@ -240,8 +241,9 @@ class Gateway:
         )
         return answer
 
-    async def _finish(self, exchange: Exchange, work: Coroutine[object, object, None]) -> None:
-        accepted = self._accepted(exchange)
+    async def _finish(
+        self, exchange: Exchange, accepted: _Accepted, work: Coroutine[object, object, None]
+    ) -> None:
         self.metrics.open_requests += 1
         failure: TokenworksError | None = None
         try:

@@ -22,6 +22,9 @@ HELD_EVENTS_MAX: Final = 64
 _END: Final = EVENT_END
 _DONE: Final = b"[DONE]"
 _DATA: Final = b"data:"
+_OBJECT: Final = (b"data: {", b"data:{")
+"""How all but a few workers begin their events."""
+
 _NOT_FINISHED: Final = b'"finish_reason":null'
 _SPECIAL: Final = re.compile(rb'"(?:role":|usage":\{|delta":\{\}|content":""|prompt_progress":)')
 """What a plain token event does not have; one search for all is the quickest."""
@@ -89,10 +92,11 @@ class EventStream:
                 return data[:end]
         if b"\r" in data:
             data = data.replace(b"\r\n", b"\n")
-        cut = data.rfind(_END) + len(_END)
-        if cut < len(_END):
+        last = data.rfind(_END)
+        if last < 0:
             self._keep(data)
             return b""
+        cut = last + len(_END)
         ready = self._sort(data[:cut])
         self._keep(data[cut:])
         return ready
@@ -114,8 +118,8 @@ class EventStream:
     def _sort(self, ready: bytes) -> bytes:
         """The careful way, for batches that hold more than tokens that are alike."""
         forward: list[bytes] = []
-        at = 0
-        while at < len(ready) and not self.done:
+        at, size = 0, len(ready)
+        while at < size and not self.done:
             if self._envelope is not None:
                 begun = at
                 at, alike = self._envelope.run(ready, at)
@@ -124,28 +128,29 @@ class EventStream:
                     forward.append(ready[begun:at])
                     continue
             end = ready.find(_END, at)
-            end = len(ready) if end < 0 else end  # after three line feeds there may be one more
+            end = size if end < 0 else end  # after three line feeds there may be one more
             event = ready[at:end].strip(b"\n")
             at = end + len(_END)
-            body = payload(event)
-            if body[: len(_DONE)] == _DONE:
-                self.done = True
-                break
-            # An event without data is a comment, which keeps connections open and says nothing.
             try:
-                if body and self._goes_on(event, body):
+                if self._goes_on(event):
                     forward.append(event + _END)
             except WorkerFailed as failure:
                 self._fail(failure)
         return b"".join(forward)
 
-    def _goes_on(self, event: bytes, body: bytes) -> bool:
+    def _goes_on(self, event: bytes) -> bool:
         """Count an event; whether it is for the client now. What is for later is held."""
         if _is_plain(event):
             self.token_events += 1
             if not self.finished:
                 self._envelope = envelope_of(event)
         else:
+            body = payload(event)
+            if not body:  # a comment, which keeps connections open and says nothing
+                return False
+            if body.startswith(_DONE):
+                self.done = True
+                return False
             chunk = decode_chunk(body)
             if chunk.prompt_progress is not None:
                 self._progress = chunk.prompt_progress
@@ -183,6 +188,8 @@ class EventStream:
         """
         if self.usage is not None:
             since = self.token_events - self._token_events_at_usage
+            if not since:
+                return self.usage
             return msgspec.structs.replace(
                 self.usage, output_tokens=self.usage.output_tokens + since
             )
@@ -214,9 +221,7 @@ def _is_plain(event: bytes) -> bool:
     It looks at bytes alone. Quotes inside a JSON string are escaped, so no text of an answer looks
     like these fields; what isn't plain is decoded, so a miss costs time and nothing else.
     """
-    return (
-        event[: len(_DATA)] == _DATA and _NOT_FINISHED in event and _SPECIAL.search(event) is None
-    )
+    return _NOT_FINISHED in event and event.startswith(_OBJECT) and _SPECIAL.search(event) is None
 
 
 def has_part(event: bytes) -> bool:

@@ -86,8 +86,9 @@ class Head:
         if self.keep_alive and b"close" in self._lower:
             lines = [value for name, value in self.headers() if name == b"connection"]
             self.keep_alive = b"close" not in b",".join(lines).lower()
-        expect = self.get(b"expect")
-        self.expects = expect is not None and expect.lower() == b"100-continue"
+        self.expects = False
+        if self.has(b"expect:"):
+            self.expects = (self.get(b"expect") or b"").lower() == b"100-continue"
 
     @property
     def raw_path(self) -> bytes:
@@ -103,9 +104,12 @@ class Head:
         at += len(needle)
         return self._raw[at : self._raw.index(b"\r\n", at)].strip(_SPACE)
 
-    def has(self, prefix: bytes) -> bool:
-        """Whether the name of any header begins so."""
-        return b"\r\n" + prefix in self._lower
+    def has(self, *prefixes: bytes) -> bool:
+        """Whether any header begins in one of these ways, in lower case."""
+        for prefix in prefixes:  # noqa: SIM110 - a generator takes twice as long
+            if b"\r\n" + prefix in self._lower:
+                return True
+        return False
 
     def headers(self) -> Headers:
         """All of them, in order, names in lower case."""
@@ -119,8 +123,7 @@ class Head:
 
     def _length(self) -> int | None:
         lengths = self._lower.count(b"\r\ncontent-length:")
-        coding = self.get(b"transfer-encoding")
-        if coding is not None:
+        if self.has(b"transfer-encoding:"):
             plain = any(line in self._lower for line in _CHUNKED)
             once = self._lower.count(b"\r\ntransfer-encoding:") == 1
             if lengths or self.http_1_0 or not once or not plain:

@@ -360,14 +360,15 @@ class Passage:
                 made = -(-unread.coded_bytes // TEXT_BYTES_PER_TOKEN)
                 made = max(usage.output_tokens, min(made, self._order.output_tokens_max))
                 usage = msgspec.structs.replace(usage, output_tokens=made)
-        measured = self._meter.measured(usage.completion_tokens, self._answers.clock.now_ns())
+        now_ns = self._answers.clock.now_ns()
+        measured = self._meter.measured(usage.completion_tokens, now_ns)
         outcome = Outcome(
             usage=usage,
             measured=measured,
             ending=ending,
             metered_by="gateway" if told is None else "worker",
         )
-        await self._answers.settle(self._order, self._delivery, outcome)
+        await self._answers.settle(self._order, self._delivery, outcome, now_ns)
 
 
 class UsageWatch:

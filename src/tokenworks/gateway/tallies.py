@@ -129,18 +129,21 @@ class Tally:
     ) -> None:
         """Count an answer; see ``Tallies.add``."""
         usage, measured = outcome.usage, outcome.measured
+        uncached, cached = usage.uncached_input_tokens, usage.cached_input_tokens
+        prompt, made = usage.prompt_tokens, usage.completion_tokens
         tokens = self.tokens
-        tokens[0] += usage.uncached_input_tokens
-        tokens[1] += usage.cached_input_tokens
+        tokens[0] += uncached
+        tokens[1] += cached
         tokens[2] += usage.output_tokens
-        for index, name in _RARE:
-            tokens[index] += getattr(usage, name)
+        if prompt + made != uncached + cached + usage.output_tokens:
+            for index, name in _RARE:
+                tokens[index] += getattr(usage, name)
         self.answers += 1
         self.charged_nanodollars += receipt.charged_nanodollars
         self.credited_nanodollars += receipt.credited_nanodollars
         self.cost_nanodollars += receipt.cost_nanodollars
-        self.input_tokens.add(usage.prompt_tokens)
-        self.output_tokens.add(usage.completion_tokens)
+        self.input_tokens.add(prompt)
+        self.output_tokens.add(made)
         self.duration_ns.add(ended_ns - order.arrived_ns)
         self.waited_ns.add(receipt.waited_ns)
         self.commit_ns.add(durable_ns - ended_ns)

@@ -95,8 +95,9 @@ class WholeAnswers:
         exchange.on_gone = delivery.abort
         body, failure = await Collector(delivery).collect()
         ending: Ending = "disconnected" if exchange.gone else "done"
-        outcome, failure = whole_outcome(body, failure, self._clock.now_ns() - arrived_ns, ending)
-        receipt = await self._answers.settle(order, delivery, outcome)
+        ended_ns = self._clock.now_ns()
+        outcome, failure = whole_outcome(body, failure, ended_ns - arrived_ns, ending)
+        receipt = await self._answers.settle(order, delivery, outcome, ended_ns)
         if exchange.gone:
             raise ClientGone
         if failure is not None:

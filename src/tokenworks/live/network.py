@@ -12,6 +12,7 @@ import errno
 import os
 import socket
 import ssl
+from collections.abc import Coroutine
 from typing import Final, cast
 
 import httptools
@@ -86,7 +87,7 @@ class WorkerStream:
                 return b""
             if self._failure is not None:
                 raise WorkerFailed(self._failure)
-            await self._wait()
+            await self._more()
         data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
         self._chunks.clear()
         self._size_bytes = 0
@@ -134,13 +135,12 @@ class WorkerStream:
         if self._connection is not None:
             self._connection.fail("the request was aborted")
 
-    async def _wait(self) -> None:
-        assert self._waiter is None, "two tasks read one stream"
-        self._waiter = asyncio.get_running_loop().create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
+    def _more(self) -> asyncio.Future[None]:
+        """Done once more has come; not to be asked for after the end."""
+        assert self._waiter is None or self._waiter.done(), "two tasks read one stream"
+        assert self._connection is not None
+        waiter = self._waiter = self._connection.loop.create_future()
+        return waiter
 
     async def _head(self) -> None:
         """Return once the headers are in; raises WorkerFailed if they never come.
@@ -151,14 +151,15 @@ class WorkerStream:
             while self.status == 0:
                 if self._failure is not None:
                     raise WorkerFailed(self._failure)
-                await self._wait()
+                await self._more()
         except asyncio.CancelledError:
             self.abort()
             raise
 
     def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
 
     # Called by the connection.
 
@@ -173,12 +174,13 @@ class WorkerStream:
             return 0
         self._chunks.append(data)
         self._size_bytes += len(data)
-        self._wake()
+        if self._waiter is not None:
+            self._wake()
         return self._size_bytes
 
     def _flush(self) -> None:
         if self._chunks and self._sink is not None:
-            data = b"".join(self._chunks)
+            data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
             self._chunks.clear()
             self._size_bytes = 0
             self._sink.data(data)
@@ -197,10 +199,17 @@ class WorkerStream:
 
 
 class _Connection(asyncio.Protocol):
-    """One socket: parses answers and hands them to the stream that it is lent to."""
+    """One socket: parses answers and hands them to the stream that it is lent to.
+
+    Attributes:
+        loop: the event loop that it is made on.
+        lost_unanswered: whether the other side closed it between a request and the first byte of
+            its answer.
+    """
 
     def __init__(self, client: WorkerClient) -> None:
         self._client = client
+        self.loop = asyncio.get_running_loop()
         self._parts: list[bytes] = []
         self.on_body = self._parts.append
         """The parser's: what came in one read is handed on together, once all of it is parsed."""
@@ -215,7 +224,6 @@ class _Connection(asyncio.Protocol):
         self._framed = False
         self._answered = False
         self.lost_unanswered = False
-        """Whether the other side closed it between a request and the first byte of its answer."""
         self._idle_since_s = 0.0
         self._head_due_s: float | None = None
 
@@ -263,10 +271,6 @@ class _Connection(asyncio.Protocol):
             self._paused = False
             self._transport.resume_reading()
 
-    def rest(self, now_s: float) -> None:
-        """Be idle from now on."""
-        self._idle_since_s = now_s
-
     def rested(self, now_s: float) -> bool:
         """Whether it has been idle for so long that the worker may be about to close it."""
         return self._stream is None and now_s - self._idle_since_s >= IDLE_NS_MAX / NS_PER_S
@@ -277,7 +281,8 @@ class _Connection(asyncio.Protocol):
 
     def fail(self, why: str) -> None:
         """Close the socket now; the stream ends with this reason."""
-        self._hand_on()
+        if self._parts:
+            self._hand_on()
         stream, self._stream = self._stream, None
         if self._transport is not None:
             self._transport.abort()
@@ -309,8 +314,6 @@ class _Connection(asyncio.Protocol):
     def _hand_on(self) -> None:
         """Give the stream what came for it, and stop reading when too many bytes wait."""
         parts = self._parts
-        if not parts:
-            return
         data = parts[0] if len(parts) == 1 else b"".join(parts)
         parts.clear()
         if self._stream is not None:
@@ -342,31 +345,37 @@ class _Connection(asyncio.Protocol):
         if self._header_bytes > HEADER_BYTES_MAX:
             self.fail(f"the worker's headers exceed {HEADER_BYTES_MAX} bytes")
             return
+        stream = self._stream
+        if stream is None:
+            return
         lower = name.lower()
-        if self._stream is not None and self._stream.keeps_headers:
-            self._stream.headers.append((lower, value))
+        if stream.keeps_headers:
+            stream.headers.append((lower, value))
         if lower in _FRAMING:
             self._framed = True
-        elif lower == b"content-type" and self._stream is not None:
-            self._stream.content_type = value
+        elif lower == b"content-type":
+            stream.content_type = value
 
     def on_headers_complete(self) -> None:
         """Let the caller of ``post_stream`` go on."""
-        status = self._parser.get_status_code()
+        stream, status = self._stream, self._parser.get_status_code()
         self._interim = status < 200
+        if stream is None:
+            return
+        if self._interim:
+            stream.headers.clear()
+            return
         self._keep_alive = self._parser.should_keep_alive()
-        if self._stream is not None and not self._interim:
-            self._head_due_s = None
-            self._framed = self._framed or status in (204, 304)
-            self._stream._on_status(status)  # noqa: SLF001
-            if self._bodiless:
-                self._end(reuse=False)  # the parser waits for what will not come
-        elif self._stream is not None:
-            self._stream.headers.clear()
+        self._head_due_s = None
+        self._framed = self._framed or status in (204, 304)
+        stream._on_status(status)  # noqa: SLF001
+        if self._bodiless:
+            self._end(reuse=False)  # the parser waits for what will not come
 
     def on_message_complete(self) -> None:
         """End the stream and give the connection back."""
-        self._hand_on()
+        if self._parts:
+            self._hand_on()
         if not self._interim and self._stream is not None:
             self._end(reuse=self._keep_alive)
 
@@ -374,8 +383,10 @@ class _Connection(asyncio.Protocol):
         stream, self._stream = self._stream, None
         assert stream is not None
         stream._on_end(None)  # noqa: SLF001
-        self.resume()
+        if self._paused:
+            self.resume()
         if reuse and self.usable:
+            self._idle_since_s = self.loop.time()
             self._client._give_back(self)  # noqa: SLF001
         else:
             self.fail("done")
@@ -441,9 +452,9 @@ class WorkerClient:
         self._headers = f"{self._own_headers}User-Agent: tokenworks\r\n"
         self._post_heads: dict[str, bytes] = {}
 
-    async def post_stream(
+    def post_stream(
         self, path: str, body: bytes, lines: bytes = b"", content_type: str = JSON_TYPE
-    ) -> WorkerStream:
+    ) -> Coroutine[None, None, WorkerStream]:
         """Send a body; returns when the answer's headers are in. Cancelling closes the socket.
 
         A request that meets a kept connection which the worker has just closed is sent once more
@@ -460,10 +471,10 @@ class WorkerClient:
             WorkerUnavailable: ``connections_max`` are busy, the client is closed, or this process
                 may open no more files.
         """
-        head = self._post_head(path)
+        head = self._post_heads.get(path) or self._post_head(path)
         if content_type != JSON_TYPE:
             head = head.replace(JSON_TYPE.encode(), content_type.encode("latin-1"), 1)
-        return await self._send(b"%b%d\r\n%b\r\n%b" % (head, len(body), lines, body))
+        return self._send(b"%b%d\r\n%b\r\n%b" % (head, len(body), lines, body))
 
     async def pass_on(self, passing: Passing, body: bytes) -> WorkerStream:
         """Send a request as it came to us, under our own key; as ``post_stream`` otherwise.
@@ -488,13 +499,16 @@ class WorkerClient:
         bodiless: bool = False,
         again: bool = True,
     ) -> WorkerStream:
-        def sent(connection: _Connection) -> WorkerStream:
-            due_s = self._head_due_s()
-            return connection.exchange(request, due_s, keep_headers=keep_headers, bodiless=bodiless)
-
-        connection = self._take_idle()
-        if connection is not None:
-            stream = sent(connection)
+        loop = asyncio.get_running_loop()
+        connection = self._take_idle(loop.time())
+        again = again and connection is not None
+        while True:
+            if connection is None:
+                connection = await self._connect()
+            due_s = loop.time() + self._head_s_max
+            stream = connection.exchange(
+                request, due_s, keep_headers=keep_headers, bodiless=bodiless
+            )
             try:
                 await stream._head()  # noqa: SLF001
             except WorkerFailed:
@@ -502,10 +516,7 @@ class WorkerClient:
                     raise
             else:
                 return stream
-        connection = await self._connect()
-        stream = sent(connection)
-        await stream._head()  # noqa: SLF001
-        return stream
+            connection, again = None, False
 
     async def get(self, path: str) -> tuple[int, bytes]:
         """Status and body of a small resource.
@@ -518,7 +529,8 @@ class WorkerClient:
         """
         head = f"GET {self._base_path}{path} HTTP/1.1\r\n{self._headers}Connection: close\r\n\r\n"
         connection = await self._connect(counted=False)
-        stream = connection.exchange(head.encode("ascii"), self._head_due_s())
+        due_s = connection.loop.time() + self._head_s_max
+        stream = connection.exchange(head.encode("ascii"), due_s)
         try:
             await stream._head()  # noqa: SLF001
             body = await stream.read_all(GET_BODY_BYTES_MAX + 1)
@@ -538,18 +550,13 @@ class WorkerClient:
             self._sweeper.cancel()
 
     def _post_head(self, path: str) -> bytes:
-        head = self._post_heads.get(path)
-        if head is None:
-            assert path.startswith("/"), path
-            assert len(self._post_heads) < 64, "paths are a closed set"
-            head = self._post_heads[path] = (
-                f"POST {self._base_path}{path} HTTP/1.1\r\n{self._headers}"
-                f"Content-Type: {JSON_TYPE}\r\nContent-Length: "
-            ).encode("ascii")
+        assert path.startswith("/"), path
+        assert len(self._post_heads) < 64, "paths are a closed set"
+        head = self._post_heads[path] = (
+            f"POST {self._base_path}{path} HTTP/1.1\r\n{self._headers}"
+            f"Content-Type: {JSON_TYPE}\r\nContent-Length: "
+        ).encode("ascii")
         return head
-
-    def _head_due_s(self) -> float:
-        return asyncio.get_running_loop().time() + self._head_s_max
 
     def _sweep(self) -> None:
         """Close what has been idle for too long, and fail what should have answered."""
@@ -562,8 +569,7 @@ class WorkerClient:
                 connection.fail("idle for too long")
         self._sweeper = loop.call_later(self._sweep_s, self._sweep) if self._open else None
 
-    def _take_idle(self) -> _Connection | None:
-        now_s = asyncio.get_running_loop().time()
+    def _take_idle(self, now_s: float) -> _Connection | None:
         while self._idle:
             connection = self._idle.pop()
             if connection.usable and not connection.rested(now_s):
@@ -619,7 +625,6 @@ class WorkerClient:
         if not self._open[connection]:
             connection.fail("done")  # it was for one small resource
             return
-        connection.rest(asyncio.get_running_loop().time())
         self._idle.append(connection)
 
     def _forget(self, connection: _Connection) -> None:
