@@ -32,6 +32,7 @@ __all__ = [
     "quota_leases",
     "refusals",
     "seats",
+    "sending",
     "settings_store",
     "shelf",
     "sqlite",
