@@ -18,6 +18,7 @@ from tokenworks.ledger.extras import Extra, Use, limit_states, uses
 from tokenworks.ledger.leases import Counted, Shortage, WindowUse, by_node, grant, split
 from tokenworks.ledger.quota_records import UNIX_NS_MAX, KeyRecord, Limit, LimitState, NodeID
 from tokenworks.ledger.rollup import PayerNames, Rollup, RollupRow, is_of, merged
+from tokenworks.ledger.store_port import Told
 
 
 class Memory:
@@ -56,6 +57,10 @@ class MemoryStore:
         else:
             future.set_result(None)
         return future
+
+    def keep(self, entries: Sequence[Entry], told: Told) -> None:
+        stored = self.append(entries)
+        stored.add_done_callback(lambda future: told(entries, future.exception()))
 
     def append_now(self, entries: Sequence[Entry]) -> None:
         memory = self._memory

@@ -21,6 +21,7 @@ from tests.live.driver_world import (
     MODEL,
     POOL,
     SECRET,
+    FakeClient,
     World,
     outcome,
     settle_down,
@@ -45,6 +46,7 @@ from tokenworks.core.slo import Measured, Tier
 from tokenworks.core.units import NS_PER_HOUR, NS_PER_MS, NS_PER_S
 from tokenworks.ledger.entries import Reserved
 from tokenworks.live import driver as driver_module
+from tokenworks.live.flights import LiveDelivery
 from tokenworks.live.network import WorkerClient
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
@@ -449,11 +451,24 @@ def test_leaving_while_being_sent_stops_the_worker(live: Callable[..., None]) ->
     live(test)
 
 
+async def sent_late(world: World, client: FakeClient) -> asyncio.Task[LiveDelivery]:
+    """A request that has waited in a line, so that not the one who opens it sends it."""
+    first, _ = await world.answering(client)
+    second, _ = await world.answering(client)
+    opening = world.open()
+    await settle_down()
+    assert not client.waiting()
+    for each in (first, second):
+        await each.settle(outcome())
+    await settle_down()
+    assert client.waiting()
+    return opening
+
+
 def test_leaving_as_the_answer_begins_stops_the_worker(live: Callable[..., None]) -> None:
     async def test(world: World) -> None:
         client = world.up()
-        opening = world.open()
-        await settle_down()
+        opening = await sent_late(world, client)
         stream = client.waiting()[0].answer()
         flight = world.driver._flights[next(iter(world.driver._flights))]
         for _ in range(10):
@@ -476,15 +491,73 @@ def test_leaving_before_the_head_is_looked_at_stops_the_worker(
 ) -> None:
     async def test(world: World) -> None:
         client = world.up()
-        opening = world.open()
-        await settle_down()
+        opening = await sent_late(world, client)
         opening.cancel()
         stream = client.waiting()[0].answer(status)
         stream._ended = False
         await settle_down()
         assert opening.cancelled()
-        assert stream.aborted or client.exchanges[0].cancelled
+        assert stream.aborted or client.exchanges[-1].cancelled
         assert [entry.reason for entry in world.voided] == ["withdrawn"]
+
+    live(test)
+
+
+def test_leaving_before_the_head_is_seen_by_the_caller_stops_the_worker(
+    live: Callable[..., None],
+) -> None:
+    async def test(world: World) -> None:
+        client = world.up()
+        opening = world.open()
+        await settle_down()
+        client.waiting()[0].answer()
+        opening.cancel()
+        await settle_down()
+        assert opening.cancelled()
+        assert client.exchanges[0].cancelled
+        assert [entry.reason for entry in world.voided] == ["withdrawn"]
+
+    live(test)
+
+
+@pytest.mark.parametrize("first", ["down", "leaving"])
+def test_leaving_crosses_with_a_worker_that_goes_down(
+    live: Callable[..., None], first: str
+) -> None:
+    async def test(world: World) -> None:
+        world.up()
+        opening = world.open()
+        await settle_down()
+        if first == "leaving":
+            opening.cancel()
+        world.down()
+        if first == "down":
+            opening.cancel()
+        again = world.up(1)
+        await settle_down()
+        assert opening.cancelled()
+        assert not again.waiting()
+        assert [entry.reason for entry in world.voided] == ["withdrawn"]
+
+    live(test)
+
+
+def test_a_worker_that_goes_down_cancels_nobody_who_waits(live: Callable[..., None]) -> None:
+    async def test(world: World) -> None:
+        async def caller() -> int:
+            delivery = await world.driver.open(world.order())
+            task = asyncio.current_task()
+            assert task is not None
+            cancels = task.cancelling()
+            await delivery.settle(outcome())
+            return cancels
+
+        world.up()
+        calling = asyncio.ensure_future(caller())
+        await settle_down()
+        world.down()
+        world.up(1).auto = lambda exchange: exchange.answer()
+        assert await calling == 0
 
     live(test)
 

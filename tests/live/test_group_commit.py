@@ -9,22 +9,25 @@ from typing import Any
 import pytest
 
 from tokenworks.live import group_commit
-from tokenworks.live.group_commit import COMMIT_S_MIN, REST_S_MAX, GroupCommit
+from tokenworks.live.group_commit import COMMIT_S_MAX, COMMIT_S_MIN, REST_S_MAX, GroupCommit
 
 COMMIT_S = 0.003
 
 
 @pytest.mark.parametrize(
-    ("writers", "cycle_s"),
+    ("writers", "requests", "rest_s"),
     [
-        (1, COMMIT_S + COMMIT_S_MIN),
-        (2, 2 * (COMMIT_S + COMMIT_S_MIN)),
-        (3, 3 * (COMMIT_S + COMMIT_S_MIN)),
-        (64, COMMIT_S + REST_S_MAX),
+        (1, 0, COMMIT_S_MIN),
+        (1, 2, 2 * COMMIT_S),
+        (1, 64, COMMIT_S_MAX),
+        (2, 0, COMMIT_S_MIN + (COMMIT_S_MIN + COMMIT_S)),
+        (3, 0, COMMIT_S_MIN + 2 * (COMMIT_S_MIN + COMMIT_S)),
+        (2, 1, COMMIT_S + (COMMIT_S + COMMIT_S)),
+        (64, 0, REST_S_MAX),
     ],
 )
-def test_writers_together_commit_as_often_as_one(
-    monkeypatch: pytest.MonkeyPatch, writers: int, cycle_s: float
+def test_a_writer_rests_for_what_is_open_and_for_other_writers(
+    monkeypatch: pytest.MonkeyPatch, writers: int, requests: int, rest_s: float
 ) -> None:
     now_s, began_s = 100.0, list[float]()
 
@@ -40,8 +43,8 @@ def test_writers_together_commit_as_often_as_one(
     clock = types.SimpleNamespace(monotonic=lambda: now_s, sleep=passes)
     monkeypatch.setattr(group_commit, "time", clock)
     group = GroupCommit(commit, lambda: None)
-    group.writers = writers
+    group.writers, group.open = writers, requests
     for _ in range(4):
         group.append_now([])
     group.close()
-    assert [b - a for a, b in itertools.pairwise(began_s)] == pytest.approx([cycle_s] * 3)
+    assert [b - a for a, b in itertools.pairwise(began_s)] == pytest.approx([COMMIT_S + rest_s] * 3)

@@ -116,6 +116,32 @@ def test_what_is_not_flushed_may_be_lost_but_replays(tmp_path: pathlib.Path) -> 
     assert replay(path).events == 1
 
 
+def test_a_file_that_a_flush_has_filled_is_followed_by_another(tmp_path: pathlib.Path) -> None:
+    dispatcher, writer = Dispatcher(), JournalWriter(tmp_path, bytes_max=4_000)
+    writer.write(0, configured(), dispatcher.handle(0, configured()), dispatcher)
+    for now_ns in range(300):  # never so many between two flushes as are encoded at once
+        writer.write(now_ns, Ticked(), dispatcher.handle(now_ns, Ticked()), dispatcher)
+        writer.flush()
+    writer.close()
+    files = journal_files(tmp_path)
+    assert len(files) > 1
+    assert sum(replay(path).events for path in files) == 301
+    assert max(path.stat().st_size for path in files[1:]) < 4_000 + 2 * files[0].stat().st_size
+
+
+def test_events_wait_to_be_encoded_together(tmp_path: pathlib.Path) -> None:
+    dispatcher, writer = Dispatcher(), JournalWriter(tmp_path)
+    writer.write(0, configured(), dispatcher.handle(0, configured()), dispatcher)
+    (path,) = journal_files(tmp_path)
+    while path.stat().st_size < 20_000:  # a buffer's worth is handed to the system by itself
+        writer.write(1, Ticked(), dispatcher.handle(1, Ticked()), dispatcher)
+    assert not replay(path).first_difference
+    writer.close()
+    result = replay(path)
+    assert result.first_difference is None
+    assert result.events == dispatcher.counts()["events"]
+
+
 def test_a_tail_torn_anywhere_is_the_end(tmp_path: pathlib.Path) -> None:
     written(tmp_path, steps=6)
     (path,) = journal_files(tmp_path)

@@ -253,6 +253,43 @@ def test_a_full_queue_refuses_and_recovers(path: Path, run: Callable[..., Any]) 
     store.close()
 
 
+def test_who_goes_on_meanwhile_is_told_on_the_loop(path: Path, run: Callable[..., Any]) -> None:
+    store = SQLStore(lambda: SQLiteDatabase(path), "me", queue_len_max=2)
+    gate = wrap(store)
+    gate.opened.clear()
+    made = ledger()
+    entries = [reserve(made, str(i)) for i in range(4)]
+    told: list[tuple[Sequence[Entry], str, bool]] = []
+
+    async def main() -> None:
+        all_told = asyncio.Event()
+
+        def tell(kept: Sequence[Entry], error: Exception | None) -> None:
+            here = threading.current_thread() is threading.main_thread()
+            told.append((kept, "" if error is None else str(error), here))
+            if len(told) == 3:
+                all_told.set()
+
+        store.keep(entries[:1], tell)
+        await asyncio.to_thread(gate.entered.wait, WAIT_S_MAX)
+        store.keep(entries[1:3], tell)
+        store.keep(entries[3:], tell)
+        assert not told  # not even that the queue is full, before its caller goes on
+        await asyncio.sleep(0)
+        gate.opened.set()
+        await all_told.wait()
+
+    run(main())
+    assert [(kept, here) for kept, _, here in told] == [
+        (entries[3:], True),
+        (entries[:1], True),
+        (entries[1:3], True),
+    ]
+    assert [error[:16] for _, error, _ in told] == ["2 entries wait t", "", ""]
+    assert store._group.open == 3
+    store.close()
+
+
 def test_what_comes_alone_is_taken_however_long_it_is(path: Path) -> None:
     store = SQLStore(lambda: SQLiteDatabase(path), "me", queue_len_max=2)
     made = ledger()

@@ -279,7 +279,7 @@ def test_a_journal_may_begin_in_the_middle(tmp_path: Path) -> None:
         (3 * S, finished("open")),
         (4 * S, finished("b")),
     ):
-        data += event_records(now_ns, event, dispatcher.handle(now_ns, event))
+        data += event_records([(now_ns, event, dispatcher.handle(now_ns, event))])
     path = tmp_path / "x.twj"
     path.write_bytes(data)
     recorded = read(path)
@@ -361,7 +361,7 @@ def test_only_answers_of_the_worker_that_fell_have_failed(tmp_path: Path) -> Non
     def tell(now_ns: int, event: Event) -> list[Command]:
         nonlocal records
         commands = dispatcher.handle(now_ns, event)
-        records += event_records(now_ns, event, commands)
+        records += event_records([(now_ns, event, commands)])
         return commands
 
     policy = PolicySettings(name="round-robin")
@@ -403,7 +403,7 @@ def test_who_makes_room_and_is_not_taken_up_again_has_failed(tmp_path: Path) -> 
     def tell(now_ns: int, event: Event) -> list[Command]:
         nonlocal records
         commands = dispatcher.handle(now_ns, event)
-        records += event_records(now_ns, event, commands)
+        records += event_records([(now_ns, event, commands)])
         return commands
 
     tell(0, SCENARIO.configured)

@@ -113,12 +113,23 @@ def start_records(dispatcher: Dispatcher, sequence: int) -> bytes:
     )
 
 
-def event_records(now_ns: int, event: Event, commands: list[Command]) -> bytes:
-    """An event, and the digest of what was answered."""
-    told = _record(b"E" + _ENCODER.encode((now_ns, event)), EVENT_BYTES_MAX)
-    if not commands:  # two of three events of a request lead to none
-        return told + _NO_COMMANDS
-    return told + _record(b"C" + commands_digest(commands), EVENT_BYTES_MAX)
+def event_records(told: Iterable[tuple[int, Event, list[Command]]]) -> bytes:
+    """Events, each followed by the digest of what was answered.
+
+    Args:
+        told: when each was told, the event and the answer.
+    """
+    parts: list[bytes] = []
+    for now_ns, event, commands in told:
+        payload = b"E" + _ENCODER.encode((now_ns, event))
+        length = len(payload)
+        assert length <= EVENT_BYTES_MAX, (event, length)
+        parts += (_FRAME.pack(length, zlib.crc32(payload, length)), payload)
+        if commands:
+            parts.append(_record(b"C" + commands_digest(commands), EVENT_BYTES_MAX))
+        else:  # two of three events of a request lead to none
+            parts.append(_NO_COMMANDS)
+    return b"".join(parts)
 
 
 def _checksum(length: int, payload: bytes) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
-from tokenworks.core.errors import LedgerUnavailable
+from tokenworks.core.errors import LedgerUnavailable, TokenworksError
 from tokenworks.core.ids import KeyID, LimitID, PoolID, PriceID
 from tokenworks.ledger.blocks import Block
 from tokenworks.ledger.entries import Entry, Reserved
@@ -14,6 +14,9 @@ from tokenworks.ledger.leases import Counted, Shortage, WindowUse
 from tokenworks.ledger.ledger import Ledger
 from tokenworks.ledger.quota_records import UNIX_NS_MAX, KeyRecord, Limit, LimitState
 from tokenworks.ledger.rollup import PayerNames, RollupRow
+
+Told = Callable[[Sequence[Entry], TokenworksError | None], None]
+"""Is told of entries that were to be stored what was wrong, if anything; it may not raise."""
 
 
 class InDoubt(LedgerUnavailable):
@@ -56,6 +59,16 @@ class LedgerStore(Protocol):
             InDoubt: (on awaiting) all of these entries are stored, or none.
             LedgerCorrupt: (on awaiting) one has other content than the one stored, or settles what
                 was not reserved; none of these entries is stored.
+        """
+        ...
+
+    def keep(self, entries: Sequence[Entry], told: Told) -> None:
+        """The same for a caller who goes on meanwhile.
+
+        Args:
+            entries: as before; nobody may change the sequence.
+            told: called once, on the loop and after this has returned, with ``entries`` and the
+                error that ``append`` would raise.
         """
         ...
 

@@ -35,6 +35,11 @@ class Stored:
         """Reservations without a settlement; see ``entries.oldest_first``."""
         return oldest_first(self._open.values())
 
+    @property
+    def open_count(self) -> int:
+        """How many reservations have no settlement."""
+        return len(self._open)
+
     def adopt(self, holds: Iterable[Reserved]) -> None:
         """Take over open reservations of another owner."""
         self._open |= {(hold.request, hold.attempt): hold for hold in holds}

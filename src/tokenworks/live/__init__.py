@@ -35,6 +35,7 @@ __all__ = [
     "refusals",
     "seat",
     "seats",
+    "sending",
     "settings_store",
     "shelf",
     "sqlite",

@@ -26,7 +26,7 @@ from tokenworks.core.units import NS_PER_S
 from tokenworks.ledger.entries import Entry, Posted, Reserved, VoidReason
 from tokenworks.ledger.ledger import Ledger, Work
 from tokenworks.ledger.quota_records import Refused
-from tokenworks.ledger.store_port import InDoubt, LedgerStore
+from tokenworks.ledger.store_port import InDoubt, LedgerStore, Told
 from tokenworks.live.quota_leases import QuotaLeases
 
 HOLD_NS_MAX: Final = 3_600 * NS_PER_S
@@ -63,10 +63,12 @@ class Bookkeeper:
         self._pools, self._leases = pools, leases
         self._trouble: str | None = None
         self._doubt: InDoubt | None = None
-        self._storing: dict[asyncio.Future[None], int] = {}
-        """Appends that are not durable yet, and since when."""
+        self._storing: dict[int, int] = {}
+        """Appends that are not durable yet, by the identity of their entries, and since when."""
+        self._all_told: asyncio.Future[None] | None = None
         self._unstored: list[Entry] = []
-        self._cost: asyncio.Future[None] | None = None
+        self._cost: Sequence[Entry] = ()
+        """What was written down last of what pools cost."""
         self._began_unix_ns = clock.unix_ns()
         self._shared = {
             pool: config.servers
@@ -124,24 +126,38 @@ class Bookkeeper:
         """
         if self._doubt is not None:  # for good
             raise LedgerUnavailable(self._doubt.message, hint=self._doubt.hint, retry_after_s=5)
-        held = await self._hold(order, book)
+        if self._leases is None:
+            clock = self._clock
+            held = self._ledger.reserve(clock.now_ns(), clock.unix_ns(), order, book, HOLD_NS_MAX)
+        else:
+            held = await self._leases.reserve(order, book, HOLD_NS_MAX)
         if isinstance(held, Refused):
             raise _refusal(held, self._clock.unix_ns())
-        stored = self._keep([held])
         if self._trouble is None:
-            return
-        # While the store is in trouble nothing is started that could not be billed.
+            self._keep((held,))
+        else:
+            await self._keep_now(held)
+
+    async def _keep_now(self, held: Reserved) -> None:
+        """Store a reservation; while that is in trouble nothing starts that could not be billed."""
+        stored: asyncio.Future[TokenworksError | None]
+        stored = asyncio.get_running_loop().create_future()
+
+        def told(entries: Sequence[Entry], error: TokenworksError | None) -> None:
+            self._kept(entries, error)
+            if not stored.done():
+                stored.set_result(error)
+
+        self._append((held,), told)
         try:
-            await asyncio.wait({stored})
+            error = await stored
         except asyncio.CancelledError:
-            self.void(order.request, "withdrawn")
+            self.void(held.request, "withdrawn")
             raise
-        error = stored.exception()
         if error is not None:
-            self.void(order.request, "rejected")
-            hint = error.hint if isinstance(error, TokenworksError) else ""
+            self.void(held.request, "rejected")
             raise LedgerUnavailable(
-                "The ledger cannot write.", hint=hint or STORE_HINT, retry_after_s=5
+                "The ledger cannot write.", hint=error.hint or STORE_HINT, retry_after_s=5
             )
 
     async def bill(self, request: RequestID, outcome: Outcome, work: Work) -> Posted:
@@ -161,26 +177,55 @@ class Bookkeeper:
                 f"The answer cannot be billed: {entry.message}",
                 hint="Read answers as they come: a reservation does not last for ever.",
             )
-        await self._store_posting(entry)
+        try:
+            early: LedgerCorrupt | None = None
+            try:
+                await self._stored(self._with_held(entry))
+            except LedgerCorrupt as error:
+                early = error
+            if early is not None:
+                if not self._unstored_of(request):
+                    raise early
+                # The reservation failed to be stored a moment before.
+                await self._stored(self._with_held(entry))
+        except InDoubt as error:
+            # It is neither taken back nor tried again: it goes on counting as used, and the next
+            # start finds either it or its open reservation.
+            self._in_doubt(error, self._with_held(entry))
+            raise InDoubt(
+                f"It is not known whether the answer is billed: {error.message}", hint=error.hint
+            ) from error
+        except (LedgerUnavailable, LedgerCorrupt) as error:
+            self._in_trouble(error)
+            self._ledger.retract(entry)
+            self.void(request, "failed")
+            raise LedgerUnavailable(
+                f"The answer could not be billed: {error.message}",
+                hint=error.hint or STORE_HINT,
+            ) from error
+        if self._unstored:
+            self._unstored = [each for each in self._unstored if each.request != request]
+        self._trouble = None
         return entry
 
     def void(self, request: RequestID, reason: VoidReason) -> None:
         """Give a reservation back, if it is still open."""
         entry = self._ledger.void(self._clock.unix_ns(), request, reason=reason)
         if not isinstance(entry, Refused):
-            self._keep([entry])
+            self._keep((entry,))
 
     def round(self) -> None:
         """What is due now and then: another try, expired holds, cost."""
         now_ns = self._clock.now_ns()
-        behind = bool(self._unstored) or not (self._cost is None or self._cost.done())
+        behind = bool(self._unstored) or id(self._cost) in self._storing
         self._store_again()
         expired = self._ledger.expire(now_ns, self._clock.unix_ns())
         if expired:
             self._keep(expired)
         if now_ns >= self._accrue_at_ns and not behind:
             self._accrue_at_ns = now_ns + ACCRUE_NS
-            self._cost = self._keep(self._accrue())
+            self._cost = self._accrue()
+            self._keep(self._cost)
 
     async def tend_leases(self) -> None:
         """What is due now and then where limits are shared."""
@@ -219,74 +264,53 @@ class Bookkeeper:
         self._store_again()
         self._keep(self._accrue())
         while self._storing:
-            await asyncio.gather(*self._storing, return_exceptions=True)
+            self._all_told = asyncio.get_running_loop().create_future()
+            await self._all_told
         if self._unstored:
             _log.critical("%d ledger entries could not be written", len(self._unstored))
 
-    async def _hold(self, order: Order, book: PriceBook) -> Reserved | Refused:
-        if self._leases is not None:
-            return await self._leases.reserve(order, book, HOLD_NS_MAX)
-        now_ns, unix_ns = self._clock.now_ns(), self._clock.unix_ns()
-        return self._ledger.reserve(now_ns, unix_ns, order, book, HOLD_NS_MAX)
+    def _with_held(self, entry: Posted) -> Sequence[Entry]:
+        """A posting, after its reservation if that could not be stored before."""
+        return (*self._unstored_of(entry.request), entry) if self._unstored else (entry,)
 
-    async def _store_posting(self, entry: Posted) -> None:
-        """Store a posting; if that fails nothing was billed, and its hold is given back.
-
-        One in doubt is neither taken back nor tried again: it goes on counting as used, and the
-        next start finds either it or its open reservation.
-        """
+    async def _stored(self, entries: Sequence[Entry]) -> None:
+        """Store entries for somebody who waits for it."""
+        name = id(entries)
+        self._storing[name] = self._clock.now_ns()
         try:
-            early: LedgerCorrupt | None = None
-            try:
-                await self._append([*self._unstored_of(entry.request), entry])
-            except LedgerCorrupt as error:
-                early = error
-            if early is not None:
-                held = self._unstored_of(entry.request)
-                if not held:
-                    raise early
-                # The reservation failed to be stored a moment before.
-                await self._append([*held, entry])
-        except InDoubt as error:
-            self._in_doubt(error, [*self._unstored_of(entry.request), entry])
-            raise InDoubt(
-                f"It is not known whether the answer is billed: {error.message}", hint=error.hint
-            ) from error
-        except (LedgerUnavailable, LedgerCorrupt) as error:
-            self._in_trouble(error)
-            self._ledger.retract(entry)
-            self.void(entry.request, "failed")
-            raise LedgerUnavailable(
-                f"The answer could not be billed: {error.message}",
-                hint=error.hint or STORE_HINT,
-            ) from error
-        self._unstored = [each for each in self._unstored if each.request != entry.request]
-        self._trouble = None
+            await self._store.append(entries)
+        finally:
+            self._answered(name)
 
-    def _append(self, entries: Sequence[Entry]) -> asyncio.Future[None]:
-        stored = asyncio.ensure_future(self._store.append(entries))
-        self._storing[stored] = self._clock.now_ns()
-        stored.add_done_callback(self._storing.pop)
-        return stored
+    def _append(self, entries: Sequence[Entry], told: Told) -> None:
+        self._storing[id(entries)] = self._clock.now_ns()
+        self._store.keep(entries, told)
 
-    def _keep(self, entries: Sequence[Entry], *, again: bool = False) -> asyncio.Future[None]:
+    def _answered(self, name: int) -> None:
+        del self._storing[name]
+        if self._all_told is not None and not self._storing and not self._all_told.done():
+            self._all_told.set_result(None)
+
+    def _keep(self, entries: Sequence[Entry]) -> None:
         """Store entries that nobody waits for; those that cannot be stored now are tried again."""
-        stored = self._append(entries)
+        self._append(entries, self._kept)
 
-        def finish(future: asyncio.Future[None]) -> None:
-            error = None if future.cancelled() else future.exception()
-            if error is None:
-                self._trouble = None
-            elif isinstance(error, InDoubt):
-                self._in_doubt(error, entries)
-            elif again and isinstance(error, LedgerCorrupt):
-                _log.critical("the ledger refuses %r: %s", entries, error)
-            else:
-                self._in_trouble(error)
-                self._unstored += entries
+    def _kept(self, entries: Sequence[Entry], error: TokenworksError | None) -> None:
+        self._answered(id(entries))
+        if error is None:
+            self._trouble = None
+        elif isinstance(error, InDoubt):
+            self._in_doubt(error, entries)
+        else:
+            self._in_trouble(error)
+            self._unstored += entries
 
-        stored.add_done_callback(finish)
-        return stored
+    def _kept_again(self, entries: Sequence[Entry], error: TokenworksError | None) -> None:
+        if isinstance(error, LedgerCorrupt):
+            self._answered(id(entries))
+            _log.critical("the ledger refuses %r: %s", entries, error)
+        else:
+            self._kept(entries, error)
 
     def _store_again(self) -> None:
         """Try entries again that could not be stored: one request's in trouble, else all."""
@@ -298,7 +322,7 @@ class Bookkeeper:
             by_request = dict(itertools.islice(by_request.items(), 1))
         self._unstored = [each for each in self._unstored if each.request not in by_request]
         for entries in by_request.values():
-            self._keep(entries, again=True)
+            self._append(entries, self._kept_again)
 
     def _unstored_of(self, request: RequestID) -> list[Entry]:
         return [entry for entry in self._unstored if entry.request == request]

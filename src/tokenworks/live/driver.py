@@ -34,9 +34,8 @@ from tokenworks.core.gauges import Gauges
 from tokenworks.core.ids import KeyID, ModelName, RequestID, WorkerID
 from tokenworks.core.needs import NO_OFFERS, Needs, nothing_offers
 from tokenworks.core.orders import KeyView, Order, Outcome, Receipt
-from tokenworks.core.ports import AnswerStream, KeepingPort, TieredPort, WorkerPort
+from tokenworks.core.ports import AnswerStream, TieredPort, WorkerPort
 from tokenworks.core.slo import Tier
-from tokenworks.core.traces import header_lines
 from tokenworks.core.units import NS_PER_MS, NS_PER_S, PPM
 from tokenworks.dispatch.commands import (
     Abort,
@@ -66,7 +65,7 @@ from tokenworks.ledger.quota_records import KeyRecord, LimitState
 from tokenworks.ledger.quotas import window_end
 from tokenworks.live.bookkeeper import Bookkeeper
 from tokenworks.live.driver_parts import DriverParts
-from tokenworks.live.flights import Flight, LiveDelivery, ending
+from tokenworks.live.flights import Flight, LiveDelivery, ending_of
 from tokenworks.live.growth import scaling_of
 from tokenworks.live.journal import JournalWriter
 from tokenworks.live.refusals import (
@@ -79,8 +78,8 @@ from tokenworks.live.refusals import (
 )
 from tokenworks.live.seat import Seat
 from tokenworks.live.seats import gauges_of, work_of
+from tokenworks.live.sending import post
 from tokenworks.live.token_counts import count_at_any
-from tokenworks.live.worker_body import worker_body
 
 # Without Final, which mypyc writes into the code: tests change some of these, compiled or not.
 ANSWER_NS_MAX = 3_000 * NS_PER_S
@@ -132,7 +131,9 @@ class Driver:
         self._timer: asyncio.TimerHandle | None = None
         self._keys_trouble: str | None = None
         self._sending: set[asyncio.Task[None]] = set()
-        self._lingering: collections.deque[tuple[float, LiveDelivery]] = collections.deque()
+        self._settled: list[AnswerStream] = []
+        """Streams of answers that were settled in this round of housekeeping."""
+        self._lingering: collections.deque[tuple[float, list[AnswerStream]]] = collections.deque()
         self._last_ns = 0
         self._closed = False
         self._landed = asyncio.Event()
@@ -190,8 +191,12 @@ class Driver:
             opened = flight.opened
             if opened.done() and not opened.cancelled() and opened.exception() is None:
                 opened.result().abort()
+        if self._settled:  # they have a little time to end by themselves
+            self._lingering.append((now_s + LINGER_NS_MAX / NS_PER_S, self._settled))
+            self._settled = []
         while self._lingering and self._lingering[0][0] <= now_s:
-            self._lingering.popleft()[1].abort()
+            for stream in self._lingering.popleft()[1]:
+                stream.abort()
 
     async def keep_up(self) -> None:
         """Read settings that have changed, and take up the next price book on its day."""
@@ -284,7 +289,10 @@ class Driver:
                 hints=UNSET if order.hints is None else order.hints,
             )
         )
+        flight.arriving = False
         try:
+            if flight.attempt and flight.seat is not None:
+                await self._send_here(flight, flight.seat)
             return await opened
         except asyncio.CancelledError:
             self._withdraw(flight)
@@ -292,10 +300,9 @@ class Driver:
 
     def _check_fields(self, order: Order) -> None:
         """Refuse what may make the embedded engine allocate until it dies."""
-        embedded = any(
+        if order.extra_fields and any(
             pool.engine == "embedded" and pool.model == order.model for pool in self._pools.values()
-        )
-        if embedded and order.extra_fields:
+        ):
             raise InvalidRequest(
                 f"The engine of {order.model!r} does not take {order.extra_fields[0]!r}.",
                 hint="Leave it out; text, OpenAI's own fields and common samplers pass.",
@@ -319,15 +326,13 @@ class Driver:
         worked_ns = flight.worked_ns
         if flight.attempt:
             worked_ns += max(0, self._clock.now_ns() - flight.sent_ns)
-        self.tell(ending(flight, seat, outcome))
+        self.tell(ending_of(flight, seat, outcome))
         self._flights.pop(order.request, None)
         work = work_of(seat, worked_ns)
         if not self._flights:
             self._landed.set()
         assert flight.delivery is not None, flight.order.request
-        # Its stream has a little time to end by itself.
-        due_s = asyncio.get_running_loop().time() + LINGER_NS_MAX / NS_PER_S
-        self._lingering.append((due_s, flight.delivery))
+        self._settled += flight.delivery.streams
         entry = await self._bookkeeper.bill(order.request, outcome, work)
         return Receipt(
             tier_asked=entry.tier_asked,
@@ -412,7 +417,10 @@ class Driver:
 
     def tell(self, event: Event) -> None:
         """Journal an event, hand it to the dispatcher and carry out what it says."""
-        now_ns = self._last_ns = max(self._last_ns, self._clock.now_ns())
+        now_ns = self._clock.now_ns()
+        if now_ns < self._last_ns:
+            now_ns = self._last_ns
+        self._last_ns = now_ns
         commands = self._dispatcher.handle(now_ns, event)
         if self._journal is not None:
             try:
@@ -504,18 +512,41 @@ class Driver:
         flight.attempt, flight.seat, flight.sent_ns = command.attempt, seat, self._clock.now_ns()
         if not flight.is_open:
             return  # it had made its answer when it was to make room, and is about to be settled
+        if flight.arriving:
+            return  # ``open`` sends it
         task = asyncio.get_running_loop().create_task(self._start(flight, seat, command.attempt))
         flight.sending = task
         self._sending.add(task)
         task.add_done_callback(functools.partial(self._sent, flight, seat, command.attempt))
 
     def _sent(self, flight: Flight, seat: Seat, attempt: int, task: asyncio.Task[None]) -> None:
-        """A try has begun its answer or failed; one that broke by a mistake of ours has failed."""
+        """A try has begun its answer or failed."""
         self._sending.discard(task)
-        if task.cancelled() or task.exception() is None:
-            return
-        request = flight.order.request
-        _log.critical("sending %s broke", request, exc_info=task.exception())
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self._broke(flight, seat, attempt, error)
+
+    async def _send_here(self, flight: Flight, seat: Seat) -> None:
+        """Send a request whose worker was chosen as it arrived, in the task that opens it."""
+        task, attempt = asyncio.current_task(), flight.attempt
+        assert task is not None
+        cancels = task.cancelling()
+        flight.sending = task
+        try:
+            await self._start(flight, seat, attempt)
+        except asyncio.CancelledError:
+            # Who takes it off its worker cancels this try, and not whoever waits for its answer.
+            if flight.sending is task or task.uncancel() > cancels:
+                raise
+        except Exception as error:  # noqa: BLE001 - as of a task of its own
+            self._broke(flight, seat, attempt, error)
+        finally:
+            if flight.sending is task:
+                flight.sending = None
+
+    def _broke(self, flight: Flight, seat: Seat, attempt: int, error: BaseException) -> None:
+        """A try that breaks by a mistake of ours has failed."""
+        _log.critical("sending %s broke", flight.order.request, exc_info=error)
         if not flight.repeatable:
             self._lose(flight, seat, attempt, "sending it broke")
         elif flight.awaits(attempt):
@@ -526,7 +557,7 @@ class Driver:
         stream: AnswerStream | None = None
         failure: WorkerFailed | WorkerUnavailable | None = None
         try:
-            stream = await self._post(flight, seat)
+            stream = await post(flight, seat)
             passed = stream.status == 200 or flight.order.passing is not None
             said = b"" if passed else await stream.read_all()
         except (WorkerFailed, WorkerUnavailable) as error:
@@ -541,7 +572,9 @@ class Driver:
         assert stream is not None
         if not flight.awaits(attempt):
             stream.abort()
-        elif passed:
+            return
+        flight.sending = None
+        if passed:
             self._begin(flight, stream)
         elif flight.delivery is None and at_fault(flight.order, stream.status):
             # Another worker would refuse it, too. It says nothing of how long an answer takes.
@@ -571,25 +604,6 @@ class Driver:
             return
         flight.delivery = LiveDelivery(flight, stream, self.settle)
         flight.opened.set_result(flight.delivery)
-
-    async def _post(self, flight: Flight, seat: Seat) -> AnswerStream:
-        client, order, fetch = seat.client, flight.order, flight.fetch
-        if client is None:
-            raise WorkerUnavailable(f"Worker {seat.worker} is down.")
-        if order.passing is not None:
-            return await client.pass_on(order.passing, order.body)
-        flight.fetch = None
-        if fetch is not None and fetch.worker == seat.worker:
-            assert isinstance(client, TieredPort), fetch
-            await client.fetch(order.prefix[: fetch.first + fetch.blocks], fetch.first)
-        embedded = seat.config.engine == "embedded"
-        body = worker_body(order, embedded=embedded, cache_salt=seat.config.cache_salt)
-        if flight.kept is None:
-            lines = header_lines(order.request, order.trace)
-            return await client.post_stream(order.worker_path, body, lines, order.content_type)
-        if not isinstance(client, KeepingPort):
-            raise WorkerUnavailable(f"Worker {seat.worker} cannot go on with an answer.")
-        return await client.go_on_stream(order.worker_path, body, flight.kept)
 
     async def _broke_off(self, flight: Flight, seat: Seat, attempt: int, why: str) -> None:
         await asyncio.sleep(BREATHER_NS / NS_PER_S)

@@ -8,7 +8,8 @@ on, and finds no gap.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from tokenworks.core.errors import WorkerFailed
 from tokenworks.core.orders import Order, Outcome, Receipt
@@ -29,16 +30,17 @@ class Flight:
         seat: of the worker that has it, or had it last.
         sent_ns: when that was sent it.
         worked_ns: how long workers had it that were told to stop.
-        sending: the try that may still begin the answer, or go on with it.
+        sending: the task of the try that may still begin the answer, or go on with it.
         kept: what a worker that was told to stop has made of it; None if none was.
+        arriving: the dispatcher is being told of it, and ``open`` will send it.
         fetch: what is to be in its worker's cache before it is sent.
         delivery: its answer; the same as ``opened`` holds.
         settled: it was settled.
     """
 
     __slots__ = (
-        *("attempt", "cut_off_ns", "delivery", "fetch", "kept", "opened", "order", "seat"),
-        *("sending", "sent_ns", "settled", "worked_ns"),
+        *("arriving", "attempt", "cut_off_ns", "delivery", "fetch", "kept", "opened", "order"),
+        *("seat", "sending", "sent_ns", "settled", "worked_ns"),
     )
 
     def __init__(self, order: Order, opened: asyncio.Future[LiveDelivery], cut_off_ns: int) -> None:
@@ -47,11 +49,12 @@ class Flight:
         self.cut_off_ns = cut_off_ns
         self.attempt = self.sent_ns = self.worked_ns = 0
         self.seat: Seat | None = None
-        self.sending: asyncio.Task[None] | None = None
+        self.sending: asyncio.Task[Any] | None = None
         self.kept: bytes | None = None
         self.fetch: Fetch | None = None
         self.delivery: LiveDelivery | None = None
         self.settled = False
+        self.arriving = True
 
     @property
     def is_open(self) -> bool:
@@ -75,8 +78,9 @@ class Flight:
     def drop_attempt(self) -> None:
         """Stop the try under way; whatever it still says comes too late."""
         self.attempt = 0
-        if self.sending is not None:
-            self.sending.cancel()
+        sending, self.sending = self.sending, None
+        if sending is not None:
+            sending.cancel()
 
     def stop(self, now_ns: int) -> None:
         """It makes room at its worker, and waits in its line; what was made of it is kept."""
@@ -107,7 +111,7 @@ class LiveDelivery:
         self,
         flight: Flight,
         stream: AnswerStream,
-        settle: Callable[[Flight, Outcome], Awaitable[Receipt]],
+        settle: Callable[[Flight, Outcome], Coroutine[Any, Any, Receipt]],
     ) -> None:
         self._flight, self.stream, self._settle = flight, stream, settle
         self._next: AnswerStream | None = None
@@ -145,9 +149,9 @@ class LiveDelivery:
             self._next.abort()
         self.break_off("the request was aborted")
 
-    async def settle(self, outcome: Outcome) -> Receipt:
+    def settle(self, outcome: Outcome) -> Coroutine[Any, Any, Receipt]:
         """See ``Delivery``."""
-        return await self._settle(self._flight, outcome)
+        return self._settle(self._flight, outcome)
 
     # What a worker's stream says, where the worker can be stopped.
 
@@ -173,6 +177,11 @@ class LiveDelivery:
     def is_stopped(self) -> bool:
         """Whether its worker was stopped, and it waits for another one to go on."""
         return self._waiting
+
+    @property
+    def streams(self) -> tuple[AnswerStream, ...]:
+        """Of the worker that makes it, and of another one that will go on."""
+        return (self.stream,) if self._next is None else (self.stream, self._next)
 
     def stop(self) -> bytes | None:
         """Stop its worker.
@@ -219,8 +228,8 @@ class LiveDelivery:
         self.stream.pipe(self)
 
 
-def ending(flight: Flight, seat: Seat, outcome: Outcome) -> Event:
-    """What the dispatcher is told of an answer that has ended."""
+def ending_of(flight: Flight, seat: Seat, outcome: Outcome) -> Event:
+    """What the dispatcher is told of an answer that is over."""
     request = flight.order.request
     if not flight.attempt:
         return Withdrawn(request=request)  # it made room, and no worker has it

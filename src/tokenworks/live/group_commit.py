@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import enum
+import functools
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import Final
+from typing import Final, NamedTuple
 
 from tokenworks.core.errors import LedgerUnavailable, TokenworksError
 from tokenworks.ledger.blocks import ENTRIES_MAX
 from tokenworks.ledger.entries import Entry
+from tokenworks.ledger.store_port import Told
 
 QUEUE_LEN_MAX: Final = 20_000
 """Entries waiting to be written; fewer than the settlements that a ledger can take back."""
@@ -24,30 +28,43 @@ PATIENCE_S: Final = 0.02
 the process dies before, there is neither an answer to bill nor a hold to give back."""
 
 COMMIT_S_MIN: Final = 0.002
-"""From one commit to the next while there is always something to store. A sync costs the same for
-many entries as for one; one that comes alone is stored at once."""
+"""From one commit to the next at the least. A sync costs the same for many entries as for one; one
+that comes alone is stored at once."""
+
+COMMIT_S_MAX: Final = 0.01
+"""The same while many requests are open. The writer rests as long as its last commit took for each
+of them, since each will want to be stored: so few wait for little, and of many some come together.
+An answer's end comes that much later at the most."""
 
 REST_S_MAX: Final = 0.02
 """The same for one of several processes, which rests while the others commit."""
 
-Done = Callable[[TokenworksError | None], None]
+
+class Batch(NamedTuple):
+    """Entries of one append, all or none, and whom to tell: on a loop, or on the writer's thread.
+
+    Attributes:
+        entries: these.
+        told: see ``LedgerStore.keep``.
+        loop: on which it is called; None for the thread.
+    """
+
+    entries: Sequence[Entry]
+    told: Told
+    loop: asyncio.AbstractEventLoop | None
 
 
-class Batch:
-    """Entries of one append, all or none, and whom to tell."""
+class _Doze(enum.Enum):
+    """What wakes the writer's thread."""
 
-    __slots__ = ("done", "entries", "future", "loop", "patient")
+    NOTHING = enum.auto()
+    URGENT = enum.auto()
+    ANYTHING = enum.auto()
 
-    def __init__(
-        self,
-        entries: tuple[Entry, ...],
-        loop: asyncio.AbstractEventLoop | None,
-        future: asyncio.Future[None] | None,
-        done: Done | None,
-    ) -> None:
-        self.entries, self.loop, self.future, self.done = entries, loop, future, done
-        self.patient = done is None and all(entry.phase == "reserve" for entry in entries)
-        """Whether it can wait for others that cannot."""
+
+_NOTHING: Final = _Doze.NOTHING
+_URGENT: Final = _Doze.URGENT
+_ANYTHING: Final = _Doze.ANYTHING
 
 
 class GroupCommit:
@@ -63,6 +80,7 @@ class GroupCommit:
         writers: processes that commit to the same ledger, this one included. All of them together
             then commit about as often as one does that is alone, since a commit costs what many
             answers do: each rests while the others have their turn.
+        open: requests that are open, and will be settled; whoever commits says so.
     """
 
     def __init__(
@@ -78,10 +96,14 @@ class GroupCommit:
         self._followers: list[list[Entry]] = []
         self._closing = False
         self._urgent = False
-        self._asleep = False
         self._committed_s = self._took_s = 0.0
         self.writers = 1
-        self._wake = threading.Condition()
+        self.open = 0
+        self._lock = threading.Lock()
+        self._doze = _NOTHING
+        self._bell = threading.Lock()
+        """Held, until somebody rings: who finds the thread dozing, and changes that."""
+        self._bell.acquire()
         self.still = threading.Lock()
         """Held while entries are between the queue and the disk; who holds it sees all the rest."""
         self._writing = threading.Thread(target=self._run, name="ledger-store", daemon=True)
@@ -91,10 +113,17 @@ class GroupCommit:
         """Queue some entries from a running loop; the future is done when they are stored."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
-        refusal = self._submit(Batch(tuple(entries), loop, future, None))
+        refusal = self._submit(Batch(entries, functools.partial(_answer, future), loop))
         if refusal is not None:
             future.set_exception(refusal)
         return future
+
+    def keep(self, entries: Sequence[Entry], told: Told) -> None:
+        """Queue some entries from a running loop; see ``LedgerStore.keep``."""
+        loop = asyncio.get_running_loop()
+        refusal = self._submit(Batch(entries, told, loop))
+        if refusal is not None:
+            loop.call_soon(told, entries, refusal)
 
     def append_now(self, entries: Sequence[Entry]) -> None:
         """Queue some entries and wait.
@@ -103,7 +132,7 @@ class GroupCommit:
             TokenworksError: they are not stored.
         """
         waiting: Future[TokenworksError | None] = Future()
-        refusal = self._submit(Batch(tuple(entries), None, None, waiting.set_result))
+        refusal = self._submit(Batch(entries, lambda _, error: waiting.set_result(error), None))
         error = refusal or waiting.result()
         if error is not None:
             raise error
@@ -114,47 +143,58 @@ class GroupCommit:
         Args:
             later: gets every entry that is queued from now on, until ``unfollow``.
         """
-        with self._wake:
+        with self._lock:
             if later is not None:
                 self._followers.append(later)
             return [entry for batch in self._queue for entry in batch.entries]
 
     def unfollow(self, later: list[Entry]) -> list[Entry]:
         """Add nothing more to such a list; what it has got."""
-        with self._wake:
+        with self._lock:
             self._followers = [each for each in self._followers if each is not later]
         return later
 
     def close(self) -> None:
         """Store what is queued and end the thread; a second time does nothing."""
-        with self._wake:
+        with self._lock:
             self._closing = self._urgent = True
-            self._wake.notify()
+            if self._doze is not _NOTHING:
+                self._ring()
         self._writing.join()
 
     def _submit(self, batch: Batch) -> LedgerUnavailable | None:
-        with self._wake:
+        entries = batch.entries
+        patient = batch.loop is not None
+        for entry in entries:
+            if entry.phase != "reserve":
+                patient = False
+        with self._lock:
             if self._closing:
                 return LedgerUnavailable("The ledger store is closed.")
             # One that waits alone is always taken: what a dead process left open comes at once.
-            if self._queue and self._queue_len + len(batch.entries) > self._queue_len_max:
+            if self._queue and self._queue_len + len(entries) > self._queue_len_max:
                 return LedgerUnavailable(
                     f"{self._queue_len} entries wait to be written, of {self._queue_len_max} "
                     "that may.",
                     hint="Look at the disk that holds the ledger, or at its database server.",
                     retry_after_s=1,
                 )
-            # Once it is told that it cannot wait, it need not be told again; and what can wait
-            # wakes it only from a long sleep.
-            if not self._urgent and (self._asleep or not batch.patient):
-                self._wake.notify()
-            self._urgent = self._urgent or not batch.patient
-            self._asleep = False
             self._queue.append(batch)
-            self._queue_len += len(batch.entries)
+            self._queue_len += len(entries)
             for later in self._followers:
-                later.extend(batch.entries)
+                later.extend(entries)
+            if not patient:
+                self._urgent = True
+            # While it rests or works nobody need ring: it looks before it dozes.
+            doze = self._doze
+            if doze is _ANYTHING or (doze is _URGENT and not patient):
+                self._ring()
         return None
+
+    def _ring(self) -> None:
+        """With the lock held: wake the thread, which dozes."""
+        self._doze = _NOTHING
+        self._bell.release()
 
     def _run(self) -> None:
         batches: list[Batch] = []
@@ -173,7 +213,7 @@ class GroupCommit:
                 batches = []
         finally:
             # Reached with batches only by a mistake of ours; nobody may wait for ever on it.
-            with self._wake:
+            with self._lock:
                 self._closing = True
                 batches += self._queue
                 self._queue = []
@@ -182,64 +222,81 @@ class GroupCommit:
 
     def _wait(self) -> bool:
         """Until something is to be stored, or for a while; False when there is nothing left."""
-        with self._wake:
-            self._wake.wait_for(lambda: self._urgent, timeout=PATIENCE_S)
-            if not self._queue and not self._closing:
-                self._asleep = True
-                self._wake.wait_for(lambda: self._queue or self._closing, timeout=IDLE_S_MAX)
-                self._asleep = False
-                if not self._urgent and self._queue:
-                    self._wake.wait_for(lambda: self._urgent, timeout=PATIENCE_S)
-            closing = self._closing
         rest_s = self._committed_s + self._rest_s() - time.monotonic()
-        if rest_s > 0 and not closing:
+        if rest_s > 0 and not self._closing:
             time.sleep(rest_s)
-        return bool(self._queue) or not closing
+        self._sleep(_URGENT, PATIENCE_S)
+        if not self._queue:
+            self._sleep(_ANYTHING, IDLE_S_MAX)
+            if self._queue:
+                self._sleep(_URGENT, PATIENCE_S)
+        return bool(self._queue) or not self._closing
+
+    def _sleep(self, doze: _Doze, s_max: float) -> None:
+        """Until what wakes from this doze is there, or for so long."""
+        with self._lock:
+            if self._urgent or (doze is _ANYTHING and self._queue):
+                return
+            self._doze = doze
+        if self._bell.acquire(timeout=s_max):
+            return
+        with self._lock:
+            if self._doze is _NOTHING:
+                self._bell.acquire()  # rung at the last moment
+            self._doze = _NOTHING
 
     def _rest_s(self) -> float:
         """From one commit to the next."""
+        own_s = min(max(COMMIT_S_MIN, self.open * self._took_s), COMMIT_S_MAX)
         if self.writers == 1:
-            return COMMIT_S_MIN
-        others_s = (self.writers - 1) * (COMMIT_S_MIN + self._took_s)
-        return min(COMMIT_S_MIN + others_s, REST_S_MAX)
+            return own_s
+        others_s = (self.writers - 1) * (own_s + self._took_s)
+        return min(own_s + others_s, REST_S_MAX)
 
     def _take(self) -> list[Batch]:
         """The next batches, no more than fit a block."""
-        with self._wake:
+        with self._lock:
+            batches, self._queue = self._queue, []
+            self._urgent = self._closing
+            if self._queue_len <= ENTRIES_MAX:
+                self._queue_len = 0
+                return batches
             count = taken = 0
-            for batch in self._queue:
+            for batch in batches:
                 if taken and count + len(batch.entries) > ENTRIES_MAX:
                     break
                 taken, count = taken + 1, count + len(batch.entries)
-            batches, self._queue = self._queue[:taken], self._queue[taken:]
             self._queue_len -= count
-            self._urgent = self._closing or any(not batch.patient for batch in self._queue)
+            batches, self._queue = batches[:taken], batches[taken:]
+            self._urgent = self._closing or bool(self._queue)
             return batches
 
 
 def _tell(batches: list[Batch], errors: list[TokenworksError | None]) -> None:
     """Answer everybody; those of one loop by one call."""
-    by_loop: dict[
-        asyncio.AbstractEventLoop, list[tuple[asyncio.Future[None], TokenworksError | None]]
-    ] = {}
+    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Batch, TokenworksError | None]]] = {}
     for batch, error in zip(batches, errors, strict=True):
-        if batch.loop is not None and batch.future is not None:
-            by_loop.setdefault(batch.loop, []).append((batch.future, error))
-        elif batch.done is not None:
-            batch.done(error)
-    for loop, answers in by_loop.items():
-        try:
-            loop.call_soon_threadsafe(_finish, answers)
-        except RuntimeError:
-            # The loop has closed: nobody waits, and what is written stays written.
-            continue
-
-
-def _finish(answers: list[tuple[asyncio.Future[None], TokenworksError | None]]) -> None:
-    for future, error in answers:
-        if future.done():  # its waiter was cancelled
-            continue
-        if error is None:
-            future.set_result(None)
+        if batch.loop is None:
+            batch.told(batch.entries, error)
         else:
-            future.set_exception(error)
+            by_loop.setdefault(batch.loop, []).append((batch, error))
+    for loop, answers in by_loop.items():
+        # A loop that has closed: nobody waits, and what is written stays written.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(_tell_all, answers)
+
+
+def _tell_all(answers: list[tuple[Batch, TokenworksError | None]]) -> None:
+    for (entries, told, _), error in answers:
+        told(entries, error)
+
+
+def _answer(
+    future: asyncio.Future[None], _: Sequence[Entry], error: TokenworksError | None
+) -> None:
+    if future.done():  # its waiter was cancelled
+        return
+    if error is None:
+        future.set_result(None)
+    else:
+        future.set_exception(error)

@@ -30,6 +30,11 @@ FILES_MAX: Final = 16
 
 _NAME: Final = re.compile(r"journal-(\d{10})\.twj")
 _BUFFER_BYTES: Final = 1 << 16
+_EVENTS_MAX: Final = 128
+"""Events that are encoded together: one by one each would take twice as long, and of many more the
+answers that are under way would have to wait."""
+_EVENT_BYTES: Final = 256
+"""About what one takes, so that small files do not wait for many."""
 
 
 def journal_files(directory: Path) -> list[Path]:
@@ -51,12 +56,13 @@ def _listed(directory: Path) -> list[Path]:
 class JournalWriter:
     """Puts a dispatcher's events and decisions on record; one process per directory.
 
-    Records are buffered: what was not flushed is lost with the process. The ledger, not the
-    journal, keeps what money depends on.
+    What was not flushed is lost with the process: events wait to be encoded together, and records
+    to be written. The ledger, not the journal, keeps what money depends on.
 
     Args:
         directory: where the files go; made if it is missing.
-        bytes_max: a file that has reached this is followed by a new one.
+        bytes_max: a file that has reached this is followed by a new one; it may have some events
+            more.
         files_max: files kept, the current one included; the oldest go.
 
     Raises:
@@ -72,6 +78,8 @@ class JournalWriter:
         self._bytes_max = bytes_max
         self._files_max = files_max
         self._bytes = 0
+        self._events: list[tuple[int, Event, list[Command]]] = []
+        self._events_max = min(_EVENTS_MAX, 1 + bytes_max // _EVENT_BYTES)
         self._file: IO[bytes] | None = None
         try:
             directory.mkdir(parents=True, exist_ok=True)
@@ -85,7 +93,8 @@ class JournalWriter:
     ) -> None:
         """Record an event and what it led to, before any command is carried out.
 
-        A full file is closed and a new one begun, with the dispatcher's memory as it is now.
+        A full file is closed and a new one begun, with the dispatcher's memory as it is now. Nobody
+        may change the event or the list of commands after this.
 
         Args:
             now_ns: what the dispatcher was told of the time.
@@ -99,20 +108,23 @@ class JournalWriter:
                 self._begin(dispatcher)
                 return
             self._begin(Dispatcher())
-        self._write(event_records(now_ns, event, commands))
-        if self._bytes >= self._bytes_max:
+        self._events.append((now_ns, event, commands))
+        if len(self._events) >= self._events_max:
+            self._encode()
+        if self._bytes >= self._bytes_max:  # by a flush, too
             self.close()
             self._begin(dispatcher)
 
     def flush(self) -> None:
         """Hand what is buffered to the operating system."""
         if self._file is not None:
+            self._encode()
             self._file.flush()
 
     def close(self) -> None:
         """Flush and make the current file durable; a second call does nothing."""
         if self._file is not None:
-            self._file.flush()
+            self.flush()
             os.fsync(self._file.fileno())
             self._file.close()
             self._file = None
@@ -126,6 +138,10 @@ class JournalWriter:
         self._file.flush()
         for old in _listed(self._directory)[: -self._files_max]:
             old.unlink()
+
+    def _encode(self) -> None:
+        events, self._events = self._events, []
+        self._write(event_records(events))
 
     def _write(self, records: bytes) -> None:
         assert self._file is not None

@@ -31,7 +31,7 @@ from tokenworks.ledger.extras import Use, limit_states, uses
 from tokenworks.ledger.leases import Counted, Shortage, WindowUse, split, with_spent
 from tokenworks.ledger.quota_records import UNIX_NS_MAX, LimitState, NodeID
 from tokenworks.ledger.rollup import PayerNames, Rollup, RollupRow
-from tokenworks.ledger.store_port import InDoubt, TakenOver
+from tokenworks.ledger.store_port import InDoubt, TakenOver, Told
 from tokenworks.ledger.stored import Stored
 from tokenworks.live import cost_claims, lease_tables
 from tokenworks.live.clock import SystemClock
@@ -151,6 +151,10 @@ class SQLStore(SettingsStore):
     def append(self, entries: Sequence[Entry]) -> asyncio.Future[None]:
         """See ``LedgerStore``."""
         return self._group.append(entries)
+
+    def keep(self, entries: Sequence[Entry], told: Told) -> None:
+        """See ``LedgerStore``."""
+        self._group.keep(entries, told)
 
     def append_now(self, entries: Sequence[Entry]) -> None:
         """See ``LedgerStore``."""
@@ -554,6 +558,7 @@ class SQLStore(SettingsStore):
                     return [error for batch in batches for error in self._commit([batch])]
                 return [error or failure for error in errors]
             self._stored.trim()
+            self._group.open = self._stored.open_count
             for entry in fresh:
                 self._rollup.add(entry)
         return errors

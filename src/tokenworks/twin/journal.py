@@ -82,7 +82,7 @@ class FileJournal(Journal):
     def write(self, now_ns: int, event: Event, commands: list[Command]) -> None:
         """Take an event and what the dispatcher answered, before any command is carried out."""
         super().write(now_ns, event, commands)
-        self._file.write(event_records(now_ns, event, commands))
+        self._file.write(event_records([(now_ns, event, commands)]))
 
     def close(self) -> None:
         """Nothing more will come; the file is whole."""
