@@ -165,6 +165,17 @@ def test_a_room_without_a_row_or_a_budget_is_found(tmp_path: Path) -> None:
     assert any("THIRD_PARTY" in text for text in found)
 
 
+def test_modules_that_import_each_other_are_found(plant: Callable[..., list[str]]) -> None:
+    one = "from tokenworks.cli import second"
+    two = "def f():\n    from tokenworks.cli.first import g"
+    files = room("cli", one, "first") | room("cli", two, "second")
+    files["cli/__init__.py"] = '"""A room."""\n\n__all__ = ["first", "second"]\n'
+    (found,) = plant(files)
+    assert found.startswith("modules import each other: tokenworks.cli.")
+    files |= {"cli/second.py": '"""A thing."""\n\nimport tokenworks.core.units\n'}
+    assert plant(files) == []
+
+
 def test_real_things_have_counterparts_once_there_is_a_twin(
     plant: Callable[..., list[str]],
 ) -> None:

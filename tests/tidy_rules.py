@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import graphlib
 import io
 import re
 import subprocess
@@ -364,6 +365,29 @@ def line_budget(root: Path) -> Iterator[Finding]:
             yield Finding(where, 1, f"{spent} lines of code; its budget is {budget[package.name]}")
 
 
+def circles(root: Path) -> Iterator[Finding]:
+    """No modules import each other, inside of functions neither: the design would have a circle."""
+    paths = {
+        ".".join(Path(module.path).with_suffix("").parts[1:]).removesuffix(".__init__"): module
+        for module in modules(root)
+    }
+    needs: dict[str, set[str]] = {name: set() for name in paths}
+    for name, module in paths.items():
+        for node in ast.walk(module.tree):
+            if isinstance(node, ast.Import):
+                named = {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                named = {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+            else:
+                continue
+            needs[name] |= named & paths.keys()
+    try:
+        graphlib.TopologicalSorter(needs).prepare()
+    except graphlib.CycleError as error:
+        ring = " -> ".join(error.args[1])
+        yield Finding(paths[error.args[1][0]].path, 1, f"modules import each other: {ring}")
+
+
 def counterparts(root: Path) -> Iterator[Finding]:
     """Once there is a twin, every real thing has a modelled one under the same name."""
     live, twin = (root / "src" / "tokenworks" / name for name in ("live", "twin"))
@@ -416,6 +440,7 @@ MODULE_RULES: Final[tuple[Callable[[Module], Iterator[Finding]], ...]] = (
 TREE_RULES: Final[tuple[Callable[[Path], Iterator[Finding]], ...]] = (
     exports,
     line_budget,
+    circles,
     counterparts,
     no_machine_in,
 )

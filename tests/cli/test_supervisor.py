@@ -12,7 +12,8 @@ import pytest
 
 from tokenworks.catalogue.factory_config import parse_factory_config
 from tokenworks.cli import supervisor as room
-from tokenworks.cli.member import Member, Said, Shared, deciding
+from tokenworks.cli.member import deciding
+from tokenworks.cli.membership import Member, Said, Shared
 from tokenworks.cli.supervisor import DEATHS_MAX, Supervisor
 from tokenworks.core.errors import ConfigInvalid, FactoryError
 from tokenworks.core.units import NS_PER_MS

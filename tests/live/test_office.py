@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import pwd
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,10 @@ from tokenworks.core.slo import Tier
 from tokenworks.ledger.actions import (
     AskExtra,
     ChangeKey,
+    ChangeTenant,
     CloseTenant,
     CreateKey,
+    CreateTenant,
     DecideExtra,
     GrantPackage,
     LiftLimit,
@@ -139,6 +141,43 @@ def test_every_change_is_written_down_with_what_was_before_and_after(office: Off
     assert second.before["amount"] == 7
     assert verify(office.store.audit_payloads()).seq == len(records)
     assert [each.subject for each in office.store.audit_records(action="limit.lift")] == [limit]
+
+
+def test_all_keys_are_read_once_at_most_while_the_ledger_waits(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = list[str]()
+    load_keys = SQLStore.load_keys
+
+    def counted(store: SQLStore) -> list[KeyRecord]:
+        read.append("all")
+        return load_keys(store)
+
+    monkeypatch.setattr(SQLStore, "load_keys", counted)
+    key = office.create_key(HERE, CreateKey(tenant="acme", engineer="ada")).record.key
+    ada = "engineer:acme/ada"
+    limit = LimitID(f"{ada}#tokens-month")
+
+    def once(change: Callable[[], object]) -> object:
+        read.clear()
+        changed = change()
+        assert len(read) == 1, change
+        return changed
+
+    once(lambda: office.create_tenant(HERE, CreateTenant(tenant="new", name="New")))
+    once(lambda: office.change_tenant(HERE, ChangeTenant(tenant="acme", name="Acme")))
+    once(lambda: office.change_key(HERE, ChangeKey(key=key, name="new")))
+    rotated = once(lambda: office.rotate_key(HERE, RotateKey(key=key)))
+    assert [getattr(rotated, "record", None)] == load_keys(office.store)
+    once(lambda: office.set_limit(HERE, SetLimit(node=ada, unit="tokens", amount=7)))
+    asked = office.ask_extra(HERE, AskExtra(limit=limit, amount=1, reason="why", by=ada))
+    no = DecideExtra(extra=asked.extra, approve=False, by=ada)
+    once(lambda: office.decide_extra(HERE, no))
+    once(lambda: office.grant(HERE, GrantPackage(node=ada, package="pro")))
+    once(lambda: office.lift_limit(HERE, LiftLimit(limit=limit)))
+    revoked = once(lambda: office.revoke_key(HERE, RevokeKey(key=key)))
+    assert [revoked] == load_keys(office.store)
+    once(lambda: office.close_tenant(HERE, CloseTenant(tenant="acme")))
 
 
 HERE_IS = (HERE.actor.kind, HERE.actor.id, HERE.actor.source)

@@ -32,6 +32,7 @@ from tokenworks.core.ids import KeyID, ModelName, RequestID, TenantID, WorkerID
 from tokenworks.core.orders import KeyView, Order
 from tokenworks.core.slo import Tier
 from tokenworks.dispatch.dispatcher import Dispatcher
+from tokenworks.dispatch.events import Withdrawn
 from tokenworks.dispatch.settings import settings_for
 from tokenworks.ledger.store_port import recover
 from tokenworks.live.driver import Driver
@@ -360,6 +361,38 @@ def test_what_ends_while_its_worker_is_heard_to_go_down_is_not_sent_again(
             crew.owner.worker_up(WORKERS[0], Client())
             assert crew.running() == {"w0": 0}
             assert crew.owner._whose == {}
+
+    run(test)
+
+
+def test_an_end_is_looked_at_once_and_twice_after_something_was_ignored(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = list[int]()
+    counts = Dispatcher.counts
+
+    def looked(dispatcher: Dispatcher) -> dict[str, int]:
+        found = counts(dispatcher)
+        looks.append(found["ignored"])
+        return found
+
+    async def test() -> None:
+        async with crew_of(tmp_path) as crew:
+            crew.owner.worker_up(WORKERS[0], Client())
+            await crew.join(1)
+            (one,) = crew.fronts
+            begun = [await crew.answered(one), await crew.answered(one)]
+            monkeypatch.setattr(Dispatcher, "counts", looked)
+            await settle(begun[0])
+            await until(lambda: crew.running() == {"w0": 1})
+            assert looks == [0]
+            crew.owner.tell(Withdrawn(request=RequestID("nobody's")))
+            await settle(begun[1])
+            await until(lambda: crew.running() == {"w0": 0} and not crew.owner._whose)
+            assert looks == [0, 1, 2]  # it has ended: what would withdraw it is ignored, too
+            await settle(await crew.answered(one))
+            await until(lambda: not crew.owner._whose)
+            assert looks == [0, 1, 2, 2]
 
     run(test)
 

@@ -17,6 +17,7 @@ __all__ = [
     "login",
     "main",
     "member",
+    "membership",
     "perf",
     "perf_picture",
     "period",

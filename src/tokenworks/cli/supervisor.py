@@ -23,7 +23,7 @@ from typing import Final, assert_never
 
 import msgspec
 
-from tokenworks.cli.member import Alive, Hung, Member, Ready, Said, Shared
+from tokenworks.cli.membership import Alive, Hung, Member, Ready, Said, Shared
 from tokenworks.core.errors import ConfigInvalid, FactoryError
 from tokenworks.core.units import NS_PER_MS, NS_PER_S
 from tokenworks.gateway.http_limits import LIMITS

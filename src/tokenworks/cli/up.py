@@ -13,7 +13,7 @@ import uvloop
 
 from tokenworks.catalogue.factory_config import PROCESSES_MAX, DispatchConfig, FactoryConfig
 from tokenworks.catalogue.price_book import PriceBooks
-from tokenworks.cli.member import Shared
+from tokenworks.cli.membership import Shared
 from tokenworks.cli.policy_file import chosen, policy_file_option, policy_option
 from tokenworks.cli.twin_factory import (
     SPEEDUP_MAX,

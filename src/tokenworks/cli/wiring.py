@@ -25,7 +25,7 @@ from tokenworks.catalogue.factory_config import (
 )
 from tokenworks.catalogue.price_book import PriceBooks
 from tokenworks.cli.ledger_at import check_clock
-from tokenworks.cli.member import Member
+from tokenworks.cli.membership import Member
 from tokenworks.cli.policy_file import Chosen
 from tokenworks.cli.twin_factory import Modelled
 from tokenworks.core.errors import ConfigInvalid, FactoryError

@@ -135,7 +135,7 @@ class Office:
             who.check_factory("make tenants")
             parse_node(f"tenant:{wish.tenant}")
             made = self._made_before(who, wish, asked)
-            known = {record.tenant: record for record in self._tenants()}
+            known = {each.tenant: each for each in self._tenants(self.store.load_keys())}
             if made is not None:
                 note.unchanged = True
                 return tenant_facts(known[TenantID(made)])
@@ -154,7 +154,7 @@ class Office:
     def change_tenant(self, who: Who, wish: ChangeTenant, asked: Asked = NOT_SAID) -> Facts:
         """See ``Office``."""
         with self._change(who, wish, wish.tenant, asked) as note:
-            record = self._tenant(who, wish.tenant, note)
+            record = self._tenant(who, wish.tenant, note, self.store.load_keys())
             name = check_text("name", wish.name, NAME_CHARS_MAX)
             record = msgspec.structs.replace(record, name=name)
             note.after = tenant_facts(record)
@@ -166,14 +166,15 @@ class Office:
     def close_tenant(self, who: Who, wish: CloseTenant, asked: Asked = NOT_SAID) -> Facts:
         """See ``Office``."""
         with self._change(who, wish, wish.tenant, asked) as note:
-            record, unix_ns = self._tenant(who, wish.tenant, note), self._unix_ns()
+            keys, unix_ns = self.store.load_keys(), self._unix_ns()
+            record = self._tenant(who, wish.tenant, note, keys)
             if record.tenant == OWN_TENANT:
                 raise Conflict(
                     f"The tenant {OWN_TENANT!r} is the factory's own.", hint="Revoke its keys."
                 )
             open_keys = [
                 each.key
-                for each in self.store.load_keys()
+                for each in keys
                 if each.tenant == record.tenant and each.revoked_unix_ns is None
             ]
             if record.closed_unix_ns is not None:
@@ -186,10 +187,10 @@ class Office:
             note.after = {**tenant_facts(record), "revoked": [*open_keys]}
         return tenant_facts(record)
 
-    def _tenants(self) -> list[TenantRecord]:
+    def _tenants(self, keys: Sequence[KeyRecord]) -> list[TenantRecord]:
         """Those that were made, and those that keys name."""
         found = {record.tenant: record for record in self.store.load_tenants()}
-        for key in self.store.load_keys():
+        for key in keys:
             known = found.get(key.tenant)
             first = key.created_unix_ns
             if known is None:
@@ -206,8 +207,8 @@ class Office:
             if each.closed_unix_ns is not None and each.tenant in tenants:
                 raise Conflict(f"The tenant {str(each.tenant)!r} is closed.", hint="Make another.")
 
-    def _tenant(self, who: Who, tenant: str, note: Note) -> TenantRecord:
-        for record in self._tenants():
+    def _tenant(self, who: Who, tenant: str, note: Note, keys: Sequence[KeyRecord]) -> TenantRecord:
+        for record in self._tenants(keys):
             if record.tenant == tenant and who.tenant in (None, tenant):
                 who.check_factory("change tenants")
                 note.tenant, note.before = record.tenant, tenant_facts(record)
@@ -283,21 +284,26 @@ class Office:
                     f"overlap is {wish.overlap!r}, which is too long.", hint="Such as 24h."
                 )
             secret = new_secret()
-            self.store.rotate_key(record.key, digest_of(secret), until_unix_ns)
-            now = self._key(who, wish.key)
+            now = msgspec.structs.replace(
+                record,
+                secret_sha256=digest_of(secret),
+                old_secret_sha256=record.secret_sha256,
+                old_until_unix_ns=until_unix_ns,
+            )
+            self.store.rotate_key(now.key, now.secret_sha256, until_unix_ns)
             note.after = key_facts(now)
         return RotatedKey(secret=secret, record=now, before=record)
 
     def revoke_key(self, who: Who, wish: RevokeKey, asked: Asked = NOT_SAID) -> KeyRecord:
         """See ``Office``."""
         with self._change(who, wish, wish.key, asked) as note:
-            record = self._key(who, wish.key)
+            record, unix_ns = self._key(who, wish.key), self._unix_ns()
             who.check_rank(record)
             note.tenant, note.before = record.tenant, key_facts(record)
             note.unchanged = record.revoked_unix_ns is not None
             if not note.unchanged:
-                self.store.revoke_key(record.key, self._unix_ns())
-                record = self._key(who, wish.key)
+                self.store.revoke_key(record.key, unix_ns)
+                record = msgspec.structs.replace(record, revoked_unix_ns=unix_ns)
             note.after = key_facts(record)
         return record
 
@@ -539,7 +545,11 @@ class Office:
 
     def tenants(self, who: Who) -> list[Facts]:
         """See ``Office``."""
-        return [tenant_facts(each) for each in self._tenants() if who.tenant in (None, each.tenant)]
+        return [
+            tenant_facts(each)
+            for each in self._tenants(self.store.load_keys())
+            if who.tenant in (None, each.tenant)
+        ]
 
     def keys(self, who: Who) -> list[KeyRecord]:
         """See ``Office``."""

@@ -81,6 +81,7 @@ class OwnerDriver(Driver):
         self._early: dict[RequestID, Arrived] = {}
         self._announced: set[ModelName] = set()
         self._numbers = itertools.count()
+        self._ignored = 0
         self._asked: dict[tuple[int, int], asyncio.Future[bytes]] = {}
         self._errands: set[asyncio.Task[None]] = set()
         self._alone = asyncio.Event()
@@ -149,12 +150,13 @@ class OwnerDriver(Driver):
         if isinstance(event, Started) or (isinstance(event, Failed) and not event.started):
             self.tell(event)
             return
-        ignored = self._dispatcher.counts()["ignored"]
         self.tell(event)
-        if self._dispatcher.counts()["ignored"] != ignored:
-            # It crossed with its worker's going down, after which it waits in a line again, or is
-            # at another worker: nobody is there any more to take it.
+        if self._dispatcher.counts()["ignored"] != self._ignored:
+            # Something was ignored since the last end, maybe this one. Then it crossed with its
+            # worker's going down, after which it waits in a line again, or is at another worker:
+            # nobody is there any more to take it. Where it did end this is ignored, too.
             self.tell(Withdrawn(request=request))
+            self._ignored = self._dispatcher.counts()["ignored"]
         self._whose.pop(request, None)
 
     def _reported(self, link: Link, report: Report) -> None:
