@@ -178,10 +178,10 @@ class Factory:
             self.secret = operator_key(home, self.store, self.clock)
             ledger = (join if shared else recover)(self.store, self.clock.unix_ns())
             pools = {PoolID(name): pool for name, pool in settings.pool.items()}
-            policy, limits = chosen.settings, LIMITS
+            policy, limits, speedup = chosen.settings, LIMITS, 1.0
             if modelled is not None:
                 told = modelled.setting.scenario.configured
-                policy, limits = policy or told.policy, told.limits
+                policy, limits, speedup = policy or told.policy, told.limits, modelled.speedup
                 pools = modelled.pools(by_date=True)
             parts = DriverParts(
                 clock=self.clock,
@@ -191,11 +191,11 @@ class Factory:
                 books=books,
                 pools=pools,
                 journal=JournalWriter(home.journal),
-                leases=self._leases(ledger, dates) if shared else None,
+                leases=self._leases(ledger, dates, shared=shared),
                 policy=policy,
                 limits=limits,
                 ledger_clock=dates,
-                speedup=1.0 if fast is None else fast.speedup,
+                speedup=speedup,
                 on_scale=self._scale,
                 scaling=None if modelled is None else modelled.scaling,
             )
@@ -204,14 +204,25 @@ class Factory:
             self._batches = self._open_batches(home, stack)
             self._admin = self._admin_of(home, settings, dates)
             self.gateway = self._gateway(settings)
-            if modelled is not None and fast is not None:
-                self._seat_modelled(modelled, fast)
-            else:
-                self._seat_pools(settings, home.load_curves())
+            self._seat(settings, home, modelled, fast)
             stack.pop_all()
 
-    def _leases(self, ledger: Ledger, dates: Clock) -> QuotaLeases:
+    def _seat(
+        self,
+        settings: FactoryConfig,
+        home: Home,
+        modelled: Modelled | None,
+        fast: FastClock | None,
+    ) -> None:
+        if modelled is not None and fast is not None:
+            self._seat_modelled(modelled, fast)
+        else:
+            self._seat_pools(settings, home.load_curves())
+
+    def _leases(self, ledger: Ledger, dates: Clock, *, shared: bool) -> QuotaLeases | None:
         """What shares the limits; one of several processes ends when it can store nothing more."""
+        if not shared:
+            return None
         return QuotaLeases(ledger, self.store, dates, None if self._member is None else self._end)
 
     def _end(self) -> None:
