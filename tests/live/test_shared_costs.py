@@ -124,7 +124,7 @@ def test_the_heir_of_a_dead_process_goes_on_where_it_was(run: Run, shared: Share
         await shared.live(DEAD_AFTER_NS // NS_PER_S + 20, heir)
         await heir.close()
         with pytest.raises(LedgerUnavailable):
-            await dead.books._keep(dead.books._accrue())
+            await dead.books._stored(dead.books._accrue())
         shared.check(began, shared.clock.unix_ns())
 
     run(main())
