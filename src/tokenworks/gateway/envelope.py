@@ -33,6 +33,14 @@ class Envelope:
         self._before, self._after = before, after + EVENT_END
         self._between = self._after + before
 
+    def event(self, text: bytes) -> bytes:
+        """The event that has this text, without its end."""
+        return self._before + text + self._after[: -len(EVENT_END)]
+
+    def text(self, event: bytes) -> bytes:
+        """The text of an event, which comes without its end, too."""
+        return event[len(self._before) : len(event) + len(EVENT_END) - len(self._after)]
+
     def run(self, events: bytes, at: int) -> tuple[int, list[bytes]]:
         """Events one after another that differ in their text alone.
 

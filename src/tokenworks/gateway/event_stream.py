@@ -8,7 +8,7 @@ settled, so that they can name the delivered tier.
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 
@@ -32,8 +32,23 @@ _LINE_END: Final = re.compile(rb"[\r\n]")
 _fields_decoder: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
+class Taker(Protocol):
+    """Takes what an answer is put together of, in its order."""
+
+    def event(self, event: bytes) -> None:
+        """A whole event without its end, which is to be read."""
+        ...
+
+    def texts(self, envelope: Envelope, texts: list[bytes]) -> None:
+        """At least one text out of events that have all else in common."""
+        ...
+
+
 class EventStream:
     """Cuts a stream into events and keeps the count.
+
+    Args:
+        taker: gets what is for the client now, cut up as it was found.
 
     Attributes:
         token_events: events so far that carried a part of the answer.
@@ -50,6 +65,7 @@ class EventStream:
         "_envelope",
         "_progress",
         "_rest",
+        "_taker",
         "_token_events_at_usage",
         "done",
         "failure",
@@ -60,7 +76,8 @@ class EventStream:
         "usage_event",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, taker: Taker | None = None) -> None:
+        self._taker = taker
         self.token_events = 0
         self.usage: Usage | None = None
         self.held: list[bytes] = []
@@ -82,12 +99,10 @@ class EventStream:
         # The common case: every event is a token like the last one that was read.
         if self._envelope is not None:
             end, alike = self._envelope.run(data, 0)
-            if end == len(data):
+            if alike and (end == len(data) or not _LINE_END.search(data, end)):
                 self.token_events += len(alike)
-                self._rest = b""
-                return data
-            if alike and not _LINE_END.search(data, end):
-                self.token_events += len(alike)
+                if self._taker is not None:
+                    self._taker.texts(self._envelope, alike)
                 self._keep(data[end:])
                 return data[:end]
         if b"\r" in data:
@@ -125,6 +140,8 @@ class EventStream:
                 at, alike = self._envelope.run(ready, at)
                 if alike:
                     self.token_events += len(alike)
+                    if self._taker is not None:
+                        self._taker.texts(self._envelope, alike)
                     forward.append(ready[begun:at])
                     continue
             end = ready.find(_END, at)
@@ -144,6 +161,9 @@ class EventStream:
             self.token_events += 1
             if not self.finished:
                 self._envelope = envelope_of(event)
+                if self._taker is not None and self._envelope is not None:
+                    self._taker.texts(self._envelope, [self._envelope.text(event)])
+                    return True
         else:
             body = payload(event)
             if not body:  # a comment, which keeps connections open and says nothing
@@ -168,6 +188,8 @@ class EventStream:
         if self.finished:
             self._envelope = None
             self._hold(event)
+        elif self._taker is not None:
+            self._taker.event(event)
         return not self.finished
 
     def _hold(self, event: bytes) -> None:
