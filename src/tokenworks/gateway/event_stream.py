@@ -22,6 +22,8 @@ HELD_EVENTS_MAX: Final = 64
 _END: Final = EVENT_END
 _DONE: Final = b"[DONE]"
 _DATA: Final = b"data:"
+_END_BYTES: Final = len(_END)
+_DATA_BYTES: Final = len(_DATA)
 _OBJECT: Final = (b"data: {", b"data:{")
 """How all but a few workers begin their events."""
 
@@ -97,12 +99,17 @@ class EventStream:
         """
         data = self._rest + data if self._rest else data
         # The common case: every event is a token like the last one that was read.
-        if self._envelope is not None:
-            end, alike = self._envelope.run(data, 0)
+        envelope = self._envelope
+        if envelope is not None:
+            text, end = envelope.only_text(data), len(data)
+            if text:
+                alike = [text]
+            else:
+                end, alike = envelope.run(data, 0)
             if alike and (end == len(data) or not _LINE_END.search(data, end)):
                 self.token_events += len(alike)
                 if self._taker is not None:
-                    self._taker.texts(self._envelope, alike)
+                    self._taker.texts(envelope, alike)
                 self._keep(data[end:])
                 return data[:end]
         if b"\r" in data:
@@ -111,7 +118,7 @@ class EventStream:
         if last < 0:
             self._keep(data)
             return b""
-        cut = last + len(_END)
+        cut = last + _END_BYTES
         ready = self._sort(data[:cut])
         self._keep(data[cut:])
         return ready
@@ -147,7 +154,7 @@ class EventStream:
             end = ready.find(_END, at)
             end = size if end < 0 else end  # after three line feeds there may be one more
             event = ready[at:end].strip(b"\n")
-            at = end + len(_END)
+            at = end + _END_BYTES
             try:
                 if self._goes_on(event):
                     forward.append(event + _END)
@@ -271,10 +278,10 @@ def payload(event: bytes) -> bytes:
     >>> payload(b'event: chunk\ndata: {"id":"x"}'), payload(b": ping")
     (b'{"id":"x"}', b'')
     """
-    if event[: len(_DATA)] == _DATA and b"\n" not in event:
-        return event[len(_DATA) :].strip()
+    if event.startswith(_DATA) and b"\n" not in event:
+        return event[_DATA_BYTES:].strip()
     lines = (line for line in event.split(b"\n") if line.startswith(_DATA))
-    return b"\n".join(line[len(_DATA) :].strip() for line in lines)
+    return b"\n".join(line[_DATA_BYTES:].strip() for line in lines)
 
 
 def with_service_tier(event: bytes, tier: str) -> bytes:
