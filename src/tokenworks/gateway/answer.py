@@ -173,7 +173,8 @@ class Answers:
         if ended_ns is None:
             ended_ns = self.clock.now_ns()
         receipt = await delivery.settle(outcome)
-        self.metrics.settle(order, outcome, receipt, ended_ns, self.clock.now_ns())
+        durable_ns = self.clock.now_ns()
+        self.metrics.tallies.count(order, outcome, receipt, ended_ns, durable_ns)
         return receipt
 
     def order(

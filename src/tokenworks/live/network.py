@@ -118,6 +118,7 @@ class WorkerStream:
             connection.resume()  # before the sink gets anything: it may pause it again
         self._flush()
         if connection is None:
+            self._sink = None  # as in ``_on_end``
             sink.ended(None if self._failure is None else WorkerFailed(self._failure))
 
     def pause(self) -> None:
