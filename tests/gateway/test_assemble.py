@@ -16,18 +16,39 @@ from tokenworks.core.errors import WorkerFailed
 from tokenworks.core.slo import Tier
 from tokenworks.gateway.assemble import Assembler
 from tokenworks.gateway.chat import ChatWriter
-from tokenworks.gateway.event_stream import payload
+from tokenworks.gateway.event_stream import EventStream, payload
 from tokenworks.gateway.openai_errors import OpenAIErrors
 
 
-def assembled(*events: bytes) -> dict[str, Any]:
+def each_read(*batches: bytes) -> Assembler:
+    """What an assembler makes of events that are read one by one."""
     assembler = Assembler()
-    for each in events:
-        assembler.add(each)
+    for each in b"".join(batches).split(b"\n\n"):
+        assembler.event(each)
     assembler.close()
+    return assembler
+
+
+def assembled(*events: bytes) -> dict[str, Any]:
+    assembler = each_read(*events)
     return msgspec.json.decode(
         ChatWriter(OpenAIErrors(), include_usage=False).whole(assembler.completion(), Tier.HIGH)
     )
+
+
+def streamed(*reads: bytes) -> Assembler:
+    """What an event stream has an assembler take, and what it held back."""
+    assembler = Assembler()
+    stream = EventStream(assembler)
+    for read in reads:
+        stream.feed(read)
+        stream.feed(b"")
+    if stream.failure is not None:
+        raise stream.failure
+    for held in [*stream.held, stream.usage_event or b""]:
+        assembler.event(held)
+    assembler.close()
+    return assembler
 
 
 def message(*events: bytes) -> Any:
@@ -232,25 +253,71 @@ def test_texts_add_up_however_they_come(texts: list[str], name: str, data: st.Da
         begun += size
     said = message(*batches)
     assert said.get(name) == "".join(texts) + ("x" if name == "content" else "")
+    (choice,) = streamed(*batches).completion()["choices"]  # type: ignore[misc, str-unpack]
+    assert choice["message"] == said
 
 
 def test_a_long_answer_is_read_meanwhile() -> None:
-    assembler, said = Assembler(), token("a") * 100
-    for _ in range(50):
-        assembler.add(said)
-    with pytest.raises(WorkerFailed, match="chunk"):
-        assembler.add(b"data: []\n\n" + token("a") * 1_000)
     assembler = Assembler()
-    for _ in range(50):
-        assembler.add(said)
-    assembler.close()
-    whole: Any = assembler.completion()
-    assert whole["choices"][0]["message"]["content"] == "a" * 5_000
+    for _ in range(500):
+        assembler.event(token("a"))
+    with pytest.raises(WorkerFailed, match="chunk"):
+        assembler.event(b"data: [" + b" " * 70_000 + b"]")
 
 
 def test_a_text_that_is_no_json_is_the_workers_fault() -> None:
-    assembler = Assembler()
     odd = token("b").replace(b'"b"', b'"\\x"')
-    assembler.add(token("a") + odd + odd)
+    with pytest.raises(WorkerFailed, match="chunk"):
+        each_read(token("a"), odd)
     with pytest.raises(WorkerFailed, match="text"):
-        assembler.close()
+        streamed(token("a"), odd + odd, STOP)
+
+
+LOGPROBS = event(
+    {
+        "id": "c",
+        "model": None,
+        "choices": [
+            {
+                "index": 0,
+                "delta": {"content": "p"},
+                "finish_reason": None,
+                "logprobs": {"content": [{"token": "p", "logprob": -1.5}]},
+            }
+        ],
+    }
+)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        ROLE,
+        b": ping\n\n",
+        LOGPROBS * 3,
+        chunk({"content": "b", "reasoning_content": "c"}) * 3,
+        chunk({"tool_calls": [{"index": 0, "function": {"arguments": "{"}}]}),
+        chunk({"reasoning_content": "c"}) * 2,
+        chunk({"name": "n"}) * 2,
+        event({"choices": [{"index": 1, "delta": {"content": "z"}, "finish_reason": None}]}) * 2,
+    ],
+)
+def test_texts_that_were_cut_out_add_up_as_their_events_do(odd: bytes) -> None:
+    reads = (ROLE, token("a"), token("b") * 20, odd, token("c") + token("d"), odd, token("e"))
+    plain = each_read(*reads, STOP)
+    assert streamed(*reads, STOP).completion() == plain.completion()
+    assert streamed(b"".join((*reads, STOP))).completion() == plain.completion()
+
+
+def test_a_long_answer_that_is_cut_up_is_read_meanwhile() -> None:
+    assembler = Assembler()
+    stream = EventStream(assembler)
+    stream.feed(token("a") + token("x" * 70_000) + token("b").replace(b'"b"', b'"\\x"'))
+    stream.feed(chunk({"content": "y" * 70_000, "name": "n"}))
+    assert stream.failure is not None
+    assert "text" in str(stream.failure)
+
+
+def test_an_answer_may_end_with_its_last_text() -> None:
+    whole: Any = streamed(token("a"), token("b"), b"data: [DONE]\n\n").completion()
+    assert whole["choices"][0]["message"]["content"] == "ab"

@@ -64,14 +64,15 @@ def events(raw: bytes) -> list[dict[str, Any]]:
 
 def said(*chunks: bytes, thinking: Thinking = SILENT) -> tuple[list[dict[str, Any]], Any]:
     """The events that a stream's caller gets, and the message that another gets."""
-    answer, stream, assembler = MessagesAnswer("req_1", "m", thinking), EventStream(), Assembler()
+    answer, assembler = MessagesAnswer("req_1", "m", thinking), Assembler()
+    stream = EventStream(assembler)
     raw = b""
     for each in (*chunks, USAGE):
         ready = stream.feed(each)
         raw += answer.forward(ready)
-        assembler.add(ready)
     raw += answer.closing(stream, Tier.PREMIUM)
-    assembler.add(b"\n\n".join([*stream.held, stream.usage_event or b""]))
+    for held in [*stream.held, stream.usage_event or b""]:
+        assembler.event(held)
     assembler.close()
     completion = assembler.completion()
     whole = MessagesAnswer("req_1", "m", thinking)

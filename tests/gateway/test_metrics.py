@@ -59,7 +59,7 @@ def settle(
         worker=WorkerID("w"),
     )
     outcome = Outcome(usage=usage, measured=measured, ending=ending)
-    metrics.settle(ORDER, outcome, receipt, 1_130 * MS, 1_131 * MS)
+    metrics.tallies.count(ORDER, outcome, receipt, 1_130 * MS, 1_131 * MS)
 
 
 def value(metrics: GatewayMetrics, name: str, **labels: str) -> float | None:

@@ -173,7 +173,8 @@ class Answers:
         if ended_ns is None:
             ended_ns = self.clock.now_ns()
         receipt = await delivery.settle(outcome)
-        self.metrics.settle(order, outcome, receipt, ended_ns, self.clock.now_ns())
+        durable_ns = self.clock.now_ns()
+        self.metrics.tallies.count(order, outcome, receipt, ended_ns, durable_ns)
         return receipt
 
     def order(
@@ -273,9 +274,9 @@ class Answer:
     ) -> None:
         self._callers = callers
         self._answers, self._order, self._writer, self._exchange = answers, order, writer, exchange
-        self._events = EventStream()
-        self._meter = Meter(order.arrived_ns)
         self._assembler = None if stream else Assembler()
+        self._events = EventStream(self._assembler)
+        self._meter = Meter(order.arrived_ns)
         self._delivery: Delivery | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._over = False
@@ -377,10 +378,9 @@ class Answer:
                 self._meter.tokens_sent(now_ns)
             if events.finished:
                 self._meter.ended(now_ns)
-        if ready:
-            if self._assembler is not None:
-                self._assembler.add(ready)
-            elif written := self._writer.forward(ready):
+        if ready and self._assembler is None:
+            written = self._writer.forward(ready)
+            if written:
                 if not self._exchange.status:
                     self._begin()
                 self._exchange.write(written)
@@ -450,7 +450,10 @@ def missing(events: EventStream, assembler: Assembler | None) -> Exception | Non
         )
     if assembler is not None:
         try:
-            assembler.add(b"\n\n".join([*events.held, events.usage_event or b""]))
+            for event in events.held:
+                assembler.event(event)
+            if events.usage_event is not None:
+                assembler.event(events.usage_event)
             assembler.close()
         except WorkerFailed as failure:
             return failure

@@ -48,6 +48,8 @@ MODELS: Final = "/v1/models"
 _POST: Final = {"POST": None}.keys()
 _OPENAI: Final = OpenAIErrors()
 _ANTHROPIC: Final = Messages()
+_MESSAGES: Final = ("/v1/messages", "/messages")
+"""How paths begin whose errors are worded as Anthropic's."""
 BROKE: Final = "a request to %s broke: %s, to its caller %s"
 
 
@@ -169,7 +171,7 @@ class Gateway:
         head = exchange.head
         assert head is not None
         accepted = self._accepted(exchange)
-        if head.path.removeprefix("/v1").startswith("/messages"):
+        if head.path.startswith(_MESSAGES):
             accepted.errors = _ANTHROPIC
         try:
             if self._passing is not None and not self._routes.is_open(head.path):
@@ -179,11 +181,12 @@ class Gateway:
             found = self._routes.find(head.path)
             if isinstance(found, Route):
                 accepted.errors, accepted.route, keyed = found.errors, found, found.keyed
+                accepted.name = self._routes.name(head.path)
                 allowed, bytes_max = found.handlers.keys(), found.body_bytes_max
             else:
                 accepted.errors, accepted.dialect, keyed = found, found, True
+                accepted.name = head.path
                 allowed, bytes_max = _POST, BODY_BYTES_MAX
-            accepted.name = self._routes.name(head.path)
             check_method(head.path, head.method, allowed)
             if keyed:
                 accepted.key = self._door.admit(exchange, head)
@@ -258,9 +261,11 @@ class Gateway:
         finally:
             self.metrics.open_requests -= 1
             del self.serving[exchange]
+            # Each knows the other, which only the collector of cycles would take apart.
+            answer, accepted.answer = accepted.answer, None
         if failure is None:
             self.metrics.respond(accepted.name, 499 if exchange.gone else exchange.status)
-        elif accepted.answer is not None and accepted.answer.tell(failure):
+        elif answer is not None and answer.tell(failure):
             self.metrics.refuse(failure)
             self.metrics.respond(accepted.name, failure.status)
         elif exchange.status:

@@ -7,23 +7,27 @@ from typing import Final
 import msgspec
 
 from tokenworks.core.errors import WorkerFailed
-from tokenworks.gateway.envelope import EVENT_END, Envelope, envelope_of
+from tokenworks.gateway.envelope import Envelope
 from tokenworks.gateway.event_stream import payload
 
 _WHOLE: Final = ("role", "id", "type", "name")
 """String fields that a chunk gives whole; any other string is a piece to append."""
+_MERGED: Final = ("delta", "index")
+"""Fields of a choice that are not kept as they are."""
 
 UNREAD_BYTES_MAX: Final = 64 * 1024
 """Of events that wait to be read; an answer of a few hundred tokens is read at once."""
 
-Completion = dict[str, object]
+JSONObject = dict[str, object]
+Completion = JSONObject
 """The JSON of a ``chat.completion``."""
 
 
 class Assembler:
     """Collects chunks; ``completion`` gives the object they add up to.
 
-    Events wait until there are many: what they have in common is then cut off all of them at once.
+    It is the ``Taker`` of an ``EventStream``. What it takes waits until the answer has ended, or
+    there is much of it.
     """
 
     __slots__ = (
@@ -32,10 +36,11 @@ class Assembler:
     )
 
     def __init__(self) -> None:
-        self._unread: list[bytes] = []
+        self._unread: list[tuple[Envelope | None, list[bytes]]] = []
+        """Texts with what was around them, or else events."""
         self._unread_bytes = 0
         self._envelope: Envelope | None = None
-        """Of the last event that was a text and nothing else, and whose text that was."""
+        """Of the last event, if it was a text and nothing else, and whose text that was."""
         self._whose: tuple[int, str] = (0, "")
         self._texts: list[bytes] = []
         """Further texts of the same, which have not been put together yet."""
@@ -43,39 +48,55 @@ class Assembler:
         self._choices: dict[int, dict[str, object]] = {}
         self._messages: dict[int, dict[str, object]] = {}
 
-    def add(self, events: bytes) -> None:
-        """Take whole events, without ``[DONE]``; they end with an empty line.
+    def event(self, event: bytes) -> None:
+        """Take one event, not ``[DONE]``; see ``Taker``.
 
         Raises:
-            WorkerFailed: an event is not a chat completion chunk, or one before it was none.
+            WorkerFailed: an event is not a chat completion chunk, this one or one before it.
         """
-        self._unread.append(events)
-        self._unread_bytes += len(events)
+        self._wait(None, [event], len(event))
+
+    def texts(self, envelope: Envelope, texts: list[bytes]) -> None:
+        """Take further texts; see ``Taker``. Raises as ``event`` does."""
+        self._wait(envelope, texts, sum(map(len, texts)))
+
+    def _wait(self, envelope: Envelope | None, parts: list[bytes], size_bytes: int) -> None:
+        self._unread.append((envelope, parts))
+        self._unread_bytes += size_bytes
         if self._unread_bytes > UNREAD_BYTES_MAX:
             self._read_all()
 
     def _read_all(self) -> None:
-        events, self._unread_bytes = b"".join(self._unread), 0
-        self._unread.clear()
-        at = 0
-        while at < len(events):
-            if self._envelope is not None:
-                at, texts = self._envelope.run(events, at)
-                if texts:
-                    self._texts += texts
-                    continue
-            end = events.find(EVENT_END, at)
-            event = events[at:] if end < 0 else events[at:end]
-            at += len(event) + len(EVENT_END)
-            if body := payload(event):
-                self._join()
-                self._read(event, body)
+        unread, self._unread, self._unread_bytes = self._unread, [], 0
+        for envelope, parts in unread:
+            if envelope is None:
+                for event in parts:
+                    self._read(event)
+            else:
+                self._read_texts(envelope, parts)
 
-    def _read(self, event: bytes, body: bytes) -> None:
+    def _read_texts(self, envelope: Envelope, texts: list[bytes]) -> None:
+        """Keep texts for ``_join``, if it is known whose they are; that is learnt of the first."""
+        if envelope is not self._envelope:
+            choices = self._read(envelope.event(texts[0]))
+            self._envelope = envelope if self._learn(choices) else None
+            texts = texts[1:]
+        if self._envelope is not None:
+            self._texts += texts
+            return
+        for text in texts:
+            self._read(envelope.event(text))
+
+    def _read(self, event: bytes) -> list[object]:
+        """Take an event in; its choices, of which a comment has none."""
+        body = payload(event)
+        if not body:
+            return []
+        if self._texts:
+            self._join()
+        self._envelope = None
         try:
-            chunk = _object(msgspec.json.decode(body))
-            self._take(chunk)
-            self._learn(event, chunk)
+            return self._take(_object(msgspec.json.decode(body)))
         except (
             msgspec.DecodeError,
             UnicodeDecodeError,
@@ -92,12 +113,11 @@ class Assembler:
             WorkerFailed: an event is not a chat completion chunk.
         """
         self._read_all()
-        self._join()
+        if self._texts:
+            self._join()
 
     def _join(self) -> None:
         """Put together the texts that wait."""
-        if not self._texts:
-            return
         whole = b"".join(self._texts)
         self._texts.clear()
         try:
@@ -107,31 +127,36 @@ class Assembler:
         index, name = self._whose
         _merge(self._messages[index], {name: text})
 
-    def _learn(self, event: bytes, chunk: dict[str, object]) -> None:
-        """Expect more events like this one, if it is a text and nothing else."""
-        self._envelope = None
-        choices = _list(chunk.get("choices") or [])
+    def _learn(self, choices: list[object]) -> bool:
+        """Whether an event with these choices is a text and nothing else; and whose."""
         choice = _object(choices[0]) if len(choices) == 1 else {}
         delta, index = choice.get("delta"), choice.get("index")
         if isinstance(delta, dict) and len(delta) == 1 and isinstance(index, int):
             ((name, text),) = delta.items()
             if isinstance(text, str) and name not in _WHOLE and not choice.get("logprobs"):
-                self._envelope, self._whose = envelope_of(event), (index, name)
+                self._whose = (index, name)
+                return True
+        return False
 
-    def _take(self, chunk: dict[str, object]) -> None:
+    def _take(self, chunk: JSONObject) -> list[object]:
+        """Take a chunk in; its choices."""
+        choices = _list(chunk.pop("choices", None) or [])
         for name, value in chunk.items():
-            if name != "choices" and value is not None:
+            if value is not None:
                 self._top[name] = value
-        for each in _list(chunk.get("choices") or []):
+        for each in choices:
             choice = _object(each)
             index = choice["index"]
             if not isinstance(index, int):
                 raise TypeError(f"a choice's index is {index!r}")
-            kept = self._choices.setdefault(index, {})
-            self._messages.setdefault(index, {})
-            _merge(self._messages[index], _object(choice.get("delta") or {}))
+            if index not in self._choices:
+                self._choices[index], self._messages[index] = {}, {}
+            delta = choice.get("delta")
+            if delta:
+                _merge(self._messages[index], _object(delta))
+            kept = self._choices[index]
             for name, value in choice.items():
-                if name in ("delta", "index") or value is None:
+                if value is None or name in _MERGED:
                     continue
                 have = kept.get(name)
                 if name == "text" and isinstance(have, str) and isinstance(value, str):
@@ -140,6 +165,7 @@ class Assembler:
                     _merge_logprobs(have, _object(value))
                 else:
                     kept[name] = value
+        return choices
 
     def completion(self) -> Completion:
         """The whole ``chat.completion``, without ``service_tier``; after ``close``."""
@@ -162,7 +188,9 @@ class Assembler:
                     **kept,
                 }
             )
-        top = {k: v for k, v in self._top.items() if k not in ("object", "service_tier")}
+        top = self._top.copy()
+        top.pop("object", None)
+        top.pop("service_tier", None)
         return {**top, "object": "chat.completion", "choices": choices}
 
 

@@ -220,8 +220,8 @@ class _Taker:
 
     def __init__(self, delivery: Delivery, clock: Clock, arrived_ns: int) -> None:
         self._delivery, self._clock = delivery, clock
-        self.events, self.meter = EventStream(), Meter(arrived_ns)
         self._assembler = Assembler()
+        self.events, self.meter = EventStream(self._assembler), Meter(arrived_ns)
         self._bytes = 0
         self._failure: Exception | None = None
         self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -257,14 +257,12 @@ class _Taker:
         if self._bytes > EVENTS_BYTES_MAX:
             raise WorkerFailed(f"A worker's answer has over {EVENTS_BYTES_MAX} bytes.")
         before = self.events.token_events
-        ready = self.events.feed(data)
+        self.events.feed(data)
         now_ns = self._clock.now_ns()
         if self.events.token_events != before:
             self.meter.tokens_sent(now_ns)
         if self.events.finished:
             self.meter.ended(now_ns)
-        if ready:
-            self._assembler.add(ready)
         if self.events.done:
             self._end(None)
 

@@ -462,7 +462,8 @@ class Connection(asyncio.Protocol):
 
     def _read_head(self, raw: bytes) -> None:
         limits = self._server.limits
-        if raw.find(b"\r\n") > limits.target_bytes_max:
+        target_max = limits.target_bytes_max
+        if len(raw) > target_max and raw.find(b"\r\n") > target_max:
             raise HeadTooLarge(f"The request line exceeds {limits.target_bytes_max} bytes.")
         if raw.count(b"\r\n") - 2 > limits.header_fields_max:
             raise HeadTooLarge(f"The request has more than {limits.header_fields_max} headers.")

@@ -33,6 +33,27 @@ class Envelope:
         self._before, self._after = before, after + EVENT_END
         self._between = self._after + before
 
+    def event(self, text: bytes) -> bytes:
+        """The event that has this text, without its end."""
+        return self._before + text + self._after[: -len(EVENT_END)]
+
+    def text(self, event: bytes) -> bytes:
+        """The text of an event, which comes without its end, too."""
+        return event[len(self._before) : len(event) + len(EVENT_END) - len(self._after)]
+
+    def only_text(self, event: bytes) -> bytes:
+        """The text of one event with its end, if it is alike; nothing if it needs a closer look.
+
+        What comes as it is made comes one event at a time.
+        """
+        before, after = self._before, self._after
+        begin, end = len(before), len(event) - len(after)
+        if end <= begin or event[:begin] != before or event[end:] != after:
+            return b""
+        text = event[begin:end]
+        odd = _QUOTE in text or _LINE_FEED in text or text[-1] == _BACKSLASH
+        return b"" if odd else text
+
     def run(self, events: bytes, at: int) -> tuple[int, list[bytes]]:
         """Events one after another that differ in their text alone.
 

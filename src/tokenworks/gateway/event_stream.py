@@ -8,7 +8,7 @@ settled, so that they can name the delivered tier.
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 
@@ -22,6 +22,8 @@ HELD_EVENTS_MAX: Final = 64
 _END: Final = EVENT_END
 _DONE: Final = b"[DONE]"
 _DATA: Final = b"data:"
+_END_BYTES: Final = len(_END)
+_DATA_BYTES: Final = len(_DATA)
 _OBJECT: Final = (b"data: {", b"data:{")
 """How all but a few workers begin their events."""
 
@@ -32,8 +34,23 @@ _LINE_END: Final = re.compile(rb"[\r\n]")
 _fields_decoder: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
+class Taker(Protocol):
+    """Takes what an answer is put together of, in its order."""
+
+    def event(self, event: bytes) -> None:
+        """A whole event without its end, which is to be read."""
+        ...
+
+    def texts(self, envelope: Envelope, texts: list[bytes]) -> None:
+        """At least one text out of events that have all else in common."""
+        ...
+
+
 class EventStream:
     """Cuts a stream into events and keeps the count.
+
+    Args:
+        taker: gets what is for the client now, cut up as it was found.
 
     Attributes:
         token_events: events so far that carried a part of the answer.
@@ -50,6 +67,7 @@ class EventStream:
         "_envelope",
         "_progress",
         "_rest",
+        "_taker",
         "_token_events_at_usage",
         "done",
         "failure",
@@ -60,7 +78,8 @@ class EventStream:
         "usage_event",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, taker: Taker | None = None) -> None:
+        self._taker = taker
         self.token_events = 0
         self.usage: Usage | None = None
         self.held: list[bytes] = []
@@ -80,14 +99,17 @@ class EventStream:
         """
         data = self._rest + data if self._rest else data
         # The common case: every event is a token like the last one that was read.
-        if self._envelope is not None:
-            end, alike = self._envelope.run(data, 0)
-            if end == len(data):
+        envelope = self._envelope
+        if envelope is not None:
+            text, end = envelope.only_text(data), len(data)
+            if text:
+                alike = [text]
+            else:
+                end, alike = envelope.run(data, 0)
+            if alike and (end == len(data) or not _LINE_END.search(data, end)):
                 self.token_events += len(alike)
-                self._rest = b""
-                return data
-            if alike and not _LINE_END.search(data, end):
-                self.token_events += len(alike)
+                if self._taker is not None:
+                    self._taker.texts(envelope, alike)
                 self._keep(data[end:])
                 return data[:end]
         if b"\r" in data:
@@ -96,7 +118,7 @@ class EventStream:
         if last < 0:
             self._keep(data)
             return b""
-        cut = last + len(_END)
+        cut = last + _END_BYTES
         ready = self._sort(data[:cut])
         self._keep(data[cut:])
         return ready
@@ -125,12 +147,14 @@ class EventStream:
                 at, alike = self._envelope.run(ready, at)
                 if alike:
                     self.token_events += len(alike)
+                    if self._taker is not None:
+                        self._taker.texts(self._envelope, alike)
                     forward.append(ready[begun:at])
                     continue
             end = ready.find(_END, at)
             end = size if end < 0 else end  # after three line feeds there may be one more
             event = ready[at:end].strip(b"\n")
-            at = end + len(_END)
+            at = end + _END_BYTES
             try:
                 if self._goes_on(event):
                     forward.append(event + _END)
@@ -144,6 +168,9 @@ class EventStream:
             self.token_events += 1
             if not self.finished:
                 self._envelope = envelope_of(event)
+                if self._taker is not None and self._envelope is not None:
+                    self._taker.texts(self._envelope, [self._envelope.text(event)])
+                    return True
         else:
             body = payload(event)
             if not body:  # a comment, which keeps connections open and says nothing
@@ -168,6 +195,8 @@ class EventStream:
         if self.finished:
             self._envelope = None
             self._hold(event)
+        elif self._taker is not None:
+            self._taker.event(event)
         return not self.finished
 
     def _hold(self, event: bytes) -> None:
@@ -249,10 +278,10 @@ def payload(event: bytes) -> bytes:
     >>> payload(b'event: chunk\ndata: {"id":"x"}'), payload(b": ping")
     (b'{"id":"x"}', b'')
     """
-    if event[: len(_DATA)] == _DATA and b"\n" not in event:
-        return event[len(_DATA) :].strip()
+    if event.startswith(_DATA) and b"\n" not in event:
+        return event[_DATA_BYTES:].strip()
     lines = (line for line in event.split(b"\n") if line.startswith(_DATA))
-    return b"\n".join(line[len(_DATA) :].strip() for line in lines)
+    return b"\n".join(line[_DATA_BYTES:].strip() for line in lines)
 
 
 def with_service_tier(event: bytes, tier: str) -> bytes:

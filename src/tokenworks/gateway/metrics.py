@@ -22,7 +22,7 @@ from prometheus_client.registry import Collector
 from tokenworks.core.errors import QuotaExceeded, TokenworksError
 from tokenworks.core.gauges import Gauges
 from tokenworks.core.ids import PoolID
-from tokenworks.core.orders import TOKEN_CLASSES, Order, Outcome, Receipt
+from tokenworks.core.orders import TOKEN_CLASSES
 from tokenworks.core.units import NANODOLLARS_PER_DOLLAR, NS_PER_S, TOKENS_PER_MTOK
 from tokenworks.gateway.tallies import Buckets, Kind, Tallies, Tally
 
@@ -69,12 +69,6 @@ class GatewayMetrics(Collector):
     def watch(self, gauges: Callable[[], Gauges]) -> None:
         """Show what a factory has, too, as this says when it is asked."""
         self._gauges = gauges
-
-    def settle(
-        self, order: Order, outcome: Outcome, receipt: Receipt, ended_ns: int, durable_ns: int
-    ) -> None:
-        """Count one settled answer; see ``Tallies.count``."""
-        self.tallies.count(order, outcome, receipt, ended_ns, durable_ns)
 
     def respond(self, route: str, status: int) -> None:
         """Count a response; ``route`` is one of the gateway's, or ``other``."""

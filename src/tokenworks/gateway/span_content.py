@@ -109,7 +109,8 @@ class AnswerContent:
     __slots__ = ("_assembler", "_events", "_lost", "_size_bytes")
 
     def __init__(self) -> None:
-        self._events, self._assembler = EventStream(), Assembler()
+        self._assembler = Assembler()
+        self._events = EventStream(self._assembler)
         self._size_bytes, self._lost = 0, False
 
     def add(self, data: bytes) -> None:
@@ -119,7 +120,7 @@ class AnswerContent:
         if self._lost or self._events.done:
             return
         try:
-            self._assembler.add(self._events.feed(data))
+            self._events.feed(data)
         except WorkerFailed:
             self._lost = True
 
@@ -128,7 +129,8 @@ class AnswerContent:
         if self._lost or self._events.failure is not None:
             return {"tokenworks.content.left_out_bytes": self._size_bytes}
         try:
-            self._assembler.add(b"\n\n".join(self._events.held))
+            for event in self._events.held:
+                self._assembler.event(event)
             self._assembler.close()
             said = msgspec.convert(self._assembler.completion(), _Said)
         except (WorkerFailed, msgspec.MsgspecError):

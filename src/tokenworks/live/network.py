@@ -88,7 +88,7 @@ class WorkerStream:
             if self._failure is not None:
                 raise WorkerFailed(self._failure)
             await self._more()
-        data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+        data = b"".join(self._chunks)
         self._chunks.clear()
         self._size_bytes = 0
         if self._connection is not None:
@@ -118,6 +118,7 @@ class WorkerStream:
             connection.resume()  # before the sink gets anything: it may pause it again
         self._flush()
         if connection is None:
+            self._sink = None  # as in ``_on_end``
             sink.ended(None if self._failure is None else WorkerFailed(self._failure))
 
     def pause(self) -> None:
@@ -180,7 +181,7 @@ class WorkerStream:
 
     def _flush(self) -> None:
         if self._chunks and self._sink is not None:
-            data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+            data = b"".join(self._chunks)
             self._chunks.clear()
             self._size_bytes = 0
             self._sink.data(data)
@@ -314,12 +315,11 @@ class _Connection(asyncio.Protocol):
     def _hand_on(self) -> None:
         """Give the stream what came for it, and stop reading when too many bytes wait."""
         parts = self._parts
-        data = parts[0] if len(parts) == 1 else b"".join(parts)
+        data = b"".join(parts)
         parts.clear()
-        if self._stream is not None:
-            unread_bytes = self._stream._on_body(data)  # noqa: SLF001
-            if unread_bytes > STREAM_BYTES_HIGH:
-                self.pause()
+        stream = self._stream
+        if stream is not None and stream._on_body(data) > STREAM_BYTES_HIGH:  # noqa: SLF001
+            self.pause()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The other side closed, or we did."""
