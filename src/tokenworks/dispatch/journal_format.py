@@ -135,15 +135,14 @@ def event_records(told: Iterable[tuple[int, Event, list[Command]]]) -> bytes:
         told: when each was told, the event and the answer.
     """
     parts: list[bytes] = []
-    add, encode, frame, checksum = parts.append, _ENCODER.encode, _FRAME.pack, _checksum
     for now_ns, event, commands in told:
-        payload = b"E" + encode((now_ns, event))
+        payload = b"E" + _ENCODER.encode((now_ns, event))
         length = len(payload)
         assert length <= EVENT_BYTES_MAX, (event, length)
-        add(frame(length, checksum(payload, length)))
-        add(payload)
+        parts.append(_FRAME.pack(length, _checksum(payload, length)))
+        parts.append(payload)
         # Two of three events of a request lead to none.
-        add(_commands_record(commands) if commands else _NO_COMMANDS)
+        parts.append(_commands_record(commands) if commands else _NO_COMMANDS)
     return b"".join(parts)
 
 
