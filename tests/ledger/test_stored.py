@@ -15,6 +15,7 @@ def test_what_is_admitted_is_fresh_once() -> None:
     assert stored.admit(entries) == entries
     assert stored.admit(entries) == []
     assert stored.open_holds() == list(made.open_holds())
+    assert stored.open_count == len(made.open_holds())
 
 
 def test_a_repeat_within_one_append_is_fresh_once() -> None:

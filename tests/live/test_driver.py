@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import hashlib
 import itertools
 import pathlib
@@ -46,7 +47,7 @@ from tokenworks.core.slo import Measured, Tier
 from tokenworks.core.units import NS_PER_HOUR, NS_PER_MS, NS_PER_S
 from tokenworks.ledger.entries import Reserved
 from tokenworks.live import driver as driver_module
-from tokenworks.live.flights import LiveDelivery
+from tokenworks.live.flights import Flight, LiveDelivery
 from tokenworks.live.network import WorkerClient
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
@@ -538,6 +539,30 @@ def test_leaving_crosses_with_a_worker_that_goes_down(
         assert opening.cancelled()
         assert not again.waiting()
         assert [entry.reason for entry in world.voided] == ["withdrawn"]
+
+    live(test)
+
+
+def test_a_settled_answer_is_gone_without_the_collector_of_cycles(
+    live: Callable[..., None],
+) -> None:
+    async def test(world: World) -> None:
+        client = world.up()
+        gc.collect()
+        gc.disable()
+        try:
+            delivery, stream = await world.answering(client)
+            stream.end()
+            assert flights()
+            await delivery.settle(outcome())
+            del delivery
+            await settle_down()
+            assert not flights()
+        finally:
+            gc.enable()
+
+    def flights() -> list[object]:
+        return [each for each in gc.get_objects() if isinstance(each, Flight)]
 
     live(test)
 

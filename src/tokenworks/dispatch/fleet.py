@@ -372,9 +372,10 @@ class Fleet:
 
     def _bound(self) -> None:
         """Find the least and the largest load again."""
-        occupied = self._occupied
-        self.load_min = max(0, (occupied & -occupied).bit_length() - 1)
-        self.load_max = max(0, occupied.bit_length() - 1)
+        # Of no workers, both are 0.
+        occupied = self._occupied or 1
+        self.load_min = (occupied & -occupied).bit_length() - 1
+        self.load_max = occupied.bit_length() - 1
 
     def _load_of(self, worker: Worker) -> int:
         # A worker whose slots became fewer may run more than it has.

@@ -29,6 +29,8 @@ EVENT_BYTES_MAX: Final = 1 << 20
 """The largest record but for snapshots, and so the longest tail that a crash can tear."""
 
 _FRAME: Final = struct.Struct("<II")
+_checksum: Final = zlib.crc32
+"""Of a payload, beginning with its length."""
 _SNAPSHOT_BYTES_MAX: Final = 1 << 30
 _DIGEST_BYTES: Final = 8
 _KINDS: Final = b"HSEC"
@@ -124,25 +126,24 @@ def event_records(told: Iterable[tuple[int, Event, list[Command]]]) -> bytes:
         payload = b"E" + _ENCODER.encode((now_ns, event))
         length = len(payload)
         assert length <= EVENT_BYTES_MAX, (event, length)
-        parts += (_FRAME.pack(length, zlib.crc32(payload, length)), payload)
-        if commands:
-            parts.append(_record(b"C" + commands_digest(commands), EVENT_BYTES_MAX))
-        else:  # two of three events of a request lead to none
-            parts.append(_NO_COMMANDS)
+        parts.append(_FRAME.pack(length, _checksum(payload, length)))
+        parts.append(payload)
+        # Two of three events of a request lead to none.
+        parts.append(_commands_record(commands) if commands else _NO_COMMANDS)
     return b"".join(parts)
 
 
-def _checksum(length: int, payload: bytes) -> int:
-    return zlib.crc32(payload, length)
+def _commands_record(commands: list[Command]) -> bytes:
+    return _record(b"C" + commands_digest(commands), EVENT_BYTES_MAX)
 
 
 def _record(payload: bytes, bytes_max: int) -> bytes:
     length = len(payload)
     assert length <= bytes_max, (payload[:1], length)
-    return _FRAME.pack(length, _checksum(length, payload)) + payload
+    return _FRAME.pack(length, _checksum(payload, length)) + payload
 
 
-_NO_COMMANDS: Final = _record(b"C" + commands_digest([]), EVENT_BYTES_MAX)
+_NO_COMMANDS: Final = _commands_record([])
 
 # Reading.
 
@@ -265,7 +266,7 @@ def _payload_at(data: bytes, offset: int) -> bytes | None:
     if length == 0 or start + length > len(data) or data[start] not in _KINDS:
         return None
     payload = data[start : start + length]
-    return payload if _checksum(length, payload) == crc else None
+    return payload if _checksum(payload, length) == crc else None
 
 
 def _is_torn(data: bytes, offset: int) -> bool:

@@ -188,9 +188,7 @@ class Driver:
         # The oldest come first.
         late = itertools.takewhile(lambda each: each.cut_off_ns <= now_ns, self._flights.values())
         for flight in tuple(late):
-            opened = flight.opened
-            if opened.done() and not opened.cancelled() and opened.exception() is None:
-                opened.result().abort()
+            flight.cut_off()
         if self._settled:  # they have a little time to end by themselves
             self._lingering.append((now_s + LINGER_NS_MAX / NS_PER_S, self._settled))
             self._settled = []
@@ -271,8 +269,7 @@ class Driver:
         if self._closed:
             self._bookkeeper.void(order.request, "rejected")
             raise shutting_down()
-        opened: asyncio.Future[LiveDelivery] = asyncio.get_running_loop().create_future()
-        flight = Flight(order, opened, cut_off_ns)
+        flight = Flight(order, asyncio.get_running_loop().create_future(), cut_off_ns)
         self._flights[order.request] = flight
         self.tell(
             Arrived(
@@ -293,10 +290,12 @@ class Driver:
         try:
             if flight.attempt and flight.seat is not None:
                 await self._send_here(flight, flight.seat)
-            return await opened
+            await flight.opened
         except asyncio.CancelledError:
             self._withdraw(flight)
             raise
+        assert flight.delivery is not None, order.request
+        return flight.delivery
 
     def _check_fields(self, order: Order) -> None:
         """Refuse what may make the embedded engine allocate until it dies."""
@@ -333,6 +332,7 @@ class Driver:
             self._landed.set()
         assert flight.delivery is not None, flight.order.request
         self._settled += flight.delivery.streams
+        flight.delivery = None  # it has the flight: neither is to wait for the collector of cycles
         entry = await self._bookkeeper.bill(order.request, outcome, work)
         return Receipt(
             tier_asked=entry.tier_asked,
@@ -603,7 +603,7 @@ class Driver:
             flight.delivery.go_on(stream)
             return
         flight.delivery = LiveDelivery(flight, stream, self.settle)
-        flight.opened.set_result(flight.delivery)
+        flight.opened.set_result(None)
 
     async def _broke_off(self, flight: Flight, seat: Seat, attempt: int, why: str) -> None:
         await asyncio.sleep(BREATHER_NS / NS_PER_S)
@@ -657,9 +657,9 @@ class Driver:
 
     def _withdraw(self, flight: Flight) -> None:
         """Its ``open`` was cancelled, which may have crossed with its beginning or its end."""
-        opened = flight.opened
-        if opened.done() and not opened.cancelled() and opened.exception() is None:
-            opened.result().abort()
+        flight.cut_off()
+        if flight.opened.done() and not flight.opened.cancelled():
+            flight.opened.exception()  # nobody else will take it
         self._leave(flight, "withdrawn")
 
     def _dismiss(self, flight: Flight) -> None:
@@ -667,8 +667,8 @@ class Driver:
         if not flight.opened.done():
             self._leave(flight, "rejected")
             flight.opened.set_exception(shutting_down())
-        elif not flight.opened.cancelled():
-            flight.opened.result().abort()
+        else:
+            flight.cut_off()
 
     def _leave(self, flight: Flight, reason: VoidReason) -> None:
         """Take a request out, wherever it is, unless it has ended."""

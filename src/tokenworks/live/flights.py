@@ -24,7 +24,7 @@ class Flight:
 
     Attributes:
         order: what it asks for.
-        opened: its answer, once a worker has begun one.
+        opened: done once a worker has begun its answer, or none will.
         cut_off_ns: when its answer ends at the latest.
         attempt: the try that is under way or has begun the answer; 0 while no worker has it.
         seat: of the worker that has it, or had it last.
@@ -34,7 +34,7 @@ class Flight:
         kept: what a worker that was told to stop has made of it; None if none was.
         arriving: the dispatcher is being told of it, and ``open`` will send it.
         fetch: what is to be in its worker's cache before it is sent.
-        delivery: its answer; the same as ``opened`` holds.
+        delivery: its answer, from when that has begun until it is settled.
         settled: it was settled.
     """
 
@@ -43,7 +43,7 @@ class Flight:
         *("seat", "sending", "sent_ns", "settled", "worked_ns"),
     )
 
-    def __init__(self, order: Order, opened: asyncio.Future[LiveDelivery], cut_off_ns: int) -> None:
+    def __init__(self, order: Order, opened: asyncio.Future[None], cut_off_ns: int) -> None:
         self.order = order
         self.opened = opened
         self.cut_off_ns = cut_off_ns
@@ -74,6 +74,11 @@ class Flight:
     def awaits(self, attempt: int) -> bool:
         """Whether this try may still begin the answer, or go on with it."""
         return self.attempt == attempt and self.is_open
+
+    def cut_off(self) -> None:
+        """Stop its answer, if that has begun."""
+        if self.delivery is not None:
+            self.delivery.abort()
 
     def drop_attempt(self) -> None:
         """Stop the try under way; whatever it still says comes too late."""

@@ -247,11 +247,9 @@ class GroupCommit:
 
     def _rest_s(self) -> float:
         """From one commit to the next."""
-        own_s = min(max(COMMIT_S_MIN, self.open * self._took_s), COMMIT_S_MAX)
-        if self.writers == 1:
-            return own_s
-        others_s = (self.writers - 1) * (own_s + self._took_s)
-        return min(own_s + others_s, REST_S_MAX)
+        own_s = min(self.open * self._took_s, COMMIT_S_MAX)
+        others_s = (self.writers - 1) * (COMMIT_S_MIN + self._took_s)
+        return max(own_s, min(COMMIT_S_MIN + others_s, REST_S_MAX))
 
     def _take(self) -> list[Batch]:
         """The next batches, no more than fit a block."""
