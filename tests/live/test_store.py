@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -580,6 +580,15 @@ def test_whichever_call_fails_nothing_acknowledged_is_lost(
     while attempt(tmp_path / f"{fails_at}.sqlite", fails_at, for_good=for_good):
         fails_at += 1
     assert fails_at > 40
+
+
+def test_tables_are_made_all_at_once_or_not_at_all(tmp_path: Path) -> None:
+    with closing(SQLiteDatabase(tmp_path / "new.sqlite")) as database:
+        with pytest.raises(LedgerUnavailable, match="already exists"):
+            database.script("CREATE TABLE a (x); CREATE TABLE a (y);")
+        assert database.query("SELECT name FROM sqlite_master") == []
+        database.script("CREATE TABLE a (x); CREATE TABLE b (y);")
+        assert database.query("SELECT name FROM sqlite_master") == [("a",), ("b",)]
 
 
 def test_what_failed_can_be_tried_again(store: SQLStore, run: Callable[..., Any]) -> None:

@@ -33,7 +33,7 @@ class Database(Protocol):
     """The words that it wants in the schema; all other statements are the same."""
 
     def script(self, sql: str) -> None:
-        """Run the schema's statements, which are in its own dialect."""
+        """Run the schema's statements, in its own dialect: all of them or none."""
         ...
 
     def query(self, sql: str, values: Sequence[Value] = ()) -> list[tuple[Any, ...]]:
