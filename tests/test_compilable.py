@@ -11,14 +11,14 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 MODULES: tuple[str, ...] = runpy.run_path(str(ROOT / "requirements" / "compiled.py"))["MODULES"]
-_PAUSES = (ast.Await, ast.Yield, ast.YieldFrom)
+_PAUSES = (ast.Await, ast.Yield, ast.YieldFrom, ast.AsyncFor, ast.AsyncWith)
 _OWN = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 
 
-def pauses(node: ast.AST) -> Iterator[ast.AST]:
-    """Where a function lets others run inside a statement of its own."""
+def pauses(node: ast.AST) -> Iterator[int]:
+    """Lines at which a function lets others run inside a part of its own."""
     if isinstance(node, _PAUSES):
-        yield node
+        yield node.lineno
     if not isinstance(node, _OWN):
         for child in ast.iter_child_nodes(node):
             yield from pauses(child)
@@ -30,7 +30,7 @@ def pauses_in_handlers(text: str) -> list[int]:
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Try):
             for part in (*node.handlers, *node.finalbody):
-                found += [each.lineno for each in pauses(part) if isinstance(each, ast.expr)]
+                found += pauses(part)
     return found
 
 
