@@ -26,7 +26,7 @@ def pauses(node: ast.AST) -> Iterator[int]:
 
 def pauses_in_handlers(text: str) -> list[int]:
     """Lines at which a function waits while it handles an exception."""
-    found = []
+    found: list[int] = []
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Try):
             for part in (*node.handlers, *node.finalbody):
