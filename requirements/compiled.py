@@ -28,10 +28,10 @@ MODULES: Final = (
     *("dispatch/prefix_index", "dispatch/promises", "dispatch/rejections", "dispatch/restricted"),
     *("dispatch/waiting", "dispatch/wakes"),
     *("gateway/answer", "gateway/app", "gateway/assemble", "gateway/chat", "gateway/chat_request"),
-    *("gateway/connection", "gateway/doorkeeper", "gateway/envelope", "gateway/event_stream"),
-    *("gateway/http_body", "gateway/http_head", "gateway/http_io", "gateway/metrics"),
-    *("gateway/own_headers", "gateway/plain_request", "gateway/request_fields"),
-    *("gateway/request_ids", "gateway/tallies"),
+    *("gateway/completions", "gateway/connection", "gateway/doorkeeper", "gateway/envelope"),
+    *("gateway/event_stream", "gateway/http_body", "gateway/http_head", "gateway/http_io"),
+    *("gateway/metrics", "gateway/own_headers", "gateway/plain_request"),
+    *("gateway/request_fields", "gateway/request_ids", "gateway/tallies"),
     *("live/bookkeeper", "live/clock", "live/driver", "live/flights", "live/front"),
     *("live/group_commit", "live/journal", "live/link", "live/network", "live/owner"),
     *("live/quota_leases", "live/seats", "live/worker_body"),
@@ -41,7 +41,7 @@ SETUP: Final = """
 from mypyc.build import mypycify
 from setuptools import setup
 given = {paths!r} + ["--ignore-missing-imports"]
-made = mypycify(given, opt_level="2", debug_level="0", multi_file=True)
+made = mypycify(given, opt_level={level!r}, debug_level="0", multi_file=True)
 setup(name="compiled", ext_modules=made)
 """
 
@@ -52,8 +52,12 @@ def clean(root: Path) -> None:
         built.unlink()
 
 
-def build(root: Path) -> None:
+def build(root: Path, level: str) -> None:
     """Put an extension beside each module.
+
+    Args:
+        root: the folder that has ``tokenworks``.
+        level: of the C compiler's optimisation.
 
     Raises:
         CalledProcessError: mypyc or the C compiler refused; nothing is left of it.
@@ -63,7 +67,7 @@ def build(root: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         shutil.copytree(root / "tokenworks", work / "tokenworks")
-        (work / "setup.py").write_text(SETUP.format(paths=paths))
+        (work / "setup.py").write_text(SETUP.format(paths=paths, level=level))
         command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
         subprocess.run(command, cwd=work, check=True)  # noqa: S603 - the command is ours
         for built in [*work.glob("*.so"), *work.glob("tokenworks/**/*.so")]:
@@ -75,12 +79,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clean", action="store_true", help="remove what was built")
     parser.add_argument("--root", type=Path, default=ROOT, help="the folder that has tokenworks/")
+    parser.add_argument("--level", choices="0123", default="2", help="how much to optimise")
     given = parser.parse_args()
     if given.clean:
         clean(given.root)
         return
     try:
-        build(given.root)
+        build(given.root, given.level)
     except subprocess.CalledProcessError:
         clean(given.root)
         sys.exit("Not compiled: it needs a C compiler (gcc, python3-dev) and the dev extras.")

@@ -11,14 +11,14 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 MODULES: tuple[str, ...] = runpy.run_path(str(ROOT / "requirements" / "compiled.py"))["MODULES"]
-_PAUSES = (ast.Await, ast.Yield, ast.YieldFrom)
+_PAUSES = (ast.Await, ast.Yield, ast.YieldFrom, ast.AsyncFor, ast.AsyncWith)
 _OWN = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 
 
-def pauses(node: ast.AST) -> Iterator[ast.AST]:
-    """Where a function lets others run inside a statement of its own."""
+def pauses(node: ast.AST) -> Iterator[int]:
+    """Lines at which a function lets others run inside a part of its own."""
     if isinstance(node, _PAUSES):
-        yield node
+        yield node.lineno
     if not isinstance(node, _OWN):
         for child in ast.iter_child_nodes(node):
             yield from pauses(child)
@@ -26,11 +26,11 @@ def pauses(node: ast.AST) -> Iterator[ast.AST]:
 
 def pauses_in_handlers(text: str) -> list[int]:
     """Lines at which a function waits while it handles an exception."""
-    found = []
+    found: list[int] = []
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Try):
             for part in (*node.handlers, *node.finalbody):
-                found += [each.lineno for each in pauses(part) if isinstance(each, ast.expr)]
+                found += pauses(part)
     return found
 
 
@@ -55,3 +55,55 @@ async def one():
         await fourth()
 """
     assert pauses_in_handlers(text) == [8, 10]
+
+
+def classes(text: str) -> Iterator[tuple[str, set[str]]]:
+    """A module's classes, and from where, with its name, each of their bases was imported."""
+    tree = ast.parse(text)
+    whence = {
+        each.asname or each.name: f"{node.module}.{each.name}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        for each in node.names
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef):
+            bases = [ast.unparse(base).split("[")[0] for base in node.bases]
+            yield (
+                node.name,
+                {
+                    ".".join([whence.get(head, head), *rest])
+                    for head, *rest in (base.split(".") for base in bases)
+                },
+            )
+
+
+def test_no_class_that_stays_python_inherits_from_one_that_is_compiled() -> None:
+    source = ROOT / "src"
+    compiled = {f"tokenworks/{name}.py" for name in MODULES}
+    of_module = {
+        str(path.relative_to(source)): dict(classes(path.read_text()))
+        for path in source.rglob("*.py")
+    }
+    assert compiled <= of_module.keys()
+    bases_of = {
+        f"{path.removesuffix('.py').replace('/', '.')}.{name}": (path, bases)
+        for path, found in of_module.items()
+        for name, bases in found.items()
+    }
+
+    def is_struct(name: str) -> bool:  # those are made by msgspec, and stay Python's
+        return name == "msgspec.Struct" or any(map(is_struct, bases_of.get(name, ("", ()))[1]))
+
+    built = {name for name, (path, _) in bases_of.items() if path in compiled}
+    assert not [
+        (name, base)
+        for name, (path, bases) in bases_of.items()
+        for base in bases & built
+        if path not in compiled and not is_struct(base)
+    ]
+
+
+def test_such_classes_are_found() -> None:
+    text = "from a.b import C as D\nfrom a import b\nclass E(D[int]): ...\nclass F(b.C): ..."
+    assert list(classes(text)) == [("E", {"a.b.C"}), ("F", {"a.b.C"})]

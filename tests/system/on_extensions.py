@@ -25,12 +25,14 @@ def _is_extension(name: str) -> bool:
 
 @functools.cache
 def _fixed_names(extension: str) -> frozenset[str]:
-    """The ``Final`` constants of an extension's source, and the modules that it imports."""
+    """An extension's functions, classes and ``Final`` constants, and the modules it imports."""
     source = Path(extension).with_name(Path(extension).name.partition(".")[0] + ".py")
     found: set[str] = set()
     for node in ast.parse(source.read_text()).body:
         if isinstance(node, ast.Import):
             found |= {each.asname or each.name for each in node.names}
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
         elif isinstance(node, ast.AnnAssign) and "Final" in ast.unparse(node.annotation):
             found.add(ast.unparse(node.target))
     return frozenset(found)

@@ -200,8 +200,7 @@ class Factory:
                 scaling=None if modelled is None else modelled.scaling,
             )
             self.driver = self._kind_of_driver(on_hung)(parts)
-            self._shelf = stack.enter_context(contextlib.closing(home.open_shelf()))
-            self._batches = self._open_batches(home, stack)
+            self._open_rooms(home, stack)
             self._admin = self._admin_of(home, settings, dates)
             self.gateway = self._gateway(settings)
             self._seat(settings, home, modelled, fast)
@@ -312,11 +311,12 @@ class Factory:
             local_only=wanted == "local",
         )
 
-    @staticmethod
-    def _open_batches(home: Home, stack: contextlib.ExitStack) -> StoredBatches | None:
-        if not home.shares_batches():
-            return None
-        return stack.enter_context(contextlib.closing(home.open_batches()))
+    def _open_rooms(self, home: Home, stack: contextlib.ExitStack) -> None:
+        """What callers keep here: answers that others go on from, and batches where they are."""
+        self._shelf = stack.enter_context(contextlib.closing(home.open_shelf()))
+        self._batches: StoredBatches | None = None
+        if home.shares_batches():
+            self._batches = stack.enter_context(contextlib.closing(home.open_batches()))
 
     def _batch_runner(
         self, batches: StoredBatches, desk: Desk, metrics: GatewayMetrics

@@ -16,6 +16,7 @@ from tokenworks.core.errors import WorkerUnavailable
 from tokenworks.core.gauges import Gauges
 from tokenworks.core.ids import RequestID
 from tokenworks.core.orders import Order
+from tokenworks.core.ports import WorkerPort
 from tokenworks.core.units import NS_PER_MS, NS_PER_S
 from tokenworks.dispatch.commands import Command, Fetch, Offload, Preempt, Reject, Send
 from tokenworks.dispatch.events import Arrived, Event, Failed, Finished, Started, Withdrawn
@@ -55,7 +56,7 @@ class FrontDriver(Driver):
         index: int,
         name: str,
         path: str,
-        reach: Callable[[Seat], WorkerClient],
+        reach: Callable[[Seat], WorkerPort],
         embedded: Callable[[Seat], int],
         text: Callable[[], bytes],
         first_up: asyncio.Event,
@@ -224,6 +225,7 @@ class FrontDriver(Driver):
         seat = self._seats[here.worker]
         if seat.client is not None:
             return
+        client: WorkerPort
         if here.host:
             most = self._embedded(seat)
             client = WorkerClient(here.host, here.port, here.api_key, connections_max=most)
