@@ -322,6 +322,7 @@ class Answer:
         if exchange.gone:
             raise ClientGone
         self._close(last)
+        self._delivery = None  # which knows this, its sink
 
     def tell(self, error: TokenworksError) -> bool:
         """End a stream that has begun with an error event; False if none has begun."""
