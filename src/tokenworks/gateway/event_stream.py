@@ -15,7 +15,7 @@ import msgspec
 from tokenworks.core.errors import WorkerFailed
 from tokenworks.core.orders import MeteredBy, Usage
 from tokenworks.gateway.envelope import EVENT_END, Envelope, envelope_of
-from tokenworks.gateway.worker_chunks import Progress, ToldUsage, decode_chunk
+from tokenworks.gateway.worker_chunks import Progress, decode_chunk
 
 EVENT_BYTES_MAX: Final = 1_000_000
 HELD_EVENTS_MAX: Final = 64
@@ -186,7 +186,8 @@ class EventStream:
             if choice is not None and choice.has_token():
                 self.token_events += 1
             if chunk.usage is not None:
-                self._read_usage(chunk.usage)
+                self.usage = chunk.usage.disjoint()
+                self._token_events_at_usage = self.token_events
                 if choice is None:
                     self.usage_event = event
                     return False
@@ -203,10 +204,6 @@ class EventStream:
         if len(self.held) >= HELD_EVENTS_MAX:
             raise WorkerFailed(f"A worker closed an answer with over {HELD_EVENTS_MAX} events.")
         self.held.append(event)
-
-    def _read_usage(self, found: ToldUsage) -> None:
-        self.usage = found.disjoint()
-        self._token_events_at_usage = self.token_events
 
     def usage_so_far(self) -> Usage:
         """The worker's own figures if it gave them, else what was seen: prompt progress and events.
