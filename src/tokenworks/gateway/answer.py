@@ -450,11 +450,8 @@ def missing(events: EventStream, assembler: Assembler | None) -> Exception | Non
         )
     if assembler is not None:
         try:
-            for event in events.held:
-                assembler.event(event)
-            if events.usage_event is not None:
-                assembler.event(events.usage_event)
-            assembler.close()
+            told = events.usage_event
+            assembler.close(events.held if told is None else [*events.held, told])
         except WorkerFailed as failure:
             return failure
     return None
