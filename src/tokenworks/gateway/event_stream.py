@@ -101,16 +101,14 @@ class EventStream:
         # The common case: every event is a token like the last one that was read.
         envelope = self._envelope
         if envelope is not None:
-            text, end = envelope.only_text(data), len(data)
-            if text:
-                alike = [text]
-            else:
-                end, alike = envelope.run(data, 0)
+            text = envelope.only_text(data)
+            end, alike = (len(data), [text]) if text else envelope.run(data, 0)
             if alike and (end == len(data) or not _LINE_END.search(data, end)):
                 self.token_events += len(alike)
                 if self._taker is not None:
                     self._taker.texts(envelope, alike)
-                self._keep(data[end:])
+                if self._rest or end < len(data):
+                    self._keep(data[end:])
                 return data[:end]
         if b"\r" in data:
             data = data.replace(b"\r\n", b"\n")
