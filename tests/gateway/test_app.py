@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -20,6 +21,7 @@ from tokenworks.core.errors import (
 from tokenworks.core.ids import RequestID
 from tokenworks.core.orders import KeyView
 from tokenworks.core.slo import Tier
+from tokenworks.gateway.answer import Answer
 from tokenworks.gateway.app import Gateway
 from tokenworks.gateway.assemble import Completion
 from tokenworks.gateway.chat import Chat
@@ -269,6 +271,29 @@ def test_open_requests_are_counted(run: Run) -> None:
         return during
 
     assert run(main()) == 1
+
+
+def test_an_answer_leaves_nothing_for_the_collector_of_cycles(run: Run) -> None:
+    def answers() -> int:
+        return sum(isinstance(each, Answer) for each in gc.get_objects())
+
+    async def main() -> int:
+        desk = FakeDesk(answer("a"))
+        caller = ask()
+        await caller.call(Gateway(desk, FakeClock()))
+        assert caller.status == 200
+        desk.deliveries.clear()
+        del caller
+        await asyncio.sleep(0)
+        return answers()
+
+    gc.collect()
+    gc.disable()
+    try:
+        before = answers()
+        assert run(main()) == before
+    finally:
+        gc.enable()
 
 
 class BrokenDesk(FakeDesk):

@@ -25,7 +25,7 @@ def each_read(*batches: bytes) -> Assembler:
     assembler = Assembler()
     for each in b"".join(batches).split(b"\n\n"):
         assembler.event(each)
-    assembler.close()
+    assembler.close([])
     return assembler
 
 
@@ -45,9 +45,7 @@ def streamed(*reads: bytes) -> Assembler:
         stream.feed(b"")
     if stream.failure is not None:
         raise stream.failure
-    for held in [*stream.held, stream.usage_event or b""]:
-        assembler.event(held)
-    assembler.close()
+    assembler.close([*stream.held, stream.usage_event or b""])
     return assembler
 
 

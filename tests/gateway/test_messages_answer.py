@@ -71,9 +71,7 @@ def said(*chunks: bytes, thinking: Thinking = SILENT) -> tuple[list[dict[str, An
         ready = stream.feed(each)
         raw += answer.forward(ready)
     raw += answer.closing(stream, Tier.PREMIUM)
-    for held in [*stream.held, stream.usage_event or b""]:
-        assembler.event(held)
-    assembler.close()
+    assembler.close([*stream.held, stream.usage_event or b""])
     completion = assembler.completion()
     whole = MessagesAnswer("req_1", "m", thinking)
     return events(raw), json.loads(whole.whole(completion, Tier.PREMIUM))

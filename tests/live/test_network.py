@@ -8,6 +8,7 @@ import errno
 import json
 import os
 import socket
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -430,6 +431,40 @@ def test_interim_answers_are_skipped(run: Callable[[Awaitable[None]], None]) -> 
         async with raw(answer) as client:
             stream = await client.post_stream(PATH, BODY)
             assert (stream.status, await stream.read_all()) == (200, b"ok")
+
+    run(main())
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_stream_that_has_ended_does_not_keep_what_took_it(
+    run: Callable[[Awaitable[None]], None], whole: bool
+) -> None:
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+
+    class Taken:
+        def __init__(self) -> None:
+            self.over = asyncio.Event()
+
+        def data(self, data: bytes) -> None:
+            assert data == b"ok"
+
+        def ended(self, failure: WorkerFailed | None) -> None:
+            assert failure is None
+            self.over.set()
+
+    async def main() -> None:
+        async with raw(answer if whole else answer[:-2]) as client:
+            stream = await client.post_stream(PATH, BODY)
+            sink = Taken()
+            (connection,) = client._open
+            stream.pipe(sink)
+            assert sink.over.is_set() == whole
+            if not whole:
+                connection.data_received(b"ok")
+            assert sink.over.is_set()
+            gone = weakref.ref(sink)
+            del sink
+            assert gone() is None
 
     run(main())
 

@@ -26,7 +26,7 @@ from tokenworks.gateway.doorkeeper import models_for
 from tokenworks.gateway.event_stream import EventStream
 from tokenworks.gateway.http_io import JSON, ClientGone, Headers, check_json
 from tokenworks.gateway.metrics import GatewayMetrics
-from tokenworks.gateway.own_headers import READ, OwnHeaders, own_headers
+from tokenworks.gateway.own_headers import NOTHING_SAID, READ, OwnHeaders, own_headers
 from tokenworks.gateway.request_ids import id_headers
 from tokenworks.gateway.routes import AnyDialect
 
@@ -123,7 +123,9 @@ class Answers:
         assert head is not None
         check_json(head)
         arrived_ns = self.clock.now_ns()
-        own = own_headers(head.headers() if head.has(*READ) else [], key.labels)
+        own = NOTHING_SAID
+        if key.labels or head.has(*READ):
+            own = own_headers(head.headers(), key.labels)
         asked = dialect.read(exchange.body, key, own, self.output_default(key))
         exchange.body = b""
         order = self.order(asked, key, arrived_ns, own, request, dialect.path)
@@ -322,6 +324,7 @@ class Answer:
         if exchange.gone:
             raise ClientGone
         self._close(last)
+        self._delivery = None  # which knows this, its sink
 
     def tell(self, error: TokenworksError) -> bool:
         """End a stream that has begun with an error event; False if none has begun."""
@@ -450,11 +453,8 @@ def missing(events: EventStream, assembler: Assembler | None) -> Exception | Non
         )
     if assembler is not None:
         try:
-            for event in events.held:
-                assembler.event(event)
-            if events.usage_event is not None:
-                assembler.event(events.usage_event)
-            assembler.close()
+            told = events.usage_event
+            assembler.close(events.held if told is None else [*events.held, told])
         except WorkerFailed as failure:
             return failure
     return None

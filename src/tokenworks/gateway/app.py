@@ -187,7 +187,8 @@ class Gateway:
                 accepted.errors, accepted.dialect, keyed = found, found, True
                 accepted.name = head.path
                 allowed, bytes_max = _POST, BODY_BYTES_MAX
-            check_method(head.path, head.method, allowed)
+            if head.method not in allowed:
+                check_method(head.path, head.method, allowed)
             if keyed:
                 accepted.key = self._door.admit(exchange, head)
             takes = None if accepted.route is None else accepted.route.takes

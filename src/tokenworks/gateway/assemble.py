@@ -106,13 +106,15 @@ class Assembler:
         ) as error:
             raise WorkerFailed(f"A worker's chunk cannot be read: {error}.") from error
 
-    def close(self) -> None:
-        """Put together all that waits.
+    def close(self, last: list[bytes]) -> None:
+        """Put together all that waits, and the last events, without ``[DONE]``.
 
         Raises:
             WorkerFailed: an event is not a chat completion chunk.
         """
         self._read_all()
+        for event in last:
+            self._read(event)
         if self._texts:
             self._join()
 

@@ -407,18 +407,14 @@ class Connection(asyncio.Protocol):
         """Go as far as what has come allows."""
         self._advancing = True
         try:
-            while self._buffer and self._is_free and self._step():
-                pass
+            # Nothing is read ahead of what is being served, nor for who takes no answers.
+            while self._buffer and not (self._serving or self._closing or self._withheld):
+                if self._paused_s is not None or not self._step():
+                    break
         except TokenworksError as error:
             self._refuse(error)
         finally:
             self._advancing = False
-
-    @property
-    def _is_free(self) -> bool:
-        """Whether more can be read: nothing is being served, and answers are taken."""
-        idle = not (self._serving or self._closing or self._withheld)
-        return idle and self._paused_s is None
 
     def _step(self) -> bool:
         """Whether what has come was enough for a step."""

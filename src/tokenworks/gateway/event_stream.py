@@ -15,7 +15,7 @@ import msgspec
 from tokenworks.core.errors import WorkerFailed
 from tokenworks.core.orders import MeteredBy, Usage
 from tokenworks.gateway.envelope import EVENT_END, Envelope, envelope_of
-from tokenworks.gateway.worker_chunks import Progress, ToldUsage, decode_chunk
+from tokenworks.gateway.worker_chunks import Progress, decode_chunk
 
 EVENT_BYTES_MAX: Final = 1_000_000
 HELD_EVENTS_MAX: Final = 64
@@ -101,16 +101,14 @@ class EventStream:
         # The common case: every event is a token like the last one that was read.
         envelope = self._envelope
         if envelope is not None:
-            text, end = envelope.only_text(data), len(data)
-            if text:
-                alike = [text]
-            else:
-                end, alike = envelope.run(data, 0)
+            text = envelope.only_text(data)
+            end, alike = (len(data), [text]) if text else envelope.run(data, 0)
             if alike and (end == len(data) or not _LINE_END.search(data, end)):
                 self.token_events += len(alike)
                 if self._taker is not None:
                     self._taker.texts(envelope, alike)
-                self._keep(data[end:])
+                if self._rest or end < len(data):
+                    self._keep(data[end:])
                 return data[:end]
         if b"\r" in data:
             data = data.replace(b"\r\n", b"\n")
@@ -186,7 +184,8 @@ class EventStream:
             if choice is not None and choice.has_token():
                 self.token_events += 1
             if chunk.usage is not None:
-                self._read_usage(chunk.usage)
+                self.usage = chunk.usage.disjoint()
+                self._token_events_at_usage = self.token_events
                 if choice is None:
                     self.usage_event = event
                     return False
@@ -203,10 +202,6 @@ class EventStream:
         if len(self.held) >= HELD_EVENTS_MAX:
             raise WorkerFailed(f"A worker closed an answer with over {HELD_EVENTS_MAX} events.")
         self.held.append(event)
-
-    def _read_usage(self, found: ToldUsage) -> None:
-        self.usage = found.disjoint()
-        self._token_events_at_usage = self.token_events
 
     def usage_so_far(self) -> Usage:
         """The worker's own figures if it gave them, else what was seen: prompt progress and events.

@@ -157,7 +157,9 @@ def _without_server(target: bytes) -> bytes:
 
 def _target(target: bytes) -> tuple[str, bytes]:
     """Path and query of a request's target."""
-    path, _, query = _without_server(target).partition(b"?")
+    if not target.startswith(b"/"):
+        target = _without_server(target)
+    path, _, query = target.partition(b"?")
     if b"%" in path:
         path = unquote_to_bytes(path)
     return path.decode("utf-8", "replace"), query

@@ -99,7 +99,7 @@ def own_headers(headers: Headers, key_labels: tuple[str, ...]) -> OwnHeaders:
         for name, value in values.items()
     }
     if not (found or key_labels or passed):
-        return _NOTHING
+        return NOTHING_SAID
     agent, run = found.get(AGENT_HEADER), found.get(RUN_HEADER)
     return OwnHeaders(
         agent=None if agent is None else AgentName(agent),
@@ -184,7 +184,7 @@ _PASSED: Final = frozenset({REQUEST_ID, _TRACEPARENT, _TRACESTATE})
 READ: Final = (PREFIX, *(name + b":" for name in sorted(_PASSED)))
 """How the headers that are read here begin."""
 
-_NOTHING: Final = OwnHeaders()
+NOTHING_SAID: Final = OwnHeaders()
 _NO_HINTS: Final = Hints()
 _NAMES: Final = frozenset(
     {

@@ -129,9 +129,7 @@ class AnswerContent:
         if self._lost or self._events.failure is not None:
             return {"tokenworks.content.left_out_bytes": self._size_bytes}
         try:
-            for event in self._events.held:
-                self._assembler.event(event)
-            self._assembler.close()
+            self._assembler.close(self._events.held)
             said = msgspec.convert(self._assembler.completion(), _Said)
         except (WorkerFailed, msgspec.MsgspecError):
             return {"tokenworks.content.left_out_bytes": self._size_bytes}

@@ -192,7 +192,8 @@ class WorkerStream:
             self._failure = failure
         had, self._connection = self._connection, None
         if self._sink is None:
-            self._wake()
+            if self._waiter is not None:
+                self._wake()
         elif had is not None:
             # Whoever keeps the stream does not keep what took the answer.
             sink, self._sink = self._sink, None
