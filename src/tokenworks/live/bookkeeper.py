@@ -138,6 +138,12 @@ class Bookkeeper:
         else:
             await self._keep_now(held)
 
+    async def all_told(self) -> None:
+        """Return once the store has answered every append. One may wait for that."""
+        while self._storing:
+            self._all_told = asyncio.get_running_loop().create_future()
+            await self._all_told
+
     async def _keep_now(self, held: Reserved) -> None:
         """Store a reservation; while that is in trouble nothing starts that could not be billed."""
         stored: asyncio.Future[TokenworksError | None]
@@ -263,9 +269,7 @@ class Bookkeeper:
         self._trouble = None  # so that everything is tried once more
         self._store_again()
         self._keep(self._accrue())
-        while self._storing:
-            self._all_told = asyncio.get_running_loop().create_future()
-            await self._all_told
+        await self.all_told()
         if self._unstored:
             _log.critical("%d ledger entries could not be written", len(self._unstored))
 

@@ -130,9 +130,9 @@ class LiveDelivery:
 
     def pipe(self, sink: Sink) -> None:
         """See ``Delivery``."""
-        self._sink = sink
         seat = self._flight.seat
         if seat is not None and seat.preempts:
+            self._sink = sink
             self.stream.pipe(self)
         else:
             self.stream.pipe(sink)
@@ -171,7 +171,7 @@ class LiveDelivery:
         if self._stopping:
             self._end.append(failure)
         elif failure is not None or not (self._waiting or self._failure or self._next):
-            self._sink.ended(failure)
+            self._end_with(failure)
         else:
             self._drained = True
             self._turn()
@@ -225,12 +225,17 @@ class LiveDelivery:
         assert self._sink is not None
         self._drained = False
         if self._next is None:
-            self._sink.ended(WorkerFailed(self._failure))
+            self._end_with(WorkerFailed(self._failure))
             return
         self.stream, self._next = self._next, None
         if self._paused:
             self.stream.pause()
         self.stream.pipe(self)
+
+    def _end_with(self, failure: WorkerFailed | None) -> None:
+        sink, self._sink = self._sink, None  # it has the answer: neither waits for the collector
+        assert sink is not None
+        sink.ended(failure)
 
 
 def ending_of(flight: Flight, seat: Seat, outcome: Outcome) -> Event:

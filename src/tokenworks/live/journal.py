@@ -31,8 +31,8 @@ FILES_MAX: Final = 16
 _NAME: Final = re.compile(r"journal-(\d{10})\.twj")
 _BUFFER_BYTES: Final = 1 << 16
 _EVENTS_MAX: Final = 128
-"""Events that are encoded together: one by one each would take twice as long, and of many more the
-answers that are under way would have to wait."""
+"""Events that are encoded together: one by one each takes a quarter more, and for many more of them
+the answers that are under way would have to wait."""
 _EVENT_BYTES: Final = 256
 """About what one takes, so that small files do not wait for many."""
 
