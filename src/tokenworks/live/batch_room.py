@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -26,7 +27,11 @@ from tokenworks.core.errors import InvalidRequest, NotFound, QuotaExceeded
 from tokenworks.core.ids import BatchID, FileID, ModelName, RequestID, TenantID
 from tokenworks.core.units import NS_PER_S
 from tokenworks.live.file_room import StoredFiles, on_disk
-from tokenworks.live.sqlite import PRIVATE
+from tokenworks.live.sqlite import PRIVATE, SQLiteDatabase, copy_database
+
+BATCHES: Final = "batches.sqlite"
+FILES: Final = "files"
+"""The database, and the folder of what it lists, wherever they lie."""
 
 BATCHES_MAX: Final = 100
 """Of one tenant that have not ended."""
@@ -79,6 +84,33 @@ class StoredBatches:
         self._database, self._lock = files.database, lock
         self._locked: int | None = None
         self._database.script(_SCHEMA)
+
+    def copy_to(self, folder: Path) -> tuple[int, int]:
+        """Copy everything to a folder that is empty; factories may go on meanwhile.
+
+        The database is of one moment. A file that it lists is never changed, and is missing where
+        its tenant deleted it before its turn came.
+
+        Returns:
+            How many files were copied, and how many were missing.
+
+        Raises:
+            LedgerUnavailable: one of the disks cannot be read or written.
+            LedgerCorrupt: the database is none.
+        """
+        target, copied, missing = folder / BATCHES, 0, 0
+        copy_database(self._database.path, target)
+        with on_disk(folder):
+            target.chmod(PRIVATE)
+            (folder / FILES).mkdir(mode=0o700)
+        with contextlib.closing(SQLiteDatabase(target, create=False)) as copy:
+            listed = [row[0] for row in copy.query("SELECT id FROM files")]
+        for name in listed:
+            if self._files.copy_to(folder / FILES, FileID(name)):
+                copied += 1
+            else:
+                missing += 1
+        return copied, missing
 
     async def create(self, batch: Batch) -> None:
         """See ``BatchRoom``."""

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import shutil
 import threading
 import time
 from collections import Counter
@@ -243,6 +244,20 @@ class StoredFiles:
             f"INSERT INTO files ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)",
             tuple(getattr(file, name) for name in _COLUMNS.split(", ")),
         )
+
+    def copy_to(self, folder: Path, file: FileID) -> bool:
+        """Copy a file to another folder, durably; whether it is there."""
+        with on_disk(folder):
+            try:
+                read = self.path_of(file).open("rb")
+            except FileNotFoundError:
+                return False
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+            with read, os.fdopen(os.open(folder / file, flags, PRIVATE), "wb") as written:
+                shutil.copyfileobj(read, written)
+                written.flush()
+                os.fsync(written.fileno())
+        return True
 
     def path_of(self, file: FileID) -> Path:
         """Where a file is that is listed."""
