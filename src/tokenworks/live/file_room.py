@@ -88,9 +88,8 @@ class StoredUpload:
             if self._descriptor is None:
                 flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
                 self._descriptor = os.open(self.path, flags, PRIVATE)
-            disk = os.fstatvfs(self._descriptor)
-            if data and disk.f_bavail * disk.f_frsize < FREE_BYTES_MIN + len(data):
-                raise OSError(errno.ENOSPC, "the disk is full but for what the ledger needs")
+            if data:
+                check_room(self._descriptor, len(data))
             view = memoryview(data)
             while view:
                 view = view[os.write(self._descriptor, view) :]
@@ -343,6 +342,21 @@ class StoredFiles:
                     return opened.read(size)
             except FileNotFoundError as error:
                 raise NotFound(f"The file {file!r} is gone.", hint="Send it again.") from error
+
+
+def check_room(where: Path | int, size: int) -> None:
+    """Leave the ledger its part of the disk.
+
+    Args:
+        where: a folder, or a file's descriptor.
+        size: bytes that are about to be written there.
+
+    Raises:
+        OSError: they would take of it.
+    """
+    disk = os.statvfs(where)
+    if disk.f_bavail * disk.f_frsize < FREE_BYTES_MIN + size:
+        raise OSError(errno.ENOSPC, "the disk is full but for what the ledger needs")
 
 
 @contextlib.contextmanager

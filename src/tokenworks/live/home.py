@@ -210,7 +210,7 @@ class Home:
             LedgerUnavailable, LedgerCorrupt: see ``StoredFiles``.
         """
         folder = self._batches_folder()
-        files = StoredFiles(SQLiteDatabase(folder / BATCHES), folder / FILES)
+        files = StoredFiles(SQLiteDatabase(folder / BATCHES, shrinks=True), folder / FILES)
         return StoredBatches(files, folder / "batches.lock")
 
     def has_batches(self) -> bool:
