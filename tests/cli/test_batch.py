@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 
 from tests.cli.command_line import data, done, invoke
 from tokenworks.core.batches import Batch, BatchStatus, StoredFile, moved
@@ -12,7 +13,7 @@ from tokenworks.core.ids import BatchID, FileID, KeyID, TenantID
 from tokenworks.live.home import Home
 
 
-def begin(home: Home, name: str, tenant: str) -> None:
+def begin(home: Home, name: str, tenant: str, text: bytes = b"") -> None:
     room = home.open_batches()
     mine, file = TenantID(tenant), FileID(f"file-{name}")
     batch = Batch(
@@ -29,12 +30,13 @@ def begin(home: Home, name: str, tenant: str) -> None:
 
     async def put() -> None:
         upload = room.files.begin(mine)
+        await upload.write(text)
         stored = StoredFile(
             id=file,
             tenant=mine,
             name="in.jsonl",
             purpose="batch",
-            bytes=0,
+            bytes=len(text),
             created_unix_ns=1,
             expires_unix_ns=2,
         )
@@ -67,3 +69,24 @@ def test_batches_are_listed_shown_and_cancelled(home: Home) -> None:
     asyncio.run(room.end(moved(ended, BatchStatus.CANCELLED, 0)))
     room.close()
     assert isinstance(invoke(home, "batch", "cancel", "batch_a").exception, InvalidRequest)
+
+
+def test_a_copy_has_the_batches_and_what_they_read(home: Home, tmp_path: Path) -> None:
+    copy, words = tmp_path / "copy", ("batch", "backup", str(tmp_path / "copy"))
+    refused = invoke(home, *words).exception
+    assert isinstance(refused, InvalidRequest)
+    assert "no batches" in str(refused)
+    home.make()
+    begin(home, "a", "acme", b"{}\n")
+    begin(home, "gone", "acme")
+    (home.path / "files" / "file-gone").unlink()
+    (row,) = data(home, *words)
+    assert row == {"folder": str(copy), "files": 1, "missing": 1}
+    assert "not empty" in str(invoke(home, *words).exception)
+    restored = Home(copy)
+    assert [row["batch"] for row in data(restored, "batch", "list")] == ["batch_gone", "batch_a"]
+    room = restored.open_batches()
+    assert asyncio.run(room.files.read(FileID("file-a"), 0, 10)) == b"{}\n"
+    room.close()
+    modes = {path.stat().st_mode & 0o77 for path in copy.rglob("*") if path.name != "batches.lock"}
+    assert modes == {0}

@@ -6,8 +6,11 @@ import json
 import pathlib
 
 from tests.cli.command_line import data, done, fill, invoke
+from tokenworks.cli.ledger_at import office_at
 from tokenworks.core.errors import InvalidRequest
+from tokenworks.ledger.actions import ActivateBook, ProposeBook
 from tokenworks.live.home import Home, packaged
+from tokenworks.live.office import operator
 
 TEXT = packaged("laptop.toml").read_text()
 LATER = TEXT.replace("effective = 2026-11-24", "effective = 2026-12-24").replace(
@@ -49,6 +52,30 @@ def test_the_factorys_own_books_are_checked_together(home: Home) -> None:
     text = done(home, "prices", "check")
     assert "What changes:" in text
     assert "$7.00" in text
+
+
+def test_books_that_the_admin_api_put_into_force_are_checked_with_them(
+    home: Home, tmp_path: pathlib.Path
+) -> None:
+    dear = LATER.replace("= 7_000_000", "= 7_500_000")
+    with office_at(home, create=True) as office:
+        book = office.propose_book(operator(), ProposeBook(text=dear))["book"]
+        office.activate_book(operator(), ActivateBook(book=str(book), version=0))
+    found = data(home, "prices", "check")
+    assert found["activated"] == [book]
+    assert [row["since"] for row in found["in_force"]] == ["2026-11-24", "2026-12-24"]
+    assert [change["after"] for change in found["changes"]] == ["$7.50"]
+    assert f"{book} was put into force by the admin API." in done(home, "prices", "check")
+    # The same book in the folder is no second one; another of its day is.
+    home.prices.mkdir()
+    home.price_book.write_text(TEXT)
+    (home.prices / "later.toml").write_text(dear)
+    assert data(home, "prices", "check")["findings"] == []
+    (home.prices / "later.toml").write_text(LATER)
+    assert invoke(home, "prices", "check").exit_code == 1
+    own = tmp_path / "own.toml"
+    own.write_text(TEXT)
+    assert data(home, "prices", "check", str(own))["activated"] == []
 
 
 def test_files_that_clash_or_cannot_be_read_are_errors(home: Home, tmp_path: pathlib.Path) -> None:

@@ -122,7 +122,8 @@ class House:
 
     def __init__(self, folder: pathlib.Path, desk: BatchDesk, room: Any = StoredBatches) -> None:
         self.desk, self.clock, self.shelf = desk, FakeClock(), FakeShelf()
-        self.files = StoredFiles(SQLiteDatabase(folder / "batches.sqlite"), folder / "files")
+        database = SQLiteDatabase(folder / "batches.sqlite", shrinks=True)
+        self.files = StoredFiles(database, folder / "files")
         self.batches = room(self.files, folder / "batches.lock")
         answers = Answers(desk, self.clock, GatewayMetrics(), self.shelf)
         self.runner = BatchRunner(

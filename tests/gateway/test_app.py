@@ -130,6 +130,13 @@ def test_wrong_paths(run: Run, path: str) -> None:
         ("DELETE", "/v1/models/foreman", "GET"),
         ("HEAD", CHAT, "POST"),
         ("POST", "/metrics", "GET"),
+        ("PUT", "/v1/responses/resp_1", "GET, DELETE"),
+        ("DELETE", "/v1/responses/resp_1/input_items", "GET"),
+        ("GET", "/v1/responses/resp_1/cancel", "POST"),
+        ("POST", "/v1/files/file-1", "GET, DELETE"),
+        ("DELETE", "/v1/files/file-1/content", "GET"),
+        ("POST", "/v1/batches/batch_1", "GET"),
+        ("GET", "/v1/batches/batch_1/cancel", "POST"),
     ],
 )
 def test_wrong_methods(run: Run, method: str, path: str, allowed: str) -> None:

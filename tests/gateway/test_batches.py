@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import pathlib
 from collections import Counter
 from collections.abc import Callable, Collection, Coroutine, Iterator
@@ -30,7 +31,7 @@ from tokenworks.core.units import NS_PER_S
 from tokenworks.gateway import batch_input, batch_line, batch_runner
 from tokenworks.gateway.batch_runner import ERRAND_AGAIN_NS, RETRY_NS, SWEEP_NS, WORKER_TRIES_MAX
 from tokenworks.ledger.store_port import InDoubt
-from tokenworks.live import batch_room
+from tokenworks.live import batch_room, file_room
 from tokenworks.live.batch_room import StoredBatches
 from tokenworks.live.file_room import StoredFiles
 
@@ -757,6 +758,69 @@ def test_a_batch_that_a_full_disk_does_not_take_is_not_written_at_once_again(
             house.clock.ns += ERRAND_AGAIN_NS
             await house.rounds()
             assert (await client.batches.retrieve(batch.id)).status == "completed"
+
+    run(go())
+
+
+def test_batches_leave_the_ledger_its_part_of_the_disk(
+    run: Run, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk = BatchDesk(answer("x"))
+    house = House(tmp_path, desk)
+    disk = os.statvfs(tmp_path)
+    free = disk.f_bavail * disk.f_frsize
+
+    async def go() -> None:
+        async with house.sdk() as client:
+            batch = await begin(client, [chat_line("a")])
+            await house.batches.lead()
+            await house.round()
+            with monkeypatch.context() as on_full_disk:
+                on_full_disk.setattr(file_room, "FREE_BYTES_MIN", 2 * free)
+                with pytest.raises(LedgerUnavailable, match="but for what the ledger needs"):
+                    await house.round()
+                assert not desk.orders  # what could not be kept is not made
+            (line,) = await house.batches.waiting(BatchID(batch.id), 9)
+            with monkeypatch.context() as on_full_disk:
+                on_full_disk.setattr(file_room, "FREE_BYTES_MIN", 2 * free)
+                with pytest.raises(LedgerUnavailable, match="but for what the ledger needs"):
+                    await house.batches.stage(line, RequestID("r"), b"{}")
+            await house.rounds()
+            assert list(desk.billed.values()) == [1]
+
+    run(go())
+
+
+def test_what_batches_have_left_in_the_database_goes_back_to_the_disk(
+    run: Run, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_room, "SPARE_BYTES", 1 << 18)
+    monkeypatch.setattr(batch_room, "PIECE_BYTES", 1 << 18)
+    long = "x" * 200_000
+    house = House(tmp_path, BatchDesk(answer(long)))
+
+    def pages() -> tuple[int, int]:
+        (((count,),), ((free,),)) = map(
+            house.files.database.query, ("PRAGMA page_count", "PRAGMA freelist_count")
+        )
+        return count, free
+
+    async def go() -> None:
+        async with house.sdk() as client:
+            batch = await begin(client, [chat_line(f"c{n}") for n in range(10)])
+            await house.rounds()
+            (count, free), size = pages(), 4_096
+            assert free * size > 1_000_000  # the answers are in files now
+            house.clock.ns += SWEEP_NS
+            await house.round()
+            assert pages() == (count - free + (1 << 18) // size, (1 << 18) // size)
+            done = await client.batches.retrieve(batch.id)
+            told = await lines_of(client, done.output_file_id)
+            assert len(told) == 10
+            house.clock.ns += SWEEP_NS
+            before = pages()
+            await house.round()
+            assert pages() == before
 
     run(go())
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenworks.core.errors import InvalidRequest
-from tokenworks.gateway.form_fields import PARTS_MAX, form_fields
+from tokenworks.gateway.form_fields import PARTS_MAX, form_fields, names_in
 
 TYPE = b"multipart/form-data; boundary=xyz"
 
@@ -34,9 +34,27 @@ def test_text_among_files() -> None:
     }
 
 
-def test_a_file_may_say_its_name_in_the_other_way() -> None:
-    body = b"--xyz\r\nContent-Disposition: form-data; name=\"f\"; filename*=UTF-8''x\r\n\r\nv\r\n"
-    assert form_fields(TYPE, form(body)) == {}
+@pytest.mark.parametrize(
+    ("said", "names"),
+    [
+        (b'form-data; name="f"', ("f", None)),
+        (b"form-data; name=f; filename=a.wav", ("f", "a.wav")),
+        (b'form-data;name=f;FileName="a b.wav"', ("f", "a b.wav")),
+        (b"form-data; name=f; filename=", ("f", "")),
+        (b'form-data; filename="a; name=x"; name="f"', ("f", "a; name=x")),
+        (b'form-data; name="a; filename=x"', ("a; filename=x", None)),
+        (b'form-data; name="f"; filename="C:\\dir\\"', ("f", "C:\\dir\\")),
+        (b'form-data; name="f"; filename="a\\"b"', ("f", 'a"b')),
+        (b"form-data; name=f; filename*=UTF-8''%C3%A4%20b", ("f", "ä b")),
+        (b"form-data; name=f; filename=a; filename*=UTF-8''b", ("f", "a")),
+        (b"form-data", ("", None)),
+    ],
+)
+def test_names_with_and_without_quotes(said: bytes, names: tuple[str, str | None]) -> None:
+    head = b"\r\nContent-Type: text/plain; name=other\r\nContent-Disposition: " + said
+    assert names_in(head) == names
+    body = form(b"--xyz" + head + b"\r\n\r\nv\r\n")
+    assert form_fields(TYPE, body) == ({names[0]: "v"} if names[0] and names[1] is None else {})
 
 
 def test_a_part_without_a_name_is_passed_over() -> None:

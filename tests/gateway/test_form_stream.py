@@ -47,6 +47,12 @@ def test_byte_by_byte() -> None:
     assert stream.fields == {"purpose": "batch"}
 
 
+def test_a_file_whose_name_has_no_quotes_is_one() -> None:
+    stream, file = read(form(FILE.replace(b'"', b"")))
+    stream.close()
+    assert (file[:4], stream.file_name, stream.fields) == (b"line", "a.jsonl", {})
+
+
 @pytest.mark.parametrize(
     ("body", "said"),
     [

@@ -70,6 +70,11 @@ def test_marks_for_anthropics_cache_are_left_out() -> None:
     assert found.keys() == {"model", "max_tokens", "messages", "tools"}
 
 
+@pytest.mark.parametrize("system", [[], "", None])
+def test_a_system_prompt_of_nothing_is_none(system: object) -> None:
+    assert read(system=system) == read()
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_kept_is_refused(name: str) -> None:
     assert f"`{name}`" in refused(**{name: "eu"})

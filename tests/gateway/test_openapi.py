@@ -48,12 +48,22 @@ def test_every_route_is_in_it_and_no_other(*, admin: bool) -> None:
         own = [told[route.path]] if route.path in told else below
         told_methods = {method for item in own for method in item}
         assert {method.lower() for method in route.handlers} <= told_methods, route.path
+    forms = {form.path.replace("*", "{id}"): form for form in gateway._routes._forms}
+    for path, form in forms.items():
+        assert {method.lower() for method in form.handlers} == set(told[path]), path
     exact = {path for path in told if "{" not in path}
     routes = {*gateway._routes._answers, *gateway._routes._others}
     assert {path for path in routes if not path.endswith("/")} == exact
-    below = {path.partition("{")[0] for path in told if "{" in path}
+    below = {path.partition("{")[0] for path in told if "{" in path and path not in forms}
     assert {path for path in routes if path.endswith("/")} == below
     assert {dialect.path for dialect in DIALECTS} | {RESPONSES_PATH} <= exact
+
+
+def test_a_system_prompt_may_be_an_empty_list() -> None:
+    """As Anthropic's reference has it, which asks for one letter in a block, and for no block."""
+    schemas: Any = document(admin=False)["components"]
+    text, blocks = schemas["schemas"]["MessagesRequest"]["properties"]["system"]["anyOf"]
+    assert (text["type"], blocks["type"], blocks["minItems"]) == ("string", "array", 0)
 
 
 def references(value: Any) -> set[str]:

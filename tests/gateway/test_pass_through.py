@@ -18,6 +18,7 @@ from tokenworks.core.slo import Tier
 from tokenworks.gateway import content_coding, pass_through
 from tokenworks.gateway.app import Gateway
 from tokenworks.gateway.pass_through import ANY_MODEL, UsageWatch, output_limit, prompt_estimate
+from tokenworks.gateway.worker_chunks import nothing_used
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
 JSON = b"application/json"
@@ -209,6 +210,20 @@ def test_a_mistake_of_ours_leaves_nothing_open(run: Run, monkeypatch: pytest.Mon
     assert found.transport.aborted
     assert house.desk.delivery.outcome.ending == "failed"
     assert house.desk.delivery.aborts == 1
+
+
+def test_a_mistake_in_telling_usage_bills_nothing_and_holds_nothing(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(watch: UsageWatch) -> None:
+        raise IndexError("of ours")
+
+    house = House(run, ANSWER)
+    monkeypatch.setattr(UsageWatch, "usage", broken)
+    found = house.ask("/v1/chat/completions")
+    assert found.transport.aborted
+    outcome = house.desk.delivery.outcome
+    assert (outcome.ending, outcome.usage) == ("failed", nothing_used())
 
 
 def test_a_refusal_of_ours_has_the_callers_shape(run: Run) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hmac
 import http.server
 import json
+import socket
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import msgspec
@@ -23,6 +26,7 @@ from tokenworks.live import oidc
 from tokenworks.live.oidc import Issuer, fetch_json
 
 NOW_S = NOW // 10**9
+WAIT_S_MAX = 60
 RSA = RSAKey.generate_key(2048, {"kid": "first"})
 OTHER = RSAKey.generate_key(2048, {"kid": "first"})
 EC = ECKey.generate_key("P-256", {"kid": "ec"})
@@ -48,9 +52,13 @@ class Provider(http.server.ThreadingHTTPServer):
         self.asked: list[str] = []
         self.changes: dict[str, Any] = {}
         self.raw: tuple[int, bytes] | None = None
+        self.goes_on, self.was_asked = threading.Event(), threading.Event()
+        self.goes_on.set()
 
     def answer(self, path: str) -> tuple[int, bytes]:
         self.asked.append(path)
+        self.was_asked.set()
+        assert self.goes_on.wait(WAIT_S_MAX)
         if self.raw is not None:
             return self.raw
         if path == "/keys":
@@ -305,6 +313,69 @@ def test_an_issuer_that_does_not_answer(world: World) -> None:
     world.now_s += oidc.KEYS_KEPT_S
     with pytest.raises(IssuerUnavailable):
         world.who(world.token())
+
+
+def test_an_issuer_that_is_slow_holds_nobody_for_long(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(oidc, "WAIT_S_MAX", 0.05)
+    monkeypatch.setattr(oidc, "JOIN_S_MAX", 0.0)
+    world.provider.goes_on.clear()
+    for _ in range(2):  # who has it asked, and whoever comes meanwhile
+        with pytest.raises(IssuerUnavailable, match="in time") as error:
+            world.who(world.token())
+        assert error.value.retry_after_s == oidc.ASK_AGAIN_S
+    asking = world.issuer._asking
+    assert asking is not None
+    world.provider.goes_on.set()
+    assert asking.wait(WAIT_S_MAX)
+    assert world.who(world.token())  # what came too late serves all the same
+    world.provider.goes_on.clear()
+    world.now_s += oidc.KEYS_FRESH_S + 1
+    for _ in range(2):
+        assert world.who(world.token())  # by the keys of before
+    assert "does not have" in world.refused(world.token(OTHER, header={"kid": "third"}))
+    asking = world.issuer._asking
+    world.provider.goes_on.set()
+    assert asking is not None
+    assert asking.wait(WAIT_S_MAX)
+    assert len(world.provider.asked) == 4  # two questions, whoever comes
+
+
+def test_several_who_come_at_once_wait_for_one_answer(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(oidc, "JOIN_S_MAX", WAIT_S_MAX)
+    world.provider.goes_on.clear()
+    token = world.token()
+    with ThreadPoolExecutor(3) as threads:
+        found = [threads.submit(world.who, token) for _ in range(3)]
+        assert world.provider.was_asked.wait(WAIT_S_MAX)
+        world.provider.goes_on.set()
+        assert len({each.result().actor.id for each in found}) == 1
+    assert len(world.provider.asked) == 2
+
+
+def test_a_head_that_comes_letter_by_letter_is_not_read_to_its_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(oidc, "FETCH_S_MAX", 0.3)
+    over = threading.Event()
+
+    def drip(listening: socket.socket) -> None:
+        connection, _ = listening.accept()
+        with connection, contextlib.suppress(OSError):
+            connection.sendall(b"HTTP/1.1 200 OK\r\nx: ")
+            while not over.wait(0.01):
+                connection.sendall(b"x")
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=drip, args=(listening,))
+        thread.start()
+        with pytest.raises(IssuerUnavailable, match="does not answer"):
+            fetch_json(f"http://127.0.0.1:{listening.getsockname()[1]}/")
+        over.set()
+        thread.join()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -49,7 +50,16 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the package, compiled."""
     if not any(shutil.which(name) for name in ("cc", "gcc", "clang")):
         pytest.skip("there is no C compiler")
-    root = tmp_path_factory.mktemp("compiled")
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent  # all workers of a run have tests of this file, and one copy
+    root, whole = shared / "compiled", shared / "compiled-whole"
+    lock = (shared / "compiled.lock").open("w")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    if whole.exists():
+        lock.close()
+        return root
+    shutil.rmtree(root, ignore_errors=True)
     shutil.copytree(
         ROOT / "src" / "tokenworks", root / "tokenworks", ignore=shutil.ignore_patterns("*.so")
     )
@@ -63,6 +73,8 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    whole.touch()
+    lock.close()
     return root
 
 

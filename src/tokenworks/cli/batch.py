@@ -1,9 +1,10 @@
-"""``tokenworks batch``: list, show and cancel tenants' batches."""
+"""``tokenworks batch``: list, show, cancel and copy tenants' batches."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+from pathlib import Path
 from typing import Any
 
 import click
@@ -11,7 +12,7 @@ import msgspec
 
 from tokenworks.cli.table import show as show_rows
 from tokenworks.core.batches import Batch
-from tokenworks.core.errors import NotFound
+from tokenworks.core.errors import InvalidRequest, NotFound
 from tokenworks.core.ids import TenantID
 from tokenworks.gateway.batches import told
 from tokenworks.live.batch_room import StoredBatches
@@ -21,7 +22,7 @@ from tokenworks.live.home import Home
 
 @click.group()
 def command() -> None:
-    """List, show and cancel tenants' batches, whether the factory runs or not.
+    """List, show, cancel and copy tenants' batches, whether the factory runs or not.
 
     Callers begin them with POST /v1/batches.
     """
@@ -59,6 +60,29 @@ def cancel(home: Home, /, batch: str) -> None:
         cancelled = asyncio.run(room.cancel(found.tenant, found.id, unix_ns))
     assert cancelled is not None, batch
     _print(cancelled)
+
+
+@command.command()
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@click.pass_obj
+def backup(home: Home, /, folder: Path, *, as_json: bool) -> None:
+    """Copy all batches, and the files that they read and write, to FOLDER.
+
+    A factory may go on. A file is missing whose tenant deletes it meanwhile. Copy the ledger first,
+    by `tokenworks ledger backup`: what has ended in this copy and not in that one was not billed,
+    and nothing is billed twice. To restore, put `batches.sqlite` and `files` where they were, with
+    the ledger, before `tokenworks up`.
+    """
+    if not home.has_batches():
+        raise InvalidRequest("There are no batches and files yet.", hint="Compare --home.")
+    if folder.exists() and any(folder.iterdir()):
+        raise InvalidRequest(f"{str(folder)!r} is not empty.", hint="Name another folder.")
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with contextlib.closing(home.open_batches()) as room:
+        files, missing = room.copy_to(folder)
+    row = {"folder": str(folder), "files": files, "missing": missing}
+    show_rows([row], as_json=as_json, empty="")
 
 
 def _open(home: Home) -> StoredBatches:

@@ -98,7 +98,8 @@ def backup(home: Home, file: Path, *, as_json: bool) -> None:
     """Copy the ledger to FILE; a factory may go on writing.
 
     The copy is whole and of one moment. Prove it with `tokenworks ledger verify` in a folder of
-    its own, as `ledger.sqlite`.
+    its own, as `ledger.sqlite`. Tenants' batches and files are not in it: copy them after it, by
+    `tokenworks batch backup`.
     """
     from tokenworks.live.sqlite import copy_database
 

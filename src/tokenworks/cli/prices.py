@@ -48,10 +48,11 @@ def command() -> None:
 def check(home: Home, files: tuple[Path, ...], *, as_json: bool) -> None:
     """Check FILES together, or the factory's own price books.
 
-    Says which book holds when, what changes from one to the next, and what is odd: prices that fall
-    as tiers rise, cached input dearer than input, models that are no longer sold, tiers that would
-    earn less than they have cost until now by the ledger. Exits with 1 if a factory would refuse
-    them.
+    Its own are those in its folder and those that were put into force by the admin API, which are
+    in the ledger. Says which book holds when, what changes from one to the next, and what is odd:
+    prices that fall as tiers rise, cached input dearer than input, models that are no longer sold,
+    tiers that would earn less than they have cost until now by the ledger. Exits with 1 if a
+    factory would refuse them.
     """
     from tokenworks.live.clock import SystemClock
 
@@ -59,16 +60,22 @@ def check(home: Home, files: tuple[Path, ...], *, as_json: bool) -> None:
     books, found = _books(files or _own_files(home))
     if not files and not books and not found:
         books = [home.load_price_book()]
+    activated = [] if files else _activated(home)
+    known = {book.price_id for book in books}
+    books += [book for book in activated if book.price_id not in known]
     if books:
         found += check_books(books, _sold(home), today)
     rows = [msgspec.to_builtins(each) for each in in_force(books)]
     moved = [msgspec.to_builtins(each) for each in changes(books)]
     odd = [msgspec.to_builtins(each) for each in found]
     if as_json:
-        said = {"in_force": rows, "changes": moved, "findings": odd}
+        ids = [book.price_id for book in activated]
+        said = {"in_force": rows, "activated": ids, "changes": moved, "findings": odd}
         click.echo(msgspec.json.format(msgspec.json.encode(said), indent=2))
     else:
         show(rows, as_json=False, empty="No book can be read.")
+        for book in activated:
+            click.echo(f"{book.price_id} was put into force by the admin API.")
         if moved:
             click.echo("\nWhat changes:")
             show(moved, as_json=False, empty="")
@@ -143,6 +150,14 @@ def _books_in_force(home: Home) -> PriceBooks:
         return books
     with ledger_at(home) as store:
         return books.with_texts(store.activated_books())
+
+
+def _activated(home: Home) -> list[PriceBook]:
+    """Those that were put into force by the admin API, in this order."""
+    if not home.has_ledger():
+        return []
+    with ledger_at(home) as store:
+        return [parse_price_book(text) for text in store.activated_books()]
 
 
 def _own_files(home: Home) -> Sequence[Path]:

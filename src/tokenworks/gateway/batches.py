@@ -48,7 +48,8 @@ class Batches:
         """What can be done with batches."""
         return (
             Route(path=BATCHES_PATH, handlers={"GET": self._list, "POST": self._create}),
-            Route(path=BATCHES_PATH + "/", handlers={"GET": self._get, "POST": self._cancel}),
+            Route(path=f"{BATCHES_PATH}/*", handlers={"GET": self._get}),
+            Route(path=f"{BATCHES_PATH}/*/cancel", handlers={"POST": self._cancel}),
         )
 
     @property
@@ -103,10 +104,8 @@ class Batches:
         return _answer(found, batch_id)
 
     async def _cancel(self, request: Request) -> Response:
-        batch_id, _, rest = request.path.removeprefix(BATCHES_PATH + "/").partition("/")
+        batch_id = request.path.removeprefix(BATCHES_PATH + "/").partition("/")[0]
         assert request.key is not None
-        if rest != "cancel":
-            raise NotFound(f"There is no {reprlib.repr(request.path)}.", hint="See /openapi.json.")
         unix_ns = self._clock.unix_ns()
         found = await self._there.cancel(request.key.tenant, BatchID(batch_id), unix_ns)
         return _answer(found, batch_id)

@@ -27,7 +27,6 @@ from tokenworks.core.units import NS_PER_S
 from tokenworks.gateway.chat_fields import JSONObject, wrong
 from tokenworks.gateway.connection import Exchange
 from tokenworks.gateway.form_stream import FormStream
-from tokenworks.gateway.http_io import BODY_BYTES_MAX
 from tokenworks.gateway.routes import Request, Response, Route
 
 FILES_PATH: Final = "/v1/files"
@@ -154,11 +153,8 @@ class Files:
                 body_bytes_max=FILE_BYTES_MAX + FORM_BYTES,
                 takes=self._begin,
             ),
-            Route(
-                path=FILES_PATH + "/",
-                handlers={"GET": self._get, "DELETE": self._delete},
-                body_bytes_max=BODY_BYTES_MAX,
-            ),
+            Route(path=f"{FILES_PATH}/*", handlers={"GET": self._get, "DELETE": self._delete}),
+            Route(path=f"{FILES_PATH}/*/content", handlers={"GET": self._get_content}),
         )
 
     @property
@@ -226,15 +222,18 @@ class Files:
         return page_of([told(file) for file in found], limit)
 
     async def _get(self, request: Request) -> Response:
-        file_id, _, rest = request.path.removeprefix(FILES_PATH + "/").partition("/")
+        return Response(body=msgspec.json.encode(told(await self._named(request))))
+
+    async def _named(self, request: Request) -> StoredFile:
+        file_id = request.path.removeprefix(FILES_PATH + "/").partition("/")[0]
         assert request.key is not None
-        if rest not in ("", "content"):
-            raise NotFound(f"There is no {reprlib.repr(request.path)}.", hint="See /openapi.json.")
         file = await self._there.get(request.key.tenant, FileID(file_id))
         if file is None:
             raise no_file(file_id)
-        if not rest:
-            return Response(body=msgspec.json.encode(told(file)))
+        return file
+
+    async def _get_content(self, request: Request) -> Response:
+        file = await self._named(request)
         name = urllib.parse.quote(file.name)
         named = (b"content-disposition", f"attachment; filename*=UTF-8''{name}".encode())
         return Response(

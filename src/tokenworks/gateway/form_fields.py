@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import urllib.parse
 from typing import Final
 
 from tokenworks.core.errors import InvalidRequest
@@ -11,9 +12,8 @@ PARTS_MAX: Final = 256
 HEAD_BYTES_MAX: Final = 4_096
 TEXT_BYTES_MAX: Final = 64 * 1024
 _BOUNDARY: Final = re.compile(rb'boundary=(?:"([^"]{1,70})"|([^;\s"]{1,70}))', re.IGNORECASE)
-_NAME: Final = re.compile(rb'[;\s]name="([^"]*)"', re.IGNORECASE)
-_FILE_NAME: Final = re.compile(rb'[;\s]filename="([^"\r\n]*)"', re.IGNORECASE)
-_FILE: Final = re.compile(rb"[;\s]filename\*?=", re.IGNORECASE)
+_DISPOSITION: Final = re.compile(rb"(?:^|\r\n)content-disposition:([^\r\n]*)", re.IGNORECASE)
+_PARAMETER: Final = re.compile(rb';\s*([^=;\s"]+)\s*=\s*(?:"((?:\\"|[^"])*)"|([^;\s"]*))')
 
 
 def form_fields(content_type: bytes, body: bytes) -> dict[str, str]:
@@ -43,13 +43,12 @@ def form_fields(content_type: bytes, body: bytes) -> dict[str, str]:
         if head_end < 0:
             raise broken_form("a part's head does not end")
         end = body.find(b"\r\n" + mark, head_end + 2)
-        head = body[at:head_end]
-        name = _NAME.search(head)
-        if name is not None and _FILE.search(head) is None:
+        name, file_name = names_in(body[at:head_end])
+        if name and file_name is None:
             value = body[head_end + 4 : max(end, head_end + 4)]
             if len(value) > TEXT_BYTES_MAX:
                 raise broken_form(f"a field has more than {TEXT_BYTES_MAX} bytes")
-            fields[name[1].decode("utf-8", "replace")] = value.decode("utf-8", "replace")
+            fields[name] = value.decode("utf-8", "replace")
         at = end + 2 if end >= 0 else -1
     raise broken_form(f"it has more than {PARTS_MAX} parts")
 
@@ -69,14 +68,24 @@ def boundary_of(content_type: bytes) -> bytes:
 def names_in(head: bytes) -> tuple[str, str | None]:
     """The name of the field that a part is, and of its file; None if it has none.
 
+    Source: RFC 7578, section 4.2; RFC 2183, section 2: a value may be a token, without quotes.
+
     >>> names_in(b'content-disposition: form-data; name="f"; filename="a.jsonl"')
     ('f', 'a.jsonl')
+    >>> names_in(b"content-disposition: form-data; name=f; filename=a.jsonl")
+    ('f', 'a.jsonl')
     """
-    name, file = _NAME.search(head), _FILE_NAME.search(head)
-    return (
-        "" if name is None else name[1].decode("utf-8", "replace"),
-        None if file is None else file[1].decode("utf-8", "replace"),
-    )
+    line = _DISPOSITION.search(head)
+    named = dict(map(_parameter, _PARAMETER.finditer(b"" if line is None else line[1])))
+    name, file_name, extended = map(named.get, (b"name", b"filename", b"filename*"))
+    if file_name is None and extended is not None:
+        file_name = urllib.parse.unquote(extended.rpartition("'")[2])
+    return name or "", file_name
+
+
+def _parameter(found: re.Match[bytes]) -> tuple[bytes, str]:
+    value: bytes = found[3] if found[2] is None else found[2].replace(b'\\"', b'"')
+    return found[1].lower(), value.decode("utf-8", "replace")
 
 
 def broken_form(why: str) -> InvalidRequest:

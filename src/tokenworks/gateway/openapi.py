@@ -99,7 +99,7 @@ REQUESTS: Final[Mapping[str, JSONObject]] = {
             MESSAGES_MAX,
         ),
         max_tokens={"type": "integer", "minimum": 1, "maximum": OUTPUT_TOKENS_MAX},
-        system=_CONTENT,
+        system={"anyOf": [_TEXT, {**_list(_TEXT_PART), "minItems": 0}]},
         stream=_STREAM,
     ),
     "MessagesCountRequest": _object(

@@ -16,7 +16,7 @@ from typing import Final, Protocol
 import msgspec
 
 from tokenworks.catalogue import factory_config
-from tokenworks.core.errors import ModelNotFound, RouteNotFound, TokenworksError, WorkerFailed
+from tokenworks.core.errors import ModelNotFound, RouteNotFound, WorkerFailed
 from tokenworks.core.ids import ModelName, RequestID
 from tokenworks.core.orders import Ending, KeyView, Order, Outcome, Passing, Usage
 from tokenworks.core.ports import Delivery
@@ -294,16 +294,15 @@ class Passage:
         if exchange.gone:
             await self._settle("disconnected")
             raise ClientGone
-        if self._failure is not None:
-            await self._settle("failed")
-            exchange.break_off()
-            return
         try:
-            await self._settle("done")
-        except TokenworksError:
+            await self._settle("done" if self._failure is None else "failed")
+        except Exception:
             exchange.break_off()
             raise
-        exchange.end()
+        if self._failure is None:
+            exchange.end()
+        else:
+            exchange.break_off()
 
     def data(self, data: bytes) -> None:
         """See ``Sink``."""
@@ -345,6 +344,16 @@ class Passage:
         self.ended(None)
 
     async def _settle(self, ending: Ending) -> None:
+        try:
+            outcome = self._outcome(ending)
+        except Exception:
+            # A mistake of ours: nobody pays for it, and what was held is free again.
+            failed = self._outcome_of(nothing_used(), "failed", None)
+            await self._answers.settle(self._order, self._delivery, failed)
+            raise
+        await self._answers.settle(self._order, self._delivery, outcome)
+
+    def _outcome(self, ending: Ending) -> Outcome:
         told = self._watch.usage()
         usage = self._watch.seen(told) if told is None or ending != "done" else told
         unread = self._decoder
@@ -360,15 +369,15 @@ class Passage:
                 made = -(-unread.coded_bytes // TEXT_BYTES_PER_TOKEN)
                 made = max(usage.output_tokens, min(made, self._order.output_tokens_max))
                 usage = msgspec.structs.replace(usage, output_tokens=made)
-        now_ns = self._answers.clock.now_ns()
-        measured = self._meter.measured(usage.completion_tokens, now_ns)
-        outcome = Outcome(
+        return self._outcome_of(usage, ending, told)
+
+    def _outcome_of(self, usage: Usage, ending: Ending, told: Usage | None) -> Outcome:
+        return Outcome(
             usage=usage,
-            measured=measured,
+            measured=self._meter.measured(usage.completion_tokens, self._answers.clock.now_ns()),
             ending=ending,
             metered_by="gateway" if told is None else "worker",
         )
-        await self._answers.settle(self._order, self._delivery, outcome, now_ns)
 
 
 class UsageWatch:

@@ -120,8 +120,12 @@ class Responses(OpenAIErrors):
 
     def routes(self) -> tuple[Route, ...]:
         """What can be done with responses that were kept."""
-        handlers = {"GET": self._get, "DELETE": self._delete, "POST": self._cancel}
-        return (Route(path=RESPONSES_PATH + "/", handlers=handlers),)
+        one = f"{RESPONSES_PATH}/*"
+        return (
+            Route(path=one, handlers={"GET": self._get, "DELETE": self._delete}),
+            Route(path=f"{one}/input_items", handlers={"GET": self._input}),
+            Route(path=f"{one}/cancel", handlers={"POST": self._cancel}),
+        )
 
     async def _kept(self, tenant: TenantID, response_id: str) -> Kept:
         found = None if self._shelf is None else await self._shelf.get(tenant, KIND, response_id)
@@ -130,20 +134,20 @@ class Responses(OpenAIErrors):
         return _kept.decode(found.data)
 
     async def _get(self, request: Request) -> Response:
-        response_id, _, rest = request.path.removeprefix(RESPONSES_PATH + "/").partition("/")
         assert request.key is not None
-        query = dict(urllib.parse.parse_qsl(request.query.decode("latin-1")))
-        kept = await self._kept(request.key.tenant, response_id)
-        if rest == "input_items":
-            return Response(body=msgspec.json.encode(_page(response_id, kept.items, query)))
-        if rest:
-            raise NotFound(f"There is no {reprlib.repr(request.path)}.", hint="See /openapi.json.")
-        if query.get("stream") == "true":
+        kept = await self._kept(request.key.tenant, _named(request))
+        if _query(request).get("stream") == "true":
             raise InvalidRequest("A kept response is not streamed again.", hint="Leave it out.")
         return Response(body=msgspec.json.encode(kept.response))
 
+    async def _input(self, request: Request) -> Response:
+        assert request.key is not None
+        kept = await self._kept(request.key.tenant, _named(request))
+        page = _page(_named(request), kept.items, _query(request))
+        return Response(body=msgspec.json.encode(page))
+
     async def _delete(self, request: Request) -> Response:
-        response_id = request.path.removeprefix(RESPONSES_PATH + "/")
+        response_id = _named(request)
         assert request.key is not None
         shelf, tenant = self._shelf, request.key.tenant
         if shelf is None or not await shelf.delete(tenant, KIND, response_id):
@@ -153,10 +157,8 @@ class Responses(OpenAIErrors):
 
     async def _cancel(self, request: Request) -> Response:
         """Only what runs in the background can be cancelled, and nothing does."""
-        response_id, _, rest = request.path.removeprefix(RESPONSES_PATH + "/").partition("/")
         assert request.key is not None
-        if rest != "cancel":
-            raise NotFound(f"There is no {reprlib.repr(request.path)}.", hint="See /openapi.json.")
+        response_id = _named(request)
         await self._kept(request.key.tenant, response_id)
         raise InvalidRequest(
             f"{response_id} does not run in the background.",
@@ -202,6 +204,15 @@ class ResponsesWriter:
         data = msgspec.json.encode(Kept(response, self._given.items, turns))
         item = Shelved(id=str(response["id"]), unix_ns=self._unix_ns, data=data)
         self.kept = (KIND, item)
+
+
+def _named(request: Request) -> str:
+    """The response that a path is of."""
+    return request.path.removeprefix(RESPONSES_PATH + "/").partition("/")[0]
+
+
+def _query(request: Request) -> dict[str, str]:
+    return dict(urllib.parse.parse_qsl(request.query.decode("latin-1")))
 
 
 def _no_response(response_id: str) -> NotFound:

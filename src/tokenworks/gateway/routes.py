@@ -70,10 +70,11 @@ AnyDialect = Dialect[Any]
 
 
 class Route(msgspec.Struct, frozen=True, kw_only=True):
-    """One path, or all below one.
+    """One path, or all of one form, or all below one.
 
     Attributes:
-        path: in full; one that ends in a slash stands for all that begin with it, too.
+        path: in full; a ``*`` in it stands for anything but nothing and a slash, and one that ends
+            in a slash for all that begin with it, too.
         handlers: by method.
         keyed: whether a key is needed.
         errors: how its errors are worded.
@@ -103,7 +104,8 @@ class Routes:
 
     def __init__(self, answers: tuple[AnyDialect, ...], others: tuple[Route, ...]) -> None:
         self._answers = {dialect.path: dialect for dialect in answers}
-        self._others = {route.path: route for route in others}
+        self._others = {route.path: route for route in others if "*" not in route.path}
+        self._forms = tuple(route for route in others if "*" in route.path)
         self.open_paths = frozenset(route.path for route in others if not route.keyed)
         self._open_below = tuple(path for path in self.open_paths if path.endswith("/"))
         self._below = sorted(
@@ -111,7 +113,8 @@ class Routes:
             key=lambda route: len(route.path),
             reverse=True,
         )
-        assert len({*self._answers, *self._others}) == len(answers) + len(others), "a path twice"
+        paths = {*self._answers, *(route.path for route in others)}
+        assert len(paths) == len(answers) + len(others), "a path twice"
 
     def is_open(self, path: str) -> bool:
         """Whether a path needs no key of a caller's."""
@@ -125,6 +128,8 @@ class Routes:
         """
         found = self._answers.get(path) or self._others.get(path)
         if found is None:
+            found = next((route for route in self._forms if _is_like(path, route.path)), None)
+        if found is None:
             found = next((route for route in self._below if path.startswith(route.path)), None)
         if found is None:
             raise RouteNotFound(
@@ -135,6 +140,12 @@ class Routes:
     def name(self, path: str) -> str:
         """A path as metrics name it: a closed set."""
         return path if path in self._answers or path in self._others else "other"
+
+
+def _is_like(path: str, form: str) -> bool:
+    start, _, end = form.partition("*")
+    named = path[len(start) : len(path) - len(end)]
+    return "/" not in named and named != "" and path == start + named + end
 
 
 def check_method(path: str, method: str, allowed: Collection[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -25,14 +26,22 @@ from tokenworks.core.batches import (
 from tokenworks.core.errors import InvalidRequest, NotFound, QuotaExceeded
 from tokenworks.core.ids import BatchID, FileID, ModelName, RequestID, TenantID
 from tokenworks.core.units import NS_PER_S
-from tokenworks.live.file_room import StoredFiles, on_disk
-from tokenworks.live.sqlite import PRIVATE
+from tokenworks.live.file_room import StoredFiles, check_room, on_disk
+from tokenworks.live.sqlite import PRIVATE, SQLiteDatabase, copy_database
+
+BATCHES: Final = "batches.sqlite"
+FILES: Final = "files"
+"""The database, and the folder of what it lists, wherever they lie."""
 
 BATCHES_MAX: Final = 100
 """Of one tenant that have not ended."""
 
 KEPT_NS: Final = 90 * 86_400 * NS_PER_S
 """A batch that has ended is kept so long."""
+
+SPARE_BYTES: Final = 16 << 20
+"""Of the database, kept free for answers to come; what is beyond that goes back to the disk."""
+PIECE_BYTES: Final = 64 << 20
 
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS batches (
@@ -80,6 +89,33 @@ class StoredBatches:
         self._locked: int | None = None
         self._database.script(_SCHEMA)
 
+    def copy_to(self, folder: Path) -> tuple[int, int]:
+        """Copy everything to a folder that is empty; factories may go on meanwhile.
+
+        The database is of one moment. A file that it lists is never changed, and is missing where
+        its tenant deleted it before its turn came.
+
+        Returns:
+            How many files were copied, and how many were missing.
+
+        Raises:
+            LedgerUnavailable: one of the disks cannot be read or written.
+            LedgerCorrupt: the database is none.
+        """
+        target, copied, missing = folder / BATCHES, 0, 0
+        copy_database(self._database.path, target)
+        with on_disk(folder):
+            target.chmod(PRIVATE)
+            (folder / FILES).mkdir(mode=0o700)
+        with contextlib.closing(SQLiteDatabase(target, create=False)) as copy:
+            listed = [row[0] for row in copy.query("SELECT id FROM files")]
+        for name in listed:
+            if self._files.copy_to(folder / FILES, FileID(name)):
+                copied += 1
+            else:
+                missing += 1
+        return copied, missing
+
     async def create(self, batch: Batch) -> None:
         """See ``BatchRoom``."""
         await self._files.run(lambda: self._create(batch))
@@ -126,8 +162,12 @@ class StoredBatches:
         if without:
             sql += f" AND model NOT IN ({', '.join('?' * len(without))})"
         sql += " ORDER BY number LIMIT ?"
-        rows = await self._files.run(lambda: self._database.query(sql, (batch, *without, limit)))
-        return [_line(row) for row in rows]
+
+        def look() -> list[tuple[Any, ...]]:
+            self._check_room(0)  # what no disk keeps is not made
+            return self._database.query(sql, (batch, *without, limit))
+
+        return [_line(row) for row in await self._files.run(look)]
 
     async def staged(self) -> list[Line]:
         """See ``BatchRoom``."""
@@ -136,11 +176,13 @@ class StoredBatches:
 
     async def stage(self, line: Line, request: RequestID, output: bytes) -> bool:
         """See ``BatchRoom``."""
-        return await self._files.run(
-            lambda: self._move(
-                line, "waiting", "staged", ", request = ?, output = ?", (request, output)
-            )
-        )
+
+        def stage() -> bool:
+            self._check_room(len(output))
+            sets = ", request = ?, output = ?"
+            return self._move(line, "waiting", "staged", sets, (request, output))
+
+        return await self._files.run(stage)
 
     async def unstage(self, line: Line) -> None:
         """See ``BatchRoom``."""
@@ -200,6 +242,9 @@ class StoredBatches:
             self._files.sweep(unix_ns)
 
         await self._files.run(sweep)
+        # Piece by piece: others use the database in between.
+        while await self._files.run(lambda: self._database.shrink(SPARE_BYTES, PIECE_BYTES)):
+            pass
 
     def close(self) -> None:
         """Let go of the lock, and of the database."""
@@ -301,6 +346,10 @@ class StoredBatches:
             self._database.change("DELETE FROM lines WHERE batch = ?", (batch.id,))
             self._database.change("DELETE FROM read_files WHERE batch = ?", (batch.id,))
         return changed > 0
+
+    def _check_room(self, size: int) -> None:
+        with on_disk(self._database.path):
+            check_room(self._lock.parent, size)
 
     def _move(
         self, line: Line, before: LineState, to: LineState, sets: str = "", values: _Values = ()

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import shutil
 import threading
 import time
 from collections import Counter
@@ -87,9 +88,8 @@ class StoredUpload:
             if self._descriptor is None:
                 flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
                 self._descriptor = os.open(self.path, flags, PRIVATE)
-            disk = os.fstatvfs(self._descriptor)
-            if data and disk.f_bavail * disk.f_frsize < FREE_BYTES_MIN + len(data):
-                raise OSError(errno.ENOSPC, "the disk is full but for what the ledger needs")
+            if data:
+                check_room(self._descriptor, len(data))
             view = memoryview(data)
             while view:
                 view = view[os.write(self._descriptor, view) :]
@@ -244,6 +244,20 @@ class StoredFiles:
             tuple(getattr(file, name) for name in _COLUMNS.split(", ")),
         )
 
+    def copy_to(self, folder: Path, file: FileID) -> bool:
+        """Copy a file to another folder, durably; whether it is there."""
+        with on_disk(folder):
+            try:
+                read = self.path_of(file).open("rb")
+            except FileNotFoundError:
+                return False
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+            with read, os.fdopen(os.open(folder / file, flags, PRIVATE), "wb") as written:
+                shutil.copyfileobj(read, written)
+                written.flush()
+                os.fsync(written.fileno())
+        return True
+
     def path_of(self, file: FileID) -> Path:
         """Where a file is that is listed."""
         return self._folder / file
@@ -328,6 +342,21 @@ class StoredFiles:
                     return opened.read(size)
             except FileNotFoundError as error:
                 raise NotFound(f"The file {file!r} is gone.", hint="Send it again.") from error
+
+
+def check_room(where: Path | int, size: int) -> None:
+    """Leave the ledger its part of the disk.
+
+    Args:
+        where: a folder, or a file's descriptor.
+        size: bytes that are about to be written there.
+
+    Raises:
+        OSError: they would take of it.
+    """
+    disk = os.statvfs(where)
+    if disk.f_bavail * disk.f_frsize < FREE_BYTES_MIN + size:
+        raise OSError(errno.ENOSPC, "the disk is full but for what the ledger needs")
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from tokenworks.catalogue.factory_config import (
 from tokenworks.catalogue.packages import Package, parse_packages
 from tokenworks.catalogue.price_book import PriceBook, PriceBooks, parse_price_book
 from tokenworks.core.errors import ConfigInvalid
-from tokenworks.live.batch_room import StoredBatches
+from tokenworks.live.batch_room import BATCHES, FILES, StoredBatches
 from tokenworks.live.file_room import StoredFiles
 from tokenworks.live.postgres import PostgresDatabase
 from tokenworks.live.shelf import DatabaseShelf
@@ -209,11 +209,18 @@ class Home:
         Raises:
             LedgerUnavailable, LedgerCorrupt: see ``StoredFiles``.
         """
+        folder = self._batches_folder()
+        files = StoredFiles(SQLiteDatabase(folder / BATCHES, shrinks=True), folder / FILES)
+        return StoredBatches(files, folder / "batches.lock")
+
+    def has_batches(self) -> bool:
+        """Whether anybody has left a batch or a file here."""
+        return (self._batches_folder() / BATCHES).exists()
+
+    def _batches_folder(self) -> Path:
         settings = self.load_settings()
         path = settings.ledger.path if settings.gateway.share_port else ""
-        folder = Path(path).parent if path else self.path
-        files = StoredFiles(SQLiteDatabase(folder / "batches.sqlite"), folder / "files")
-        return StoredBatches(files, folder / "batches.lock")
+        return Path(path).parent if path else self.path
 
     def ledger_file(self) -> Path | None:
         """The SQLite file that holds the ledger; None if a database server does."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import ipaddress
 import json
 import math
+import socket
 import threading
 import time
 import urllib.parse
@@ -45,6 +47,10 @@ KEYS_KEPT_S: Final = 24 * 3_600
 """How long they serve while the issuer cannot be asked."""
 ASK_AGAIN_S: Final = 30
 """Between two questions for keys, whoever sends whatever."""
+WAIT_S_MAX: Final = 6.0
+"""How long whoever has the issuer asked waits for its answer."""
+JOIN_S_MAX: Final = 1.0
+"""How long others wait for the same answer: an issuer that is slow holds one thread, not all."""
 NAME_CHARS_MAX: Final = 200
 SUBJECT_CHARS_MAX: Final = 255
 _REFUSED: Final = (http.HTTPStatus.BAD_REQUEST, http.HTTPStatus.UNAUTHORIZED)
@@ -81,6 +87,8 @@ class Issuer:
         self._lock = threading.Lock()
         self._keys: list[Any] = []
         self._asked_s = self._got_s = -math.inf
+        self._asking: threading.Event | None = None
+        self._failure: IssuerUnavailable | None = None
 
     def who(self, token: str, address: Address | None) -> Who:
         """Who comes with a token.
@@ -190,11 +198,12 @@ class Issuer:
         kid, algorithm = header.get("kid"), header.get("alg")
         if algorithm not in ALGORITHMS:
             raise _refused("it is not signed in a way that can be trusted")
-        if self._now_s() - self._got_s > KEYS_FRESH_S:
-            self._ask_for_keys()
+        age_s = self._now_s() - self._got_s
+        if age_s > KEYS_FRESH_S:
+            self._ask_for_keys(join=age_s > KEYS_KEPT_S)
         found = self._pick(kid, algorithm)
         if found is None:
-            self._ask_for_keys()
+            self._ask_for_keys(join=True)
             found = self._pick(kid, algorithm)
         if found is None:
             raise _refused("it is signed with a key that the issuer does not have")
@@ -206,29 +215,50 @@ class Issuer:
             return keys[0] if len(keys) == 1 else None
         return next((key for key in keys if key.kid == kid), None)
 
-    def _ask_for_keys(self) -> None:
-        """Ask the issuer, unless somebody has a moment ago.
+    def _ask_for_keys(self, *, join: bool) -> None:
+        """Have the issuer asked, unless somebody has a moment ago, and wait within bounds.
+
+        Args:
+            join: wait for what somebody else has asked, too.
 
         Raises:
             IssuerUnavailable: it does not answer, and keys of before are too old.
         """
         with self._lock:
             now_s = self._now_s()
-            if now_s - self._asked_s >= ASK_AGAIN_S:
-                self._asked_s = now_s
-                try:
-                    self._keys = _usable(self._fetch_keys())
-                except IssuerUnavailable:
-                    if now_s - self._got_s > KEYS_KEPT_S:
-                        self._keys = []
-                        raise
-                else:
-                    self._got_s = now_s
-            elif now_s - self._got_s > KEYS_KEPT_S:
-                raise IssuerUnavailable(
-                    f"The issuer {self._config.issuer} could not be asked a moment ago.",
-                    retry_after_s=ASK_AGAIN_S,
-                )
+            mine = self._asking is None and now_s - self._asked_s >= ASK_AGAIN_S
+            if mine:
+                self._asked_s, self._asking = now_s, threading.Event()
+                asked = (self._asking, now_s)
+                threading.Thread(target=self._ask, args=asked, name="issuer", daemon=True).start()
+            asking = self._asking
+        if asking is not None and (mine or join):
+            asking.wait(WAIT_S_MAX if mine else JOIN_S_MAX)
+        with self._lock:
+            if now_s - self._got_s <= KEYS_KEPT_S:
+                return
+            self._keys = []
+            if mine and self._failure is not None:
+                raise self._failure
+        raise IssuerUnavailable(
+            f"The issuer {self._config.issuer} has not answered "
+            + ("in time." if mine or self._asking else "a moment ago."),
+            retry_after_s=ASK_AGAIN_S,
+        )
+
+    def _ask(self, asking: threading.Event, now_s: float) -> None:
+        """Ask the issuer, on a thread of its own, which may take longer than anybody waits."""
+        keys, failure = None, None
+        try:
+            keys = _usable(self._fetch_keys())
+        except IssuerUnavailable as error:
+            failure = error
+        finally:
+            with self._lock:
+                if keys is not None:
+                    self._keys, self._got_s = keys, now_s
+                self._asking, self._failure = None, failure
+            asking.set()
 
     def _fetch_keys(self) -> Sequence[object]:
         uri = self.metadata().get("jwks_uri")
@@ -272,12 +302,16 @@ def fetch_json(url: str, form: Mapping[str, str] | None = None) -> Claims:
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     try:
         connection = kind(parts.hostname, parts.port, timeout=FETCH_S_MAX)
+        # Its own time is for each part of what comes: a head may come letter by letter.
+        late = threading.Timer(FETCH_S_MAX, _cut, (connection,))
+        late.start()
         try:
             method = "GET" if body is None else "POST"
             connection.request(method, target, body, headers)
             with connection.getresponse() as response:
                 status, raw = response.status, _read(response)
         finally:
+            late.cancel()
             connection.close()
         found = json.loads(raw)
     except (OSError, http.client.HTTPException, ValueError, RecursionError) as error:
@@ -292,6 +326,13 @@ def fetch_json(url: str, form: Mapping[str, str] | None = None) -> Claims:
     if status != http.HTTPStatus.OK or not isinstance(found, dict):
         raise IssuerUnavailable(f"{url[:200]} answers with status {status}.")
     return found
+
+
+def _cut(connection: http.client.HTTPConnection) -> None:
+    """Break off whoever reads from it on another thread."""
+    if connection.sock is not None:
+        with contextlib.suppress(OSError):
+            socket.socket.shutdown(connection.sock, socket.SHUT_RDWR)
 
 
 def _read(response: http.client.HTTPResponse) -> bytes:

@@ -29,6 +29,7 @@ class SQLiteDatabase:
     Args:
         path: the file, in a folder that exists.
         create: make it if it is missing.
+        shrinks: make it so that ``shrink`` can give back what it does not need.
 
     Raises:
         LedgerUnavailable: it cannot be opened.
@@ -37,11 +38,11 @@ class SQLiteDatabase:
 
     dialect: Dialect = "sqlite"
 
-    def __init__(self, path: Path, *, create: bool = True) -> None:
+    def __init__(self, path: Path, *, create: bool = True, shrinks: bool = False) -> None:
         self.path = path
         self.where = str(path)
         with self._edge():
-            self._connection = _connect(path, create=create)
+            self._connection = _connect(path, create=create, shrinks=shrinks)
 
     def script(self, sql: str) -> None:
         """See ``Database``. One transaction: a sync for each table takes a slow disk seconds."""
@@ -77,6 +78,22 @@ class SQLiteDatabase:
     def reading(self) -> Iterator[None]:
         """See ``Database``."""
         yield from self._transaction("BEGIN", lambda: self._connection.execute("COMMIT"))
+
+    def shrink(self, free_bytes: int, bytes_max: int) -> bool:
+        """Give pages that hold nothing back to the disk.
+
+        Args:
+            free_bytes: so many stay, for what is written next.
+            bytes_max: so many go at once, as nobody else writes meanwhile.
+
+        Returns:
+            Whether there are more to give back.
+        """
+        (((free,),), ((size,),)) = map(self.query, ("PRAGMA freelist_count", "PRAGMA page_size"))
+        pages, pages_max = free - free_bytes // size, max(1, bytes_max // size)
+        if pages > 0:
+            self.script(f"PRAGMA incremental_vacuum({min(pages, pages_max)})")
+        return bool(pages > pages_max)
 
     def close(self) -> None:
         """See ``Database``."""
@@ -180,7 +197,7 @@ def copy_database(source: Path, target: Path) -> None:
         raise _ours(target, error) from error
 
 
-def _connect(path: Path, *, create: bool) -> sqlite3.Connection:
+def _connect(path: Path, *, create: bool, shrinks: bool = False) -> sqlite3.Connection:
     if create and not path.exists():
         # For its owner alone; SQLite gives the files beside it the same mode.
         with contextlib.suppress(OSError):
@@ -194,6 +211,8 @@ def _connect(path: Path, *, create: bool) -> sqlite3.Connection:
     )
     with ExitStack() as stack:
         stack.callback(connection.close)
+        if shrinks:
+            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # before its first page
         connection.execute("PRAGMA journal_mode = WAL").fetchone()
         connection.execute("PRAGMA synchronous = FULL")
         # Only macOS knows it: there a plain fsync may stay in the drive's cache.
