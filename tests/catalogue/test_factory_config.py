@@ -204,6 +204,16 @@ def test_who_decides_is_said_once() -> None:
         parse_factory_config(f"{POOL}[dispatch]\npolicy = 'edf'\npolicy_file = 'x.py'\n")
 
 
+def test_retries_are_a_part_of_what_is_sent() -> None:
+    assert parse_factory_config(POOL).dispatch.retry_percent == 20
+    assert (
+        parse_factory_config(f"{POOL}[dispatch]\nretry_percent = 0\n").dispatch.retry_percent == 0
+    )
+    for percent in (-1, 101):
+        with pytest.raises(ConfigInvalid, match=f"is {percent}; it must be 0 to 100"):
+            parse_factory_config(f"{POOL}[dispatch]\nretry_percent = {percent}\n")
+
+
 def test_modelled_workers_stand_in_no_file() -> None:
     with pytest.raises(ConfigInvalid, match="is modelled"):
         parse_factory_config("[pool.x]\nengine = 'modelled'\nmodel = 'm'\n")

@@ -34,6 +34,7 @@ from tokenworks.core.ports import Clock, Desk, WorkerPort
 from tokenworks.core.scopes import address_of, networks_of
 from tokenworks.dispatch.commands import Scale
 from tokenworks.dispatch.dispatcher import Dispatcher
+from tokenworks.dispatch.events import Limits
 from tokenworks.gateway.admin import Admin
 from tokenworks.gateway.answer import Answers
 from tokenworks.gateway.app import Gateway
@@ -177,7 +178,7 @@ class Factory:
             self.secret = operator_key(home, self.store, self.clock)
             ledger = (join if shared else recover)(self.store, self.clock.unix_ns())
             pools = {PoolID(name): pool for name, pool in settings.pool.items()}
-            policy, limits = chosen.settings, LIMITS
+            policy, limits = chosen.settings, _limits(settings)
             if modelled is not None:
                 told = modelled.setting.scenario.configured
                 policy, limits = policy or told.policy, told.limits
@@ -507,6 +508,11 @@ def _worker_key(pool: PoolID, config: PoolConfig) -> str | None:
             hint="Export it, or remove key_env if the servers need no key.",
         )
     return key
+
+
+def _limits(settings: FactoryConfig) -> Limits:
+    """What the dispatcher may keep and do."""
+    return msgspec.structs.replace(LIMITS, retry_percent=settings.dispatch.retry_percent)
 
 
 def embedded_spec(worker: WorkerID, pool: PoolID, config: PoolConfig) -> WorkerSpec:

@@ -1,6 +1,7 @@
 """The brain: events in, commands out. Pure."""
 
 __all__ = [
+    "budgets",
     "chains",
     "commands",
     "dispatcher",

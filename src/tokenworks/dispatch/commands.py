@@ -30,6 +30,7 @@ RejectReason = Literal[
     "no_worker_up",
     "model_never_up",
     "retries_over",
+    "retries_spent",
     "never_offered",
     "prompt_too_long",
 ]
@@ -96,7 +97,8 @@ class Reject(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     Attributes:
         request: what is refused.
         code: the code of an error in ``tokenworks.core.errors``.
-        reason: what led to it.
+        reason: what led to it; ``retries_spent``: so many requests of the model were sent again
+            that this one is not.
         retry_after_ns: when a slot is expected for such a request; None if that is not known.
         ahead: requests of this model in tiers not below its own that wait.
         waited_ns: since the request arrived.

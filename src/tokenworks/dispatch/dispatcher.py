@@ -12,22 +12,19 @@ worker that breaks off costs a retry, and a policy that is wrong is overruled an
 from __future__ import annotations
 
 import hashlib
-import itertools
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-import msgspec
 from msgspec import UNSET
 
 from tokenworks.core.ids import ModelName, RequestID, WorkerID
 from tokenworks.core.needs import nothing_offers
 from tokenworks.core.slo import Promise, Tier
-from tokenworks.dispatch import policy, restricted, snapshot, wakes
+from tokenworks.dispatch import policy, preemption, restricted, snapshot, wakes
 from tokenworks.dispatch.commands import (
     Abort,
     Command,
-    Preempt,
     Queue,
     RejectCode,
     RejectReason,
@@ -52,7 +49,7 @@ from tokenworks.dispatch.events import (
     WorkerDown,
     WorkerUp,
 )
-from tokenworks.dispatch.fleet import RANKS, Fleet, Worker
+from tokenworks.dispatch.fleet import RANKS, Fleet, Worker, WorkerLoad
 from tokenworks.dispatch.kv_tiers import KVTiers
 from tokenworks.dispatch.oversight import Oversight
 from tokenworks.dispatch.policy import Choice, MakePolicy
@@ -74,14 +71,6 @@ _SENT: Final = State.SENT
 _SEND: Final = Step.SEND
 _START: Final = Step.START
 _FINISH: Final = Step.FINISH
-
-
-class WorkerLoad(msgspec.Struct, frozen=True, kw_only=True):
-    """What one worker has, for gauges: running requests, slots, and its cap per tier."""
-
-    running: int
-    slots: int
-    caps: dict[Tier, int]
 
 
 class Dispatcher:
@@ -403,6 +392,7 @@ class Dispatcher:
         fleet = self._fleets[worker.model]
         self._kv_tiers.forget(worker.worker)
         lost = [self._requests[name] for name in reversed(worker.running)]
+        fleet.fill_retries(self._limits.retry_percent, self._now_ns)  # while its slots count
         for request in lost:
             self._leave_prefill(request)
         if worker.retiring:
@@ -520,17 +510,7 @@ class Dispatcher:
             fleet.queue(victim, first=True)
             self._queued += 1
             self._counts.displaced += 1
-            commands.append(
-                Preempt(
-                    request=victim.request,
-                    worker=worker.worker,
-                    displaced_by=request.request,
-                    reason="worth_more",
-                    gained_nanodollars=found.gained_nanodollars,
-                    lost_nanodollars=found.lost_nanodollars,
-                    held_ns=self._now_ns - victim.sent_ns,
-                )
-            )
+            commands.append(preemption.preempt(victim, worker, request, found, self._now_ns))
         self._serve(fleet, request, found.choice, commands)
         self._drain(fleet, commands)
         for victim in found.victims:
@@ -545,6 +525,8 @@ class Dispatcher:
         now_ns = self._now_ns
         request.step(_SEND)
         request.attempt += 1
+        if request.attempt == 1:
+            fleet.firsts += 1
         request.worker = worker.worker
         request.sent_ns = now_ns
         left = request.input_tokens_max - hit_blocks * worker.block_tokens
@@ -617,7 +599,11 @@ class Dispatcher:
             self._end(request, Step.BREAK)
         elif request.attempt - request.displaced > self._limits.retries_max:
             self._reject(request, "worker_failed", "retries_over", commands)
+        elif not fleet.may_retry(self._limits.retry_percent, self._now_ns):
+            self._counts.retries_refused += 1
+            self._reject(request, "worker_failed", "retries_spent", commands)
         else:
+            self._counts.retried += 1
             request.step(Step.RETRY)
             request.queued_ns = self._now_ns
             fleet.queue(request, first=True)
@@ -702,14 +688,9 @@ class Dispatcher:
             commands.append(SetTimer(at_ns=self._timer_ns, reason="waiting", queued=self._queued))
 
     def _rebuild_wakes(self) -> None:
+        waiting = [request for fleet in self._fleets.values() for request in fleet.all_waiting()]
         self._wakes = wakes.of(
-            (
-                (request, self._deadline_ns(request))
-                for fleet in self._fleets.values()
-                for line in itertools.chain(fleet.lines, *fleet.restricted.values())
-                for request in line.requests()
-            ),
-            self._now_ns,
+            ((request, self._deadline_ns(request)) for request in waiting), self._now_ns
         )
 
     def _deadline_ns(self, request: Request) -> int:

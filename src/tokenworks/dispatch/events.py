@@ -20,6 +20,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         queue_len_max: requests that may wait per model, for each tier.
         retries_max: times that a request is sent again after its worker broke off.
+        retry_percent: so many of 100 requests of a model are sent again at most, beside a few that
+            ``budgets`` says; None for no such bound, as in journals of before.
         prefix_blocks_max: blocks in the prefix index, over all workers.
         prefix_len_max: blocks of one prompt that are looked at; the rest is ignored.
         prefix_ttl_ns: how long a prefix that was sent is believed to be cached; 0 for ever.
@@ -33,6 +35,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
     queue_len_max: dict[Tier, int]
     retries_max: int = 2
+    retry_percent: int | None = None
     prefix_blocks_max: int = 100_000
     prefix_len_max: int = 512
     prefix_ttl_ns: int = 0

@@ -19,6 +19,7 @@ from tokenworks.core.ids import ModelName, PoolID, RequestID, TenantID, WorkerID
 from tokenworks.core.needs import NO_OFFERS, Needs, Offers
 from tokenworks.core.slo import Promise, Tier
 from tokenworks.core.units import NS_PER_S
+from tokenworks.dispatch.budgets import ONE, RETRIES_MIN, RETRIES_PER_S, Budget
 from tokenworks.dispatch.events import PrefilledBy, WorkerUp
 from tokenworks.dispatch.waiting import Line, Request
 from tokenworks.perf.timing import Timing
@@ -246,6 +247,14 @@ def _told(event: WorkerUp) -> list[object]:
     ]
 
 
+class WorkerLoad(msgspec.Struct, frozen=True, kw_only=True):
+    """What one worker has, for gauges: running requests, slots, and its cap per tier."""
+
+    running: int
+    slots: int
+    caps: dict[Tier, int]
+
+
 class Fleet:
     """One model: its workers that are up, a line per tier rank, the tiers of its last sends.
 
@@ -260,6 +269,9 @@ class Fleet:
         offered: labels and adapters that workers have or had, the latest last.
         sessions: by tenant and session, the index of the worker that had its last request.
         sent_ranks: tiers at which the last sends competed.
+        slots: requests that all workers together may have.
+        firsts: requests that were sent for the first time, ever.
+        retries: how many may be sent again.
         up: all workers.
         pools: by pool, its workers.
         open: those with a slot free.
@@ -280,6 +292,7 @@ class Fleet:
         "admitting",
         "by_index",
         "changes",
+        "firsts",
         "kv_tokens_min",
         "lines",
         "load_max",
@@ -291,8 +304,10 @@ class Fleet:
         "preempting",
         "queued",
         "restricted",
+        "retries",
         "sent_ranks",
         "sessions",
+        "slots",
         "up",
         "workers",
     )
@@ -300,7 +315,8 @@ class Fleet:
     def __init__(self, workers: list[Worker], lines: list[Line], sent_ranks: Iterable[int]) -> None:
         self.workers = workers
         self.lines = lines
-        self.changes = 0
+        self.changes = self.firsts = 0
+        self.retries = Budget()
         self.queued = sum(len(line) for line in lines)
         self.sent_ranks = deque(sent_ranks, maxlen=SENT_RANKS_MAX)
         self.restricted: dict[int, list[Line]] = {}
@@ -320,6 +336,36 @@ class Fleet:
     def waiting(self, rank: int) -> int:
         """Requests of a tier that wait."""
         return len(self.lines[rank]) + sum(len(each[rank]) for each in self.restricted.values())
+
+    def fill_retries(self, percent: int | None, now_ns: int) -> int:
+        """How many requests may be sent again now, in units of ``budgets.ONE``.
+
+        As many as all workers together have slots can be saved up, so that whatever one worker
+        had when it was lost is sent again.
+
+        Args:
+            percent: see ``Limits.retry_percent``; with None there is no bound.
+            now_ns: now.
+        """
+        if percent is None:
+            return ONE
+        size = max(RETRIES_MIN, self.slots)
+        return self.retries.fill(
+            self.firsts, now_ns, percent=percent, per_s=RETRIES_PER_S, size=size
+        )
+
+    def may_retry(self, percent: int | None, now_ns: int) -> bool:
+        """Whether one more may be sent again; if so, it is counted."""
+        if self.fill_retries(percent, now_ns) < ONE:
+            return False
+        if percent is not None:
+            self.retries.take()
+        return True
+
+    def all_waiting(self) -> Iterator[Request]:
+        """Every request that waits."""
+        for line in itertools.chain(self.lines, *self.restricted.values()):
+            yield from line.requests()
 
     def queue(self, request: Request, *, first: bool = False) -> None:
         """Let a request wait: behind all others of its tenant, or before all others."""
@@ -477,6 +523,7 @@ class Fleet:
         """Derive all sets again."""
         self.by_index = {worker.index: worker for worker in self.workers}
         self._scale = max((worker.slots for worker in self.workers), default=1)
+        self.slots = sum(worker.slots for worker in self.workers)
         self.up = self.open = self.preempting = 0
         self.admitting = [0] * len(RANKS)
         self.loads = [0] * (self._scale + 1)

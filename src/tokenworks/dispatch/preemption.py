@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from tokenworks.core.ids import RequestID
+from tokenworks.dispatch.commands import Preempt
 from tokenworks.dispatch.fleet import RANKS, Fleet, Worker
 from tokenworks.dispatch.market import Kind
 from tokenworks.dispatch.policy import Choice, is_well_formed, permitted
@@ -111,6 +112,21 @@ def loss_nanodollars(kind: Kind, revenue: Sequence[int], counted: int, tokens: i
     """
     tier = max(0, revenue[counted] - revenue[counted - 1]) if counted else 0
     return tier + kind.timing.prefill_fs(tokens, 0) * kind.price_nanodollars // FS_PER_S
+
+
+def preempt(
+    victim: Request, worker: Worker, request: Request, found: Displacement, now_ns: int
+) -> Preempt:
+    """The command that takes one of its victims off its worker for a request."""
+    return Preempt(
+        request=victim.request,
+        worker=worker.worker,
+        displaced_by=request.request,
+        reason="worth_more",
+        gained_nanodollars=found.gained_nanodollars,
+        lost_nanodollars=found.lost_nanodollars,
+        held_ns=now_ns - victim.sent_ns,
+    )
 
 
 def is_right(

@@ -9,6 +9,7 @@ import msgspec
 
 from tokenworks.core.ids import ModelName, RequestID, TenantID, WorkerID
 from tokenworks.core.needs import Needs, Offers
+from tokenworks.dispatch.budgets import Budget
 from tokenworks.dispatch.events import Configured
 from tokenworks.dispatch.fleet import Fleet, Worker
 from tokenworks.dispatch.kv_tiers import KVTiers
@@ -17,7 +18,9 @@ from tokenworks.dispatch.scaling import ScalingMemory
 from tokenworks.dispatch.waiting import Line, Request
 from tokenworks.dispatch.wakes import Wake
 
-SNAPSHOT_FORMAT: Final = 7
+SNAPSHOT_FORMAT: Final = 8
+SNAPSHOT_FORMATS: Final = (7, 8)
+"""What can be read; the first has no budgets, which begin full."""
 
 
 class LineRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,7 +41,7 @@ class RestrictedRecord(msgspec.Struct, frozen=True, kw_only=True):
 class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One model: its workers in the order they came up, a line per tier rank, its last sends.
 
-    Also what its workers offered, and where its sessions are at home; see ``Fleet``.
+    Also what its workers offered, where its sessions are at home, and budgets; see ``Fleet``.
     """
 
     model: ModelName
@@ -49,6 +52,8 @@ class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
     changes: int
     offered: list[Offers]
     sessions: list[tuple[TenantID, str, int]]
+    firsts: int = 0
+    retries: Budget = msgspec.field(default_factory=Budget)
 
 
 class Counts(msgspec.Struct, kw_only=True):
@@ -58,6 +63,8 @@ class Counts(msgspec.Struct, kw_only=True):
         events: all events.
         ignored: events that were late, repeated or over a limit, and changed nothing.
         sent: Send commands.
+        retried: requests that wait to be sent again, because a worker broke off.
+        retries_refused: requests that were broken off and rejected, as too many had been.
         rejected: Reject commands.
         finished: requests that ended whole.
         broken: requests that ended because a worker broke off in the middle of the answer.
@@ -69,6 +76,8 @@ class Counts(msgspec.Struct, kw_only=True):
     events: int = 0
     ignored: int = 0
     sent: int = 0
+    retried: int = 0
+    retries_refused: int = 0
     rejected: int = 0
     finished: int = 0
     broken: int = 0
@@ -110,6 +119,8 @@ def model_record(model: ModelName, fleet: Fleet) -> ModelRecord:
         changes=fleet.changes,
         offered=list(fleet.offered),
         sessions=[(*session, index) for session, index in fleet.sessions.items()],
+        firsts=fleet.firsts,
+        retries=fleet.retries,
     )
 
 
@@ -131,6 +142,7 @@ def fleet_of(
     fleet.sessions = OrderedDict(
         ((tenant, session), index) for tenant, session, index in record.sessions
     )
+    fleet.firsts, fleet.retries = record.firsts, record.retries
     return fleet
 
 
@@ -168,8 +180,8 @@ def decode(data: bytes) -> Snapshot:
         msgspec.MsgspecError: these bytes are no snapshot of this format.
     """
     memory = _DECODER.decode(data)
-    if memory.format != SNAPSHOT_FORMAT:
+    if memory.format not in SNAPSHOT_FORMATS:
         raise msgspec.ValidationError(
-            f"snapshot format {memory.format!r}; this version reads {SNAPSHOT_FORMAT}"
+            f"snapshot format {memory.format!r}; this version reads {SNAPSHOT_FORMATS}"
         )
     return memory

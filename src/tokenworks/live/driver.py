@@ -102,7 +102,7 @@ CLOSE_NS_MAX: Final = 5 * NS_PER_S
 FLIGHTS_MAX: Final = 16_384
 HOUSEKEEPING_NS: Final = 200 * NS_PER_MS
 QUEUE_LEN_MAX: Final = 512
-LIMITS: Final = Limits(queue_len_max=dict.fromkeys(Tier, QUEUE_LEN_MAX))
+LIMITS: Final = Limits(queue_len_max=dict.fromkeys(Tier, QUEUE_LEN_MAX), retry_percent=20)
 
 _log: Final = logging.getLogger("tokenworks.driver")
 
