@@ -512,7 +512,13 @@ def _worker_key(pool: PoolID, config: PoolConfig) -> str | None:
 
 def _limits(settings: FactoryConfig) -> Limits:
     """What the dispatcher may keep and do."""
-    return msgspec.structs.replace(LIMITS, retry_percent=settings.dispatch.retry_percent)
+    told = settings.dispatch
+    return msgspec.structs.replace(
+        LIMITS,
+        retry_percent=told.retry_percent,
+        hedge_percent=told.hedge_percent,
+        hedge_after_percent=told.hedge_after_percent,
+    )
 
 
 def embedded_spec(worker: WorkerID, pool: PoolID, config: PoolConfig) -> WorkerSpec:

@@ -8,6 +8,7 @@ __all__ = [
     "economics",
     "events",
     "fleet",
+    "hedging",
     "journal_format",
     "kv_tiers",
     "market",

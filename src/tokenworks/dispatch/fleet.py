@@ -254,6 +254,12 @@ class WorkerLoad(msgspec.Struct, frozen=True, kw_only=True):
     slots: int
     caps: dict[Tier, int]
 
+    @classmethod
+    def of(cls, worker: Worker) -> WorkerLoad:
+        """What a worker has now."""
+        caps = dict(zip(Tier, worker.caps, strict=True))
+        return cls(running=len(worker.running), slots=worker.slots, caps=caps)
+
 
 class Fleet:
     """One model: its workers that are up, a line per tier rank, the tiers of its last sends.
@@ -272,6 +278,7 @@ class Fleet:
         slots: requests that all workers together may have.
         firsts: requests that were sent for the first time, ever.
         retries: how many may be sent again.
+        hedges: how many may be sent to a second worker.
         up: all workers.
         pools: by pool, its workers.
         open: those with a slot free.
@@ -293,6 +300,7 @@ class Fleet:
         "by_index",
         "changes",
         "firsts",
+        "hedges",
         "kv_tokens_min",
         "lines",
         "load_max",
@@ -316,7 +324,7 @@ class Fleet:
         self.workers = workers
         self.lines = lines
         self.changes = self.firsts = 0
-        self.retries = Budget()
+        self.retries, self.hedges = Budget(), Budget()
         self.queued = sum(len(line) for line in lines)
         self.sent_ranks = deque(sent_ranks, maxlen=SENT_RANKS_MAX)
         self.restricted: dict[int, list[Line]] = {}

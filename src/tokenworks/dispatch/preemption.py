@@ -63,6 +63,8 @@ def victims_on(
             return None
         if victim.rank >= rank or victim.displaced or victim.prefiller is not None:
             continue
+        if victim.second is not None:
+            continue  # it is about to be one less
         taken.append(victim)
         running -= 1
         counts[counted] -= 1
@@ -153,6 +155,7 @@ def is_right(
             and victim.request in worker.running
             and victim.rank < request.rank
             and not victim.displaced
+            and victim.second is None
             for victim in found.victims
         )
     )

@@ -15,7 +15,7 @@ from tokenworks.dispatch.fleet import Fleet, Worker
 from tokenworks.dispatch.kv_tiers import KVTiers
 from tokenworks.dispatch.prefix_record import PrefixRecord
 from tokenworks.dispatch.scaling import ScalingMemory
-from tokenworks.dispatch.waiting import Line, Request
+from tokenworks.dispatch.waiting import Line, Request, Watched
 from tokenworks.dispatch.wakes import Wake
 
 SNAPSHOT_FORMAT: Final = 8
@@ -54,6 +54,7 @@ class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
     sessions: list[tuple[TenantID, str, int]]
     firsts: int = 0
     retries: Budget = msgspec.field(default_factory=Budget)
+    hedges: Budget = msgspec.field(default_factory=Budget)
 
 
 class Counts(msgspec.Struct, kw_only=True):
@@ -65,6 +66,9 @@ class Counts(msgspec.Struct, kw_only=True):
         sent: Send commands.
         retried: requests that wait to be sent again, because a worker broke off.
         retries_refused: requests that were broken off and rejected, as too many had been.
+        hedged: requests that were sent to a second worker.
+        hedges_won: of these, such as the second one answered first.
+        hedge_waste_ns: how long workers had requests that another one answered, all together.
         rejected: Reject commands.
         finished: requests that ended whole.
         broken: requests that ended because a worker broke off in the middle of the answer.
@@ -78,6 +82,9 @@ class Counts(msgspec.Struct, kw_only=True):
     sent: int = 0
     retried: int = 0
     retries_refused: int = 0
+    hedged: int = 0
+    hedges_won: int = 0
+    hedge_waste_ns: int = 0
     rejected: int = 0
     finished: int = 0
     broken: int = 0
@@ -103,6 +110,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     policy: bytes
     scaling: ScalingMemory
     kv_tiers: KVTiers
+    watched: Watched | None = None
 
 
 def model_record(model: ModelName, fleet: Fleet) -> ModelRecord:
@@ -121,6 +129,7 @@ def model_record(model: ModelName, fleet: Fleet) -> ModelRecord:
         sessions=[(*session, index) for session, index in fleet.sessions.items()],
         firsts=fleet.firsts,
         retries=fleet.retries,
+        hedges=fleet.hedges,
     )
 
 
@@ -142,7 +151,7 @@ def fleet_of(
     fleet.sessions = OrderedDict(
         ((tenant, session), index) for tenant, session, index in record.sessions
     )
-    fleet.firsts, fleet.retries = record.firsts, record.retries
+    fleet.firsts, fleet.retries, fleet.hedges = record.firsts, record.retries, record.hedges
     return fleet
 
 

@@ -38,11 +38,12 @@ from tokenworks.core.orders import KeyView, Order, Outcome, Receipt
 from tokenworks.core.ports import AnswerStream, Clock, KeepingPort, TieredPort, WorkerPort
 from tokenworks.core.slo import Tier
 from tokenworks.core.traces import header_lines
-from tokenworks.core.units import NS_PER_MS, NS_PER_S, PPM
+from tokenworks.core.units import NS_PER_MS, NS_PER_S
 from tokenworks.dispatch.commands import (
     Abort,
     Command,
     Fetch,
+    Hedge,
     Offload,
     Preempt,
     Queue,
@@ -56,7 +57,6 @@ from tokenworks.dispatch.events import (
     Arrived,
     Event,
     Failed,
-    Finished,
     Limits,
     PolicySettings,
     PoolScale,
@@ -72,8 +72,8 @@ from tokenworks.ledger.ledger import Ledger
 from tokenworks.ledger.quotas import KeyRecord, LimitState, window_end
 from tokenworks.ledger.store_port import LedgerStore
 from tokenworks.live.bookkeeper import Bookkeeper
-from tokenworks.live.flights import Flight, LiveDelivery
-from tokenworks.live.growth import scaling_of
+from tokenworks.live.flights import Flight, LiveDelivery, Rival, ending
+from tokenworks.live.growth import in_words, scaling_of
 from tokenworks.live.journal import JournalWriter
 from tokenworks.live.quota_leases import QuotaLeases
 from tokenworks.live.refusals import (
@@ -312,6 +312,7 @@ class Driver:
                 session=order.session,
                 needs=UNSET if order.needs is None else order.needs,
                 hints=UNSET if order.hints is None else order.hints,
+                once=UNSET if order.passing is None else True,
             )
         )
         try:
@@ -349,7 +350,7 @@ class Driver:
         worked_ns = flight.worked_ns
         if flight.attempt:
             worked_ns += max(0, self._clock.now_ns() - flight.sent_ns)
-        self.tell(_ending(flight, seat, outcome))
+        self.tell(ending(flight, seat, outcome))
         self._flights.pop(order.request, None)
         work = work_of(seat, worked_ns)
         if not self._flights:
@@ -423,7 +424,9 @@ class Driver:
         _log.warning("worker %s is down: %s", worker, why)
         lost: list[Flight] = []
         for flight in self._flights.values():
-            if flight.seat is seat and flight.attempt and flight.is_open:
+            if flight.rival is not None:
+                flight.without(seat, stop=True)
+            elif flight.seat is seat and flight.attempt and flight.is_open:
                 # Headers that are in already must not begin an answer that the dispatcher is
                 # about to queue again, nor go on with one that it is about to give up.
                 flight.drop_attempt()
@@ -477,6 +480,8 @@ class Driver:
         match command:
             case Send():
                 self._send(command)
+            case Hedge():
+                self._hedge(command)
             case Reject():
                 self._reject(command)
             case SetTimer():
@@ -496,15 +501,7 @@ class Driver:
 
     def _scale(self, command: Scale) -> None:
         """Let the operator know, and whoever can start and stop workers."""
-        if command.worker is None:
-            pressure = command.pressure_ppm * 100 // PPM
-            _log.warning(
-                "pool %s wants %d workers and has %d: requests waited up to %d %% of their TTFT "
-                "promise",
-                *(command.pool, command.workers, command.up, pressure),
-            )
-        else:
-            _log.warning("pool %s gives %s back: it is not needed", command.pool, command.worker)
+        _log.warning("%s", in_words(command))
         if self._on_scale is not None and not self._closed:
             self._on_scale(command)
 
@@ -534,10 +531,22 @@ class Driver:
         flight.attempt, flight.seat, flight.sent_ns = command.attempt, seat, self._clock.now_ns()
         if not flight.is_open:
             return  # it had made its answer when it was to make room, and is about to be settled
-        task = asyncio.get_running_loop().create_task(self._start(flight, seat, command.attempt))
-        flight.sending = task
+        flight.sending = self._try(flight, seat, command.attempt)
+
+    def _try(self, flight: Flight, seat: Seat, attempt: int) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(self._start(flight, seat, attempt))
         self._sending.add(task)
-        task.add_done_callback(functools.partial(self._sent, flight, seat, command.attempt))
+        task.add_done_callback(functools.partial(self._sent, flight, seat, attempt))
+        return task
+
+    def _hedge(self, command: Hedge) -> None:
+        flight, seat = self._flights[command.request], self._seats[command.worker]
+        if flight.opened.done():
+            return  # it has begun, or is about to be withdrawn
+        sending = self._try(flight, seat, command.attempt)
+        flight.rival = Rival(command.attempt, seat, self._clock.now_ns(), sending)
+        if not flight.attempt:  # the first try has failed, which crossed with this
+            flight.go_on_with(flight.rival)
 
     def _sent(self, flight: Flight, seat: Seat, attempt: int, task: asyncio.Task[None]) -> None:
         """A try has begun its answer or failed; one that broke by a mistake of ours has failed."""
@@ -560,7 +569,7 @@ class Driver:
             said = b"" if passed else await stream.read_all()
         except (WorkerFailed, WorkerUnavailable) as error:
             lack = error if isinstance(error, WorkerUnavailable) and error.ours else None
-            if lack is not None and flight.delivery is None:
+            if lack is not None and flight.delivery is None and flight.rival is None:
                 self._turn_away(flight, attempt, lack)
             elif isinstance(error, WorkerFailed) and not (error.unsent or flight.repeatable):
                 self._lose(flight, seat, attempt, str(error))
@@ -574,18 +583,24 @@ class Driver:
         if not flight.awaits(attempt):
             stream.abort()
         elif passed:
-            self._begin(flight, stream)
+            self._begin(flight, stream, attempt)
         elif flight.delivery is None and at_fault(flight.order, stream.status):
             # Another worker would refuse it, too. It says nothing of how long an answer takes.
+            flight.decide(attempt)
             withdrawn = Withdrawn(request=flight.order.request)
             self._end(flight, withdrawn, "rejected", refused(stream.status, said))
         else:
             why = f"status {stream.status}: {said[:200]!r}"
             await self._broke_off(flight, seat, attempt, why)
 
-    def _begin(self, flight: Flight, stream: AnswerStream) -> None:
+    def _begin(self, flight: Flight, stream: AnswerStream, attempt: int) -> None:
         """A worker has begun an answer, or goes on with one."""
-        self.tell(Started(request=flight.order.request))
+        if flight.rival is None:
+            self.tell(Started(request=flight.order.request))
+        else:
+            flight.decide(attempt)
+            assert flight.seat is not None
+            self.tell(Started(request=flight.order.request, worker=flight.seat.worker))
         if flight.delivery is not None:
             flight.delivery.go_on(stream)
             return
@@ -634,6 +649,7 @@ class Driver:
     def _give_up(self, flight: Flight, seat: Seat, why: str) -> None:
         """A try has failed; an answer that has begun ends with it, when that is settled."""
         if flight.delivery is None:
+            flight.without(seat)
             self.tell(Failed(request=flight.order.request, worker=seat.worker, started=False))
         else:
             flight.delivery.break_off(why)
@@ -782,19 +798,3 @@ async def _quietly(errand: Awaitable[None]) -> None:
     """What nobody waits for: a worker that is lost meanwhile says so elsewhere."""
     with contextlib.suppress(WorkerFailed, WorkerUnavailable):
         await errand
-
-
-def _ending(flight: Flight, seat: Seat, outcome: Outcome) -> Event:
-    request = flight.order.request
-    if not flight.attempt:
-        return Withdrawn(request=request)  # it made room, and no worker has it
-    if outcome.ending == "failed":
-        return Failed(request=request, worker=seat.worker, started=True)
-    if outcome.ending == "disconnected":
-        return Withdrawn(request=request)
-    return Finished(
-        request=request,
-        output_tokens=outcome.usage.completion_tokens,
-        cached_input_tokens=outcome.usage.cached_input_tokens,
-        input_tokens=outcome.usage.prompt_tokens,
-    )

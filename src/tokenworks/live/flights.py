@@ -14,7 +14,24 @@ from tokenworks.core.errors import WorkerFailed
 from tokenworks.core.orders import Order, Outcome, Receipt
 from tokenworks.core.ports import AnswerStream, KeepingStream, Sink
 from tokenworks.dispatch.commands import Fetch
+from tokenworks.dispatch.events import Event, Failed, Finished, Withdrawn
 from tokenworks.live.seats import Seat
+
+
+class Rival:
+    """A second try beside the first, at another worker; one of the two gives the answer.
+
+    Attributes:
+        attempt: its number.
+        seat: of its worker.
+        sent_ns: when that was sent it.
+        sending: its task.
+    """
+
+    __slots__ = ("attempt", "seat", "sending", "sent_ns")
+
+    def __init__(self, attempt: int, seat: Seat, sent_ns: int, sending: asyncio.Task[None]) -> None:
+        self.attempt, self.seat, self.sent_ns, self.sending = attempt, seat, sent_ns, sending
 
 
 class Flight:
@@ -31,13 +48,14 @@ class Flight:
         sending: the try that may still begin the answer, or go on with it.
         kept: what a worker that was told to stop has made of it; None if none was.
         fetch: what is to be in its worker's cache before it is sent.
+        rival: a second try; None if there is only one.
         delivery: its answer; the same as ``opened`` holds.
         settled: it was settled.
     """
 
     __slots__ = (
         *("attempt", "cut_off_ns", "delivery", "fetch", "kept", "opened", "order", "seat"),
-        *("sending", "sent_ns", "settled", "worked_ns"),
+        *("rival", "sending", "sent_ns", "settled", "worked_ns"),
     )
 
     def __init__(self, order: Order, opened: asyncio.Future[LiveDelivery], cut_off_ns: int) -> None:
@@ -47,6 +65,7 @@ class Flight:
         self.attempt = self.sent_ns = self.worked_ns = 0
         self.seat: Seat | None = None
         self.sending: asyncio.Task[None] | None = None
+        self.rival: Rival | None = None
         self.kept: bytes | None = None
         self.fetch: Fetch | None = None
         self.delivery: LiveDelivery | None = None
@@ -69,13 +88,55 @@ class Flight:
 
     def awaits(self, attempt: int) -> bool:
         """Whether this try may still begin the answer, or go on with it."""
-        return self.attempt == attempt and self.is_open
+        if self.attempt == attempt:
+            return self.is_open
+        return self.rival is not None and self.rival.attempt == attempt and self.is_open
 
     def drop_attempt(self) -> None:
-        """Stop the try under way; whatever it still says comes too late."""
+        """Stop the tries under way; whatever they still say comes too late."""
         self.attempt = 0
         if self.sending is not None:
             self.sending.cancel()
+        if self.rival is not None:
+            self.rival.sending.cancel()
+            self.rival = None
+
+    def decide(self, attempt: int) -> None:
+        """Stop the other try, if there are two: this one has an answer."""
+        rival = self.rival
+        if rival is None:
+            return
+        loser: asyncio.Task[None] | None = rival.sending
+        if rival.attempt == attempt:
+            loser = self.sending
+            self.go_on_with(rival)
+        self.rival = None
+        if loser is not None:
+            loser.cancel()
+
+    def without(self, seat: Seat, *, stop: bool = False) -> None:
+        """Go on with one try of two.
+
+        Args:
+            seat: of whom the other one is over.
+            stop: it is not over yet.
+        """
+        rival = self.rival
+        if rival is None:
+            return
+        lost: asyncio.Task[None] | None = None
+        if rival.seat is seat:
+            self.rival, lost = None, rival.sending
+        elif self.seat is seat:
+            lost = self.sending
+            self.go_on_with(rival)
+        if stop and lost is not None:
+            lost.cancel()
+
+    def go_on_with(self, rival: Rival) -> None:
+        """The second try is the only one."""
+        self.attempt, self.seat, self.sent_ns = rival.attempt, rival.seat, rival.sent_ns
+        self.sending, self.rival = rival.sending, None
 
     def stop(self, now_ns: int) -> None:
         """It makes room at its worker, and waits in its line; what was made of it is kept."""
@@ -216,3 +277,20 @@ class LiveDelivery:
         if self._paused:
             self.stream.pause()
         self.stream.pipe(self)
+
+
+def ending(flight: Flight, seat: Seat, outcome: Outcome) -> Event:
+    """What the dispatcher is told of an answer that ended."""
+    request = flight.order.request
+    if not flight.attempt:
+        return Withdrawn(request=request)  # it made room, and no worker has it
+    if outcome.ending == "failed":
+        return Failed(request=request, worker=seat.worker, started=True)
+    if outcome.ending == "disconnected":
+        return Withdrawn(request=request)
+    return Finished(
+        request=request,
+        output_tokens=outcome.usage.completion_tokens,
+        cached_input_tokens=outcome.usage.cached_input_tokens,
+        input_tokens=outcome.usage.prompt_tokens,
+    )
