@@ -204,6 +204,17 @@ def test_who_decides_is_said_once() -> None:
         parse_factory_config(f"{POOL}[dispatch]\npolicy = 'edf'\npolicy_file = 'x.py'\n")
 
 
+def test_second_tries_are_a_part_of_what_is_sent() -> None:
+    told = parse_factory_config(POOL).dispatch
+    assert (told.retry_percent, told.hedge_percent, told.hedge_after_percent) == (20, 0, 50)
+    for name in ("retry_percent", "hedge_percent", "hedge_after_percent"):
+        config = parse_factory_config(f"{POOL}[dispatch]\n{name} = 7\n")
+        assert getattr(config.dispatch, name) == 7
+        for percent in (-1, 101):
+            with pytest.raises(ConfigInvalid, match=f"{name} is {percent}; it must be 0 to 100"):
+                parse_factory_config(f"{POOL}[dispatch]\n{name} = {percent}\n")
+
+
 def test_modelled_workers_stand_in_no_file() -> None:
     with pytest.raises(ConfigInvalid, match="is modelled"):
         parse_factory_config("[pool.x]\nengine = 'modelled'\nmodel = 'm'\n")

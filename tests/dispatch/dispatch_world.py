@@ -11,7 +11,7 @@ from tokenworks.core.ids import ModelName, PoolID, RequestID, TenantID, WorkerID
 from tokenworks.core.needs import NO_OFFERS, Hints, Needs, Offers
 from tokenworks.core.slo import Promise, Tier
 from tokenworks.core.units import NS_PER_S
-from tokenworks.dispatch.commands import Abort, Command, Queue, Reject, Send, SetTimer
+from tokenworks.dispatch.commands import Abort, Command, Hedge, Queue, Reject, Send, SetTimer
 from tokenworks.dispatch.dispatcher import Dispatcher
 from tokenworks.dispatch.events import (
     Arrived,
@@ -151,6 +151,7 @@ def arrived(
     labels: tuple[str, ...] = (),
     adapter: str | None = None,
     hints: Hints | None = None,
+    once: bool = False,
 ) -> Arrived:
     needs = Needs(labels=labels, adapter=adapter)
     return Arrived(
@@ -165,15 +166,21 @@ def arrived(
         session=session,
         needs=UNSET if needs == Needs() else needs,
         hints=UNSET if hints is None else hints,
+        once=once or UNSET,
     )
 
 
-def started(name: str) -> Started:
-    return Started(request=RequestID(name))
+def started(name: str, worker: str | None = None) -> Started:
+    return Started(request=RequestID(name), worker=UNSET if worker is None else WorkerID(worker))
 
 
-def finished(name: str, output: int = 5) -> Finished:
-    return Finished(request=RequestID(name), output_tokens=output, cached_input_tokens=0)
+def finished(name: str, output: int = 5, worker: str | None = None) -> Finished:
+    return Finished(
+        request=RequestID(name),
+        output_tokens=output,
+        cached_input_tokens=0,
+        worker=UNSET if worker is None else WorkerID(worker),
+    )
 
 
 def failed(name: str, worker: str = "a", *, started: bool = False) -> Failed:
@@ -234,6 +241,9 @@ class World:
             ttft_ns=self.random.choice((0, NS_PER_S, 20 * NS_PER_S)),
             patience_ns=self.random.choice((0, 5 * NS_PER_S, 60 * NS_PER_S)),
             retries_max=self.retries_max,
+            retry_percent=self.random.choice((None, None, 0, 20)),
+            hedge_percent=self.random.choice((0, 20, 100)),
+            hedge_after_percent=self.random.choice((0, 10, 50)),
             prefix_blocks_max=self.random.choice((0, 7, 1_000)),
             imbalance_requests_max=self.random.choice((0, 2, 100)),
             workers_max=5,
@@ -257,6 +267,9 @@ class World:
         self.state: dict[str, str] = {}
         self.holder: dict[str, str] = {}
         self.prefiller: dict[str, str] = {}
+        self.second: dict[str, str] = {}
+        self.hedged: set[str] = set()
+        self.losers: dict[str, list[str]] = {}
         self.hands_over = self.random.random() < 0.5
         self.ends: dict[str, int] = {}
         self.log: list[tuple[int, Event, list[Command]]] = []
@@ -269,6 +282,7 @@ class World:
         self.log.append((self.now_ns, event, commands))
         for command in commands:
             self._check(command)
+        assert not self.losers, "who has not answered first is aborted"
         self._check_bounds()
         return commands
 
@@ -276,6 +290,8 @@ class World:
         match command:
             case Send():
                 self._check_send(command)
+            case Hedge():
+                self._check_hedge(command)
             case Queue():
                 assert self.state[command.request] == "queued"
             case Reject():
@@ -283,7 +299,10 @@ class World:
                 assert command.retry_after_ns is None or command.retry_after_ns >= NS_PER_S
                 self._end(command.request)
             case Abort():
-                assert self.holder[command.request] == command.worker
+                losers = self.losers[command.request]
+                losers.remove(command.worker)
+                if not losers:
+                    del self.losers[command.request]
             case SetTimer():
                 self.timer_ns = command.at_ns
 
@@ -293,7 +312,7 @@ class World:
         worker = self.workers[command.worker]
         assert self.model_of[command.request] == worker.model
         slots = self._slots_of(worker)
-        others = [r for r, holder in self.holder.items() if holder == command.worker]
+        others = self._at(command.worker)
         assert command.running == len(others) + 1 <= slots
         if self.policy == "promises":
             self._check_promises(command, worker, slots, others)
@@ -306,6 +325,47 @@ class World:
             assert site.link_bytes_per_s > 0
             assert worker.link_bytes_per_s > 0
             self.prefiller[command.request] = command.prefill_worker
+
+    def _at(self, worker: str) -> list[str]:
+        holders = [*self.holder.items(), *self.second.items()]
+        return [request for request, holder in holders if holder == worker]
+
+    def _check_hedge(self, command: Hedge) -> None:
+        """A second worker is asked once, where that leaves every promise kept."""
+        name, worker = command.request, self.workers[command.worker]
+        assert self.state[name] == "sent"
+        assert name not in self.hedged
+        assert self.holder[name] != command.worker
+        assert command.attempt <= self.retries_max + 1
+        assert self.model_of[name] == worker.model
+        slots, others = self._slots_of(worker), self._at(command.worker)
+        assert command.running == len(others) + 1 <= min(slots, command.cap)
+        assert not any(
+            state == "queued" and self.model_of[each] == worker.model
+            for each, state in self.state.items()
+        )
+        tier = self.tiers[name]
+        speed = speeds_of(worker.curve, slots)[command.running]
+        if self.policy == "promises":
+            assert command.running == 1 or speed >= SPEEDS[tier], command
+        self.hedged.add(name)
+        self.second[name] = command.worker
+
+    def _decide(self, name: str, winner: str) -> None:
+        """One of two workers is first."""
+        second, holder = self.second.pop(name), self.holder[name]
+        self.losers[name] = [holder if winner == second else second]
+        self.holder[name] = winner
+        if winner == second:
+            self.on_time.add(name)
+
+    def _first(self, name: str) -> str | None:
+        """Who of one or two workers is first; None if that need not be said."""
+        if name not in self.second:
+            return self.random.choice((None, self.holder[name]))
+        winner = self.random.choice((None, self.holder[name], self.second[name]))
+        self._decide(name, winner or self.holder[name])
+        return winner
 
     def _slots_of(self, worker: WorkerUp) -> int:
         most = min(12, self.settings.policy.batch_cap or 12)
@@ -323,7 +383,11 @@ class World:
             self.on_time.add(command.request)
         else:
             self.on_time.discard(command.request)  # a retry may be late where the first try was not
-        kept = [self.tiers[other] for other in others if other in self.on_time]
+        kept = [
+            self.tiers[other]
+            for other in others
+            if other in self.on_time or self.second.get(other) == command.worker
+        ]
         if command.reason != "slow_beats_late":
             kept.append(tier)
         for each in kept:
@@ -333,7 +397,7 @@ class World:
         for length in self.dispatcher.queue_lens().values():
             assert length <= self.queue_len_max
         for name, load in self.dispatcher.loads().items():
-            assert load.running == sum(holder == name for holder in self.holder.values())
+            assert load.running == len(self._at(name))
         waiting = sum(state == "queued" for state in self.state.values())
         assert sum(self.dispatcher.queue_lens().values()) == waiting
         assert self.faults_allowed or self.dispatcher.counts()["policy_faults"] == 0
@@ -347,6 +411,7 @@ class World:
     def _end(self, name: str) -> None:
         self.state[name] = "ended"
         self.holder.pop(name, None)
+        self.second.pop(name, None)
         self.prefiller.pop(name, None)
         self.ends[name] = self.ends.get(name, 0) + 1
 
@@ -391,22 +456,44 @@ class World:
     def _start(self) -> None:
         name = self._named("sent")
         if name is not None:
+            winner = self._first(name)
             self.state[name] = "answering"
             self.prefiller.pop(name, None)
-            self.tell(started(name))
+            self.tell(started(name, winner))
 
     def _finish(self) -> None:
         name = self._named("sent", "answering")
         if name is not None:
+            winner = self._first(name)
             self._end(name)
-            self.tell(finished(name))
+            self.tell(finished(name, worker=winner))
 
     def _fail(self) -> None:
         name = self._named("sent", "answering")
         if name is not None:
+            if name in self.second:
+                self._fail_one(name)
+                return
             self._break(name)
             worker = self.holder.pop(name, None) or self._broken_worker
             self.tell(failed(name, worker, started=self.state[name] == "ended"))
+
+    def _fail_one(self, name: str) -> None:
+        """One of two workers breaks off, and the other one goes on."""
+        worker = self.random.choice((self.holder[name], self.second[name]))
+        has_begun = self.random.random() < 0.2
+        if has_begun:
+            self._decide(name, worker)
+            self._end(name)
+        else:
+            self._go_on_without(name, worker)
+        self.tell(failed(name, worker, started=has_begun))
+
+    def _go_on_without(self, name: str, worker: str) -> None:
+        second = self.second.pop(name)
+        if worker != second:
+            self.holder[name] = second
+            self.on_time.add(name)
 
     def _break(self, name: str) -> None:
         self._broken_worker = self.holder[name]
@@ -420,14 +507,12 @@ class World:
         name = self._named("queued", "sent", "answering")
         if name is None:
             return
-        held = name in self.holder
+        holders = [each[name] for each in (self.holder, self.second) if name in each]
         commands = self.dispatcher.handle(self.now_ns, withdrawn(name))
         self.log.append((self.now_ns, withdrawn(name), commands))
         gone = any(isinstance(each, Reject) and each.request == name for each in commands)
         aborted = [each for each in commands if isinstance(each, Abort)]
-        assert len(aborted) == int(held and not gone)
-        for each in aborted:
-            self._check(each)
+        assert [each.worker for each in aborted] == holders * (not gone)
         if not gone:
             self._end(name)
         for command in commands:
@@ -464,6 +549,8 @@ class World:
         """A worker is lost, with what it runs and what it prefills for others."""
         del self.workers[name]
         prefilled = [r for r, site in self.prefiller.items() if site == name]
+        for request in [r for r in self._at(name) if r in self.second]:
+            self._go_on_without(request, name)
         for request in [r for r, holder in self.holder.items() if holder == name]:
             self._break(request)
             self.holder.pop(request, None)
@@ -507,6 +594,7 @@ class World:
         self.tell(
             self.random.choice(
                 [started(name), finished(name), failed(name), withdrawn(name), down(worker)]
+                + [each(self._named("sent") or name, worker="z") for each in (started, finished)]
                 + [stored(1, worker=worker), removed(1, worker=worker)]
                 + [arrived(name)] * (name != "nobody")
             )

@@ -21,10 +21,10 @@ from tests.dispatch.dispatch_world import (
     up,
     withdrawn,
 )
-from tokenworks.core.ids import RequestID
+from tokenworks.core.ids import RequestID, WorkerID
 from tokenworks.core.slo import Tier
 from tokenworks.core.units import NS_PER_S
-from tokenworks.dispatch.commands import Command, Preempt, Queue, Reject, Send
+from tokenworks.dispatch.commands import Command, Hedge, Preempt, Queue, Reject, Send
 from tokenworks.dispatch.dispatcher import Dispatcher
 from tokenworks.dispatch.events import Configured, Event, Ticked, WorkerUp
 from tokenworks.dispatch.fleet import Fleet
@@ -349,3 +349,19 @@ def test_who_ends_when_somebody_is_late_makes_room_by_that(event: Event) -> None
     (send,) = [each for each in commands if isinstance(each, Send)]
     assert send.request == "top"
     assert dispatcher.counts()["displaced"] == dispatcher.counts()["ignored"] == 0
+
+
+def test_who_has_two_workers_makes_no_room() -> None:
+    told = configured(100, policy="economic", prices=PRICES, hedge_percent=100)
+    dispatcher = factory(can("a", slots=1), can("b", slots=1), settings=told)
+    dispatcher.handle(0, arrived("low", Tier.FREE))
+    commands = dispatcher.handle(NS_PER_S, Ticked())
+    assert [each.worker for each in commands if isinstance(each, Hedge)] == ["b"]
+    dispatcher.handle(NS_PER_S, arrived("top", Tier.ULTRA, at=NS_PER_S))
+    assert not preempted(dispatcher.handle(2 * NS_PER_S + 1, Ticked()))
+    requests = dispatcher._requests
+    assert victims_on(dispatcher._workers[WorkerID("a")], 4, requests) is None
+    # Once it is decided whose it is, it may.
+    commands = dispatcher.handle(2 * NS_PER_S + 1, started("low", "b"))
+    assert [each.worker for each in commands if isinstance(each, Send)] == ["a"]
+    assert victims_on(dispatcher._workers[WorkerID("b")], 4, requests) is not None

@@ -31,8 +31,9 @@ from tokenworks.core.errors import WorkerFailed, WorkerUnavailable
 from tokenworks.core.ids import KeyID, ModelName, RequestID, TenantID, WorkerID
 from tokenworks.core.orders import KeyView, Order
 from tokenworks.core.slo import Tier
+from tokenworks.dispatch.commands import Hedge
 from tokenworks.dispatch.dispatcher import Dispatcher
-from tokenworks.dispatch.events import Withdrawn
+from tokenworks.dispatch.events import Ticked, Withdrawn
 from tokenworks.dispatch.settings import settings_for
 from tokenworks.ledger.store_port import recover
 from tokenworks.live.driver import Driver
@@ -571,5 +572,111 @@ def test_settings_are_the_owners_to_tell(tmp_path: pathlib.Path) -> None:
             one.driver.tell(settings_for(BOOK, LIMITS, None, ()))
             assert (await one.driver.texts())[0] == b"owner"  # and nothing came before it
             assert crew.owner._dispatcher.counts()["events"] == events
+
+    run(test)
+
+
+AFTER_NS = BOOK.promises[Tier.HIGH].ttft_ns // 2
+
+
+@asynccontextmanager
+async def doubled(folder: pathlib.Path) -> AsyncIterator[tuple[Crew, Front, Any, Any, Any]]:
+    """A request of a front that two workers have, as the owner said."""
+    async with crew_of(folder) as crew:
+        for worker in WORKERS:
+            crew.owner.worker_up(worker, Client())
+        limits = msgspec.structs.replace(LIMITS, hedge_percent=100)
+        crew.owner.tell(settings_for(BOOK, limits))
+        await crew.join(1)
+        (front,) = crew.fronts
+        await until(lambda: len(front.clients) == 2)
+        opening = crew.open(front.driver)
+        await until(front.waiting)
+        crew.clock.advance(AFTER_NS)
+        crew.owner.tell(Ticked())
+        await until(lambda: len(front.waiting()) == 2)
+        assert crew.running() == {"w0": 1, "w1": 1}
+        yield (crew, front, opening, *(client.exchanges[0] for client in front.clients.values()))
+        await until(lambda: set(crew.running().values()) == {0})
+
+
+@pytest.mark.parametrize("winner", [0, 1])
+def test_a_front_asks_a_second_worker(tmp_path: pathlib.Path, winner: int) -> None:
+    async def test() -> None:
+        async with doubled(tmp_path) as (crew, _, opening, *exchanges):
+            exchanges[winner].answer()
+            delivery = await opening
+            await until(lambda: exchanges[1 - winner].cancelled)
+            await until(lambda: crew.running() == {"w0": 1 - winner, "w1": winner})
+            assert crew.owner._dispatcher.counts()["hedges_won"] == winner
+            await settle(delivery)
+
+    run(test)
+
+
+@pytest.mark.parametrize("loser", [0, 1])
+@pytest.mark.parametrize("how", ["fails", "down"])
+def test_one_of_a_fronts_two_workers_is_lost(tmp_path: pathlib.Path, loser: int, how: str) -> None:
+    async def test() -> None:
+        async with doubled(tmp_path) as (crew, front, opening, *exchanges):
+            if how == "fails":
+                exchanges[loser].fail()
+            else:
+                crew.owner.worker_down(WORKERS[loser], "it died")
+            await until(lambda: crew.running().get(WORKERS[loser], 0) == 0)
+            (flight,) = front.driver._flights.values()
+            await until(lambda: flight.rival is None)
+            exchanges[1 - loser].answer()
+            await settle(await opening)
+            assert crew.owner._dispatcher.counts()["retried"] == 0
+
+    run(test)
+
+
+def test_a_failure_crosses_with_the_second_try(tmp_path: pathlib.Path) -> None:
+    async def test() -> None:
+        async with doubled(tmp_path) as (crew, front, opening, first, second):
+            (flight,) = front.driver._flights.values()
+            # The front says that the first has failed, and has not heard of the second yet.
+            rival = flight.rival
+            assert rival is not None
+            flight.rival = None
+            rival.sending.cancel()
+            first.fail()
+            await until(lambda: flight.attempt == 0)
+            await until(lambda: crew.running() == {"w0": 0, "w1": 1})
+            hedge = Hedge(
+                request=flight.order.request,
+                worker=WORKERS[1],
+                attempt=2,
+                reason="silent",
+                running=1,
+                cap=1,
+                candidates=1,
+                hit_blocks=0,
+                silent_ns=AFTER_NS,
+            )
+            front.driver._carry_out(hedge)
+            await until(lambda: len(front.clients[WORKERS[1]].exchanges) == 2)
+            assert second.cancelled
+            front.clients[WORKERS[1]].exchanges[1].answer()
+            await settle(await opening)
+
+    run(test)
+
+
+def test_the_next_owner_hears_of_one_worker(tmp_path: pathlib.Path) -> None:
+    async def test() -> None:
+        async with doubled(tmp_path) as (crew, front, opening, first, second):
+            crew.die()
+            await until(lambda: second.cancelled)
+            await crew.start(1)
+            for worker in WORKERS:
+                crew.owner.worker_up(worker, Client())
+            await until(lambda: crew.running() == {"w0": 0, "w1": 0})
+            assert crew.owner._taken_over.keys() == front.driver._flights.keys()
+            first.answer()
+            await settle(await opening)
+            await until(lambda: not crew.owner._taken_over)
 
     run(test)

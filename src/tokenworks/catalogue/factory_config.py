@@ -17,6 +17,7 @@ from tokenworks.core.units import NS_PER_HOUR, divide_half_even
 WORKERS_MAX: Final = 1_024
 SLOTS_MAX: Final = 4_096
 PROCESSES_MAX: Final = 64
+PERCENT_MAX: Final = 100
 CURVE_POINTS_MAX: Final = 64
 POSTGRES_SCHEMES: Final = ("postgresql://", "postgres://")
 
@@ -118,10 +119,18 @@ class DispatchConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         policy: one that comes with the package, as ``tokenworks up --policy`` takes it; nothing
             means the dispatcher's own.
         policy_file: the operator's own, as ``tokenworks up --policy-file`` takes it.
+        retry_percent: so many of 100 requests of a model are sent again at most because a worker
+            broke off, beside a few that always are.
+        hedge_percent: so many of 100 requests of a model are sent to a second worker at most, where
+            the first has said nothing for too long; 0 for none.
+        hedge_after_percent: of its tier's TTFT promise, after which that is too long.
     """
 
     policy: str = ""
     policy_file: str = ""
+    retry_percent: int = 20
+    hedge_percent: int = 0
+    hedge_after_percent: int = 50
 
 
 class PoolConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -257,6 +266,10 @@ def parse_factory_config(text: str) -> FactoryConfig:
     _check_oidc(config.oidc)
     if config.dispatch.policy and config.dispatch.policy_file:
         raise ConfigInvalid("[dispatch] has both policy and policy_file.", hint="Keep one.")
+    for name in ("retry_percent", "hedge_percent", "hedge_after_percent"):
+        percent = getattr(config.dispatch, name)
+        if not 0 <= percent <= PERCENT_MAX:
+            raise ConfigInvalid(f"[dispatch] {name} is {percent!r}; it must be 0 to {PERCENT_MAX}.")
     otlp = config.telemetry.otlp
     if otlp and not otlp.startswith(("http://", "https://")):
         raise ConfigInvalid(

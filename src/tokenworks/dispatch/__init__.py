@@ -1,12 +1,14 @@
 """The brain: events in, commands out. Pure."""
 
 __all__ = [
+    "budgets",
     "chains",
     "commands",
     "dispatcher",
     "economics",
     "events",
     "fleet",
+    "hedging",
     "journal_format",
     "journal_header",
     "kv_tiers",

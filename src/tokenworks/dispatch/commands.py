@@ -30,9 +30,11 @@ RejectReason = Literal[
     "no_worker_up",
     "model_never_up",
     "retries_over",
+    "retries_spent",
     "never_offered",
     "prompt_too_long",
 ]
+TickReason = Literal["waiting", "scaling", "hedging"]
 
 
 class Send(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -72,6 +74,34 @@ class Send(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     prefill_worker: WorkerID | None = None
 
 
+class Hedge(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Give a request to a second worker; the first one keeps it, too, until one of them answers.
+
+    The driver aborts the other one at once, and says in ``Started`` whose answer it is.
+
+    Attributes:
+        request: what to send.
+        worker: to whom.
+        attempt: one more than that of the first worker.
+        reason: ``silent``: that one has said nothing for longer than it should.
+        running: requests on the worker, this one included.
+        cap: requests at which the worker keeps the promises of all that run there.
+        candidates: workers that could have taken it.
+        hit_blocks: blocks of its prefix that the worker is believed to have.
+        silent_ns: since the first worker was sent it.
+    """
+
+    request: RequestID
+    worker: WorkerID
+    attempt: int
+    reason: Literal["silent"]
+    running: int
+    cap: int
+    candidates: int
+    hit_blocks: int
+    silent_ns: int
+
+
 class Queue(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Keep a request waiting; for the record, there is nothing to do.
 
@@ -96,7 +126,8 @@ class Reject(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     Attributes:
         request: what is refused.
         code: the code of an error in ``tokenworks.core.errors``.
-        reason: what led to it.
+        reason: what led to it; ``retries_spent``: so many requests of the model were sent again
+            that this one is not.
         retry_after_ns: when a slot is expected for such a request; None if that is not known.
         ahead: requests of this model in tiers not below its own that wait.
         waited_ns: since the request arrived.
@@ -122,13 +153,14 @@ class Abort(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     Attributes:
         request: what to stop.
         worker: who has it.
-        reason: ``withdrawn``, because the client left.
+        reason: ``withdrawn``, because the client left, or ``hedged``, because another worker has
+            it; then the driver has done so already.
         held_ns: since the request was sent.
     """
 
     request: RequestID
     worker: WorkerID
-    reason: Literal["withdrawn"]
+    reason: Literal["withdrawn", "hedged"]
     held_ns: int
 
 
@@ -210,13 +242,14 @@ class SetTimer(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
     Attributes:
         at_ns: when, on the driver's clock; a time that has passed means at once.
-        reason: ``waiting``, because something queued is due then, or ``scaling``, to look then
-            whether pools want other numbers of workers.
+        reason: ``waiting``, because something queued is due then, ``scaling``, to look then
+            whether pools want other numbers of workers, or ``hedging``, because a worker should
+            have answered by then.
         queued: requests that wait.
     """
 
     at_ns: int
-    reason: Literal["waiting", "scaling"]
+    reason: TickReason
     queued: int
 
 
@@ -241,5 +274,5 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     pressure_ppm: int
 
 
-Command = Send | Queue | Reject | Abort | Preempt | Offload | Fetch | SetTimer | Scale
+Command = Send | Hedge | Queue | Reject | Abort | Preempt | Offload | Fetch | SetTimer | Scale
 """Everything that the dispatcher can want."""

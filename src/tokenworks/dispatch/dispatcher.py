@@ -12,27 +12,24 @@ worker that breaks off costs a retry, and a policy that is wrong is overruled an
 from __future__ import annotations
 
 import hashlib
-import itertools
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from tokenworks.core.ids import ModelName, RequestID, WorkerID
 from tokenworks.core.needs import nothing_offers
 from tokenworks.core.slo import Promise, Tier
-from tokenworks.dispatch import pickers, restricted, snapshot, wakes
+from tokenworks.dispatch import hedging, pickers, preemption, restricted, snapshot, wakes
 from tokenworks.dispatch.commands import (
-    Abort,
     Command,
-    Preempt,
     Queue,
     RejectCode,
     RejectReason,
-    Scale,
     Send,
     SetTimer,
+    TickReason,
 )
 from tokenworks.dispatch.events import (
     Arrived,
@@ -52,15 +49,16 @@ from tokenworks.dispatch.events import (
     WorkerUp,
 )
 from tokenworks.dispatch.fleet import Fleet
+from tokenworks.dispatch.hedging import Hedging, is_another
 from tokenworks.dispatch.kv_tiers import KVTiers
 from tokenworks.dispatch.oversight import Oversight
 from tokenworks.dispatch.policy import Choice, MakePolicy
 from tokenworks.dispatch.prefix_index import PrefixIndex
-from tokenworks.dispatch.rejections import rejection
+from tokenworks.dispatch.rejections import rejection, withdrawal
 from tokenworks.dispatch.requests import Request
-from tokenworks.dispatch.scaling import Scaler, ScalingMemory
+from tokenworks.dispatch.scaling import Scaler, ScalingMemory, given_back
 from tokenworks.dispatch.states import State, Step
-from tokenworks.dispatch.waiting import Line
+from tokenworks.dispatch.waiting import Line, Watched
 from tokenworks.dispatch.workers import RANKS, Worker, WorkerLoad
 
 TIERS = tuple(Tier)
@@ -98,8 +96,8 @@ class Dispatcher:
             WorkerUp: self._worker_up,
             DecoderUp: self._worker_up,
             WorkerDown: self._worker_down,
-            BlocksStored: self._blocks_stored,
-            BlocksRemoved: self._blocks_removed,
+            BlocksStored: self._blocks_told,
+            BlocksRemoved: self._blocks_told,
             Configured: self._configure,
         }
         self._now_ns = 0
@@ -120,6 +118,7 @@ class Dispatcher:
         self._scaling = ScalingMemory()
         self._kv_tiers = KVTiers()
         self._scaler: Scaler | None = None
+        self._hedging: Hedging | None = None
         self._retiring: dict[WorkerID, Worker] = {}
 
     # What a driver calls.
@@ -148,6 +147,8 @@ class Dispatcher:
             self._scale(self._scaler, commands)
         if self._wakes:
             self._set_timer(commands)
+        if self._hedging is not None:
+            self._hedge(self._hedging, commands)
         if self._scaler is not None:
             self._set_look(self._scaler, commands)
         return commands
@@ -162,14 +163,7 @@ class Dispatcher:
 
     def loads(self) -> dict[WorkerID, WorkerLoad]:
         """What each worker that is up has, for gauges."""
-        return {
-            name: WorkerLoad(
-                running=len(worker.running),
-                slots=worker.slots,
-                caps=dict(zip(TIERS, worker.caps, strict=True)),
-            )
-            for name, worker in self._workers.items()
-        }
+        return {name: WorkerLoad.of(each) for name, each in self._workers.items()}
 
     def queue_lens(self) -> dict[tuple[ModelName, Tier], int]:
         """How many requests wait per model and tier, for gauges."""
@@ -197,6 +191,7 @@ class Dispatcher:
                 policy=self._policy.record(),
                 scaling=self._scaling,
                 kv_tiers=self._kv_tiers,
+                watched=None if self._hedging is None else self._hedging.record(),
             )
         )
 
@@ -217,7 +212,7 @@ class Dispatcher:
         dispatcher._workers = {each.worker: each for each in memory.workers}
         dispatcher._retiring = {each.worker: each for each in memory.workers if each.retiring}
         if memory.configured is not None:
-            dispatcher._adopt(memory.configured)
+            dispatcher._adopt(memory.configured, memory.watched)
             dispatcher._policy.restore(memory.configured, memory.policy)
         dispatcher._timer_ns = memory.timer_ns
         dispatcher._counts = dispatcher._policy.counts = memory.counts
@@ -251,6 +246,7 @@ class Dispatcher:
             session=event.session,
             needs=None if event.needs is UNSET else event.needs,
             hints=None if event.hints is UNSET else event.hints,
+            once=event.once is True,
         )
         self._requests[event.request] = request
         fleet = self._fleets.get(event.model)
@@ -280,25 +276,29 @@ class Dispatcher:
 
     def _started(self, event: Started, commands: list[Command]) -> None:
         request = self._requests.get(event.request)
-        if request is None or request.state is not _SENT:
+        if request is None or request.state is not _SENT or is_another(request, event.worker):
             self._counts.ignored += 1
             return
+        fleet = self._fleets[request.model]
+        # There, while its own worker goes on with it.
+        makes_room = request.prefiller is not None or request.second is not None
+        if request.second is not None:
+            self._decide(fleet, request, event.worker, commands)
         request.step(_START)
         request.answered = True
-        # There, while its own worker goes on with it.
-        makes_room = request.prefiller is not None
         makes_room = makes_room or self._worker_of(request).prefilled_by is not None
         self._leave_prefill(request)
-        fleet = self._fleets[request.model]
         if makes_room and (fleet.queued or fleet.restricted):
             self._drain(fleet, commands)
 
     def _finished(self, event: Finished, commands: list[Command]) -> None:
         request = self._requests.get(event.request)
-        if request is None or request.state is _QUEUED:
+        if request is None or request.state is _QUEUED or is_another(request, event.worker):
             self._counts.ignored += 1
             return
         fleet = self._fleets[request.model]
+        if request.second is not None:
+            self._decide(fleet, request, event.worker, commands)
         worker = self._release(fleet, request)
         worker.observe(self._now_ns - request.sent_ns)
         if request.hints is not None:
@@ -313,10 +313,16 @@ class Dispatcher:
 
     def _failed(self, event: Failed, commands: list[Command]) -> None:
         request = self._requests.get(event.request)
-        if request is None or request.state is _QUEUED or request.worker != event.worker:
+        if request is None or request.state is _QUEUED or is_another(request, event.worker):
             self._counts.ignored += 1
             return
         fleet = self._fleets[request.model]
+        if request.second is not None:
+            if not event.started:
+                hedging.without(fleet, self._workers, request, event.worker)
+                self._drain(fleet, commands)
+                return
+            self._decide(fleet, request, event.worker, commands)
         request.avoided = request.prefiller
         self._release(fleet, request)
         self._broken_off(fleet, request, commands, started=event.started)
@@ -333,15 +339,11 @@ class Dispatcher:
         if request.state is _QUEUED:
             self._unqueue(fleet, request)
         else:
-            worker = self._release(fleet, request)
-            commands.append(
-                Abort(
-                    request=request.request,
-                    worker=worker.worker,
-                    reason="withdrawn",
-                    held_ns=self._now_ns - request.sent_ns,
-                )
-            )
+            had = [(self._release(fleet, request).worker, request.sent_ns)]
+            if request.second is not None:
+                second = hedging.drop(fleet, self._workers, request)
+                had.append((second.worker, second.sent_ns))
+            commands += [withdrawal(request.request, *each, self._now_ns) for each in had]
         self._counts.withdrawn += 1
         self._end(request, Step.WITHDRAW)
         self._drain(fleet, commands)
@@ -395,7 +397,9 @@ class Dispatcher:
     def _lose(self, worker: Worker, commands: list[Command]) -> None:
         fleet = self._fleets[worker.model]
         self._kv_tiers.forget(worker.worker)
-        lost = [self._requests[name] for name in reversed(worker.running)]
+        had = [self._requests[name] for name in reversed(worker.running)]
+        lost = [each for each in had if not hedging.outlives(each, worker)]
+        fleet.fill_retries(self._limits.retry_percent, self._now_ns)  # while its slots count
         for request in lost:
             self._leave_prefill(request)
         if worker.retiring:
@@ -418,27 +422,20 @@ class Dispatcher:
             if self._is_queued(request.request):
                 self._keep_waiting(fleet, request, commands)
 
-    def _blocks_stored(self, event: BlocksStored, _: list[Command]) -> None:
+    def _blocks_told(self, event: BlocksStored | BlocksRemoved, _: list[Command]) -> None:
         worker = self._workers.get(event.worker)
         if worker is None:
             self._counts.ignored += 1
-            return
-        self._prefixes.stored(event.blocks, worker.index)
-
-    def _blocks_removed(self, event: BlocksRemoved, _: list[Command]) -> None:
-        worker = self._workers.get(event.worker)
-        if worker is None:
-            self._counts.ignored += 1
-        elif event.blocks is None:
-            self._prefixes.cleared(worker.index)
         else:
-            self._prefixes.removed(event.blocks, worker.index)
+            self._prefixes.told(event, worker.index)
 
     def _configure(self, event: Configured, commands: list[Command]) -> None:
         if event == self._configured:
             self._counts.ignored += 1
             return
         self._adopt(event)
+        if self._hedging is not None:
+            self._hedging.watch_anew(self._requests.values(), self._workers)
         for worker in self._workers.values():
             worker.slots = self._slots_of(worker.engine_slots)
             worker.measure(event.promises)
@@ -449,7 +446,7 @@ class Dispatcher:
             self._drain(fleet, commands)
         self._rebuild_wakes()
 
-    def _adopt(self, configured: Configured) -> None:
+    def _adopt(self, configured: Configured, watched: Watched | None = None) -> None:
         assert len(configured.promises) == len(TIERS), "every tier needs a promise"
         assert len(configured.limits.queue_len_max) == len(TIERS), "every tier needs a bound"
         settings = configured.policy
@@ -465,6 +462,7 @@ class Dispatcher:
         if pools or self._retiring:
             ttft_ns = [each.ttft_ns for each in self._promises]
             self._scaler = Scaler(pools, ttft_ns, self._scaling)
+        self._hedging = Hedging(limits, self._promises, watched) if limits.hedge_percent else None
         self._policy.configure(configured, self._prefixes)
 
     def _slots_of(self, engine_slots: int) -> int:
@@ -513,17 +511,7 @@ class Dispatcher:
             fleet.queue(victim, first=True)
             self._queued += 1
             self._counts.displaced += 1
-            commands.append(
-                Preempt(
-                    request=victim.request,
-                    worker=worker.worker,
-                    displaced_by=request.request,
-                    reason="worth_more",
-                    gained_nanodollars=found.gained_nanodollars,
-                    lost_nanodollars=found.lost_nanodollars,
-                    held_ns=self._now_ns - victim.sent_ns,
-                )
-            )
+            commands.append(preemption.preempt(victim, worker, request, found, self._now_ns))
         self._serve(fleet, request, found.choice, commands)
         self._drain(fleet, commands)
         for victim in found.victims:
@@ -538,6 +526,8 @@ class Dispatcher:
         now_ns = self._now_ns
         request.step(_SEND)
         request.attempt += 1
+        if request.attempt == 1:
+            fleet.firsts += 1
         request.worker = worker.worker
         request.sent_ns = now_ns
         left = request.input_tokens_max - hit_blocks * worker.block_tokens
@@ -565,6 +555,8 @@ class Dispatcher:
         if request.prefix:
             at = worker if prefiller is None else prefiller
             self._prefixes.insert(request.prefix, at.index, now_ns)
+        if self._hedging is not None:
+            self._hedging.watch(request, worker, now_ns)
         self._counts.sent += 1
         commands.append(
             Send(
@@ -610,7 +602,11 @@ class Dispatcher:
             self._end(request, Step.BREAK)
         elif request.attempt - request.displaced > self._limits.retries_max:
             self._reject(request, "worker_failed", "retries_over", commands)
+        elif not fleet.may_retry(self._limits.retry_percent, self._now_ns):
+            self._counts.retries_refused += 1
+            self._reject(request, "worker_failed", "retries_spent", commands)
         else:
+            self._counts.retried += 1
             request.step(Step.RETRY)
             request.queued_ns = self._now_ns
             fleet.queue(request, first=True)
@@ -690,23 +686,45 @@ class Dispatcher:
         if len(self._wakes) > 4 * self._queued + 64:
             self._rebuild_wakes()
         next_ns = wakes.next_ns(self._wakes, self._is_queued)
-        if next_ns is not None and (self._timer_ns is None or next_ns < self._timer_ns):
-            self._timer_ns = next_ns
-            commands.append(SetTimer(at_ns=self._timer_ns, reason="waiting", queued=self._queued))
+        if next_ns is not None:
+            self._tick_at(next_ns, "waiting", commands)
+
+    def _tick_at(self, at_ns: int, reason: TickReason, commands: list[Command]) -> None:
+        """Ask for a tick, if none comes by then."""
+        if self._timer_ns is None or at_ns < self._timer_ns:
+            self._timer_ns = at_ns
+            commands.append(SetTimer(at_ns=at_ns, reason=reason, queued=self._queued))
 
     def _rebuild_wakes(self) -> None:
+        waiting = [request for fleet in self._fleets.values() for request in fleet.all_waiting()]
         self._wakes = wakes.of(
-            (
-                (request, self._deadline_ns(request))
-                for fleet in self._fleets.values()
-                for line in itertools.chain(fleet.lines, *fleet.restricted.values())
-                for request in line.requests()
-            ),
-            self._now_ns,
+            ((request, self._deadline_ns(request)) for request in waiting), self._now_ns
         )
 
     def _deadline_ns(self, request: Request) -> int:
         return request.queued_ns + self._promises[request.rank].patience_ns
+
+    def _hedge(self, hedges: Hedging, commands: list[Command]) -> None:
+        """Ask second workers where that is due, and for a tick when it will be."""
+        if hedges.next_ns <= self._now_ns:
+            found = hedges.look(
+                self._requests, self._fleets, self._workers, self._prefixes, self._now_ns
+            )
+            self._counts.hedged += len(found)
+            commands += found
+        if hedges.next_ns < hedging.NEVER_NS:
+            self._tick_at(hedges.next_ns, "hedging", commands)
+
+    def _decide(
+        self,
+        fleet: Fleet,
+        request: Request,
+        winner: WorkerID | UnsetType,
+        commands: list[Command],
+    ) -> None:
+        """One of the two workers that have a request has begun its answer: the other one stops."""
+        memory = self._workers, self._prefixes, self._counts
+        commands.append(hedging.decide(fleet, *memory, request, winner, self._now_ns))
 
     # How many workers there are.
 
@@ -749,16 +767,7 @@ class Dispatcher:
         self._kv_tiers.forget(worker.worker)
         self._prefixes.remove_worker(worker.index)
         up = sum(each.pool == worker.pool for each in self._fleets[worker.model].workers)
-        commands.append(
-            Scale(
-                pool=worker.pool,
-                workers=up,
-                up=up,
-                reason="idle",
-                worker=worker.worker,
-                pressure_ppm=0,
-            )
-        )
+        commands.append(given_back(worker, up))
 
     def _set_look(self, scaler: Scaler, commands: list[Command]) -> None:
         """Ask for a tick at the next look, if one may come to something with no other event."""
@@ -766,8 +775,7 @@ class Dispatcher:
         if timer_ns is not None and timer_ns <= at_ns:
             return
         if scaler.is_watching(self._fleets):
-            self._timer_ns = at_ns
-            commands.append(SetTimer(at_ns=at_ns, reason="scaling", queued=self._queued))
+            self._tick_at(at_ns, "scaling", commands)
 
     # Small steps.
 

@@ -20,6 +20,12 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         queue_len_max: requests that may wait per model, for each tier.
         retries_max: times that a request is sent again after its worker broke off.
+        retry_percent: so many of 100 requests of a model are sent again at most, beside a few that
+            ``budgets`` says; None for no such bound, as in journals of before.
+        hedge_percent: so many of 100 requests of a model are sent to a second worker at most, see
+            ``hedging``; 0 for none.
+        hedge_after_percent: of a tier's TTFT promise, after which a worker that has said nothing of
+            a request should have.
         prefix_blocks_max: blocks in the prefix index, over all workers.
         prefix_len_max: blocks of one prompt that are looked at; the rest is ignored.
         prefix_ttl_ns: how long a prefix that was sent is believed to be cached; 0 for ever.
@@ -33,6 +39,9 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
     queue_len_max: dict[Tier, int]
     retries_max: int = 2
+    retry_percent: int | None = None
+    hedge_percent: int = 0
+    hedge_after_percent: int = 50
     prefix_blocks_max: int = 100_000
     prefix_len_max: int = 512
     prefix_ttl_ns: int = 0
@@ -207,6 +216,7 @@ class Arrived(msgspec.Struct, frozen=True, kw_only=True, tag=True):
         session: the conversation or agent that it belongs to, if it says.
         needs: what the worker must have; unset if any of the model will do.
         hints: what its agent knows of it, if it says.
+        once: no second worker may be asked while one has it; unset if one may.
     """
 
     request: RequestID
@@ -220,12 +230,19 @@ class Arrived(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     session: str | None = None
     needs: Needs | UnsetType = UNSET
     hints: Hints | UnsetType = UNSET
+    once: bool | UnsetType = UNSET
 
 
 class Started(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """The worker's first bytes of an answer came."""
+    """The worker's first bytes of an answer came.
+
+    Attributes:
+        request: of which.
+        worker: whose, of a request that two have; unset for the one that was sent it first.
+    """
 
     request: RequestID
+    worker: WorkerID | UnsetType = UNSET
 
 
 class Finished(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
@@ -236,16 +253,20 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_default
         output_tokens: tokens made.
         cached_input_tokens: prompt tokens that the worker took from its prefix cache.
         input_tokens: of the whole prompt, where somebody has counted them.
+        worker: see ``Started``, which may have been lost.
     """
 
     request: RequestID
     output_tokens: int
     cached_input_tokens: int
     input_tokens: int | None = None
+    worker: WorkerID | UnsetType = UNSET
 
 
 class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """The worker broke off one request and is otherwise up.
+
+    Where another one has the request, too, that one goes on.
 
     Attributes:
         request: which one.

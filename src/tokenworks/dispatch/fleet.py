@@ -7,12 +7,14 @@ that a decision costs the same for eight workers and for a thousand.
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from tokenworks.core.ids import PoolID, RequestID, TenantID
 from tokenworks.core.needs import Needs, Offers
+from tokenworks.dispatch.budgets import ONE, RETRIES_MIN, RETRIES_PER_S, Budget
 from tokenworks.dispatch.requests import Request
 from tokenworks.dispatch.waiting import Line
 from tokenworks.dispatch.workers import RANKS, Worker
@@ -51,6 +53,10 @@ class Fleet:
         offered: labels and adapters that workers have or had, the latest last.
         sessions: by tenant and session, the index of the worker that had its last request.
         sent_ranks: tiers at which the last sends competed.
+        slots: requests that all workers together may have.
+        firsts: requests that were sent for the first time, ever.
+        retries: how many may be sent again.
+        hedges: how many may be sent to a second worker.
         up: all workers.
         pools: by pool, its workers.
         open: those with a slot free.
@@ -71,6 +77,8 @@ class Fleet:
         "admitting",
         "by_index",
         "changes",
+        "firsts",
+        "hedges",
         "kv_tokens_min",
         "lines",
         "load_max",
@@ -82,8 +90,10 @@ class Fleet:
         "preempting",
         "queued",
         "restricted",
+        "retries",
         "sent_ranks",
         "sessions",
+        "slots",
         "up",
         "workers",
     )
@@ -91,7 +101,8 @@ class Fleet:
     def __init__(self, workers: list[Worker], lines: list[Line], sent_ranks: Iterable[int]) -> None:
         self.workers = workers
         self.lines = lines
-        self.changes = 0
+        self.changes = self.firsts = 0
+        self.retries, self.hedges = Budget(), Budget()
         self.queued = sum(len(line) for line in lines)
         self.sent_ranks = deque(sent_ranks, maxlen=SENT_RANKS_MAX)
         self.restricted: dict[int, list[Line]] = {}
@@ -111,6 +122,36 @@ class Fleet:
     def waiting(self, rank: int) -> int:
         """Requests of a tier that wait."""
         return len(self.lines[rank]) + sum(len(each[rank]) for each in self.restricted.values())
+
+    def fill_retries(self, percent: int | None, now_ns: int) -> int:
+        """How many requests may be sent again now, in units of ``budgets.ONE``.
+
+        As many as all workers together have slots can be saved up, so that whatever one worker
+        had when it was lost is sent again.
+
+        Args:
+            percent: see ``Limits.retry_percent``; with None there is no bound.
+            now_ns: now.
+        """
+        if percent is None:
+            return ONE
+        size = max(RETRIES_MIN, self.slots)
+        return self.retries.fill(
+            self.firsts, now_ns, percent=percent, per_s=RETRIES_PER_S, size=size
+        )
+
+    def may_retry(self, percent: int | None, now_ns: int) -> bool:
+        """Whether one more may be sent again; if so, it is counted."""
+        if self.fill_retries(percent, now_ns) < ONE:
+            return False
+        if percent is not None:
+            self.retries.take()
+        return True
+
+    def all_waiting(self) -> Iterator[Request]:
+        """Every request that waits."""
+        for line in itertools.chain(self.lines, *self.restricted.values()):
+            yield from line.requests()
 
     def queue(self, request: Request, *, first: bool = False) -> None:
         """Let a request wait: behind all others of its tenant, or before all others."""
@@ -268,6 +309,7 @@ class Fleet:
         """Derive all sets again."""
         self.by_index = {worker.index: worker for worker in self.workers}
         self._scale = max((worker.slots for worker in self.workers), default=1)
+        self.slots = sum(worker.slots for worker in self.workers)
         self.up = self.open = self.preempting = 0
         self.admitting = [0] * len(RANKS)
         self.loads = [0] * (self._scale + 1)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from tokenworks.core.ids import RequestID
+from tokenworks.dispatch.commands import Preempt
 from tokenworks.dispatch.fleet import Fleet
 from tokenworks.dispatch.market import Kind
 from tokenworks.dispatch.pickers import permitted
@@ -64,6 +65,8 @@ def victims_on(
             return None
         if victim.rank >= rank or victim.displaced or victim.prefiller is not None:
             continue
+        if victim.second is not None:
+            continue  # it is about to be one less
         taken.append(victim)
         running -= 1
         counts[counted] -= 1
@@ -115,6 +118,21 @@ def loss_nanodollars(kind: Kind, revenue: Sequence[int], counted: int, tokens: i
     return tier + kind.timing.prefill_fs(tokens, 0) * kind.price_nanodollars // FS_PER_S
 
 
+def preempt(
+    victim: Request, worker: Worker, request: Request, found: Displacement, now_ns: int
+) -> Preempt:
+    """The command that takes one of its victims off its worker for a request."""
+    return Preempt(
+        request=victim.request,
+        worker=worker.worker,
+        displaced_by=request.request,
+        reason="worth_more",
+        gained_nanodollars=found.gained_nanodollars,
+        lost_nanodollars=found.lost_nanodollars,
+        held_ns=now_ns - victim.sent_ns,
+    )
+
+
 def is_right(
     fleet: Fleet, request: Request, found: Displacement, requests: Mapping[RequestID, Request]
 ) -> bool:
@@ -139,6 +157,7 @@ def is_right(
             and victim.request in worker.running
             and victim.rank < request.rank
             and not victim.displaced
+            and victim.second is None
             for victim in found.victims
         )
     )

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from tokenworks.dispatch.chains import Chains, mask_bytes
+from tokenworks.dispatch.events import BlocksRemoved, BlocksStored
 from tokenworks.dispatch.prefix_record import PrefixRecord
 
 RETIRED_MAX: Final = 64
@@ -161,6 +162,15 @@ class PrefixIndex:
     def cleared(self, index: int) -> None:
         """A worker has dropped everything, or what it said has a gap: it has nothing we know of."""
         self._clear(1 << index)
+
+    def told(self, event: BlocksStored | BlocksRemoved, index: int) -> None:
+        """A worker's engine says what has become of its blocks."""
+        if isinstance(event, BlocksStored):
+            self.stored(event.blocks, index)
+        elif event.blocks is None:
+            self.cleared(index)
+        else:
+            self.removed(event.blocks, index)
 
     def is_exact(self, index: int) -> bool:
         """Whether a worker publishes what it has."""

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from msgspec import UNSET
 
+from tokenworks.core.ids import RequestID, WorkerID
 from tokenworks.core.needs import nothing_offers
 from tokenworks.core.slo import Promise
 from tokenworks.dispatch import pickers
-from tokenworks.dispatch.commands import Reject, RejectCode, RejectReason
+from tokenworks.dispatch.commands import Abort, Reject, RejectCode, RejectReason
 from tokenworks.dispatch.fleet import Fleet
 from tokenworks.dispatch.requests import Request
+
+
+def withdrawal(request: RequestID, worker: WorkerID, sent_ns: int, now_ns: int) -> Abort:
+    """The command that stops a worker's work on a request whose client has left."""
+    return Abort(request=request, worker=worker, reason="withdrawn", held_ns=now_ns - sent_ns)
 
 
 def rejection(

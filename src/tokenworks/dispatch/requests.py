@@ -9,6 +9,20 @@ from tokenworks.core.needs import Hints, Needs
 from tokenworks.dispatch.states import State, Step, after
 
 
+class SecondTry(msgspec.Struct, frozen=True, kw_only=True):
+    """That a request was sent to a second worker, too; see ``hedging``.
+
+    Attributes:
+        worker: which.
+        sent_ns: when.
+        prefill_tokens: of its prompt, expected to be computed there.
+    """
+
+    worker: WorkerID
+    sent_ns: int
+    prefill_tokens: int
+
+
 class Request(msgspec.Struct, kw_only=True):
     """One request that has not ended.
 
@@ -35,6 +49,9 @@ class Request(msgspec.Struct, kw_only=True):
         hints: what its agent knows of it.
         answered: its answer has begun, at this or an earlier worker.
         displaced: it made room for another request.
+        once: no second worker is asked; see ``Arrived``.
+        hedged: a second worker was asked.
+        second: that worker, while it is not decided whose answer it gets.
     """
 
     request: RequestID
@@ -59,6 +76,9 @@ class Request(msgspec.Struct, kw_only=True):
     hints: Hints | None = None
     answered: bool = False
     displaced: bool = False
+    once: bool = False
+    hedged: bool = False
+    second: SecondTry | None = None
 
     def step(self, step: Step) -> None:
         """Move to the next state; a step that the table lacks is a mistake of ours."""

@@ -205,6 +205,18 @@ class Scaler:
         )
 
 
+def given_back(worker: Worker, up: int) -> Scale:
+    """The command that stops a worker which is empty, and leaves so many of its pool."""
+    return Scale(
+        pool=worker.pool,
+        workers=up,
+        up=up,
+        reason="idle",
+        worker=worker.worker,
+        pressure_ppm=0,
+    )
+
+
 def _lines(fleet: Fleet, pool: PoolID) -> Iterator[tuple[int, Line]]:
     """The lines in which somebody waits whom a pool may serve, with their tiers' ranks."""
     own = fleet.pools.get(pool)

@@ -9,17 +9,20 @@ import msgspec
 
 from tokenworks.core.ids import ModelName, RequestID, TenantID, WorkerID
 from tokenworks.core.needs import Needs, Offers
+from tokenworks.dispatch.budgets import Budget
 from tokenworks.dispatch.events import Configured
 from tokenworks.dispatch.fleet import Fleet
 from tokenworks.dispatch.kv_tiers import KVTiers
 from tokenworks.dispatch.prefix_record import PrefixRecord
 from tokenworks.dispatch.requests import Request
 from tokenworks.dispatch.scaling import ScalingMemory
-from tokenworks.dispatch.waiting import Line
+from tokenworks.dispatch.waiting import Line, Watched
 from tokenworks.dispatch.wakes import Wake
 from tokenworks.dispatch.workers import Worker
 
-SNAPSHOT_FORMAT: Final = 7
+SNAPSHOT_FORMAT: Final = 8
+SNAPSHOT_FORMATS: Final = (7, 8)
+"""What can be read; the first has no budgets, which begin full."""
 
 
 class LineRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,7 +43,7 @@ class RestrictedRecord(msgspec.Struct, frozen=True, kw_only=True):
 class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One model: its workers in the order they came up, a line per tier rank, its last sends.
 
-    Also what its workers offered, and where its sessions are at home; see ``Fleet``.
+    Also what its workers offered, where its sessions are at home, and budgets; see ``Fleet``.
     """
 
     model: ModelName
@@ -51,6 +54,9 @@ class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
     changes: int
     offered: list[Offers]
     sessions: list[tuple[TenantID, str, int]]
+    firsts: int = 0
+    retries: Budget = msgspec.field(default_factory=Budget)
+    hedges: Budget = msgspec.field(default_factory=Budget)
 
 
 class Counts(msgspec.Struct, kw_only=True):
@@ -60,6 +66,11 @@ class Counts(msgspec.Struct, kw_only=True):
         events: all events.
         ignored: events that were late, repeated or over a limit, and changed nothing.
         sent: Send commands.
+        retried: requests that wait to be sent again, because a worker broke off.
+        retries_refused: requests that were broken off and rejected, as too many had been.
+        hedged: requests that were sent to a second worker.
+        hedges_won: of these, such as the second one answered first.
+        hedge_waste_ns: how long workers had requests that another one answered, all together.
         rejected: Reject commands.
         finished: requests that ended whole.
         broken: requests that ended because a worker broke off in the middle of the answer.
@@ -71,6 +82,11 @@ class Counts(msgspec.Struct, kw_only=True):
     events: int = 0
     ignored: int = 0
     sent: int = 0
+    retried: int = 0
+    retries_refused: int = 0
+    hedged: int = 0
+    hedges_won: int = 0
+    hedge_waste_ns: int = 0
     rejected: int = 0
     finished: int = 0
     broken: int = 0
@@ -96,6 +112,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     policy: bytes
     scaling: ScalingMemory
     kv_tiers: KVTiers
+    watched: Watched | None = None
 
 
 def model_record(model: ModelName, fleet: Fleet) -> ModelRecord:
@@ -112,6 +129,9 @@ def model_record(model: ModelName, fleet: Fleet) -> ModelRecord:
         changes=fleet.changes,
         offered=list(fleet.offered),
         sessions=[(*session, index) for session, index in fleet.sessions.items()],
+        firsts=fleet.firsts,
+        retries=fleet.retries,
+        hedges=fleet.hedges,
     )
 
 
@@ -133,6 +153,7 @@ def fleet_of(
     fleet.sessions = OrderedDict(
         ((tenant, session), index) for tenant, session, index in record.sessions
     )
+    fleet.firsts, fleet.retries, fleet.hedges = record.firsts, record.retries, record.hedges
     return fleet
 
 
@@ -170,8 +191,8 @@ def decode(data: bytes) -> Snapshot:
         msgspec.MsgspecError: these bytes are no snapshot of this format.
     """
     memory = _DECODER.decode(data)
-    if memory.format != SNAPSHOT_FORMAT:
+    if memory.format not in SNAPSHOT_FORMATS:
         raise msgspec.ValidationError(
-            f"snapshot format {memory.format!r}; this version reads {SNAPSHOT_FORMAT}"
+            f"snapshot format {memory.format!r}; this version reads {SNAPSHOT_FORMATS}"
         )
     return memory

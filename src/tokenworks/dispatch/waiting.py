@@ -18,6 +18,8 @@ from tokenworks.core.ids import RequestID, TenantID
 from tokenworks.core.needs import PRIORITY_DEFAULT, PRIORITY_MAX
 from tokenworks.dispatch.requests import Request
 
+Watched = list[list[tuple[int, RequestID]]]
+"""By tier rank: requests that ``hedging`` watches and when each is due, the first one first."""
 _BEGUN: Final = PRIORITY_MAX + 1
 """What a worker broke off, and who made room, go before all others of their tenant."""
 

@@ -211,6 +211,12 @@ class WorkerLoad(msgspec.Struct, frozen=True, kw_only=True):
     slots: int
     caps: dict[Tier, int]
 
+    @classmethod
+    def of(cls, worker: Worker) -> WorkerLoad:
+        """What a worker has now."""
+        caps = dict(zip(Tier, worker.caps, strict=True))
+        return cls(running=len(worker.running), slots=worker.slots, caps=caps)
+
 
 _TOLD: Final = (
     *("curve", "timing", "kv_blocks", "block_tokens", "batch_tokens_max", "link_bytes_per_s"),

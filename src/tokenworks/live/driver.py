@@ -36,11 +36,12 @@ from tokenworks.core.needs import NO_OFFERS, Needs, nothing_offers
 from tokenworks.core.orders import KeyView, Order, Outcome, Receipt
 from tokenworks.core.ports import AnswerStream, TieredPort, WorkerPort
 from tokenworks.core.slo import Tier
-from tokenworks.core.units import NS_PER_MS, NS_PER_S, PPM
+from tokenworks.core.units import NS_PER_MS, NS_PER_S
 from tokenworks.dispatch.commands import (
     Abort,
     Command,
     Fetch,
+    Hedge,
     Offload,
     Preempt,
     Queue,
@@ -65,8 +66,8 @@ from tokenworks.ledger.quota_records import KeyRecord, LimitState
 from tokenworks.ledger.quotas import window_end
 from tokenworks.live.bookkeeper import Bookkeeper
 from tokenworks.live.driver_parts import DriverParts
-from tokenworks.live.flights import Flight, LiveDelivery, ending_of
-from tokenworks.live.growth import scaling_of
+from tokenworks.live.flights import Flight, LiveDelivery, Rival, ending_of
+from tokenworks.live.growth import in_words, scaling_of
 from tokenworks.live.journal import JournalWriter
 from tokenworks.live.refusals import (
     at_fault,
@@ -284,6 +285,7 @@ class Driver:
                 session=order.session,
                 needs=UNSET if order.needs is None else order.needs,
                 hints=UNSET if order.hints is None else order.hints,
+                once=UNSET if order.passing is None else True,
             )
         )
         flight.arriving = False
@@ -398,7 +400,9 @@ class Driver:
         _log.warning("worker %s is down: %s", worker, why)
         lost: list[Flight] = []
         for flight in self._flights.values():
-            if flight.seat is seat and flight.attempt and flight.is_open:
+            if flight.rival is not None:
+                flight.without(seat, stop=True)
+            elif flight.seat is seat and flight.attempt and flight.is_open:
                 # Headers that are in already must not begin an answer that the dispatcher is
                 # about to queue again, nor go on with one that it is about to give up.
                 flight.drop_attempt()
@@ -455,6 +459,8 @@ class Driver:
         match command:
             case Send():
                 self._send(command)
+            case Hedge():
+                self._hedge(command)
             case Reject():
                 self._reject(command)
             case SetTimer():
@@ -474,15 +480,7 @@ class Driver:
 
     def _scale(self, command: Scale) -> None:
         """Let the operator know, and whoever can start and stop workers."""
-        if command.worker is None:
-            pressure = command.pressure_ppm * 100 // PPM
-            _log.warning(
-                "pool %s wants %d workers and has %d: requests waited up to %d %% of their TTFT "
-                "promise",
-                *(command.pool, command.workers, command.up, pressure),
-            )
-        else:
-            _log.warning("pool %s gives %s back: it is not needed", command.pool, command.worker)
+        _log.warning("%s", in_words(command))
         if self._on_scale is not None and not self._closed:
             self._on_scale(command)
 
@@ -514,10 +512,22 @@ class Driver:
             return  # it had made its answer when it was to make room, and is about to be settled
         if flight.arriving:
             return  # ``open`` sends it
-        task = asyncio.get_running_loop().create_task(self._start(flight, seat, command.attempt))
-        flight.sending = task
+        flight.sending = self._try(flight, seat, command.attempt)
+
+    def _try(self, flight: Flight, seat: Seat, attempt: int) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(self._start(flight, seat, attempt))
         self._sending.add(task)
-        task.add_done_callback(functools.partial(self._sent, flight, seat, command.attempt))
+        task.add_done_callback(functools.partial(self._sent, flight, seat, attempt))
+        return task
+
+    def _hedge(self, command: Hedge) -> None:
+        flight, seat = self._flights[command.request], self._seats[command.worker]
+        if flight.opened.done():
+            return  # it has begun, or is about to be withdrawn
+        sending = self._try(flight, seat, command.attempt)
+        flight.rival = Rival(command.attempt, seat, self._clock.now_ns(), sending)
+        if not flight.attempt:  # the first try has failed, which crossed with this
+            flight.go_on_with(flight.rival)
 
     def _sent(self, flight: Flight, seat: Seat, attempt: int, task: asyncio.Task[None]) -> None:
         """A try has begun its answer or failed."""
@@ -573,11 +583,13 @@ class Driver:
         if not flight.awaits(attempt):
             stream.abort()
             return
-        flight.sending = None
+        if flight.attempt == attempt:
+            flight.sending = None
         if passed:
-            self._begin(flight, stream)
+            self._begin(flight, stream, attempt)
         elif flight.delivery is None and at_fault(flight.order, stream.status):
             # Another worker would refuse it, too. It says nothing of how long an answer takes.
+            flight.decide(attempt)
             withdrawn = Withdrawn(request=flight.order.request)
             self._end(flight, withdrawn, "rejected", refused(stream.status, said))
         else:
@@ -589,16 +601,21 @@ class Driver:
     ) -> None:
         """A try has failed before there was an answer to go by."""
         lack = error if isinstance(error, WorkerUnavailable) and error.ours else None
-        if lack is not None and flight.delivery is None:
+        if lack is not None and flight.delivery is None and flight.rival is None:
             self._turn_away(flight, attempt, lack)
         elif isinstance(error, WorkerFailed) and not (error.unsent or flight.repeatable):
             self._lose(flight, seat, attempt, str(error))
         else:
             await self._broke_off(flight, seat, attempt, str(error))
 
-    def _begin(self, flight: Flight, stream: AnswerStream) -> None:
+    def _begin(self, flight: Flight, stream: AnswerStream, attempt: int) -> None:
         """A worker has begun an answer, or goes on with one."""
-        self.tell(Started(request=flight.order.request))
+        if flight.rival is None:
+            self.tell(Started(request=flight.order.request))
+        else:
+            flight.decide(attempt)
+            assert flight.seat is not None
+            self.tell(Started(request=flight.order.request, worker=flight.seat.worker))
         if flight.delivery is not None:
             flight.delivery.go_on(stream)
             return
@@ -628,6 +645,7 @@ class Driver:
     def _give_up(self, flight: Flight, seat: Seat, why: str) -> None:
         """A try has failed; an answer that has begun ends with it, when that is settled."""
         if flight.delivery is None:
+            flight.without(seat)
             self.tell(Failed(request=flight.order.request, worker=seat.worker, started=False))
         else:
             flight.delivery.break_off(why)

@@ -21,7 +21,7 @@ from tokenworks.live.journal import JournalWriter
 from tokenworks.live.quota_leases import QuotaLeases
 
 QUEUE_LEN_MAX: Final = 512
-LIMITS: Final = Limits(queue_len_max=dict.fromkeys(Tier, QUEUE_LEN_MAX))
+LIMITS: Final = Limits(queue_len_max=dict.fromkeys(Tier, QUEUE_LEN_MAX), retry_percent=20)
 
 
 class DriverParts(msgspec.Struct, frozen=True, kw_only=True):

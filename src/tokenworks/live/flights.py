@@ -19,6 +19,22 @@ from tokenworks.dispatch.events import Event, Failed, Finished, Withdrawn
 from tokenworks.live.seat import Seat
 
 
+class Rival:
+    """A second try beside the first, at another worker; one of the two gives the answer.
+
+    Attributes:
+        attempt: its number.
+        seat: of its worker.
+        sent_ns: when that was sent it.
+        sending: its task.
+    """
+
+    __slots__ = ("attempt", "seat", "sending", "sent_ns")
+
+    def __init__(self, attempt: int, seat: Seat, sent_ns: int, sending: asyncio.Task[None]) -> None:
+        self.attempt, self.seat, self.sent_ns, self.sending = attempt, seat, sent_ns, sending
+
+
 class Flight:
     """One request between its arrival and its settlement.
 
@@ -35,12 +51,13 @@ class Flight:
         arriving: the dispatcher is being told of it, and ``open`` will send it.
         fetch: what is to be in its worker's cache before it is sent.
         delivery: its answer, from when that has begun until it is settled.
+        rival: a second try; None if there is only one.
         settled: it was settled.
     """
 
     __slots__ = (
         *("arriving", "attempt", "cut_off_ns", "delivery", "fetch", "kept", "opened", "order"),
-        *("seat", "sending", "sent_ns", "settled", "worked_ns"),
+        *("rival", "seat", "sending", "sent_ns", "settled", "worked_ns"),
     )
 
     def __init__(self, order: Order, opened: asyncio.Future[None], cut_off_ns: int) -> None:
@@ -50,6 +67,7 @@ class Flight:
         self.attempt = self.sent_ns = self.worked_ns = 0
         self.seat: Seat | None = None
         self.sending: asyncio.Task[Any] | None = None
+        self.rival: Rival | None = None
         self.kept: bytes | None = None
         self.fetch: Fetch | None = None
         self.delivery: LiveDelivery | None = None
@@ -73,7 +91,9 @@ class Flight:
 
     def awaits(self, attempt: int) -> bool:
         """Whether this try may still begin the answer, or go on with it."""
-        return self.attempt == attempt and self.is_open
+        if self.attempt == attempt:
+            return self.is_open
+        return self.rival is not None and self.rival.attempt == attempt and self.is_open
 
     def cut_off(self) -> None:
         """Stop its answer, if that has begun."""
@@ -81,11 +101,51 @@ class Flight:
             self.delivery.abort()
 
     def drop_attempt(self) -> None:
-        """Stop the try under way; whatever it still says comes too late."""
+        """Stop the tries under way; whatever they still say comes too late."""
         self.attempt = 0
         sending, self.sending = self.sending, None
         if sending is not None:
             sending.cancel()
+        if self.rival is not None:
+            self.rival.sending.cancel()
+            self.rival = None
+
+    def decide(self, attempt: int) -> None:
+        """Stop the other try, if there are two: this one has an answer."""
+        rival = self.rival
+        if rival is None:
+            return
+        loser: asyncio.Task[Any] | None = rival.sending
+        if rival.attempt == attempt:
+            loser = self.sending
+            self.go_on_with(rival)
+        self.rival = None
+        if loser is not None:
+            loser.cancel()
+
+    def without(self, seat: Seat, *, stop: bool = False) -> None:
+        """Go on with one try of two.
+
+        Args:
+            seat: of whom the other one is over.
+            stop: it is not over yet.
+        """
+        rival = self.rival
+        if rival is None:
+            return
+        lost: asyncio.Task[Any] | None = None
+        if rival.seat is seat:
+            self.rival, lost = None, rival.sending
+        elif self.seat is seat:
+            lost = self.sending
+            self.go_on_with(rival)
+        if stop and lost is not None:
+            lost.cancel()
+
+    def go_on_with(self, rival: Rival) -> None:
+        """The second try is the only one."""
+        self.attempt, self.seat, self.sent_ns = rival.attempt, rival.seat, rival.sent_ns
+        self.sending, self.rival = rival.sending, None
 
     def stop(self, now_ns: int) -> None:
         """It makes room at its worker, and waits in its line; what was made of it is kept."""

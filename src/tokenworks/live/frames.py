@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 
 from tokenworks.core.ids import RequestID, WorkerID
-from tokenworks.dispatch.commands import Fetch, Offload, Preempt, Reject, Send
+from tokenworks.dispatch.commands import Fetch, Hedge, Offload, Preempt, Reject, Send
 from tokenworks.dispatch.events import Arrived, Failed, Finished, Started, Withdrawn
 
 FRAME_BYTES_MAX: Final = 16 << 20
@@ -75,7 +75,7 @@ class Texts(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 RequestEvent = Arrived | Started | Finished | Failed | Withdrawn
-RequestCommand = Send | Reject | Preempt | Fetch | Offload
+RequestCommand = Send | Hedge | Reject | Preempt | Fetch | Offload
 Message = (
     Report | Welcome | WorkerHere | WorkerGone | AskTexts | Texts | RequestEvent | RequestCommand
 )

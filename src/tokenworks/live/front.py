@@ -18,7 +18,7 @@ from tokenworks.core.ids import RequestID
 from tokenworks.core.orders import Order
 from tokenworks.core.ports import WorkerPort
 from tokenworks.core.units import NS_PER_MS, NS_PER_S
-from tokenworks.dispatch.commands import Command, Fetch, Offload, Preempt, Reject, Send
+from tokenworks.dispatch.commands import Command, Fetch, Hedge, Offload, Preempt, Reject, Send
 from tokenworks.dispatch.events import Arrived, Event, Failed, Finished, Started, Withdrawn
 from tokenworks.live.bookkeeper import Bookkeeper
 from tokenworks.live.driver import Driver
@@ -148,7 +148,9 @@ class FrontDriver(Driver):
                 self._arrivals[event.request] = event
             case Failed(started=False):
                 # If the owner goes before it answers, the next one hears of it as waiting.
-                self._flights[event.request].attempt = 0
+                flight = self._flights[event.request]
+                if flight.seat is not None and flight.seat.worker == event.worker:
+                    flight.attempt = 0  # else another worker has it
             case Finished() | Failed() | Withdrawn():
                 self._arrivals.pop(event.request, None)
             case Started():
@@ -184,7 +186,7 @@ class FrontDriver(Driver):
                 self._worker_here(message)
             case WorkerGone():
                 self._worker_gone(message)
-            case Send() | Reject() | Preempt() | Fetch() | Offload():
+            case Send() | Hedge() | Reject() | Preempt() | Fetch() | Offload():
                 self._carry_out(message)
             case AskTexts():
                 link.send(Texts(number=message.number, texts={self._index: self._text()}))
@@ -214,6 +216,8 @@ class FrontDriver(Driver):
         if self._link is None:
             return
         self._link, self._away_since_ns = None, self._clock.now_ns()
+        for flight in self._flights.values():
+            flight.decide(flight.attempt)  # the next owner is told of one worker each
         for asked in self._asked.values():
             if not asked.done():
                 asked.set_result({self._index: self._text()})
@@ -241,7 +245,7 @@ class FrontDriver(Driver):
             self.worker_down(gone.worker, gone.why)
 
     def _carry_out(self, command: Command) -> None:
-        if isinstance(command, Send | Reject | Preempt | Fetch | Offload):
+        if isinstance(command, Send | Hedge | Reject | Preempt | Fetch | Offload):
             if command.request not in self._flights:
                 return  # it has left meanwhile, and the owner is about to hear of that
             if isinstance(command, Reject):

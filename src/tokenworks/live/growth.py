@@ -8,7 +8,7 @@ from typing import Final
 
 from tokenworks.catalogue.factory_config import PoolConfig
 from tokenworks.core.ids import ModelName, PoolID, WorkerID
-from tokenworks.core.units import NS_PER_S
+from tokenworks.core.units import NS_PER_S, PPM
 from tokenworks.dispatch.commands import Scale
 from tokenworks.dispatch.events import PoolScale
 from tokenworks.live.workers import Worker
@@ -32,6 +32,16 @@ def scaling_of(pools: Mapping[PoolID, PoolConfig]) -> tuple[PoolScale, ...]:
         )
         for name, config in pools.items()
         if config.workers_max is not None
+    )
+
+
+def in_words(command: Scale) -> str:
+    """What a pool wants, for its operator."""
+    if command.worker is not None:
+        return f"pool {command.pool} gives {command.worker} back: it is not needed"
+    return (
+        f"pool {command.pool} wants {command.workers} workers and has {command.up}: requests "
+        f"waited up to {command.pressure_ppm * 100 // PPM} % of their TTFT promise"
     )
 
 

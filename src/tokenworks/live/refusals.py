@@ -62,6 +62,13 @@ def rejection(command: Reject, order: Order, loop_s: Callable[[int], float]) -> 
             hint="Try again; `tokenworks doctor` tells the operator why.",
             retry_after_s=wait_s,
         )
+    if command.reason == "retries_spent":
+        return WorkerFailed(
+            f"A worker broke off this request, and so many of {order.model!r} were broken off that "
+            "it is not sent again.",
+            hint=f"Try again in {wait_s} s; `tokenworks doctor` tells the operator why.",
+            retry_after_s=wait_s,
+        )
     return WorkerFailed(
         f"Workers broke off this request {command.attempts} times.", hint="Try again."
     )

@@ -27,6 +27,7 @@ __all__ = [
     "recorded",
     "records",
     "report",
+    "rivals",
     "scaling",
     "scenarios",
     "sequence",

@@ -25,6 +25,7 @@ from tokenworks.ledger.quota_records import KeyRecord, Limit, LimitState, Refuse
 from tokenworks.ledger.quotas import window_start
 from tokenworks.twin.clock import JumpingClock
 from tokenworks.twin.records import NEVER, End, Outcomes, Scenario, TwinRequest
+from tokenworks.twin.rivals import Rivals
 from tokenworks.twin.sequence import Sequence as Attempt
 from tokenworks.twin.store import Answer, Store
 
@@ -52,6 +53,7 @@ class Desk(Protocol):
     """What a bookkeeper asks of the driver."""
 
     clock: JumpingClock
+    rivals: Rivals
 
     def at(self, at_ns: int, action: Callable[[], None]) -> None:
         """Put something on the agenda."""
@@ -258,7 +260,8 @@ class Bookkeeper:
         """Who made an answer, and a slot's share of what its worker costs."""
         outcomes = self._outcomes
         spec = self._scenario.workers[outcomes.worker[place]]
-        worker_ns = outcomes.finished_ns[place] - outcomes.sent_ns[place]
+        sent_ns = max(outcomes.sent_ns[place], self._desk.rivals.since_ns.get(place, 0))
+        worker_ns = outcomes.finished_ns[place] - sent_ns
         hour_nanodollars = spec.capital_udollars_per_hour * 1_000
         # Watts by micro-dollars per kWh are nano-dollars an hour.
         energy_nanodollars = spec.power_w * self._scenario.energy_udollars_per_kwh

@@ -12,13 +12,13 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from tokenworks.core.ids import RequestID, WorkerID
 from tokenworks.core.needs import NO_OFFERS, Needs, Offers
 from tokenworks.core.slo import Tier
 from tokenworks.dispatch import snapshot
-from tokenworks.dispatch.commands import Abort, Command, Preempt, Reject, Send
+from tokenworks.dispatch.commands import Abort, Command, Hedge, Preempt, Reject, Send
 from tokenworks.dispatch.dispatcher import Dispatcher
 from tokenworks.dispatch.events import (
     Arrived,
@@ -168,6 +168,8 @@ class Checker(Hooks):
                 attempt = self._driver.live_attempt(sequence.place)
                 if sequence in self._driver.stopping:
                     continue
+                if self._driver.rivals.of.get(sequence.place) is sequence:
+                    continue
                 if attempt is None or attempt.source is not sequence:
                     attempts[sequence.place] += 1
         for place, count in attempts.items():
@@ -283,10 +285,24 @@ class _Life(msgspec.Struct):
     """Where a request is, as events and commands tell."""
 
     worker: WorkerID | None = None
+    second: WorkerID | None = None
+    hedged: bool = False
     answering: bool = False
     needs: Needs | None = None
     rank: int = 0
     displaced: bool = False
+
+    def has(self, worker: WorkerID | UnsetType) -> bool:
+        """Whether a worker has it, as the first or the second one; the first if unset."""
+        if worker is UNSET:
+            return self.worker is not None
+        return worker in (self.worker, self.second)
+
+    def go_on_without(self, worker: WorkerID) -> None:
+        """One of two workers is out of it."""
+        if worker == self.worker:
+            self.worker = self.second
+        self.second = None
 
 
 class _Lives:
@@ -312,15 +328,21 @@ class _Lives:
                     self.open.setdefault(event.request, _Life(needs=needs, rank=event.tier.rank))
             case Started():
                 life = self.open.get(event.request)
-                if life is not None and life.worker is not None:
+                if life is not None and life.has(event.worker):
                     life.answering = True
+                    life.worker = life.worker if event.worker is UNSET else event.worker
+                    life.second = None
             case Finished():
                 life = self.open.get(event.request)
-                if life is not None and life.worker is not None:
+                if life is not None and life.has(event.worker):
                     self._end(event.request)
             case Failed():
                 life = self.open.get(event.request)
-                if life is not None and life.worker == event.worker:
+                if life is None or not life.has(event.worker):
+                    pass
+                elif life.second is not None and not event.started:
+                    life.go_on_without(event.worker)
+                else:
                     self._broken_off(event.request, life, started=event.started)
             case Withdrawn():
                 if event.request in self.open:
@@ -333,7 +355,9 @@ class _Lives:
             case WorkerDown():
                 self._up.pop(event.worker, None)
                 for request, life in list(self.open.items()):
-                    if life.worker == event.worker:
+                    if life.second is not None and life.has(event.worker):
+                        life.go_on_without(event.worker)
+                    elif life.worker == event.worker:
                         self._broken_off(request, life, started=False)
             case _:
                 pass
@@ -350,6 +374,8 @@ class _Lives:
                     if worker is not None:
                         self._sent(command, life, worker)
                 life.worker = command.worker
+            elif isinstance(command, Hedge):
+                self._hedged(command)
             elif isinstance(command, Reject):
                 if command.request in self.open:
                     self._end(command.request)
@@ -369,6 +395,15 @@ class _Lives:
             if come and (times != 1 or outcomes.end[place] == End.OPEN):
                 self._found("ends_once", name, times=times, end=outcomes.end[place])
 
+    def _hedged(self, command: Hedge) -> None:
+        """A second worker is asked once, while the first has said nothing, and is another one."""
+        life = self.open.get(command.request)
+        if life is None or life.worker in (None, command.worker) or life.hedged or life.answering:
+            self._found("hedged_rightly", command.request, attempt=command.attempt)
+            return
+        life.second, life.hedged = command.worker, True
+        self._sent(command, life, command.worker)
+
     def _displaced(self, command: Preempt) -> None:
         """A request that makes room is there, of a lower tier, and does so for the first time."""
         life, other = self.open.get(command.request), self.open.get(command.displaced_by)
@@ -385,7 +420,7 @@ class _Lives:
             self._found("displaced_rightly", command.request, by=command.displaced_by)
         life.worker, life.displaced = None, True
 
-    def _sent(self, command: Send, life: _Life, worker: WorkerID) -> None:
+    def _sent(self, command: Send | Hedge, life: _Life, worker: WorkerID) -> None:
         """A worker that is given a request, or its prompt, is up and has what that needs."""
         offers = self._up.get(worker)
         if offers is None:

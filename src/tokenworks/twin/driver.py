@@ -15,6 +15,7 @@ from heapq import heappop
 from typing import Final, assert_never
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from tokenworks.core.ids import RequestID, WorkerID
 from tokenworks.core.needs import NO_OFFERS
@@ -22,6 +23,7 @@ from tokenworks.dispatch.commands import (
     Abort,
     Command,
     Fetch,
+    Hedge,
     Offload,
     Preempt,
     Queue,
@@ -61,6 +63,7 @@ from tokenworks.twin.records import (
     arrival_of,
     worker_up,
 )
+from tokenworks.twin.rivals import Rivals, attempt_of
 from tokenworks.twin.scaling import Scaling
 from tokenworks.twin.sequence import GONE, HANDED, IDLE, STARTED, Sequence
 from tokenworks.twin.transfers import Transfers
@@ -152,7 +155,8 @@ class Driver:
         outcomes: what became of each request until now.
         requests: the workload.
         scenario: what is run.
-        stopping: attempts that made room, of which their workers may not have heard yet.
+        rivals: second attempts of requests that two workers have.
+        stopping: attempts that are over, of which their workers may not have heard yet.
         workers: in the scenario's order.
     """
 
@@ -200,6 +204,7 @@ class Driver:
         # Each request's latest attempt, while it is at a worker, and whether it has answered.
         self._attempts: list[Sequence | None] = [None] * len(requests)
         self._answering = bytearray(len(requests))
+        self.rivals = Rivals(self._attempts, self.outcomes)
         self._kept: dict[int, Sequence] = {}  # of those that wait to go on
         self.stopping: set[Sequence] = set()
         # Attempts that were the last of their requests and have not made all tokens.
@@ -424,6 +429,8 @@ class Driver:
             for command in commands:
                 if isinstance(command, Send):
                     self._send(command)
+                elif isinstance(command, Hedge):
+                    self._hedge(command)
                 elif isinstance(command, SetTimer):
                     at_ns = command.at_ns - self.clock.skew_ns
                     self._agenda.set_timer(max(at_ns, self._now_ns))
@@ -507,25 +514,30 @@ class Driver:
         else:
             target = index if self._one_stage[index] else self._prefillers.of(index)
         self._sequences += 1
-        sequence = self._attempts[place] = Sequence(
-            self._sequences,
-            place,
-            target,
-            command.attempt,
-            request.input_tokens,
-            min(request.output_tokens, request.output_tokens_max),
-            request.blocks,
-        )
+        sequence = attempt_of(request, self._sequences, place, target, command.attempt)
+        self._attempts[place] = sequence
         sequence.hands_over = target != index
         if (kept := self._kept.pop(place, None)) is not None:
             sequence.go_on_after(kept)
+        self._post(sequence, self._hosts.ready_ns.pop(place, None))
+
+    def _hedge(self, command: Hedge) -> None:
+        """Send a request to a second worker."""
+        place, index = self._places[command.request], self._indices[command.worker]
+        assert self._told_up[index], f"sent to a lost worker: {command!r}"
+        self._sequences += 1
+        sequence = attempt_of(self.requests[place], self._sequences, place, index, command.attempt)
+        self.rivals.add(sequence, self._now_ns)
+        self._post(sequence, None)
+
+    def _post(self, sequence: Sequence, ready_ns: int | None) -> None:
+        """Bring an attempt to its worker, once what it needs is in the cache there."""
         if self._probe_ns is not None:
             probe = functools.partial(self._probe, sequence, suspect=False)
             self.at(self._now_ns + self._probe_ns, probe)
         deliver = functools.partial(self._deliver, sequence)
-        ready_ns = self._hosts.ready_ns.pop(place, None)
         if not self._direct:
-            deliver = functools.partial(self._message, "send", target, deliver)
+            deliver = functools.partial(self._message, "send", sequence.worker, deliver)
         if ready_ns is None:
             deliver()
         else:
@@ -534,7 +546,7 @@ class Driver:
     def _deliver(self, sequence: Sequence) -> None:
         """A worker gets a sequence; a repeated message and one for a lost attempt do nothing."""
         place, target = sequence.place, sequence.worker
-        if self._attempts[place] is not sequence or sequence.after_fs != IDLE:
+        if sequence.after_fs != IDLE or self.rivals.latest(sequence) is not sequence:
             return
         engine = self.workers[target]
         if self._up_since_ns[target] is None:
@@ -561,10 +573,9 @@ class Driver:
 
     def _probe(self, sequence: Sequence, *, suspect: bool) -> None:
         """Ask a worker about an attempt; one that it twice does not have is broken off."""
-        if self._is_late(sequence) or self._probe_ns is None:
+        latest = self.rivals.latest(sequence)
+        if latest is None or self._probe_ns is None:
             return
-        latest = self._attempts[sequence.place]
-        assert latest is not None, sequence.place
         gone = latest.after_fs == IDLE or latest.state == GONE
         if gone and suspect:
             self._stop(latest)
@@ -574,15 +585,17 @@ class Driver:
             self.at(self._now_ns + self._probe_ns, probe)
 
     def _abort(self, command: Abort) -> None:
+        if command.reason == "hedged":
+            return  # as soon as the other one had answered
         place = self._places[command.request]
         sequence = self._attempts[place]
-        assert sequence is not None, command
-        self._attempts[place] = None
-        self._broken.append(sequence)
-        if self._direct:
-            self._stop(sequence)
+        if sequence is not None:
+            self._attempts[place] = None
+            self._broken.append(sequence)
         else:
-            self._abort_at(sequence)
+            sequence = self.rivals.of[place]
+            self.rivals.without(sequence)
+        self._drop(sequence)
 
     def _preempt(self, command: Preempt) -> None:
         """Stop an attempt; what it has made until now is kept for the next one."""
@@ -593,11 +606,7 @@ class Driver:
         self._attempts[place] = None
         self._kept[place] = Sequence.kept_of(sequence, self.made(sequence), now_ns)
         self.outcomes.queue_again(place, now_ns)
-        if self._direct:
-            self._stop(sequence)
-        else:
-            self.stopping.add(sequence)
-            self._abort_at(sequence)
+        self._drop(sequence)
 
     def _let_go(self, place: int) -> Sequence | None:
         """What was kept of a request that ends before it is sent again."""
@@ -605,6 +614,14 @@ class Driver:
         if kept is not None:
             self._broken.append(kept)
         return kept
+
+    def _drop(self, sequence: Sequence) -> None:
+        """Have a worker stop an attempt that is over."""
+        if self._direct:
+            self._stop(sequence)
+        else:
+            self.stopping.add(sequence)
+            self._abort_at(sequence)
 
     def _abort_at(self, sequence: Sequence) -> None:
         """Tell a worker to drop an attempt, again and again where messages may be lost."""
@@ -639,24 +656,28 @@ class Driver:
             told = functools.partial(self._finished, sequence)
             self._message("finished", sequence.worker, told)
 
-    def _is_late(self, sequence: Sequence) -> bool:
-        """Whether a message is about an attempt that is over, as far as the driver knows."""
-        latest = self._attempts[sequence.place]
-        return latest is None or latest.attempt != sequence.attempt
+    def _decide(self, sequence: Sequence) -> WorkerID | UnsetType:
+        """Whose answer begins, where two workers had the request; the other one stops."""
+        if sequence.place not in self.rivals.of:
+            return UNSET
+        self._drop(self.rivals.loser_to(sequence))
+        return self.scenario.workers[sequence.worker].worker
 
     def _started(self, sequence: Sequence) -> None:
         place = sequence.place
-        if self._attempts[place] is not sequence and self._is_late(sequence):
+        if self._attempts[place] is not sequence and self.rivals.is_over(sequence):
             return
         if not self._answering[place]:
             self._answering[place] = 1
             self.outcomes.first_token_ns[place] = self._now_ns
-        self._tell(Started(request=self.requests[place].request))
+        winner = self._decide(sequence)
+        self._tell(Started(request=self.requests[place].request, worker=winner))
 
     def _finished(self, sequence: Sequence) -> None:
         place = sequence.place
-        if self._attempts[place] is not sequence and self._is_late(sequence):
+        if self._attempts[place] is not sequence and self.rivals.is_over(sequence):
             return
+        winner = self._decide(sequence)
         self._attempts[place] = None
         outcomes = self.outcomes
         if outcomes.first_token_ns[place] == NEVER:  # that message was lost
@@ -668,6 +689,7 @@ class Driver:
                 request=self.requests[place].request,
                 output_tokens=sequence.made,
                 cached_input_tokens=sequence.cached_tokens,
+                worker=winner,
             )
         )
 
@@ -682,10 +704,15 @@ class Driver:
     def _failed(self, sequence: Sequence) -> None:
         """A worker broke off an attempt; what has begun to answer ends with it."""
         place = sequence.place
-        if self._is_late(sequence):
+        if self.rivals.is_over(sequence):
             return
         if not self._direct:
-            self._stop(self._attempts[place] or sequence)  # it may have been handed over since
+            self._stop(self.rivals.latest(sequence) or sequence)  # it may have been handed over
+        if place in self.rivals.of:
+            self.rivals.without(sequence)
+            name = self.scenario.workers[sequence.worker].worker
+            self._tell(Failed(request=self.requests[place].request, worker=name, started=False))
+            return
         started = self._give_up(place)
         self._tell(
             Failed(
@@ -713,6 +740,9 @@ class Driver:
         if not self._lost[index]:
             return
         self._lost[index] = False
+        for sequence in self.rivals.lost_at(index):
+            self._stop(sequence)
+            self.rivals.without(sequence)
         lost = [
             sequence
             for sequence in self._attempts

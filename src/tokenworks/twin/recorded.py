@@ -258,6 +258,8 @@ class Reader:
             return
         if isinstance(event, Started):
             life.started_ns = now_ns
+            if event.worker is not UNSET:
+                life.worker = event.worker
         elif isinstance(event, Finished):
             life.end, life.ended_ns, life.finished = End.DONE, now_ns, event
         elif isinstance(event, Withdrawn):

@@ -223,6 +223,9 @@ class _Worker(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 class _Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     queue_len_max: _Natural = QUEUE_LEN_MAX
     retries_max: _Natural = 2
+    retry_percent: _Natural = 20
+    hedge_percent: _Natural = 0
+    hedge_after_percent: _Natural = 50
     prefix_blocks_max: _Natural = PREFIX_BLOCKS_MAX
     prefix_len_max: _Natural = 512
     imbalance_requests_max: _Natural = 8
@@ -295,6 +298,9 @@ def parse_scenario(text: str, read_book: Callable[[str], str]) -> Setting:
     limits = Limits(
         queue_len_max=dict.fromkeys(Tier, file.limits.queue_len_max),
         retries_max=file.limits.retries_max,
+        retry_percent=file.limits.retry_percent,
+        hedge_percent=file.limits.hedge_percent,
+        hedge_after_percent=file.limits.hedge_after_percent,
         prefix_blocks_max=file.limits.prefix_blocks_max,
         prefix_len_max=file.limits.prefix_len_max,
         imbalance_requests_max=file.limits.imbalance_requests_max,

@@ -56,6 +56,7 @@ _KNOTS: Final = 0x6B6E6F7473
 _SCALING: Final = 0x7363616C65
 _PREEMPTING: Final = 0x707265656D7074
 _PRIORITIES: Final = 0x7072696F72
+_BUDGETS: Final = 0x62756467657473
 _MONEY: Final = 0x6D6F6E6579
 WORKERS_MAX: Final = 6
 _MODELS: Final = (MODEL, ModelName("other"))
@@ -127,6 +128,7 @@ def draw(seed: int, policies: Sequence[str] = NAMES) -> Case:
     workers, requests = _with_needs(Dice(mix64(seed ^ _NEEDS)), workers, requests)
     requests = _with_priorities(Dice(mix64(seed ^ _PRIORITIES)), requests)
     configured = _with_scaling(Dice(mix64(seed ^ _SCALING)), workers, configured)
+    configured = _with_budgets(Dice(mix64(seed ^ _BUDGETS)), configured)
     workers = _with_preempting(Dice(mix64(seed ^ _PREEMPTING)), workers)
     workers = _with_hosts(Dice(mix64(seed ^ _HOSTS)), workers)
     workers = _with_knots(Dice(mix64(seed ^ _KNOTS)), workers)
@@ -380,6 +382,17 @@ def _with_scaling(dice: Dice, workers: Sequence[WorkerSpec], configured: Configu
     return msgspec.structs.replace(configured, scaling=tuple(scaling) or UNSET)
 
 
+def _with_budgets(dice: Dice, configured: Configured) -> Configured:
+    """In half of the cases second workers are asked, often sooner than is wise."""
+    limits = msgspec.structs.replace(
+        configured.limits,
+        retry_percent=_pick(dice, (None, 0, 20)),
+        hedge_percent=_pick(dice, (0, 0, 10, 100)),
+        hedge_after_percent=_pick(dice, (0, 5, 50)),
+    )
+    return msgspec.structs.replace(configured, limits=limits)
+
+
 def _with_preempting(dice: Dice, workers: tuple[WorkerSpec, ...]) -> tuple[WorkerSpec, ...]:
     """Engines that can stop a request whose tokens are kept: none, some or all."""
     share = _pick(dice, (0, 50, 100, 100))
@@ -600,7 +613,14 @@ def _changes(dice: Dice, configured: Configured, until_ns: int) -> list[Fault]:
     faults: list[Fault] = []
     for _ in range(_between(dice, 1, 3)):
         limits = _limits(dice, configured.limits.ended_max)
-        limits = msgspec.structs.replace(limits, slots_max=_pick(dice, (1, 4, 4_096)))
+        told = configured.limits
+        limits = msgspec.structs.replace(
+            limits,
+            slots_max=_pick(dice, (1, 4, 4_096)),
+            retry_percent=told.retry_percent,
+            hedge_percent=told.hedge_percent,
+            hedge_after_percent=told.hedge_after_percent,
+        )
         policy = configured.policy
         if chance(dice, PPM // 2):
             policy = msgspec.structs.replace(policy, name=_pick(dice, NAMES))
