@@ -395,6 +395,32 @@ def test_only_answers_of_the_worker_that_fell_have_failed(tmp_path: Path) -> Non
     assert len(reader.recorded("x", (BOOK,)).requests) == 12
 
 
+def test_an_answer_falls_with_the_second_worker_that_makes_it(tmp_path: Path) -> None:
+    (request,) = workload(4, 5)[:1]
+    dispatcher = Dispatcher()
+    records = start_records(dispatcher, 1)
+    configured = SCENARIO.configured
+    limits = msgspec.structs.replace(configured.limits, hedge_percent=100)
+    policy, due_ns = PolicySettings(name="round-robin"), 100 * S
+    first, second = (each.worker for each in SCENARIO.workers[:2])
+    events: list[tuple[int, Event]] = [
+        (0, msgspec.structs.replace(configured, limits=limits, policy=policy)),
+        *((0, worker_up(spec)) for spec in SCENARIO.workers[:2]),
+        (0, arrival_of(request, 0)),
+        (due_ns, Ticked()),
+        (due_ns, Started(request=request.request, worker=second)),
+        (due_ns + 1, WorkerDown(worker=first, why="it fell")),
+        (due_ns + 2, WorkerDown(worker=second, why="it fell, too")),
+    ]
+    for now_ns, event in events:
+        records += event_records(now_ns, event, dispatcher.handle(now_ns, event))
+    assert dispatcher.counts()["hedges_won"] == 1
+    (tmp_path / "x.twj").write_bytes(records)
+    recorded = read(tmp_path / "x.twj")
+    assert ends_of(recorded) == {request.request: End.FAILED}
+    assert set(recorded.result.outcomes.finished_ns) == {due_ns + 2}
+
+
 def test_who_makes_room_and_is_not_taken_up_again_has_failed(tmp_path: Path) -> None:
     spec = msgspec.structs.replace(SCENARIO.workers[0], slots=1, preempts=True)
     dispatcher = Dispatcher()

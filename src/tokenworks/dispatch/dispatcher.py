@@ -16,7 +16,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET
 
 from tokenworks.core.ids import ModelName, RequestID, WorkerID
 from tokenworks.core.needs import nothing_offers
@@ -49,7 +49,7 @@ from tokenworks.dispatch.events import (
     WorkerUp,
 )
 from tokenworks.dispatch.fleet import Fleet
-from tokenworks.dispatch.hedging import Hedging, is_another
+from tokenworks.dispatch.hedging import Hedging, Winner, is_another
 from tokenworks.dispatch.kv_tiers import KVTiers
 from tokenworks.dispatch.oversight import Oversight
 from tokenworks.dispatch.policy import Choice, MakePolicy
@@ -276,14 +276,18 @@ class Dispatcher:
 
     def _started(self, event: Started, commands: list[Command]) -> None:
         request = self._requests.get(event.request)
-        if request is None or request.state is not _SENT or is_another(request, event.worker):
+        if (
+            request is None
+            or request.state is not _SENT
+            or (event.worker is not UNSET and is_another(request, event.worker))
+        ):
             self._counts.ignored += 1
             return
         fleet = self._fleets[request.model]
         # There, while its own worker goes on with it.
         makes_room = request.prefiller is not None or request.second is not None
         if request.second is not None:
-            self._decide(fleet, request, event.worker, commands)
+            self._decide(request, event.worker, commands)
         request.step(_START)
         request.answered = True
         makes_room = makes_room or self._worker_of(request).prefilled_by is not None
@@ -293,12 +297,16 @@ class Dispatcher:
 
     def _finished(self, event: Finished, commands: list[Command]) -> None:
         request = self._requests.get(event.request)
-        if request is None or request.state is _QUEUED or is_another(request, event.worker):
+        if (
+            request is None
+            or request.state is _QUEUED
+            or (event.worker is not UNSET and is_another(request, event.worker))
+        ):
             self._counts.ignored += 1
             return
         fleet = self._fleets[request.model]
         if request.second is not None:
-            self._decide(fleet, request, event.worker, commands)
+            self._decide(request, event.worker, commands)
         worker = self._release(fleet, request)
         worker.observe(self._now_ns - request.sent_ns)
         if request.hints is not None:
@@ -322,7 +330,7 @@ class Dispatcher:
                 hedging.without(fleet, self._workers, request, event.worker)
                 self._drain(fleet, commands)
                 return
-            self._decide(fleet, request, event.worker, commands)
+            self._decide(request, event.worker, commands)
         request.avoided = request.prefiller
         self._release(fleet, request)
         self._broken_off(fleet, request, commands, started=event.started)
@@ -707,24 +715,17 @@ class Dispatcher:
     def _hedge(self, hedges: Hedging, commands: list[Command]) -> None:
         """Ask second workers where that is due, and for a tick when it will be."""
         if hedges.next_ns <= self._now_ns:
-            found = hedges.look(
-                self._requests, self._fleets, self._workers, self._prefixes, self._now_ns
-            )
+            memory = self._requests, self._fleets, self._workers, self._prefixes
+            found = hedges.look(*memory, self._now_ns)
             self._counts.hedged += len(found)
             commands += found
         if hedges.next_ns < hedging.NEVER_NS:
             self._tick_at(hedges.next_ns, "hedging", commands)
 
-    def _decide(
-        self,
-        fleet: Fleet,
-        request: Request,
-        winner: WorkerID | UnsetType,
-        commands: list[Command],
-    ) -> None:
+    def _decide(self, request: Request, winner: Winner, commands: list[Command]) -> None:
         """One of the two workers that have a request has begun its answer: the other one stops."""
-        memory = self._workers, self._prefixes, self._counts
-        commands.append(hedging.decide(fleet, *memory, request, winner, self._now_ns))
+        memory = self._fleets[request.model], self._workers, self._prefixes, self._counts
+        commands.append(hedging.decide(*memory, request, winner, self._now_ns))
 
     # How many workers there are.
 

@@ -45,6 +45,9 @@ PROMPT_TIMES: Final = 2
 NEVER_NS: Final = 1 << 62
 _SENT: Final = State.SENT
 
+Winner = WorkerID | UnsetType
+"""Whose answer has begun, as an event says; unset for who was sent the request first."""
+
 
 class Hedging:
     """Who is watched, and who is sent to another worker.
@@ -195,7 +198,7 @@ class Hedging:
         return worker, hit_blocks, may.bit_count()
 
 
-def is_another(request: Request, worker: WorkerID | UnsetType) -> bool:
+def is_another(request: Request, worker: Winner) -> bool:
     """Whether a worker is neither the first nor the second one of a request; unset is the first."""
     if worker is UNSET or worker == request.worker:
         return False
@@ -258,7 +261,7 @@ def decide(
     prefixes: PrefixIndex,
     counts: Counts,
     request: Request,
-    winner: WorkerID | UnsetType,
+    winner: Winner,
     now_ns: int,
 ) -> Abort:
     """One of a request's two workers has begun its answer; the other is released and aborted.
