@@ -30,7 +30,7 @@ from tokenworks.core.orders import (
 from tokenworks.core.ports import Sink
 from tokenworks.core.slo import Measured, Tier
 from tokenworks.dispatch.dispatcher import Dispatcher
-from tokenworks.dispatch.events import PolicySettings, Ticked
+from tokenworks.dispatch.events import Limits, PolicySettings, Ticked
 from tokenworks.ledger.blocks import decode_entries
 from tokenworks.ledger.entries import CostAccrued, Entry, Posted, Voided
 from tokenworks.ledger.extras import BILLED
@@ -39,7 +39,7 @@ from tokenworks.ledger.quota_records import KeyRecord, Limit, LimitState, NodeID
 from tokenworks.ledger.rollup import balances
 from tokenworks.ledger.store_port import InDoubt, recover
 from tokenworks.live.driver import Driver
-from tokenworks.live.driver_parts import DriverParts
+from tokenworks.live.driver_parts import LIMITS, DriverParts
 from tokenworks.live.flights import LiveDelivery
 from tokenworks.live.journal import JournalWriter, journal_files, replay
 from tokenworks.live.seat import Seat
@@ -341,6 +341,7 @@ class World:
         store: SteeredStore | None = None,
         config: PoolConfig = CONFIG,
         policy: PolicySettings | None = None,
+        dispatch_limits: Limits = LIMITS,
         **engine: Any,
     ) -> None:
         self.folder = folder
@@ -361,6 +362,7 @@ class World:
             pools={POOL: config},
             journal=JournalWriter(folder),
             policy=policy,
+            limits=dispatch_limits,
         )
         self.driver = Driver(parts)
         self.complaints: list[dict[str, Any]] = []

@@ -18,17 +18,16 @@ from tokenworks.core.units import NS_PER_S
 from tokenworks.dispatch.commands import Hedge
 from tokenworks.dispatch.events import Failed
 from tokenworks.live import driver as driver_module
-from tokenworks.live.driver import LIMITS
+from tokenworks.live.driver_parts import LIMITS
 
 Test = Callable[[World], Coroutine[Any, Any, None]]
+HEDGED = msgspec.structs.replace(LIMITS, hedge_percent=100)
 AFTER_NS = BOOK.promises[Tier.HIGH].ttft_ns // 2
 
 
 @pytest.fixture(autouse=True)
 def _settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    limits = msgspec.structs.replace(LIMITS, hedge_percent=100)
     monkeypatch.setattr(driver_module, "BREATHER_NS", 0)
-    monkeypatch.setitem(driver_module.Driver.__init__.__kwdefaults__, "limits", limits)
 
 
 @pytest.fixture
@@ -39,7 +38,7 @@ def live(
 
     def go(test: Test) -> None:
         async def main() -> None:
-            world = World(tmp_path)
+            world = World(tmp_path, dispatch_limits=HEDGED)
             await test(world)
             await world.check()
 

@@ -457,8 +457,7 @@ class Dispatcher:
     def _adopt(self, configured: Configured, watched: Watched | None = None) -> None:
         assert len(configured.promises) == len(TIERS), "every tier needs a promise"
         assert len(configured.limits.queue_len_max) == len(TIERS), "every tier needs a bound"
-        settings = configured.policy
-        self._configured = configured
+        self._configured, settings = configured, configured.policy
         self._promises = [configured.promises[tier] for tier in TIERS]
         self._late_after_ns = [each.ttft_ns // 2 + 1 for each in self._promises]
         self._limits = limits = configured.limits
