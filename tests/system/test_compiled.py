@@ -38,7 +38,6 @@ TESTS = (
     "tests/live/test_driver.py",
     "tests/live/test_network.py",
     "tests/live/test_owner.py",
-    "tests/live/test_quota_leases.py",
 )
 """What a request meets on its way; those tests that change an extension are skipped."""
 
