@@ -311,7 +311,7 @@ def test_a_long_answer_that_is_cut_up_is_read_meanwhile() -> None:
     assembler = Assembler()
     stream = EventStream(assembler)
     stream.feed(token("a") + token("x" * 70_000) + token("b").replace(b'"b"', b'"\\x"'))
-    stream.feed(chunk({"content": "y" * 70_000, "name": "n"}))
+    stream.feed(chunk({"role": "assistant", "content": "y" * 70_000}))
     assert stream.failure is not None
     assert "text" in str(stream.failure)
 

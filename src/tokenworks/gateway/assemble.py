@@ -54,17 +54,17 @@ class Assembler:
         Raises:
             WorkerFailed: an event is not a chat completion chunk, this one or one before it.
         """
-        self._wait(None, [event], len(event))
-
-    def texts(self, envelope: Envelope, texts: list[bytes]) -> None:
-        """Take further texts; see ``Taker``. Raises as ``event`` does."""
-        self._wait(envelope, texts, sum(map(len, texts)))
-
-    def _wait(self, envelope: Envelope | None, parts: list[bytes], size_bytes: int) -> None:
-        self._unread.append((envelope, parts))
-        self._unread_bytes += size_bytes
+        self._unread.append((None, [event]))
+        self._unread_bytes += len(event)
         if self._unread_bytes > UNREAD_BYTES_MAX:
             self._read_all()
+
+    def texts(self, envelope: Envelope, texts: list[bytes]) -> None:
+        """Take further texts, a list of its own; see ``Taker``."""
+        if self._unread and self._unread[-1][0] is envelope:
+            self._unread[-1][1].extend(texts)
+        else:
+            self._unread.append((envelope, texts))
 
     def _read_all(self) -> None:
         unread, self._unread, self._unread_bytes = self._unread, [], 0

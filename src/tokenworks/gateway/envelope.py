@@ -48,7 +48,8 @@ class Envelope:
         """
         before, after = self._before, self._after
         begin, end = len(before), len(event) - len(after)
-        if end <= begin or event[:begin] != before or event[end:] != after:
+        short = 0 < end - begin < len(self._between)  # else there may be two
+        if not short or event[:begin] != before or event[end:] != after:
             return b""
         text = event[begin:end]
         odd = _QUOTE in text or _LINE_FEED in text or text[-1] == _BACKSLASH
