@@ -602,6 +602,28 @@ def test_leaving_while_an_error_body_is_read_stops_the_worker(live: Callable[...
     live(test)
 
 
+@pytest.mark.parametrize("goes_down", [False, True])
+def test_leaving_in_the_breather_after_a_status_leaves_nothing_behind(
+    live: Callable[..., None], monkeypatch: pytest.MonkeyPatch, *, goes_down: bool
+) -> None:
+    async def test(world: World) -> None:
+        monkeypatch.setattr(driver_module, "BREATHER_NS", NS_PER_HOUR)
+        client = world.up()
+        opening = world.open()
+        await settle_down()
+        client.waiting()[0].answer(503, b"busy")
+        await settle_down()
+        if goes_down:
+            world.down()
+            await settle_down()
+        opening.cancel()
+        await settle_down()
+        assert opening.cancelled()
+        assert [each.reason for each in world.voided] == ["withdrawn"]
+
+    live(test)
+
+
 def test_leaving_crosses_with_a_rejection(live: Callable[..., None]) -> None:
     async def test(world: World) -> None:
         client = world.up()

@@ -14,7 +14,7 @@ from tests.live.reading import Reading
 from tokenworks.core.errors import InvalidRequest, WorkerFailed, WorkerUnavailable
 from tokenworks.core.orders import Passing
 from tokenworks.core.slo import Tier
-from tokenworks.core.units import NS_PER_S
+from tokenworks.core.units import NS_PER_HOUR, NS_PER_S
 from tokenworks.dispatch.commands import Hedge
 from tokenworks.dispatch.events import Failed
 from tokenworks.live import driver as driver_module
@@ -149,6 +149,22 @@ def test_one_that_fails_leaves_the_other(
         assert loads[world.seats[1 - loser]].running == 1
         assert sum(load.running for load in loads.values()) == 1
         await served(world, opening, clients[1 - loser])
+
+    live(test)
+
+
+def test_an_answer_does_not_wait_for_the_breather_of_the_other_try(
+    live: Callable[[Test], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test(world: World) -> None:
+        monkeypatch.setattr(driver_module, "BREATHER_NS", NS_PER_HOUR)
+        opening, first, second = await doubled(world)
+        first.exchanges[0].answer(503, b"busy")
+        await settle_down()
+        second.exchanges[0].answer()
+        await settle_down()
+        assert opening.done()
+        await served(world, opening, second)
 
     live(test)
 

@@ -583,9 +583,9 @@ class Driver:
         if not flight.awaits(attempt):
             stream.abort()
             return
-        if flight.attempt == attempt:
-            flight.sending = None
         if passed:
+            if flight.attempt == attempt:
+                flight.sending = None
             self._begin(flight, stream, attempt)
         elif flight.delivery is None and at_fault(flight.order, stream.status):
             # Another worker would refuse it, too. It says nothing of how long an answer takes.
