@@ -135,6 +135,23 @@ def test_an_answer_makes_room_and_goes_on_without_a_gap(live: Callable[..., None
     live(test)
 
 
+def test_leaving_before_another_worker_goes_on_stops_that(live: Callable[..., None]) -> None:
+    async def test(world: World) -> None:
+        client = world.up()
+        free, _, _ = await displaced(world, client)
+        await make_way(world)
+        (exchange,) = client.waiting()
+        delivery = free.result()
+        reading = Reading(delivery)
+        delivery.abort()
+        assert reading.over
+        await delivery.settle(outcome(ending="disconnected"))
+        await settle_down()
+        assert exchange.cancelled
+
+    live(test)
+
+
 def test_a_reader_waits_while_an_answer_waits(live: Callable[..., None]) -> None:
     async def test(world: World) -> None:
         client = world.up()

@@ -327,6 +327,8 @@ class Driver:
         worked_ns = flight.worked_ns
         if flight.attempt:
             worked_ns += max(0, self._clock.now_ns() - flight.sent_ns)
+        if flight.sending is not None:
+            flight.sending.cancel()  # it was to go on with the answer
         self.tell(ending_of(flight, seat, outcome))
         self._flights.pop(order.request, None)
         work = work_of(seat, worked_ns)
