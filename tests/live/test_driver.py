@@ -844,6 +844,31 @@ def test_what_was_passed_on_to_a_worker_that_goes_down_is_not_sent_again(
     live(test)
 
 
+def test_what_waits_again_does_not_go_with_the_worker_that_did_not_get_it(
+    live: Callable[..., None],
+) -> None:
+    async def test(world: World) -> None:
+        client = world.up()
+        passing = Passing(method="POST", target="/v1/x", headers=())
+        opening = world.open(tier=Tier.FREE, passing=passing)
+        await settle_down()
+        above = world.open(tier=Tier.ULTRA)
+        await settle_down()
+        unsent = WorkerFailed("connection refused")
+        unsent.unsent = True
+        client.waiting()[0].fail(unsent)
+        await settle_down()
+        assert world.dispatcher.queue_lens()[MODEL, Tier.FREE] == 1
+        world.down()
+        await settle_down()
+        assert not opening.done()
+        world.up(1).auto = lambda exchange: exchange.answer()
+        await (await above).settle(outcome())
+        await (await opening).settle(outcome())
+
+    live(test, config=msgspec.structs.replace(CONFIG, slots=1))
+
+
 def test_a_worker_goes_down_with_the_last_try(live: Callable[..., None]) -> None:
     async def test(world: World) -> None:
         client = world.up(0)

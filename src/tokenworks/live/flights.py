@@ -124,14 +124,15 @@ class Flight:
             loser.cancel()
 
     def without(self, seat: Seat, *, stop: bool = False) -> None:
-        """Go on with one try of two.
+        """Go on without a try that is over: with the other one of two, or with none.
 
         Args:
-            seat: of whom the other one is over.
+            seat: of whom it is over.
             stop: it is not over yet.
         """
         rival = self.rival
         if rival is None:
+            self.attempt = 0  # it waits, also for who asks before the dispatcher has said so
             return
         lost: asyncio.Task[Any] | None = None
         if rival.seat is seat:

@@ -146,15 +146,10 @@ class FrontDriver(Driver):
         match event:
             case Arrived():
                 self._arrivals[event.request] = event
-            case Failed(started=False):
-                # If the owner goes before it answers, the next one hears of it as waiting.
-                flight = self._flights[event.request]
-                if flight.seat is not None and flight.seat.worker == event.worker:
-                    flight.attempt = 0  # else another worker has it
+            case Started() | Failed(started=False):
+                pass
             case Finished() | Failed() | Withdrawn():
                 self._arrivals.pop(event.request, None)
-            case Started():
-                pass
             case _:
                 return
         if self._link is None:
