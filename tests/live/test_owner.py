@@ -443,6 +443,34 @@ def test_a_front_that_was_hung_up_on_is_to_be_killed(tmp_path: pathlib.Path) -> 
     run(test)
 
 
+def test_a_front_that_is_gone_frees_all_that_it_had_though_patience_ends(
+    tmp_path: pathlib.Path,
+) -> None:
+    async def test() -> None:
+        async with crew_of(tmp_path) as crew:
+            await crew.join(1, 2)
+            one, two = crew.fronts
+            crew.owner.worker_up(WORKERS[0], Client())
+            await until(lambda: one.first_up.is_set() and two.first_up.is_set())
+            begun = [await crew.answered(two), await crew.answered(two)]
+            waiting = [crew.open(one.driver) for _ in range(3)]
+            await until(lambda: crew.queued() == 3)
+            link = crew.owner._links[1]
+            one.linking.cancel()
+            crew.clock.advance(BOOK.promises[Tier.HIGH].patience_ns)
+            crew.owner._bury(link)
+            assert crew.queued() == 0
+            assert set(crew.owner._whose.values()) == {crew.owner._links[2]}
+            for each in waiting:
+                each.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+            for delivery in begun:
+                await settle(delivery)
+            await until(lambda: crew.running() == {"w0": 0})
+
+    run(test)
+
+
 def test_without_an_owner_callers_are_told_after_a_while(tmp_path: pathlib.Path) -> None:
     async def test() -> None:
         async with crew_of(tmp_path) as crew:

@@ -189,8 +189,8 @@ class OwnerDriver(Driver):
     def _bury(self, link: Link) -> None:
         """Free what a front that is gone had."""
         for request in [name for name, whose in self._whose.items() if whose is link]:
-            del self._whose[request]
-            self.tell(Withdrawn(request=request))
+            if self._whose.pop(request, None) is not None:  # else its patience has just ended
+                self.tell(Withdrawn(request=request))
         for request in [name for name, (_, whose) in self._taken_over.items() if whose is link]:
             self._ended(request)
 
