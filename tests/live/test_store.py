@@ -1017,3 +1017,20 @@ def test_who_wants_the_file_alone_and_who_shares_it_exclude_each_other(
     with pytest.raises(LedgerUnavailable, match="cannot be locked"):
         sqlite_store(link, "5", shared=True)
     alone.close()
+
+
+@pytest.mark.parametrize("made_for_it", [True, False])
+def test_a_file_gives_back_what_it_can_and_nobody_waits_for_more(
+    tmp_path: Path, *, made_for_it: bool
+) -> None:
+    path = tmp_path / "file.sqlite"
+    with closing(SQLiteDatabase(path, shrinks=made_for_it)) as database:
+        database.script("CREATE TABLE t (x); INSERT INTO t VALUES (zeroblob(100000))")
+        database.script("DELETE FROM t")
+    with closing(SQLiteDatabase(path, shrinks=True)) as database:
+        (((before,),), ((size,),)) = map(
+            database.query, ("PRAGMA freelist_count", "PRAGMA page_size")
+        )
+        assert before > 20
+        assert database.shrink(10 * size, 8 * size) == made_for_it
+        assert database.query("PRAGMA freelist_count") == [(before - 8 * made_for_it,)]

@@ -19,6 +19,8 @@ BUSY_S_MAX: Final = 10
 PRIVATE: Final = 0o600
 _DAMAGED: Final = frozenset({sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT})
 _LOCKED: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
+_INCREMENTAL: Final = 2
+"""What ``auto_vacuum`` says of a file that can give back what it does not need."""
 _PRIMARY: Final = 0xFF
 """The bits of an error's code that say what it is; those above say more of it."""
 
@@ -80,7 +82,7 @@ class SQLiteDatabase:
         yield from self._transaction("BEGIN", lambda: self._connection.execute("COMMIT"))
 
     def shrink(self, free_bytes: int, bytes_max: int) -> bool:
-        """Give pages that hold nothing back to the disk.
+        """Give pages that hold nothing back to the disk, if the file was made for that.
 
         Args:
             free_bytes: so many stay, for what is written next.
@@ -91,8 +93,9 @@ class SQLiteDatabase:
         """
         (((free,),), ((size,),)) = map(self.query, ("PRAGMA freelist_count", "PRAGMA page_size"))
         pages, pages_max = free - free_bytes // size, max(1, bytes_max // size)
-        if pages > 0:
-            self.script(f"PRAGMA incremental_vacuum({min(pages, pages_max)})")
+        if pages <= 0 or self.query("PRAGMA auto_vacuum") != [(_INCREMENTAL,)]:
+            return False
+        self.script(f"PRAGMA incremental_vacuum({min(pages, pages_max)})")
         return bool(pages > pages_max)
 
     def close(self) -> None:
