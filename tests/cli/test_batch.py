@@ -83,6 +83,10 @@ def test_a_copy_has_the_batches_and_what_they_read(home: Home, tmp_path: Path) -
     (row,) = data(home, *words)
     assert row == {"folder": str(copy), "files": 1, "missing": 1}
     assert "not empty" in str(invoke(home, *words).exception)
+    below = copy / "batches.sqlite" / "copy"
+    unusable = invoke(home, "batch", "backup", str(below)).exception
+    assert isinstance(unusable, InvalidRequest)
+    assert "cannot be used: Not a directory" in str(unusable)
     restored = Home(copy)
     assert [row["batch"] for row in data(restored, "batch", "list")] == ["batch_gone", "batch_a"]
     room = restored.open_batches()
