@@ -71,8 +71,9 @@ def backup(home: Home, /, folder: Path, *, as_json: bool) -> None:
 
     A factory may go on. A file is missing whose tenant deletes it meanwhile. Copy the ledger first,
     by `tokenworks ledger backup`: what has ended in this copy and not in that one was not billed,
-    and nothing is billed twice. To restore, put `batches.sqlite` and `files` where they were, with
-    the ledger, before `tokenworks up`.
+    and nothing is billed twice. To restore, move `batches.sqlite`, what SQLite has beside it
+    (`-wal`, `-shm`) and `files` away, and put the copies there, with the ledger, before
+    `tokenworks up`.
     """
     if not home.has_batches():
         raise InvalidRequest("There are no batches and files yet.", hint="Compare --home.")
