@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 from pathlib import Path
 
 from tests.cli.command_line import data, done, invoke
@@ -83,6 +84,10 @@ def test_a_copy_has_the_batches_and_what_they_read(home: Home, tmp_path: Path) -
     (row,) = data(home, *words)
     assert row == {"folder": str(copy), "files": 1, "missing": 1}
     assert "not empty" in str(invoke(home, *words).exception)
+    below = copy / "batches.sqlite" / "copy"
+    unusable = invoke(home, "batch", "backup", str(below)).exception
+    assert isinstance(unusable, InvalidRequest)
+    assert "cannot be used: Not a directory" in str(unusable)
     restored = Home(copy)
     assert [row["batch"] for row in data(restored, "batch", "list")] == ["batch_gone", "batch_a"]
     room = restored.open_batches()
@@ -90,3 +95,18 @@ def test_a_copy_has_the_batches_and_what_they_read(home: Home, tmp_path: Path) -
     room.close()
     modes = {path.stat().st_mode & 0o77 for path in copy.rglob("*") if path.name != "batches.lock"}
     assert modes == {0}
+
+
+def test_a_copy_takes_the_place_of_what_a_killed_factory_left(home: Home, tmp_path: Path) -> None:
+    home.make()
+    begin(home, "kept", "acme")
+    done(home, "batch", "backup", str(tmp_path / "copy"))
+    room = home.open_batches()  # an open one keeps its last commits beside the database, as
+    begin(home, "since", "acme")  # one that is killed leaves them
+    left = Home(shutil.copytree(home.path, tmp_path / "left"))
+    room.close()
+    assert (left.path / "batches.sqlite-wal").stat().st_size > 0
+    for path in left.path.glob("batches.sqlite*"):
+        path.unlink()
+    shutil.copy(tmp_path / "copy" / "batches.sqlite", left.path)
+    assert [row["batch"] for row in data(left, "batch", "list")] == ["batch_kept"]

@@ -19,7 +19,7 @@ from tokenworks.core.errors import (
     WorkerFailed,
 )
 from tokenworks.core.ids import RequestID
-from tokenworks.core.orders import KeyView
+from tokenworks.core.orders import KeyView, Usage
 from tokenworks.core.slo import Tier
 from tokenworks.gateway.answer import Answer
 from tokenworks.gateway.app import Gateway
@@ -403,8 +403,8 @@ class Shout(Bare):
     def closing(self, events: EventStream, tier: Tier) -> bytes:
         return f"{len(events.held)} {tier}".encode()
 
-    def whole(self, completion: Completion, tier: Tier) -> bytes:
-        return f"{sorted(completion)} {tier}".encode()
+    def whole(self, completion: Completion, usage: Usage, tier: Tier) -> bytes:
+        return f"{sorted(completion)} {usage.output_tokens} {tier}".encode()
 
     def error_event(self, error: TokenworksError) -> bytes:
         return b"went wrong: " + self.error_body(error)

@@ -18,6 +18,7 @@ from tokenworks.gateway.assemble import Assembler
 from tokenworks.gateway.chat import ChatWriter
 from tokenworks.gateway.event_stream import EventStream, payload
 from tokenworks.gateway.openai_errors import OpenAIErrors
+from tokenworks.gateway.worker_chunks import nothing_used
 
 
 def each_read(*batches: bytes) -> Assembler:
@@ -32,7 +33,9 @@ def each_read(*batches: bytes) -> Assembler:
 def assembled(*events: bytes) -> dict[str, Any]:
     assembler = each_read(*events)
     return msgspec.json.decode(
-        ChatWriter(OpenAIErrors(), include_usage=False).whole(assembler.completion(), Tier.HIGH)
+        ChatWriter(OpenAIErrors(), include_usage=False).whole(
+            assembler.completion(), nothing_used(), Tier.HIGH
+        )
     )
 
 

@@ -24,6 +24,7 @@ from tokenworks.gateway.assemble import Assembler
 from tokenworks.gateway.event_stream import EventStream
 from tokenworks.gateway.messages_answer import MessagesAnswer, MessagesErrors
 from tokenworks.gateway.messages_request import Thinking
+from tokenworks.gateway.worker_chunks import nothing_used
 
 SILENT = Thinking()
 USAGE = event(
@@ -74,7 +75,7 @@ def said(*chunks: bytes, thinking: Thinking = SILENT) -> tuple[list[dict[str, An
     assembler.close([*stream.held, stream.usage_event or b""])
     completion = assembler.completion()
     whole = MessagesAnswer("req_1", "m", thinking)
-    return events(raw), json.loads(whole.whole(completion, Tier.PREMIUM))
+    return events(raw), json.loads(whole.whole(completion, stream.usage_so_far(), Tier.PREMIUM))
 
 
 def blocks(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -283,15 +284,12 @@ def test_errors(error: TokenworksError, kind: str) -> None:
     assert MessagesErrors().error_headers(Unauthorized("x"))
 
 
-@pytest.mark.parametrize(
-    "completion",
-    [{"choices": [{"message": {"content": 1}}]}, {"choices": [], "usage": {"prompt_tokens": "x"}}],
-)
-def test_an_answer_that_is_none(completion: dict[str, Any]) -> None:
+def test_an_answer_that_is_none() -> None:
+    completion: dict[str, Any] = {"choices": [{"message": {"content": 1}}]}
     with pytest.raises(WorkerFailed, match="cannot be read"):
-        MessagesAnswer("req_1", "m", SILENT).whole(completion, Tier.HIGH)
+        MessagesAnswer("req_1", "m", SILENT).whole(completion, nothing_used(), Tier.HIGH)
 
 
 def test_an_answer_without_usage_or_message() -> None:
-    whole = MessagesAnswer("req_1", "m", SILENT).whole({"choices": [{}]}, Tier.HIGH)
+    whole = MessagesAnswer("req_1", "m", SILENT).whole({"choices": [{}]}, nothing_used(), Tier.HIGH)
     assert json.loads(whole)["usage"]["output_tokens"] == 0

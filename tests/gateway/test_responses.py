@@ -281,6 +281,20 @@ def test_an_answer_of_nothing(run: Run) -> None:
     assert house.turns()[1] == {"role": "assistant", "content": ""}
 
 
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/messages"])
+def test_a_whole_answer_says_what_is_billed_where_its_worker_says_nothing(
+    run: Run, path: str
+) -> None:
+    house = House(ROLE, token("a"), token("b"), chunk({}, "stop"), DONE)
+    body: Any = {"model": MODEL, "input": "x"}
+    if path == "/v1/messages":
+        body = {"model": MODEL, "max_tokens": 9, "messages": HELLO}
+    caller = Caller("POST", path, json.dumps(body).encode())
+    run(caller.call(house.gateway))
+    outcome = house.desk.deliveries[0].outcome
+    assert caller.json["usage"]["output_tokens"] == outcome.usage.output_tokens == 2
+
+
 def test_a_worker_that_breaks_off(run: Run) -> None:
     async def go() -> None:
         house = House(token("a"), WorkerFailed("It broke off."))

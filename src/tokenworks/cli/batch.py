@@ -71,14 +71,21 @@ def backup(home: Home, /, folder: Path, *, as_json: bool) -> None:
 
     A factory may go on. A file is missing whose tenant deletes it meanwhile. Copy the ledger first,
     by `tokenworks ledger backup`: what has ended in this copy and not in that one was not billed,
-    and nothing is billed twice. To restore, put `batches.sqlite` and `files` where they were, with
-    the ledger, before `tokenworks up`.
+    and nothing is billed twice. To restore, move `batches.sqlite`, what SQLite has beside it
+    (`-wal`, `-shm`) and `files` away, and put the copies there, with the ledger, before
+    `tokenworks up`.
     """
     if not home.has_batches():
         raise InvalidRequest("There are no batches and files yet.", hint="Compare --home.")
-    if folder.exists() and any(folder.iterdir()):
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        empty = not any(folder.iterdir())
+    except OSError as error:
+        raise InvalidRequest(
+            f"{str(folder)!r} cannot be used: {error.strerror}.", hint="Name another folder."
+        ) from error
+    if not empty:
         raise InvalidRequest(f"{str(folder)!r} is not empty.", hint="Name another folder.")
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with contextlib.closing(home.open_batches()) as room:
         files, missing = room.copy_to(folder)
     row = {"folder": str(folder), "files": files, "missing": missing}

@@ -423,7 +423,9 @@ class Answer:
     def _last(self, tier: Tier) -> bytes:
         """The whole body, or the end of a stream."""
         if self._assembler is not None:
-            return self._writer.whole(self._assembler.completion(), tier)
+            return self._writer.whole(
+                self._assembler.completion(), self._events.usage_so_far(), tier
+            )
         return self._writer.closing(self._events, tier)
 
     def _close(self, last: bytes) -> None:

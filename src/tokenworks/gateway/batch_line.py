@@ -148,8 +148,8 @@ class BatchLines:
         async def make() -> tuple[bytes, Outcome]:
             completion = await taker.whole()
             # What is asked for free is delivered free, so that this is known before it is billed.
-            told = writer.whole(completion, Tier.FREE)
-            return told, outcome_of(taker.events, taker.meter, self._clock.now_ns(), "done")
+            outcome = outcome_of(taker.events, taker.meter, self._clock.now_ns(), "done")
+            return writer.whole(completion, outcome.usage, Tier.FREE), outcome
 
         await self._bill(run, order, delivery, make, stage)
         if writer.kept is not None:

@@ -6,7 +6,7 @@ import msgspec
 
 from tokenworks.core.errors import TokenworksError
 from tokenworks.core.ids import RequestID
-from tokenworks.core.orders import CHAT_PATH, KeyView
+from tokenworks.core.orders import CHAT_PATH, KeyView, Usage
 from tokenworks.core.slo import Tier
 from tokenworks.gateway.assemble import Completion
 from tokenworks.gateway.chat_request import ChatRequest, parse_chat_request
@@ -56,7 +56,7 @@ class ChatWriter:
         """See ``Writer``."""
         return events.closing(tier.value, include_usage=self._include_usage)
 
-    def whole(self, completion: Completion, tier: Tier) -> bytes:
+    def whole(self, completion: Completion, usage: Usage, tier: Tier) -> bytes:  # noqa: ARG002
         """See ``Writer``."""
         completion["service_tier"] = tier.value
         return msgspec.json.encode(completion)

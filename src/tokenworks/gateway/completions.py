@@ -7,7 +7,7 @@ from typing import Final
 import msgspec
 
 from tokenworks.core.ids import RequestID
-from tokenworks.core.orders import KeyView
+from tokenworks.core.orders import KeyView, Usage
 from tokenworks.core.slo import Tier
 from tokenworks.gateway.assemble import Completion
 from tokenworks.gateway.chat import ChatWriter
@@ -90,7 +90,7 @@ class CompletionWriter(ChatWriter):
 
     __slots__ = ()
 
-    def whole(self, completion: Completion, tier: Tier) -> bytes:
+    def whole(self, completion: Completion, usage: Usage, tier: Tier) -> bytes:  # noqa: ARG002
         """See ``Writer``."""
         choices = completion["choices"]
         assert isinstance(choices, list), choices

@@ -13,7 +13,7 @@ import msgspec
 
 from tokenworks.core.errors import TokenworksError
 from tokenworks.core.ids import ModelName, RequestID
-from tokenworks.core.orders import CHAT_PATH, JSON_TYPE, KeyView
+from tokenworks.core.orders import CHAT_PATH, JSON_TYPE, KeyView, Usage
 from tokenworks.core.ports import Shelved
 from tokenworks.core.slo import Tier
 from tokenworks.gateway.assemble import Completion
@@ -91,11 +91,12 @@ class Writer(Protocol):
         """The end of a stream, once it is settled: the events held back, the delivered tier."""
         ...
 
-    def whole(self, completion: Completion, tier: Tier) -> bytes:
+    def whole(self, completion: Completion, usage: Usage, tier: Tier) -> bytes:
         """The body for a caller who asked for no stream, once the answer is settled.
 
         Args:
             completion: a ``chat.completion`` without ``service_tier``; it is the writer's to keep.
+            usage: what is billed, whether the worker has told it or not.
             tier: the delivered tier.
         """
         ...

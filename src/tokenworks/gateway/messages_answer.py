@@ -18,7 +18,7 @@ from tokenworks.gateway.http_io import Headers
 from tokenworks.gateway.messages_request import Thinking
 from tokenworks.gateway.openai_errors import OpenAIErrors
 from tokenworks.gateway.pieces import Piece, pieces, whole_pieces
-from tokenworks.gateway.worker_chunks import nothing_used, usage_of
+from tokenworks.gateway.worker_chunks import nothing_used
 
 ANSWER_CHARS_MAX: Final = 64_000_000
 """Of an answer that is kept until it is whole."""
@@ -150,7 +150,7 @@ class MessagesAnswer:
         out += (_event("message_delta", delta=delta, usage=usage), _event("message_stop"))
         return b"".join(out)
 
-    def whole(self, completion: Completion, tier: Tier) -> bytes:
+    def whole(self, completion: Completion, usage: Usage, tier: Tier) -> bytes:
         """See ``Writer``.
 
         Raises:
@@ -161,7 +161,7 @@ class MessagesAnswer:
             self._take(piece, unsent)
         reason, sequence = self._stop
         content = [block.whole(shown=self._thinking.shown) for block in self._blocks]
-        message = self._message(content, _usage(usage_of(completion.get("usage")), tier))
+        message = self._message(content, _usage(usage, tier))
         message |= {"stop_reason": reason, "stop_sequence": sequence}
         return msgspec.json.encode(message)
 

@@ -11,7 +11,7 @@ import msgspec
 
 from tokenworks.core.errors import InvalidRequest, NotFound, TokenworksError
 from tokenworks.core.ids import RequestID, TenantID
-from tokenworks.core.orders import KeyView
+from tokenworks.core.orders import KeyView, Usage
 from tokenworks.core.ports import Clock, Shelf, Shelved
 from tokenworks.core.slo import Tier
 from tokenworks.core.units import NS_PER_S
@@ -190,9 +190,9 @@ class ResponsesWriter:
         self._keep()
         return closing
 
-    def whole(self, completion: Completion, tier: Tier) -> bytes:
+    def whole(self, completion: Completion, usage: Usage, tier: Tier) -> bytes:
         """See ``Writer``."""
-        whole = self._answer.whole(completion, tier)
+        whole = self._answer.whole(completion, usage, tier)
         self._keep()
         return whole
 

@@ -13,7 +13,6 @@ from tokenworks.gateway.assemble import Completion
 from tokenworks.gateway.chat_fields import JSONObject
 from tokenworks.gateway.event_stream import EventStream
 from tokenworks.gateway.pieces import Piece, PieceKind, pieces, whole_pieces
-from tokenworks.gateway.worker_chunks import usage_of
 
 ANSWER_CHARS_MAX: Final = 64_000_000
 """Of an answer that is kept until it is whole."""
@@ -118,12 +117,12 @@ class ResponsesAnswer:
         out.append(self._event(f"response.{response['status']}", response=response))
         return b"".join(out)
 
-    def whole(self, completion: Completion, tier: Tier) -> bytes:
+    def whole(self, completion: Completion, usage: Usage, tier: Tier) -> bytes:
         """See ``Writer``."""
         unsent: list[bytes] = []
         for piece in whole_pieces(completion):
             self._take(piece, unsent)
-        return msgspec.json.encode(self._end(usage_of(completion.get("usage")), tier))
+        return msgspec.json.encode(self._end(usage, tier))
 
     def error_event(self, error: TokenworksError) -> bytes:
         """See ``Writer``: the response as far as it came, and why it ends there."""
