@@ -48,7 +48,7 @@ def _form(choices: Choices) -> None:
         file = choices.flag(4)
         head = f'Content-Disposition: form-data; name="{name}"' + '; filename="f"' * file
         body += b"--%b\r\n%b\r\n\r\n%b\r\n" % (boundary, head.encode(), value.encode())
-        if not file:
+        if name and not file:
             wrote[name] = value
     body += b"--%b--\r\n" % boundary
     if choices.flag():

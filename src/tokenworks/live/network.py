@@ -30,8 +30,9 @@ GET_BODY_BYTES_MAX: Final = 1024 * 1024
 ERROR_BODY_BYTES_MAX: Final = 64 * 1024
 CONNECT_NS_MAX: Final = 5 * NS_PER_S
 HEAD_NS_MAX: Final = 600 * NS_PER_S
-"""llama.cpp sends the head with the first token, so this bounds queueing plus prefill."""
+"""To the first bytes of an answer, so this bounds queueing plus prefill."""
 
+OK: Final = 200
 HTTP_PORT: Final = 80
 HTTPS_PORT: Final = 443
 _BODILESS: Final = frozenset({"GET", "HEAD", "DELETE", "OPTIONS"})
@@ -58,12 +59,15 @@ class WorkerStream:
     """
 
     __slots__ = (
-        *("_chunks", "_connection", "_ended", "_failure", "_sink", "_size_bytes", "_waiter"),
+        *("_begun", "_chunks", "_connection", "_ended", "_failure", "_sink", "_size_bytes"),
+        *("_waiter", "_with_body"),
         *("content_type", "headers", "keeps_headers", "status"),
     )
 
-    def __init__(self, connection: _Connection) -> None:
+    def __init__(self, connection: _Connection, *, with_body: bool) -> None:
         self.status = 0
+        self._with_body = with_body
+        self._begun = False
         self.content_type = b""
         self.headers: list[tuple[bytes, bytes]] = []
         self.keeps_headers = False
@@ -143,13 +147,13 @@ class WorkerStream:
         waiter = self._waiter = self._connection.loop.create_future()
         return waiter
 
-    async def _head(self) -> None:
-        """Return once the headers are in; raises WorkerFailed if they never come.
+    async def _beginning(self) -> None:
+        """Return once the answer has begun; raises WorkerFailed if it never does.
 
         Cancelling closes the socket.
         """
         try:
-            while self.status == 0:
+            while not self._begun:
                 if self._failure is not None:
                     raise WorkerFailed(self._failure)
                 await self._more()
@@ -164,15 +168,20 @@ class WorkerStream:
 
     # Called by the connection.
 
-    def _on_status(self, status: int) -> None:
+    def _on_status(self, status: int) -> bool:
+        """Whether the answer has begun with its head."""
         self.status = status
-        self._wake()
+        self._begun = status != OK or not self._with_body
+        if self._begun:
+            self._wake()
+        return self._begun
 
     def _on_body(self, data: bytes) -> int:
         """How much waits to be read."""
         if self._sink is not None:
             self._sink.data(data)
             return 0
+        self._begun = True
         self._chunks.append(data)
         self._size_bytes += len(data)
         if self._waiter is not None:
@@ -189,6 +198,7 @@ class WorkerStream:
     def _on_end(self, failure: str | None) -> None:
         if not self._ended and self._failure is None:
             self._ended = failure is None
+            self._begun = self._begun or self._ended
             self._failure = failure
         had, self._connection = self._connection, None
         if self._sink is None:
@@ -236,14 +246,16 @@ class _Connection(asyncio.Protocol):
         *,
         keep_headers: bool = False,
         bodiless: bool = False,
+        with_body: bool = False,
     ) -> WorkerStream:
         """Send a request on this idle connection.
 
         Args:
             request: its bytes.
-            head_due_s: when the answer's headers are late, on the loop's clock.
+            head_due_s: when the answer's beginning is late, on the loop's clock.
             keep_headers: whether the stream keeps them.
             bodiless: whether the answer ends with its head, whatever that says.
+            with_body: see ``WorkerClient.post_stream``.
         """
         assert self._stream is None
         assert self._transport is not None
@@ -251,7 +263,7 @@ class _Connection(asyncio.Protocol):
         self._answered = False
         self._header_bytes = 0
         self._framed, self._bodiless = False, bodiless
-        stream = self._stream = WorkerStream(self)
+        stream = self._stream = WorkerStream(self, with_body=with_body)
         stream.keeps_headers = keep_headers
         self._transport.write(request)
         return stream
@@ -318,6 +330,7 @@ class _Connection(asyncio.Protocol):
         parts = self._parts
         data = b"".join(parts)
         parts.clear()
+        self._head_due_s = None
         stream = self._stream
         if stream is not None and stream._on_body(data) > STREAM_BYTES_HIGH:  # noqa: SLF001
             self.pause()
@@ -367,9 +380,9 @@ class _Connection(asyncio.Protocol):
             stream.headers.clear()
             return
         self._keep_alive = self._parser.should_keep_alive()
-        self._head_due_s = None
         self._framed = self._framed or status in (204, 304)
-        stream._on_status(status)  # noqa: SLF001
+        if stream._on_status(status):  # noqa: SLF001
+            self._head_due_s = None
         if self._bodiless:
             self._end(reuse=False)  # the parser waits for what will not come
 
@@ -405,7 +418,7 @@ class WorkerClient:
         base_path: put before every path, for servers that live below one.
         tls: how to trust a server that is spoken to by TLS; None speaks plain HTTP.
         connect_ns_max: how long connecting may take.
-        head_ns_max: how long an answer's headers may take.
+        head_ns_max: how long an answer's beginning may take.
 
     Raises:
         ConfigInvalid: the key or the base path cannot stand in an HTTP head.
@@ -456,7 +469,10 @@ class WorkerClient:
     def post_stream(
         self, path: str, body: bytes, lines: bytes = b"", content_type: str = JSON_TYPE
     ) -> Coroutine[None, None, WorkerStream]:
-        """Send a body; returns when the answer's headers are in. Cancelling closes the socket.
+        """Send a body; returns when the answer has begun. Cancelling closes the socket.
+
+        An answer of status 200 has begun with the first bytes of its body, since vLLM sends the
+        head before it has a token; any other with its head.
 
         A request that meets a kept connection which the worker has just closed is sent once more
         on a fresh one; nothing else is retried.
@@ -475,7 +491,8 @@ class WorkerClient:
         head = self._post_heads.get(path) or self._post_head(path)
         if content_type != JSON_TYPE:
             head = head.replace(JSON_TYPE.encode(), content_type.encode("latin-1"), 1)
-        return self._send(b"%b%d\r\n%b\r\n%b" % (head, len(body), lines, body))
+        request = b"%b%d\r\n%b\r\n%b" % (head, len(body), lines, body)
+        return self._send(request, with_body=True)
 
     async def pass_on(self, passing: Passing, body: bytes) -> WorkerStream:
         """Send a request as it came to us, under our own key; as ``post_stream`` otherwise.
@@ -499,6 +516,7 @@ class WorkerClient:
         keep_headers: bool = False,
         bodiless: bool = False,
         again: bool = True,
+        with_body: bool = False,
     ) -> WorkerStream:
         loop = asyncio.get_running_loop()
         connection = self._take_idle(loop.time())
@@ -508,10 +526,14 @@ class WorkerClient:
                 connection = await self._connect()
             due_s = loop.time() + self._head_s_max
             stream = connection.exchange(
-                request, due_s, keep_headers=keep_headers, bodiless=bodiless
+                request,
+                due_s,
+                keep_headers=keep_headers,
+                bodiless=bodiless,
+                with_body=with_body,
             )
             try:
-                await stream._head()  # noqa: SLF001
+                await stream._beginning()  # noqa: SLF001
             except WorkerFailed:
                 if not (again and connection.lost_unanswered):
                     raise
@@ -533,7 +555,7 @@ class WorkerClient:
         due_s = connection.loop.time() + self._head_s_max
         stream = connection.exchange(head.encode("ascii"), due_s)
         try:
-            await stream._head()  # noqa: SLF001
+            await stream._beginning()  # noqa: SLF001
             body = await stream.read_all(GET_BODY_BYTES_MAX + 1)
         finally:
             stream.abort()
