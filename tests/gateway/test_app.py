@@ -400,11 +400,17 @@ class Shout(Bare):
             return b""
         return b"%d" % ready.count(b"data: ")
 
+    def take_held(self, events: EventStream) -> None:
+        pass
+
     def closing(self, events: EventStream, tier: Tier) -> bytes:
         return f"{len(events.held)} {tier}".encode()
 
-    def whole(self, completion: Completion, usage: Usage, tier: Tier) -> bytes:
-        return f"{sorted(completion)} {usage.output_tokens} {tier}".encode()
+    def take_whole(self, completion: Completion) -> None:
+        self.taken = sorted(completion)
+
+    def whole(self, usage: Usage, tier: Tier) -> bytes:
+        return f"{self.taken} {usage.output_tokens} {tier}".encode()
 
     def error_event(self, error: TokenworksError) -> bytes:
         return b"went wrong: " + self.error_body(error)

@@ -32,11 +32,9 @@ def each_read(*batches: bytes) -> Assembler:
 
 def assembled(*events: bytes) -> dict[str, Any]:
     assembler = each_read(*events)
-    return msgspec.json.decode(
-        ChatWriter(OpenAIErrors(), include_usage=False).whole(
-            assembler.completion(), nothing_used(), Tier.HIGH
-        )
-    )
+    writer = ChatWriter(OpenAIErrors(), include_usage=False)
+    writer.take_whole(assembler.completion())
+    return msgspec.json.decode(writer.whole(nothing_used(), Tier.HIGH))
 
 
 def streamed(*reads: bytes) -> Assembler:

@@ -71,11 +71,13 @@ def said(*chunks: bytes, thinking: Thinking = SILENT) -> tuple[list[dict[str, An
     for each in (*chunks, USAGE):
         ready = stream.feed(each)
         raw += answer.forward(ready)
+    answer.take_held(stream)
     raw += answer.closing(stream, Tier.PREMIUM)
     assembler.close([*stream.held, stream.usage_event or b""])
     completion = assembler.completion()
     whole = MessagesAnswer("req_1", "m", thinking)
-    return events(raw), json.loads(whole.whole(completion, stream.usage_so_far(), Tier.PREMIUM))
+    whole.take_whole(completion)
+    return events(raw), json.loads(whole.whole(stream.usage_so_far(), Tier.PREMIUM))
 
 
 def blocks(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -226,6 +228,36 @@ def test_arguments_that_are_no_object(text: str) -> None:
         said(call(0, text, "c", "add"))
 
 
+@pytest.mark.parametrize(
+    ("finish", "stop", "reason"),
+    [
+        ("length", None, "max_tokens"),
+        ("content_filter", None, "refusal"),
+        ("stop", "END", "stop_sequence"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("text", "given"), [('{"x":"a', {}), ("1", {}), ("", {}), ('{"x":1}', {"x": 1})]
+)
+def test_arguments_that_are_cut_off_are_left_out(
+    finish: str, stop: object, reason: str, text: str, given: object
+) -> None:
+    made = (call(0, '{"y":2}', "c", "add"), call(1, text, "d", "add"), chunk(finish, stop))
+    _, whole = said(*made)
+    first, last = whole["content"]
+    assert (first["input"], last["input"], whole["stop_reason"]) == ({"y": 2}, given, reason)
+
+
+def test_a_call_before_the_last_was_not_cut_off() -> None:
+    with pytest.raises(WorkerFailed, match="not JSON"):
+        said(call(0, "{", "c", "add"), call(1, "{", "d", "add"), chunk("length"))
+
+
+def test_an_answer_of_nothing_that_is_cut_off() -> None:
+    _, whole = said(chunk("length"))
+    assert (whole["content"], whole["stop_reason"]) == ([], "max_tokens")
+
+
 def test_a_call_that_comes_back() -> None:
     answer = MessagesAnswer("req_1", "m", SILENT)
     answer.forward(call(0, "{}", "c", "add") + call(1, "{}", "d", "add"))
@@ -287,9 +319,10 @@ def test_errors(error: TokenworksError, kind: str) -> None:
 def test_an_answer_that_is_none() -> None:
     completion: dict[str, Any] = {"choices": [{"message": {"content": 1}}]}
     with pytest.raises(WorkerFailed, match="cannot be read"):
-        MessagesAnswer("req_1", "m", SILENT).whole(completion, nothing_used(), Tier.HIGH)
+        MessagesAnswer("req_1", "m", SILENT).take_whole(completion)
 
 
 def test_an_answer_without_usage_or_message() -> None:
-    whole = MessagesAnswer("req_1", "m", SILENT).whole({"choices": [{}]}, nothing_used(), Tier.HIGH)
-    assert json.loads(whole)["usage"]["output_tokens"] == 0
+    answer = MessagesAnswer("req_1", "m", SILENT)
+    answer.take_whole({"choices": [{}]})
+    assert json.loads(answer.whole(nothing_used(), Tier.HIGH))["usage"]["output_tokens"] == 0

@@ -281,18 +281,84 @@ def test_an_answer_of_nothing(run: Run) -> None:
     assert house.turns()[1] == {"role": "assistant", "content": ""}
 
 
+def posted(house: House, run: Run, path: str, *, stream: bool = False) -> Caller:
+    body: Any = {"model": MODEL, "stream": stream, "input": "x"}
+    if path == "/v1/messages":
+        body = {"model": MODEL, "stream": stream, "max_tokens": 9, "messages": HELLO}
+    caller = Caller("POST", path, json.dumps(body).encode())
+    run(caller.call(house.gateway))
+    return caller
+
+
 @pytest.mark.parametrize("path", ["/v1/responses", "/v1/messages"])
 def test_a_whole_answer_says_what_is_billed_where_its_worker_says_nothing(
     run: Run, path: str
 ) -> None:
     house = House(ROLE, token("a"), token("b"), chunk({}, "stop"), DONE)
-    body: Any = {"model": MODEL, "input": "x"}
-    if path == "/v1/messages":
-        body = {"model": MODEL, "max_tokens": 9, "messages": HELLO}
-    caller = Caller("POST", path, json.dumps(body).encode())
-    run(caller.call(house.gateway))
+    caller = posted(house, run, path)
     outcome = house.desk.deliveries[0].outcome
     assert caller.json["usage"]["output_tokens"] == outcome.usage.output_tokens == 2
+
+
+def tool_call(arguments: object, finish: str) -> list[Step]:
+    call = {"index": 0, "id": "c", "function": {"name": "f", "arguments": arguments}}
+    return [ROLE, chunk({"tool_calls": [call]}), chunk({}, finish), usage_event(2, 9), DONE]
+
+
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/messages"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_call_that_is_cut_off_is_an_answer(run: Run, path: str, stream: bool) -> None:
+    house = House(*tool_call('{"x":"a', "length"))
+    caller = posted(house, run, path, stream=stream)
+    assert (caller.status, house.desk.delivery.outcome.ending) == (200, "done")
+    if stream:
+        assert "error" not in [each["type"] for each in caller.events]
+    elif path == "/v1/messages":
+        (call,) = caller.json["content"]
+        assert (call["name"], call["input"], caller.json["stop_reason"]) == ("f", {}, "max_tokens")
+    else:
+        (call,) = caller.json["output"]
+        assert (call["arguments"], call["status"]) == ('{"x":"a', "incomplete")
+
+
+@pytest.mark.parametrize(
+    ("path", "script"),
+    [
+        ("/v1/messages", tool_call('{"x":"a', "tool_calls")),
+        ("/v1/messages", tool_call("[" * 5_000, "tool_calls")),
+        ("/v1/messages", [ROLE, chunk({"refusal": 1}), chunk({}, "stop"), DONE]),
+        ("/v1/responses", [ROLE, chunk({"refusal": 1}), chunk({}, "stop"), DONE]),
+    ],
+)
+def test_a_whole_answer_that_cannot_be_told_is_not_billed(
+    run: Run, path: str, script: list[Step]
+) -> None:
+    house = House(*script)
+    caller = posted(house, run, path)
+    assert (caller.status, house.desk.delivery.outcome.ending) == (502, "failed")
+    assert caller.json["error"]["code"] == "worker_failed"
+    assert house.shelf.items == {}
+
+
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/messages"])
+def test_a_stream_whose_end_cannot_be_told_is_not_billed(run: Run, path: str) -> None:
+    house = House(ROLE, token("a"), chunk({"content": "b", "refusal": 1}, "stop"), DONE)
+    caller = posted(house, run, path, stream=True)
+    assert (caller.status, house.desk.delivery.outcome.ending) == (200, "failed")
+    assert caller.events[-1]["type"] == "error"
+    assert house.shelf.items == {}
+
+
+def test_a_mistake_as_a_whole_answer_is_taken_is_not_billed(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def take_whole(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(responses_answer.ResponsesAnswer, "take_whole", take_whole)
+    house = House()
+    assert posted(house, run, "/v1/responses").status == 500
+    assert house.desk.delivery.outcome.ending == "failed"
 
 
 def test_a_worker_that_breaks_off(run: Run) -> None:

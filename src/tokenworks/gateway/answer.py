@@ -303,7 +303,7 @@ class Answer:
         if not self._over:
             await self._until_over(delivery)
         if self._failure is None and not exchange.gone:
-            self._failure = missing(self._events, self._assembler)
+            self._failure = self._wrong()
         failure = self._failure
         if exchange.gone:
             await self._settle(delivery, "disconnected")
@@ -410,6 +410,20 @@ class Answer:
 
     # The end.
 
+    def _wrong(self) -> Exception | None:
+        """What an answer that has ended lacks, or says that its writer cannot tell."""
+        lacking = missing(self._events, self._assembler)
+        if lacking is not None:
+            return lacking
+        try:
+            if self._assembler is None:
+                self._writer.take_held(self._events)
+            else:
+                self._writer.take_whole(self._assembler.completion())
+        except Exception as error:  # noqa: BLE001 - raised again once the answer is settled
+            return error
+        return None
+
     async def _settle(self, delivery: Delivery, ending: Ending) -> Receipt:
         """Bill and count the answer."""
         now_ns = self._answers.clock.now_ns()
@@ -423,9 +437,7 @@ class Answer:
     def _last(self, tier: Tier) -> bytes:
         """The whole body, or the end of a stream."""
         if self._assembler is not None:
-            return self._writer.whole(
-                self._assembler.completion(), self._events.usage_so_far(), tier
-            )
+            return self._writer.whole(self._events.usage_so_far(), tier)
         return self._writer.closing(self._events, tier)
 
     def _close(self, last: bytes) -> None:

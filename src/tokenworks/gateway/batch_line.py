@@ -146,10 +146,10 @@ class BatchLines:
         taker = _Taker(delivery, self._clock, order.arrived_ns)
 
         async def make() -> tuple[bytes, Outcome]:
-            completion = await taker.whole()
+            writer.take_whole(await taker.whole())
             # What is asked for free is delivered free, so that this is known before it is billed.
             outcome = outcome_of(taker.events, taker.meter, self._clock.now_ns(), "done")
-            return writer.whole(completion, outcome.usage, Tier.FREE), outcome
+            return writer.whole(outcome.usage, Tier.FREE), outcome
 
         await self._bill(run, order, delivery, make, stage)
         if writer.kept is not None:

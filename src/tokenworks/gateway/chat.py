@@ -42,24 +42,31 @@ class Chat(OpenAIErrors):
 class ChatWriter:
     """Implements ``dialect.Writer``."""
 
-    __slots__ = ("_errors", "_include_usage")
+    __slots__ = ("_errors", "_include_usage", "_whole")
     kept = None
 
     def __init__(self, errors: OpenAIErrors, *, include_usage: bool) -> None:
         self._errors, self._include_usage = errors, include_usage
+        self._whole = b"{}"
 
     def forward(self, ready: bytes) -> bytes:
         """See ``Writer``; the same bytes."""
         return ready
 
+    def take_held(self, events: EventStream) -> None:
+        """See ``Writer``; they are what the caller gets."""
+
     def closing(self, events: EventStream, tier: Tier) -> bytes:
         """See ``Writer``."""
         return events.closing(tier.value, include_usage=self._include_usage)
 
-    def whole(self, completion: Completion, usage: Usage, tier: Tier) -> bytes:  # noqa: ARG002
+    def take_whole(self, completion: Completion) -> None:
         """See ``Writer``."""
-        completion["service_tier"] = tier.value
-        return msgspec.json.encode(completion)
+        self._whole = msgspec.json.encode(completion)
+
+    def whole(self, usage: Usage, tier: Tier) -> bytes:  # noqa: ARG002
+        """See ``Writer``."""
+        return b'%b,"service_tier":"%b"}' % (self._whole[:-1], tier.value.encode())
 
     def error_event(self, error: TokenworksError) -> bytes:
         """See ``Writer``; as OpenAI does."""

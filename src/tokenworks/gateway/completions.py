@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from typing import Final
 
-import msgspec
-
 from tokenworks.core.ids import RequestID
-from tokenworks.core.orders import KeyView, Usage
-from tokenworks.core.slo import Tier
+from tokenworks.core.orders import KeyView
 from tokenworks.gateway.assemble import Completion
 from tokenworks.gateway.chat import ChatWriter
-from tokenworks.gateway.chat_fields import JSONObject, check_fields, extra_fields, wrong
+from tokenworks.gateway.chat_fields import check_fields, extra_fields, wrong
 from tokenworks.gateway.chat_request import ChatRequest, cache_salt_of, prefix_hashes
 from tokenworks.gateway.dialect import OutputDefault
 from tokenworks.gateway.json_body import decode_object, encode
@@ -90,15 +87,14 @@ class CompletionWriter(ChatWriter):
 
     __slots__ = ()
 
-    def whole(self, completion: Completion, usage: Usage, tier: Tier) -> bytes:  # noqa: ARG002
+    def take_whole(self, completion: Completion) -> None:
         """See ``Writer``."""
         choices = completion["choices"]
         assert isinstance(choices, list), choices
         for choice in choices:
             del choice["message"]
             choice.setdefault("text", "")
-        told: JSONObject = {**completion, "object": "text_completion", "service_tier": tier.value}
-        return msgspec.json.encode(told)
+        super().take_whole({**completion, "object": "text_completion"})
 
 
 def _prompt(prompt: object) -> object:

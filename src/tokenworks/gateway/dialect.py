@@ -87,15 +87,38 @@ class Writer(Protocol):
         """What is to be kept of the answer once it has ended, and its kind; mostly nothing."""
         ...
 
-    def closing(self, events: EventStream, tier: Tier) -> bytes:
-        """The end of a stream, once it is settled: the events held back, the delivered tier."""
+    def take_held(self, events: EventStream) -> None:
+        """Take the events held back at the end of a stream, before it is settled.
+
+        Raises:
+            WorkerFailed: they say what this dialect cannot; nothing is billed.
+        """
         ...
 
-    def whole(self, completion: Completion, usage: Usage, tier: Tier) -> bytes:
-        """The body for a caller who asked for no stream, once the answer is settled.
+    def closing(self, events: EventStream, tier: Tier) -> bytes:
+        """The end of a stream, once it is settled: what was held back, the delivered tier.
+
+        What could go wrong has gone wrong in ``take_held``.
+        """
+        ...
+
+    def take_whole(self, completion: Completion) -> None:
+        """Take the answer for a caller who asked for no stream, before it is settled.
 
         Args:
             completion: a ``chat.completion`` without ``service_tier``; it is the writer's to keep.
+
+        Raises:
+            WorkerFailed: it says what this dialect cannot; nothing is billed.
+        """
+        ...
+
+    def whole(self, usage: Usage, tier: Tier) -> bytes:
+        """The body with what was taken, once the answer is settled.
+
+        What could go wrong has gone wrong in ``take_whole``.
+
+        Args:
             usage: what is billed, whether the worker has told it or not.
             tier: the delivered tier.
         """

@@ -32,6 +32,9 @@ STOP_REASONS: Final = {
 }
 """``finish_reason`` in Anthropic's words; any other is the end of a turn."""
 
+CUT_OFF: Final = frozenset({"max_tokens", "refusal", "stop_sequence"})
+"""Reasons to stop that may come in the middle of a tool's arguments."""
+
 ERROR_TYPES: Final = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -84,15 +87,21 @@ class Block:
         digest = hashlib.blake2b("".join(self.texts).encode(), digest_size=32).digest()
         return base64.b64encode(digest).decode()
 
-    def whole(self, *, shown: bool) -> JSONObject:
+    def whole(self, *, shown: bool, cut: bool) -> JSONObject:
         """The block once it has ended.
+
+        Args:
+            shown: whether a thought is for the caller.
+            cut: whether the answer may have ended before the block was whole. What came of a tool's
+                arguments is then no object mostly, and none of it is given: a call that lacks some
+                of its arguments must not look like one that can be carried out.
 
         Raises:
             WorkerFailed: a tool's arguments are not a JSON object.
         """
         text = "".join(self.texts)
         if self.kind == "tool_use":
-            return {**self.start(), "input": _arguments(self.name, text)}
+            return {**self.start(), "input": _arguments(self.name, text, cut=cut)}
         if self.kind == "thinking":
             thought = text if shown else ""
             return {"type": "thinking", "thinking": thought, "signature": self.signature()}
@@ -112,13 +121,16 @@ class MessagesAnswer:
 
     kept = None
     __slots__ = (
-        *("_blocks", "_chars", "_head", "_id", "_model", "_open", "_stop", "_thinking", "_unsent"),
+        *("_blocks", "_chars", "_content", "_head", "_id", "_model", "_open", "_stop"),
+        *("_thinking", "_unsent"),
     )
 
     def __init__(self, request: str, model: str, thinking: Thinking) -> None:
         self._id = f"msg_{request.removeprefix('req_')}"
         self._model, self._thinking = model, thinking
         self._blocks: list[Block] = []
+        self._content = msgspec.Raw(b"[]")
+        """The blocks of a whole message."""
         self._open: Block | None = None
         self._stop: tuple[str, str | None] = ("end_turn", None)
         self._head = False
@@ -140,9 +152,16 @@ class MessagesAnswer:
         self._unsent = []
         return b"".join(out)
 
+    def take_held(self, events: EventStream) -> None:
+        """See ``Writer``."""
+        if not self._head:
+            self._unsent.append(self._start())
+        for piece in pieces(b"\n\n".join(events.held)):
+            self._take(piece, self._unsent)
+
     def closing(self, events: EventStream, tier: Tier) -> bytes:
         """See ``Writer``."""
-        out = [self.forward(b"\n\n".join(events.held))]
+        out = self._unsent
         self._close(out)
         reason, sequence = self._stop
         delta = {"stop_reason": reason, "stop_sequence": sequence, "stop_details": None}
@@ -150,18 +169,25 @@ class MessagesAnswer:
         out += (_event("message_delta", delta=delta, usage=usage), _event("message_stop"))
         return b"".join(out)
 
-    def whole(self, completion: Completion, usage: Usage, tier: Tier) -> bytes:
+    def take_whole(self, completion: Completion) -> None:
         """See ``Writer``.
 
         Raises:
-            WorkerFailed: a tool's arguments are not a JSON object.
+            WorkerFailed: a tool's arguments are not a JSON object, and were not cut off.
         """
         unsent: list[bytes] = []
         for piece in whole_pieces(completion):
             self._take(piece, unsent)
+        last = self._blocks[-1] if self._blocks and self._stop[0] in CUT_OFF else None
+        content = [
+            block.whole(shown=self._thinking.shown, cut=block is last) for block in self._blocks
+        ]
+        self._content = msgspec.Raw(msgspec.json.encode(content))
+
+    def whole(self, usage: Usage, tier: Tier) -> bytes:
+        """See ``Writer``."""
         reason, sequence = self._stop
-        content = [block.whole(shown=self._thinking.shown) for block in self._blocks]
-        message = self._message(content, _usage(usage, tier))
+        message = self._message(self._content, _usage(usage, tier))
         message |= {"stop_reason": reason, "stop_sequence": sequence}
         return msgspec.json.encode(message)
 
@@ -177,7 +203,7 @@ class MessagesAnswer:
         }
         return _event("message_start", message=self._message([], spent))
 
-    def _message(self, content: list[JSONObject], usage: JSONObject) -> JSONObject:
+    def _message(self, content: object, usage: JSONObject) -> JSONObject:
         return {
             "id": self._id,
             "type": "message",
@@ -252,14 +278,18 @@ class MessagesAnswer:
         self._stop = (reason, None)
 
 
-def _arguments(name: str, text: str) -> object:
+def _arguments(name: str, text: str, *, cut: bool) -> object:
     try:
         given = msgspec.json.decode(text or "{}")
     except (msgspec.DecodeError, RecursionError, ValueError) as error:
+        if cut:
+            return {}
         raise WorkerFailed(f"The worker's arguments for {name[:64]!r} are not JSON.") from error
-    if not isinstance(given, dict):
-        raise WorkerFailed(f"The worker's arguments for {name[:64]!r} are not an object.")
-    return given
+    if isinstance(given, dict):
+        return given
+    if cut:
+        return {}
+    raise WorkerFailed(f"The worker's arguments for {name[:64]!r} are not an object.")
 
 
 def _usage(usage: Usage, tier: Tier | None) -> JSONObject:

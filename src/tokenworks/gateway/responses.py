@@ -184,15 +184,23 @@ class ResponsesWriter:
         """See ``Writer``."""
         return self._answer.error_event(error)
 
+    def take_held(self, events: EventStream) -> None:
+        """See ``Writer``."""
+        self._answer.take_held(events)
+
     def closing(self, events: EventStream, tier: Tier) -> bytes:
         """See ``Writer``."""
         closing = self._answer.closing(events, tier)
         self._keep()
         return closing
 
-    def whole(self, completion: Completion, usage: Usage, tier: Tier) -> bytes:
+    def take_whole(self, completion: Completion) -> None:
         """See ``Writer``."""
-        whole = self._answer.whole(completion, usage, tier)
+        self._answer.take_whole(completion)
+
+    def whole(self, usage: Usage, tier: Tier) -> bytes:
+        """See ``Writer``."""
+        whole = self._answer.whole(usage, tier)
         self._keep()
         return whole
 

@@ -109,19 +109,28 @@ class ResponsesAnswer:
         self._unsent = []
         return b"".join(out)
 
+    def take_held(self, events: EventStream) -> None:
+        """See ``Writer``."""
+        self._begin(self._unsent)
+        for piece in pieces(b"\n\n".join(events.held)):
+            self._take(piece, self._unsent)
+
     def closing(self, events: EventStream, tier: Tier) -> bytes:
         """See ``Writer``."""
-        out = [self.forward(b"\n\n".join(events.held))]
+        out = self._unsent
         self._close(out)
         response = self._end(events.usage_so_far(), tier)
         out.append(self._event(f"response.{response['status']}", response=response))
         return b"".join(out)
 
-    def whole(self, completion: Completion, usage: Usage, tier: Tier) -> bytes:
+    def take_whole(self, completion: Completion) -> None:
         """See ``Writer``."""
         unsent: list[bytes] = []
         for piece in whole_pieces(completion):
             self._take(piece, unsent)
+
+    def whole(self, usage: Usage, tier: Tier) -> bytes:
+        """See ``Writer``."""
         return msgspec.json.encode(self._end(usage, tier))
 
     def error_event(self, error: TokenworksError) -> bytes:
