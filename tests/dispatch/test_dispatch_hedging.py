@@ -80,6 +80,22 @@ def test_a_worker_that_says_nothing_is_not_waited_for_alone() -> None:
     assert dispatcher.counts()["sent"] == 1
 
 
+def test_who_never_says_anything_is_not_looked_at_for_ever() -> None:
+    dispatcher = factory(up("a"), settings=SETTINGS)
+    (_, timer) = dispatcher.handle(0, arrived("r"))
+    looks = 0
+    while isinstance(timer, SetTimer):
+        looks += 1
+        assert looks <= hedging.LOOKS_MAX
+        (timer,) = dispatcher.handle(timer.at_ns, TICK) or (None,)
+    assert looks == hedging.LOOKS_MAX
+    dispatcher.handle(70 * S, up("b"))
+    assert dispatcher.handle(71 * S, TICK) == []
+    dispatcher.handle(71 * S, started("r"))
+    dispatcher.handle(72 * S, finished("r"))
+    drained(dispatcher)
+
+
 @pytest.mark.parametrize("winner", [None, "a", "b"])
 def test_who_answers_first_has_it(winner: str | None) -> None:
     for ends_at_once in (False, True):

@@ -40,6 +40,8 @@ AFTER_NS_MIN: Final = 10 * NS_PER_MS
 """No worker is asked earlier than after this, nor looked for again before it is over once more."""
 WATCHED_MAX: Final = 65_536
 """Requests of a tier that are watched; who is sent beyond that gets no second worker."""
+LOOKS_MAX: Final = 64
+"""Times that another worker is looked for: who says nothing for so long is for others to judge."""
 PROMPT_TIMES: Final = 2
 """A prompt may take so many times as long as computed before that counts as silence."""
 NEVER_NS: Final = 1 << 62
@@ -141,7 +143,8 @@ class Hedging:
     ) -> Hedge | None:
         found = self._place(request, fleet, workers, prefixes, now_ns)
         if found is None:
-            self._watch(request, now_ns)
+            if now_ns - request.sent_ns < LOOKS_MAX * self._after_ns[request.rank]:
+                self._watch(request, now_ns)
             return None
         worker, hit_blocks, candidates = found
         fleet.hedges.take()
