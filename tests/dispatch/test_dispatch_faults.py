@@ -322,6 +322,15 @@ def test_a_request_is_sent_once(wrong: type[Last]) -> None:
     assert dispatcher.counts()["policy_faults"] == 1
 
 
+def test_who_waits_goes_nowhere_where_all_are_full() -> None:
+    dispatcher = own(
+        RaisesAfterTheFirst, up("a", slots=1), arrived("r"), arrived("s"), arrived("t")
+    )
+    assert sends(dispatcher.handle(0, up("b", slots=1))) == [("t", "b")]
+    assert dispatcher.counts()["policy_faults"] == 1
+    assert sends(dispatcher.handle(0, finished("r"))) == [("s", "a")]
+
+
 def test_all_that_is_learned_by_a_policy_may_fail() -> None:
     dispatcher = own(RaisesEverywhere, up(), arrived("r"), finished("r"))
     assert dispatcher.counts()["policy_faults"] == 3  # arrived, place, finished

@@ -413,7 +413,7 @@ def test_an_answer_falls_with_the_second_worker_that_makes_it(tmp_path: Path) ->
         (due_ns + 2, WorkerDown(worker=second, why="it fell, too")),
     ]
     for now_ns, event in events:
-        records += event_records(now_ns, event, dispatcher.handle(now_ns, event))
+        records += event_records([(now_ns, event, dispatcher.handle(now_ns, event))])
     assert dispatcher.counts()["hedges_won"] == 1
     (tmp_path / "x.twj").write_bytes(records)
     recorded = read(tmp_path / "x.twj")
