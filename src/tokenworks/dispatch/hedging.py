@@ -211,9 +211,12 @@ def is_another(request: Request, worker: Winner) -> bool:
 def release_first(fleet: Fleet, workers: Mapping[WorkerID, Worker], request: Request) -> None:
     """Take a request that has two workers off the first one."""
     assert request.worker is not None
-    worker = workers[request.worker]
+    _take_off(fleet, workers[request.worker], request, request.prefill_tokens)
+
+
+def _take_off(fleet: Fleet, worker: Worker, request: Request, prefill_tokens: int) -> None:
     fleet.release(worker, request.request)
-    worker.prefill_tokens -= request.prefill_tokens
+    worker.prefill_tokens -= prefill_tokens
     worker.context_tokens -= request.input_tokens_max
 
 
@@ -229,10 +232,7 @@ def drop(fleet: Fleet, workers: Mapping[WorkerID, Worker], request: Request) -> 
     """Take a request that has two workers off the second one."""
     second, request.second = request.second, None
     assert second is not None, request.request
-    worker = workers[second.worker]
-    fleet.release(worker, request.request)
-    worker.prefill_tokens -= second.prefill_tokens
-    worker.context_tokens -= request.input_tokens_max
+    _take_off(fleet, workers[second.worker], request, second.prefill_tokens)
     return second
 
 
