@@ -29,6 +29,7 @@ from tokenworks.core.orders import (
 )
 from tokenworks.core.ports import Sink
 from tokenworks.core.slo import Measured, Tier
+from tokenworks.dispatch.commands import Hedge
 from tokenworks.dispatch.dispatcher import Dispatcher
 from tokenworks.dispatch.events import Limits, PolicySettings, Ticked
 from tokenworks.ledger.blocks import decode_entries
@@ -326,6 +327,21 @@ async def until(holds: Callable[[], object]) -> None:
     """Let everything run until something holds."""
     while not holds():
         await settle_down(1)
+
+
+def hedge_of(request: RequestID, worker: WorkerID, silent_ns: int = 1) -> Hedge:
+    """The command that sends a request to a second worker."""
+    return Hedge(
+        request=request,
+        worker=worker,
+        attempt=2,
+        reason="silent",
+        running=1,
+        cap=1,
+        candidates=1,
+        hit_blocks=0,
+        silent_ns=silent_ns,
+    )
 
 
 class World:

@@ -9,13 +9,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.live.driver_world import BOOK, FakeClient, World, outcome, settle_down
+from tests.live.driver_world import BOOK, FakeClient, World, hedge_of, outcome, settle_down
 from tests.live.reading import Reading
 from tokenworks.core.errors import InvalidRequest, WorkerFailed, WorkerUnavailable
 from tokenworks.core.orders import Passing
 from tokenworks.core.slo import Tier
 from tokenworks.core.units import NS_PER_HOUR, NS_PER_S
-from tokenworks.dispatch.commands import Hedge
 from tokenworks.dispatch.events import Failed
 from tokenworks.live import driver as driver_module
 from tokenworks.live.driver_parts import LIMITS
@@ -268,17 +267,7 @@ def test_a_second_try_that_crosses_with_a_failure_is_the_only_one(
         assert rival is not None
         rival.sending.cancel()
         flight.attempt, flight.rival = 0, None
-        command = Hedge(
-            request=flight.order.request,
-            worker=world.seats[1],
-            attempt=2,
-            reason="silent",
-            running=1,
-            cap=1,
-            candidates=1,
-            hit_blocks=0,
-            silent_ns=1,
-        )
+        command = hedge_of(flight.order.request, world.seats[1])
         await settle_down()
         world.driver._carry_out(command)
         await settle_down()

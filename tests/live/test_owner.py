@@ -23,6 +23,7 @@ from tests.live.driver_world import (
     FakeClock,
     SteeredStore,
     World,
+    hedge_of,
     outcome,
     until,
 )
@@ -31,7 +32,6 @@ from tokenworks.core.errors import WorkerFailed, WorkerUnavailable
 from tokenworks.core.ids import KeyID, ModelName, RequestID, TenantID, WorkerID
 from tokenworks.core.orders import KeyView, Order
 from tokenworks.core.slo import Tier
-from tokenworks.dispatch.commands import Hedge
 from tokenworks.dispatch.dispatcher import Dispatcher
 from tokenworks.dispatch.events import Ticked, Withdrawn
 from tokenworks.dispatch.settings import settings_for
@@ -673,17 +673,7 @@ def test_a_failure_crosses_with_the_second_try(tmp_path: pathlib.Path) -> None:
             first.fail()
             await until(lambda: flight.attempt == 0)
             await until(lambda: crew.running() == {"w0": 0, "w1": 1})
-            hedge = Hedge(
-                request=flight.order.request,
-                worker=WORKERS[1],
-                attempt=2,
-                reason="silent",
-                running=1,
-                cap=1,
-                candidates=1,
-                hit_blocks=0,
-                silent_ns=AFTER_NS,
-            )
+            hedge = hedge_of(flight.order.request, WORKERS[1], AFTER_NS)
             front.driver._carry_out(hedge)
             await until(lambda: len(front.clients[WORKERS[1]].exchanges) == 2)
             assert second.cancelled
