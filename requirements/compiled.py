@@ -28,6 +28,7 @@ MODULES: Final = (
     *("dispatch/prefix_index", "dispatch/promises", "dispatch/rejections", "dispatch/restricted"),
     *("dispatch/waiting", "dispatch/wakes"),
     *("gateway/answer", "gateway/app", "gateway/assemble", "gateway/chat", "gateway/chat_request"),
+    "gateway/chunk_reading",
     *("gateway/completions", "gateway/connection", "gateway/doorkeeper", "gateway/envelope"),
     *("gateway/event_stream", "gateway/http_body", "gateway/http_head", "gateway/http_io"),
     *("gateway/metrics", "gateway/own_headers", "gateway/plain_request"),

@@ -13,6 +13,7 @@ __all__ = [
     "chat",
     "chat_fields",
     "chat_request",
+    "chunk_reading",
     "completions",
     "connection",
     "content_coding",

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import functools
 import logging
+from collections.abc import Coroutine
 from typing import Final
 
 from tokenworks.core.errors import ModelNotFound, TokenworksError, WorkerFailed
@@ -156,7 +157,7 @@ class Answers:
         Raises:
             ClientGone: the caller left.
         """
-        task = asyncio.current_task()
+        task = exchange.task or asyncio.current_task()
         assert task is not None
         exchange.on_gone = task.cancel
         if exchange.gone:
@@ -424,11 +425,11 @@ class Answer:
             return error
         return None
 
-    async def _settle(self, delivery: Delivery, ending: Ending) -> Receipt:
+    def _settle(self, delivery: Delivery, ending: Ending) -> Coroutine[object, object, Receipt]:
         """Bill and count the answer."""
         now_ns = self._answers.clock.now_ns()
         outcome = outcome_of(self._events, self._meter, now_ns, ending)
-        return await self._answers.settle(self._order, delivery, outcome, now_ns)
+        return self._answers.settle(self._order, delivery, outcome, now_ns)
 
     def _begin(self) -> None:
         """Say 200, at the first bytes: what fails before them is answered with its own status."""

@@ -230,7 +230,7 @@ class Gateway:
             self._fail(exchange, broken())
         else:
             task = asyncio.get_running_loop().create_task(self._finish(exchange, accepted, work))
-            self.serving[exchange] = task
+            self.serving[exchange] = exchange.task = task
 
     async def _fetch(
         self, exchange: Exchange, accepted: _Accepted, fetch: Fetch, key: KeyView
@@ -263,7 +263,7 @@ class Gateway:
             self.metrics.open_requests -= 1
             del self.serving[exchange]
             # Each knows the other, which only the collector of cycles would take apart.
-            answer, accepted.answer = accepted.answer, None
+            answer, accepted.answer, exchange.task = accepted.answer, None, None
         if failure is None:
             self.metrics.respond(accepted.name, 499 if exchange.gone else exchange.status)
         elif answer is not None and answer.tell(failure):

@@ -95,6 +95,7 @@ class Exchange:
             does again.
         accepted: what the application keeps of the head's acceptance.
         sink: set at the head's acceptance, takes the body, and ``body`` stays empty.
+        task: that answers it, if it has one.
     """
 
     __slots__ = (
@@ -111,6 +112,7 @@ class Exchange:
         "on_resume",
         "sink",
         "status",
+        "task",
     )
 
     def __init__(self, connection: Connection, head: Head | None) -> None:
@@ -123,6 +125,7 @@ class Exchange:
         self.ended = False
         self.accepted: object = None
         self.sink: BodySink | None = None
+        self.task: asyncio.Task[None] | None = None
         self.on_gone: Callable[[], object] | None = None
         self.on_pause: Callable[[], None] | None = None
         self.on_resume: Callable[[], None] | None = None

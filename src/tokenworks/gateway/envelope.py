@@ -21,6 +21,9 @@ EVENT_END: Final = b"\n\n"
 _QUOTE: Final = b'"'
 _ESCAPED_QUOTE: Final = b'\\"'
 _LINE_FEED: Final = b"\n"
+# As numbers, since `in` looks at bytes twice: first whether they are a number.
+_QUOTE_BYTE: Final = 0x22
+_LF: Final = 0x0A
 _BACKSLASH: Final = 0x5C
 
 
@@ -52,7 +55,7 @@ class Envelope:
         if not short or event[:begin] != before or event[end:] != after:
             return b""
         text = event[begin:end]
-        odd = _QUOTE in text or _LINE_FEED in text or text[-1] == _BACKSLASH
+        odd = _QUOTE_BYTE in text or _LF in text or text[-1] == _BACKSLASH
         return b"" if odd else text
 
     def run(self, events: bytes, at: int) -> tuple[int, list[bytes]]:
@@ -84,7 +87,7 @@ class Envelope:
             if end <= begin:
                 return at, texts
             text, follows = events[begin:end], events[end : end + len(between)]
-            if _LINE_FEED in text or not (follows == between or follows.startswith(after)):
+            if _LF in text or not (follows == between or follows.startswith(after)):
                 return at, texts
             texts.append(text)
             at = end + len(after)
@@ -113,8 +116,8 @@ class Envelope:
         if (
             window.startswith(alike)
             and whole.count(_QUOTE) == len(texts)
-            and _ESCAPED_QUOTE not in whole
-            and _LINE_FEED not in whole
+            and whole.find(_ESCAPED_QUOTE) < 0
+            and _LF not in whole
         ):
             return texts
         return []
@@ -141,7 +144,7 @@ def envelope_of(event: bytes) -> Envelope | None:
     """
     begin = event.find(_TEXT) + len(_TEXT)
     end = event.find(b'"', begin)
-    simple = len(_TEXT) <= begin < end and b"\\" not in event
+    simple = len(_TEXT) <= begin < end and _BACKSLASH not in event
     # What follows the text must not be taken for the end of a key.
     if not simple or event[end + 1 : end + 2] not in {b",", b"}"}:
         return None

@@ -14,14 +14,17 @@ import msgspec
 
 from tokenworks.core.errors import WorkerFailed
 from tokenworks.core.orders import MeteredBy, Usage
+from tokenworks.gateway.chunk_reading import decode_chunk, disjoint, has_token
 from tokenworks.gateway.envelope import EVENT_END, Envelope, envelope_of
-from tokenworks.gateway.worker_chunks import Progress, decode_chunk
+from tokenworks.gateway.worker_chunks import Progress
 
 EVENT_BYTES_MAX: Final = 1_000_000
 HELD_EVENTS_MAX: Final = 64
 _END: Final = EVENT_END
 _DONE: Final = b"[DONE]"
 _DATA: Final = b"data:"
+_CR: Final = 0x0D
+_LF: Final = 0x0A
 _END_BYTES: Final = len(_END)
 _DATA_BYTES: Final = len(_DATA)
 _OBJECT: Final = (b"data: {", b"data:{")
@@ -110,7 +113,7 @@ class EventStream:
                 if self._rest or end < len(data):
                     self._keep(data[end:])
                 return data[:end]
-        if b"\r" in data:
+        if _CR in data:
             data = data.replace(b"\r\n", b"\n")
         last = data.rfind(_END)
         if last < 0:
@@ -151,7 +154,9 @@ class EventStream:
                     continue
             end = ready.find(_END, at)
             end = size if end < 0 else end  # after three line feeds there may be one more
-            event = ready[at:end].strip(b"\n")
+            event = ready[at:end]
+            if ready[at] == _LF:
+                event = event.strip(b"\n")
             at = end + _END_BYTES
             try:
                 if self._goes_on(event):
@@ -181,10 +186,10 @@ class EventStream:
                 self._progress = chunk.prompt_progress
                 return False
             choice = chunk.choices[0] if chunk.choices else None
-            if choice is not None and choice.has_token():
+            if choice is not None and has_token(choice):
                 self.token_events += 1
             if chunk.usage is not None:
-                self.usage = chunk.usage.disjoint()
+                self.usage = disjoint(chunk.usage)
                 self._token_events_at_usage = self.token_events
                 if choice is None:
                     self.usage_event = event
@@ -245,7 +250,11 @@ def _is_plain(event: bytes) -> bool:
     It looks at bytes alone. Quotes inside a JSON string are escaped, so no text of an answer looks
     like these fields; what isn't plain is decoded, so a miss costs time and nothing else.
     """
-    return _NOT_FINISHED in event and event.startswith(_OBJECT) and _SPECIAL.search(event) is None
+    return (
+        event.find(_NOT_FINISHED) >= 0  # `in` makes an error of each and throws it away
+        and event.startswith(_OBJECT)
+        and _SPECIAL.search(event) is None
+    )
 
 
 def has_part(event: bytes) -> bool:
@@ -264,7 +273,7 @@ def has_part(event: bytes) -> bool:
         chunk = decode_chunk(payload(event))
     except WorkerFailed:
         return True
-    return any(choice.has_token() for choice in chunk.choices or ())
+    return any(has_token(choice) for choice in chunk.choices or ())
 
 
 def payload(event: bytes) -> bytes:
@@ -273,7 +282,7 @@ def payload(event: bytes) -> bytes:
     >>> payload(b'event: chunk\ndata: {"id":"x"}'), payload(b": ping")
     (b'{"id":"x"}', b'')
     """
-    if event.startswith(_DATA) and b"\n" not in event:
+    if event.startswith(_DATA) and _LF not in event:
         return event[_DATA_BYTES:].strip()
     lines = (line for line in event.split(b"\n") if line.startswith(_DATA))
     return b"\n".join(line[_DATA_BYTES:].strip() for line in lines)
@@ -286,7 +295,7 @@ def with_service_tier(event: bytes, tier: str) -> bytes:
     b'data: {"service_tier":"high","id":"x"}'
     """
     body = payload(event)
-    if b'"service_tier"' in body:
+    if body.find(b'"service_tier"') >= 0:
         fields = _fields_decoder.decode(body)
         fields.pop("service_tier", None)
         body = msgspec.json.encode(fields)

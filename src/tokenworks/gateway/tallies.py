@@ -162,6 +162,11 @@ _RARE: Final = tuple(enumerate(TOKEN_CLASSES))[3:]
 class Tallies(dict[Kind, Tally]):
     """All answers, by kind. Models and tiers are of the settings, so there are not many."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._of: dict[tuple[str, ModelName, Tier, Tier, Ending], Tally] = {}
+        """The same by the parts of a kind: a name for each answer would cost more than the look."""
+
     def count(
         self, order: Order, outcome: Outcome, receipt: Receipt, ended_ns: int, durable_ns: int
     ) -> None:
@@ -174,11 +179,9 @@ class Tallies(dict[Kind, Tally]):
             ended_ns: when the answer ended, on the driver's clock.
             durable_ns: when its bill was durable.
         """
-        operation = OPERATIONS.get(order.worker_path, OTHER)
-        kind = Kind(
-            operation, order.model, receipt.tier_asked, receipt.tier_delivered, outcome.ending
-        )
-        tally = self.get(kind)
+        operation, model = OPERATIONS.get(order.worker_path, OTHER), order.model
+        kind = operation, model, receipt.tier_asked, receipt.tier_delivered, outcome.ending
+        tally = self._of.get(kind)
         if tally is None:
-            tally = self[kind] = Tally()
+            tally = self._of[kind] = self[Kind(*kind)] = Tally()
         tally.add(order, outcome, receipt, ended_ns, durable_ns)

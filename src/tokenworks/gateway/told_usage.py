@@ -9,8 +9,8 @@ import msgspec
 
 from tokenworks.core.orders import Usage
 from tokenworks.gateway.chat_fields import JSONObject
+from tokenworks.gateway.chunk_reading import usage_of
 from tokenworks.gateway.event_stream import payload
-from tokenworks.gateway.worker_chunks import usage_of
 
 _USAGE: Final = b'"usage"'
 _SPACE_MAX: Final = 64
