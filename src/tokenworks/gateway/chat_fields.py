@@ -145,7 +145,7 @@ def check_fields(fields: JSONObject) -> None:
     check_schemas(fields)
 
 
-class Media(msgspec.Struct):
+class Media:
     """What is in messages besides text.
 
     Attributes:
@@ -154,9 +154,11 @@ class Media(msgspec.Struct):
         image_chars: characters of their addresses, which hold the picture itself if it is data.
     """
 
-    kinds: set[str] = msgspec.field(default_factory=set)
-    images: int = 0
-    image_chars: int = 0
+    __slots__ = ("image_chars", "images", "kinds")
+
+    def __init__(self) -> None:
+        self.kinds: set[str] = set()
+        self.images = self.image_chars = 0
 
 
 def check_messages(messages: list[object]) -> Media:

@@ -18,6 +18,8 @@ from tokenworks.gateway.http_head import HEAD_END, Head
 from tokenworks.gateway.http_io import JSON, Headers
 from tokenworks.gateway.http_limits import HTTPLimits
 
+CHUNK_LINES_MAX: Final = 4_096
+"""Chunks of tokens are shorter than this; the lines they begin with are kept."""
 NO_BODY: Final = frozenset({204, 304})
 """Statuses whose answers end with their heads."""
 
@@ -179,7 +181,7 @@ class Exchange:
         if self._bodiless:
             return
         if self._chunked:
-            data = b"%x\r\n%b\r\n" % (len(data), data)
+            data = b"".join((_chunk_line(len(data)), data, b"\r\n"))
         self._connection.write(data)
 
     def end(self, data: bytes = b"") -> None:
@@ -187,7 +189,9 @@ class Exchange:
         if self._bodiless:
             data = b""
         elif self._chunked:
-            data = b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data) if data else b"0\r\n\r\n"
+            if data:
+                data = b"".join((_chunk_line(len(data)), data, b"\r\n"))
+            data += b"0\r\n\r\n"
         self._connection.write(data)
         self._end()
 
@@ -541,6 +545,19 @@ class Connection(asyncio.Protocol):
             exchange.gone = True
             if exchange.on_gone is not None:
                 exchange.on_gone()
+
+
+_CHUNK_LINES: Final[dict[int, bytes]] = {}
+
+
+def _chunk_line(size: int) -> bytes:
+    """What a chunk of this many bytes begins with; to format it for each takes longer."""
+    line = _CHUNK_LINES.get(size)
+    if line is None:
+        line = b"%x\r\n" % size
+        if size < CHUNK_LINES_MAX:
+            _CHUNK_LINES[size] = line
+    return line
 
 
 def _lines(headers: Headers) -> bytes:

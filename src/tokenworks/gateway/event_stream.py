@@ -105,7 +105,13 @@ class EventStream:
         envelope = self._envelope
         if envelope is not None:
             text = envelope.only_text(data)
-            end, alike = (len(data), [text]) if text else envelope.run(data, 0)
+            if text:
+                self.token_events += 1
+                if self._taker is not None:
+                    self._taker.texts(envelope, [text])
+                self._rest = b""
+                return data
+            end, alike = envelope.run(data, 0)
             if alike and (end == len(data) or not _LINE_END.search(data, end)):
                 self.token_events += len(alike)
                 if self._taker is not None:

@@ -45,7 +45,9 @@ def check_schemas(fields: dict[str, object]) -> None:
     names = ("tools", "functions", "response_format", "json_schema")
     left = SCHEMA_VALUES_MAX
     for name in names:
-        for root in _roots(name, fields.get(name)):
+        if name not in fields:
+            continue
+        for root in _roots(name, fields[name]):
             try:
                 left = _check(name, root, left)
             except RecursionError as error:
