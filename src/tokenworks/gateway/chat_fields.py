@@ -118,7 +118,7 @@ def extra_fields(fields: JSONObject) -> tuple[str, ...]:
     >>> extra_fields({"model": "m", "top_k": 4, "repeat_last_n": 9})
     ('repeat_last_n',)
     """
-    return tuple(sorted(fields.keys() - KNOWN_FIELDS))
+    return tuple(sorted(name for name in fields if name not in KNOWN_FIELDS))
 
 
 def check_fields(fields: JSONObject) -> None:
@@ -127,7 +127,7 @@ def check_fields(fields: JSONObject) -> None:
     Raises:
         InvalidRequest: with the field at fault and what it should be.
     """
-    taken = sorted(WORKER_FIELDS & fields.keys())
+    taken = sorted(name for name in fields if name in WORKER_FIELDS)
     if taken:
         raise InvalidRequest(
             f"`{taken[0]}` is between the factory and its workers.",
