@@ -24,6 +24,7 @@ MODULES: Final = (
     *("core/traces", "core/units"),
     *("ledger/accounts", "ledger/blocks", "ledger/ledger", "ledger/metering", "ledger/quotas"),
     *("dispatch/chains", "dispatch/dispatcher", "dispatch/economics", "dispatch/fleet"),
+    *("dispatch/ended", "dispatch/states"),
     *("dispatch/journal_format", "dispatch/offers", "dispatch/oversight", "dispatch/pickers"),
     *("dispatch/prefix_index", "dispatch/promises", "dispatch/rejections", "dispatch/restricted"),
     *("dispatch/waiting", "dispatch/wakes"),
