@@ -453,7 +453,7 @@ def test_leaving_while_being_sent_stops_the_worker(live: Callable[..., None]) ->
 
 
 async def sent_late(world: World, client: FakeClient) -> asyncio.Task[LiveDelivery]:
-    """A request that has waited in a line, so that not the one who opens it sends it."""
+    """A request that has waited in a line."""
     first, _ = await world.answering(client)
     second, _ = await world.answering(client)
     opening = world.open()
@@ -511,11 +511,11 @@ def test_leaving_before_the_head_is_seen_by_the_caller_stops_the_worker(
         client = world.up()
         opening = world.open()
         await settle_down()
-        client.waiting()[0].answer()
+        stream = client.waiting()[0].answer()
         opening.cancel()
         await settle_down()
         assert opening.cancelled()
-        assert client.exchanges[0].cancelled
+        assert stream.aborted
         assert [entry.reason for entry in world.voided] == ["withdrawn"]
 
     live(test)

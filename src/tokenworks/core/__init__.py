@@ -5,6 +5,7 @@ __all__ = [
     "errors",
     "gauges",
     "ids",
+    "kept_promises",
     "needs",
     "orders",
     "ports",

@@ -20,8 +20,9 @@ from tokenworks.core.ids import (
     TenantID,
     WorkerID,
 )
+from tokenworks.core.kept_promises import delivered_tier
 from tokenworks.core.orders import Order, Outcome, Payer
-from tokenworks.core.slo import Tier, delivered_tier
+from tokenworks.core.slo import Tier
 from tokenworks.ledger.entries import (
     CostAccrued,
     Entry,

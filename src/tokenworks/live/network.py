@@ -12,7 +12,7 @@ import errno
 import os
 import socket
 import ssl
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Final, cast
 
 import httptools
@@ -59,8 +59,8 @@ class WorkerStream:
     """
 
     __slots__ = (
-        *("_begun", "_chunks", "_connection", "_ended", "_failure", "_sink", "_size_bytes"),
-        *("_waiter", "_with_body"),
+        *("_again", "_begun", "_chunks", "_connection", "_ended", "_failure", "_request"),
+        *("_sink", "_size_bytes", "_told", "_waiter", "_with_body"),
         *("content_type", "headers", "keeps_headers", "status"),
     )
 
@@ -78,6 +78,29 @@ class WorkerStream:
         self._failure: str | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._sink: Sink | None = None
+        self._told: Callable[[WorkerStream], None] | None = None
+        self._request = b""
+        self._again: WorkerClient | None = None
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the answer has begun; if ``told`` was called without, it has failed."""
+        return self._begun
+
+    async def begun(self) -> WorkerStream:
+        """Of a request that was posted at once: the answer, when it has begun.
+
+        That is another stream if the request met a kept connection which the worker has closed,
+        as it is then sent once more, on a fresh one.
+
+        Raises:
+            WorkerFailed, WorkerUnavailable: see ``WorkerClient.post_stream``.
+        """
+        if self._again is not None:
+            again = self._again._send(self._request, fresh=True, with_body=True)  # noqa: SLF001
+            return await again
+        await self._beginning()
+        return self
 
     async def read(self) -> bytes:
         """Whatever part of the body has come since the last read, joined; ``b""`` at its end.
@@ -165,6 +188,9 @@ class WorkerStream:
         waiter, self._waiter = self._waiter, None
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
+        told, self._told = self._told, None
+        if told is not None:
+            told(self)
 
     # Called by the connection.
 
@@ -184,9 +210,9 @@ class WorkerStream:
         self._begun = True
         self._chunks.append(data)
         self._size_bytes += len(data)
-        if self._waiter is not None:
+        if self._waiter is not None or self._told is not None:
             self._wake()
-        return self._size_bytes
+        return 0 if self._connection is None else self._size_bytes
 
     def _flush(self) -> None:
         if self._chunks and self._sink is not None:
@@ -201,8 +227,10 @@ class WorkerStream:
             self._begun = self._begun or self._ended
             self._failure = failure
         had, self._connection = self._connection, None
+        if self._request and had is not None and had.lost_unanswered:
+            self._again = had._client  # noqa: SLF001
         if self._sink is None:
-            if self._waiter is not None:
+            if self._waiter is not None or self._told is not None:
                 self._wake()
         elif had is not None:
             # Whoever keeps the stream does not keep what took the answer.
@@ -488,11 +516,43 @@ class WorkerClient:
             WorkerUnavailable: ``connections_max`` are busy, the client is closed, or this process
                 may open no more files.
         """
+        return self._send(self._posted(path, body, lines, content_type), with_body=True)
+
+    def post_at_once(
+        self,
+        path: str,
+        body: bytes,
+        lines: bytes,
+        content_type: str,
+        told: Callable[[WorkerStream], None],
+    ) -> WorkerStream | None:
+        """Send a body on a kept connection; None if there is none.
+
+        Nobody has to wait for it, which would take a task.
+
+        Args:
+            path: as of ``post_stream``, as is what follows.
+            body: what is sent.
+            lines: further header lines.
+            content_type: what the body is.
+            told: called once, not before this returns, when the answer has begun or will not;
+                ``WorkerStream.begun`` then says which, and sends it once more where
+                ``post_stream`` does. It must not raise.
+        """
+        now_s = asyncio.get_running_loop().time()
+        connection = self._take_idle(now_s)
+        if connection is None:
+            return None
+        request = self._posted(path, body, lines, content_type)
+        stream = connection.exchange(request, now_s + self._head_s_max, with_body=True)
+        stream._told, stream._request = told, request  # noqa: SLF001
+        return stream
+
+    def _posted(self, path: str, body: bytes, lines: bytes, content_type: str) -> bytes:
         head = self._post_heads.get(path) or self._post_head(path)
         if content_type != JSON_TYPE:
             head = head.replace(JSON_TYPE.encode(), content_type.encode("latin-1"), 1)
-        request = b"%b%d\r\n%b\r\n%b" % (head, len(body), lines, body)
-        return self._send(request, with_body=True)
+        return b"%b%d\r\n%b\r\n%b" % (head, len(body), lines, body)
 
     async def pass_on(self, passing: Passing, body: bytes) -> WorkerStream:
         """Send a request as it came to us, under our own key; as ``post_stream`` otherwise.
@@ -517,9 +577,10 @@ class WorkerClient:
         bodiless: bool = False,
         again: bool = True,
         with_body: bool = False,
+        fresh: bool = False,
     ) -> WorkerStream:
         loop = asyncio.get_running_loop()
-        connection = self._take_idle(loop.time())
+        connection = None if fresh else self._take_idle(loop.time())
         again = again and connection is not None
         while True:
             if connection is None:
