@@ -11,6 +11,7 @@ __all__ = [
     "rng",
     "scopes",
     "slo",
+    "token_sums",
     "traces",
     "units",
 ]

@@ -30,13 +30,14 @@ from tokenworks.ledger.entries import Entry, Posted, Reserved
 from tokenworks.ledger.extras import Use, limit_states, uses
 from tokenworks.ledger.leases import Counted, Shortage, WindowUse, split, with_spent
 from tokenworks.ledger.quota_records import UNIX_NS_MAX, LimitState, NodeID
-from tokenworks.ledger.rollup import PayerNames, Rollup, RollupRow
+from tokenworks.ledger.rollup import PayerNames, RollupRow
 from tokenworks.ledger.store_port import InDoubt, TakenOver, Told
 from tokenworks.ledger.stored import Stored
+from tokenworks.ledger.summing import Rollup
 from tokenworks.live import cost_claims, lease_tables
 from tokenworks.live.clock import SystemClock
 from tokenworks.live.database import CommitUnknown, Database
-from tokenworks.live.group_commit import QUEUE_LEN_MAX, Batch, GroupCommit
+from tokenworks.live.group_commit import QUEUE_LEN_MAX, GroupCommit
 from tokenworks.live.ledger_sql import (
     BLOCK_OF,
     BLOCKS,
@@ -535,32 +536,24 @@ class SQLStore(SettingsStore):
 
     # The writer's thread.
 
-    def _commit(self, batches: list[Batch]) -> list[TokenworksError | None]:
+    def _commit(self, appends: list[Sequence[Entry]]) -> Sequence[TokenworksError | None]:
         due = time.monotonic() - self._rolled_s >= ROLL_S
         if self._rollup.entries >= ROLL_ENTRIES or due:
-            # Before the batches, not after: if this stops the thread, they are not stored yet.
+            # Before the appends, not after: if this stops the thread, they are not stored yet.
             self._roll_if_any()
-        errors: list[TokenworksError | None] = []
-        fresh: list[Entry] = []
         if self._broken:
-            return [LedgerUnavailable(CANNOT_TELL, hint=RESTART)] * len(batches)
-        for batch in batches:
-            try:
-                fresh += self._stored.admit(batch.entries)
-                errors.append(None)
-            except LedgerCorrupt as error:
-                errors.append(error)
+            return [LedgerUnavailable(CANNOT_TELL, hint=RESTART)] * len(appends)
+        fresh, errors = self._stored.admit_each(appends)
         if fresh:
             failure = self._store(fresh)
             if failure is not None:
                 self._stored.undo(fresh)
-                if isinstance(failure, LedgerCorrupt) and len(batches) > 1:
-                    return [error for batch in batches for error in self._commit([batch])]
+                if isinstance(failure, LedgerCorrupt) and len(appends) > 1:
+                    return [error for append in appends for error in self._commit([append])]
                 return [error or failure for error in errors]
             self._stored.trim()
             self._group.open = self._stored.open_count
-            for entry in fresh:
-                self._rollup.add(entry)
+            self._rollup.add_all(fresh)
         return errors
 
     def _store(self, entries: list[Entry]) -> TokenworksError | None:
@@ -607,7 +600,8 @@ class SQLStore(SettingsStore):
             self.owner,
         )
         self._spend(entries)
-        cost_claims.advance(self._writer, self.owner, self._costs, entries)
+        if self._costs:
+            cost_claims.advance(self._writer, self.owner, self._costs, entries)
         self._writer.change(
             INSERT_BLOCK, (seq, self.owner, number, at_unix_ns, len(entries), payload, digest)
         )
