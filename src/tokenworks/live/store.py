@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import functools
 import logging
@@ -31,7 +30,7 @@ from tokenworks.ledger.extras import Use, limit_states, uses
 from tokenworks.ledger.leases import Counted, Shortage, WindowUse, split, with_spent
 from tokenworks.ledger.quota_records import UNIX_NS_MAX, LimitState, NodeID
 from tokenworks.ledger.rollup import PayerNames, RollupRow
-from tokenworks.ledger.store_port import InDoubt, TakenOver, Told
+from tokenworks.ledger.store_port import InDoubt, TakenOver
 from tokenworks.ledger.stored import Stored
 from tokenworks.ledger.summing import Rollup
 from tokenworks.live import cost_claims, lease_tables
@@ -42,8 +41,8 @@ from tokenworks.live.ledger_sql import (
     BLOCK_OF,
     BLOCKS,
     BLOCKS_SINCE,
+    CHAIN_BLOCK,
     COUNT_QUESTION,
-    INSERT_BLOCK,
     LAGGING,
     LAST_BLOCK,
     UNROLLED_OF,
@@ -130,6 +129,8 @@ class SQLStore(SettingsStore):
         self._rolled_s = time.monotonic()
         self._number = 0
         self._head: ChainHead | None = None
+        self._last: ChainHead | None = None
+        """The last block there is, as far as this process knows; None to look."""
         self._head_s = time.monotonic()
         self._known = False
         self._closed = False
@@ -146,20 +147,11 @@ class SQLStore(SettingsStore):
         # Calls other than appends share one connection.
         super().__init__(self._other)
         self._group = GroupCommit(self._commit, self._roll_if_any, queue_len_max)
+        # See ``LedgerStore``. The group's own, as each request comes by here twice.
+        self.append, self.keep = self._group.append, self._group.keep
+        self.append_now = self._group.append_now
 
     # Entries.
-
-    def append(self, entries: Sequence[Entry]) -> asyncio.Future[None]:
-        """See ``LedgerStore``."""
-        return self._group.append(entries)
-
-    def keep(self, entries: Sequence[Entry], told: Told) -> None:
-        """See ``LedgerStore``."""
-        self._group.keep(entries, told)
-
-    def append_now(self, entries: Sequence[Entry]) -> None:
-        """See ``LedgerStore``."""
-        self._group.append_now(entries)
 
     def blocks(self, after_seq: int = 0) -> Iterator[Block]:
         """See ``LedgerStore``."""
@@ -558,10 +550,10 @@ class SQLStore(SettingsStore):
 
     def _store(self, entries: list[Entry]) -> TokenworksError | None:
         number = self._number + 1
-        head = self._head
+        last, self._last = self._last, None
         try:
             with self._writer.writing():
-                head = self._write_block(entries, number)
+                head = self._write_block(entries, number, last)
         except CommitUnknown as error:
             kept = self._ask_until_known(lambda: self._written("number") >= number)
             if kept is None:
@@ -572,23 +564,12 @@ class SQLStore(SettingsStore):
         except (LedgerUnavailable, LedgerCorrupt) as error:
             return error
         self._number, self._known, self._head = number, True, head
+        self._last = head if self._group.writers == 1 else None
         return None
 
-    def _write_block(self, entries: list[Entry], number: int) -> ChainHead:
+    def _write_block(self, entries: list[Entry], number: int, last: ChainHead | None) -> ChainHead:
         at_unix_ns = entries[-1].at_unix_ns
         self._join(at_unix_ns)
-        last = self._writer.query(LAST_BLOCK)
-        seq, before = (last[0][0] + 1, bytes(last[0][1])) if last else (1, GENESIS)
-        payload = encode_entries(entries)
-        digest = hash_of(
-            before,
-            seq=seq,
-            owner=self.owner,
-            number=number,
-            at_unix_ns=at_unix_ns,
-            count=len(entries),
-            payload=payload,
-        )
         _still_ours(
             self._writer.change(
                 # An entry that had to wait is old; we are not.
@@ -602,10 +583,23 @@ class SQLStore(SettingsStore):
         self._spend(entries)
         if self._costs:
             cost_claims.advance(self._writer, self.owner, self._costs, entries)
-        self._writer.change(
-            INSERT_BLOCK, (seq, self.owner, number, at_unix_ns, len(entries), payload, digest)
-        )
-        return ChainHead(seq, digest)
+        what = (self.owner, number, at_unix_ns, len(entries), encode_entries(entries))
+        head = None if last is None else self._chain(last, *what)
+        if head is None:
+            rows = self._writer.query(LAST_BLOCK)
+            last = ChainHead(rows[0][0], bytes(rows[0][1])) if rows else ChainHead(0, GENESIS)
+            head = self._chain(last, *what)
+        assert head is not None, last  # nobody else writes meanwhile
+        return head
+
+    def _chain(
+        self, last: ChainHead, owner: str, number: int, at_unix_ns: int, count: int, payload: bytes
+    ) -> ChainHead | None:
+        """Add a block to a chain, inside a transaction; None if another block is there already."""
+        seq, numbers = last.seq + 1, {"number": number, "at_unix_ns": at_unix_ns, "count": count}
+        digest = hash_of(last.hash, seq=seq, owner=owner, payload=payload, **numbers)
+        row = (seq, owner, number, at_unix_ns, count, payload, digest)
+        return ChainHead(seq, digest) if self._writer.change(CHAIN_BLOCK, row) else None
 
     def _spend(self, entries: Sequence[Entry]) -> None:
         """Count what entries use against this process's leases, if it has ever asked for one."""
