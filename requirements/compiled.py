@@ -21,8 +21,9 @@ ROOT: Final = Path(__file__).parent.parent / "src"
 # is ever decoded may be in one; and what is written in Python may not inherit from a class that is
 # compiled, such as ``twin.driver.Hooks``. docs/decisions/0016-compiled-when-asked.md has the rest.
 MODULES: Final = (
-    *("core/kept_promises", "core/traces", "core/units"),
+    *("core/kept_promises", "core/token_sums", "core/traces", "core/units"),
     *("ledger/accounts", "ledger/blocks", "ledger/ledger", "ledger/metering", "ledger/quotas"),
+    *("ledger/stored", "ledger/summing"),
     *("dispatch/chains", "dispatch/dispatcher", "dispatch/economics", "dispatch/fleet"),
     *("dispatch/ended", "dispatch/states"),
     *("dispatch/journal_format", "dispatch/offers", "dispatch/oversight", "dispatch/pickers"),

@@ -12,6 +12,7 @@ __all__ = [
     "rng",
     "scopes",
     "slo",
+    "token_sums",
     "traces",
     "units",
 ]

@@ -19,6 +19,7 @@ from tokenworks.core.orders import Ending, KeyView, Order, Outcome, Receipt
 from tokenworks.core.ports import Clock, Delivery, Desk, Shelf, Shelved
 from tokenworks.core.scopes import Scopes
 from tokenworks.core.slo import Measured, Tier
+from tokenworks.core.token_sums import completion_tokens
 from tokenworks.core.units import NS_PER_MS
 from tokenworks.gateway.assemble import Assembler
 from tokenworks.gateway.connection import Exchange
@@ -480,7 +481,7 @@ def outcome_of(events: EventStream, meter: Meter, now_ns: int, ending: Ending) -
     usage = events.usage_so_far()
     return Outcome(
         usage=usage,
-        measured=meter.measured(usage.completion_tokens, now_ns),
+        measured=meter.measured(completion_tokens(usage), now_ns),
         ending=ending,
         metered_by=events.metered_by,
     )

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from tokenworks.core.errors import WorkerFailed
 from tokenworks.core.orders import Order, Outcome, Receipt
 from tokenworks.core.ports import AnswerStream, KeepingStream, Sink
+from tokenworks.core.token_sums import completion_tokens, prompt_tokens
 from tokenworks.dispatch.commands import Fetch
 from tokenworks.dispatch.events import Event, Failed, Finished, Withdrawn
 from tokenworks.live.seat import Seat
@@ -314,9 +315,10 @@ def ending_of(flight: Flight, seat: Seat, outcome: Outcome) -> Event:
         return Failed(request=request, worker=seat.worker, started=True)
     if outcome.ending == "disconnected":
         return Withdrawn(request=request)
+    usage = outcome.usage
     return Finished(
         request=request,
-        output_tokens=outcome.usage.completion_tokens,
-        cached_input_tokens=outcome.usage.cached_input_tokens,
-        input_tokens=outcome.usage.prompt_tokens,
+        output_tokens=completion_tokens(usage),
+        cached_input_tokens=usage.cached_input_tokens,
+        input_tokens=prompt_tokens(usage),
     )
