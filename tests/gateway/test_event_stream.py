@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
 
 import msgspec
 import pytest
@@ -175,6 +176,34 @@ def test_spaced_json_of_other_engines() -> None:
     assert stream.usage_so_far() == counts(5, 0, 2)
     assert b'"usage"' not in stream.closing("free", include_usage=False)
     assert b'"usage"' in stream.closing("free", include_usage=True)
+
+
+EMPTY = [
+    *({name: None} for name in ("content", "reasoning_content", "refusal", "tool_calls")),
+    *({name: ""} for name in ("content", "reasoning_content", "reasoning", "refusal")),
+    {"content": None, "reasoning_content": ""},
+    {"tool_calls": []},
+    {},
+]
+SPACINGS: dict[str, Callable[[bytes], bytes]] = {
+    "none": lambda written: written,
+    "after all but one": lambda written: re.sub(rb'(?<=")(?<!"finish_reason"):', b": ", written),
+    "around all": lambda written: written.replace(b'":', b'" : '),
+}
+
+
+@pytest.mark.parametrize("spaced", SPACINGS.values(), ids=SPACINGS)
+def test_spaces_in_its_json_change_no_count(spaced: Callable[[bytes], bytes]) -> None:
+    """Also where there are spaces in a part of an event alone, as a proxy's own fields have them."""
+    piece = {"choices": [{"index": 0, "text": "", "finish_reason": None}]}
+    empty = [*map(chunk, EMPTY), event(piece)]
+    some = [token("a"), chunk({"content": None, "reasoning_content": "b"}), token('"')]
+    stream, forwarded = fed(map(spaced, empty))
+    assert (stream.token_events, forwarded) == (0, b"".join(map(spaced, empty)))
+    stream, _ = fed(map(spaced, some))
+    assert stream.token_events == len(some)
+    stream, _ = fed(map(spaced, [token("a", usage=usage(5, 3))]))
+    assert stream.usage == counts(5, 0, 3)
 
 
 def test_comments_and_other_fields() -> None:

@@ -28,7 +28,11 @@ _OBJECT: Final = (b"data: {", b"data:{")
 """How all but a few workers begin their events."""
 
 _NOT_FINISHED: Final = b'"finish_reason":null'
-_SPECIAL: Final = re.compile(rb'"(?:role":|usage":\{|delta":\{\}|content":""|prompt_progress":)')
+_SOME_TEXT: Final = re.compile(
+    rb'"(?:content|text|arguments|reasoning|reasoning_content)"\s*:\s*"[^"]'
+)
+"""What a plain token event has: a text that is not empty, however its JSON is spaced."""
+_SPECIAL: Final = re.compile(rb'"(?:role"|prompt_progress"|usage"\s*:\s*\{)')
 """What a plain token event does not have; one search for all is the quickest."""
 _LINE_END: Final = re.compile(rb"[\r\n]")
 _fields_decoder: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -245,7 +249,12 @@ def _is_plain(event: bytes) -> bool:
     It looks at bytes alone. Quotes inside a JSON string are escaped, so no text of an answer looks
     like these fields; what isn't plain is decoded, so a miss costs time and nothing else.
     """
-    return _NOT_FINISHED in event and event.startswith(_OBJECT) and _SPECIAL.search(event) is None
+    return (
+        _NOT_FINISHED in event
+        and event.startswith(_OBJECT)
+        and _SOME_TEXT.search(event) is not None
+        and _SPECIAL.search(event) is None
+    )
 
 
 def has_part(event: bytes) -> bool:
