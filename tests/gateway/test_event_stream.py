@@ -332,6 +332,7 @@ def test_an_end_without_done() -> None:
 
 BAD = {
     "error": (event({"error": {"message": "out of memory"}}), "out of memory"),
+    "error in a chunk": (token("b", error={"message": "out of memory"}), "out of memory"),
     "not json": (b"data: {\n\n", "cannot be read"),
     "not utf-8": (b'data: {"choices":[{"delta":{"content":"\xff"}}]}\n\n', "cannot be read"),
     "no object": (b"data: []\n\n", "cannot be read"),

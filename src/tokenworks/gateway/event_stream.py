@@ -32,7 +32,7 @@ _SOME_TEXT: Final = re.compile(
     rb'"(?:content|text|arguments|reasoning|reasoning_content)"\s*:\s*"[^"]'
 )
 """What a plain token event has: a text that is not empty, however its JSON is spaced."""
-_SPECIAL: Final = re.compile(rb'"(?:role"|prompt_progress"|usage"\s*:\s*\{)')
+_SPECIAL: Final = re.compile(rb'"(?:role"|error"|prompt_progress"|usage"\s*:\s*\{)')
 """What a plain token event does not have; one search for all is the quickest."""
 _LINE_END: Final = re.compile(rb"[\r\n]")
 _fields_decoder: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
