@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import msgspec
 import pytest
@@ -26,6 +27,7 @@ from tests.gateway.fake_desk import (
 )
 from tokenworks.core.errors import WorkerFailed
 from tokenworks.core.orders import Usage
+from tokenworks.gateway.assemble import Assembler
 from tokenworks.gateway.envelope import envelope_of
 from tokenworks.gateway.event_stream import HELD_EVENTS_MAX, EventStream, payload, with_service_tier
 
@@ -194,7 +196,7 @@ SPACINGS: dict[str, Callable[[bytes], bytes]] = {
 
 @pytest.mark.parametrize("spaced", SPACINGS.values(), ids=SPACINGS)
 def test_spaces_in_its_json_change_no_count(spaced: Callable[[bytes], bytes]) -> None:
-    """Also where there are spaces in a part of an event alone, as a proxy's own fields have them."""
+    """Also where a part of an event alone has spaces, as what a proxy adds may have."""
     piece = {"choices": [{"index": 0, "text": "", "finish_reason": None}]}
     empty = [*map(chunk, EMPTY), event(piece)]
     some = [token("a"), chunk({"content": None, "reasoning_content": "b"}), token('"')]
@@ -322,6 +324,27 @@ def test_what_comes_after_the_finish_is_held_in_order() -> None:
     closing = stream.closing("free", include_usage=True)
     assert closing.index(b'"stop"') < closing.index(b"late") < closing.index(b'"x"')
     assert b"never" not in closing
+
+
+def other(text: str, finish: str | None = None, index: int | None = 1) -> bytes:
+    choice = {"index": index, "delta": {"content": text}, "finish_reason": finish}
+    return event({"choices": [choice], **HEAD})
+
+
+def test_another_choice_neither_ends_an_answer_nor_is_held() -> None:
+    before = [other("x", "stop"), token("a")]
+    after = [other("x")] * (HELD_EVENTS_MAX + 1)
+    stream, forwarded = fed([*before, STOP, *after, other("late", index=None), DONE])
+    assert forwarded == b"".join([*before, *after])
+    assert stream.failure is None
+    assert len(stream.held) == 2
+    taken, whole = Assembler(), b"".join([*before, STOP, *after, DONE])
+    stream = EventStream(taken)
+    stream.feed(whole)
+    taken.close(stream.held)
+    choices: Any = taken.completion()["choices"]
+    first, second = choices
+    assert (first["message"]["content"], second["message"]["content"]) == ("a", "x" * 66)
 
 
 def test_an_end_without_done() -> None:

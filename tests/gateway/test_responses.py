@@ -23,6 +23,7 @@ from tests.gateway.fake_desk import (
     Step,
     answer,
     chunk,
+    event,
     token,
     usage_event,
 )
@@ -298,6 +299,33 @@ def test_a_whole_answer_says_what_is_billed_where_its_worker_says_nothing(
     caller = posted(house, run, path)
     outcome = house.desk.deliveries[0].outcome
     assert caller.json["usage"]["output_tokens"] == outcome.usage.output_tokens == 2
+
+
+def other(delta: dict[str, Any], finish: str | None = None) -> bytes:
+    return event({"choices": [{"index": 1, "delta": delta, "finish_reason": finish}]})
+
+
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/messages"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_choice_that_nobody_asked_for_is_left_out(run: Run, path: str, stream: bool) -> None:
+    """It is billed as the worker says, which has made it."""
+    both = [{"index": i, "delta": {"content": text}} for i, text in ((1, "y"), (0, "b"))]
+    script = [other({"role": "assistant"}), ROLE, other({"content": "x"}), token("a")]
+    script += [event({"choices": both}), other({}, "length"), token("c"), chunk({}, "stop")]
+    house = House(*script, other({"content": "z"}), usage_event(2, 7), DONE)
+    caller = posted(house, run, path, stream=stream)
+    assert house.desk.delivery.outcome.usage.output_tokens == 7
+    said = caller.events if stream else [caller.json]
+    if stream and path == "/v1/messages":
+        found = [each["delta"].get("text") for each in said if each.get("delta")]
+        assert found == ["a", "b", "c", None]
+    elif path == "/v1/messages":
+        assert said[0]["content"] == [{"type": "text", "text": "abc"}]
+        assert said[0]["stop_reason"] == "end_turn"
+    else:
+        response = said[-1]["response"] if stream else said[0]
+        assert [part["text"] for part in response["output"][0]["content"]] == ["abc"]
+        assert (response["status"], len(response["output"])) == ("completed", 1)
 
 
 def tool_call(arguments: object, finish: str) -> list[Step]:

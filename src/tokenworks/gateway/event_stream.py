@@ -61,7 +61,8 @@ class EventStream:
         usage: what the worker last said it had used, if it has.
         held: the event with ``finish_reason`` and those after it, not forwarded yet.
         usage_event: the last event that carried usage and nothing else, not forwarded yet.
-        finished: whether a ``finish_reason`` has come.
+        finished: whether the first choice's ``finish_reason`` has come. What a worker sends of
+            others, which nobody asked for, goes on to the client after it, too.
         done: whether ``[DONE]`` has come, or nothing more can be taken.
         failure: why nothing more can be taken: an event is longer than EVENT_BYTES_MAX, the closing
             is endless, an event is no chunk, or it reports an error. What came before it stands.
@@ -166,13 +167,13 @@ class EventStream:
 
     def _goes_on(self, event: bytes) -> bool:
         """Count an event; whether it is for the client now. What is for later is held."""
-        if _is_plain(event):
+        aside = False
+        if not self.finished and _is_plain(event):
             self.token_events += 1
-            if not self.finished:
-                self._envelope = envelope_of(event)
-                if self._taker is not None and self._envelope is not None:
-                    self._taker.texts(self._envelope, [self._envelope.text(event)])
-                    return True
+            self._envelope = envelope_of(event)
+            if self._taker is not None and self._envelope is not None:
+                self._taker.texts(self._envelope, [self._envelope.text(event)])
+                return True
         else:
             body = payload(event)
             if not body:  # a comment, which keeps connections open and says nothing
@@ -184,23 +185,22 @@ class EventStream:
             if chunk.prompt_progress is not None:
                 self._progress = chunk.prompt_progress
                 return False
-            choice = chunk.choices[0] if chunk.choices else None
-            if choice is not None and choice.has_token():
-                self.token_events += 1
+            self.token_events += chunk.has_token()
             if chunk.usage is not None:
                 self.usage = chunk.usage.disjoint()
                 self._token_events_at_usage = self.token_events
-                if choice is None:
+                if not chunk.choices:
                     self.usage_event = event
                     return False
-            if choice is not None and choice.finish_reason:
-                self.finished = True
-        if self.finished:
+            self.finished = self.finished or chunk.ends()
+            aside = chunk.is_aside()
+        if self.finished and not aside:
             self._envelope = None
             self._hold(event)
-        elif self._taker is not None:
+            return False
+        if self._taker is not None:
             self._taker.event(event)
-        return not self.finished
+        return True
 
     def _hold(self, event: bytes) -> None:
         if len(self.held) >= HELD_EVENTS_MAX:
@@ -273,7 +273,7 @@ def has_part(event: bytes) -> bool:
         chunk = decode_chunk(payload(event))
     except WorkerFailed:
         return True
-    return any(choice.has_token() for choice in chunk.choices or ())
+    return chunk.has_token()
 
 
 def payload(event: bytes) -> bytes:

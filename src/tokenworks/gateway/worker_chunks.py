@@ -112,6 +112,7 @@ def usage_of(told: object) -> Usage:
 
 
 class _Choice(msgspec.Struct):
+    index: int | None = None
     finish_reason: str | None = None
     delta: dict[str, object] | None = None
     logprobs: object = None
@@ -143,6 +144,18 @@ class WorkerChunk(msgspec.Struct):
     usage: ToldUsage | None = None
     error: object = None
     prompt_progress: Progress | None = None
+
+    def has_token(self) -> bool:
+        """Whether any choice carries a part of an answer."""
+        return any(choice.has_token() for choice in self.choices or ())
+
+    def ends(self) -> bool:
+        """Whether the first choice, which was asked for, has ended."""
+        return any(choice.finish_reason and not choice.index for choice in self.choices or ())
+
+    def is_aside(self) -> bool:
+        """Whether it has choices, and none of them is the first."""
+        return bool(self.choices) and all(choice.index for choice in self.choices or ())
 
 
 _chunk_decoder: Final = msgspec.json.Decoder(WorkerChunk)
