@@ -284,7 +284,7 @@ def test_an_answer_of_nothing(run: Run) -> None:
 
 def posted(house: House, run: Run, path: str, *, stream: bool = False) -> Caller:
     body: Any = {"model": MODEL, "stream": stream, "input": "x"}
-    if path == "/v1/messages":
+    if path != "/v1/responses":
         body = {"model": MODEL, "stream": stream, "max_tokens": 9, "messages": HELLO}
     caller = Caller("POST", path, json.dumps(body).encode())
     run(caller.call(house.gateway))
@@ -366,6 +366,24 @@ def test_a_whole_answer_that_cannot_be_told_is_not_billed(
     assert (caller.status, house.desk.delivery.outcome.ending) == (502, "failed")
     assert caller.json["error"]["code"] == "worker_failed"
     assert house.shelf.items == {}
+
+
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/messages", "/v1/chat/completions"])
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("script", [[DONE], [usage_event(2, 0), DONE], []], ids=len)
+def test_an_answer_without_a_choice_is_none(
+    run: Run, path: str, stream: bool, script: list[Step]
+) -> None:
+    house = House()
+    house.desk.script = script
+    caller = posted(house, run, path, stream=stream)
+    assert (caller.status, house.desk.delivery.outcome.ending) == (502, "failed")
+    assert caller.json["error"]["code"] == "worker_failed"
+    house.desk.script = [ROLE, DONE]  # it has said who speaks, not what, nor why no more
+    caller = posted(house, run, path, stream=stream)
+    assert house.desk.deliveries[1].outcome.ending == "failed"
+    said = caller.events[-1] if stream else caller.json
+    assert "worker_failed" in (said.get("code"), said.get("error", {}).get("code"))
 
 
 @pytest.mark.parametrize("path", ["/v1/responses", "/v1/messages"])

@@ -21,6 +21,7 @@ from tokenworks.core.errors import ConfigInvalid, WorkerFailed, WorkerUnavailabl
 from tokenworks.core.orders import JSON_TYPE, Passing
 from tokenworks.core.ports import Sink
 from tokenworks.core.units import NS_PER_S
+from tokenworks.live.worker_body import EVENT_PATHS
 
 HEADER_BYTES_MAX: Final = 64 * 1024
 STREAM_BYTES_HIGH: Final = 256 * 1024
@@ -44,6 +45,12 @@ IDLE_NS_MAX: Final = 3 * NS_PER_S
 SWEEP_NS_MAX: Final = NS_PER_S // 2
 """Between two looks at what takes too long: one timer for all connections of a client, where one
 for each request would cost more than its time-out is worth."""
+
+_NOTHING: Final = frozenset({b"", b"data: [DONE]", b"data:[DONE]"})
+"""A whole answer of events that has none: neither a part of an answer nor why it ended."""
+
+_NOTHING_BYTES_MAX: Final = 32
+"""Of such an answer with its line ends."""
 
 _NO_FILES: Final = frozenset({errno.EMFILE, errno.ENFILE})
 _FRAMING: Final = frozenset({b"content-length", b"transfer-encoding"})
@@ -160,6 +167,12 @@ class WorkerStream:
         except asyncio.CancelledError:
             self.abort()
             raise
+
+    def _says_nothing(self) -> bool:
+        """Whether an answer of events has ended, or is at its end, without any."""
+        if self._size_bytes > _NOTHING_BYTES_MAX:
+            return False
+        return self.status == OK and b"".join(self._chunks).strip() in _NOTHING
 
     def _wake(self) -> None:
         waiter, self._waiter = self._waiter, None
@@ -484,7 +497,8 @@ class WorkerClient:
             content_type: what the body is.
 
         Raises:
-            WorkerFailed: no connection, no answer, or one that is not HTTP.
+            WorkerFailed: no connection, no answer, one that is not HTTP, or where events were asked
+                for, one of status 200 that has none but its end.
             WorkerUnavailable: ``connections_max`` are busy, the client is closed, or this process
                 may open no more files.
         """
@@ -492,7 +506,7 @@ class WorkerClient:
         if content_type != JSON_TYPE:
             head = head.replace(JSON_TYPE.encode(), content_type.encode("latin-1"), 1)
         request = b"%b%d\r\n%b\r\n%b" % (head, len(body), lines, body)
-        return self._send(request, with_body=True)
+        return self._send(request, with_body=True, events=path in EVENT_PATHS)
 
     async def pass_on(self, passing: Passing, body: bytes) -> WorkerStream:
         """Send a request as it came to us, under our own key; as ``post_stream`` otherwise.
@@ -517,6 +531,7 @@ class WorkerClient:
         bodiless: bool = False,
         again: bool = True,
         with_body: bool = False,
+        events: bool = False,
     ) -> WorkerStream:
         loop = asyncio.get_running_loop()
         connection = self._take_idle(loop.time())
@@ -538,6 +553,9 @@ class WorkerClient:
                 if not (again and connection.lost_unanswered):
                     raise
             else:
+                if events and stream._says_nothing():  # noqa: SLF001
+                    stream.abort()
+                    raise WorkerFailed("the worker's answer ended before it said anything")
                 return stream
             connection, again = None, False
 
