@@ -50,6 +50,7 @@ __all__ = [
     "schema_limits",
     "server",
     "span_content",
+    "strangers",
     "tallies",
     "telemetry",
     "token_counts",
