@@ -349,6 +349,24 @@ def test_a_call_that_is_cut_off_is_an_answer(run: Run, path: str, stream: bool) 
         assert (call["arguments"], call["status"]) == ('{"x":"a', "incomplete")
 
 
+@pytest.mark.parametrize("arguments", ['{"x":"a', "[1]", "[" * 5_000])
+@pytest.mark.parametrize("by", ["previous_response_id", "hand"])
+def test_what_was_made_of_a_call_goes_on_as_an_object(run: Run, arguments: str, by: str) -> None:
+    """A worker's chat template would fail on arguments that are none, and with it the turn."""
+    house = House(*tool_call(arguments, "length"))
+    first = ask(house, run).json
+    assert first["output"][0]["arguments"] == arguments
+    output = {"type": "function_call_output", "call_id": "c", "output": "It was cut off."}
+    if by == "hand":
+        ask(house, run, input=[{"role": "user", "content": "x"}, *first["output"], output])
+    else:
+        ask(house, run, input=[output], previous_response_id=first["id"])
+    _, called, answered = house.turns()
+    (call,) = called["tool_calls"]
+    assert json.loads(call["function"]["arguments"]) == {"incomplete": arguments}
+    assert (call["id"], answered["tool_call_id"]) == ("c", "c")
+
+
 @pytest.mark.parametrize(
     ("path", "script"),
     [
