@@ -26,6 +26,7 @@ from tests.live.driver_world import (
     World,
     outcome,
     settle_down,
+    without_files,
 )
 from tests.live.fake_worker import FakeWorker, Script
 from tests.live.reading import Reading
@@ -780,12 +781,6 @@ def test_what_was_not_sent_or_may_be_repeated_is_tried_elsewhere(
         await (await opening).settle(outcome())
 
     live(test)
-
-
-def without_files() -> WorkerUnavailable:
-    lack = WorkerUnavailable("The factory may open no more files.", retry_after_s=1)
-    lack.ours = True
-    return lack
 
 
 def test_what_we_lack_is_no_workers_fault(live: Callable[..., None]) -> None:

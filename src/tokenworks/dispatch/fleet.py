@@ -135,7 +135,8 @@ class Fleet:
         """How many requests may be sent again now, in units of ``budgets.ONE``.
 
         As many as all workers together have slots can be saved up, so that whatever one worker
-        had when it was lost is sent again.
+        had when it was lost is sent again. The slots of one that retires do not count: it is sent
+        nothing more, and retires only if what it has would fit on those that stay.
 
         Args:
             percent: see ``Limits.retry_percent``; with None there is no bound.

@@ -467,6 +467,10 @@ def missing(events: EventStream, assembler: Assembler | None) -> Exception | Non
         return WorkerFailed(
             "The worker ended the stream before the answer was whole.", hint="Try again."
         )
+    if not (events.finished or events.token_events):
+        return WorkerFailed(
+            "The worker ended the stream before the answer had begun.", hint="Try again."
+        )
     if assembler is not None:
         try:
             told = events.usage_event

@@ -601,8 +601,8 @@ class Driver:
     ) -> None:
         """A try has failed before there was an answer to go by."""
         lack = error if isinstance(error, WorkerUnavailable) and error.ours else None
-        if lack is not None and flight.delivery is None and flight.rival is None:
-            self._turn_away(flight, attempt, lack)
+        if lack is not None and flight.delivery is None:
+            self._turn_away(flight, seat, attempt, lack)
         elif isinstance(error, WorkerFailed) and not (error.unsent or flight.repeatable):
             self._lose(flight, seat, attempt, str(error))
         else:
@@ -628,9 +628,11 @@ class Driver:
             _log.warning("worker %s broke off %s: %s", seat.worker, flight.order.request, why)
             self._give_up(flight, seat, why)
 
-    def _turn_away(self, flight: Flight, attempt: int, lack: WorkerUnavailable) -> None:
+    def _turn_away(self, flight: Flight, seat: Seat, attempt: int, lack: WorkerUnavailable) -> None:
         """We lack what it takes to ask any worker: that is no fault of the one that was chosen."""
-        if flight.awaits(attempt):
+        if flight.awaits(attempt) and flight.rival is not None:
+            self._give_up(flight, seat, str(lack))  # the other goes on, or is the last to lack it
+        elif flight.awaits(attempt):
             _log.error("%s was turned away: %s", flight.order.request, lack)
             self._end(flight, Withdrawn(request=flight.order.request), "rejected", lack)
 

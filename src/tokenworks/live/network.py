@@ -21,6 +21,7 @@ from tokenworks.core.errors import ConfigInvalid, WorkerFailed, WorkerUnavailabl
 from tokenworks.core.orders import JSON_TYPE, Passing
 from tokenworks.core.ports import Sink
 from tokenworks.core.units import NS_PER_S
+from tokenworks.live.worker_body import EVENT_PATHS
 
 HEADER_BYTES_MAX: Final = 64 * 1024
 STREAM_BYTES_HIGH: Final = 256 * 1024
@@ -45,6 +46,13 @@ SWEEP_NS_MAX: Final = NS_PER_S // 2
 """Between two looks at what takes too long: one timer for all connections of a client, where one
 for each request would cost more than its time-out is worth."""
 
+_NOTHING: Final = frozenset({b"", b"data: [DONE]", b"data:[DONE]"})
+"""A whole answer of events that has none: neither a part of an answer nor why it ended."""
+
+_SAID_NOTHING: Final = "the worker's answer ended before it said anything"
+_NOTHING_BYTES_MAX: Final = 32
+"""Of such an answer with its line ends."""
+
 _NO_FILES: Final = frozenset({errno.EMFILE, errno.ENFILE})
 _FRAMING: Final = frozenset({b"content-length", b"transfer-encoding"})
 
@@ -59,14 +67,15 @@ class WorkerStream:
     """
 
     __slots__ = (
-        *("_again", "_begun", "_chunks", "_connection", "_ended", "_failure", "_request"),
+        *("_again", "_begun", "_chunks", "_connection", "_ended", "_events", "_failure"),
+        "_request",
         *("_sink", "_size_bytes", "_told", "_waiter", "_with_body"),
         *("content_type", "headers", "keeps_headers", "status"),
     )
 
-    def __init__(self, connection: _Connection, *, with_body: bool) -> None:
+    def __init__(self, connection: _Connection, *, with_body: bool, events: bool = False) -> None:
         self.status = 0
-        self._with_body = with_body
+        self._with_body, self._events = with_body, events
         self._begun = False
         self.content_type = b""
         self.headers: list[tuple[bytes, bytes]] = []
@@ -97,7 +106,9 @@ class WorkerStream:
             WorkerFailed, WorkerUnavailable: see ``WorkerClient.post_stream``.
         """
         if self._again is not None:
-            again = self._again._send(self._request, fresh=True, with_body=True)  # noqa: SLF001
+            again = self._again._send(  # noqa: SLF001
+                self._request, fresh=True, with_body=True, events=self._events
+            )
             return await again
         await self._beginning()
         return self
@@ -207,9 +218,15 @@ class WorkerStream:
         if self._sink is not None:
             self._sink.data(data)
             return 0
-        self._begun = True
         self._chunks.append(data)
         self._size_bytes += len(data)
+        if not self._begun and self._events and self._size_bytes <= _NOTHING_BYTES_MAX:
+            said = b"".join(self._chunks).strip()
+            if self.status == OK and said in _NOTHING:
+                if said and self._connection is not None:
+                    self._connection.fail(_SAID_NOTHING)
+                return 0
+        self._begun = True
         if self._waiter is not None or self._told is not None:
             self._wake()
         return 0 if self._connection is None else self._size_bytes
@@ -223,6 +240,8 @@ class WorkerStream:
 
     def _on_end(self, failure: str | None) -> None:
         if not self._ended and self._failure is None:
+            if failure is None and self._events and not self._begun and self.status == OK:
+                failure = _SAID_NOTHING
             self._ended = failure is None
             self._begun = self._begun or self._ended
             self._failure = failure
@@ -275,6 +294,7 @@ class _Connection(asyncio.Protocol):
         keep_headers: bool = False,
         bodiless: bool = False,
         with_body: bool = False,
+        events: bool = False,
     ) -> WorkerStream:
         """Send a request on this idle connection.
 
@@ -284,6 +304,7 @@ class _Connection(asyncio.Protocol):
             keep_headers: whether the stream keeps them.
             bodiless: whether the answer ends with its head, whatever that says.
             with_body: see ``WorkerClient.post_stream``.
+            events: whether it is answered with events, and so fails where there are none.
         """
         assert self._stream is None
         assert self._transport is not None
@@ -291,7 +312,7 @@ class _Connection(asyncio.Protocol):
         self._answered = False
         self._header_bytes = 0
         self._framed, self._bodiless = False, bodiless
-        stream = self._stream = WorkerStream(self, with_body=with_body)
+        stream = self._stream = WorkerStream(self, with_body=with_body, events=events)
         stream.keeps_headers = keep_headers
         self._transport.write(request)
         return stream
@@ -512,11 +533,13 @@ class WorkerClient:
             content_type: what the body is.
 
         Raises:
-            WorkerFailed: no connection, no answer, or one that is not HTTP.
+            WorkerFailed: no connection, no answer, one that is not HTTP, or where events were asked
+                for, one of status 200 that has none but its end.
             WorkerUnavailable: ``connections_max`` are busy, the client is closed, or this process
                 may open no more files.
         """
-        return self._send(self._posted(path, body, lines, content_type), with_body=True)
+        request = self._posted(path, body, lines, content_type)
+        return self._send(request, with_body=True, events=path in EVENT_PATHS)
 
     def post_at_once(
         self,
@@ -544,7 +567,9 @@ class WorkerClient:
         if connection is None:
             return None
         request = self._posted(path, body, lines, content_type)
-        stream = connection.exchange(request, now_s + self._head_s_max, with_body=True)
+        stream = connection.exchange(
+            request, now_s + self._head_s_max, with_body=True, events=path in EVENT_PATHS
+        )
         stream._told, stream._request = told, request  # noqa: SLF001
         return stream
 
@@ -578,6 +603,7 @@ class WorkerClient:
         again: bool = True,
         with_body: bool = False,
         fresh: bool = False,
+        events: bool = False,
     ) -> WorkerStream:
         loop = asyncio.get_running_loop()
         connection = None if fresh else self._take_idle(loop.time())
@@ -592,6 +618,7 @@ class WorkerClient:
                 keep_headers=keep_headers,
                 bodiless=bodiless,
                 with_body=with_body,
+                events=events,
             )
             try:
                 await stream._beginning()  # noqa: SLF001
