@@ -13,6 +13,7 @@ import subprocess
 import sys
 import termios
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -214,8 +215,10 @@ class Terminal:
 
     def until(self, pattern: str) -> str:
         """Read until something was drawn; what came before it is forgotten."""
+        until_s = time.monotonic() + READY_S_MAX  # also of what goes on drawing something else
         while (found := re.search(pattern, self.drawn, re.DOTALL)) is None:
-            assert select.select([self.master], [], [], READY_S_MAX)[0], self.drawn
+            left_s = max(0.0, until_s - time.monotonic())
+            assert select.select([self.master], [], [], left_s)[0], self.drawn
             self.drawn += os.read(self.master, 65_536).decode()
         self.drawn = self.drawn[found.end() :]
         return found.group()
