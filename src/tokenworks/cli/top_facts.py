@@ -153,7 +153,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
         revenue_dollars: less credits.
         cost_dollars: of all pools, idle or not.
         earned_dollars_per_mtok, spent_dollars_per_mtok: by 1M tokens of output.
-        ledger_lag_s: age of the oldest append that is not durable, in any process.
+        ledger_lag_s: age of the oldest entry that is not durable, in any process.
         ledger_commit_s_p99: from an answer's end until its bill was durable.
         ledger_unstored: entries to be stored again.
         tiers: dearest first.
