@@ -168,7 +168,7 @@ def test_abort_stops_the_worker(run: Callable[[Awaitable[None]], None], source: 
             stream.abort()
             await worker.until(lambda: worker.aborted == 1)
             await reading.read()  # the head and the first event came together
-            with pytest.raises(WorkerFailed, match="aborted"):
+            with pytest.raises(WorkerFailed, match="the factory is stopping"):
                 await reading.read()
             worker.gate.open()
             await whole(await client.post_stream(PATH, BODY))

@@ -28,6 +28,7 @@ from tokenworks.catalogue.price_check import (
     usd,
 )
 from tokenworks.cli.ledger_at import ledger_at
+from tokenworks.cli.listing import Listing
 from tokenworks.cli.table import show
 from tokenworks.core.errors import ConfigInvalid
 from tokenworks.core.ids import ModelName, PriceID, TenantID
@@ -38,7 +39,7 @@ from tokenworks.ledger.reports import report_lines
 from tokenworks.live.home import Home
 
 
-@click.group()
+@click.group(cls=Listing)
 def command() -> None:
     """Check price books, and show what a tenant pays at some time.
 

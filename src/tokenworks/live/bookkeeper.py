@@ -89,9 +89,12 @@ class Bookkeeper:
         return self._trouble if self._doubt is None else str(self._doubt)
 
     def lag(self) -> tuple[int, int, int]:
-        """Appends that are not durable, entries to be tried again, age of the oldest append, ns."""
+        """Appends that are not durable, entries to be tried again, age of the oldest, ns."""
         oldest_ns = next(iter(self._storing.values()), None)
         lag_ns = 0 if oldest_ns is None else self._clock.now_ns() - oldest_ns
+        if self._unstored:  # whose dates may be ahead of a clock that was put back
+            dated = min(each.at_unix_ns for each in self._unstored)
+            lag_ns = max(lag_ns, self._clock.unix_ns() - dated)
         return len(self._storing), len(self._unstored), lag_ns
 
     def costs(self) -> dict[PoolID, tuple[int, int]]:

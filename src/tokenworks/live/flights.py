@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from tokenworks.core.errors import WorkerFailed
 from tokenworks.core.orders import Order, Outcome, Receipt
-from tokenworks.core.ports import AnswerStream, KeepingStream, Sink
+from tokenworks.core.ports import ABORTED, AnswerStream, KeepingStream, Sink
 from tokenworks.core.token_sums import completion_tokens, prompt_tokens
 from tokenworks.dispatch.commands import Fetch
 from tokenworks.dispatch.events import Event, Failed, Finished, Withdrawn
@@ -220,7 +220,7 @@ class LiveDelivery:
         self.stream.abort()
         if self._next is not None:
             self._next.abort()
-        self.break_off("the request was aborted")
+        self.break_off(ABORTED)
 
     def settle(self, outcome: Outcome) -> Coroutine[Any, Any, Receipt]:
         """See ``Delivery``."""

@@ -19,7 +19,7 @@ import httptools
 
 from tokenworks.core.errors import ConfigInvalid, WorkerFailed, WorkerUnavailable
 from tokenworks.core.orders import JSON_TYPE, Passing
-from tokenworks.core.ports import Sink
+from tokenworks.core.ports import ABORTED, Sink
 from tokenworks.core.units import NS_PER_S
 from tokenworks.live.worker_body import EVENT_PATHS
 
@@ -172,7 +172,7 @@ class WorkerStream:
     def abort(self) -> None:
         """Close the socket at once, so that the worker stops; harmless after the end."""
         if self._connection is not None:
-            self._connection.fail("the request was aborted")
+            self._connection.fail(ABORTED)
 
     def _more(self) -> asyncio.Future[None]:
         """Done once more has come; not to be asked for after the end."""
