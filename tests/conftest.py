@@ -28,6 +28,14 @@ def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
     return argname if isinstance(val, bytes) and len(val) > ID_BYTES_MAX else None
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Heavy tests start first, so that none runs alone at the end, and aren't traced."""
+    items.sort(key=lambda item: item.get_closest_marker("heavy") is None)
+    for item in items:
+        if item.get_closest_marker("heavy") is not None:
+            item.add_marker("no_cover")
+
+
 RUN_S_MAX = 180.0
 """A test that is still running then hangs, also where others keep the machine busy."""
 
