@@ -113,6 +113,7 @@ def summary(stream: EventStream, forwarded: bytes) -> tuple[object, ...]:
     )
 
 
+@pytest.mark.heavy
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(st.lists(EVENTS, max_size=12), st.data(), st.booleans())
 def test_it_does_not_matter_how_the_bytes_are_cut(

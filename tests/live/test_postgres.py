@@ -134,6 +134,7 @@ def cut_in_commit(other: Any) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.heavy
 def test_a_killed_server_loses_nothing_that_was_acknowledged(
     postgres: PostgresServer, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -156,6 +157,7 @@ def test_a_killed_server_loses_nothing_that_was_acknowledged(
 
 
 @pytest.mark.slow
+@pytest.mark.heavy
 def test_a_connection_cut_at_any_moment_loses_nothing_and_doubles_nothing(
     postgres: PostgresServer, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
