@@ -21,9 +21,11 @@ ROOT: Final = Path(__file__).parent.parent / "src"
 # is ever decoded may be in one; and what is written in Python may not inherit from a class that is
 # compiled, such as ``twin.driver.Hooks``. docs/decisions/0016-compiled-when-asked.md has the rest.
 MODULES: Final = (
-    *("core/traces", "core/units"),
+    *("core/kept_promises", "core/token_sums", "core/traces", "core/units"),
     *("ledger/accounts", "ledger/blocks", "ledger/ledger", "ledger/metering", "ledger/quotas"),
+    *("ledger/stored", "ledger/summing"),
     *("dispatch/chains", "dispatch/dispatcher", "dispatch/economics", "dispatch/fleet"),
+    *("dispatch/ended", "dispatch/states"),
     *("dispatch/journal_format", "dispatch/offers", "dispatch/oversight", "dispatch/pickers"),
     *("dispatch/prefix_index", "dispatch/promises", "dispatch/rejections", "dispatch/restricted"),
     *("dispatch/waiting", "dispatch/wakes"),
@@ -33,9 +35,9 @@ MODULES: Final = (
     *("gateway/event_stream", "gateway/http_body", "gateway/http_head", "gateway/http_io"),
     *("gateway/metrics", "gateway/own_headers", "gateway/plain_request"),
     *("gateway/request_fields", "gateway/request_ids", "gateway/tallies"),
-    *("live/bookkeeper", "live/clock", "live/driver", "live/flights", "live/front"),
+    *("live/bookkeeper", "live/driver", "live/flights", "live/front"),
     *("live/group_commit", "live/journal", "live/link", "live/network", "live/owner"),
-    *("live/quota_leases", "live/seats", "live/worker_body"),
+    *("live/quota_leases", "live/seats", "live/sending", "live/worker_body"),
     *("twin/agenda", "twin/kv_cache", "twin/sequence", "twin/workers"),
 )
 SETUP: Final = """

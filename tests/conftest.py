@@ -28,6 +28,27 @@ def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
     return argname if isinstance(val, bytes) and len(val) > ID_BYTES_MAX else None
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Heavy tests start first, so that none runs alone at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("heavy") is None)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Heavy tests run without coverage.
+
+    pytest-cov's own ``no_cover`` does nothing in a process of xdist: what it stops there is the
+    second of two measurements, and the first goes on.
+    """
+    tracer = sys.gettrace()
+    if item.get_closest_marker("heavy") is not None:
+        sys.settrace(None)
+    try:
+        return (yield)
+    finally:
+        sys.settrace(tracer)
+
+
 RUN_S_MAX = 180.0
 """A test that is still running then hangs, also where others keep the machine busy."""
 

@@ -78,6 +78,7 @@ def classes(text: str) -> Iterator[tuple[str, set[str]]]:
             )
 
 
+@pytest.mark.heavy
 def test_no_class_that_stays_python_inherits_from_one_that_is_compiled() -> None:
     source = ROOT / "src"
     compiled = {f"tokenworks/{name}.py" for name in MODULES}

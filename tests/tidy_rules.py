@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import graphlib
 import io
 import re
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import tokenize
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -112,6 +113,16 @@ class Module:
     text: str
     tree: ast.Module
 
+    @functools.cached_property
+    def nodes(self) -> list[ast.AST]:
+        """All of the tree, which rules look at one after the other."""
+        return list(ast.walk(self.tree))
+
+    @functools.cached_property
+    def imports(self) -> list[tuple[ast.AST, str]]:
+        """Each import statement and the top-level package it names, our own package left out."""
+        return list(_imports(self.nodes))
+
     def finding(self, node: ast.AST | int, text: str) -> Finding:
         """A finding in this file, at a node or on a line."""
         return Finding(self.path, node if isinstance(node, int) else _line(node), text)
@@ -134,9 +145,8 @@ def modules(root: Path) -> list[Module]:
     return found
 
 
-def _imports(module: Module) -> Iterator[tuple[ast.AST, str]]:
-    """Each import statement and the top-level package it names, our own package left out."""
-    for node in ast.walk(module.tree):
+def _imports(nodes: list[ast.AST]) -> Iterator[tuple[ast.AST, str]]:
+    for node in nodes:
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
@@ -155,7 +165,7 @@ def third_party_imports(module: Module) -> Iterator[Finding]:
     if module.room and module.room not in THIRD_PARTY:
         yield module.finding(1, f"room {module.room!r} is not in THIRD_PARTY; name its imports")
     at_top = {id(node) for node in module.tree.body}
-    for node, top in _imports(module):
+    for node, top in module.imports:
         if top in sys.stdlib_module_names:
             continue
         if top not in allowed:
@@ -168,16 +178,16 @@ def purity(module: Module) -> Iterator[Finding]:
     """A pure room reads no clock, draws no dice, touches no file or socket and never awaits."""
     if module.room not in PURE:
         return
-    for node, top in _imports(module):
+    for node, top in module.imports:
         if top in IMPURE_MODULES:
             yield module.finding(node, f"{module.room} is pure: it may not import {top}")
     described = {
         id(item)
-        for node in ast.walk(module.tree)
+        for node in module.nodes
         if isinstance(node, ast.ClassDef) and any(_named(b, "Protocol") for b in node.bases)
         for item in node.body
     }
-    for node in ast.walk(module.tree):
+    for node in module.nodes:
         if isinstance(node, ast.AsyncFunctionDef):
             if id(node) not in described:  # a protocol may describe what an edge awaits
                 yield module.finding(node, f"{module.room} is pure: async def {node.name}")
@@ -203,7 +213,7 @@ def integers_only(module: Module) -> Iterator[Finding]:
     """Time, money and tokens are integers: no float, no true division."""
     if module.room not in EXACT:
         return
-    for node in ast.walk(module.tree):
+    for node in module.nodes:
         if isinstance(node, ast.Constant) and isinstance(node.value, float | complex):
             yield module.finding(node, f"{module.room} counts in integers: {node.value!r}")
         elif isinstance(node, ast.Name) and node.id in {"float", "complex"}:
@@ -217,7 +227,7 @@ def size(module: Module) -> Iterator[Finding]:
     lines = module.text.count("\n")
     if lines > FILE_LINES_MAX:
         yield module.finding(1, f"{lines} lines; a file has at most {FILE_LINES_MAX}")
-    for node in ast.walk(module.tree):
+    for node in module.nodes:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             length = (node.end_lineno or node.lineno) - node.lineno + 1
             if length > FUNCTION_LINES_MAX:
@@ -243,7 +253,7 @@ def names(module: Module) -> Iterator[Finding]:
 
 def type_checking(module: Module) -> Iterator[Finding]:
     """No import that exists for the type checker only: if it makes a cycle, the design has one."""
-    for node in ast.walk(module.tree):
+    for node in module.nodes if "TYPE_CHECKING" in module.text else ():
         if _named(node, "TYPE_CHECKING") or (
             isinstance(node, ast.ImportFrom) and any(a.name == "TYPE_CHECKING" for a in node.names)
         ):
@@ -278,7 +288,7 @@ def _private(target: ast.expr) -> bool:
     return isinstance(target, ast.Name) and target.id.startswith("_")
 
 
-def exports(root: Path) -> Iterator[Finding]:
+def exports(root: Path, _found: list[Module]) -> Iterator[Finding]:
     """A room's ``__all__`` is what it shows: the names it binds, or else its submodules."""
     for package in _rooms(root):
         init = package / "__init__.py"
@@ -325,10 +335,11 @@ def _rooms(root: Path) -> list[Path]:
     return [p for p in sorted(package.iterdir()) if p.is_dir() and any(p.rglob("*.py"))]
 
 
-def code_lines(text: str) -> int:
+def code_lines(text: str, nodes: Iterable[ast.AST]) -> int:
     """Lines that hold code: not blank, not comments, not docstrings.
 
-    >>> code_lines('"Doc."' + chr(10) + '# why' + chr(10) + 'x = 1' + chr(10))
+    >>> text = '"Doc."' + chr(10) + '# why' + chr(10) + 'x = 1' + chr(10)
+    >>> code_lines(text, ast.walk(ast.parse(text)))
     1
     """
     filler = {
@@ -344,7 +355,7 @@ def code_lines(text: str) -> int:
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type not in filler:
             lines.update(range(token.start[0], token.end[0] + 1))
-    for node in ast.walk(ast.parse(text)):
+    for node in nodes:
         if not isinstance(node, ast.Expr) or not isinstance(node.value, ast.Constant):
             continue
         if isinstance(node.value.value, str):
@@ -352,12 +363,13 @@ def code_lines(text: str) -> int:
     return len(lines)
 
 
-def line_budget(root: Path) -> Iterator[Finding]:
+def line_budget(root: Path, found: list[Module]) -> Iterator[Finding]:
     """A room holds no more code than pyproject.toml grants it."""
     settings = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
     budget = settings["tool"]["tokenworks"]["line_budget"]
     for package in _rooms(root):
-        spent = sum(code_lines(p.read_text(encoding="utf-8")) for p in package.rglob("*.py"))
+        own = [module for module in found if module.room == package.name]
+        spent = sum(code_lines(module.text, module.nodes) for module in own)
         where = package.relative_to(root).as_posix()
         if package.name not in budget:
             yield Finding(where, 1, "no line budget in [tool.tokenworks.line_budget]")
@@ -365,15 +377,15 @@ def line_budget(root: Path) -> Iterator[Finding]:
             yield Finding(where, 1, f"{spent} lines of code; its budget is {budget[package.name]}")
 
 
-def circles(root: Path) -> Iterator[Finding]:
+def circles(_root: Path, found: list[Module]) -> Iterator[Finding]:
     """No modules import each other, inside of functions neither: the design would have a circle."""
     paths = {
         ".".join(Path(module.path).with_suffix("").parts[1:]).removesuffix(".__init__"): module
-        for module in modules(root)
+        for module in found
     }
     needs: dict[str, set[str]] = {name: set() for name in paths}
     for name, module in paths.items():
-        for node in ast.walk(module.tree):
+        for node in module.nodes:
             if isinstance(node, ast.Import):
                 named = {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module:
@@ -388,7 +400,7 @@ def circles(root: Path) -> Iterator[Finding]:
         yield Finding(paths[error.args[1][0]].path, 1, f"modules import each other: {ring}")
 
 
-def counterparts(root: Path) -> Iterator[Finding]:
+def counterparts(root: Path, _found: list[Module]) -> Iterator[Finding]:
     """Once there is a twin, every real thing has a modelled one under the same name."""
     live, twin = (root / "src" / "tokenworks" / name for name in ("live", "twin"))
     if not twin.is_dir():
@@ -414,7 +426,7 @@ def tracked_files(root: Path) -> list[Path]:
     return [path for path in paths if path.is_file()]
 
 
-def no_machine_in(root: Path) -> Iterator[Finding]:
+def no_machine_in(root: Path, _found: list[Module]) -> Iterator[Finding]:
     """No tracked file names a path of somebody's machine or the host of a package registry."""
     for path in tracked_files(root):
         data = path.read_bytes()
@@ -437,7 +449,7 @@ MODULE_RULES: Final[tuple[Callable[[Module], Iterator[Finding]], ...]] = (
     type_checking,
     any_in_public,
 )
-TREE_RULES: Final[tuple[Callable[[Path], Iterator[Finding]], ...]] = (
+TREE_RULES: Final[tuple[Callable[[Path, list[Module]], Iterator[Finding]], ...]] = (
     exports,
     line_budget,
     circles,
@@ -448,8 +460,9 @@ TREE_RULES: Final[tuple[Callable[[Path], Iterator[Finding]], ...]] = (
 
 def findings(root: Path) -> list[Finding]:
     """Everything under a root that breaks a rule."""
-    found = {f for module in modules(root) for rule in MODULE_RULES for f in rule(module)}
-    found |= {f for rule in TREE_RULES for f in rule(root)}
+    parsed = modules(root)
+    found = {f for module in parsed for rule in MODULE_RULES for f in rule(module)}
+    found |= {f for rule in TREE_RULES for f in rule(root, parsed)}
     return sorted(found)
 
 

@@ -51,6 +51,11 @@ def test_help_groups_the_commands_by_what_a_factory_does(home: Home) -> None:
     assert all(f"  {name} " in text for name in NAMES)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_list_of_commands_says_each_sentence_to_its_end(home: Home, name: str) -> None:
+    assert "..." not in done(home, name, "--help").partition("\nCommands:\n")[2]
+
+
 @pytest.mark.parametrize("words", LEAVES, ids=" ".join)
 def test_every_command_explains_itself_and_makes_nothing(home: Home, words: list[str]) -> None:
     text = done(home, *words, "--help")

@@ -22,6 +22,7 @@ SMALL = (*MIX, "--start", "2026-12-01", "--power-mw", "10", "--systems", "vr-nvl
 PAGE = Path(__file__).parent.parent.parent / "docs" / "planning-mix.md"
 
 
+@pytest.mark.heavy
 def test_it_runs_with_no_file_and_says_all_that_it_rests_on(home: Home) -> None:
     text = done(home, *MIX, "--start", "2026-12-01")
     first = text.splitlines()[0]
@@ -49,6 +50,7 @@ def test_a_context_beyond_the_models_is_refused(home: Home, tmp_path: Path) -> N
     assert "deepseek-r1 is asked for 10,000,200 tokens of context" in str(result.exception)
 
 
+@pytest.mark.heavy
 def test_the_json_holds_what_the_text_says_and_adds_up(home: Home) -> None:
     found = data(home, *SMALL, "--tornado", "--sweep", "share:ultra", "--what-if", "lpx.ship=+800d")
     plan = found["plan"]
@@ -67,6 +69,7 @@ def test_the_json_holds_what_the_text_says_and_adds_up(home: Home) -> None:
     assert assumed["system lpx price_usd"] == 3e6
 
 
+@pytest.mark.heavy
 def test_everything_asked_for_is_said(home: Home) -> None:
     text = done(
         home,
@@ -93,6 +96,7 @@ def test_steps_are_told_on_standard_error(home: Home) -> None:
     assert not invoke(home, *SMALL, "--tiers", "free", "--no-progress").stderr
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -176,6 +180,7 @@ def test_the_last_token_of_a_prompt_is_always_computed() -> None:
     assert cached_share([]) == 0
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("options", "ending"),
     [
@@ -194,6 +199,7 @@ def test_pictures_are_drawn(
     assert path.stat().st_size > 5_000
 
 
+@pytest.mark.heavy
 def test_a_picture_of_costs_shows_the_margin_where_it_fits(home: Home, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     path = tmp_path / "costs.svg"
@@ -204,6 +210,7 @@ def test_a_picture_of_costs_shows_the_margin_where_it_fits(home: Home, tmp_path:
     assert "nothing: 0 MW" in path.read_text()
 
 
+@pytest.mark.heavy
 def test_a_swing_without_a_plan_has_one_bar(
     home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -233,6 +240,7 @@ def commands_of_the_page() -> list[list[str]]:
     ]
 
 
+@pytest.mark.heavy
 def test_the_examples_of_the_page_run(
     home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -246,6 +254,7 @@ def test_the_examples_of_the_page_run(
     assert {path.name for path in tmp_path.iterdir()} >= {"plan.toml", "crossover.svg", "pools"}
 
 
+@pytest.mark.heavy
 def test_the_help_teaches_by_examples_that_work(home: Home, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     text = click.unstyle(done(home, *MIX, "--help"))
@@ -260,6 +269,7 @@ def test_the_help_teaches_by_examples_that_work(home: Home, tmp_path: Path) -> N
         done(home, *(str(tmp_path / w) if w.endswith((".svg", ".png")) else w for w in words))
 
 
+@pytest.mark.heavy
 def test_the_pools_of_an_engine_become_deployments(home: Home, tmp_path: Path) -> None:
     file, folder = tmp_path / "plan.toml", tmp_path / "pools"
     file.write_text(

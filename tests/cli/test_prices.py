@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import pathlib
 
+import pytest
+
 from tests.cli.command_line import data, done, fill, invoke
 from tokenworks.cli.ledger_at import office_at
 from tokenworks.core.errors import InvalidRequest
 from tokenworks.ledger.actions import ActivateBook, ProposeBook
 from tokenworks.live.home import Home, packaged
 from tokenworks.live.office import operator
+from tokenworks.live.settings_store import SettingsStore
 
 TEXT = packaged("laptop.toml").read_text()
 LATER = TEXT.replace("effective = 2026-11-24", "effective = 2026-12-24").replace(
@@ -76,6 +79,29 @@ def test_books_that_the_admin_api_put_into_force_are_checked_with_them(
     own = tmp_path / "own.toml"
     own.write_text(TEXT)
     assert data(home, "prices", "check", str(own))["activated"] == []
+
+
+def test_a_book_in_force_that_cannot_be_read_any_more_is_named(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after an upgrade that takes less than the release which put it into force."""
+    odd = LATER.replace('name = "laptop"', 'name = "old"\nforgotten = true')
+    texts = [odd, "no TOML", LATER]
+    monkeypatch.setattr(SettingsStore, "activated_books", lambda _: texts)
+    fill(home)
+    result = invoke(home, "prices", "check", "--json")
+    assert result.exit_code == 1
+    found = json.loads(result.stdout)
+    assert [row["since"] for row in found["in_force"]] == ["2026-11-24", "2026-12-24"]
+    assert len(found["activated"]) == 1
+    said = {row["book"]: (row["level"], row["message"]) for row in found["findings"]}
+    (name,) = (each for each in said if each.startswith("old@"))
+    assert said[name][0] == "error"
+    assert "`forgotten`" in said[name][1]
+    assert any(each.startswith("?@") for each in said)
+    result = invoke(home, "prices", "list", "--at", "2026-12-25")
+    assert (result.exit_code, "7.00" in result.stdout) == (0, True)
+    assert f"{name} is left out" in result.stderr
 
 
 def test_files_that_clash_or_cannot_be_read_are_errors(home: Home, tmp_path: pathlib.Path) -> None:

@@ -31,6 +31,7 @@ name = "mine"
 policy = "edf"
 [limits]
 queue_len_max = 7
+hedge_percent = 20
 [worker.a]
 kind = "fast"
 count = 1
@@ -151,11 +152,18 @@ def test_a_factory_file_says_workers_limits_and_policy(
     when_ready: WhenReady,
 ) -> None:
     (tmp_path / "mine.toml").write_text(MINE)
+    home.make()
+    home.settings.write_text(
+        "[dispatch]\nretry_percent = 3\nhedge_percent = 4\nhedge_after_percent = 5\n"
+        "[pool.x]\nengine = 'embedded'\nmodel = 'foreman'\n"
+    )
     when_ready(home, asks(home, model="twin"))
     words = ("up", "--twin", "--port", "0", "--speedup", "50")
     result = invoke(home, *words, "--scenario", str(tmp_path / "mine.toml"))
     assert result.exit_code == 0, result.exception
     (told,) = events_of(home, Configured)
+    limits = told.limits
+    assert (limits.retry_percent, limits.hedge_percent, limits.hedge_after_percent) == (3, 20, 5)
     assert told.policy.name == "edf"
     assert set(told.limits.queue_len_max.values()) == {7}
     assert [up.worker for up in events_of(home, WorkerUp)] == ["a-0", "b-0", "b-1"]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenworks.core.slo import Measured, Promise, Tier, delivered_tier, promise_met
+from tokenworks.core.kept_promises import delivered_tier, promise_met
+from tokenworks.core.slo import Measured, Promise, Tier
 from tokenworks.core.units import NS_PER_S
 
 exact = settings(derandomize=True, deadline=None)

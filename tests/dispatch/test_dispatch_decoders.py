@@ -20,8 +20,9 @@ from tests.dispatch.test_dispatch_economics import book_of, faults, money, sends
 from tokenworks.core.slo import Tier
 from tokenworks.core.units import NS_PER_S
 from tokenworks.dispatch.commands import Command, Reject
-from tokenworks.dispatch.dispatcher import BOUND_PER_TOKEN_MAX, Dispatcher
+from tokenworks.dispatch.dispatcher import Dispatcher
 from tokenworks.dispatch.events import DecoderUp, Event, PrefilledBy
+from tokenworks.dispatch.fleet import BOUND_PER_TOKEN_MAX
 from tokenworks.dispatch.market import Kind, TierMeans, forgo, prefill_elsewhere
 from tokenworks.dispatch.offers import PREFILL_BATCHES_MAX
 

@@ -97,8 +97,9 @@ def worker(index: int, running: int = 0, slots: int = 16) -> workers.Worker:
         index=index,
     )
     made.measure(promises())
+    alone = fleet_of(made)
     for i in range(running):
-        made.take(f"w{index}r{i}", Tier.FREE.rank)  # type: ignore[arg-type]
+        alone.take(made, f"w{index}r{i}", Tier.FREE.rank)  # type: ignore[arg-type]
     return made
 
 

@@ -21,6 +21,7 @@ from tokenworks.core.ids import PoolID
 from tokenworks.core.slo import Tier
 from tokenworks.core.units import NS_PER_S
 from tokenworks.dispatch import scaling
+from tokenworks.dispatch.budgets import ONE, RETRIES_MIN
 from tokenworks.dispatch.commands import Command, Scale, Send, SetTimer
 from tokenworks.dispatch.dispatcher import Dispatcher
 from tokenworks.dispatch.events import Configured, Event, PoolScale, Ticked
@@ -186,6 +187,24 @@ def test_what_runs_must_fit_on_the_others_with_room() -> None:
     found = calm(dispatcher, 200, 202)
     assert found == []  # it retires, with three requests left
     assert dispatcher._retiring
+
+
+def test_all_that_a_retiring_worker_had_is_sent_again_by_the_slots_of_those_that_stay() -> None:
+    told, flat = settings(), ((1, 100), (64, 100))
+    told = msgspec.structs.replace(
+        told, limits=msgspec.structs.replace(told.limits, retry_percent=0)
+    )
+    dispatcher = factory(*(up(name, slots=64, curve=flat) for name in "ab"), settings=told)
+    for number in range(26):
+        dispatcher.handle(0, arrived(f"r{number}", Tier.FREE))
+    calm(dispatcher, 1, 62)
+    (ending,) = dispatcher._retiring.values()
+    assert len(ending.running) == 13 > RETRIES_MIN
+    dispatcher.handle(62 * S, down(ending.worker))
+    assert dispatcher.counts()["retried"] == 13
+    # Its own slots are no part of what was saved up.
+    (fleet,) = dispatcher._fleets.values()
+    assert fleet.retries.left == (64 - 13) * ONE
 
 
 def test_a_worker_that_is_wanted_again_soon_makes_the_next_calm_longer() -> None:

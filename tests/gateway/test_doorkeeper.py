@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -14,12 +15,17 @@ from tokenworks.core.ids import ModelName
 from tokenworks.core.orders import KeyView
 from tokenworks.core.scopes import Scopes, networks_of
 from tokenworks.core.slo import Tier
+from tokenworks.gateway import strangers
 from tokenworks.gateway.app import Gateway
 from tokenworks.gateway.pass_through import ANY_MODEL, named_model
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
 OTHER = ModelName("lab/other")
 HELLO = [{"role": "user", "content": "hello"}]
+LINE = (
+    "turned away in 0 s: 4 requests with an unknown, revoked or expired key, 1 with one that may "
+    "not be used for this or from there; most from 2.2.2.2 (3), 1.1.1.1 (1)"
+)
 ROUTES = {
     "/v1/chat/completions": {"messages": HELLO},
     "/v1/completions": {"prompt": "hello"},
@@ -218,3 +224,28 @@ def test_what_is_passed_on(run: Run) -> None:
 def test_a_model_that_could_be_read_in_two_ways_is_none(body: bytes) -> None:
     assert named_model(body) is None
     assert named_model(b'{"in": [{"model": "b"}], "model": "a"}') == "a"
+
+
+def test_keys_that_open_nothing_are_said_in_one_line_for_all(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, run: Run
+) -> None:
+    monkeypatch.setattr(strangers, "LINE_S_MIN", 0.0)
+    monkeypatch.setattr(strangers, "ADDRESSES_MAX", 2)
+    house = House(run, networks=networks_of(["10.0.0.0/8"], "from"))
+    wrong, right = {"authorization": "Bearer wrong"}, {"authorization": f"Bearer {SECRET.decode()}"}
+    came = [("1.1.1.1", wrong), ("2.2.2.2", wrong), ("2.2.2.2", wrong), ("3.3.3.3", wrong)]
+    came += [("2.2.2.2", right), ("10.1.1.1", right), ("4.4.4.4", {"authorization": ""})]
+
+    async def burst() -> None:
+        for peer, headers in came:
+            caller = Caller("GET", "/v1/models", headers=headers)
+            caller.transport._extra["peername"] = (peer, 4711)
+            caller.begin(house.gateway)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+    run(burst())
+    run(burst())
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [LINE, LINE]
+    assert b'tokenworks_refusals_total{code="invalid_api_key"} 10.0' in house.gateway.metrics.text()

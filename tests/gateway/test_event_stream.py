@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import msgspec
 import pytest
@@ -25,6 +27,7 @@ from tests.gateway.fake_desk import (
 )
 from tokenworks.core.errors import WorkerFailed
 from tokenworks.core.orders import Usage
+from tokenworks.gateway.assemble import Assembler
 from tokenworks.gateway.envelope import envelope_of
 from tokenworks.gateway.event_stream import HELD_EVENTS_MAX, EventStream, payload, with_service_tier
 
@@ -110,6 +113,7 @@ def summary(stream: EventStream, forwarded: bytes) -> tuple[object, ...]:
     )
 
 
+@pytest.mark.heavy
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(st.lists(EVENTS, max_size=12), st.data(), st.booleans())
 def test_it_does_not_matter_how_the_bytes_are_cut(
@@ -175,6 +179,34 @@ def test_spaced_json_of_other_engines() -> None:
     assert stream.usage_so_far() == counts(5, 0, 2)
     assert b'"usage"' not in stream.closing("free", include_usage=False)
     assert b'"usage"' in stream.closing("free", include_usage=True)
+
+
+EMPTY = [
+    *({name: None} for name in ("content", "reasoning_content", "refusal", "tool_calls")),
+    *({name: ""} for name in ("content", "reasoning_content", "reasoning", "refusal")),
+    {"content": None, "reasoning_content": ""},
+    {"tool_calls": []},
+    {},
+]
+SPACINGS: dict[str, Callable[[bytes], bytes]] = {
+    "none": lambda written: written,
+    "after all but one": lambda written: re.sub(rb'(?<=")(?<!"finish_reason"):', b": ", written),
+    "around all": lambda written: written.replace(b'":', b'" : '),
+}
+
+
+@pytest.mark.parametrize("spaced", SPACINGS.values(), ids=SPACINGS)
+def test_spaces_in_its_json_change_no_count(spaced: Callable[[bytes], bytes]) -> None:
+    """Also where a part of an event alone has spaces, as what a proxy adds may have."""
+    piece = {"choices": [{"index": 0, "text": "", "finish_reason": None}]}
+    empty = [*map(chunk, EMPTY), event(piece)]
+    some = [token("a"), chunk({"content": None, "reasoning_content": "b"}), token('"')]
+    stream, forwarded = fed(map(spaced, empty))
+    assert (stream.token_events, forwarded) == (0, b"".join(map(spaced, empty)))
+    stream, _ = fed(map(spaced, some))
+    assert stream.token_events == len(some)
+    stream, _ = fed(map(spaced, [token("a", usage=usage(5, 3))]))
+    assert stream.usage == counts(5, 0, 3)
 
 
 def test_comments_and_other_fields() -> None:
@@ -295,6 +327,27 @@ def test_what_comes_after_the_finish_is_held_in_order() -> None:
     assert b"never" not in closing
 
 
+def other(text: str, finish: str | None = None, index: int | None = 1) -> bytes:
+    choice = {"index": index, "delta": {"content": text}, "finish_reason": finish}
+    return event({"choices": [choice], **HEAD})
+
+
+def test_another_choice_neither_ends_an_answer_nor_is_held() -> None:
+    before = [other("x", "stop"), token("a")]
+    after = [other("x")] * (HELD_EVENTS_MAX + 1)
+    stream, forwarded = fed([*before, STOP, *after, other("late", index=None), DONE])
+    assert forwarded == b"".join([*before, *after])
+    assert stream.failure is None
+    assert len(stream.held) == 2
+    taken, whole = Assembler(), b"".join([*before, STOP, *after, DONE])
+    stream = EventStream(taken)
+    stream.feed(whole)
+    taken.close(stream.held)
+    choices: Any = taken.completion()["choices"]
+    first, second = choices
+    assert (first["message"]["content"], second["message"]["content"]) == ("a", "x" * 66)
+
+
 def test_an_end_without_done() -> None:
     stream, _ = fed([token("a"), STOP, usage_event(5, 1)])
     assert stream.finished
@@ -303,6 +356,7 @@ def test_an_end_without_done() -> None:
 
 BAD = {
     "error": (event({"error": {"message": "out of memory"}}), "out of memory"),
+    "error in a chunk": (token("b", error={"message": "out of memory"}), "out of memory"),
     "not json": (b"data: {\n\n", "cannot be read"),
     "not utf-8": (b'data: {"choices":[{"delta":{"content":"\xff"}}]}\n\n', "cannot be read"),
     "no object": (b"data: []\n\n", "cannot be read"),

@@ -60,6 +60,7 @@ def fields_of(request: ChatRequest | None) -> Any:
     return {**found, "body": json.loads(request.body)}
 
 
+@pytest.mark.heavy
 @settings(derandomize=True, max_examples=400)
 @given(
     st.lists(MESSAGE, min_size=1, max_size=3),

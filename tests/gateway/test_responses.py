@@ -23,6 +23,7 @@ from tests.gateway.fake_desk import (
     Step,
     answer,
     chunk,
+    event,
     token,
     usage_event,
 )
@@ -283,7 +284,7 @@ def test_an_answer_of_nothing(run: Run) -> None:
 
 def posted(house: House, run: Run, path: str, *, stream: bool = False) -> Caller:
     body: Any = {"model": MODEL, "stream": stream, "input": "x"}
-    if path == "/v1/messages":
+    if path != "/v1/responses":
         body = {"model": MODEL, "stream": stream, "max_tokens": 9, "messages": HELLO}
     caller = Caller("POST", path, json.dumps(body).encode())
     run(caller.call(house.gateway))
@@ -298,6 +299,33 @@ def test_a_whole_answer_says_what_is_billed_where_its_worker_says_nothing(
     caller = posted(house, run, path)
     outcome = house.desk.deliveries[0].outcome
     assert caller.json["usage"]["output_tokens"] == outcome.usage.output_tokens == 2
+
+
+def other(delta: dict[str, Any], finish: str | None = None) -> bytes:
+    return event({"choices": [{"index": 1, "delta": delta, "finish_reason": finish}]})
+
+
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/messages"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_choice_that_nobody_asked_for_is_left_out(run: Run, path: str, stream: bool) -> None:
+    """It is billed as the worker says, which has made it."""
+    both = [{"index": i, "delta": {"content": text}} for i, text in ((1, "y"), (0, "b"))]
+    script = [other({"role": "assistant"}), ROLE, other({"content": "x"}), token("a")]
+    script += [event({"choices": both}), other({}, "length"), token("c"), chunk({}, "stop")]
+    house = House(*script, other({"content": "z"}), usage_event(2, 7), DONE)
+    caller = posted(house, run, path, stream=stream)
+    assert house.desk.delivery.outcome.usage.output_tokens == 7
+    said = caller.events if stream else [caller.json]
+    if stream and path == "/v1/messages":
+        found = [each["delta"].get("text") for each in said if each.get("delta")]
+        assert found == ["a", "b", "c", None]
+    elif path == "/v1/messages":
+        assert said[0]["content"] == [{"type": "text", "text": "abc"}]
+        assert said[0]["stop_reason"] == "end_turn"
+    else:
+        response = said[-1]["response"] if stream else said[0]
+        assert [part["text"] for part in response["output"][0]["content"]] == ["abc"]
+        assert (response["status"], len(response["output"])) == ("completed", 1)
 
 
 def tool_call(arguments: object, finish: str) -> list[Step]:
@@ -321,6 +349,24 @@ def test_a_call_that_is_cut_off_is_an_answer(run: Run, path: str, stream: bool) 
         assert (call["arguments"], call["status"]) == ('{"x":"a', "incomplete")
 
 
+@pytest.mark.parametrize("arguments", ['{"x":"a', "[1]", "[" * 5_000])
+@pytest.mark.parametrize("by", ["previous_response_id", "hand"])
+def test_what_was_made_of_a_call_goes_on_as_an_object(run: Run, arguments: str, by: str) -> None:
+    """A worker's chat template would fail on arguments that are none, and with it the turn."""
+    house = House(*tool_call(arguments, "length"))
+    first = ask(house, run).json
+    assert first["output"][0]["arguments"] == arguments
+    output = {"type": "function_call_output", "call_id": "c", "output": "It was cut off."}
+    if by == "hand":
+        ask(house, run, input=[{"role": "user", "content": "x"}, *first["output"], output])
+    else:
+        ask(house, run, input=[output], previous_response_id=first["id"])
+    _, called, answered = house.turns()
+    (call,) = called["tool_calls"]
+    assert json.loads(call["function"]["arguments"]) == {"incomplete": arguments}
+    assert (call["id"], answered["tool_call_id"]) == ("c", "c")
+
+
 @pytest.mark.parametrize(
     ("path", "script"),
     [
@@ -338,6 +384,24 @@ def test_a_whole_answer_that_cannot_be_told_is_not_billed(
     assert (caller.status, house.desk.delivery.outcome.ending) == (502, "failed")
     assert caller.json["error"]["code"] == "worker_failed"
     assert house.shelf.items == {}
+
+
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/messages", "/v1/chat/completions"])
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("script", [[DONE], [usage_event(2, 0), DONE], []], ids=len)
+def test_an_answer_without_a_choice_is_none(
+    run: Run, path: str, stream: bool, script: list[Step]
+) -> None:
+    house = House()
+    house.desk.script = script
+    caller = posted(house, run, path, stream=stream)
+    assert (caller.status, house.desk.delivery.outcome.ending) == (502, "failed")
+    assert caller.json["error"]["code"] == "worker_failed"
+    house.desk.script = [ROLE, DONE]  # it has said who speaks, not what, nor why no more
+    caller = posted(house, run, path, stream=stream)
+    assert house.desk.deliveries[1].outcome.ending == "failed"
+    said = caller.events[-1] if stream else caller.json
+    assert "worker_failed" in (said.get("code"), said.get("error", {}).get("code"))
 
 
 @pytest.mark.parametrize("path", ["/v1/responses", "/v1/messages"])

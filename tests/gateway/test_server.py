@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
+import os
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -539,8 +541,10 @@ def test_an_address_of_ipv6(run: Run) -> None:
 def test_a_port_that_is_taken() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         host, port = taken.getsockname()
-        with pytest.raises(ConfigInvalid, match=f"{host}:{port}"):
+        with pytest.raises(ConfigInvalid) as caught:
             GatewayServer(host, port)
+    said = os.strerror(errno.EADDRINUSE)
+    assert caught.value.message == f"Cannot listen on {host}:{port}: {said}."
 
 
 def test_a_port_that_is_shared(run: Run) -> None:

@@ -16,7 +16,8 @@ from tokenworks.ledger.extras import Extra
 from tokenworks.ledger.ledger import Ledger, Work
 from tokenworks.ledger.quota_records import KeyRecord, Limit, LimitState, NodeID, Refused
 from tokenworks.ledger.quotas import Window, window_start
-from tokenworks.ledger.rollup import Rollup, RollupRow
+from tokenworks.ledger.rollup import RollupRow
+from tokenworks.ledger.summing import Rollup
 
 MODEL = ModelName("m")
 POOL = PoolID("pool")

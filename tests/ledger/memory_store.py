@@ -17,8 +17,9 @@ from tokenworks.ledger.entries import CostAccrued, Entry, Reserved
 from tokenworks.ledger.extras import Extra, Use, limit_states, uses
 from tokenworks.ledger.leases import Counted, Shortage, WindowUse, by_node, grant, split
 from tokenworks.ledger.quota_records import UNIX_NS_MAX, KeyRecord, Limit, LimitState, NodeID
-from tokenworks.ledger.rollup import PayerNames, Rollup, RollupRow, is_of, merged
+from tokenworks.ledger.rollup import PayerNames, RollupRow, is_of, merged
 from tokenworks.ledger.store_port import Told
+from tokenworks.ledger.summing import Rollup
 
 
 class Memory:

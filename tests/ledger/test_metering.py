@@ -49,6 +49,7 @@ def test_every_class_of_tokens_has_its_price_in_the_same_place() -> None:
     assert [f"{name}_tokens" for name in names] == list(TOKEN_CLASSES)
 
 
+@pytest.mark.heavy
 @settings(derandomize=True, deadline=None)
 @given(st.lists(st.tuples(usages, prices, rates), max_size=20))
 def test_charges_sum_to_the_exact_sum_rounded_once_per_entry(
@@ -61,6 +62,7 @@ def test_charges_sum_to_the_exact_sum_rounded_once_per_entry(
     assert drift <= Fraction(len(rows), 2)
 
 
+@pytest.mark.heavy
 def test_a_million_random_charges_sum_to_the_exact_rational_sum() -> None:
     draw = random.Random(3)
     books = [Price(**{name: draw.randrange(200_000_000) for name in PRICES}) for _ in range(50)]

@@ -23,7 +23,8 @@ from tokenworks.core.slo import Measured, Tier
 from tokenworks.ledger.accounts import Accounts
 from tokenworks.ledger.entries import Entry
 from tokenworks.ledger.quotas import window_start
-from tokenworks.ledger.rollup import MEASURES, NOBODY, Kind, Rollup, balances, merged
+from tokenworks.ledger.rollup import MEASURES, NOBODY, Kind, balances, merged
+from tokenworks.ledger.summing import Rollup
 
 HOUR = window_start("hour", NOW)
 

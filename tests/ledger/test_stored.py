@@ -44,6 +44,16 @@ def test_a_refusal_undoes_all_that_came_with_it() -> None:
     assert stored.admit(entries) == entries
 
 
+def test_appends_that_come_together_are_refused_one_by_one() -> None:
+    _, entries = story()
+    stored = Stored()
+    wrong = msgspec.structs.replace(entries[3], request="never")
+    fresh, errors = stored.admit_each([entries[:2], [entries[2], wrong], entries[2:]])
+    assert fresh == entries
+    assert [errors[0], errors[2]] == [None, None]
+    assert "not reserved" in str(errors[1])
+
+
 @pytest.mark.parametrize("which", range(10))
 def test_other_content_is_refused(which: int) -> None:
     _, entries = story()

@@ -317,6 +317,13 @@ class FakeClient:
         return [each for each in self.exchanges if not each.head.done()]
 
 
+def without_files() -> WorkerUnavailable:
+    """What a client says where this process may open no more."""
+    lack = WorkerUnavailable("The factory may open no more files.", retry_after_s=1)
+    lack.ours = True
+    return lack
+
+
 async def settle_down(rounds: int = 12) -> None:
     """Let every callback that is ready run."""
     for _ in range(rounds):

@@ -26,6 +26,7 @@ from tests.live.driver_world import (
     World,
     outcome,
     settle_down,
+    without_files,
 )
 from tests.live.fake_worker import FakeWorker, Script
 from tests.live.reading import Reading
@@ -453,7 +454,7 @@ def test_leaving_while_being_sent_stops_the_worker(live: Callable[..., None]) ->
 
 
 async def sent_late(world: World, client: FakeClient) -> asyncio.Task[LiveDelivery]:
-    """A request that has waited in a line, so that not the one who opens it sends it."""
+    """A request that has waited in a line."""
     first, _ = await world.answering(client)
     second, _ = await world.answering(client)
     opening = world.open()
@@ -511,11 +512,11 @@ def test_leaving_before_the_head_is_seen_by_the_caller_stops_the_worker(
         client = world.up()
         opening = world.open()
         await settle_down()
-        client.waiting()[0].answer()
+        stream = client.waiting()[0].answer()
         opening.cancel()
         await settle_down()
         assert opening.cancelled()
-        assert client.exchanges[0].cancelled
+        assert stream.aborted
         assert [entry.reason for entry in world.voided] == ["withdrawn"]
 
     live(test)
@@ -780,12 +781,6 @@ def test_what_was_not_sent_or_may_be_repeated_is_tried_elsewhere(
         await (await opening).settle(outcome())
 
     live(test)
-
-
-def without_files() -> WorkerUnavailable:
-    lack = WorkerUnavailable("The factory may open no more files.", retry_after_s=1)
-    lack.ours = True
-    return lack
 
 
 def test_what_we_lack_is_no_workers_fault(live: Callable[..., None]) -> None:

@@ -159,6 +159,21 @@ def test_entries_that_the_store_will_never_take_are_given_up(
     assert "the ledger refuses" in caplog.text
 
 
+def test_what_waits_to_be_stored_again_counts_as_lag(live: Callable[[Test], None]) -> None:
+    async def test(world: World) -> None:
+        world.store.failing = True
+        world.clock.advance(10 * NS_PER_S)
+        world.driver.housekeep_once()  # the cost of these seconds cannot be stored
+        await settle_down()
+        world.clock.advance(30 * NS_PER_S)
+        storing, unstored, lag_ns = world.driver._bookkeeper.lag()
+        assert (storing, unstored, lag_ns) == (0, 1, 30 * NS_PER_S)
+        await recovered(world)
+        assert world.driver._bookkeeper.lag() == (0, 0, 0)
+
+    live(test)
+
+
 def test_leaving_while_the_store_is_in_trouble_leaves_no_hold(
     live: Callable[[Test], None],
 ) -> None:

@@ -9,7 +9,15 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.live.driver_world import BOOK, FakeClient, World, hedge_of, outcome, settle_down
+from tests.live.driver_world import (
+    BOOK,
+    FakeClient,
+    World,
+    hedge_of,
+    outcome,
+    settle_down,
+    without_files,
+)
 from tests.live.reading import Reading
 from tokenworks.core.errors import InvalidRequest, WorkerFailed, WorkerUnavailable
 from tokenworks.core.orders import Passing
@@ -136,9 +144,7 @@ def test_one_that_fails_leaves_the_other(
         elif how == "status":
             exchange.answer(503, b"busy")
         elif how == "lacks":
-            lack = WorkerUnavailable("The factory may open no more files.")
-            lack.ours = True
-            exchange.fail(lack)
+            exchange.fail(without_files())
         else:
             exchange.fail()
         await settle_down()
@@ -180,6 +186,22 @@ def test_both_that_fail_cost_a_retry(live: Callable[[Test], None]) -> None:
         client.waiting()[0].answer()
         await settle_down()
         await served(world, opening, client)
+
+    live(test)
+
+
+def test_what_we_lack_for_both_costs_no_retry(live: Callable[[Test], None]) -> None:
+    async def test(world: World) -> None:
+        opening, first, second = await doubled(world)
+        for client in (first, second):
+            client.exchanges[0].fail(without_files())
+        await settle_down()
+        with pytest.raises(WorkerUnavailable, match="no more files"):
+            await opening
+        counts = world.dispatcher.counts()
+        assert (counts["retried"], counts["broken"], counts["withdrawn"]) == (0, 0, 1)
+        assert len(first.exchanges) + len(second.exchanges) == 2
+        assert [each.reason for each in world.voided] == ["rejected"]
 
     live(test)
 

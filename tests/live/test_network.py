@@ -168,7 +168,7 @@ def test_abort_stops_the_worker(run: Callable[[Awaitable[None]], None], source: 
             stream.abort()
             await worker.until(lambda: worker.aborted == 1)
             await reading.read()  # the head and the first event came together
-            with pytest.raises(WorkerFailed, match="aborted"):
+            with pytest.raises(WorkerFailed, match="the factory is stopping"):
                 await reading.read()
             worker.gate.open()
             await whole(await client.post_stream(PATH, BODY))
@@ -448,9 +448,28 @@ def test_a_head_alone_is_no_answer(run: Callable[[Awaitable[None]], None]) -> No
             with pytest.raises(WorkerFailed, match="broke off"):
                 await posting
         async with raw(head + b"0\r\n\r\n") as client:
-            stream = await client.post_stream(PATH, BODY)
-            assert (stream.status, await stream.read()) == (200, b"")
+            stream = await client.post_stream("/v1/audio/transcriptions", BODY)
+            assert (stream.status, await stream.read()) == (200, b"")  # of silence
         async with raw(head.replace(b"200 OK", b"503 No")) as client:
+            assert (await client.post_stream(PATH, BODY)).status == 503
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    "said", [b"0\r\n\r\n", b"e\r\ndata: [DONE]\n\n\r\n", b"d\r\ndata:[DONE]\n\n\r\n0\r\n\r\n"]
+)
+def test_events_that_end_before_they_begin_are_no_answer(
+    run: Callable[[Awaitable[None]], None], said: bytes
+) -> None:
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+    async def main() -> None:
+        async with raw(head + said) as client:
+            with pytest.raises(WorkerFailed, match="before it said anything") as caught:
+                await client.post_stream(PATH, BODY)
+            assert not caught.value.unsent
+        async with raw(head.replace(b"200 OK", b"503 No") + said) as client:
             assert (await client.post_stream(PATH, BODY)).status == 503
 
     run(main())

@@ -378,6 +378,13 @@ def test_a_head_that_comes_letter_by_letter_is_not_read_to_its_end(
         thread.join()
 
 
+def test_an_issuer_that_is_down_behind_a_proxy_is_named_by_its_status(world: World) -> None:
+    world.provider.raw = (503, b"<html>no upstream</html>")
+    with pytest.raises(IssuerUnavailable, match="answers with status 503") as caught:
+        world.issuer.metadata()
+    assert "up" in caught.value.hint
+
+
 @pytest.mark.parametrize(
     "raw",
     [

@@ -203,6 +203,7 @@ def test_the_programme_proves_itself_when_its_groups_are_of_equals() -> None:
         )
 
 
+@pytest.mark.heavy
 def test_picking_within_groups_is_bounded_and_finer_groups_come_closer() -> None:
     members = sample(7, size=60)
     coarse = fluid_bound(FLEET, [merged(each) for each in members], PRICED, members)
@@ -218,6 +219,7 @@ def finite(bound: FluidBound, more: FluidBound, step: float) -> float:
     return (more.programme_dollars - bound.programme_dollars) / step
 
 
+@pytest.mark.heavy
 def test_duals_are_finite_differences() -> None:
     groups = [merged(members) for members in sample(3)]
     bound = fluid_bound(FLEET, groups, PRICED)
@@ -270,6 +272,7 @@ def test_more_workers_and_higher_prices_earn_no_less() -> None:
     assert fluid_bound(FLEET, groups, dearer).bound_dollars > rising[1]
 
 
+@pytest.mark.heavy
 @settings(deadline=None, max_examples=40)
 @given(st.data())
 def test_no_feasible_assignment_beats_it(data: st.DataObject) -> None:

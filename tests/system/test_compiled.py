@@ -41,7 +41,7 @@ TESTS = (
 )
 """What a request meets on its way; those tests that change an extension are skipped."""
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.heavy]
 
 
 @pytest.fixture(scope="module")

@@ -222,6 +222,7 @@ def test_blocks_for_which_there_is_no_room_stay_below() -> None:
     assert set(ends(result)) == {End.DONE}
 
 
+@pytest.mark.heavy
 def test_swarms_meet_what_moving_blocks_leads_to(monkeypatch: pytest.MonkeyPatch) -> None:
     eager.plant(monkeypatch)
     for seed in range(80):

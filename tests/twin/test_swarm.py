@@ -29,6 +29,7 @@ SCENARIOS = Path(__file__).parent.parent / "scenarios"
 SEEDS = 200
 
 
+@pytest.mark.heavy
 def test_nothing_breaks_in_200_seeds() -> None:
     ends: Counter[str] = Counter()
     policies = set()
@@ -43,6 +44,7 @@ def test_nothing_breaks_in_200_seeds() -> None:
     assert policies == set(NAMES)
 
 
+@pytest.mark.heavy
 def test_nobody_waits_beyond_the_bound_under_the_economic_policy() -> None:
     cases = [draw(seed, ["economic"]) for seed in range(1_000, 1_080)]
     scaled = sum(case.configured.scaling is not UNSET for case in cases)
@@ -57,6 +59,7 @@ def test_nobody_waits_beyond_the_bound_under_the_economic_policy() -> None:
     assert late > 500
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.__name__)
 def test_a_planted_bug_is_found_within_200_seeds(
     bug: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -98,6 +101,7 @@ def test_a_case_follows_from_its_seed(tmp_path: Path) -> None:
     assert len(digests) == 1
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("seed", range(40))
 def test_whatever_goes_wrong_closed_form_and_iterations_one_by_one_are_the_same(seed: int) -> None:
     case = draw(seed)
@@ -130,6 +134,7 @@ def test_every_kind_of_fault_is_drawn() -> None:
     assert drawn == set(faults.Fault.__args__)  # type: ignore[attr-defined]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("bug", PLANTED, ids=lambda bug: bug.__name__)
 def test_every_invariant_is_seen_to_break(
     bug: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
@@ -143,6 +148,7 @@ def test_every_invariant_is_seen_to_break(
     pytest.fail(f"only {sorted(broken)} were broken")
 
 
+@pytest.mark.heavy
 def test_operators_change_limits_keys_and_prices_while_requests_are_under_way() -> None:
     lowered = billed_by_others = 0
     refused: Counter[str] = Counter()

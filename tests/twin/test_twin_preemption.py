@@ -143,6 +143,7 @@ def test_a_worker_that_is_lost_takes_what_goes_on_there_with_it() -> None:
     assert result.outcomes.output_tokens[0] > 50
 
 
+@pytest.mark.heavy
 def test_swarms_meet_what_making_room_leads_to() -> None:
     for seed in range(60):
         found = run_case(draw(seed, ("economic", "promises")))
@@ -150,6 +151,7 @@ def test_swarms_meet_what_making_room_leads_to() -> None:
     assert "economic" in NAMES
 
 
+@pytest.mark.heavy
 def test_money_is_not_lost_by_it_on_a_full_fleet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     setting = build("homogeneous", 2)

@@ -12,7 +12,7 @@ from tokenworks.catalogue.toml_text import read_toml
 from tokenworks.core.errors import ConfigInvalid, InvalidRequest
 from tokenworks.core.needs import ADAPTERS_MAX, LABELS_MAX, Offers, words_of
 from tokenworks.core.scopes import networks_of
-from tokenworks.core.units import NS_PER_HOUR, divide_half_even
+from tokenworks.core.units import energy_nanodollars, hourly_nanodollars
 
 WORKERS_MAX: Final = 1_024
 SLOTS_MAX: Final = 4_096
@@ -201,8 +201,7 @@ class PoolConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         ...            energy_udollars_per_kwh=150_000).energy_nanodollars(3_600_000_000_000)
         150000000
         """
-        watt_hours_scaled = self.power_w * self.energy_udollars_per_kwh * duration_ns
-        return divide_half_even(watt_hours_scaled, NS_PER_HOUR)
+        return energy_nanodollars(self.power_w, self.energy_udollars_per_kwh, duration_ns)
 
     def capital_nanodollars(self, duration_ns: int) -> int:
         """What the pool's hardware loses in value over a time.
@@ -211,7 +210,7 @@ class PoolConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         ...            capital_udollars_per_hour=20_000).capital_nanodollars(3_600_000_000_000)
         20000000
         """
-        return divide_half_even(self.capital_udollars_per_hour * 1_000 * duration_ns, NS_PER_HOUR)
+        return hourly_nanodollars(self.capital_udollars_per_hour, duration_ns)
 
 
 class TelemetryConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

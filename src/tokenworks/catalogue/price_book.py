@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import tomllib
 from collections.abc import Iterable
 from typing import Final, Literal
 
@@ -240,9 +241,8 @@ def parse_price_book(text: str) -> PriceBook:
     )
     _check(book)
     _check_rates(book)
-    digest = hashlib.sha256(text.encode()).hexdigest()
     return PriceBook(
-        price_id=PriceID(f"{book.name}@{digest[:12]}"),
+        price_id=_price_id(book.name, text),
         effective=book.effective,
         ad_income_udollars_per_mtok=book.ad_income_udollars_per_mtok,
         promises={
@@ -265,6 +265,25 @@ def parse_price_book(text: str) -> PriceBook:
         discounts={TenantID(tenant): row for tenant, row in book.discount.items()},
         text=text,
     )
+
+
+def price_id_of(text: str) -> PriceID:
+    r"""What the price book of a text is called, also where it is no price book any more.
+
+    >>> price_id_of('name = "house"\nlost = true')
+    'house@54aa6620fbfa'
+    >>> price_id_of("no TOML")
+    '?@27296bec4ced'
+    """
+    try:
+        name = tomllib.loads(text).get("name", "?")
+    except (tomllib.TOMLDecodeError, RecursionError):
+        name = "?"
+    return _price_id(name, text)
+
+
+def _price_id(name: object, text: str) -> PriceID:
+    return PriceID(f"{name}@{hashlib.sha256(text.encode()).hexdigest()[:12]}")
 
 
 def _check(book: _Book) -> None:

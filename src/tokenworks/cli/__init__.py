@@ -14,6 +14,7 @@ __all__ = [
     "key",
     "ledger",
     "ledger_at",
+    "listing",
     "login",
     "main",
     "member",

@@ -8,6 +8,7 @@ import click
 import msgspec
 
 from tokenworks.cli.ledger_at import ledger_at
+from tokenworks.cli.listing import Listing
 from tokenworks.cli.table import show
 from tokenworks.core.errors import LedgerCorrupt
 from tokenworks.ledger.audit_log import AuditRecord, Outcome, verify
@@ -19,7 +20,7 @@ from tokenworks.live.home import Home
 LIST_MAX = 1_000
 
 
-@click.group()
+@click.group(cls=Listing)
 def command() -> None:
     """Who changed which key, limit or price, when and from where.
 

@@ -10,6 +10,7 @@ from typing import Any
 import click
 import msgspec
 
+from tokenworks.cli.listing import Listing
 from tokenworks.cli.table import show as show_rows
 from tokenworks.core.batches import Batch
 from tokenworks.core.errors import InvalidRequest, NotFound
@@ -20,7 +21,7 @@ from tokenworks.live.clock import SystemClock
 from tokenworks.live.home import Home
 
 
-@click.group()
+@click.group(cls=Listing)
 def command() -> None:
     """List, show, cancel and copy tenants' batches, whether the factory runs or not.
 

@@ -11,6 +11,7 @@ import msgspec
 
 from tokenworks.catalogue.records import KINDS, Record
 from tokenworks.catalogue.shelves import Catalogue
+from tokenworks.cli.listing import Listing
 from tokenworks.cli.table import show as show_table
 from tokenworks.live.catalogue_files import read_catalogue
 from tokenworks.live.home import Home
@@ -46,7 +47,7 @@ def catalogue_at(home: Home, folders: Sequence[Path]) -> Catalogue:
     return read_catalogue(*(folders or ([own] if own.is_dir() else [])))
 
 
-@click.group()
+@click.group(cls=Listing)
 def command() -> None:
     """Show what hardware, models, engines, sites and prices are known, and from where.
 

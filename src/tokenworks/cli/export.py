@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from tokenworks.cli.invoice import MONTH_HELP, check_tenant, default_month, kept_books, open_ledger
+from tokenworks.cli.listing import Listing
 from tokenworks.core.errors import ConfigInvalid
 from tokenworks.core.ids import TenantID
 from tokenworks.ledger.focus import COLUMNS, FOCUS_VERSION, SCALE, Column, FocusRow, focus_rows
@@ -19,7 +20,7 @@ from tokenworks.ledger.rollup import PayerNames
 from tokenworks.live.home import Home
 
 
-@click.group()
+@click.group(cls=Listing)
 def command() -> None:
     """Export a month's charges for other programs."""
 

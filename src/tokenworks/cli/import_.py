@@ -14,6 +14,7 @@ import msgspec
 
 from tokenworks.catalogue.price_book import parse_price_book
 from tokenworks.cli.ledger_at import ledger_at, office_at
+from tokenworks.cli.listing import Listing
 from tokenworks.cli.table import show
 from tokenworks.core.errors import InvalidRequest
 from tokenworks.core.ids import TenantID
@@ -28,7 +29,7 @@ _NODES_SHOWN: Final = 5
 _FILE = click.Path(dir_okay=False, exists=True, path_type=Path)
 
 
-@click.group()
+@click.group(cls=Listing)
 def command() -> None:
     """Move here from another gateway."""
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from tokenworks.cli.listing import Listing
 from tokenworks.cli.policy_file import load_policy, policy_file_option
 from tokenworks.cli.table import show
 from tokenworks.core.errors import JournalInvalid
@@ -15,7 +16,7 @@ from tokenworks.dispatch.dispatcher import Dispatcher
 from tokenworks.live.home import Home
 
 
-@click.group()
+@click.group(cls=Listing)
 def command() -> None:
     """Replay what the dispatcher decided.
 

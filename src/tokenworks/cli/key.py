@@ -9,6 +9,7 @@ import click
 import msgspec
 
 from tokenworks.cli.ledger_at import ledger_at, office_at
+from tokenworks.cli.listing import Listing
 from tokenworks.cli.table import show
 from tokenworks.core.errors import InvalidRequest, NotFound
 from tokenworks.core.needs import words_of
@@ -21,7 +22,7 @@ from tokenworks.ledger.quota_records import ROLES, KeyRecord, LimitState, Period
 from tokenworks.live.home import Home
 
 
-@click.group()
+@click.group(cls=Listing)
 def command() -> None:
     """Create, list, rotate and revoke keys with quotas.
 

@@ -12,6 +12,7 @@ import click
 import msgspec
 
 from tokenworks.catalogue.price_book import PriceBook
+from tokenworks.cli.listing import Listing
 from tokenworks.cli.table import show
 from tokenworks.core.errors import ConfigInvalid, InvalidRequest
 from tokenworks.core.ids import PriceID
@@ -24,7 +25,7 @@ from tokenworks.live.store import SQLStore
 PROGRESS_BLOCKS = 256
 
 
-@click.group()
+@click.group(cls=Listing)
 def command() -> None:
     """Prove the ledger, copy it, and look answers up.
 

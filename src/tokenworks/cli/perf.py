@@ -14,6 +14,7 @@ import msgspec
 from tokenworks.catalogue.records import Accelerator, Dtype, Engine, Model
 from tokenworks.catalogue.shelves import Catalogue
 from tokenworks.cli.catalogue import catalogue_at, catalogue_option
+from tokenworks.cli.listing import Listing
 from tokenworks.cli.picture import PICTURE
 from tokenworks.cli.table import show as show_table
 from tokenworks.core.errors import ConfigInvalid, InvalidRequest
@@ -31,7 +32,7 @@ ROWS_BYTES_MAX: Final = 1_000_000_000
 _ROWS = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
-@click.group()
+@click.group(cls=Listing)
 def command() -> None:
     """Predict TTFT and TPOT from physics that is calibrated on measured rows.
 

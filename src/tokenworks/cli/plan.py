@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import click
 
+from tokenworks.cli.listing import Listing
 from tokenworks.cli.plan_factory import chart, factory
 from tokenworks.cli.plan_frontier import frontier
 from tokenworks.cli.plan_manifests import manifests
 from tokenworks.cli.plan_mix import mix
 
 
-@click.group()
+@click.group(cls=Listing)
 def command() -> None:
     """What to build, what it earns, and how sure that is.
 

@@ -11,7 +11,13 @@ from typing import Any
 import click
 import msgspec
 
-from tokenworks.catalogue.price_book import Price, PriceBook, PriceBooks, parse_price_book
+from tokenworks.catalogue.price_book import (
+    Price,
+    PriceBook,
+    PriceBooks,
+    parse_price_book,
+    price_id_of,
+)
 from tokenworks.catalogue.price_check import (
     Finding,
     Sold,
@@ -22,6 +28,7 @@ from tokenworks.catalogue.price_check import (
     usd,
 )
 from tokenworks.cli.ledger_at import ledger_at
+from tokenworks.cli.listing import Listing
 from tokenworks.cli.table import show
 from tokenworks.core.errors import ConfigInvalid
 from tokenworks.core.ids import ModelName, PriceID, TenantID
@@ -32,7 +39,7 @@ from tokenworks.ledger.reports import report_lines
 from tokenworks.live.home import Home
 
 
-@click.group()
+@click.group(cls=Listing)
 def command() -> None:
     """Check price books, and show what a tenant pays at some time.
 
@@ -52,7 +59,7 @@ def check(home: Home, files: tuple[Path, ...], *, as_json: bool) -> None:
     in the ledger. Says which book holds when, what changes from one to the next, and what is odd:
     prices that fall as tiers rise, cached input dearer than input, models that are no longer sold,
     tiers that would earn less than they have cost until now by the ledger. Exits with 1 if a
-    factory would refuse them.
+    factory would refuse one of them, or leave it out.
     """
     from tokenworks.live.clock import SystemClock
 
@@ -60,9 +67,10 @@ def check(home: Home, files: tuple[Path, ...], *, as_json: bool) -> None:
     books, found = _books(files or _own_files(home))
     if not files and not books and not found:
         books = [home.load_price_book()]
-    activated = [] if files else _activated(home)
+    activated, unread = ([], []) if files else _activated(home)
     known = {book.price_id for book in books}
     books += [book for book in activated if book.price_id not in known]
+    found += unread
     if books:
         found += check_books(books, _sold(home), today)
     rows = [msgspec.to_builtins(each) for each in in_force(books)]
@@ -144,20 +152,33 @@ def _priced(model: ModelName, tier: Tier, rate_ppm: int, price: Price) -> dict[s
 
 
 def _books_in_force(home: Home) -> PriceBooks:
-    """Those in the folder, and those that were put into force by the admin API."""
+    """Those in the folder, and those that the admin API put into force and a factory would take."""
     books = home.load_price_books()
-    if not home.has_ledger():
-        return books
-    with ledger_at(home) as store:
-        return books.with_texts(store.activated_books())
+    for text in _activated_texts(home):
+        try:
+            books = books.with_texts([text])
+        except ConfigInvalid as error:
+            click.echo(f"{price_id_of(text)} is left out: {_why(error)}", err=True)
+    return books
 
 
-def _activated(home: Home) -> list[PriceBook]:
-    """Those that were put into force by the admin API, in this order."""
+def _activated(home: Home) -> tuple[list[PriceBook], list[Finding]]:
+    """Those that the admin API put into force, in this order, and why others cannot be read."""
+    books, found = [], []
+    for text in _activated_texts(home):
+        try:
+            books.append(parse_price_book(text))
+        except ConfigInvalid as error:
+            why = f"The admin API put it into force, and a factory leaves it out: {_why(error)}"
+            found.append(Finding(level="error", book=price_id_of(text), message=why))
+    return books, found
+
+
+def _activated_texts(home: Home) -> list[str]:
     if not home.has_ledger():
         return []
     with ledger_at(home) as store:
-        return [parse_price_book(text) for text in store.activated_books()]
+        return store.activated_books()
 
 
 def _own_files(home: Home) -> Sequence[Path]:

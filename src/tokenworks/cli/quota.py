@@ -10,6 +10,7 @@ import msgspec
 
 from tokenworks.catalogue.packages import AMOUNT_MAX
 from tokenworks.cli.ledger_at import ledger_at, office_at
+from tokenworks.cli.listing import Listing
 from tokenworks.cli.table import show
 from tokenworks.core.errors import InvalidRequest, NotFound
 from tokenworks.core.ids import LimitID
@@ -35,7 +36,7 @@ _json = click.option("--json", "as_json", is_flag=True, help="As JSON.")
 _PERSON: Final = "an engineer with a key, such as engineer:acme/ada."
 
 
-@click.group()
+@click.group(cls=Listing)
 def command() -> None:
     """Limits on tenants, teams, engineers, keys and runs, all hard.
 

@@ -27,6 +27,7 @@ from tokenworks.cli.membership import Alive, Hung, Member, Ready, Said, Shared
 from tokenworks.core.errors import ConfigInvalid, FactoryError
 from tokenworks.core.units import NS_PER_MS, NS_PER_S
 from tokenworks.gateway.http_limits import LIMITS
+from tokenworks.gateway.server import cannot_listen
 from tokenworks.live.clock import SystemClock
 from tokenworks.live.home import Home
 from tokenworks.live.quota_leases import DEAD_AFTER_NS
@@ -306,8 +307,5 @@ def _bound(host: str, port: int, *, taken: bool) -> Iterator[int]:
             held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             held.bind((host, port))
         except OSError as error:
-            raise ConfigInvalid(
-                f"Cannot listen on {host}:{port}: {error.strerror or error}.",
-                hint="Choose another with --port, or stop what holds it.",
-            ) from error
+            raise cannot_listen(host, port, error) from error
         yield int(held.getsockname()[1])

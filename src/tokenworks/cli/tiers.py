@@ -13,6 +13,7 @@ import msgspec
 import uvloop
 
 from tokenworks.catalogue.price_book import PriceBook, parse_price_book
+from tokenworks.cli.listing import Listing
 from tokenworks.cli.table import show
 from tokenworks.core.errors import ConfigInvalid, WorkerUnavailable
 from tokenworks.core.slo import Tier
@@ -23,7 +24,7 @@ from tokenworks.live.measure import Point, Proposal
 READY_S_MAX = 60
 
 
-@click.group(invoke_without_command=True)
+@click.group(cls=Listing, invoke_without_command=True)
 @click.option("--book", is_flag=True, help="Print the price book itself (TOML).")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @click.pass_context

@@ -144,7 +144,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
         since_start: the span is the factory's whole life, whose length is not known.
         span_s: how long it is; 0 where that is not known.
         rate_s: over how many seconds tokens, requests and refusals per second are taken.
-        open_requests: being served now.
+        open_requests: being served now, without the one that asked for the metrics.
         queued: requests that wait now.
         answers_per_s, refusals_per_s: settled, and refused.
         refusals: by code.
@@ -153,7 +153,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
         revenue_dollars: less credits.
         cost_dollars: of all pools, idle or not.
         earned_dollars_per_mtok, spent_dollars_per_mtok: by 1M tokens of output.
-        ledger_lag_s: age of the oldest append that is not durable.
+        ledger_lag_s: age of the oldest entry that is not durable, in any process.
         ledger_commit_s_p99: from an answer's end until its bill was durable.
         ledger_unstored: entries to be stored again.
         tiers: dearest first.
@@ -205,7 +205,7 @@ def facts_of(now: Reading, before: Reading | None, rate_from: Reading | None) ->
         since_start=before is None,
         span_s=0.0 if before is None else now.at_s - before.at_s,
         rate_s=rate_s,
-        open_requests=round(now.total("tokenworks_open_requests")),
+        open_requests=max(0, round(now.total("tokenworks_open_requests")) - 1),
         queued=round(now.total("tokenworks_queued_requests")),
         answers_per_s=_rate(recent.total("tokenworks_settled_requests_total"), rate_s),
         refusals_per_s=_rate(recent.total("tokenworks_refusals_total"), rate_s),
@@ -219,7 +219,7 @@ def facts_of(now: Reading, before: Reading | None, rate_from: Reading | None) ->
         cost_dollars=cost,
         earned_dollars_per_mtok=_over(revenue * 1e6, made),
         spent_dollars_per_mtok=_over(cost * 1e6, made),
-        ledger_lag_s=now.total("tokenworks_ledger_lag_seconds"),
+        ledger_lag_s=max((s for _, s in now.rows("tokenworks_ledger_lag_seconds")), default=0.0),
         ledger_commit_s_p99=span.quantile("tokenworks_ledger_commit_seconds", 0.99),
         ledger_unstored=round(now.total("tokenworks_ledger_appends", state="unstored")),
         tiers=[_tier(tier.value, now, span, recent, rate_s) for tier in reversed(Tier)],

@@ -97,9 +97,10 @@ def _summary(facts: Facts) -> list[Line]:
     margin = None
     if facts.revenue_dollars > 0:
         margin = 1 - facts.cost_dollars / facts.revenue_dollars
+    requests = "request" if facts.open_requests == 1 else "requests"
     return [
         Line(
-            f"workers    {up} of {len(facts.workers)} up, {facts.open_requests} requests open, "
+            f"workers    {up} of {len(facts.workers)} up, {facts.open_requests} {requests} open, "
             f"{facts.queued} waiting   [{span}]"
         ),
         Line(

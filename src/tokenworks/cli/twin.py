@@ -11,6 +11,7 @@ from typing import Any, Final
 import click
 import msgspec
 
+from tokenworks.cli.listing import Listing
 from tokenworks.cli.policy_file import (
     Chosen,
     OwnPolicies,
@@ -42,7 +43,7 @@ POLICIES_MAX: Final = 32
 POLICY_DEFAULT: Final = "economic"
 
 
-@click.group()
+@click.group(cls=Listing)
 def command() -> None:
     """Run a modelled factory: real dispatcher, simulated engines, promises and revenue."""
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Final
 
 import msgspec
 from msgspec import UNSET
 
-from tokenworks.catalogue.factory_config import FactoryConfig, PoolConfig
+from tokenworks.catalogue.factory_config import DispatchConfig, FactoryConfig, PoolConfig
 from tokenworks.catalogue.price_book import PriceBook, PriceBooks, parse_price_book
 from tokenworks.cli.twin_systems import NO_SYSTEMS, AskedSystems
 from tokenworks.cli.twin_workload import fleet_of
 from tokenworks.core.errors import ConfigInvalid
 from tokenworks.core.ids import PoolID
-from tokenworks.dispatch.events import PoolScale
+from tokenworks.dispatch.events import Limits, PoolScale
 from tokenworks.live.home import Home
 from tokenworks.twin.records import WorkerSpec
 from tokenworks.twin.scenarios import Setting
@@ -46,6 +47,12 @@ class Modelled(msgspec.Struct, frozen=True, kw_only=True):
         scaling = self.setting.scenario.configured.scaling
         return () if scaling is UNSET else scaling
 
+    def limits(self, dispatch: DispatchConfig) -> Limits:
+        """What the dispatcher may keep and do: as the scenario says, else the settings."""
+        return told_limits(
+            self.setting.scenario.configured.limits, dispatch, self.setting.limits_said
+        )
+
     def pools(self, *, by_date: bool) -> dict[PoolID, PoolConfig]:
         """The engines as pools.
 
@@ -77,6 +84,18 @@ class Modelled(msgspec.Struct, frozen=True, kw_only=True):
         """Its own pools, and the rest from the folder's ``factory.toml``."""
         pools = {str(name): pool for name, pool in self.pools(by_date=False).items()}
         return msgspec.structs.replace(home.load_settings(), pool=pools)
+
+
+def told_limits(limits: Limits, dispatch: DispatchConfig, said: Collection[str] = ()) -> Limits:
+    """These limits with those that the settings name.
+
+    Args:
+        limits: what is known without.
+        dispatch: the settings.
+        said: names of limits that are to stay.
+    """
+    named = set(limits.__struct_fields__).intersection(dispatch.__struct_fields__).difference(said)
+    return msgspec.structs.replace(limits, **{name: getattr(dispatch, name) for name in named})
 
 
 def modelled(

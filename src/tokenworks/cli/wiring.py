@@ -27,14 +27,13 @@ from tokenworks.catalogue.price_book import PriceBooks
 from tokenworks.cli.ledger_at import check_clock
 from tokenworks.cli.membership import Member
 from tokenworks.cli.policy_file import Chosen
-from tokenworks.cli.twin_factory import Modelled
+from tokenworks.cli.twin_factory import Modelled, told_limits
 from tokenworks.core.errors import ConfigInvalid, FactoryError
 from tokenworks.core.ids import ModelName, PoolID, WorkerID
 from tokenworks.core.ports import Clock, Desk, WorkerPort
 from tokenworks.core.scopes import address_of, networks_of
 from tokenworks.dispatch.commands import Scale
 from tokenworks.dispatch.dispatcher import Dispatcher
-from tokenworks.dispatch.events import Limits
 from tokenworks.gateway.admin import Admin
 from tokenworks.gateway.answer import Answers
 from tokenworks.gateway.app import Gateway
@@ -179,10 +178,12 @@ class Factory:
             self.secret = operator_key(home, self.store, self.clock)
             ledger = (join if shared else recover)(self.store, self.clock.unix_ns())
             pools = {PoolID(name): pool for name, pool in settings.pool.items()}
-            policy, limits, speedup = chosen.settings, _limits(settings), 1.0
+            policy, speedup = chosen.settings, 1.0
+            limits = told_limits(LIMITS, settings.dispatch)
             if modelled is not None:
                 told = modelled.setting.scenario.configured
-                policy, limits, speedup = policy or told.policy, told.limits, modelled.speedup
+                policy, speedup = policy or told.policy, modelled.speedup
+                limits = modelled.limits(settings.dispatch)
                 pools = modelled.pools(by_date=True)
             parts = DriverParts(
                 clock=self.clock,
@@ -521,17 +522,6 @@ def _worker_key(pool: PoolID, config: PoolConfig) -> str | None:
             hint="Export it, or remove key_env if the servers need no key.",
         )
     return key
-
-
-def _limits(settings: FactoryConfig) -> Limits:
-    """What the dispatcher may keep and do."""
-    told = settings.dispatch
-    return msgspec.structs.replace(
-        LIMITS,
-        retry_percent=told.retry_percent,
-        hedge_percent=told.hedge_percent,
-        hedge_after_percent=told.hedge_after_percent,
-    )
 
 
 def embedded_spec(worker: WorkerID, pool: PoolID, config: PoolConfig) -> WorkerSpec:

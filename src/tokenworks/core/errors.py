@@ -76,9 +76,14 @@ class Unauthorized(CallerError):
 
 
 class Forbidden(CallerError):
-    """The key is good, but not for this: another model, another tier, or from elsewhere."""
+    """The key is good, but not for this: another model, another tier, or from elsewhere.
+
+    Attributes:
+        at_door: whether the key opens nothing at all there or from there.
+    """
 
     code, status = "not_permitted", 403
+    at_door: bool = False
 
 
 class NotOffered(CallerError):

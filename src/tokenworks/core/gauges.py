@@ -46,7 +46,7 @@ class Gauges(msgspec.Struct, frozen=True, kw_only=True):
         dispatched: what the dispatcher did since then, by name.
         storing: appends to the ledger that are not durable yet.
         unstored: ledger entries that could not be stored and will be tried again.
-        ledger_lag_ns: age of the oldest append that is not durable yet; 0 if there is none.
+        ledger_lag_ns: age of the oldest entry that is not durable yet; 0 if there is none.
     """
 
     workers: tuple[WorkerGauge, ...]

@@ -21,6 +21,7 @@ from tokenworks.core.ids import (
 from tokenworks.core.needs import Hints, Needs
 from tokenworks.core.scopes import Scopes
 from tokenworks.core.slo import Measured, Tier
+from tokenworks.core.token_sums import completion_tokens, prompt_tokens
 from tokenworks.core.traces import Trace
 
 Ending = Literal["done", "disconnected", "failed"]
@@ -186,23 +187,12 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False
     @property
     def prompt_tokens(self) -> int:
         """The whole prompt."""
-        return (
-            self.uncached_input_tokens
-            + self.cached_input_tokens
-            + self.cache_write_tokens
-            + self.audio_input_tokens
-            + self.image_input_tokens
-        )
+        return prompt_tokens(self)
 
     @property
     def completion_tokens(self) -> int:
         """Everything that was made."""
-        return (
-            self.output_tokens
-            + self.reasoning_tokens
-            + self.audio_output_tokens
-            + self.image_output_tokens
-        )
+        return completion_tokens(self)
 
 
 TOKEN_CLASSES: Final = Usage.__struct_fields__

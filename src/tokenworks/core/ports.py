@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Final, Protocol, runtime_checkable
 
 import msgspec
 
@@ -12,6 +12,9 @@ from tokenworks.core.ids import KeyID, ModelName, TenantID
 from tokenworks.core.needs import Needs
 from tokenworks.core.orders import JSON_TYPE, KeyView, Order, Outcome, Passing, Receipt
 from tokenworks.core.slo import Tier
+
+ABORTED: Final = "the request was aborted: the factory is stopping, or the answer took too long"
+"""Why a stream broke off that we have aborted, for a caller who is still there to hear it."""
 
 
 class Clock(Protocol):

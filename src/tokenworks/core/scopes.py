@@ -65,11 +65,13 @@ class Scopes(msgspec.Struct, frozen=True, kw_only=True):
             Forbidden: it is, or nobody knows where it is.
         """
         if self.networks and not (address is not None and within(address, self.networks)):
-            raise Forbidden(
+            elsewhere = Forbidden(
                 f"The key may not be used from {address or 'an unknown address'}; it may be from "
                 f"{', '.join(map(str, self.networks))}.",
                 hint=ANOTHER_KEY,
             )
+            elsewhere.at_door = True
+            raise elsewhere
 
     def check_model(self, model: str | None) -> None:
         """Refuse a model.

@@ -43,8 +43,8 @@ def divide_half_even(numerator: int, denominator: int) -> int:
     [0, 2, 2, 0, -2]
     """
     assert denominator > 0, denominator
-    quotient, rest = divmod(numerator, denominator)
-    doubled = 2 * rest
+    quotient = numerator // denominator
+    doubled = 2 * (numerator - quotient * denominator)
     if doubled > denominator or (doubled == denominator and quotient % 2 == 1):
         return quotient + 1
     return quotient
@@ -59,6 +59,24 @@ def charge(tokens: int, price_udollars_per_mtok: int) -> NanoDollars:
     assert tokens >= 0, tokens
     assert price_udollars_per_mtok >= 0, price_udollars_per_mtok
     return NanoDollars(divide_half_even(tokens * price_udollars_per_mtok, 1_000))
+
+
+def energy_nanodollars(power_w: int, udollars_per_kwh: int, duration_ns: int) -> NanoDollars:
+    """What power costs over a time.
+
+    >>> energy_nanodollars(1_000, 150_000, 3_600_000_000_000)
+    150000000
+    """
+    return NanoDollars(divide_half_even(power_w * udollars_per_kwh * duration_ns, NS_PER_HOUR))
+
+
+def hourly_nanodollars(udollars_per_hour: int, duration_ns: int) -> NanoDollars:
+    """What something that is paid by the hour costs over a time.
+
+    >>> hourly_nanodollars(20_000, 3_600_000_000_000)
+    20000000
+    """
+    return NanoDollars(divide_half_even(udollars_per_hour * 1_000 * duration_ns, NS_PER_HOUR))
 
 
 def dollars_text(nanodollars: int) -> str:

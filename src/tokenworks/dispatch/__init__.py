@@ -6,6 +6,7 @@ __all__ = [
     "commands",
     "dispatcher",
     "economics",
+    "ended",
     "events",
     "fleet",
     "hedging",

@@ -12,7 +12,7 @@ worker that breaks off costs a retry, and a policy that is wrong is overruled an
 from __future__ import annotations
 
 import hashlib
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -31,6 +31,7 @@ from tokenworks.dispatch.commands import (
     SetTimer,
     TickReason,
 )
+from tokenworks.dispatch.ended import EndedNames
 from tokenworks.dispatch.events import (
     Arrived,
     BlocksRemoved,
@@ -48,7 +49,7 @@ from tokenworks.dispatch.events import (
     WorkerDown,
     WorkerUp,
 )
-from tokenworks.dispatch.fleet import Fleet
+from tokenworks.dispatch.fleet import Fleet, observe
 from tokenworks.dispatch.hedging import Hedging, Winner, is_another
 from tokenworks.dispatch.kv_tiers import KVTiers
 from tokenworks.dispatch.oversight import Oversight
@@ -57,15 +58,11 @@ from tokenworks.dispatch.prefix_index import PrefixIndex
 from tokenworks.dispatch.rejections import rejection, withdrawal
 from tokenworks.dispatch.requests import Request
 from tokenworks.dispatch.scaling import Scaler, ScalingMemory, given_back
-from tokenworks.dispatch.states import State, Step
+from tokenworks.dispatch.states import State, Step, after
 from tokenworks.dispatch.waiting import Line, Watched
 from tokenworks.dispatch.workers import RANKS, Worker, WorkerLoad
 
 TIERS = tuple(Tier)
-BOUND_PER_TOKEN_MAX: Final = 8
-"""A prompt is refused unsent if even an eighth of the bound on its tokens is more than any KV cache
-holds. The bound counts bytes; a token of English text has about four. What may fit is sent: the
-engine counts tokens, and has the last word."""
 _RANK_OF: Final = {tier: tier.rank for tier in Tier}
 # To look up an enum's member takes a quarter of a microsecond; these are asked for at every event.
 _QUEUED: Final = State.QUEUED
@@ -87,9 +84,6 @@ class Dispatcher:
         self._counts = snapshot.Counts()
         self._policy = Oversight(own_policies or {}, self._counts)
         self._handlers: dict[type[Any], Callable[[Any, list[Command]], None]] = {
-            Arrived: self._arrived,
-            Started: self._started,
-            Finished: self._finished,
             Failed: self._failed,
             Withdrawn: self._withdrawn,
             Ticked: self._ticked,
@@ -109,7 +103,7 @@ class Dispatcher:
         self._queue_at_worker = False
         self._timer_ns: int | None = None
         self._requests: dict[RequestID, Request] = {}
-        self._ended: OrderedDict[RequestID, None] = OrderedDict()
+        self._ended = EndedNames()
         self._wakes: list[wakes.Wake] = []
         self._queued = 0
         self._workers: dict[WorkerID, Worker] = {}
@@ -134,15 +128,23 @@ class Dispatcher:
             What is to be done, in this order.
         """
         assert now_ns >= self._now_ns, (now_ns, self._now_ns)
-        handler = self._handlers.get(type(event))
-        assert handler is not None, event
         assert self._configured is not None or type(event) is Configured, event
         self._now_ns = now_ns
         self._counts.events += 1
         commands: list[Command] = []
         if self._wakes and self._wakes[0][0] <= now_ns:
             self._wake(event, commands)
-        handler(event, commands)
+        # A request's own three events need not look for who takes them.
+        if type(event) is Arrived:
+            self._arrived(event, commands)
+        elif type(event) is Started:
+            self._started(event, commands)
+        elif type(event) is Finished:
+            self._finished(event, commands)
+        else:
+            handler = self._handlers.get(type(event))
+            assert handler is not None, event
+            handler(event, commands)
         if self._scaler is not None:
             self._scale(self._scaler, commands)
         if self._wakes:
@@ -183,7 +185,7 @@ class Dispatcher:
                 timer_ns=self._timer_ns,
                 counts=self._counts,
                 requests=list(self._requests.values()),
-                ended=list(self._ended),
+                ended=self._ended.names(),
                 wakes=self._wakes,
                 workers=list(self._workers.values()),
                 models=[snapshot.model_record(name, fleet) for name, fleet in self._fleets.items()],
@@ -217,7 +219,7 @@ class Dispatcher:
         dispatcher._timer_ns = memory.timer_ns
         dispatcher._counts = dispatcher._policy.counts = memory.counts
         dispatcher._requests = {each.request: each for each in memory.requests}
-        dispatcher._ended = OrderedDict.fromkeys(memory.ended)
+        dispatcher._ended = EndedNames(memory.ended)
         dispatcher._wakes = memory.wakes
         for record in memory.models:
             fleet = snapshot.fleet_of(record, dispatcher._workers, dispatcher._requests)
@@ -228,42 +230,42 @@ class Dispatcher:
     # Events about requests.
 
     def _arrived(self, event: Arrived, commands: list[Command]) -> None:
-        if event.request in self._requests or event.request in self._ended:
+        name, now_ns = event.request, self._now_ns
+        if name in self._requests or self._ended.has(name):
             self._counts.ignored += 1
             return
-        rank = _RANK_OF[event.tier]
+        rank, arrived_ns, model = _RANK_OF[event.tier], event.arrived_ns, event.model
+        prompt_tokens, needs, hints = event.input_tokens_max, event.needs, event.hints
         request = Request(
-            request=event.request,
+            request=name,
             tenant=event.tenant,
-            model=event.model,
+            model=model,
             rank=rank,
             output_tokens_max=event.output_tokens_max,
-            input_tokens_max=event.input_tokens_max,
+            input_tokens_max=prompt_tokens,
             prefix=event.prefix[: self._limits.prefix_len_max],
-            arrived_ns=event.arrived_ns,
-            late_ns=event.arrived_ns + self._late_after_ns[rank],
-            queued_ns=self._now_ns,
+            arrived_ns=arrived_ns,
+            late_ns=arrived_ns + self._late_after_ns[rank],
+            queued_ns=now_ns,
             session=event.session,
-            needs=None if event.needs is UNSET else event.needs,
-            hints=None if event.hints is UNSET else event.hints,
+            needs=None if needs is UNSET else needs,
+            hints=None if hints is UNSET else hints,
             once=event.once is True,
         )
-        self._requests[event.request] = request
-        fleet = self._fleets.get(event.model)
+        self._requests[name] = request
+        fleet = self._fleets.get(model)
         if fleet is None:
             self._reject(request, "worker_unavailable", "model_never_up", commands)
             return
-        if request.needs is not None and nothing_offers(fleet.offered, request.needs):
+        if needs is not UNSET and nothing_offers(fleet.offered, needs):
             self._reject(request, "not_offered", "never_offered", commands)
             return
-        if request.input_tokens_max >= BOUND_PER_TOKEN_MAX * fleet.kv_tokens_min:
-            largest = fleet.kv_tokens_max(request.needs)
-            if largest and request.input_tokens_max >= BOUND_PER_TOKEN_MAX * largest:
-                self._reject(request, "invalid_request", "prompt_too_long", commands)
-                return
-        self._policy.arrived(fleet, request, self._now_ns)
+        if not fleet.may_hold(prompt_tokens, request):
+            self._reject(request, "invalid_request", "prompt_too_long", commands)
+            return
+        self._policy.arrived(fleet, request, now_ns)
         if fleet.open and not fleet.queued and not fleet.restricted:
-            choice = self._policy.place(fleet, request, self._now_ns)
+            choice = self._policy.place(fleet, request, now_ns)
             if choice is not None:
                 self._send(fleet, request, choice, commands)
                 return
@@ -285,14 +287,15 @@ class Dispatcher:
             return
         fleet = self._fleets[request.model]
         # There, while its own worker goes on with it.
-        makes_room = request.prefiller is not None or request.second is not None
+        makes_room = request.prefiller is not None
         if request.second is not None:
+            makes_room = True
             self._decide(request, event.worker, commands)
-        request.step(_START)
+        request.state = after(_SENT, _START)
         request.answered = True
-        makes_room = makes_room or self._worker_of(request).prefilled_by is not None
-        self._leave_prefill(request)
-        if makes_room and (fleet.queued or fleet.restricted):
+        worker = self._worker_of(request)
+        self._leave_prefill(request, worker)
+        if (makes_room or worker.prefilled_by is not None) and (fleet.queued or fleet.restricted):
             self._drain(fleet, commands)
 
     def _finished(self, event: Finished, commands: list[Command]) -> None:
@@ -308,7 +311,7 @@ class Dispatcher:
         if request.second is not None:
             self._decide(request, event.worker, commands)
         worker = self._release(fleet, request)
-        worker.observe(self._now_ns - request.sent_ns)
+        observe(worker, self._now_ns - request.sent_ns)
         if request.hints is not None:
             offload = self._kv_tiers.paused(request, self._workers, self._now_ns)
             if offload is not None:
@@ -409,7 +412,7 @@ class Dispatcher:
         lost = [each for each in had if not hedging.outlives(each, worker)]
         fleet.fill_retries(self._limits.retry_percent, self._now_ns)  # while its slots count
         for request in lost:
-            self._leave_prefill(request)
+            self._leave_prefill(request, worker)
         if worker.retiring:
             del self._retiring[worker.worker]
         else:
@@ -512,7 +515,7 @@ class Dispatcher:
                 return  # one of them would be turned away
         for victim in found.victims:
             worker = self._release(fleet, victim)
-            victim.step(Step.PREEMPT)
+            victim.state = after(victim.state, Step.PREEMPT)
             victim.displaced = True
             victim.queued_ns = self._now_ns
             fleet.queue(victim, first=True)
@@ -530,26 +533,25 @@ class Dispatcher:
     ) -> None:
         """Give a request that is in no line to the worker that was chosen."""
         worker, prefiller, hit_blocks = choice.worker, choice.prefiller, choice.hit_blocks
-        now_ns = self._now_ns
-        request.step(_SEND)
-        request.attempt += 1
-        if request.attempt == 1:
+        now_ns, name, rank = self._now_ns, request.request, choice.rank
+        worker_name, prompt_tokens = worker.worker, request.input_tokens_max
+        request.state = after(request.state, _SEND)
+        request.attempt = attempt = request.attempt + 1
+        if attempt == 1:
             fleet.firsts += 1
-        request.worker = worker.worker
+        request.worker = worker_name
         request.sent_ns = now_ns
-        left = request.input_tokens_max - hit_blocks * worker.block_tokens
-        if left < 1:
-            left = 1
-        request.prefill_tokens = left
+        left = prompt_tokens - hit_blocks * worker.block_tokens if hit_blocks else prompt_tokens
+        request.prefill_tokens = left = max(left, 1)
         if prefiller is None:
             worker.prefill_tokens += left
         else:
             request.prefiller = prefiller.worker
             prefiller.prefill_tokens += left
-            prefiller.prefilling[request.request] = None
-        worker.context_tokens += request.input_tokens_max
-        fleet.take(worker, request.request, choice.rank)
-        fleet.sent_ranks.append(choice.rank)
+            prefiller.prefilling[name] = None
+        worker.context_tokens += prompt_tokens
+        fleet.take(worker, name, rank)
+        fleet.sent_ranks.append(rank)
         if self._scaler is not None:
             self._scaler.waited(fleet, request, now_ns - request.queued_ns)
         if request.session is not None:
@@ -559,17 +561,17 @@ class Dispatcher:
                 fetch = self._kv_tiers.sent(request, computes, hit_blocks, now_ns)
                 if fetch is not None:
                     commands.append(fetch)
-        if request.prefix:
+        if prefix := request.prefix:
             at = worker if prefiller is None else prefiller
-            self._prefixes.insert(request.prefix, at.index, now_ns)
+            self._prefixes.insert(prefix, at.index, now_ns)
         if self._hedging is not None:
             self._hedging.watch(request, worker, now_ns)
         self._counts.sent += 1
         commands.append(
             Send(
-                request=request.request,
-                worker=worker.worker,
-                attempt=request.attempt,
+                request=name,
+                worker=worker_name,
+                attempt=attempt,
                 reason=choice.reason,
                 running=len(worker.running),
                 cap=worker.limit,
@@ -577,7 +579,7 @@ class Dispatcher:
                 hit_blocks=hit_blocks,
                 waited_ns=now_ns - request.arrived_ns,
                 value_nanodollars=choice.value_nanodollars,
-                prefill_worker=request.prefiller,
+                prefill_worker=None if prefiller is None else prefiller.worker,
             )
         )
 
@@ -585,20 +587,20 @@ class Dispatcher:
         """Take a request off the worker that has it."""
         worker = self._worker_of(request)
         fleet.release(worker, request.request)
-        self._leave_prefill(request)
+        self._leave_prefill(request, worker)
         worker.context_tokens -= request.input_tokens_max
         return worker
 
-    def _leave_prefill(self, request: Request) -> None:
-        """Count off what is left of a prompt, where it was to be computed."""
-        if request.prefiller is None:
-            worker = self._worker_of(request)
-        else:
-            worker = self._workers[request.prefiller]
+    def _leave_prefill(self, request: Request, worker: Worker) -> None:
+        """Count off what is left of a prompt, where it was to be computed: there, or elsewhere."""
+        left, prefiller = request.prefill_tokens, request.prefiller
+        if prefiller is not None:
+            worker = self._workers[prefiller]
             del worker.prefilling[request.request]
             request.prefiller = None
-        worker.prefill_tokens -= request.prefill_tokens
-        request.prefill_tokens = 0
+        if left:  # nothing, once it has begun its answer
+            worker.prefill_tokens -= left
+            request.prefill_tokens = 0
 
     def _broken_off(
         self, fleet: Fleet, request: Request, commands: list[Command], *, started: bool
@@ -614,7 +616,7 @@ class Dispatcher:
             self._reject(request, "worker_failed", "retries_spent", commands)
         else:
             self._counts.retried += 1
-            request.step(Step.RETRY)
+            request.state = after(request.state, Step.RETRY)
             request.queued_ns = self._now_ns
             fleet.queue(request, first=True)
             self._queued += 1
@@ -793,8 +795,6 @@ class Dispatcher:
 
     def _end(self, request: Request, step: Step) -> None:
         """Forget a request; its name is kept for a while to recognise late messages."""
-        request.step(step)
-        del self._requests[request.request]
-        self._ended[request.request] = None
-        while len(self._ended) > self._limits.ended_max:
-            self._ended.popitem(last=False)
+        request.state, name = after(request.state, step), request.request
+        del self._requests[name]
+        self._ended.add(name, self._limits.ended_max)

@@ -32,7 +32,15 @@ what is missing for a moment is told from what nobody ever had."""
 SERVING_MAX: Final = 1_024
 """Needs for which it is remembered who has them: callers may name any set of labels."""
 
-_UNKNOWN: Final = 1 << 62
+SERVICE_MEAN_SHIFT: Final = 3
+"""An observed service time moves the mean by 1/8 of the difference."""
+
+BOUND_PER_TOKEN_MAX: Final = 8
+"""A prompt is refused unsent if even an eighth of the bound on its tokens is more than any KV cache
+holds. The bound counts bytes; a token of English text has about four. What may fit is sent: the
+engine counts tokens, and has the last word."""
+
+_UNKNOWN: Final = 1 << 56
 _RANKS_OF: Final = tuple(
     tuple(rank for rank in RANKS if bits >> rank & 1) for bits in range(1 << len(RANKS))
 )
@@ -127,7 +135,8 @@ class Fleet:
         """How many requests may be sent again now, in units of ``budgets.ONE``.
 
         As many as all workers together have slots can be saved up, so that whatever one worker
-        had when it was lost is sent again.
+        had when it was lost is sent again. The slots of one that retires do not count: it is sent
+        nothing more, and retires only if what it has would fit on those that stay.
 
         Args:
             percent: see ``Limits.retry_percent``; with None there is no bound.
@@ -280,6 +289,13 @@ class Fleet:
             largest = max(largest, tokens)
         return largest or None
 
+    def may_hold(self, prompt_tokens: int, request: Request) -> bool:
+        """Whether a prompt of at most so many tokens may fit some cache of those that may serve."""
+        if prompt_tokens < BOUND_PER_TOKEN_MAX * self.kv_tokens_min:
+            return True
+        largest = self.kv_tokens_max(request.needs)
+        return not largest or prompt_tokens < BOUND_PER_TOKEN_MAX * largest
+
     def home(self, request: Request) -> int:
         """The worker that had the last request of its session, as a set; empty if none had."""
         if request.session is None:
@@ -335,12 +351,29 @@ class Fleet:
 
     def take(self, worker: Worker, request: RequestID, rank: int) -> None:
         """Count a request that is sent to a worker."""
-        worker.take(request, rank)
+        running = worker.running
+        assert request not in running, request
+        running[request] = rank
+        worker.counts[rank] += 1
+        cap = worker.caps[rank]
+        if cap < worker.limit:
+            worker.limit = cap
+        if rank > worker.dearest:
+            worker.dearest = rank
         self._moved(worker)
 
     def release(self, worker: Worker, request: RequestID) -> None:
         """Count off a request that a worker no longer has."""
-        worker.release(request)
+        rank, counts = worker.running.pop(request), worker.counts
+        counts[rank] -= 1
+        if counts[rank] == 0:
+            # A cap above the limit is not what limits.
+            if worker.caps[rank] <= worker.limit:
+                worker.relimit()
+            if rank == worker.dearest:
+                while rank and not counts[rank]:
+                    rank -= 1
+                worker.dearest = rank
         if not worker.retiring:
             self._moved(worker)
 
@@ -427,3 +460,11 @@ class Fleet:
         running = len(worker.running)
         admitted = worker.admits[running] if running < worker.limit else 0
         return admitted & ~self._hidden.get(worker.index, 0)
+
+
+def observe(worker: Worker, service_ns: int) -> None:
+    """Move a worker's mean service time towards one that was seen."""
+    mean_ns = worker.service_ns_mean
+    if mean_ns is None:
+        mean_ns = service_ns
+    worker.service_ns_mean = mean_ns + ((service_ns - mean_ns) >> SERVICE_MEAN_SHIFT)

@@ -6,7 +6,7 @@ import msgspec
 
 from tokenworks.core.ids import ModelName, RequestID, TenantID, WorkerID
 from tokenworks.core.needs import Hints, Needs
-from tokenworks.dispatch.states import State, Step, after
+from tokenworks.dispatch.states import State
 
 
 class SecondTry(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,7 +79,3 @@ class Request(msgspec.Struct, kw_only=True):
     once: bool = False
     hedged: bool = False
     second: SecondTry | None = None
-
-    def step(self, step: Step) -> None:
-        """Move to the next state; a step that the table lacks is a mistake of ours."""
-        self.state = after(self.state, step)

@@ -16,9 +16,6 @@ from tokenworks.core.units import NS_PER_S
 from tokenworks.dispatch.events import PrefilledBy, WorkerUp
 from tokenworks.perf.timing import Timing
 
-SERVICE_MEAN_SHIFT: Final = 3
-"""An observed service time moves the mean by 1/8 of the difference."""
-
 UNSEEN_OUTPUT_TOKENS_MAX: Final = 512
 """Longest answer that is assumed of a worker of which none was seen yet."""
 
@@ -151,39 +148,7 @@ class Worker(msgspec.Struct, kw_only=True):
         if caps != self.caps or len(self.admits) != self.slots + 1:
             self.caps = caps
             self.admits = _admits_of(caps, self.slots)
-            self._relimit()
-
-    def take(self, request: RequestID, rank: int) -> None:
-        """Count a request that is sent to it."""
-        running = self.running
-        assert request not in running, request
-        running[request] = rank
-        self.counts[rank] += 1
-        cap = self.caps[rank]
-        if cap < self.limit:
-            self.limit = cap
-        if rank > self.dearest:
-            self.dearest = rank
-
-    def release(self, request: RequestID) -> None:
-        """Count off a request that it no longer has."""
-        rank = self.running.pop(request)
-        counts = self.counts
-        counts[rank] -= 1
-        if counts[rank] == 0:
-            # A cap above the limit is not what limits.
-            if self.caps[rank] <= self.limit:
-                self._relimit()
-            if rank == self.dearest:
-                while rank and not counts[rank]:
-                    rank -= 1
-                self.dearest = rank
-
-    def observe(self, service_ns: int) -> None:
-        """Move the mean service time towards one that was seen."""
-        if self.service_ns_mean is None:
-            self.service_ns_mean = service_ns
-        self.service_ns_mean += (service_ns - self.service_ns_mean) >> SERVICE_MEAN_SHIFT
+            self.relimit()
 
     def service_ns_expected(self, output_tokens_max: int) -> int:
         """How long a request of this output limit will hold a slot, at least 1 ns.
@@ -196,7 +161,8 @@ class Worker(msgspec.Struct, kw_only=True):
         tokens = min(output_tokens_max, UNSEEN_OUTPUT_TOKENS_MAX)
         return max(1, tokens * NS_PER_S // max(1, self.speeds[self.slots]))
 
-    def _relimit(self) -> None:
+    def relimit(self) -> None:
+        """Find the least cap again of the tiers that run."""
         limit = self.slots
         for cap, count in zip(self.caps, self.counts, strict=True):
             if count and cap < limit:

@@ -51,6 +51,7 @@ __all__ = [
     "schema_limits",
     "server",
     "span_content",
+    "strangers",
     "tallies",
     "telemetry",
     "token_counts",

@@ -19,6 +19,7 @@ from tokenworks.core.orders import Ending, KeyView, Order, Outcome, Receipt
 from tokenworks.core.ports import Clock, Delivery, Desk, Shelf, Shelved
 from tokenworks.core.scopes import Scopes
 from tokenworks.core.slo import Measured, Tier
+from tokenworks.core.token_sums import completion_tokens
 from tokenworks.core.units import NS_PER_MS
 from tokenworks.gateway.assemble import Assembler
 from tokenworks.gateway.connection import Exchange
@@ -466,6 +467,10 @@ def missing(events: EventStream, assembler: Assembler | None) -> Exception | Non
         return WorkerFailed(
             "The worker ended the stream before the answer was whole.", hint="Try again."
         )
+    if not (events.finished or events.token_events):
+        return WorkerFailed(
+            "The worker ended the stream before the answer had begun.", hint="Try again."
+        )
     if assembler is not None:
         try:
             told = events.usage_event
@@ -480,7 +485,7 @@ def outcome_of(events: EventStream, meter: Meter, now_ns: int, ending: Ending) -
     usage = events.usage_so_far()
     return Outcome(
         usage=usage,
-        measured=meter.measured(usage.completion_tokens, now_ns),
+        measured=meter.measured(completion_tokens(usage), now_ns),
         ending=ending,
         metered_by=events.metered_by,
     )

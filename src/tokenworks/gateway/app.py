@@ -36,6 +36,7 @@ from tokenworks.gateway.pass_through import PassThrough
 from tokenworks.gateway.request_ids import REQUEST_ID, RequestNames, caller_id, id_headers
 from tokenworks.gateway.responses import Responses
 from tokenworks.gateway.routes import AnyDialect, Request, Response, Route, Routes, check_method
+from tokenworks.gateway.strangers import Strangers
 from tokenworks.gateway.token_counts import TokenCounts
 from tokenworks.gateway.whole_answers import WholeAnswers
 
@@ -127,6 +128,7 @@ class Gateway:
     ) -> None:
         self._desk = desk
         self._door = Doorkeeper(desk, clock, trusted_proxies)
+        self._strangers = Strangers(trusted_proxies)
         self._clock = clock
         self.metrics = metrics or GatewayMetrics()
         self._scrape = scrape
@@ -285,6 +287,7 @@ class Gateway:
         more = accepted.errors.error_headers(error) if headers is None else headers
         self.metrics.refuse(error)
         self.metrics.respond(accepted.name, error.status)
+        self._strangers.note(exchange, error)
         body = accepted.errors.error_body(error)
         exchange.respond(error.status, body, JSON, [*more, *accepted.ids()])
 

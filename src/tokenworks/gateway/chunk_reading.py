@@ -34,6 +34,22 @@ def decode_chunk(body: bytes) -> WorkerChunk:
     return chunk
 
 
+def chunk_has_token(chunk: WorkerChunk) -> bool:
+    """Whether any choice carries a part of an answer."""
+    return any(has_token(choice) for choice in chunk.choices or ())
+
+
+def is_last(chunk: WorkerChunk) -> bool:
+    """Whether the first choice, which was asked for, has ended."""
+    return any(choice.finish_reason and not choice.index for choice in chunk.choices or ())
+
+
+def is_aside(chunk: WorkerChunk) -> bool:
+    """Whether it has choices, and none of them is the first."""
+    choices = chunk.choices
+    return bool(choices) and all(choice.index for choice in choices or ())
+
+
 def has_token(choice: Choice) -> bool:
     """Whether it carries a part of the answer: text, a call, or a token's probability alone."""
     if choice.text:

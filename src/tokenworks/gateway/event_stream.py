@@ -14,7 +14,13 @@ import msgspec
 
 from tokenworks.core.errors import WorkerFailed
 from tokenworks.core.orders import MeteredBy, Usage
-from tokenworks.gateway.chunk_reading import decode_chunk, disjoint, has_token
+from tokenworks.gateway.chunk_reading import (
+    chunk_has_token,
+    decode_chunk,
+    disjoint,
+    is_aside,
+    is_last,
+)
 from tokenworks.gateway.envelope import EVENT_END, Envelope, envelope_of
 from tokenworks.gateway.worker_chunks import Progress
 
@@ -31,7 +37,11 @@ _OBJECT: Final = (b"data: {", b"data:{")
 """How all but a few workers begin their events."""
 
 _NOT_FINISHED: Final = b'"finish_reason":null'
-_SPECIAL: Final = re.compile(rb'"(?:role":|usage":\{|delta":\{\}|content":""|prompt_progress":)')
+_SOME_TEXT: Final = re.compile(
+    rb'"(?:content|text|arguments|reasoning|reasoning_content)"\s*:\s*"[^"]'
+)
+"""What a plain token event has: a text that is not empty, however its JSON is spaced."""
+_SPECIAL: Final = re.compile(rb'"(?:role"|error"|prompt_progress"|usage"\s*:\s*\{)')
 """What a plain token event does not have; one search for all is the quickest."""
 _LINE_END: Final = re.compile(rb"[\r\n]")
 _fields_decoder: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -60,7 +70,8 @@ class EventStream:
         usage: what the worker last said it had used, if it has.
         held: the event with ``finish_reason`` and those after it, not forwarded yet.
         usage_event: the last event that carried usage and nothing else, not forwarded yet.
-        finished: whether a ``finish_reason`` has come.
+        finished: whether the first choice's ``finish_reason`` has come. What a worker sends of
+            others, which nobody asked for, goes on to the client after it, too.
         done: whether ``[DONE]`` has come, or nothing more can be taken.
         failure: why nothing more can be taken: an event is longer than EVENT_BYTES_MAX, the closing
             is endless, an event is no chunk, or it reports an error. What came before it stands.
@@ -173,13 +184,13 @@ class EventStream:
 
     def _goes_on(self, event: bytes) -> bool:
         """Count an event; whether it is for the client now. What is for later is held."""
-        if _is_plain(event):
+        aside = False
+        if not self.finished and _is_plain(event):
             self.token_events += 1
-            if not self.finished:
-                self._envelope = envelope_of(event)
-                if self._taker is not None and self._envelope is not None:
-                    self._taker.texts(self._envelope, [self._envelope.text(event)])
-                    return True
+            self._envelope = envelope_of(event)
+            if self._taker is not None and self._envelope is not None:
+                self._taker.texts(self._envelope, [self._envelope.text(event)])
+                return True
         else:
             body = payload(event)
             if not body:  # a comment, which keeps connections open and says nothing
@@ -191,23 +202,22 @@ class EventStream:
             if chunk.prompt_progress is not None:
                 self._progress = chunk.prompt_progress
                 return False
-            choice = chunk.choices[0] if chunk.choices else None
-            if choice is not None and has_token(choice):
-                self.token_events += 1
+            self.token_events += chunk_has_token(chunk)
             if chunk.usage is not None:
                 self.usage = disjoint(chunk.usage)
                 self._token_events_at_usage = self.token_events
-                if choice is None:
+                if not chunk.choices:
                     self.usage_event = event
                     return False
-            if choice is not None and choice.finish_reason:
-                self.finished = True
-        if self.finished:
+            self.finished = self.finished or is_last(chunk)
+            aside = is_aside(chunk)
+        if self.finished and not aside:
             self._envelope = None
             self._hold(event)
-        elif self._taker is not None:
+            return False
+        if self._taker is not None:
             self._taker.event(event)
-        return not self.finished
+        return True
 
     def _hold(self, event: bytes) -> None:
         if len(self.held) >= HELD_EVENTS_MAX:
@@ -259,6 +269,7 @@ def _is_plain(event: bytes) -> bool:
     return (
         event.find(_NOT_FINISHED) >= 0  # `in` makes an error of each and throws it away
         and event.startswith(_OBJECT)
+        and _SOME_TEXT.search(event) is not None
         and _SPECIAL.search(event) is None
     )
 
@@ -279,7 +290,7 @@ def has_part(event: bytes) -> bool:
         chunk = decode_chunk(payload(event))
     except WorkerFailed:
         return True
-    return any(has_token(choice) for choice in chunk.choices or ())
+    return chunk_has_token(chunk)
 
 
 def payload(event: bytes) -> bytes:

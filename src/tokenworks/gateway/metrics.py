@@ -311,7 +311,7 @@ def _factory(now: Gauges, tallies: list[tuple[Kind, Tally]]) -> Iterator[Metric]
     appends.add_metric(["storing"], now.storing)
     appends.add_metric(["unstored"], now.unstored)
     yield appends
-    about = "Age of the oldest append to the ledger that is not durable yet; 0 if there is none."
+    about = "Age of the oldest entry of the ledger that is not durable yet; 0 if there is none."
     yield _gauge("ledger_lag_seconds", about, value=now.ledger_lag_ns / NS_PER_S)
 
 

@@ -53,6 +53,7 @@ class _Delta(msgspec.Struct):
 
 
 class _Choice(msgspec.Struct):
+    index: int | None = None
     delta: _Delta | None = None
     message: _Delta | None = None
     finish_reason: str | None = None
@@ -87,7 +88,8 @@ def pieces(events: bytes) -> Iterator[Piece]:
             chunk = _decoder.decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise WorkerFailed(f"A worker's chunk cannot be read: {error}.") from error
-        for choice in (chunk.choices or ())[:1]:
+        choice = _first(chunk)
+        if choice is not None:
             yield from _of(choice, choice.delta)
 
 
@@ -101,13 +103,19 @@ def whole_pieces(completion: Mapping[str, object]) -> Iterator[Piece]:
         whole = msgspec.convert(completion, _Chunk)
     except msgspec.ValidationError as error:
         raise WorkerFailed(f"A worker's answer cannot be read: {error}.") from error
-    for choice in (whole.choices or ())[:1]:
+    choice = _first(whole)
+    if choice is not None:
         message = choice.message or _Delta()
         calls = [
             msgspec.structs.replace(call, index=i)
             for i, call in enumerate(message.tool_calls or ())
         ]
         yield from _of(choice, msgspec.structs.replace(message, tool_calls=calls))
+
+
+def _first(chunk: _Chunk) -> _Choice | None:
+    """What was asked for: one answer. A worker may send others beside it, which are left out."""
+    return next((choice for choice in chunk.choices or () if not choice.index), None)
 
 
 def _of(choice: _Choice, delta: _Delta | None) -> Iterator[Piece]:

@@ -30,6 +30,7 @@ from tokenworks.gateway.responses_request import (
     Turns,
     previous_response,
     read_responses_request,
+    with_object_arguments,
 )
 from tokenworks.gateway.routes import Request, Response, Route
 
@@ -88,7 +89,8 @@ class Responses(OpenAIErrors):
         if previous is None:
             return self
         found = Responses(self._clock, self._shelf)
-        found._before = (await self._kept(key.tenant, previous)).turns
+        kept = await self._kept(key.tenant, previous)
+        found._before = with_object_arguments(kept.turns)
         return found
 
     def read(

@@ -51,6 +51,8 @@ _ROLES: Final = {
 }
 """Open models' templates know no developer."""
 
+_arguments: Final = msgspec.json.Decoder(dict[str, object])
+
 Turns = list[JSONObject]
 """Messages of a chat completion."""
 
@@ -322,8 +324,36 @@ def _call(place: str, item: JSONObject) -> JSONObject:
     for name in ("call_id", "name", "arguments"):
         if not isinstance(item.get(name), str):
             raise wrong(f"{place}.{name}", item.get(name), "text")
-    function = {"name": item["name"], "arguments": item["arguments"] or "{}"}
+    function = {"name": item["name"], "arguments": object_arguments(str(item["arguments"]))}
     return {"id": item["call_id"], "type": "function", "function": function}
+
+
+def object_arguments(text: str) -> str:
+    r"""A call's arguments as every worker's chat template takes them: the JSON of an object.
+
+    Others, which were cut off as a rule, stand in an object, so that the call keeps its place and
+    its output, and the model sees what it had made.
+
+    >>> object_arguments('{"x":1}'), object_arguments(""), object_arguments('{"x":')
+    ('{"x":1}', '{}', '{"incomplete":"{\\"x\\":"}')
+    """
+    if not text:
+        return "{}"
+    try:
+        _arguments.decode(text)
+    except (msgspec.DecodeError, RecursionError):
+        return msgspec.json.encode({"incomplete": text}).decode()
+    return text
+
+
+def with_object_arguments(turns: Turns) -> Turns:
+    """Turns that were kept, with such arguments; each is changed where it is."""
+    for turn in turns:
+        calls = turn.get("tool_calls")
+        for call in calls if isinstance(calls, list) else ():
+            function = call["function"]
+            function["arguments"] = object_arguments(function["arguments"])
+    return turns
 
 
 def _output(place: str, item: JSONObject) -> JSONObject:

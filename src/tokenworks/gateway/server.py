@@ -48,6 +48,15 @@ def listening(host: str, port: int, *, shared: bool = False) -> socket.socket:
     return made
 
 
+def cannot_listen(host: str, port: int, error: OSError) -> ConfigInvalid:
+    """Say that an address cannot be bound, once: ``create_server`` repeats it in the reason."""
+    reason = str(error.strerror or error).partition(" (while ")[0]
+    return ConfigInvalid(
+        f"Cannot listen on {host}:{port}: {reason}.",
+        hint="Choose another with --port, or stop what holds it.",
+    )
+
+
 class GatewayServer:
     """Binds first, so that a taken port is known before anything else starts.
 
@@ -77,10 +86,7 @@ class GatewayServer:
         try:
             self._socket = listening(host, port, shared=shared)
         except OSError as error:
-            raise ConfigInvalid(
-                f"Cannot listen on {host}:{port}: {error.strerror or error}.",
-                hint="Choose another with --port, or stop what holds it.",
-            ) from error
+            raise cannot_listen(host, port, error) from error
         self.address: tuple[str, int] = self._socket.getsockname()[:2]
         self.limits = limits
         self.date = _date()

@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 from tokenworks.core.ids import ModelName
 from tokenworks.core.orders import CHAT_PATH, TOKEN_CLASSES, Ending, Order, Outcome, Receipt
 from tokenworks.core.slo import Tier
+from tokenworks.core.token_sums import completion_tokens, prompt_tokens
 from tokenworks.core.units import NS_PER_S
 
 
@@ -130,7 +131,7 @@ class Tally:
         """Count an answer; see ``Tallies.add``."""
         usage, measured = outcome.usage, outcome.measured
         uncached, cached = usage.uncached_input_tokens, usage.cached_input_tokens
-        prompt, made = usage.prompt_tokens, usage.completion_tokens
+        prompt, made = prompt_tokens(usage), completion_tokens(usage)
         tokens = self.tokens
         tokens[0] += uncached
         tokens[1] += cached

@@ -26,4 +26,5 @@ __all__ = [
     "rollup",
     "store_port",
     "stored",
+    "summing",
 ]

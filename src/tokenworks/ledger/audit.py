@@ -18,7 +18,8 @@ from tokenworks.ledger.accounts import Accounts
 from tokenworks.ledger.blocks import GENESIS, Block, ChainHead, check_block, decode_entries
 from tokenworks.ledger.entries import CostAccrued, Entry, Posted, Reserved, Voided
 from tokenworks.ledger.ledger import check_settlement
-from tokenworks.ledger.rollup import Rollup, RollupRow, Sums, balances, merged
+from tokenworks.ledger.rollup import RollupRow, Sums, balances, merged
+from tokenworks.ledger.summing import Rollup
 
 FINDINGS_MAX: Final = 1_000
 """Findings that are kept; a ledger with more is beyond listing."""

@@ -20,8 +20,11 @@ from tokenworks.core.ids import (
     TenantID,
     WorkerID,
 )
+from tokenworks.core.kept_promises import delivered_tier
 from tokenworks.core.orders import Order, Outcome, Payer
-from tokenworks.core.slo import Tier, delivered_tier
+from tokenworks.core.slo import Tier
+from tokenworks.core.token_sums import completion_tokens, prompt_tokens
+from tokenworks.core.units import PPM
 from tokenworks.ledger.entries import (
     CostAccrued,
     Entry,
@@ -39,12 +42,12 @@ from tokenworks.ledger.metering import (
     ad_income_nanodollars,
     charge_nanodollars,
     credit_nanodollars,
+    has_rates,
     sums_hold,
 )
 from tokenworks.ledger.quota_records import (
     KeyRecord,
     LimitState,
-    QuotaNumbers,
     Refused,
     RefusedCode,
 )
@@ -67,16 +70,19 @@ BOOKS_MAX: Final = 64
 """Price books remembered; a hold is billed by the one that was in force when it was made."""
 HOLD_PRICES_MAX: Final = 4_096
 
+_FREE: Final = Tier.FREE
 SettlementT = TypeVar("SettlementT", bound=Posted | Voided)
 Place = tuple[RequestID, int]
 """A request and the number of the attempt."""
 
 
-class Held(NamedTuple):
-    """An open reservation and the quota windows that hold it."""
+class Held:
+    """An open reservation and the quota windows that hold it; neither is ever changed."""
 
-    entry: Reserved
-    windows: tuple[Window, ...]
+    __slots__ = ("entry", "windows")
+
+    def __init__(self, entry: Reserved, windows: tuple[Window, ...]) -> None:
+        self.entry, self.windows = entry, windows
 
 
 class Idle(NamedTuple):
@@ -328,7 +334,7 @@ class Ledger:
         hold_nanodollars = _most(order, payer, prices, book, date)
         tokens = order.input_tokens_max + order.output_tokens_max
         windows = self._tree.hold(payer, order.tier, tokens, hold_nanodollars, date)
-        if isinstance(windows, QuotaNumbers):
+        if not isinstance(windows, tuple):
             return quota_refusal(windows, date)
         hold = Reserved(
             at_unix_ns=date,
@@ -395,10 +401,10 @@ class Ledger:
         held, earlier = self._found(request, attempt)
         if held is None:
             return _refused("not_reserved", f"{request!r} attempt {attempt} has no reservation.")
-        if held.entry.owner != self.owner:
-            return _refused("not_reserved", f"{held.entry.owner!r}, which is dead, reserved it.")
-        book = self._books[held.entry.price_id]
-        entry = posting(held.entry, self._date(unix_ns), outcome, work, book)
+        hold = held.entry
+        if hold.owner != self.owner:
+            return _refused("not_reserved", f"{hold.owner!r}, which is dead, reserved it.")
+        entry = posting(hold, self._date(unix_ns), outcome, work, self._books[hold.price_id])
         return self._settle(held, earlier, entry)
 
     def void(
@@ -581,10 +587,11 @@ class Ledger:
     def _found(
         self, request: RequestID, attempt: int
     ) -> tuple[Held, Settlement | None] | tuple[None, None]:
-        held = self._holds.get((request, attempt))
+        place = (request, attempt)
+        held = self._holds.get(place)
         if held is not None:
             return held, None
-        return self._settled.get((request, attempt), (None, None))
+        return self._settled.get(place, (None, None))
 
     def _earlier_hold(self, order: Order, attempt: int) -> Reserved | Refused:
         held, settlement = self._found(order.request, attempt)
@@ -688,29 +695,32 @@ def posting(hold: Reserved, unix_ns: int, outcome: Outcome, work: Work, book: Pr
         work: who made it, and what that cost.
         book: the prices that the hold was made by.
     """
-    usage, failed = outcome.usage, outcome.ending == "failed"
-    asked = hold.tier_asked
-    tier = Tier.FREE if failed else delivered_tier(asked, book.promises, outcome.measured)
-    price = book.prices[hold.model][tier]
-    rate_ppm = book.rate_ppm(hold.payer.tenant, hold.model, tier, hold.at_unix_ns, batch=hold.batch)
+    usage, measured, ending = outcome.usage, outcome.measured, outcome.ending
+    asked, payer, model, batch = hold.tier_asked, hold.payer, hold.model, hold.batch
+    failed, reserved_unix_ns = ending == "failed", hold.at_unix_ns
+    tier = _FREE if failed else delivered_tier(asked, book.promises, measured)
+    price = book.prices[model][tier]
+    rate_ppm = PPM
+    if has_rates(book, batch=batch):
+        rate_ppm = book.rate_ppm(payer.tenant, model, tier, reserved_unix_ns, batch=batch)
     charged = 0 if failed else charge_nanodollars(usage, price, rate_ppm)
     credit_ppm = 0 if failed or tier is asked else book.credits_ppm[asked]
     # An answer that missed a paid promise was never sold to advertisers, and nobody looks at a
     # batch while it is made.
-    shown = asked is Tier.FREE and not (failed or hold.batch)
+    shown = asked is _FREE and not (failed or batch)
     ad_rate = book.ad_income_udollars_per_mtok if shown else 0
     return Posted(
         at_unix_ns=unix_ns,
         request=hold.request,
         attempt=hold.attempt,
-        payer=hold.payer,
-        model=hold.model,
+        payer=payer,
+        model=model,
         tier_asked=asked,
         tier_delivered=tier,
-        reserved_unix_ns=hold.at_unix_ns,
+        reserved_unix_ns=reserved_unix_ns,
         pool=work.pool,
         worker=work.worker,
-        batch=hold.batch,
+        batch=batch,
         usage=usage,
         metered_by=outcome.metered_by,
         price_id=hold.price_id,
@@ -721,14 +731,14 @@ def posting(hold: Reserved, unix_ns: int, outcome: Outcome, work: Work, book: Pr
         credited_nanodollars=credit_nanodollars(charged, credit_ppm) if credit_ppm else 0,
         ad_income_udollars_per_mtok=ad_rate,
         ad_income_nanodollars=(
-            ad_income_nanodollars(usage.completion_tokens, ad_rate) if ad_rate else 0
+            ad_income_nanodollars(completion_tokens(usage), ad_rate) if ad_rate else 0
         ),
         energy_nanodollars=work.energy_nanodollars,
         capital_nanodollars=work.capital_nanodollars,
         worker_ns=work.worker_ns,
-        ttft_ns=outcome.measured.ttft_ns,
-        decode_ns=outcome.measured.decode_ns,
-        ending=outcome.ending,
+        ttft_ns=measured.ttft_ns,
+        decode_ns=measured.decode_ns,
+        ending=ending,
     )
 
 
@@ -763,17 +773,14 @@ def _count(held: Held, entry: Settlement, sign: int) -> None:
     """Move a hold to what was used of it; or back, with sign -1."""
     if not held.windows:
         return
-    hold = held.entry
-    tier, tokens, nanodollars = None, 0, 0
+    hold, tier, tokens, nanodollars = held.entry, None, 0, 0
     if isinstance(entry, Posted) and entry.ending != "failed":
-        tier, tokens, nanodollars = (
-            entry.tier_delivered,
-            entry.counted_tokens,
-            entry.paid_nanodollars,
-        )
+        tier, usage = entry.tier_delivered, entry.usage
+        tokens = prompt_tokens(usage) + completion_tokens(usage)
+        nanodollars = entry.charged_nanodollars - entry.credited_nanodollars
     release(
         held.windows,
-        sign * hold.hold_tokens,
+        sign * (hold.input_tokens_max + hold.output_tokens_max),
         sign * hold.hold_nanodollars,
         tier=tier,
         tokens=sign * tokens,
@@ -783,7 +790,9 @@ def _count(held: Held, entry: Settlement, sign: int) -> None:
 
 def _most(order: Order, payer: Payer, prices: HoldPrice, book: PriceBook, unix_ns: int) -> int:
     """The most that a request can be charged, in nano-dollars."""
-    rate_ppm = book.rate_ppm_max(payer.tenant, order.model, unix_ns, batch=order.batch)
+    rate_ppm, batch = PPM, order.batch
+    if has_rates(book, batch=batch):
+        rate_ppm = book.rate_ppm_max(payer.tenant, order.model, unix_ns, batch=batch)
     return prices.hold_nanodollars(order.input_tokens_max, order.output_tokens_max, rate_ppm)
 
 

@@ -8,6 +8,7 @@ from tokenworks.catalogue.price_book import Price, PriceBook
 from tokenworks.core.ids import ModelName
 from tokenworks.core.orders import Usage
 from tokenworks.core.slo import Tier
+from tokenworks.core.token_sums import completion_tokens
 from tokenworks.core.units import PPM, NanoDollars, divide_half_even
 from tokenworks.ledger.entries import Posted
 
@@ -61,6 +62,16 @@ def credit_nanodollars(charged_nanodollars: int, credit_ppm: int) -> NanoDollars
     2
     """
     return NanoDollars(divide_half_even(charged_nanodollars * credit_ppm, PPM))
+
+
+def has_rates(book: PriceBook, *, batch: bool) -> bool:
+    """Whether anything else than the list price may be charged; else nobody need ask the book.
+
+    Args:
+        book: the prices in force.
+        batch: whether the answer may wait.
+    """
+    return batch or bool(book.off_peak) or bool(book.discounts)
 
 
 class HoldPrice:
@@ -133,7 +144,9 @@ def sums_hold(entry: Posted) -> bool:
     charged = 0
     if entry.ending != "failed":
         charged = charge_nanodollars(entry.usage, entry.price, entry.rate_ppm)
-    income = ad_income_nanodollars(entry.usage.completion_tokens, entry.ad_income_udollars_per_mtok)
+    income = ad_income_nanodollars(
+        completion_tokens(entry.usage), entry.ad_income_udollars_per_mtok
+    )
     return (
         charged == entry.charged_nanodollars
         and income == entry.ad_income_nanodollars

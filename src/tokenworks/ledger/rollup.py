@@ -1,12 +1,12 @@
 """Sums of entries by hour, payer and kind of answer: reports, invoices and balances come from them.
 
-A rollup is derived: it can always be made again from the entries, and ``tokenworks ledger verify``
-does so. A store adds each block's entries to the rollups it keeps, per hour and per month.
+They are derived: ``summing.Rollup`` can always make them again from the entries, and ``tokenworks
+ledger verify`` does so. A store adds each block's entries to the sums it keeps, per hour and month.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final, Literal, NamedTuple
 
 import msgspec
@@ -14,7 +14,6 @@ import msgspec
 from tokenworks.core.ids import KeyID, ModelName, PoolID, PriceID, TenantID
 from tokenworks.core.orders import TOKEN_CLASSES, Payer
 from tokenworks.core.slo import Tier
-from tokenworks.core.units import NS_PER_HOUR
 from tokenworks.ledger.accounts import (
     AD_INCOME,
     AD_NETWORK,
@@ -29,7 +28,6 @@ from tokenworks.ledger.accounts import (
     transfer,
     wallet,
 )
-from tokenworks.ledger.entries import CostAccrued, Entry, Posted, Voided
 
 NOBODY: Final = Payer(tenant=TenantID(""), team=None, engineer=None, key=KeyID(""))
 """Who pays for a pool's cost as it runs: the factory itself."""
@@ -144,83 +142,6 @@ class RollupRow(NamedTuple):
 _PLACES: Final[Mapping[str, int]] = {name: i for i, name in enumerate(MEASURES)}
 
 
-class Rollup:
-    """Sums that grow with entries; reservations add nothing.
-
-    Args:
-        by_hour: tell hours apart; else every row's start is 0.
-    """
-
-    def __init__(self, *, by_hour: bool = True) -> None:
-        self._by_hour = by_hour
-        self._rows: dict[Row, Sums] = {}
-        self.entries = 0
-
-    def add(self, entry: Entry) -> None:
-        """Add one entry."""
-        self.entries += 1
-        if isinstance(entry, Posted):
-            self._add_posted(entry)
-        elif isinstance(entry, Voided):
-            kind = Kind(
-                *("voided", entry.model, entry.tier_asked, None),
-                *(PoolID(""), PriceID(""), 0, False),
-            )
-            self._sums(entry.reserved_unix_ns, entry.payer, kind)[0] += 1
-        elif isinstance(entry, CostAccrued):
-            kind = Kind(
-                *("accrued", ModelName(""), None, None, entry.pool), *(PriceID(""), 0, False)
-            )
-            sums = self._sums(entry.from_unix_ns, NOBODY, kind)
-            sums[_ENERGY] += entry.energy_nanodollars
-            sums[_CAPITAL] += entry.capital_nanodollars
-
-    def _add_posted(self, entry: Posted) -> None:
-        kind = Kind(
-            entry.ending,
-            entry.model,
-            entry.tier_asked,
-            entry.tier_delivered,
-            entry.pool,
-            entry.price_id,
-            entry.rate_ppm,
-            entry.batch,
-        )
-        sums = self._sums(entry.reserved_unix_ns, entry.payer, kind)
-        usage = entry.usage
-        sums[0] += 1
-        sums[1] += usage.uncached_input_tokens
-        sums[2] += usage.cached_input_tokens
-        sums[3] += usage.output_tokens
-        sums[4] += usage.cache_write_tokens
-        sums[5] += usage.reasoning_tokens
-        sums[6] += usage.audio_input_tokens
-        sums[7] += usage.image_input_tokens
-        sums[8] += usage.audio_output_tokens
-        sums[9] += usage.image_output_tokens
-        sums[10] += entry.charged_nanodollars
-        sums[11] += entry.credited_nanodollars
-        sums[12] += entry.ad_income_nanodollars
-        sums[13] += entry.energy_nanodollars
-        sums[14] += entry.capital_nanodollars
-
-    def _sums(self, unix_ns: int, payer: Payer, kind: Kind) -> Sums:
-        row = (unix_ns - unix_ns % NS_PER_HOUR if self._by_hour else 0, payer, kind)
-        sums = self._rows.get(row)
-        if sums is None:
-            sums = self._rows[row] = [0] * len(MEASURES)
-        return sums
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def rows(self) -> Iterator[RollupRow]:
-        """Every row."""
-        return (RollupRow(*row, sums) for row, sums in self._rows.items())
-
-
-_ENERGY: Final = _PLACES["energy_nanodollars"]
-_CAPITAL: Final = _PLACES["capital_nanodollars"]
 assert MEASURES[1:10] == TOKEN_CLASSES
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Final, TypeVar
+from typing import TypeVar
 
 from tokenworks.core.errors import LedgerCorrupt
 from tokenworks.core.ids import RequestID
@@ -15,7 +15,7 @@ from tokenworks.ledger.entries import (
     oldest_first,
 )
 
-RECENT_MAX: Final = 50_000
+RECENT_MAX = 50_000
 """Settlements and costs remembered, to tell a repeat from a contradiction; more than may queue."""
 
 _Place = tuple[RequestID, int]
@@ -64,6 +64,25 @@ class Stored:
             raise
         return fresh
 
+    def admit_each(
+        self, appends: Iterable[Sequence[Entry]]
+    ) -> tuple[list[Entry], list[LedgerCorrupt | None]]:
+        """Take up what several appends store; what is wrong with one stops no other.
+
+        Returns:
+            The entries that are not stored yet, and for each append what was wrong, if anything.
+        """
+        fresh: list[Entry] = []
+        errors: list[LedgerCorrupt | None] = []
+        for entries in appends:
+            error: LedgerCorrupt | None = None
+            try:
+                fresh += self.admit(entries)
+            except LedgerCorrupt as refusal:
+                error = refusal
+            errors.append(error)
+        return fresh, errors
+
     def undo(self, fresh: Sequence[Entry]) -> None:
         """Forget entries that were admitted last and were not stored after all."""
         for entry in reversed(fresh):
@@ -84,14 +103,17 @@ class Stored:
 
     def _take(self, entry: Entry) -> bool:
         """Take up one entry; False for a repeat."""
+        place = (entry.request, entry.attempt)
+        if isinstance(entry, Reserved):
+            settled = self._settled.get(place)
+            if settled is not None:
+                return _repeat(entry, settled[0])
+            return _new(self._open, place, entry)
         if isinstance(entry, CostAccrued):
             return _new(self._costs, entry.request, entry)
-        place = (entry.request, entry.attempt)
         settled = self._settled.get(place)
         if settled is not None:
-            return _repeat(entry, settled[0] if isinstance(entry, Reserved) else settled[1])
-        if isinstance(entry, Reserved):
-            return _new(self._open, place, entry)
+            return _repeat(entry, settled[1])
         hold = self._open.pop(place, None)
         if hold is None:
             raise LedgerCorrupt(f"{entry!r} settles what was not reserved.")

@@ -46,7 +46,9 @@ class Admission:
         if record is None:
             raise Unauthorized("The key is unknown or revoked.", hint=HINT)
         if not record.roles:
-            raise Forbidden(f"The key {record.key} has no role.", hint=HINT)
+            stranger = Forbidden(f"The key {record.key} has no role.", hint=HINT)
+            stranger.at_door = True
+            raise stranger
         return who_holds(record, str(address))
 
     def _record(self, digest: str, address: Address | None) -> KeyRecord | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+from asyncio import get_running_loop
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
@@ -88,9 +89,12 @@ class Bookkeeper:
         return self._trouble if self._doubt is None else str(self._doubt)
 
     def lag(self) -> tuple[int, int, int]:
-        """Appends that are not durable, entries to be tried again, age of the oldest append, ns."""
+        """Appends that are not durable, entries to be tried again, age of the oldest, ns."""
         oldest_ns = next(iter(self._storing.values()), None)
         lag_ns = 0 if oldest_ns is None else self._clock.now_ns() - oldest_ns
+        if self._unstored:  # whose dates may be ahead of a clock that was put back
+            dated = min(each.at_unix_ns for each in self._unstored)
+            lag_ns = max(lag_ns, self._clock.unix_ns() - dated)
         return len(self._storing), len(self._unstored), lag_ns
 
     def costs(self) -> dict[PoolID, tuple[int, int]]:
@@ -131,7 +135,7 @@ class Bookkeeper:
             held = self._ledger.reserve(clock.now_ns(), clock.unix_ns(), order, book, HOLD_NS_MAX)
         else:
             held = await self._leases.reserve(order, book, HOLD_NS_MAX)
-        if isinstance(held, Refused):
+        if not isinstance(held, Reserved):
             raise _refusal(held, self._clock.unix_ns())
         if self._trouble is None:
             self._keep((held,))
@@ -141,13 +145,13 @@ class Bookkeeper:
     async def all_told(self) -> None:
         """Return once the store has answered every append. One may wait for that."""
         while self._storing:
-            self._all_told = asyncio.get_running_loop().create_future()
+            self._all_told = get_running_loop().create_future()
             await self._all_told
 
     async def _keep_now(self, held: Reserved) -> None:
         """Store a reservation; while that is in trouble nothing starts that could not be billed."""
         stored: asyncio.Future[TokenworksError | None]
-        stored = asyncio.get_running_loop().create_future()
+        stored = get_running_loop().create_future()
 
         def told(entries: Sequence[Entry], error: TokenworksError | None) -> None:
             self._kept(entries, error)
@@ -177,42 +181,38 @@ class Bookkeeper:
                 billed.
         """
         entry = self._ledger.post(self._clock.unix_ns(), request, outcome=outcome, work=work)
-        if isinstance(entry, Refused):
+        if not isinstance(entry, Posted):
             _log.error("%s cannot be billed: %s", request, entry.message)
             raise LedgerUnavailable(
                 f"The answer cannot be billed: {entry.message}",
                 hint="Read answers as they come: a reservation does not last for ever.",
             )
-        try:
-            early: LedgerCorrupt | None = None
-            try:
-                await self._stored(self._with_held(entry))
-            except LedgerCorrupt as error:
-                early = error
-            if early is not None:
-                if not self._unstored_of(request):
-                    raise early
-                # The reservation failed to be stored a moment before.
-                await self._stored(self._with_held(entry))
-        except InDoubt as error:
-            # It is neither taken back nor tried again: it goes on counting as used, and the next
-            # start finds either it or its open reservation.
-            self._in_doubt(error, self._with_held(entry))
-            raise InDoubt(
-                f"It is not known whether the answer is billed: {error.message}", hint=error.hint
-            ) from error
-        except (LedgerUnavailable, LedgerCorrupt) as error:
-            self._in_trouble(error)
-            self._ledger.retract(entry)
-            self.void(request, "failed")
-            raise LedgerUnavailable(
-                f"The answer could not be billed: {error.message}",
-                hint=error.hint or STORE_HINT,
-            ) from error
+        error = await self._stored(self._with_held(entry))
+        if isinstance(error, LedgerCorrupt) and self._unstored_of(request):
+            # The reservation failed to be stored a moment before.
+            error = await self._stored(self._with_held(entry))
+        if error is not None:
+            raise self._not_billed(entry, error) from error
         if self._unstored:
             self._unstored = [each for each in self._unstored if each.request != request]
         self._trouble = None
         return entry
+
+    def _not_billed(self, entry: Posted, error: TokenworksError) -> LedgerUnavailable:
+        """What to say of a posting that was not stored; it is taken back, unless it may be."""
+        if isinstance(error, InDoubt):
+            # It is neither taken back nor tried again: it goes on counting as used, and the next
+            # start finds either it or its open reservation.
+            self._in_doubt(error, self._with_held(entry))
+            return InDoubt(
+                f"It is not known whether the answer is billed: {error.message}", hint=error.hint
+            )
+        self._in_trouble(error)
+        self._ledger.retract(entry)
+        self.void(entry.request, "failed")
+        return LedgerUnavailable(
+            f"The answer could not be billed: {error.message}", hint=error.hint or STORE_HINT
+        )
 
     def void(self, request: RequestID, reason: VoidReason) -> None:
         """Give a reservation back, if it is still open."""
@@ -277,14 +277,17 @@ class Bookkeeper:
         """A posting, after its reservation if that could not be stored before."""
         return (*self._unstored_of(entry.request), entry) if self._unstored else (entry,)
 
-    async def _stored(self, entries: Sequence[Entry]) -> None:
-        """Store entries for somebody who waits for it."""
-        name = id(entries)
-        self._storing[name] = self._clock.now_ns()
-        try:
-            await self._store.append(entries)
-        finally:
-            self._answered(name)
+    def _stored(self, entries: Sequence[Entry]) -> asyncio.Future[TokenworksError | None]:
+        """Store entries for somebody who waits to hear what was wrong, if anything."""
+        stored: asyncio.Future[TokenworksError | None] = get_running_loop().create_future()
+
+        def told(entries: Sequence[Entry], error: TokenworksError | None) -> None:
+            self._answered(id(entries))
+            if not stored.done():
+                stored.set_result(error)
+
+        self._append(entries, told)
+        return stored
 
     def _append(self, entries: Sequence[Entry], told: Told) -> None:
         self._storing[id(entries)] = self._clock.now_ns()

@@ -10,10 +10,8 @@ class SystemClock:
 
     __slots__ = ()
 
-    def now_ns(self) -> int:
-        """Nanoseconds on a clock that never goes back; its zero means nothing."""
-        return time.monotonic_ns()
-
-    def unix_ns(self) -> int:
-        """Nanoseconds since 1970, UTC, for records; an operator may set it back."""
-        return time.time_ns()
+    # Read a dozen times for each request: nothing of ours stands between.
+    now_ns = staticmethod(time.monotonic_ns)
+    """Nanoseconds on a clock that never goes back; its zero means nothing."""
+    unix_ns = staticmethod(time.time_ns)
+    """Nanoseconds since 1970, UTC, for records; an operator may set it back."""

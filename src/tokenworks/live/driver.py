@@ -23,7 +23,6 @@ from tokenworks.catalogue.price_book import PriceBook, PriceBooks
 from tokenworks.core.errors import (
     CapacityExceeded,
     ConfigInvalid,
-    InvalidRequest,
     LedgerCorrupt,
     LedgerUnavailable,
     TokenworksError,
@@ -32,7 +31,7 @@ from tokenworks.core.errors import (
 )
 from tokenworks.core.gauges import Gauges
 from tokenworks.core.ids import KeyID, ModelName, RequestID, WorkerID
-from tokenworks.core.needs import NO_OFFERS, Needs, nothing_offers
+from tokenworks.core.needs import NO_OFFERS, Needs
 from tokenworks.core.orders import KeyView, Order, Outcome, Receipt
 from tokenworks.core.ports import AnswerStream, TieredPort, WorkerPort
 from tokenworks.core.slo import Tier
@@ -66,12 +65,13 @@ from tokenworks.ledger.quota_records import KeyRecord, LimitState
 from tokenworks.ledger.quotas import window_end
 from tokenworks.live.bookkeeper import Bookkeeper
 from tokenworks.live.driver_parts import DriverParts
-from tokenworks.live.flights import Flight, LiveDelivery, Rival, ending_of
+from tokenworks.live.flights import Flight, LiveDelivery, Rival, Sending, ending_of
 from tokenworks.live.growth import in_words, scaling_of
 from tokenworks.live.journal import JournalWriter
+from tokenworks.live.network import OK, WorkerStream
 from tokenworks.live.refusals import (
     at_fault,
-    not_offered,
+    refuse_unserved,
     refused,
     rejection,
     sent_once,
@@ -79,7 +79,7 @@ from tokenworks.live.refusals import (
 )
 from tokenworks.live.seat import Seat
 from tokenworks.live.seats import gauges_of, work_of
-from tokenworks.live.sending import post
+from tokenworks.live.sending import Try, post
 from tokenworks.live.token_counts import count_at_any
 
 # Without Final, which mypyc writes into the code: tests change some of these, compiled or not.
@@ -263,8 +263,7 @@ class Driver:
                 "Too many requests are open.", hint="Try again.", retry_after_s=1
             )
         assert order.request not in self._flights, order.request
-        self._check_fields(order)
-        self._check_needs(order)
+        refuse_unserved(order, self._pools)
         cut_off_ns = self._clock.now_ns() + ANSWER_NS_MAX
         await self._bookkeeper.reserve(order, self._book)
         if self._closed:
@@ -288,10 +287,7 @@ class Driver:
                 once=UNSET if order.passing is None else True,
             )
         )
-        flight.arriving = False
         try:
-            if flight.attempt and flight.seat is not None:
-                await self._send_here(flight, flight.seat)
             await flight.opened
         except asyncio.CancelledError:
             self._withdraw(flight)
@@ -299,37 +295,18 @@ class Driver:
         assert flight.delivery is not None, order.request
         return flight.delivery
 
-    def _check_fields(self, order: Order) -> None:
-        """Refuse what may make the embedded engine allocate until it dies."""
-        if order.extra_fields and any(
-            pool.engine == "embedded" and pool.model == order.model for pool in self._pools.values()
-        ):
-            raise InvalidRequest(
-                f"The engine of {order.model!r} does not take {order.extra_fields[0]!r}.",
-                hint="Leave it out; text, OpenAI's own fields and common samplers pass.",
-            )
-
-    def _check_needs(self, order: Order) -> None:
-        """Refuse what no pool of the factory offers, before anything is held for it."""
-        if order.needs is None:
-            return
-        pools = [pool for pool in self._pools.values() if pool.model == order.model]
-        lacking = nothing_offers([pool.offers for pool in pools], order.needs)
-        if lacking is not None:
-            raise not_offered(order, lacking)
-
     async def settle(self, flight: Flight, outcome: Outcome) -> Receipt:
         """Tell the dispatcher that an answer ended, and bill it; returns when that is durable."""
         assert not flight.settled, flight.order.request
         assert flight.seat is not None
         flight.settled = True
         order, seat = flight.order, flight.seat
-        worked_ns = flight.worked_ns
-        if flight.attempt:
-            worked_ns += max(0, self._clock.now_ns() - flight.sent_ns)
         if flight.sending is not None:
             flight.sending.cancel()  # it was to go on with the answer
         self.tell(ending_of(flight, seat, outcome))
+        worked_ns = flight.worked_ns
+        if flight.attempt:
+            worked_ns += max(0, self._last_ns - flight.sent_ns)
         self._flights.pop(order.request, None)
         work = work_of(seat, worked_ns)
         if not self._flights:
@@ -509,18 +486,46 @@ class Driver:
         if flight.delivery is None and flight.opened.done():
             return  # cancelled, and about to be withdrawn
         seat = self._seats[command.worker]
-        flight.attempt, flight.seat, flight.sent_ns = command.attempt, seat, self._clock.now_ns()
+        flight.attempt, flight.seat, flight.sent_ns = command.attempt, seat, self._last_ns
         if not flight.is_open:
             return  # it had made its answer when it was to make room, and is about to be settled
-        if flight.arriving:
-            return  # ``open`` sends it
         flight.sending = self._try(flight, seat, command.attempt)
 
-    def _try(self, flight: Flight, seat: Seat, attempt: int) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(self._start(flight, seat, attempt))
+    def _try(self, flight: Flight, seat: Seat, attempt: int) -> Sending:
+        at_once = Try(flight, seat, attempt, self._heard)
+        with contextlib.suppress(Exception):  # a task meets the same, and says so
+            if at_once.post():
+                return at_once
+        return self._try_in_task(flight, seat, attempt, None)
+
+    def _try_in_task(
+        self, flight: Flight, seat: Seat, attempt: int, stream: WorkerStream | None
+    ) -> asyncio.Task[None]:
+        start = self._start(flight, seat, attempt, stream)
+        task = asyncio.get_running_loop().create_task(start)
         self._sending.add(task)
-        task.add_done_callback(functools.partial(self._sent, flight, seat, attempt))
+        task.add_done_callback(functools.partial(self._sent, flight, seat, attempt, stream))
         return task
+
+    def _heard(self, made: Try, stream: WorkerStream) -> None:
+        """A worker has begun to answer what it was sent at once, or will not."""
+        flight, seat, attempt = made.flight, made.seat, made.attempt
+        try:
+            if not flight.awaits(attempt):
+                stream.abort()
+            elif stream.has_begun and stream.status == OK:
+                if flight.attempt == attempt:
+                    flight.sending = None
+                self._begin(flight, stream, attempt)
+            else:  # there is something to wait for: its words, another connection or a breather
+                sending = self._try_in_task(flight, seat, attempt, stream)
+                if flight.attempt == attempt:
+                    flight.sending = sending
+                elif flight.rival is not None:
+                    flight.rival.sending = sending
+        except Exception as error:  # noqa: BLE001 - as of a task of its own
+            stream.abort()
+            self._broke(flight, seat, attempt, error)
 
     def _hedge(self, command: Hedge) -> None:
         flight, seat = self._flights[command.request], self._seats[command.worker]
@@ -531,30 +536,21 @@ class Driver:
         if not flight.attempt:  # the first try has failed, which crossed with this
             flight.go_on_with(flight.rival)
 
-    def _sent(self, flight: Flight, seat: Seat, attempt: int, task: asyncio.Task[None]) -> None:
+    def _sent(
+        self,
+        flight: Flight,
+        seat: Seat,
+        attempt: int,
+        stream: WorkerStream | None,
+        task: asyncio.Task[None],
+    ) -> None:
         """A try has begun its answer or failed."""
         self._sending.discard(task)
         error = None if task.cancelled() else task.exception()
+        if stream is not None and task.cancelled():
+            stream.abort()  # also if the task was not begun
         if error is not None:
             self._broke(flight, seat, attempt, error)
-
-    async def _send_here(self, flight: Flight, seat: Seat) -> None:
-        """Send a request whose worker was chosen as it arrived, in the task that opens it."""
-        task, attempt = asyncio.current_task(), flight.attempt
-        assert task is not None
-        cancels = task.cancelling()
-        flight.sending = task
-        try:
-            await self._start(flight, seat, attempt)
-        except asyncio.CancelledError:
-            # Who takes it off its worker cancels this try, and not whoever waits for its answer.
-            if flight.sending is task or task.uncancel() > cancels:
-                raise
-        except Exception as error:  # noqa: BLE001 - as of a task of its own
-            self._broke(flight, seat, attempt, error)
-        finally:
-            if flight.sending is task:
-                flight.sending = None
 
     def _broke(self, flight: Flight, seat: Seat, attempt: int, error: BaseException) -> None:
         """A try that breaks by a mistake of ours has failed."""
@@ -564,13 +560,15 @@ class Driver:
         elif flight.awaits(attempt):
             self._give_up(flight, seat, "sending it broke")
 
-    async def _start(self, flight: Flight, seat: Seat, attempt: int) -> None:
-        """Send the request; open its delivery, or tell what went wrong."""
+    async def _start(
+        self, flight: Flight, seat: Seat, attempt: int, sent: WorkerStream | None
+    ) -> None:
+        """Send the request, if it is not; open its delivery, or tell what went wrong."""
         stream: AnswerStream | None = None
         failure: WorkerFailed | WorkerUnavailable | None = None
         try:
-            stream = await post(flight, seat)
-            passed = stream.status == 200 or flight.order.passing is not None
+            stream = await (post(flight, seat) if sent is None else sent.begun())
+            passed = stream.status == OK or flight.order.passing is not None
             said = b"" if passed else await stream.read_all()
         except (WorkerFailed, WorkerUnavailable) as error:
             failure = error
@@ -603,8 +601,8 @@ class Driver:
     ) -> None:
         """A try has failed before there was an answer to go by."""
         lack = error if isinstance(error, WorkerUnavailable) and error.ours else None
-        if lack is not None and flight.delivery is None and flight.rival is None:
-            self._turn_away(flight, attempt, lack)
+        if lack is not None and flight.delivery is None:
+            self._turn_away(flight, seat, attempt, lack)
         elif isinstance(error, WorkerFailed) and not (error.unsent or flight.repeatable):
             self._lose(flight, seat, attempt, str(error))
         else:
@@ -630,9 +628,11 @@ class Driver:
             _log.warning("worker %s broke off %s: %s", seat.worker, flight.order.request, why)
             self._give_up(flight, seat, why)
 
-    def _turn_away(self, flight: Flight, attempt: int, lack: WorkerUnavailable) -> None:
+    def _turn_away(self, flight: Flight, seat: Seat, attempt: int, lack: WorkerUnavailable) -> None:
         """We lack what it takes to ask any worker: that is no fault of the one that was chosen."""
-        if flight.awaits(attempt):
+        if flight.awaits(attempt) and flight.rival is not None:
+            self._give_up(flight, seat, str(lack))  # the other goes on, or is the last to lack it
+        elif flight.awaits(attempt):
             _log.error("%s was turned away: %s", flight.order.request, lack)
             self._end(flight, Withdrawn(request=flight.order.request), "rejected", lack)
 

@@ -9,14 +9,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, Protocol
 
 from tokenworks.core.errors import WorkerFailed
 from tokenworks.core.orders import Order, Outcome, Receipt
-from tokenworks.core.ports import AnswerStream, KeepingStream, Sink
+from tokenworks.core.ports import ABORTED, AnswerStream, KeepingStream, Sink
+from tokenworks.core.token_sums import completion_tokens, prompt_tokens
 from tokenworks.dispatch.commands import Fetch
 from tokenworks.dispatch.events import Event, Failed, Finished, Withdrawn
 from tokenworks.live.seat import Seat
+
+
+class Sending(Protocol):
+    """A try under way: a task, or what waits for a worker without one."""
+
+    def cancel(self) -> object:
+        """Stop it; nothing more is heard of it."""
+        ...
 
 
 class Rival:
@@ -26,12 +35,12 @@ class Rival:
         attempt: its number.
         seat: of its worker.
         sent_ns: when that was sent it.
-        sending: its task.
+        sending: what stops it.
     """
 
     __slots__ = ("attempt", "seat", "sending", "sent_ns")
 
-    def __init__(self, attempt: int, seat: Seat, sent_ns: int, sending: asyncio.Task[None]) -> None:
+    def __init__(self, attempt: int, seat: Seat, sent_ns: int, sending: Sending) -> None:
         self.attempt, self.seat, self.sent_ns, self.sending = attempt, seat, sent_ns, sending
 
 
@@ -46,9 +55,8 @@ class Flight:
         seat: of the worker that has it, or had it last.
         sent_ns: when that was sent it.
         worked_ns: how long workers had it that were told to stop.
-        sending: the task of the try that may still begin the answer, or go on with it.
+        sending: what stops the try that may still begin the answer, or go on with it.
         kept: what a worker that was told to stop has made of it; None if none was.
-        arriving: the dispatcher is being told of it, and ``open`` will send it.
         fetch: what is to be in its worker's cache before it is sent.
         delivery: its answer, from when that has begun until it is settled.
         rival: a second try; None if there is only one.
@@ -56,8 +64,8 @@ class Flight:
     """
 
     __slots__ = (
-        *("arriving", "attempt", "cut_off_ns", "delivery", "fetch", "kept", "opened", "order"),
-        *("rival", "seat", "sending", "sent_ns", "settled", "worked_ns"),
+        *("attempt", "cut_off_ns", "delivery", "fetch", "kept", "opened", "order", "rival"),
+        *("seat", "sending", "sent_ns", "settled", "worked_ns"),
     )
 
     def __init__(self, order: Order, opened: asyncio.Future[None], cut_off_ns: int) -> None:
@@ -66,13 +74,12 @@ class Flight:
         self.cut_off_ns = cut_off_ns
         self.attempt = self.sent_ns = self.worked_ns = 0
         self.seat: Seat | None = None
-        self.sending: asyncio.Task[Any] | None = None
+        self.sending: Sending | None = None
         self.rival: Rival | None = None
         self.kept: bytes | None = None
         self.fetch: Fetch | None = None
         self.delivery: LiveDelivery | None = None
         self.settled = False
-        self.arriving = True
 
     @property
     def is_open(self) -> bool:
@@ -115,7 +122,7 @@ class Flight:
         rival = self.rival
         if rival is None:
             return
-        loser: asyncio.Task[Any] | None = rival.sending
+        loser: Sending | None = rival.sending
         if rival.attempt == attempt:
             loser = self.sending
             self.go_on_with(rival)
@@ -134,7 +141,7 @@ class Flight:
         if rival is None:
             self.attempt = 0  # it waits, also for who asks before the dispatcher has said so
             return
-        lost: asyncio.Task[Any] | None = None
+        lost: Sending | None = None
         if rival.seat is seat:
             self.rival, lost = None, rival.sending
         elif self.seat is seat:
@@ -213,7 +220,7 @@ class LiveDelivery:
         self.stream.abort()
         if self._next is not None:
             self._next.abort()
-        self.break_off("the request was aborted")
+        self.break_off(ABORTED)
 
     def settle(self, outcome: Outcome) -> Coroutine[Any, Any, Receipt]:
         """See ``Delivery``."""
@@ -308,9 +315,10 @@ def ending_of(flight: Flight, seat: Seat, outcome: Outcome) -> Event:
         return Failed(request=request, worker=seat.worker, started=True)
     if outcome.ending == "disconnected":
         return Withdrawn(request=request)
+    usage = outcome.usage
     return Finished(
         request=request,
-        output_tokens=outcome.usage.completion_tokens,
-        cached_input_tokens=outcome.usage.cached_input_tokens,
-        input_tokens=outcome.usage.prompt_tokens,
+        output_tokens=completion_tokens(usage),
+        cached_input_tokens=usage.cached_input_tokens,
+        input_tokens=prompt_tokens(usage),
     )

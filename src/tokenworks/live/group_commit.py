@@ -8,13 +8,14 @@ import enum
 import functools
 import threading
 import time
+from asyncio import get_running_loop
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import Final, NamedTuple
+from typing import Final
 
 from tokenworks.core.errors import LedgerUnavailable, TokenworksError
 from tokenworks.ledger.blocks import ENTRIES_MAX
-from tokenworks.ledger.entries import Entry
+from tokenworks.ledger.entries import Entry, Reserved
 from tokenworks.ledger.store_port import Told
 
 QUEUE_LEN_MAX: Final = 20_000
@@ -40,18 +41,27 @@ REST_S_MAX: Final = 0.02
 """The same for one of several processes, which rests while the others commit."""
 
 
-class Batch(NamedTuple):
+class _Append:
     """Entries of one append, all or none, and whom to tell: on a loop, or on the writer's thread.
 
-    Attributes:
+    Args:
         entries: these.
         told: see ``LedgerStore.keep``.
         loop: on which it is called; None for the thread.
+
+    Attributes:
+        error: what was wrong, if anything, once that is known.
     """
 
-    entries: Sequence[Entry]
-    told: Told
-    loop: asyncio.AbstractEventLoop | None
+    __slots__ = ("entries", "error", "loop", "told")
+
+    def __init__(
+        self, entries: Sequence[Entry], told: Told, loop: asyncio.AbstractEventLoop | None
+    ) -> None:
+        self.entries = entries
+        self.told = told
+        self.loop = loop
+        self.error: TokenworksError | None = None
 
 
 class _Doze(enum.Enum):
@@ -71,8 +81,8 @@ class GroupCommit:
     """The writer's thread and its queue.
 
     Args:
-        commit: stores batches, in order, and returns for each of them what was wrong, if anything;
-            called on the thread.
+        commit: stores the entries of some appends, in order, and returns for each append what was
+            wrong, if anything; called on the thread.
         idle: called on the thread when nothing has come for a while.
         queue_len_max: entries that may wait.
 
@@ -85,13 +95,13 @@ class GroupCommit:
 
     def __init__(
         self,
-        commit: Callable[[list[Batch]], list[TokenworksError | None]],
+        commit: Callable[[list[Sequence[Entry]]], Sequence[TokenworksError | None]],
         idle: Callable[[], None],
         queue_len_max: int = QUEUE_LEN_MAX,
     ) -> None:
         assert queue_len_max > 0, queue_len_max
         self._commit, self._idle, self._queue_len_max = commit, idle, queue_len_max
-        self._queue: list[Batch] = []
+        self._queue: list[_Append] = []
         self._queue_len = 0
         self._followers: list[list[Entry]] = []
         self._closing = False
@@ -111,17 +121,17 @@ class GroupCommit:
 
     def append(self, entries: Sequence[Entry]) -> asyncio.Future[None]:
         """Queue some entries from a running loop; the future is done when they are stored."""
-        loop = asyncio.get_running_loop()
+        loop = get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
-        refusal = self._submit(Batch(entries, functools.partial(_answer, future), loop))
+        refusal = self._submit(_Append(entries, functools.partial(_answer, future), loop))
         if refusal is not None:
             future.set_exception(refusal)
         return future
 
     def keep(self, entries: Sequence[Entry], told: Told) -> None:
         """Queue some entries from a running loop; see ``LedgerStore.keep``."""
-        loop = asyncio.get_running_loop()
-        refusal = self._submit(Batch(entries, told, loop))
+        loop = get_running_loop()
+        refusal = self._submit(_Append(entries, told, loop))
         if refusal is not None:
             loop.call_soon(told, entries, refusal)
 
@@ -132,7 +142,7 @@ class GroupCommit:
             TokenworksError: they are not stored.
         """
         waiting: Future[TokenworksError | None] = Future()
-        refusal = self._submit(Batch(entries, lambda _, error: waiting.set_result(error), None))
+        refusal = self._submit(_Append(entries, lambda _, error: waiting.set_result(error), None))
         error = refusal or waiting.result()
         if error is not None:
             raise error
@@ -146,7 +156,7 @@ class GroupCommit:
         with self._lock:
             if later is not None:
                 self._followers.append(later)
-            return [entry for batch in self._queue for entry in batch.entries]
+            return [entry for append in self._queue for entry in append.entries]
 
     def unfollow(self, later: list[Entry]) -> list[Entry]:
         """Add nothing more to such a list; what it has got."""
@@ -162,12 +172,13 @@ class GroupCommit:
                 self._ring()
         self._writing.join()
 
-    def _submit(self, batch: Batch) -> LedgerUnavailable | None:
-        entries = batch.entries
-        patient = batch.loop is not None
+    def _submit(self, append: _Append) -> LedgerUnavailable | None:
+        entries = append.entries
+        patient = append.loop is not None
         for entry in entries:
-            if entry.phase != "reserve":
+            if not isinstance(entry, Reserved):
                 patient = False
+                break
         with self._lock:
             if self._closing:
                 return LedgerUnavailable("The ledger store is closed.")
@@ -179,7 +190,7 @@ class GroupCommit:
                     hint="Look at the disk that holds the ledger, or at its database server.",
                     retry_after_s=1,
                 )
-            self._queue.append(batch)
+            self._queue.append(append)
             self._queue_len += len(entries)
             for later in self._followers:
                 later.extend(entries)
@@ -197,28 +208,30 @@ class GroupCommit:
         self._bell.release()
 
     def _run(self) -> None:
-        batches: list[Batch] = []
+        appends: list[_Append] = []
         try:
             while self._wait():
                 with self.still:
-                    batches = self._take()
+                    appends = self._take()
                     began_s = time.monotonic()
-                    errors = self._commit(batches) if batches else []
+                    errors: Sequence[TokenworksError | None] = ()
+                    if appends:
+                        errors = self._commit([append.entries for append in appends])
                     self._committed_s = time.monotonic()
                     self._took_s = self._committed_s - began_s
-                    if not batches:
+                    if not appends:
                         self._idle()
-                _tell(batches, errors)
+                _tell(appends, errors)
                 # What has been answered must not look unanswered if the thread stops later.
-                batches = []
+                appends = []
         finally:
-            # Reached with batches only by a mistake of ours; nobody may wait for ever on it.
+            # Reached with appends only by a mistake of ours; nobody may wait for ever on it.
             with self._lock:
                 self._closing = True
-                batches += self._queue
+                appends += self._queue
                 self._queue = []
             stopped = LedgerUnavailable("The ledger store's writer has stopped.")
-            _tell(batches, [stopped] * len(batches))
+            _tell(appends, [stopped] * len(appends))
 
     def _wait(self) -> bool:
         """Until something is to be stored, or for a while; False when there is nothing left."""
@@ -251,42 +264,47 @@ class GroupCommit:
         others_s = (self.writers - 1) * (COMMIT_S_MIN + self._took_s)
         return max(own_s, min(COMMIT_S_MIN + others_s, REST_S_MAX))
 
-    def _take(self) -> list[Batch]:
-        """The next batches, no more than fit a block."""
+    def _take(self) -> list[_Append]:
+        """The next appends, no more than fit a block."""
         with self._lock:
-            batches, self._queue = self._queue, []
+            appends, self._queue = self._queue, []
             self._urgent = self._closing
             if self._queue_len <= ENTRIES_MAX:
                 self._queue_len = 0
-                return batches
+                return appends
             count = taken = 0
-            for batch in batches:
-                if taken and count + len(batch.entries) > ENTRIES_MAX:
+            for append in appends:
+                if taken and count + len(append.entries) > ENTRIES_MAX:
                     break
-                taken, count = taken + 1, count + len(batch.entries)
+                taken, count = taken + 1, count + len(append.entries)
             self._queue_len -= count
-            batches, self._queue = batches[:taken], batches[taken:]
+            appends, self._queue = appends[:taken], appends[taken:]
             self._urgent = self._closing or bool(self._queue)
-            return batches
+            return appends
 
 
-def _tell(batches: list[Batch], errors: list[TokenworksError | None]) -> None:
+def _tell(appends: list[_Append], errors: Sequence[TokenworksError | None]) -> None:
     """Answer everybody; those of one loop by one call."""
-    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Batch, TokenworksError | None]]] = {}
-    for batch, error in zip(batches, errors, strict=True):
-        if batch.loop is None:
-            batch.told(batch.entries, error)
+    assert len(appends) == len(errors), errors
+    by_loop: dict[asyncio.AbstractEventLoop, list[_Append]] = {}
+    for append, error in zip(appends, errors, strict=True):
+        append.error = error
+        loop = append.loop
+        if loop is None:
+            append.told(append.entries, error)
+        elif loop in by_loop:
+            by_loop[loop].append(append)
         else:
-            by_loop.setdefault(batch.loop, []).append((batch, error))
-    for loop, answers in by_loop.items():
+            by_loop[loop] = [append]
+    for loop, answered in by_loop.items():
         # A loop that has closed: nobody waits, and what is written stays written.
         with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(_tell_all, answers)
+            loop.call_soon_threadsafe(_tell_all, answered)
 
 
-def _tell_all(answers: list[tuple[Batch, TokenworksError | None]]) -> None:
-    for (entries, told, _), error in answers:
-        told(entries, error)
+def _tell_all(appends: list[_Append]) -> None:
+    for append in appends:
+        append.told(append.entries, append.error)
 
 
 def _answer(

@@ -217,6 +217,8 @@ INSERT INTO extras VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (extra) DO UPD
 COUNT_QUESTION: Final = "UPDATE meta SET value = value + 1 WHERE name = 'questions'"
 """A change that is always one: SQLite writes nothing for a row that stays as it is."""
 INSERT_BLOCK: Final = "INSERT INTO blocks VALUES (?, ?, ?, ?, ?, ?, ?)"
+CHAIN_BLOCK: Final = f"{INSERT_BLOCK} ON CONFLICT (seq) DO NOTHING"
+"""The same, unless a block of another process has that place."""
 LAST_BLOCK: Final = "SELECT seq, hash FROM blocks ORDER BY seq DESC LIMIT 1"
 BLOCKS: Final = (
     "SELECT seq, owner, number, at_unix_ns, count, payload, hash FROM blocks "

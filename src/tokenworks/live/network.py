@@ -12,15 +12,16 @@ import errno
 import os
 import socket
 import ssl
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Final, cast
 
 import httptools
 
 from tokenworks.core.errors import ConfigInvalid, WorkerFailed, WorkerUnavailable
 from tokenworks.core.orders import JSON_TYPE, Passing
-from tokenworks.core.ports import Sink
+from tokenworks.core.ports import ABORTED, Sink
 from tokenworks.core.units import NS_PER_S
+from tokenworks.live.worker_body import EVENT_PATHS
 
 HEADER_BYTES_MAX: Final = 64 * 1024
 STREAM_BYTES_HIGH: Final = 256 * 1024
@@ -45,6 +46,13 @@ SWEEP_NS_MAX: Final = NS_PER_S // 2
 """Between two looks at what takes too long: one timer for all connections of a client, where one
 for each request would cost more than its time-out is worth."""
 
+_NOTHING: Final = frozenset({b"", b"data: [DONE]", b"data:[DONE]"})
+"""A whole answer of events that has none: neither a part of an answer nor why it ended."""
+
+_SAID_NOTHING: Final = "the worker's answer ended before it said anything"
+_NOTHING_BYTES_MAX: Final = 32
+"""Of such an answer with its line ends."""
+
 _NO_FILES: Final = frozenset({errno.EMFILE, errno.ENFILE})
 _FRAMING: Final = frozenset({b"content-length", b"transfer-encoding"})
 
@@ -59,14 +67,15 @@ class WorkerStream:
     """
 
     __slots__ = (
-        *("_begun", "_chunks", "_connection", "_ended", "_failure", "_sink", "_size_bytes"),
-        *("_waiter", "_with_body"),
+        *("_again", "_begun", "_chunks", "_connection", "_ended", "_events", "_failure"),
+        "_request",
+        *("_sink", "_size_bytes", "_told", "_waiter", "_with_body"),
         *("content_type", "headers", "keeps_headers", "status"),
     )
 
-    def __init__(self, connection: _Connection, *, with_body: bool) -> None:
+    def __init__(self, connection: _Connection, *, with_body: bool, events: bool = False) -> None:
         self.status = 0
-        self._with_body = with_body
+        self._with_body, self._events = with_body, events
         self._begun = False
         self.content_type = b""
         self.headers: list[tuple[bytes, bytes]] = []
@@ -78,6 +87,31 @@ class WorkerStream:
         self._failure: str | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._sink: Sink | None = None
+        self._told: Callable[[WorkerStream], None] | None = None
+        self._request = b""
+        self._again: WorkerClient | None = None
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the answer has begun; if ``told`` was called without, it has failed."""
+        return self._begun
+
+    async def begun(self) -> WorkerStream:
+        """Of a request that was posted at once: the answer, when it has begun.
+
+        That is another stream if the request met a kept connection which the worker has closed,
+        as it is then sent once more, on a fresh one.
+
+        Raises:
+            WorkerFailed, WorkerUnavailable: see ``WorkerClient.post_stream``.
+        """
+        if self._again is not None:
+            again = self._again._send(  # noqa: SLF001
+                self._request, fresh=True, with_body=True, events=self._events
+            )
+            return await again
+        await self._beginning()
+        return self
 
     async def read(self) -> bytes:
         """Whatever part of the body has come since the last read, joined; ``b""`` at its end.
@@ -138,7 +172,7 @@ class WorkerStream:
     def abort(self) -> None:
         """Close the socket at once, so that the worker stops; harmless after the end."""
         if self._connection is not None:
-            self._connection.fail("the request was aborted")
+            self._connection.fail(ABORTED)
 
     def _more(self) -> asyncio.Future[None]:
         """Done once more has come; not to be asked for after the end."""
@@ -165,6 +199,9 @@ class WorkerStream:
         waiter, self._waiter = self._waiter, None
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
+        told, self._told = self._told, None
+        if told is not None:
+            told(self)
 
     # Called by the connection.
 
@@ -181,12 +218,18 @@ class WorkerStream:
         if self._sink is not None:
             self._sink.data(data)
             return 0
-        self._begun = True
         self._chunks.append(data)
         self._size_bytes += len(data)
-        if self._waiter is not None:
+        if not self._begun and self._events and self._size_bytes <= _NOTHING_BYTES_MAX:
+            said = b"".join(self._chunks).strip()
+            if self.status == OK and said in _NOTHING:
+                if said and self._connection is not None:
+                    self._connection.fail(_SAID_NOTHING)
+                return 0
+        self._begun = True
+        if self._waiter is not None or self._told is not None:
             self._wake()
-        return self._size_bytes
+        return 0 if self._connection is None else self._size_bytes
 
     def _flush(self) -> None:
         if self._chunks and self._sink is not None:
@@ -197,12 +240,16 @@ class WorkerStream:
 
     def _on_end(self, failure: str | None) -> None:
         if not self._ended and self._failure is None:
+            if failure is None and self._events and not self._begun and self.status == OK:
+                failure = _SAID_NOTHING
             self._ended = failure is None
             self._begun = self._begun or self._ended
             self._failure = failure
         had, self._connection = self._connection, None
+        if self._request and had is not None and had.lost_unanswered:
+            self._again = had._client  # noqa: SLF001
         if self._sink is None:
-            if self._waiter is not None:
+            if self._waiter is not None or self._told is not None:
                 self._wake()
         elif had is not None:
             # Whoever keeps the stream does not keep what took the answer.
@@ -247,6 +294,7 @@ class _Connection(asyncio.Protocol):
         keep_headers: bool = False,
         bodiless: bool = False,
         with_body: bool = False,
+        events: bool = False,
     ) -> WorkerStream:
         """Send a request on this idle connection.
 
@@ -256,6 +304,7 @@ class _Connection(asyncio.Protocol):
             keep_headers: whether the stream keeps them.
             bodiless: whether the answer ends with its head, whatever that says.
             with_body: see ``WorkerClient.post_stream``.
+            events: whether it is answered with events, and so fails where there are none.
         """
         assert self._stream is None
         assert self._transport is not None
@@ -263,7 +312,7 @@ class _Connection(asyncio.Protocol):
         self._answered = False
         self._header_bytes = 0
         self._framed, self._bodiless = False, bodiless
-        stream = self._stream = WorkerStream(self, with_body=with_body)
+        stream = self._stream = WorkerStream(self, with_body=with_body, events=events)
         stream.keeps_headers = keep_headers
         self._transport.write(request)
         return stream
@@ -484,15 +533,51 @@ class WorkerClient:
             content_type: what the body is.
 
         Raises:
-            WorkerFailed: no connection, no answer, or one that is not HTTP.
+            WorkerFailed: no connection, no answer, one that is not HTTP, or where events were asked
+                for, one of status 200 that has none but its end.
             WorkerUnavailable: ``connections_max`` are busy, the client is closed, or this process
                 may open no more files.
         """
+        request = self._posted(path, body, lines, content_type)
+        return self._send(request, with_body=True, events=path in EVENT_PATHS)
+
+    def post_at_once(
+        self,
+        path: str,
+        body: bytes,
+        lines: bytes,
+        content_type: str,
+        told: Callable[[WorkerStream], None],
+    ) -> WorkerStream | None:
+        """Send a body on a kept connection; None if there is none.
+
+        Nobody has to wait for it, which would take a task.
+
+        Args:
+            path: as of ``post_stream``, as is what follows.
+            body: what is sent.
+            lines: further header lines.
+            content_type: what the body is.
+            told: called once, not before this returns, when the answer has begun or will not;
+                ``WorkerStream.begun`` then says which, and sends it once more where
+                ``post_stream`` does. It must not raise.
+        """
+        now_s = asyncio.get_running_loop().time()
+        connection = self._take_idle(now_s)
+        if connection is None:
+            return None
+        request = self._posted(path, body, lines, content_type)
+        stream = connection.exchange(
+            request, now_s + self._head_s_max, with_body=True, events=path in EVENT_PATHS
+        )
+        stream._told, stream._request = told, request  # noqa: SLF001
+        return stream
+
+    def _posted(self, path: str, body: bytes, lines: bytes, content_type: str) -> bytes:
         head = self._post_heads.get(path) or self._post_head(path)
         if content_type != JSON_TYPE:
             head = head.replace(JSON_TYPE.encode(), content_type.encode("latin-1"), 1)
-        request = b"%b%d\r\n%b\r\n%b" % (head, len(body), lines, body)
-        return self._send(request, with_body=True)
+        return b"%b%d\r\n%b\r\n%b" % (head, len(body), lines, body)
 
     async def pass_on(self, passing: Passing, body: bytes) -> WorkerStream:
         """Send a request as it came to us, under our own key; as ``post_stream`` otherwise.
@@ -517,9 +602,11 @@ class WorkerClient:
         bodiless: bool = False,
         again: bool = True,
         with_body: bool = False,
+        fresh: bool = False,
+        events: bool = False,
     ) -> WorkerStream:
         loop = asyncio.get_running_loop()
-        connection = self._take_idle(loop.time())
+        connection = None if fresh else self._take_idle(loop.time())
         again = again and connection is not None
         while True:
             if connection is None:
@@ -531,6 +618,7 @@ class WorkerClient:
                 keep_headers=keep_headers,
                 bodiless=bodiless,
                 with_body=with_body,
+                events=events,
             )
             try:
                 await stream._beginning()  # noqa: SLF001

@@ -54,6 +54,7 @@ JOIN_S_MAX: Final = 1.0
 NAME_CHARS_MAX: Final = 200
 SUBJECT_CHARS_MAX: Final = 255
 _REFUSED: Final = (http.HTTPStatus.BAD_REQUEST, http.HTTPStatus.UNAUTHORIZED)
+_LOOK: Final = "Look whether the issuer is up, and whether its certificate is trusted here."
 METADATA: Final = "/.well-known/openid-configuration"
 SIGN_IN: Final = "Sign in again: `tokenworks login`."
 
@@ -313,18 +314,18 @@ def fetch_json(url: str, form: Mapping[str, str] | None = None) -> Claims:
         finally:
             late.cancel()
             connection.close()
-        found = json.loads(raw)
+        # With another status comes what a proxy says, if anything.
+        found = json.loads(raw) if status in (http.HTTPStatus.OK, *_REFUSED) else None
     except (OSError, http.client.HTTPException, ValueError, RecursionError) as error:
         raise IssuerUnavailable(
-            f"{url[:200]} does not answer as it should: {type(error).__name__}.",
-            hint="Look whether the issuer is up, and whether its certificate is trusted here.",
+            f"{url[:200]} does not answer as it should: {type(error).__name__}.", hint=_LOOK
         ) from error
     if form is not None and status in _REFUSED and isinstance(found, dict):
         raise Unauthorized(
             f"The issuer refuses: {str(found.get('error'))[:80]}.", hint="Sign in again."
         )
     if status != http.HTTPStatus.OK or not isinstance(found, dict):
-        raise IssuerUnavailable(f"{url[:200]} answers with status {status}.")
+        raise IssuerUnavailable(f"{url[:200]} answers with status {status}.", hint=_LOOK)
     return found
 
 

@@ -308,7 +308,7 @@ class PostgresDatabase:
 
     def _words(self, error: Exception) -> str:
         """What the driver says, in one line and without a password."""
-        text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        text = " ".join(str(error).split()).rstrip(".?") or type(error).__name__
         for secret in self._secrets:
             text = text.replace(secret, "***")
         return text

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import msgspec
 from msgspec import UNSET
 
+from tokenworks.catalogue.factory_config import PoolConfig
 from tokenworks.core.errors import (
     CapacityExceeded,
     InvalidRequest,
@@ -17,6 +18,8 @@ from tokenworks.core.errors import (
     WorkerFailed,
     WorkerUnavailable,
 )
+from tokenworks.core.ids import PoolID
+from tokenworks.core.needs import nothing_offers
 from tokenworks.core.orders import CHAT_PATH, Order
 from tokenworks.core.units import NS_PER_MS
 from tokenworks.dispatch.commands import Reject
@@ -26,6 +29,27 @@ CALLER_AT_FAULT: Final = frozenset({400, 413, 422})
 
 NO_SUCH_PATH: Final = frozenset({404, 405, 501})
 """Said by a worker that serves no embeddings, sound and so on; every worker serves chat."""
+
+
+def refuse_unserved(order: Order, pools: Mapping[PoolID, PoolConfig]) -> None:
+    """Refuse what no pool can serve, before anything is held for it.
+
+    Raises:
+        InvalidRequest: it may make the embedded engine allocate until it dies.
+        NotOffered: no pool has what it needs.
+    """
+    if order.extra_fields and any(
+        pool.engine == "embedded" and pool.model == order.model for pool in pools.values()
+    ):
+        raise InvalidRequest(
+            f"The engine of {order.model!r} does not take {order.extra_fields[0]!r}.",
+            hint="Leave it out; text, OpenAI's own fields and common samplers pass.",
+        )
+    if order.needs is not None:
+        offers = [pool.offers for pool in pools.values() if pool.model == order.model]
+        lacking = nothing_offers(offers, order.needs)
+        if lacking is not None:
+            raise not_offered(order, lacking)
 
 
 def rejection(command: Reject, order: Order, loop_s: Callable[[int], float]) -> TokenworksError:

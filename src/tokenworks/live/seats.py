@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from tokenworks.core.gauges import Gauges, WorkerGauge
 from tokenworks.core.ids import ModelName, WorkerID
 from tokenworks.core.slo import Promise, Tier
+from tokenworks.core.units import energy_nanodollars, hourly_nanodollars
 from tokenworks.dispatch.dispatcher import Dispatcher
 from tokenworks.ledger.ledger import Work
 from tokenworks.live.bookkeeper import Bookkeeper
@@ -17,12 +18,14 @@ def work_of(seat: Seat, worker_ns: int) -> Work:
     """Who made an answer, and a slot's share of its pool's cost over the time."""
     config = seat.config
     slots = config.slots * max(config.workers, len(config.urls))
+    energy = energy_nanodollars(config.power_w, config.energy_udollars_per_kwh, worker_ns)
     return Work(
         pool=seat.pool,
         worker=seat.worker,
         worker_ns=worker_ns,
-        energy_nanodollars=config.energy_nanodollars(worker_ns) // slots,
-        capital_nanodollars=config.capital_nanodollars(worker_ns) // slots,
+        energy_nanodollars=energy // slots,
+        capital_nanodollars=hourly_nanodollars(config.capital_udollars_per_hour, worker_ns)
+        // slots,
     )
 
 

@@ -19,6 +19,7 @@ BUSY_S_MAX: Final = 10
 PRIVATE: Final = 0o600
 _DAMAGED: Final = frozenset({sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT})
 _LOCKED: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
+_ERRORS: Final = (OverflowError, sqlite3.Error)
 _INCREMENTAL: Final = 2
 """What ``auto_vacuum`` says of a file that can give back what it does not need."""
 _PRIMARY: Final = 0xFF
@@ -53,8 +54,10 @@ class SQLiteDatabase:
 
     def query(self, sql: str, values: Sequence[Value] = ()) -> list[tuple[Any, ...]]:
         """See ``Database``."""
-        with self._edge():
+        try:
             return self._connection.execute(sql, values).fetchall()
+        except _ERRORS as error:
+            raise _ours(self.path, error) from error
 
     def stream(self, sql: str, values: Sequence[Value] = ()) -> Iterator[tuple[Any, ...]]:
         """See ``Database``."""
@@ -63,8 +66,10 @@ class SQLiteDatabase:
 
     def change(self, sql: str, values: Sequence[Value] = ()) -> int:
         """See ``Database``."""
-        with self._edge():
+        try:
             return self._connection.execute(sql, values).rowcount
+        except _ERRORS as error:
+            raise _ours(self.path, error) from error
 
     def change_many(self, sql: str, rows: Iterable[Sequence[Value]]) -> None:
         """See ``Database``."""
@@ -79,7 +84,7 @@ class SQLiteDatabase:
     @contextmanager
     def reading(self) -> Iterator[None]:
         """See ``Database``."""
-        yield from self._transaction("BEGIN", lambda: self._connection.execute("COMMIT"))
+        yield from self._transaction("BEGIN", self._connection.commit)
 
     def shrink(self, free_bytes: int, bytes_max: int) -> bool:
         """Give pages that hold nothing back to the disk, if the file was made for that.
@@ -126,9 +131,12 @@ class SQLiteDatabase:
 
         A sync that fails comes after the write: the end of the transaction is in the log then, and
         whoever opens the file after a crash finds it there, unless something is written over it.
+
+        A statement lets other threads run four times, and takes its turn among them as often;
+        ``commit`` does so once.
         """
         try:
-            self._connection.execute("COMMIT")
+            self._connection.commit()
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode & _PRIMARY != sqlite3.SQLITE_IOERR:
                 raise
@@ -142,9 +150,7 @@ class SQLiteDatabase:
         """Turn SQLite's errors into ours."""
         try:
             yield
-        except OverflowError as error:
-            raise LedgerCorrupt(f"A number has more than 64 bits: {error}.") from error
-        except sqlite3.Error as error:
+        except _ERRORS as error:
             raise _ours(self.path, error) from error
 
 
@@ -224,7 +230,9 @@ def _connect(path: Path, *, create: bool, shrinks: bool = False) -> sqlite3.Conn
     return connection
 
 
-def _ours(path: Path, error: sqlite3.Error) -> TokenworksError:
+def _ours(path: Path, error: Exception) -> TokenworksError:
+    if isinstance(error, OverflowError):
+        return LedgerCorrupt(f"A number has more than 64 bits: {error}.")
     if getattr(error, "sqlite_errorcode", None) in _DAMAGED:
         return LedgerCorrupt(
             f"{str(path)!r} is not a readable ledger: {error}.", hint="Restore it from a copy."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import functools
 import logging
@@ -30,19 +29,20 @@ from tokenworks.ledger.entries import Entry, Posted, Reserved
 from tokenworks.ledger.extras import Use, limit_states, uses
 from tokenworks.ledger.leases import Counted, Shortage, WindowUse, split, with_spent
 from tokenworks.ledger.quota_records import UNIX_NS_MAX, LimitState, NodeID
-from tokenworks.ledger.rollup import PayerNames, Rollup, RollupRow
-from tokenworks.ledger.store_port import InDoubt, TakenOver, Told
+from tokenworks.ledger.rollup import PayerNames, RollupRow
+from tokenworks.ledger.store_port import InDoubt, TakenOver
 from tokenworks.ledger.stored import Stored
+from tokenworks.ledger.summing import Rollup
 from tokenworks.live import cost_claims, lease_tables
 from tokenworks.live.clock import SystemClock
 from tokenworks.live.database import CommitUnknown, Database
-from tokenworks.live.group_commit import QUEUE_LEN_MAX, Batch, GroupCommit
+from tokenworks.live.group_commit import QUEUE_LEN_MAX, GroupCommit
 from tokenworks.live.ledger_sql import (
     BLOCK_OF,
     BLOCKS,
     BLOCKS_SINCE,
+    CHAIN_BLOCK,
     COUNT_QUESTION,
-    INSERT_BLOCK,
     LAGGING,
     LAST_BLOCK,
     UNROLLED_OF,
@@ -129,6 +129,8 @@ class SQLStore(SettingsStore):
         self._rolled_s = time.monotonic()
         self._number = 0
         self._head: ChainHead | None = None
+        self._last: ChainHead | None = None
+        """The last block there is, as far as this process knows; None to look."""
         self._head_s = time.monotonic()
         self._known = False
         self._closed = False
@@ -145,20 +147,11 @@ class SQLStore(SettingsStore):
         # Calls other than appends share one connection.
         super().__init__(self._other)
         self._group = GroupCommit(self._commit, self._roll_if_any, queue_len_max)
+        # See ``LedgerStore``. The group's own, as each request comes by here twice.
+        self.append, self.keep = self._group.append, self._group.keep
+        self.append_now = self._group.append_now
 
     # Entries.
-
-    def append(self, entries: Sequence[Entry]) -> asyncio.Future[None]:
-        """See ``LedgerStore``."""
-        return self._group.append(entries)
-
-    def keep(self, entries: Sequence[Entry], told: Told) -> None:
-        """See ``LedgerStore``."""
-        self._group.keep(entries, told)
-
-    def append_now(self, entries: Sequence[Entry]) -> None:
-        """See ``LedgerStore``."""
-        self._group.append_now(entries)
 
     def blocks(self, after_seq: int = 0) -> Iterator[Block]:
         """See ``LedgerStore``."""
@@ -535,40 +528,32 @@ class SQLStore(SettingsStore):
 
     # The writer's thread.
 
-    def _commit(self, batches: list[Batch]) -> list[TokenworksError | None]:
+    def _commit(self, appends: list[Sequence[Entry]]) -> Sequence[TokenworksError | None]:
         due = time.monotonic() - self._rolled_s >= ROLL_S
         if self._rollup.entries >= ROLL_ENTRIES or due:
-            # Before the batches, not after: if this stops the thread, they are not stored yet.
+            # Before the appends, not after: if this stops the thread, they are not stored yet.
             self._roll_if_any()
-        errors: list[TokenworksError | None] = []
-        fresh: list[Entry] = []
         if self._broken:
-            return [LedgerUnavailable(CANNOT_TELL, hint=RESTART)] * len(batches)
-        for batch in batches:
-            try:
-                fresh += self._stored.admit(batch.entries)
-                errors.append(None)
-            except LedgerCorrupt as error:
-                errors.append(error)
+            return [LedgerUnavailable(CANNOT_TELL, hint=RESTART)] * len(appends)
+        fresh, errors = self._stored.admit_each(appends)
         if fresh:
             failure = self._store(fresh)
             if failure is not None:
                 self._stored.undo(fresh)
-                if isinstance(failure, LedgerCorrupt) and len(batches) > 1:
-                    return [error for batch in batches for error in self._commit([batch])]
+                if isinstance(failure, LedgerCorrupt) and len(appends) > 1:
+                    return [error for append in appends for error in self._commit([append])]
                 return [error or failure for error in errors]
             self._stored.trim()
             self._group.open = self._stored.open_count
-            for entry in fresh:
-                self._rollup.add(entry)
+            self._rollup.add_all(fresh)
         return errors
 
     def _store(self, entries: list[Entry]) -> TokenworksError | None:
         number = self._number + 1
-        head = self._head
+        last, self._last = self._last, None
         try:
             with self._writer.writing():
-                head = self._write_block(entries, number)
+                head = self._write_block(entries, number, last)
         except CommitUnknown as error:
             kept = self._ask_until_known(lambda: self._written("number") >= number)
             if kept is None:
@@ -579,23 +564,12 @@ class SQLStore(SettingsStore):
         except (LedgerUnavailable, LedgerCorrupt) as error:
             return error
         self._number, self._known, self._head = number, True, head
+        self._last = head if self._group.writers == 1 else None
         return None
 
-    def _write_block(self, entries: list[Entry], number: int) -> ChainHead:
+    def _write_block(self, entries: list[Entry], number: int, last: ChainHead | None) -> ChainHead:
         at_unix_ns = entries[-1].at_unix_ns
         self._join(at_unix_ns)
-        last = self._writer.query(LAST_BLOCK)
-        seq, before = (last[0][0] + 1, bytes(last[0][1])) if last else (1, GENESIS)
-        payload = encode_entries(entries)
-        digest = hash_of(
-            before,
-            seq=seq,
-            owner=self.owner,
-            number=number,
-            at_unix_ns=at_unix_ns,
-            count=len(entries),
-            payload=payload,
-        )
         _still_ours(
             self._writer.change(
                 # An entry that had to wait is old; we are not.
@@ -607,11 +581,25 @@ class SQLStore(SettingsStore):
             self.owner,
         )
         self._spend(entries)
-        cost_claims.advance(self._writer, self.owner, self._costs, entries)
-        self._writer.change(
-            INSERT_BLOCK, (seq, self.owner, number, at_unix_ns, len(entries), payload, digest)
-        )
-        return ChainHead(seq, digest)
+        if self._costs:
+            cost_claims.advance(self._writer, self.owner, self._costs, entries)
+        what = (self.owner, number, at_unix_ns, len(entries), encode_entries(entries))
+        head = None if last is None else self._chain(last, *what)
+        if head is None:
+            rows = self._writer.query(LAST_BLOCK)
+            last = ChainHead(rows[0][0], bytes(rows[0][1])) if rows else ChainHead(0, GENESIS)
+            head = self._chain(last, *what)
+        assert head is not None, last  # nobody else writes meanwhile
+        return head
+
+    def _chain(
+        self, last: ChainHead, owner: str, number: int, at_unix_ns: int, count: int, payload: bytes
+    ) -> ChainHead | None:
+        """Add a block to a chain, inside a transaction; None if another block is there already."""
+        seq, numbers = last.seq + 1, {"number": number, "at_unix_ns": at_unix_ns, "count": count}
+        digest = hash_of(last.hash, seq=seq, owner=owner, payload=payload, **numbers)
+        row = (seq, owner, number, at_unix_ns, count, payload, digest)
+        return ChainHead(seq, digest) if self._writer.change(CHAIN_BLOCK, row) else None
 
     def _spend(self, entries: Sequence[Entry]) -> None:
         """Count what entries use against this process's leases, if it has ever asked for one."""

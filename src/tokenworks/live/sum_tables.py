@@ -21,7 +21,6 @@ from tokenworks.ledger.rollup import (
     Kind,
     PayerField,
     PayerNames,
-    Rollup,
     RollupRow,
     Sums,
     is_of,
@@ -30,6 +29,7 @@ from tokenworks.ledger.rollup import (
     without_agent,
     without_run,
 )
+from tokenworks.ledger.summing import Rollup
 from tokenworks.live.database import Database
 from tokenworks.live.ledger_sql import (
     BLOCKS,

@@ -7,7 +7,8 @@ from typing import Final
 from tokenworks.core.orders import CHAT_PATH, Order
 
 COMPLETIONS_PATH: Final = "/v1/completions"
-_GENERATED: Final = frozenset({CHAT_PATH, COMPLETIONS_PATH})
+EVENT_PATHS: Final = frozenset({CHAT_PATH, COMPLETIONS_PATH})
+"""Where an engine answers with events."""
 _TELL_PROGRESS: Final = b'{"return_progress":true,'
 """llama.cpp then says how much of the prompt it has read: a disconnect is billed exactly."""
 
@@ -21,7 +22,7 @@ def worker_body(order: Order, *, embedded: bool, cache_salt: bool) -> bytes:
         cache_salt: whether the engine keeps callers' caches apart by a salt.
     """
     body = order.body
-    if order.worker_path in _GENERATED:
+    if order.worker_path in EVENT_PATHS:
         if embedded:
             return _TELL_PROGRESS + body[1:]
         if cache_salt:

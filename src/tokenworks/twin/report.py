@@ -10,8 +10,9 @@ from typing import Final
 import msgspec
 
 from tokenworks.core.ids import TenantID, WorkerID
+from tokenworks.core.kept_promises import delivered_tier, promise_met
 from tokenworks.core.orders import Usage
-from tokenworks.core.slo import Measured, Tier, delivered_tier, promise_met
+from tokenworks.core.slo import Measured, Tier
 from tokenworks.core.units import (
     NANODOLLARS_PER_DOLLAR,
     NS_PER_HOUR,

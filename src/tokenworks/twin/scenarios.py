@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from tokenworks.catalogue.price_book import PriceBook, parse_price_book
 from tokenworks.catalogue.timings import EngineTiming
@@ -26,6 +27,9 @@ from tokenworks.twin.workload import MIX_DEFAULT, NeedShare, TierMix, checked_mi
 FILE_BYTES_MAX: Final = 1_000_000
 WORKERS_MAX: Final = 1_024
 QUEUE_LEN_MAX: Final = 10_000
+RETRY_PERCENT: Final = 20
+"""Of a scenario's file that says nothing of it, as of a factory's."""
+
 PREFIX_BLOCKS_MAX: Final = 2_000_000
 PREFIX_TTL_NS: Final = 600 * NS_PER_S
 ENERGY_UDOLLARS_PER_KWH: Final = 80_000
@@ -58,12 +62,14 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
         mix: at which tiers requests ask.
         tenants: how many there are.
         needs: shares of the requests that only some workers may serve.
+        limits_said: names of the ``scenario``'s limits that somebody chose.
     """
 
     scenario: Scenario
     mix: TierMix = MIX_DEFAULT
     tenants: int = 16
     needs: tuple[NeedShare, ...] = ()
+    limits_said: frozenset[str] = frozenset()
 
 
 def build(name: str, workers: int | None = None, policy: str | None = None) -> Setting:
@@ -223,9 +229,9 @@ class _Worker(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 class _Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     queue_len_max: _Natural = QUEUE_LEN_MAX
     retries_max: _Natural = 2
-    retry_percent: _Natural = 20
-    hedge_percent: _Natural = 0
-    hedge_after_percent: _Natural = 50
+    retry_percent: _Natural | UnsetType = UNSET
+    hedge_percent: _Natural | UnsetType = UNSET
+    hedge_after_percent: _Natural | UnsetType = UNSET
     prefix_blocks_max: _Natural = PREFIX_BLOCKS_MAX
     prefix_len_max: _Natural = 512
     imbalance_requests_max: _Natural = 8
@@ -295,16 +301,9 @@ def parse_scenario(text: str, read_book: Callable[[str], str]) -> Setting:
             f"The model {specs[0].model!r} has no price in {book.price_id}.",
             hint=f"It prices {', '.join(book.prices)}.",
         )
-    limits = Limits(
-        queue_len_max=dict.fromkeys(Tier, file.limits.queue_len_max),
-        retries_max=file.limits.retries_max,
-        retry_percent=file.limits.retry_percent,
-        hedge_percent=file.limits.hedge_percent,
-        hedge_after_percent=file.limits.hedge_after_percent,
-        prefix_blocks_max=file.limits.prefix_blocks_max,
-        prefix_len_max=file.limits.prefix_len_max,
-        imbalance_requests_max=file.limits.imbalance_requests_max,
-    )
+    told: dict[str, Any] = msgspec.to_builtins(file.limits)  # without what is not set
+    queue_len_max = dict.fromkeys(Tier, told.pop("queue_len_max"))
+    limits = Limits(queue_len_max=queue_len_max, **{"retry_percent": RETRY_PERCENT, **told})
     configured = configured_for(book, file.policy, limits)
     if scaling := _scaling(file.worker, specs):
         configured = msgspec.structs.replace(configured, scaling=scaling)
@@ -318,7 +317,13 @@ def parse_scenario(text: str, read_book: Callable[[str], str]) -> Setting:
     points = [(point.at_ppm, point.weights()) for point in file.mix]
     mix = checked_mix(points) if points else MIX_DEFAULT
     needs = _needs(file.needs, specs)
-    return Setting(scenario=scenario, mix=mix, tenants=file.tenants, needs=needs)
+    return Setting(
+        scenario=scenario,
+        mix=mix,
+        tenants=file.tenants,
+        needs=needs,
+        limits_said=frozenset(told),
+    )
 
 
 def _needs(shares: Sequence[_NeedShare], specs: Sequence[WorkerSpec]) -> tuple[NeedShare, ...]:

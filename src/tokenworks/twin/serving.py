@@ -27,7 +27,7 @@ import msgspec
 
 from tokenworks.core.errors import WorkerFailed, WorkerUnavailable
 from tokenworks.core.orders import CHAT_PATH, JSON_TYPE, Passing
-from tokenworks.core.ports import AnswerStream, Sink, WorkerPort
+from tokenworks.core.ports import ABORTED, AnswerStream, Sink, WorkerPort
 from tokenworks.core.rng import WORD
 from tokenworks.core.units import NS_PER_S
 from tokenworks.twin.clock import FastClock
@@ -282,7 +282,7 @@ class Answer:
         """See ``AnswerStream``."""
         if not self._ended and self._failure is None:
             self._engines.drop(self)
-            self.break_off("the request was aborted")
+            self.break_off(ABORTED)
 
     def stop(self) -> bytes | None:
         """See ``KeepingStream``."""
