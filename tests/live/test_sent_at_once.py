@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
+import msgspec
 import pytest
 
 from tests.live.driver_world import MODEL, FakeClient, World, hedge_of, outcome, settle_down, until
@@ -226,18 +227,12 @@ def test_what_breaks_as_an_answer_begins_counts_as_a_failure(
     live(test)
 
 
-def test_what_breaks_as_it_is_sent_counts_as_a_failure(
-    live: Live, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_breaks_as_it_is_sent_counts_as_a_failure(live: Live) -> None:
     async def test(world: World) -> None:
         async with kept(world) as (worker, _):
-
-            def breaks(*_: object, **__: object) -> bytes:
-                raise RuntimeError("a mistake of ours")
-
-            monkeypatch.setattr("tokenworks.live.sending.worker_body", breaks)
+            order = msgspec.structs.replace(world.order(), worker_path=7)
             with pytest.raises(WorkerFailed):
-                await world.driver.open(world.order())
+                await world.driver.open(order)
             assert len(worker.received) == 1
 
     live(test)
