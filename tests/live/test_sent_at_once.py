@@ -17,7 +17,7 @@ from tests.live.reading import Reading
 from tokenworks.core.errors import CapacityExceeded, InvalidRequest, WorkerFailed
 from tokenworks.live import driver as driver_module
 from tokenworks.live.flights import Flight, LiveDelivery
-from tokenworks.live.network import WorkerClient
+from tokenworks.live.network import WorkerClient, WorkerStream
 from tokenworks.live.sending import Try
 
 Live = Callable[[Callable[[World], Coroutine[Any, Any, None]]], None]
@@ -259,9 +259,15 @@ def test_a_second_worker_is_asked_on_a_kept_connection(live: Live, status: int) 
                 await until(lambda: flight.rival is None or world.driver._sending)
                 first.waiting()[0].answer().end()
             else:
-                worker.gate.open()
+                worker.gate.permit(1)
             delivery = await opening
             await settle_down()
+            if flight.sending is not None:
+                flight.sending.cancel()  # it is over: that stops no answer
+            if status == 200:
+                assert isinstance(delivery.stream, WorkerStream)
+                assert delivery.stream._connection is not None
+                worker.gate.open()
             assert first.exchanges[0].cancelled == (status == 200)
             await delivery.settle(outcome(0))
 
