@@ -38,6 +38,7 @@ TESTS = (
     "tests/live/test_driver.py",
     "tests/live/test_network.py",
     "tests/live/test_owner.py",
+    "tests/live/test_sent_at_once.py",
 )
 """What a request meets on its way; those tests that change an extension are skipped."""
 

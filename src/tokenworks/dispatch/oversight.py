@@ -18,6 +18,7 @@ from tokenworks.dispatch.fleet import Fleet
 from tokenworks.dispatch.policy import Choice, MakePolicy, Policy
 from tokenworks.dispatch.preemption import Displacement, is_right
 from tokenworks.dispatch.prefix_index import PrefixIndex
+from tokenworks.dispatch.promises import Promises
 from tokenworks.dispatch.requests import Request
 from tokenworks.dispatch.snapshot import Counts
 from tokenworks.dispatch.workers import Worker
@@ -34,11 +35,11 @@ class Oversight:
         counts: see above.
     """
 
-    __slots__ = ("_index", "_name", "_own", "_policy", "_trusted", "counts")
+    __slots__ = ("_index", "_name", "_own", "_plain", "_policy", "_trusted", "counts")
 
     def __init__(self, own_policies: Mapping[str, MakePolicy], counts: Counts) -> None:
         self._own = dict(own_policies)
-        self._policy: Policy = policies.make("promises", {})
+        self._charge(policies.make("promises", {}))
         self._name = ""  # that of the settings; empty while another stands in for it
         self._trusted = True  # what comes with the package answers with choices
         self._index = PrefixIndex(0)
@@ -49,7 +50,7 @@ class Oversight:
         name, self._index = configured.policy.name, index
         try:
             if self._name != name:
-                self._policy = policies.make(name, self._own)
+                self._charge(policies.make(name, self._own))
                 self._name = name
             self._policy.configure(configured, index)
             self._trusted = name not in self._own
@@ -57,9 +58,15 @@ class Oversight:
             if name not in self._own:
                 raise
             self.counts.policy_faults += 1
-            self._policy, self._name = policies.make("promises", {}), ""
+            self._charge(policies.make("promises", {}))
+            self._name = ""
             self._policy.configure(configured, index)
             self._trusted = True
+
+    def _charge(self, policy: Policy) -> None:
+        """Put a policy in charge; the plain one learns nothing, and is asked without a detour."""
+        self._policy = policy
+        self._plain = policy if type(policy) is Promises else None
 
     def record(self) -> bytes:
         """What the policy remembers; an own one that cannot say so remembers nothing."""
@@ -83,6 +90,8 @@ class Oversight:
 
     def arrived(self, fleet: Fleet, request: Request, now_ns: int) -> None:
         """Tell the policy of a newcomer, before that is placed or queued."""
+        if self._plain is not None:
+            return
         try:
             self._policy.arrived(fleet, request, now_ns)
         except Exception:  # noqa: BLE001 - an operator's own policy may do anything
@@ -90,6 +99,8 @@ class Oversight:
 
     def finished(self, fleet: Fleet, worker: Worker, request: Request, event: Finished) -> None:
         """Tell the policy of an answer that is whole and off its worker."""
+        if self._plain is not None:
+            return
         try:
             self._policy.finished(fleet, worker, request, event)
         except Exception:  # noqa: BLE001 - an operator's own policy may do anything
@@ -98,7 +109,11 @@ class Oversight:
     def place(self, fleet: Fleet, request: Request, now_ns: int) -> Choice | None:
         """Where the policy wants a newcomer; where load wants it, if the policy is wrong."""
         try:
-            choice = self._policy.place(fleet, request, now_ns)
+            plain = self._plain
+            if plain is None:
+                choice = self._policy.place(fleet, request, now_ns)
+            else:
+                choice = plain.place(fleet, request, now_ns)
             if choice is None:
                 return None
             right = (self._trusted or policy.is_well_formed(choice)) and pickers.is_possible(

@@ -263,7 +263,8 @@ class Driver:
                 "Too many requests are open.", hint="Try again.", retry_after_s=1
             )
         assert order.request not in self._flights, order.request
-        refuse_unserved(order, self._pools)
+        if order.needs is not None or order.extra_fields:
+            refuse_unserved(order, self._pools)
         cut_off_ns = self._clock.now_ns() + ANSWER_NS_MAX
         await self._bookkeeper.reserve(order, self._book)
         if self._closed:
@@ -493,9 +494,11 @@ class Driver:
 
     def _try(self, flight: Flight, seat: Seat, attempt: int) -> Sending:
         at_once = Try(flight, seat, attempt, self._heard)
-        with contextlib.suppress(Exception):  # a task meets the same, and says so
+        try:
             if at_once.post():
                 return at_once
+        except Exception:  # noqa: BLE001, S110 - a task meets the same, and says so
+            pass
         return self._try_in_task(flight, seat, attempt, None)
 
     def _try_in_task(

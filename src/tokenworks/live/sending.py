@@ -58,6 +58,7 @@ class Try:
 
     def _heard(self, stream: WorkerStream) -> None:
         told, self._told = self._told, None
+        self.stream = None  # from now on it is stopped by who has it
         if told is not None:
             told(self, stream)
 
