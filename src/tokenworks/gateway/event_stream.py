@@ -185,15 +185,15 @@ class EventStream:
             if chunk.prompt_progress is not None:
                 self._progress = chunk.prompt_progress
                 return False
-            self.token_events += chunk.has_token()
+            token, ends, aside = chunk.says()
+            self.token_events += token
             if chunk.usage is not None:
                 self.usage = chunk.usage.disjoint()
                 self._token_events_at_usage = self.token_events
                 if not chunk.choices:
                     self.usage_event = event
                     return False
-            self.finished = self.finished or chunk.ends()
-            aside = chunk.is_aside()
+            self.finished = self.finished or ends
         if self.finished and not aside:
             self._envelope = None
             self._hold(event)
@@ -252,8 +252,8 @@ def _is_plain(event: bytes) -> bool:
     return (
         _NOT_FINISHED in event
         and event.startswith(_OBJECT)
-        and _SOME_TEXT.search(event) is not None
         and _SPECIAL.search(event) is None
+        and _SOME_TEXT.search(event) is not None
     )
 
 
@@ -273,7 +273,7 @@ def has_part(event: bytes) -> bool:
         chunk = decode_chunk(payload(event))
     except WorkerFailed:
         return True
-    return chunk.has_token()
+    return chunk.says()[0]
 
 
 def payload(event: bytes) -> bytes:

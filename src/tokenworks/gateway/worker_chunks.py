@@ -145,17 +145,26 @@ class WorkerChunk(msgspec.Struct):
     error: object = None
     prompt_progress: Progress | None = None
 
-    def has_token(self) -> bool:
-        """Whether any choice carries a part of an answer."""
-        return any(choice.has_token() for choice in self.choices or ())
+    def says(self) -> tuple[bool, bool, bool]:
+        """What its choices say, in one look at each.
 
-    def ends(self) -> bool:
-        """Whether the first choice, which was asked for, has ended."""
-        return any(choice.finish_reason and not choice.index for choice in self.choices or ())
-
-    def is_aside(self) -> bool:
-        """Whether it has choices, and none of them is the first."""
-        return bool(self.choices) and all(choice.index for choice in self.choices or ())
+        Returns:
+            Whether any carries a part of an answer; whether the first choice, which was asked for,
+            has ended; whether there are choices, and none of them is the first.
+        """
+        choices = self.choices or ()
+        if len(choices) == 1:
+            choice = choices[0]
+            aside = bool(choice.index)
+            return choice.has_token(), not aside and bool(choice.finish_reason), aside
+        token = ends = False
+        aside = bool(choices)
+        for choice in choices:
+            token = token or choice.has_token()
+            if not choice.index:
+                aside = False
+                ends = ends or bool(choice.finish_reason)
+        return token, ends, aside
 
 
 _chunk_decoder: Final = msgspec.json.Decoder(WorkerChunk)
