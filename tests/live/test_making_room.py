@@ -98,6 +98,29 @@ async def displaced(
     return free, stream, other
 
 
+async def whole_as_it_is_to_make_room(
+    world: World, client: FakeClient
+) -> tuple[LiveDelivery, asyncio.Task[LiveDelivery]]:
+    """A free answer that is all there as an ultra request takes its place, and that request."""
+    free = world.open(tier=Tier.FREE)
+    await settle_down()
+    client.waiting()[0].answer().end()
+    delivery = await free
+    top = world.open(tier=Tier.ULTRA)
+    await settle_down()
+    world.tick(LATE_NS)
+    await settle_down()
+    return delivery, top
+
+
+async def breaks_off(delivery: LiveDelivery, why: str | None = None) -> None:
+    """Whoever reads gets what was made, and then hears why there is no more."""
+    reading = Reading(delivery)
+    assert await reading.read() == b"one "
+    with pytest.raises(WorkerFailed, match=why):
+        await reading.read()
+
+
 async def make_way(world: World) -> None:
     """The ultra answer is settled, so its worker is free."""
     flights = [each for each in world.driver._flights.values() if each.order.tier is Tier.ULTRA]
@@ -183,10 +206,7 @@ def test_a_client_that_leaves_as_its_answer_goes_on_stops_both_workers(
         delivery = free.result()
         delivery.abort()
         assert after.aborted
-        reading = Reading(delivery)
-        assert await reading.read() == b"one "
-        with pytest.raises(WorkerFailed, match="aborted"):
-            await reading.read()
+        await breaks_off(delivery, "aborted")
         await delivery.settle(outcome(1, ending="disconnected"))
         assert world.dispatcher.counts()["withdrawn"] == 1
 
@@ -220,10 +240,7 @@ def test_a_client_that_leaves_while_its_request_waits(
         if begun:
             delivery = free.result()
             delivery.abort()
-            reading = Reading(delivery)
-            assert await reading.read() == b"one "
-            with pytest.raises(WorkerFailed, match="aborted"):
-                await reading.read()
+            await breaks_off(delivery, "aborted")
             await delivery.settle(outcome(1, ending="disconnected"))
         else:
             free.cancel()
@@ -239,10 +256,7 @@ def test_an_answer_that_nobody_goes_on_with_in_time_ends(live: Callable[..., Non
         free, _, _ = await displaced(world, world.up())
         delivery = free.result()
         world.tick(PATIENCE_NS + 1)
-        reading = Reading(delivery)
-        assert await reading.read() == b"one "
-        with pytest.raises(WorkerFailed, match="in time"):
-            await reading.read()
+        await breaks_off(delivery, "in time")
         await delivery.settle(outcome(1, ending="failed"))
         await make_way(world)
         assert world.dispatcher.counts()["rejected"] == 1
@@ -269,10 +283,7 @@ def test_a_worker_that_does_not_go_on_with_an_answer_ends_it(
         else:
             exchange.answer(400, b"too long")
         await settle_down()
-        reading = Reading(delivery)
-        assert await reading.read() == b"one "
-        with pytest.raises(WorkerFailed):
-            await reading.read()
+        await breaks_off(delivery)
         await delivery.settle(outcome(1, ending="failed"))
         assert world.dispatcher.counts()["broken"] == 1
 
@@ -284,14 +295,7 @@ def test_what_was_whole_when_it_was_to_make_room_is_settled_as_it_is(
 ) -> None:
     async def test(world: World) -> None:
         client = world.up()
-        free = world.open(tier=Tier.FREE)
-        await settle_down()
-        client.waiting()[0].answer().end()
-        delivery = await free
-        top = world.open(tier=Tier.ULTRA)
-        await settle_down()
-        world.tick(LATE_NS)
-        await settle_down()
+        delivery, top = await whole_as_it_is_to_make_room(world, client)
         assert world.dispatcher.counts()["displaced"] == 1
         client.waiting()[0].answer().end()
         await (await top).settle(outcome())
@@ -311,14 +315,7 @@ def test_what_is_settled_before_it_is_sent_once_more_leaves_its_line(
 ) -> None:
     async def test(world: World) -> None:
         client = world.up()
-        free = world.open(tier=Tier.FREE)
-        await settle_down()
-        client.waiting()[0].answer().end()
-        delivery = await free
-        top = world.open(tier=Tier.ULTRA)
-        await settle_down()
-        world.tick(LATE_NS)
-        await settle_down()
+        delivery, top = await whole_as_it_is_to_make_room(world, client)
         await delivery.settle(outcome())
         client.waiting()[0].answer().end()
         await (await top).settle(outcome())
@@ -334,10 +331,7 @@ def test_a_worker_that_lost_its_gift_ends_an_answer(live: Callable[..., None]) -
         world.driver._seats[world.seats[0]].client = Plain()
         await make_way(world)
         delivery = free.result()
-        reading = Reading(delivery)
-        assert await reading.read() == b"one "
-        with pytest.raises(WorkerFailed, match="cannot go on"):
-            await reading.read()
+        await breaks_off(delivery, "cannot go on")
         await delivery.settle(outcome(1, ending="failed"))
 
     live(test)
@@ -362,10 +356,7 @@ def test_the_factory_closes_while_an_answer_waits(live: Callable[..., None]) -> 
         delivery = free.result()
         closing = asyncio.ensure_future(world.driver.close())
         await settle_down()
-        reading = Reading(delivery)
-        assert await reading.read() == b"one "
-        with pytest.raises(WorkerFailed, match="aborted"):
-            await reading.read()
+        await breaks_off(delivery, "aborted")
         await delivery.settle(outcome(1, ending="failed"))
         await make_way(world)
         await closing

@@ -181,11 +181,15 @@ async def settle(delivery: LiveDelivery) -> None:
 
 
 @asynccontextmanager
-async def crew_of(folder: pathlib.Path, config: Any = CONFIG) -> AsyncIterator[Crew]:
+async def crew_of(folder: pathlib.Path, *fronts: int, config: Any = CONFIG) -> AsyncIterator[Crew]:
+    """A crew; where fronts are named, they have joined it and its first worker is up."""
     with tempfile.TemporaryDirectory(prefix="tw-") as short:
         crew = Crew(folder, f"{short}/owner", config)
         async with asyncio.timeout(20):
             await crew.start()
+            if fronts:
+                crew.owner.worker_up(WORKERS[0], Client())
+                await crew.join(*fronts)
             yield crew
             for front in crew.fronts:
                 await front.end()
@@ -201,9 +205,7 @@ def run(test: Callable[[], Any]) -> None:
 
 def test_slots_and_tiers_hold_across_processes(tmp_path: pathlib.Path) -> None:
     async def test() -> None:
-        async with crew_of(tmp_path) as crew:
-            crew.owner.worker_up(WORKERS[0], Client())
-            await crew.join(1, 2)
+        async with crew_of(tmp_path, 1, 2) as crew:
             one, two = crew.fronts
             await until(lambda: one.first_up.is_set() and two.first_up.is_set())
             assert one.driver.healthy() == (True, "1 of 2 workers are up")
@@ -250,9 +252,7 @@ def test_the_owner_serves_callers_of_its_own(tmp_path: pathlib.Path) -> None:
 
 def test_what_a_dead_front_had_is_free_again(tmp_path: pathlib.Path) -> None:
     async def test() -> None:
-        async with crew_of(tmp_path) as crew:
-            crew.owner.worker_up(WORKERS[0], Client())
-            await crew.join(1, 2)
+        async with crew_of(tmp_path, 1, 2) as crew:
             one, two = crew.fronts
             begun = [await crew.answered(one), await crew.answered(one)]
             waiting = crew.open(two.driver)
@@ -273,9 +273,7 @@ def test_what_a_dead_front_had_is_free_again(tmp_path: pathlib.Path) -> None:
 
 def test_a_new_owner_knows_what_runs_and_what_waits(tmp_path: pathlib.Path) -> None:
     async def test() -> None:
-        async with crew_of(tmp_path) as crew:
-            crew.owner.worker_up(WORKERS[0], Client())
-            await crew.join(1, 2)
+        async with crew_of(tmp_path, 1, 2) as crew:
             one, two = crew.fronts
             begun = [await crew.answered(one), await crew.answered(two)]
             waiting = crew.open(one.driver)
@@ -346,9 +344,7 @@ def test_what_ends_while_its_worker_is_heard_to_go_down_is_not_sent_again(
     tmp_path: pathlib.Path,
 ) -> None:
     async def test() -> None:
-        async with crew_of(tmp_path) as crew:
-            crew.owner.worker_up(WORKERS[0], Client())
-            await crew.join(1)
+        async with crew_of(tmp_path, 1) as crew:
             (one,) = crew.fronts
             # Its beginning and its end are both on their way to the owner.
             settling = asyncio.ensure_future(settle(await crew.answered(one)))
@@ -378,9 +374,7 @@ def test_an_end_is_looked_at_once_and_twice_after_something_was_ignored(
         return found
 
     async def test() -> None:
-        async with crew_of(tmp_path) as crew:
-            crew.owner.worker_up(WORKERS[0], Client())
-            await crew.join(1)
+        async with crew_of(tmp_path, 1) as crew:
             (one,) = crew.fronts
             begun = [await crew.answered(one), await crew.answered(one)]
             monkeypatch.setattr(Dispatcher, "counts", looked)
@@ -400,9 +394,7 @@ def test_an_end_is_looked_at_once_and_twice_after_something_was_ignored(
 
 def test_a_front_that_does_not_say_what_it_has_is_to_be_killed(tmp_path: pathlib.Path) -> None:
     async def test() -> None:
-        async with crew_of(tmp_path) as crew:
-            crew.owner.worker_up(WORKERS[0], Client())
-            await crew.join(1)
+        async with crew_of(tmp_path, 1) as crew:
             (hung,) = crew.fronts
             begun = await crew.answered(hung)
             hung.linking.cancel()  # it stands still: its answer goes on
@@ -429,9 +421,7 @@ def test_a_front_that_does_not_say_what_it_has_is_to_be_killed(tmp_path: pathlib
 
 def test_a_front_that_was_hung_up_on_is_to_be_killed(tmp_path: pathlib.Path) -> None:
     async def test() -> None:
-        async with crew_of(tmp_path) as crew:
-            crew.owner.worker_up(WORKERS[0], Client())
-            await crew.join(1)
+        async with crew_of(tmp_path, 1) as crew:
             (one,) = crew.fronts
             begun = await crew.answered(one)
             crew.owner._links[1]._abort()
@@ -498,7 +488,7 @@ def test_without_an_owner_callers_are_told_after_a_while(tmp_path: pathlib.Path)
 
 def test_workers_of_our_own_are_told_of_and_end_with_their_owner(tmp_path: pathlib.Path) -> None:
     async def test() -> None:
-        async with crew_of(tmp_path, EMBEDDED) as crew:
+        async with crew_of(tmp_path, config=EMBEDDED) as crew:
             nobody = socket.create_server(("127.0.0.1", 0))
             port = nobody.getsockname()[1]
             nobody.close()

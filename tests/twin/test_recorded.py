@@ -269,26 +269,43 @@ def test_a_journal_that_says_too_little_is_refused(
         told(*events)
 
 
-def test_a_journal_may_begin_in_the_middle(tmp_path: Path) -> None:
-    dispatcher = Dispatcher()
-    for now_ns, event in (*ANSWERED[:2], (S, arrived("open", S)), (S, up("v"))):
-        dispatcher.handle(now_ns, event)
-    data = start_records(dispatcher, 2)
-    for now_ns, event in (
-        (2 * S, arrived("b", 2 * S)),
-        (3 * S, finished("open")),
-        (4 * S, finished("b")),
-    ):
-        data += event_records([(now_ns, event, dispatcher.handle(now_ns, event))])
-    path = tmp_path / "x.twj"
-    path.write_bytes(data)
-    recorded = read(path)
+class Written:
+    """A dispatcher, and the journal of what it is told.
+
+    Args:
+        before: what it was told before that begins.
+        sequence: the journal's number.
+    """
+
+    def __init__(self, *before: tuple[int, Event], sequence: int = 1) -> None:
+        self.dispatcher = Dispatcher()
+        for now_ns, event in before:
+            self.dispatcher.handle(now_ns, event)
+        self.records = start_records(self.dispatcher, sequence)
+
+    def tell(self, now_ns: int, event: Event) -> list[Command]:
+        commands = self.dispatcher.handle(now_ns, event)
+        self.records += event_records([(now_ns, event, commands)])
+        return commands
+
+    def read(self) -> Recorded:
+        reader = Reader()
+        reader.take(entries_of(self.records, "x"))
+        return reader.recorded("x", (BOOK,))
+
+
+def test_a_journal_may_begin_in_the_middle() -> None:
+    journal = Written(*ANSWERED[:2], (S, arrived("open", S)), (S, up("v")), sequence=2)
+    journal.tell(2 * S, arrived("b", 2 * S))
+    journal.tell(3 * S, finished("open"))
+    journal.tell(4 * S, finished("b"))
+    recorded = journal.read()
     assert [spec.worker for spec in recorded.scenario.workers] == ["w", "v"]
     assert [(each.request, each.at_ns) for each in recorded.requests] == [("b", S)]
     assert recorded.left_out == 1
     reader = Reader()
-    reader.take(entries_of(data, "x"))
-    reader.take(entries_of(start_records(dispatcher, 3), "y"))  # goes on with the next file
+    reader.take(entries_of(journal.records, "x"))
+    reader.take(entries_of(start_records(journal.dispatcher, 3), "y"))  # goes on with the next file
     assert reader.recorded("x", [BOOK]).requests == recorded.requests
 
 
@@ -352,18 +369,10 @@ def ends_of(recorded: Recorded) -> dict[RequestID, int]:
     return dict(zip(names, recorded.result.outcomes.end, strict=True))
 
 
-def test_only_answers_of_the_worker_that_fell_have_failed(tmp_path: Path) -> None:
+def test_only_answers_of_the_worker_that_fell_have_failed() -> None:
     requests = workload(4, 5)
-    path = tmp_path / "x.twj"
-    dispatcher = Dispatcher()
-    records = start_records(dispatcher, 1)
-
-    def tell(now_ns: int, event: Event) -> list[Command]:
-        nonlocal records
-        commands = dispatcher.handle(now_ns, event)
-        records += event_records([(now_ns, event, commands)])
-        return commands
-
+    journal = Written()
+    tell = journal.tell
     policy = PolicySettings(name="round-robin")
     tell(0, msgspec.structs.replace(SCENARIO.configured, policy=policy))
     for spec in SCENARIO.workers:
@@ -378,8 +387,7 @@ def test_only_answers_of_the_worker_that_fell_have_failed(tmp_path: Path) -> Non
     lost = {name for name, worker in had.items() if worker == fallen}
     assert 0 < len(lost) < len(had) == 12
     tell(20, WorkerDown(worker=fallen, why="it fell"))
-    path.write_bytes(records)
-    recorded = read(path)
+    recorded = journal.read()
     assert ends_of(recorded) == dict.fromkeys(lost, End.FAILED)
     assert recorded.left_out == 12 - len(lost)
     assert set(recorded.result.outcomes.finished_ns) == {20}
@@ -388,17 +396,16 @@ def test_only_answers_of_the_worker_that_fell_have_failed(tmp_path: Path) -> Non
         msgspec.structs.replace(each, commands_digest=b"another!")
         if isinstance(each, JournalEntry)
         else each
-        for each in entries_of(records, "x")
+        for each in entries_of(journal.records, "x")
     ]
     reader = Reader()
     reader.take(damaged)
     assert len(reader.recorded("x", (BOOK,)).requests) == 12
 
 
-def test_an_answer_falls_with_the_second_worker_that_makes_it(tmp_path: Path) -> None:
+def test_an_answer_falls_with_the_second_worker_that_makes_it() -> None:
     (request,) = workload(4, 5)[:1]
-    dispatcher = Dispatcher()
-    records = start_records(dispatcher, 1)
+    journal = Written()
     configured = SCENARIO.configured
     limits = msgspec.structs.replace(configured.limits, hedge_percent=100)
     policy, due_ns = PolicySettings(name="round-robin"), 100 * S
@@ -413,25 +420,17 @@ def test_an_answer_falls_with_the_second_worker_that_makes_it(tmp_path: Path) ->
         (due_ns + 2, WorkerDown(worker=second, why="it fell, too")),
     ]
     for now_ns, event in events:
-        records += event_records([(now_ns, event, dispatcher.handle(now_ns, event))])
-    assert dispatcher.counts()["hedges_won"] == 1
-    (tmp_path / "x.twj").write_bytes(records)
-    recorded = read(tmp_path / "x.twj")
+        journal.tell(now_ns, event)
+    assert journal.dispatcher.counts()["hedges_won"] == 1
+    recorded = journal.read()
     assert ends_of(recorded) == {request.request: End.FAILED}
     assert set(recorded.result.outcomes.finished_ns) == {due_ns + 2}
 
 
-def test_who_makes_room_and_is_not_taken_up_again_has_failed(tmp_path: Path) -> None:
+def test_who_makes_room_and_is_not_taken_up_again_has_failed() -> None:
     spec = msgspec.structs.replace(SCENARIO.workers[0], slots=1, preempts=True)
-    dispatcher = Dispatcher()
-    records = start_records(dispatcher, 1)
-
-    def tell(now_ns: int, event: Event) -> list[Command]:
-        nonlocal records
-        commands = dispatcher.handle(now_ns, event)
-        records += event_records([(now_ns, event, commands)])
-        return commands
-
+    journal = Written()
+    tell = journal.tell
     tell(0, SCENARIO.configured)
     tell(0, worker_up(spec))
     low, top = (
@@ -448,8 +447,6 @@ def test_who_makes_room_and_is_not_taken_up_again_has_failed(tmp_path: Path) -> 
     tell(3 * S, WorkerDown(worker=spec.worker, why="it fell"))
     told = tell(70 * S, Ticked())
     assert {type(each) for each in told} == {Reject}
-    path = tmp_path / "x.twj"
-    path.write_bytes(records)
-    recorded = read(path)
+    recorded = journal.read()
     assert ends_of(recorded) == {low.request: End.FAILED, top.request: End.REJECTED}
     assert set(recorded.result.outcomes.finished_ns) == {70 * S}

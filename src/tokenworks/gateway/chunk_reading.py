@@ -34,20 +34,22 @@ def decode_chunk(body: bytes) -> WorkerChunk:
     return chunk
 
 
-def chunk_has_token(chunk: WorkerChunk) -> bool:
-    """Whether any choice carries a part of an answer."""
-    return any(has_token(choice) for choice in chunk.choices or ())
+def says(chunk: WorkerChunk) -> tuple[bool, bool, bool]:
+    """What the choices of a chunk say, in one look at each.
 
-
-def is_last(chunk: WorkerChunk) -> bool:
-    """Whether the first choice, which was asked for, has ended."""
-    return any(choice.finish_reason and not choice.index for choice in chunk.choices or ())
-
-
-def is_aside(chunk: WorkerChunk) -> bool:
-    """Whether it has choices, and none of them is the first."""
-    choices = chunk.choices
-    return bool(choices) and all(choice.index for choice in choices or ())
+    Returns:
+        Whether any carries a part of an answer; whether the first choice, which was asked for,
+        has ended; whether there are choices, and none of them is the first.
+    """
+    choices = chunk.choices or ()
+    token = ends = False
+    aside = bool(choices)
+    for choice in choices:
+        token = token or has_token(choice)
+        if not choice.index:
+            aside = False
+            ends = ends or bool(choice.finish_reason)
+    return token, ends, aside
 
 
 def has_token(choice: Choice) -> bool:

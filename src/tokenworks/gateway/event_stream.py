@@ -15,11 +15,9 @@ import msgspec
 from tokenworks.core.errors import WorkerFailed
 from tokenworks.core.orders import MeteredBy, Usage
 from tokenworks.gateway.chunk_reading import (
-    chunk_has_token,
     decode_chunk,
     disjoint,
-    is_aside,
-    is_last,
+    says,
 )
 from tokenworks.gateway.envelope import EVENT_END, Envelope, envelope_of
 from tokenworks.gateway.worker_chunks import Progress
@@ -201,15 +199,15 @@ class EventStream:
             if chunk.prompt_progress is not None:
                 self._progress = chunk.prompt_progress
                 return False
-            self.token_events += chunk_has_token(chunk)
+            token, ends, aside = says(chunk)
+            self.token_events += token
             if chunk.usage is not None:
                 self.usage = disjoint(chunk.usage)
                 self._token_events_at_usage = self.token_events
                 if not chunk.choices:
                     self.usage_event = event
                     return False
-            self.finished = self.finished or is_last(chunk)
-            aside = is_aside(chunk)
+            self.finished = self.finished or ends
         if self.finished and not aside:
             self._envelope = None
             self._hold(event)
@@ -296,7 +294,7 @@ def has_part(event: bytes) -> bool:
         chunk = decode_chunk(payload(event))
     except WorkerFailed:
         return True
-    return chunk_has_token(chunk)
+    return says(chunk)[0]
 
 
 def payload(event: bytes) -> bytes:

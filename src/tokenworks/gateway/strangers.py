@@ -17,8 +17,7 @@ from tokenworks.gateway.connection import Exchange
 from tokenworks.gateway.doorkeeper import caller_address
 from tokenworks.gateway.http_io import secret_of
 
-# Without Final, which mypyc writes into the code: tests change it, compiled or not.
-LINE_S_MIN = 60.0
+LINE_S_MIN: Final = 60.0
 """Between two lines."""
 
 ADDRESSES_MAX: Final = 1_024
