@@ -127,4 +127,5 @@ def verify_log(home: Home, expect: tuple[str, ...], *, as_json: bool) -> None:
     if as_json:
         click.echo(msgspec.json.encode({"records": head.seq, "head": str(head)}).decode())
         return
-    click.echo(f"{head.seq:,} records, and none was changed. The log ends with {head}")
+    records = "record" if head.seq == 1 else "records"
+    click.echo(f"{head.seq:,} {records}, and none was changed. The log ends with {head}")

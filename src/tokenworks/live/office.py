@@ -481,7 +481,13 @@ class Office:
                     "which is in force.",
                     hint="Propose it with a later day.",
                 )
-            if any(book.effective == each.effective for each in self._in_force().all()):
+            booked = self._in_force().all()
+            if any(book.price_id == each.price_id for each in booked):
+                raise Conflict(
+                    f"{wish.book!r} has been put into force already, from {book.effective} on.",
+                    hint="There is nothing to do.",
+                )
+            if any(book.effective == each.effective for each in booked):
                 raise Conflict(
                     f"Another price book holds from {book.effective}.",
                     hint="Propose it with another day.",
