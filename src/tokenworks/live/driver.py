@@ -136,8 +136,7 @@ class Driver:
         """Streams of answers that were settled in this round of housekeeping."""
         self._lingering: collections.deque[tuple[float, list[AnswerStream]]] = collections.deque()
         self._last_ns = 0
-        self._closed = False
-        self._landed = asyncio.Event()
+        self._closed, self._landed = False, asyncio.Event()
 
     # Life.
 
