@@ -52,7 +52,7 @@ class Envelope:
         before, after = self._before, self._after
         begin, end = len(before), len(event) - len(after)
         short = 0 < end - begin < len(self._between)  # else there may be two
-        if not short or event[:begin] != before or event[end:] != after:
+        if not (short and event.startswith(before) and event.endswith(after)):
             return b""
         text = event[begin:end]
         odd = _QUOTE_BYTE in text or _LF in text or text[-1] == _BACKSLASH
