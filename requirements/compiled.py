@@ -21,13 +21,13 @@ ROOT: Final = Path(__file__).parent.parent / "src"
 # is ever decoded may be in one; and what is written in Python may not inherit from a class that is
 # compiled, such as ``twin.driver.Hooks``. docs/decisions/0016-compiled-when-asked.md has the rest.
 MODULES: Final = (
-    *("core/kept_promises", "core/traces", "core/units"),
+    *("core/traces", "core/units"),
     *("ledger/accounts", "ledger/blocks", "ledger/ledger", "ledger/metering", "ledger/quotas"),
     *("dispatch/chains", "dispatch/dispatcher", "dispatch/economics", "dispatch/fleet"),
-    *("dispatch/ended", "dispatch/states"),
     *("dispatch/journal_format", "dispatch/offers", "dispatch/oversight", "dispatch/pickers"),
     *("dispatch/prefix_index", "dispatch/promises", "dispatch/rejections", "dispatch/restricted"),
-    *("dispatch/waiting", "dispatch/wakes"),
+    *("dispatch/waiting", "dispatch/wakes", "dispatch/ended", "dispatch/states"),
+    *("core/kept_promises",),
     *("gateway/answer", "gateway/app", "gateway/assemble", "gateway/chat", "gateway/chat_request"),
     *("gateway/completions", "gateway/connection", "gateway/doorkeeper", "gateway/envelope"),
     *("gateway/event_stream", "gateway/http_body", "gateway/http_head", "gateway/http_io"),
