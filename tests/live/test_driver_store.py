@@ -125,6 +125,27 @@ def test_a_reservation_and_its_answer_meet_the_failing_disk_together(
     live(test)
 
 
+def test_what_follows_a_posting_that_fails_is_waited_for_at_the_end(
+    live: Callable[[Test], None],
+) -> None:
+    async def test(world: World) -> None:
+        delivery, _ = await world.answering(world.up())
+        await settle_down()
+        world.store.slow = True
+        settling = asyncio.create_task(delivery.settle(outcome()))
+        await settle_down()
+        ending = asyncio.create_task(world.driver._bookkeeper.all_told())
+        await settle_down()
+        world.store.failing = True
+        world.store.release()
+        await ending
+        assert [each.phase for each in world.driver._bookkeeper._unstored] == ["settle"]
+        with pytest.raises(LedgerUnavailable, match="could not be billed"):
+            await settling
+
+    live(test)
+
+
 def test_a_posting_that_the_store_contradicts_is_not_billed(live: Callable[[Test], None]) -> None:
     async def test(world: World) -> None:
         delivery, _ = await world.answering(world.up())

@@ -282,9 +282,10 @@ class Bookkeeper:
         stored: asyncio.Future[TokenworksError | None] = get_running_loop().create_future()
 
         def told(entries: Sequence[Entry], error: TokenworksError | None) -> None:
-            self._answered(id(entries))
+            # First whoever waits for these: it may have more to store, which all are to wait for.
             if not stored.done():
                 stored.set_result(error)
+            self._answered(id(entries))
 
         self._append(entries, told)
         return stored
