@@ -78,7 +78,6 @@ def test_wrong_packages_are_refused_by_name(text: str, said: str) -> None:
     assert said in str(caught.value)
 
 
-@pytest.mark.heavy
 @settings(derandomize=True, deadline=None)
 @given(st.text(max_size=200))
 def test_any_text_is_packages_or_is_refused(text: str) -> None:

@@ -85,7 +85,6 @@ def test_prefill_and_decode_may_be_apart(home: Home) -> None:
     assert data(home, *asked)["gpus"] == 16
 
 
-@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -168,7 +167,6 @@ def test_measured_rows_are_compared(home: Home, few_rows: pathlib.Path) -> None:
     assert "Not predicted" in text
 
 
-@pytest.mark.heavy
 def test_rows_show_hidden_speculation(home: Home) -> None:
     text = done(home, "perf", "validate", str(ROWS))
     assert "Hidden speculative decoding: deepseek-ai/DeepSeek" in text
@@ -209,7 +207,6 @@ def test_rows_that_stand_in_or_measure_nothing_are_listed(
     assert "201 rows are predicted as if" in text
 
 
-@pytest.mark.heavy
 @pytest.mark.usefixtures("quick")
 def test_cross_validation_and_calibration_on_own_rows(
     home: Home, few_rows: pathlib.Path, tmp_path: pathlib.Path
@@ -247,7 +244,6 @@ def test_files_that_are_none_are_refused(
             read_calibration(path)
 
 
-@pytest.mark.heavy
 @pytest.mark.parametrize("form", ["svg", "png"])
 def test_errors_are_drawn_with_what_is_drawn_behind_them(
     home: Home, few_rows: pathlib.Path, tmp_path: pathlib.Path, form: str

@@ -123,7 +123,6 @@ def test_a_factory_that_cannot_be_is_refused(
     assert message in str(result.exception)
 
 
-@pytest.mark.heavy
 def test_the_keynotes_chart_is_computed_and_compared(home: Home) -> None:
     text = done(home, "plan", "chart")
     assert "revenue per GW-year" in text
@@ -137,7 +136,6 @@ def test_the_keynotes_chart_is_computed_and_compared(home: Home) -> None:
     assert "tokens/s/MW at 117 tokens/s/user" in text
 
 
-@pytest.mark.heavy
 @pytest.mark.parametrize("ending", ["png", "svg"])
 def test_pictures_are_drawn(home: Home, tmp_path: pathlib.Path, ending: str) -> None:
     path = tmp_path / f"a.{ending}"

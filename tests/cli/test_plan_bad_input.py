@@ -14,7 +14,6 @@ PREDICT = ("perf", "predict", "llama-3.1-70b")
 MIX = ("plan", "mix", "--start", "2026-12-01", "--power-mw", "5")
 
 
-@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("command", "says"),
     [

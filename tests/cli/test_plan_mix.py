@@ -22,7 +22,6 @@ SMALL = (*MIX, "--start", "2026-12-01", "--power-mw", "10", "--systems", "vr-nvl
 PAGE = Path(__file__).parent.parent.parent / "docs" / "planning-mix.md"
 
 
-@pytest.mark.heavy
 def test_it_runs_with_no_file_and_says_all_that_it_rests_on(home: Home) -> None:
     text = done(home, *MIX, "--start", "2026-12-01")
     first = text.splitlines()[0]
@@ -96,7 +95,6 @@ def test_steps_are_told_on_standard_error(home: Home) -> None:
     assert not invoke(home, *SMALL, "--tiers", "free", "--no-progress").stderr
 
 
-@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -180,7 +178,6 @@ def test_the_last_token_of_a_prompt_is_always_computed() -> None:
     assert cached_share([]) == 0
 
 
-@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("options", "ending"),
     [
@@ -199,7 +196,6 @@ def test_pictures_are_drawn(
     assert path.stat().st_size > 5_000
 
 
-@pytest.mark.heavy
 def test_a_picture_of_costs_shows_the_margin_where_it_fits(home: Home, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     path = tmp_path / "costs.svg"
@@ -210,7 +206,6 @@ def test_a_picture_of_costs_shows_the_margin_where_it_fits(home: Home, tmp_path:
     assert "nothing: 0 MW" in path.read_text()
 
 
-@pytest.mark.heavy
 def test_a_swing_without_a_plan_has_one_bar(
     home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -269,7 +264,6 @@ def test_the_help_teaches_by_examples_that_work(home: Home, tmp_path: Path) -> N
         done(home, *(str(tmp_path / w) if w.endswith((".svg", ".png")) else w for w in words))
 
 
-@pytest.mark.heavy
 def test_the_pools_of_an_engine_become_deployments(home: Home, tmp_path: Path) -> None:
     file, folder = tmp_path / "plan.toml", tmp_path / "pools"
     file.write_text(

@@ -28,7 +28,6 @@ def half(tmp_path: Path) -> str:
     return str(path)
 
 
-@pytest.mark.heavy
 def test_the_pages_example_decides_a_run(home: Home, half: str) -> None:
     found = data(home, "twin", "run", *SMALL, "--policy-file", half)
     assert found["policy"] == "half"

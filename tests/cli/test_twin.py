@@ -149,7 +149,6 @@ def test_options_that_do_not_fit_are_refused(
     assert said in str(caught)
 
 
-@pytest.mark.heavy
 def test_a_run_is_drawn(home: Home, tmp_path: Path) -> None:
     for name, words in (("x.png", ()), ("x.svg", ("--rate", "200", "--mix", "ultra=1"))):
         path = tmp_path / name
@@ -162,7 +161,6 @@ def test_a_run_is_drawn(home: Home, tmp_path: Path) -> None:
     assert isinstance(result.exception, ConfigInvalid)
 
 
-@pytest.mark.heavy
 def test_what_was_not_answered_is_drawn_too(home: Home, tmp_path: Path) -> None:
     path = tmp_path / "x.svg"
     words = ("--rate", "3000", "--duration", "3", "--workers", "1", "--mix", "premium=1")
@@ -194,7 +192,6 @@ def two_policies(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(twin, "with_policy", told)
 
 
-@pytest.mark.heavy
 @pytest.mark.usefixtures("two_policies")
 def test_policies_are_compared_by_what_they_earn(
     home: Home, monkeypatch: pytest.MonkeyPatch
@@ -284,7 +281,6 @@ def test_without_scipy_there_is_no_bound() -> None:
     assert capacity(build("mixed").scenario, workload()) is None
 
 
-@pytest.mark.heavy
 @pytest.mark.skipif(not HAS_SCIPY, reason="scipy is not installed")
 def test_no_run_earns_more_than_its_bound(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
@@ -347,7 +343,6 @@ def test_a_swarm_in_which_nothing_breaks(home: Home, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.heavy
 @pytest.mark.parametrize("shrink", ["--shrink", "--no-shrink"])
 def test_a_seed_that_breaks_something_becomes_a_file(
     home: Home, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, shrink: str

@@ -82,7 +82,6 @@ def test_policies_are_compared_on_systems(home: Home) -> None:
     assert "projected by 'keynote'" in done(home, "twin", "compare", *MIXED, *SHORT, *few)
 
 
-@pytest.mark.heavy
 def test_the_examples_of_the_page_run(home: Home) -> None:
     """For a second each; what is served has a test of its own."""
     shells = [block for block in blocks(PAGE) if block.language in SHELLS]
@@ -94,7 +93,6 @@ def test_the_examples_of_the_page_run(home: Home) -> None:
             assert done(home, *words[1:], "--duration", "1")
 
 
-@pytest.mark.heavy
 @pytest.mark.skipif(not HAS_SCIPY, reason="the extra plan is not installed")
 def test_load_is_of_what_the_systems_carry(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(twin_bound, "_has_scipy", lambda: True)

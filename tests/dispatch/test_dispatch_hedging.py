@@ -333,7 +333,6 @@ def test_events_of_before_are_read_as_they_were() -> None:
     assert msgspec.to_builtins(started("r", "b"))["worker"] == WorkerID("b")
 
 
-@pytest.mark.heavy
 @given(seed=st.integers(0, 10**9), policy=st.sampled_from(["promises", "economic", "random"]))
 @settings(max_examples=40, deadline=None)
 def test_two_workers_in_every_order(seed: int, policy: str) -> None:
@@ -352,7 +351,6 @@ def test_two_workers_in_every_order(seed: int, policy: str) -> None:
         assert again.handle(now_ns, event) == commands
 
 
-@pytest.mark.heavy
 def test_the_worlds_do_ask_second_workers() -> None:
     won = asked = 0
     for seed in range(20):

@@ -311,7 +311,6 @@ class Counted(Forgetful):
         return iter(())
 
 
-@pytest.mark.heavy
 @pytest.mark.parametrize("apart", [False, True])
 def test_whoever_names_many_sets_of_labels_slows_nobody(apart: bool) -> None:
     sets = many_sets(700)

@@ -196,7 +196,6 @@ class Crowd:
                         self.put(at_ns, None)
 
 
-@pytest.mark.heavy
 @pytest.mark.parametrize("policy", TURNS)
 @settings(max_examples=20, deadline=None, derandomize=True)
 @given(st.integers(0, 1 << 30))

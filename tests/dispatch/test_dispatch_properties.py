@@ -19,7 +19,6 @@ ROOT = pathlib.Path(__file__).parents[2]
 each_policy = pytest.mark.parametrize("policy", NAMES)
 
 
-@pytest.mark.heavy
 @each_policy
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(st.integers(0, 1 << 30), st.integers(0, 250))
@@ -30,7 +29,6 @@ def test_every_request_ends_exactly_once(policy: str, seed: int, steps: int) -> 
     world.heal()
 
 
-@pytest.mark.heavy
 @each_policy
 @settings(max_examples=12, deadline=None, derandomize=True)
 @given(st.integers(0, 1 << 30), st.integers(0, 150))
@@ -48,7 +46,6 @@ def test_a_restored_dispatcher_decides_alike(policy: str, seed: int, middle: int
     assert copy.snapshot() == world.dispatcher.snapshot()
 
 
-@pytest.mark.heavy
 @each_policy
 def test_the_same_events_give_the_same_commands(policy: str) -> None:
     world = World(7, policy)
@@ -60,7 +57,6 @@ def test_the_same_events_give_the_same_commands(policy: str) -> None:
     assert again.digest() == world.dispatcher.digest()
 
 
-@pytest.mark.heavy
 def test_no_hash_seed_matters() -> None:
     program = (
         "from tests.dispatch.dispatch_world import digest_of_seed as d;"

@@ -280,7 +280,6 @@ def test_open_requests_are_counted(run: Run) -> None:
     assert run(main()) == 1
 
 
-@pytest.mark.heavy
 def test_an_answer_leaves_nothing_for_the_collector_of_cycles(run: Run) -> None:
     def answers() -> int:
         return sum(isinstance(each, Answer) for each in gc.get_objects())

@@ -265,7 +265,6 @@ REQUESTS = [
 ]
 
 
-@pytest.mark.heavy
 @settings(derandomize=True, max_examples=300)
 @given(st.lists(st.sampled_from(REQUESTS), max_size=6), st.data())
 def test_it_does_not_matter_how_requests_are_cut(parts: list[bytes], data: st.DataObject) -> None:
@@ -319,7 +318,6 @@ class Reference:
         self.done = True
 
 
-@pytest.mark.heavy
 @settings(derandomize=True, max_examples=500)
 @given(
     st.sampled_from(REQUESTS[:7]),

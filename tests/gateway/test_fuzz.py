@@ -46,7 +46,6 @@ def fuzz(name: str, faults: Path, seeds: int, runs: int, one_s_max: float = 60) 
     return one
 
 
-@pytest.mark.heavy
 @pytest.mark.parametrize("name", HARNESSES)
 def test_what_is_drawn_is_no_fault(name: str, tmp_path: Path) -> None:
     assert not fuzz(name, tmp_path, 1, 300).seen
@@ -168,7 +167,6 @@ def stuck(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Connection, "_cut_head", cut_head)
 
 
-@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("name", "plant", "told"),
     [

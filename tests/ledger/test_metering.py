@@ -49,7 +49,6 @@ def test_every_class_of_tokens_has_its_price_in_the_same_place() -> None:
     assert [f"{name}_tokens" for name in names] == list(TOKEN_CLASSES)
 
 
-@pytest.mark.heavy
 @settings(derandomize=True, deadline=None)
 @given(st.lists(st.tuples(usages, prices, rates), max_size=20))
 def test_charges_sum_to_the_exact_sum_rounded_once_per_entry(

@@ -68,7 +68,6 @@ CASES = st.builds(
 LOADS = st.floats(1, 5000)
 
 
-@pytest.mark.heavy
 @settings(max_examples=150)
 @given(CASES, LOADS, st.floats(1, 20), st.floats(1, 3))
 def test_more_load_is_never_faster_and_more_bandwidth_never_slower(
@@ -84,7 +83,6 @@ def test_more_load_is_never_faster_and_more_bandwidth_never_slower(
     assert better.ttft_log <= curve.at(load).ttft_log + 1e-9
 
 
-@pytest.mark.heavy
 @settings(max_examples=150)
 @given(CASES, LOADS)
 def test_nothing_beats_the_roofline_nor_its_energy(case: Case, load: float) -> None:

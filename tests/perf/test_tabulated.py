@@ -24,7 +24,6 @@ def bent(parts: tuple[float, float, float, float], experts: float = 3.0) -> Step
     return step
 
 
-@pytest.mark.heavy
 @given(PARTS, st.integers(1, 2048), st.integers(1, 64))
 @example((2.25, 0.0, 1e-07, 0.0), 723, 1)  # an excess that was below the real one
 @example((0.1015625, 0.0, 1e-07, 3.984375), 398, 1)

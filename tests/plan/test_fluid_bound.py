@@ -203,7 +203,6 @@ def test_the_programme_proves_itself_when_its_groups_are_of_equals() -> None:
         )
 
 
-@pytest.mark.heavy
 def test_picking_within_groups_is_bounded_and_finer_groups_come_closer() -> None:
     members = sample(7, size=60)
     coarse = fluid_bound(FLEET, [merged(each) for each in members], PRICED, members)
@@ -219,7 +218,6 @@ def finite(bound: FluidBound, more: FluidBound, step: float) -> float:
     return (more.programme_dollars - bound.programme_dollars) / step
 
 
-@pytest.mark.heavy
 def test_duals_are_finite_differences() -> None:
     groups = [merged(members) for members in sample(3)]
     bound = fluid_bound(FLEET, groups, PRICED)

@@ -297,7 +297,6 @@ def test_more_power_never_earns_less(case: dict) -> None:
     assert more.value_usd_per_h >= plan.value_usd_per_h - near(case, plan)
 
 
-@pytest.mark.heavy
 @checked
 @given(cases)
 def test_a_cheaper_device_never_costs_more(case: dict) -> None:

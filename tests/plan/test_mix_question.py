@@ -286,7 +286,6 @@ def test_a_tornado_has_the_widest_swing_first() -> None:
     assert found["power_mw"].confidence == "own"
 
 
-@pytest.mark.heavy
 def test_a_swing_may_leave_no_plan() -> None:
     tier = {"requests_per_s": 3_000.0, "prompt_tokens": 1_000, "at_least": 1.0}
     said = {"power_mw": 0.25, "systems": ["vr-nvl72"], "tier": {"high": tier}}

@@ -174,7 +174,6 @@ def test_batches_rise_by_small_steps() -> None:
     assert all(b <= a + 4 or b / a < 1.35 for a, b in itertools.pairwise(tried))
 
 
-@pytest.mark.heavy
 def test_every_system_and_model_of_the_catalogue_has_an_answer() -> None:
     for system in ("gb300-nvl72", "hgx-h200", "hgx-rubin-nvl8", "feynman-nvl1152"):
         for model in MODELS:

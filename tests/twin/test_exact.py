@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from typing import Any
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -125,7 +124,6 @@ def workload(seed: int, count: int, gap_ns: int, longest: int) -> list[TwinReque
     return requests
 
 
-@pytest.mark.heavy
 @settings(max_examples=100, deadline=None)
 @given(
     seed=st.integers(0, 2**32),
@@ -157,7 +155,6 @@ def test_any_workload(
     both(scenario(*workers(fleet, spec)), requests, withdrawn, real=seed % 2 == 0)
 
 
-@pytest.mark.heavy
 def test_a_slice_of_a_trace() -> None:
     with TRACE_300.open(encoding="utf-8") as file:
         requests = trace(file, faster=4)

@@ -68,7 +68,6 @@ def workload(scenario: Scenario, rate: float, seconds: float, seed: int = 1) -> 
     return requests_of(trace, demand, seed)
 
 
-@pytest.mark.heavy
 def test_workers_of_fixed_roles_earn_under_prices_what_they_earn_under_any_policy() -> None:
     # Long enough to learn what comes: in its first seconds this earns up to 12 % less.
     for texts, model, rate, seconds in (
@@ -334,7 +333,6 @@ def test_slower_is_slower_at_every_batch() -> None:
         assert slower.decode_fs(batch, 10**5) == pytest.approx(2 * timing.decode_fs(batch, 10**5))
 
 
-@pytest.mark.heavy
 @pytest.mark.parametrize("seed", range(12))
 def test_what_must_hold_holds_for_workers_with_lpus(seed: int) -> None:
     """Under everything that a swarm's seed has go wrong; iterations are those of real kinds."""

@@ -203,7 +203,6 @@ def test_a_thousand_streams_have_one_timer_and_larger_chunks(run: Run) -> None:
     run(main())
 
 
-@pytest.mark.heavy
 def test_who_reads_nothing_is_not_written_to_for_ever(run: Run) -> None:
     async def main() -> None:
         bench = Bench(kv_blocks=10_000)

@@ -59,7 +59,6 @@ def test_nobody_waits_beyond_the_bound_under_the_economic_policy() -> None:
     assert late > 500
 
 
-@pytest.mark.heavy
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.__name__)
 def test_a_planted_bug_is_found_within_200_seeds(
     bug: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -134,7 +133,6 @@ def test_every_kind_of_fault_is_drawn() -> None:
     assert drawn == set(faults.Fault.__args__)  # type: ignore[attr-defined]
 
 
-@pytest.mark.heavy
 @pytest.mark.parametrize("bug", PLANTED, ids=lambda bug: bug.__name__)
 def test_every_invariant_is_seen_to_break(
     bug: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
@@ -148,7 +146,6 @@ def test_every_invariant_is_seen_to_break(
     pytest.fail(f"only {sorted(broken)} were broken")
 
 
-@pytest.mark.heavy
 def test_operators_change_limits_keys_and_prices_while_requests_are_under_way() -> None:
     lowered = billed_by_others = 0
     refused: Counter[str] = Counter()

@@ -317,7 +317,6 @@ def test_faults_at_any_stage_of_a_transfer(at_ms: int) -> None:
             assert set(ends(result)) <= {End.FAILED, End.DONE}
 
 
-@pytest.mark.heavy
 @settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 2**32),

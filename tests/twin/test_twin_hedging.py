@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 
 import msgspec
-import pytest
 
 from tests.twin import factory
 from tokenworks.core.ids import RequestID, WorkerID
@@ -94,7 +93,6 @@ def ttft_ms_p99(result: RunResult) -> float:
     return statistics.quantiles(times, n=100)[98]
 
 
-@pytest.mark.heavy
 def test_p99_of_ttft_where_workers_stand_still() -> None:
     plain, none = stalled(0)
     hedged, counts = stalled(5)
@@ -104,7 +102,6 @@ def test_p99_of_ttft_where_workers_stand_still() -> None:
     assert ttft_ms_p99(plain) > 5 * ttft_ms_p99(hedged)
 
 
-@pytest.mark.heavy
 def test_whatever_goes_wrong_every_request_ends_once() -> None:
     asked = 0
     for seed in (445, *range(40)):

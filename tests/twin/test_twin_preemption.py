@@ -151,7 +151,6 @@ def test_swarms_meet_what_making_room_leads_to() -> None:
     assert "economic" in NAMES
 
 
-@pytest.mark.heavy
 def test_money_is_not_lost_by_it_on_a_full_fleet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     setting = build("homogeneous", 2)

@@ -74,7 +74,6 @@ def moves(hooks: Faults) -> list[tuple[int, int]]:
     return found
 
 
-@pytest.mark.heavy
 def test_workers_come_when_requests_wait_after_the_time_that_they_take() -> None:
     result, hooks = faulty(grows(), steady(5, 0, 200))
     assert set(ends(result)) == {End.DONE}
@@ -90,7 +89,6 @@ def test_workers_come_when_requests_wait_after_the_time_that_they_take() -> None
     assert max(late) < S
 
 
-@pytest.mark.heavy
 def test_a_worker_costs_while_it_starts_and_not_after_it_was_given_back() -> None:
     requests = steady(5, 0, 100)
     result, hooks = faulty(grows(), requests)
@@ -114,7 +112,6 @@ def test_a_steady_load_does_not_make_a_pool_flap(rate: float) -> None:
     assert len(after) <= 4, after
 
 
-@pytest.mark.heavy
 def test_a_load_that_comes_in_waves_moves_a_pool_less_and_less() -> None:
     requests: list[TwinRequest] = []
     for wave in range(8):
@@ -134,7 +131,6 @@ def test_exact_mode_decides_the_same() -> None:
     assert len(digests) == 1
 
 
-@pytest.mark.heavy
 def test_who_was_given_back_may_be_started_again() -> None:
     requests = steady(5, 0, 60)
     requests += steady(5, 400, 460, len(requests))

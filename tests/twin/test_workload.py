@@ -69,7 +69,6 @@ def test_a_tier_without_a_share_is_never_drawn(
         assert after.get(tier, 0)
 
 
-@pytest.mark.heavy
 @given(WEIGHTS, st.integers(0, PPM))
 def test_shares_are_those_of_the_mix(weights: dict[Tier, int], place_ppm: int) -> None:
     mix, draws = steady(weights), 2_000
@@ -237,7 +236,6 @@ def test_a_demand_that_cannot_be_is_refused(changes: dict[str, object], said: st
 # Arrivals.
 
 
-@pytest.mark.heavy
 @pytest.mark.parametrize("kind", ARRIVALS)
 def test_arrivals_have_the_rate_and_follow_the_seed(kind: Arrivals) -> None:
     def times(seed: int) -> list[int]:
