@@ -438,9 +438,16 @@ def test_a_head_alone_is_no_answer(run: Callable[[Awaitable[None]], None]) -> No
             connection.data_received(b"2\r\nok\r\n")
             stream = await posting
             assert (stream.status, await stream.read()) == (200, b"ok")
-        async with raw(head, head_ns_max=50_000_000) as client:
+        for late in (head, head + b"2\r\n\n\n\r\n"):  # of which an empty line is no part
+            async with raw(late, head_ns_max=50_000_000) as client:
+                with pytest.raises(WorkerFailed, match=r"no answer from the worker in 0\.05 s"):
+                    await client.post_stream(PATH, BODY)
+        refusal = b"HTTP/1.1 503 No\r\nContent-Length: 9\r\n\r\n"
+        async with raw(refusal, head_ns_max=50_000_000) as client:
+            stream = await client.post_stream(PATH, BODY)
+            assert stream.status == 503
             with pytest.raises(WorkerFailed, match=r"no answer from the worker in 0\.05 s"):
-                await client.post_stream(PATH, BODY)
+                await stream.read_all()
         async with raw(head) as client:
             posting = asyncio.ensure_future(client.post_stream(PATH, BODY))
             await until(lambda: any(each._framed for each in client._open))

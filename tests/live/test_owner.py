@@ -32,6 +32,7 @@ from tokenworks.core.errors import WorkerFailed, WorkerUnavailable
 from tokenworks.core.ids import KeyID, ModelName, RequestID, TenantID, WorkerID
 from tokenworks.core.orders import KeyView, Order
 from tokenworks.core.slo import Tier
+from tokenworks.core.units import NS_PER_S
 from tokenworks.dispatch.dispatcher import Dispatcher
 from tokenworks.dispatch.events import Ticked, Withdrawn
 from tokenworks.dispatch.settings import settings_for
@@ -246,6 +247,30 @@ def test_the_owner_serves_callers_of_its_own(tmp_path: pathlib.Path) -> None:
             await settle(await opening)
             await until(lambda: crew.running() == {"w0": 1})
             await settle(theirs)
+
+    run(test)
+
+
+def test_a_front_counts_the_time_that_a_worker_had_a_request(tmp_path: pathlib.Path) -> None:
+    async def test() -> None:
+        async with crew_of(tmp_path) as crew:
+            crew.owner.worker_up(WORKERS[0], Client())
+            await crew.join(1)
+            (one,) = crew.fronts
+            crew.clock.advance(1_000 * NS_PER_S)
+            delivery = await crew.answered(one)
+            crew.clock.advance(5 * NS_PER_S)
+            delivery.stream.end()  # type: ignore[attr-defined]
+            receipt = await delivery.settle(outcome())
+            assert receipt.cost_nanodollars == 64_583  # a fourth of five seconds of the pool
+            opening = crew.open(one.driver)
+            await until(one.waiting)
+            (flight,) = one.driver._flights.values()
+            crew.clock.advance(5 * NS_PER_S)
+            flight.stop(crew.clock.now_ns())  # to make room
+            assert flight.worked_ns == 5 * NS_PER_S
+            opening.cancel()
+            await asyncio.gather(opening, return_exceptions=True)
 
     run(test)
 

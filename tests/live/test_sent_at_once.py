@@ -83,6 +83,8 @@ def test_a_kept_connection_takes_one_request_after_the_other(live: Live) -> None
                 worker.gate.open()
                 delivery = await opening
                 assert flight.sending is None
+                assert isinstance(delivery.stream, WorkerStream)
+                assert not delivery.stream._request  # nobody sends it again
                 await served(world, delivery)
             assert worker.connections == 1
         assert len(world.posted) == 4
@@ -270,5 +272,6 @@ def test_a_second_worker_is_asked_on_a_kept_connection(live: Live, status: int) 
                 worker.gate.open()
             assert first.exchanges[0].cancelled == (status == 200)
             await delivery.settle(outcome(0))
+            assert flight.sending is None  # each would know the other
 
     live(test)

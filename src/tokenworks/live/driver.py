@@ -22,7 +22,6 @@ from msgspec import UNSET
 from tokenworks.catalogue.price_book import PriceBook, PriceBooks
 from tokenworks.core.errors import (
     CapacityExceeded,
-    ConfigInvalid,
     LedgerCorrupt,
     LedgerUnavailable,
     TokenworksError,
@@ -303,10 +302,11 @@ class Driver:
         order, seat = flight.order, flight.seat
         if flight.sending is not None:
             flight.sending.cancel()  # it was to go on with the answer
+            flight.sending = None
         self.tell(ending_of(flight, seat, outcome))
         worked_ns = flight.worked_ns
         if flight.attempt:
-            worked_ns += max(0, self._last_ns - flight.sent_ns)
+            worked_ns += max(0, self._clock.now_ns() - flight.sent_ns)
         self._flights.pop(order.request, None)
         work = work_of(seat, worked_ns)
         if not self._flights:
@@ -486,7 +486,7 @@ class Driver:
         if flight.delivery is None and flight.opened.done():
             return  # cancelled, and about to be withdrawn
         seat = self._seats[command.worker]
-        flight.attempt, flight.seat, flight.sent_ns = command.attempt, seat, self._last_ns
+        flight.attempt, flight.seat, flight.sent_ns = command.attempt, seat, self._clock.now_ns()
         if not flight.is_open:
             return  # it had made its answer when it was to make room, and is about to be settled
         flight.sending = self._try(flight, seat, command.attempt)
@@ -749,12 +749,9 @@ class Driver:
 
     def _heeded(self, texts: list[str]) -> PriceBooks:
         """On any thread: the folder's price books, and those that were put into force since."""
-        books = self._folders_books
-        for text in texts:
-            try:
-                books = books.with_texts([text])
-            except ConfigInvalid as error:
-                _log.error("a price book that was put into force is left out: %s", error)
+        books, unread = self._folders_books.with_readable(texts)
+        for _, error in unread:
+            _log.error("a price book that was put into force is left out: %s", error)
         return books
 
     async def _turn_page(self) -> None:

@@ -199,6 +199,8 @@ class WorkerStream:
         waiter, self._waiter = self._waiter, None
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
+        if self._begun:
+            self._request = b""  # it will not be sent again, and may be large
         told, self._told = self._told, None
         if told is not None:
             told(self)
@@ -379,10 +381,12 @@ class _Connection(asyncio.Protocol):
         parts = self._parts
         data = b"".join(parts)
         parts.clear()
-        self._head_due_s = None
         stream = self._stream
-        if stream is not None and stream._on_body(data) > STREAM_BYTES_HIGH:  # noqa: SLF001
-            self.pause()
+        if stream is not None:
+            if stream._on_body(data) > STREAM_BYTES_HIGH:  # noqa: SLF001
+                self.pause()
+            if stream._begun:  # noqa: SLF001
+                self._head_due_s = None
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The other side closed, or we did."""
@@ -430,7 +434,7 @@ class _Connection(asyncio.Protocol):
             return
         self._keep_alive = self._parser.should_keep_alive()
         self._framed = self._framed or status in (204, 304)
-        if stream._on_status(status):  # noqa: SLF001
+        if stream._on_status(status) and not stream._with_body:  # noqa: SLF001
             self._head_due_s = None
         if self._bodiless:
             self._end(reuse=False)  # the parser waits for what will not come
@@ -445,6 +449,7 @@ class _Connection(asyncio.Protocol):
     def _end(self, *, reuse: bool) -> None:
         stream, self._stream = self._stream, None
         assert stream is not None
+        self._head_due_s = None
         stream._on_end(None)  # noqa: SLF001
         if self._paused:
             self.resume()
