@@ -348,6 +348,18 @@ def test_another_choice_neither_ends_an_answer_nor_is_held() -> None:
     assert (first["message"]["content"], second["message"]["content"]) == ("a", "x" * 66)
 
 
+def test_an_end_in_an_event_of_two_choices_is_seen() -> None:
+    ended = {"index": 0, "delta": {"content": "hi"}, "finish_reason": "stop"}
+    goes_on = {"index": 1, "delta": {}, "finish_reason": None}
+    stream, forwarded = fed([event({"choices": [ended, goes_on]})])
+    assert (stream.finished, stream.token_events, forwarded) == (True, 1, b"")
+
+
+def test_a_number_in_words_is_the_first_choices_too() -> None:
+    stream, _ = fed([event({"choices": [{"index": "0", "delta": {}, "finish_reason": "stop"}]})])
+    assert (stream.finished, stream.failure) == (True, None)
+
+
 def test_an_end_without_done() -> None:
     stream, _ = fed([token("a"), STOP, usage_event(5, 1)])
     assert stream.finished

@@ -13,6 +13,8 @@ from tokenworks.gateway.worker_chunks import Choice, ToldUsage, WorkerChunk, not
 
 TOKENS_MAX: Final = 1 << 40
 """Tokens of one answer; a worker that says more has counted below zero."""
+_FIRST: Final = (None, 0, "0")
+"""How workers number the choice that was asked for."""
 _decoder: Final = msgspec.json.Decoder(WorkerChunk)
 
 
@@ -46,7 +48,7 @@ def says(chunk: WorkerChunk) -> tuple[bool, bool, bool]:
     aside = bool(choices)
     for choice in choices:
         token = token or has_token(choice)
-        if not choice.index:
+        if choice.index in _FIRST:
             aside = False
             ends = ends or bool(choice.finish_reason)
     return token, ends, aside

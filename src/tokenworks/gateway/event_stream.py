@@ -271,6 +271,7 @@ def _is_plain(event: bytes) -> bool:
     simple = begins >= _TEXT_BEGINS and event[begins : begins + 1] not in _NO_TEXT
     return (
         (simple or _SOME_TEXT.search(event) is not None)
+        and event.count(b'"finish_reason"') == 1
         and event.find(b'"role"') < 0
         and event.find(b'"error"') < 0
         and event.find(b'"prompt_progress"') < 0

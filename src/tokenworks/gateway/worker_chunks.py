@@ -37,7 +37,7 @@ def nothing_used() -> Usage:
 class Choice(msgspec.Struct):
     """One choice of a chunk: what of it is read."""
 
-    index: int | None = None
+    index: object = None
     finish_reason: str | None = None
     delta: dict[str, object] | None = None
     logprobs: object = None
