@@ -79,6 +79,7 @@ class End:
         self.server.full = full
         self.connection = Connection(self.server)
         self.socket = FakeTransport()
+        self.socket._extra["peername"] = ("127.0.0.1", 4711)
         self.connection.connection_made(self.socket)
 
     def feed(self, *parts: bytes) -> End:
@@ -107,6 +108,14 @@ class End:
 def get(path: str = "/a", *lines: str, version: str = "1.1") -> bytes:
     host = ["host: x"] if version == "1.1" else []
     return "\r\n".join([f"GET {path} HTTP/{version}", *host, *lines, "", ""]).encode("latin-1")
+
+
+def test_who_has_left_is_still_known() -> None:
+    end = End()
+    end.feed(get("/later"))
+    end.connection.connection_lost(None)
+    assert end.echo.later[0].gone
+    assert end.echo.later[0].peer == "127.0.0.1"
 
 
 def post(body: bytes, path: str = "/a", *lines: str) -> bytes:

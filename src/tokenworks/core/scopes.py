@@ -117,10 +117,12 @@ def within(address: Address, networks: Iterable[Network]) -> bool:
 def address_of(text: str) -> Address | None:
     """An address as proxies and sockets write it; None if it is none.
 
-    IPv4 inside IPv6 is IPv4.
+    IPv4 inside IPv6 is IPv4; a scope, which anybody may word as they like, is not part of it.
 
     >>> address_of("::ffff:10.0.0.1"), address_of("[2001:db8::1]:443"), address_of("10.0.0.1:80")
     (IPv4Address('10.0.0.1'), IPv6Address('2001:db8::1'), IPv4Address('10.0.0.1'))
+    >>> address_of("fe80::1%eth0")
+    IPv6Address('fe80::1')
     """
     text = text.strip()
     if text.startswith("["):
@@ -128,7 +130,7 @@ def address_of(text: str) -> Address | None:
     elif text.count(":") == 1:
         text = text.partition(":")[0]
     try:
-        found = ipaddress.ip_address(text)
+        found = ipaddress.ip_address(text.partition("%")[0])
     except ValueError:
         return None
     return getattr(found, "ipv4_mapped", None) or found

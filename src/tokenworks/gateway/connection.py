@@ -225,6 +225,7 @@ class Connection(asyncio.Protocol):
         "_exchange",
         "_last",
         "_paused_s",
+        "_peer",
         "_reading",
         "_seen",
         "_server",
@@ -239,6 +240,7 @@ class Connection(asyncio.Protocol):
     def __init__(self, server: Server) -> None:
         self._server = server
         self._transport: asyncio.Transport | None = None
+        self._peer = ""
         self._buffer = b""
         self._seen = 0
         """Where in the buffer to look on for the end of a head."""
@@ -268,6 +270,9 @@ class Connection(asyncio.Protocol):
         """Take the socket, or send it away."""
         self._transport = cast("asyncio.Transport", transport)  # uvloop's only looks like one
         self._transport.set_write_buffer_limits(self._server.limits.write_bytes_high)
+        name = self._transport.get_extra_info("peername")
+        if isinstance(name, tuple):
+            self._peer = str(name[0])
         if self._server.opened(self):
             self._wait(self._server.limits.idle_s_max)
         else:
@@ -340,10 +345,8 @@ class Connection(asyncio.Protocol):
 
     @property
     def peer(self) -> str:
-        """See ``Exchange``."""
-        assert self._transport is not None
-        name = self._transport.get_extra_info("peername")
-        return str(name[0]) if isinstance(name, tuple) else ""
+        """See ``Exchange``; of a caller who has left, too."""
+        return self._peer
 
     def write(self, data: bytes) -> None:
         """Send bytes, after the head that is held."""
