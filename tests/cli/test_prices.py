@@ -102,6 +102,9 @@ def test_a_book_in_force_that_cannot_be_read_any_more_is_named(
     result = invoke(home, "prices", "list", "--at", "2026-12-25")
     assert (result.exit_code, "7.00" in result.stdout) == (0, True)
     assert f"{name} is left out" in result.stderr
+    with office_at(home) as office:  # nor does it keep others from being proposed
+        later = LATER.replace("2026-12-24", "2027-01-24")
+        assert office.propose_book(operator(), ProposeBook(text=later))["effective"] == "2027-01-24"
 
 
 def test_files_that_clash_or_cannot_be_read_are_errors(home: Home, tmp_path: pathlib.Path) -> None:

@@ -390,6 +390,22 @@ class PriceBooks:
         known |= {book.price_id: book for book in map(parse_price_book, texts)}
         return PriceBooks([*known.values()])
 
+    def with_readable(
+        self, texts: Iterable[str]
+    ) -> tuple[PriceBooks, list[tuple[str, ConfigInvalid]]]:
+        """The same without those texts that ``with_texts`` refuses.
+
+        Returns:
+            The books, and each text that was left out, with why.
+        """
+        books, unread = self, list[tuple[str, ConfigInvalid]]()
+        for text in texts:
+            try:
+                books = books.with_texts([text])
+            except ConfigInvalid as error:
+                unread.append((text, error))
+        return books, unread
+
     def all(self) -> tuple[PriceBook, ...]:
         """Every book, the earliest first."""
         return tuple(self._books)

@@ -153,12 +153,9 @@ def _priced(model: ModelName, tier: Tier, rate_ppm: int, price: Price) -> dict[s
 
 def _books_in_force(home: Home) -> PriceBooks:
     """Those in the folder, and those that the admin API put into force and a factory would take."""
-    books = home.load_price_books()
-    for text in _activated_texts(home):
-        try:
-            books = books.with_texts([text])
-        except ConfigInvalid as error:
-            click.echo(f"{price_id_of(text)} is left out: {_why(error)}", err=True)
+    books, unread = home.load_price_books().with_readable(_activated_texts(home))
+    for text, error in unread:
+        click.echo(f"{price_id_of(text)} is left out: {_why(error)}", err=True)
     return books
 
 

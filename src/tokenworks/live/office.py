@@ -506,7 +506,8 @@ class Office:
         return facts
 
     def _in_force(self) -> PriceBooks:
-        return self._books().with_texts(self.store.activated_books())
+        """As the factory has them, which leaves out what cannot be read any more, and logs it."""
+        return self._books().with_readable(self.store.activated_books())[0]
 
     # What is there, as far as they manage it.
 
