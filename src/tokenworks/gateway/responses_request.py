@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from typing import Final
 
@@ -336,14 +337,25 @@ def object_arguments(text: str) -> str:
 
     >>> object_arguments('{"x":1}'), object_arguments(""), object_arguments('{"x":')
     ('{"x":1}', '{}', '{"incomplete":"{\\"x\\":"}')
+    >>> object_arguments(r'{"x":"\ud83d"}') == r'{"x":"\ud83d"}', object_arguments("1e400")
+    (True, '{"incomplete":"1e400"}')
     """
     if not text:
         return "{}"
     try:
         _arguments.decode(text)
     except (msgspec.DecodeError, RecursionError):
-        return msgspec.json.encode({"incomplete": text}).decode()
+        if not _is_lax_object(text):
+            return msgspec.json.encode({"incomplete": text}).decode()
     return text
+
+
+def _is_lax_object(text: str) -> bool:
+    """Whether it is an object as Python reads JSON: with half a pair of surrogates, or 1e400."""
+    try:
+        return isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def with_object_arguments(turns: Turns) -> Turns:
