@@ -51,9 +51,11 @@ def test_help_groups_the_commands_by_what_a_factory_does(home: Home) -> None:
     assert all(f"  {name} " in text for name in NAMES)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", sorted({words[0] for words in LEAVES if len(words) > 1}))
 def test_a_list_of_commands_says_each_sentence_to_its_end(home: Home, name: str) -> None:
-    assert "..." not in done(home, name, "--help").partition("\nCommands:\n")[2]
+    listed = done(home, name, "--help").partition("\nCommands:\n")[2]
+    assert listed
+    assert "..." not in listed
 
 
 @pytest.mark.parametrize("words", LEAVES, ids=" ".join)

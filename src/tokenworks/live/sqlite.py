@@ -135,6 +135,7 @@ class SQLiteDatabase:
         A statement lets other threads run four times, and takes its turn among them as often;
         ``commit`` does so once.
         """
+        assert self._connection.in_transaction, "there is nothing to commit"
         try:
             self._connection.commit()
         except sqlite3.OperationalError as error:
