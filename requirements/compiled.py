@@ -23,7 +23,7 @@ ROOT: Final = Path(__file__).parent.parent / "src"
 MODULES: Final = (
     *("core/kept_promises", "core/token_sums", "core/traces", "core/units"),
     *("ledger/accounts", "ledger/blocks", "ledger/ledger", "ledger/metering", "ledger/quotas"),
-    *("ledger/stored", "ledger/summing"),
+    *("ledger/leases", "ledger/stored", "ledger/summing"),
     *("dispatch/chains", "dispatch/dispatcher", "dispatch/economics", "dispatch/fleet"),
     *("dispatch/journal_format", "dispatch/offers", "dispatch/oversight", "dispatch/pickers"),
     *("dispatch/prefix_index", "dispatch/promises", "dispatch/rejections", "dispatch/restricted"),

@@ -83,19 +83,26 @@ def spent(
     """What some entries use of every limit's window, by limit and the window's start."""
     sums: dict[tuple[LimitID, int], int] = {}
     for entry in entries:
-        if not isinstance(entry, Posted) or entry.ending == "failed":
-            continue
-        for node in nodes_of(entry.payer):
-            for limit in limits.get(node, ()):
-                if limit.tier is not None and not (
-                    limit.tier is entry.tier_asked is entry.tier_delivered
-                ):
-                    continue
-                tokens = limit.unit == "tokens"
-                place = (limit.limit, window_start(limit.period, entry.reserved_unix_ns))
-                amount = entry.counted_tokens if tokens else entry.paid_nanodollars
+        if isinstance(entry, Posted) and entry.ending != "failed":
+            for place, amount in _uses(entry, limits):
                 sums[place] = sums.get(place, 0) + amount
     return sums
+
+
+def _uses(
+    entry: Posted, limits: Mapping[NodeID, Sequence[Limit]]
+) -> list[tuple[tuple[LimitID, int], int]]:
+    """What one answer uses of every limit above it; see ``spent``."""
+    tokens, nanodollars = entry.counted_tokens, entry.paid_nanodollars
+    asked, reserved_unix_ns = entry.tier_asked, entry.reserved_unix_ns
+    kept = asked if asked is entry.tier_delivered else None
+    found: list[tuple[tuple[LimitID, int], int]] = []
+    for node in nodes_of(entry.payer):
+        for limit in limits.get(node, ()):
+            if limit.tier is None or limit.tier is kept:
+                place = limit.limit, window_start(limit.period, reserved_unix_ns)
+                found.append((place, tokens if limit.unit == "tokens" else nanodollars))
+    return found
 
 
 def split(
@@ -116,11 +123,13 @@ def split(
     own: dict[tuple[LimitID, int], int] = {}
     beyond: dict[tuple[LimitID, int], int] = {}
     for entry in entries:
+        if not isinstance(entry, Posted) or entry.ending == "failed":
+            continue
         known = counted(entry)
         for place, amount in known.items():
             if amount:
                 own[place] = own.get(place, 0) + amount
-        for place, amount in spent((entry,), limits).items():
+        for place, amount in _uses(entry, limits):
             if place not in known:
                 beyond[place] = beyond.get(place, 0) + amount
     return own, beyond

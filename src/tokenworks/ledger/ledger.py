@@ -265,10 +265,9 @@ class Ledger:
         if not isinstance(entry, Posted) or entry.ending == "failed":
             return {}
         held, _ = self._settled.get((entry.request, entry.attempt), (None, None))
+        tier, tokens, paid = entry.tier_delivered, entry.counted_tokens, entry.paid_nanodollars
         return {
-            (each.limit.limit, each.start_unix_ns): each.amount(
-                entry.tier_delivered, entry.counted_tokens, entry.paid_nanodollars
-            )
+            (each.limit.limit, each.start_unix_ns): each.amount(tier, tokens, paid)
             for each in (() if held is None else held.windows)
         }
 

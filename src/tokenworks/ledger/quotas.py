@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 from collections.abc import Iterable
 from typing import Final, assert_never
 
@@ -371,6 +372,7 @@ def _rest(window: Window, start_unix_ns: int) -> int:
     return carried
 
 
+@functools.lru_cache(maxsize=4_096)
 def nodes_of(payer: Payer) -> tuple[NodeID, ...]:
     """The nodes above a request, the outermost first.
 
@@ -406,8 +408,7 @@ def window_start(period: Period, unix_ns: int) -> int:
         case "day":
             return unix_ns - unix_ns % _DAY_NS
         case "month":
-            day = _date(unix_ns)
-            return _unix_ns(day.replace(day=1))
+            return _month_start(unix_ns // _DAY_NS)
         case "lifetime":
             return 0
         case _:
@@ -429,6 +430,12 @@ def window_end(period: Period, start_unix_ns: int) -> int:
             return UNIX_NS_MAX
         case _:
             assert_never(period)
+
+
+@functools.lru_cache(maxsize=64)
+def _month_start(days: int) -> int:
+    """Of the month that holds a day, counted from 1970: each answer asks of a day or two."""
+    return _unix_ns(_date(days * _DAY_NS).replace(day=1))
 
 
 def _date(unix_ns: int) -> datetime.date:
