@@ -22,8 +22,9 @@ SHARE: Final = 8
 pieces and little lies idle with one process while another is refused."""
 
 
-Counted = Callable[[Entry], Mapping[tuple[LimitID, int], int]]
-"""Says how much a process's ledger has counted of an entry in which windows, by limit and start."""
+Counted = Callable[[Posted], Mapping[tuple[LimitID, int], int]]
+"""Says how much a process's ledger has counted of an answer in which windows, by limit and start;
+it is not asked of those that failed, which use nothing."""
 
 
 class Shortage(NamedTuple):

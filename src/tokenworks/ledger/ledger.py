@@ -256,14 +256,12 @@ class Ledger:
         """The window of a limit that begins at a time, if it is known; see ``grant``."""
         return self._tree.window_at(limit, start_unix_ns)
 
-    def counted(self, entry: Entry) -> dict[tuple[LimitID, int], int]:
-        """What windows, by limit and start, have counted of a settlement when it was made.
+    def counted(self, entry: Posted) -> dict[tuple[LimitID, int], int]:
+        """What windows, by limit and start, have counted of an answer when it was settled.
 
         They have it in what they use; what it uses of others, this process has leased nowhere.
         Other threads may ask.
         """
-        if not isinstance(entry, Posted) or entry.ending == "failed":
-            return {}
         held, _ = self._settled.get((entry.request, entry.attempt), (None, None))
         tier, tokens, paid = entry.tier_delivered, entry.counted_tokens, entry.paid_nanodollars
         return {
