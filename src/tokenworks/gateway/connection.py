@@ -180,18 +180,14 @@ class Exchange:
         assert data
         if self._bodiless:
             return
-        if self._chunked:
-            data = b"".join((_chunk_line(len(data)), data, b"\r\n"))
-        self._connection.write(data)
+        self._connection.write(_chunk(data) if self._chunked else data)
 
     def end(self, data: bytes = b"") -> None:
         """The last part of the body, which may be empty."""
         if self._bodiless:
             data = b""
         elif self._chunked:
-            if data:
-                data = b"".join((_chunk_line(len(data)), data, b"\r\n"))
-            data += b"0\r\n\r\n"
+            data = _chunk(data) + _LAST_CHUNK if data else _LAST_CHUNK
         self._connection.write(data)
         self._end()
 
@@ -550,17 +546,19 @@ class Connection(asyncio.Protocol):
                 exchange.on_gone()
 
 
+_LAST_CHUNK: Final = b"0\r\n\r\n"
 _CHUNK_LINES: Final[dict[int, bytes]] = {}
 
 
-def _chunk_line(size: int) -> bytes:
-    """What a chunk of this many bytes begins with; to format it for each takes longer."""
+def _chunk(data: bytes) -> bytes:
+    """Data as a chunk; the line before it is kept, since to format it for each takes longer."""
+    size = len(data)
     line = _CHUNK_LINES.get(size)
     if line is None:
         line = b"%x\r\n" % size
         if size < CHUNK_LINES_MAX:
             _CHUNK_LINES[size] = line
-    return line
+    return b"".join((line, data, b"\r\n"))
 
 
 def _lines(headers: Headers) -> bytes:
