@@ -14,7 +14,7 @@ MANY: Final = 8
 WINDOW_BYTES: Final = 16 * 1024
 """Cut at one stroke: a bound of what is done in vain where events are not alike."""
 
-_TEXT: Final = b'content":"'
+TEXT: Final = b'content":"'
 """Of ``content`` and ``reasoning_content`` alike."""
 
 EVENT_END: Final = b"\n\n"
@@ -142,9 +142,9 @@ def envelope_of(event: bytes) -> Envelope | None:
     >>> envelope.run(b'data: {"content":"b"}\n\ndata: {"content":"c"}\n\n', 0)
     (46, [b'b', b'c'])
     """
-    begin = event.find(_TEXT) + len(_TEXT)
+    begin = event.find(TEXT) + len(TEXT)
     end = event.find(b'"', begin)
-    simple = len(_TEXT) <= begin < end and _BACKSLASH not in event
+    simple = len(TEXT) <= begin < end and _BACKSLASH not in event
     # What follows the text must not be taken for the end of a key.
     if not simple or event[end + 1 : end + 2] not in {b",", b"}"}:
         return None

@@ -14,12 +14,8 @@ import msgspec
 
 from tokenworks.core.errors import WorkerFailed
 from tokenworks.core.orders import MeteredBy, Usage
-from tokenworks.gateway.chunk_reading import (
-    decode_chunk,
-    disjoint,
-    says,
-)
-from tokenworks.gateway.envelope import EVENT_END, Envelope, envelope_of
+from tokenworks.gateway.chunk_reading import decode_chunk, disjoint, says
+from tokenworks.gateway.envelope import EVENT_END, TEXT, Envelope, envelope_of
 from tokenworks.gateway.worker_chunks import Progress
 
 EVENT_BYTES_MAX: Final = 1_000_000
@@ -32,8 +28,7 @@ _LF: Final = 0x0A
 _END_BYTES: Final = len(_END)
 _DATA_BYTES: Final = len(_DATA)
 _NOT_FINISHED: Final = b'"finish_reason":null'
-_CONTENT: Final = b'content":"'
-_TEXT_BEGINS: Final = len(_CONTENT)
+_TEXT_BEGINS: Final = len(TEXT)
 _NO_TEXT: Final = (b'"', b"")
 _SOME_TEXT: Final = re.compile(
     rb'"(?:content|text|arguments|reasoning|reasoning_content)"\s*:\s*"[^"]'
@@ -267,7 +262,7 @@ def _is_plain(event: bytes) -> bool:
     # and throws it away.
     if event.find(_NOT_FINISHED) < 0 or not (event[:7] == b"data: {" or event[:6] == b"data:{"):
         return False
-    begins = event.find(_CONTENT) + _TEXT_BEGINS
+    begins = event.find(TEXT) + _TEXT_BEGINS
     simple = begins >= _TEXT_BEGINS and event[begins : begins + 1] not in _NO_TEXT
     return (
         (simple or _SOME_TEXT.search(event) is not None)
