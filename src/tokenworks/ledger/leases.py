@@ -83,11 +83,15 @@ def spent(
 ) -> dict[tuple[LimitID, int], int]:
     """What some entries use of every limit's window, by limit and the window's start."""
     sums: dict[tuple[LimitID, int], int] = {}
-    for entry in entries:
-        if isinstance(entry, Posted) and entry.ending != "failed":
-            for place, amount in _uses(entry, limits):
-                sums[place] = sums.get(place, 0) + amount
+    for entry in _using(entries):
+        for place, amount in _uses(entry, limits):
+            sums[place] = sums.get(place, 0) + amount
     return sums
+
+
+def _using(entries: Iterable[Entry]) -> list[Posted]:
+    """Those that use limits: answers, unless their worker broke off."""
+    return [each for each in entries if isinstance(each, Posted) and each.ending != "failed"]
 
 
 def _uses(
@@ -123,9 +127,7 @@ def split(
         return spent(entries, limits), {}
     own: dict[tuple[LimitID, int], int] = {}
     beyond: dict[tuple[LimitID, int], int] = {}
-    for entry in entries:
-        if not isinstance(entry, Posted) or entry.ending == "failed":
-            continue
+    for entry in _using(entries):
         known = counted(entry)
         for place, amount in known.items():
             if amount:
