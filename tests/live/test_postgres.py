@@ -32,9 +32,21 @@ from tokenworks.live.database import CommitUnknown
 from tokenworks.live.postgres import SOLE_LOCK, STREAM_ROWS, WRITER_LOCK, PostgresDatabase
 from tokenworks.live.store import SQLStore, postgres_store, sqlite_store
 
-CUTS, CUTS_MAX = 50, 1_000
+CUTS = 50
 CUT = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'tokenworks'"
 CUT_IN_COMMIT = f"{CUT} AND state = 'active' AND query = 'COMMIT'"
+# A commit that waits before it is kept: for a lock that a check at its end takes.
+GATE = 77
+WAIT_AT_GATE = f"""
+CREATE FUNCTION wait_at_gate() RETURNS trigger LANGUAGE plpgsql AS
+$$ BEGIN PERFORM pg_advisory_xact_lock_shared({GATE}); RETURN NULL; END $$;
+CREATE CONSTRAINT TRIGGER gate AFTER INSERT ON blocks DEFERRABLE INITIALLY DEFERRED
+FOR EACH ROW EXECUTE FUNCTION wait_at_gate()
+"""
+# And one that waits after it is kept: for a standby that there is not.
+WAIT_FOR_STANDBY = "ALTER SYSTEM SET synchronous_standby_names = 'nobody'"
+WAIT_NO_MORE = "ALTER SYSTEM RESET synchronous_standby_names"
+RELOAD = "SELECT pg_reload_conf()"
 WRONG = "wrong/secret@%"
 WRONG_IN_URL = "wrong%2Fsecret%40%25"
 
@@ -126,11 +138,35 @@ def wait_for_more(told: Told, count: int) -> None:
         time.sleep(0.001)
 
 
-def cut_in_commit(other: Any) -> None:
-    """Cut a connection while the server is at its commit."""
+def cut_in_commit(other: Any, waiting_for: str | None = None) -> None:
+    """Cut a connection while the server is at its commit, or waits in it for something.
+
+    Of what waits, the end is waited for: a wait that ends at the same time would end well.
+    """
+    cut = CUT_IN_COMMIT
+    if waiting_for is not None:
+        cut = cut.replace("(pid)", "(pid, 30000)") + f" AND wait_event = '{waiting_for}'"
     until = time.monotonic() + 30
-    while not other.execute(CUT_IN_COMMIT).fetchall():
+    while not other.execute(cut).fetchall():
         assert time.monotonic() < until
+
+
+def cut_before_kept(other: Any) -> None:
+    """Cut a connection in a commit that will therefore not be kept."""
+    other.execute(f"SELECT pg_advisory_lock({GATE})")
+    cut_in_commit(other, "advisory")
+    other.execute(f"SELECT pg_advisory_unlock({GATE})")
+
+
+def cut_when_kept(other: Any) -> None:
+    """Cut a connection in a commit that is kept, and cannot say so."""
+    for statement in (WAIT_FOR_STANDBY, RELOAD):
+        other.execute(statement)
+    try:
+        cut_in_commit(other, "SyncRep")
+    finally:
+        for statement in (WAIT_NO_MORE, RELOAD):
+            other.execute(statement)
 
 
 @pytest.mark.slow
@@ -174,19 +210,24 @@ def test_a_connection_cut_at_any_moment_loses_nothing_and_doubles_nothing(
     monkeypatch.setattr(SQLStore, "_ask_until_known", asked)
 
     def cut(told: Told) -> None:
-        cuts = 0
-        with postgres.connect() as other:
-            # On until a commit was kept, and another was not, of those that were not heard.
-            while cuts < CUTS or not {"True", "False"} <= set(doubts):
-                assert cuts < CUTS_MAX, doubts
+        with postgres.connect(url) as other:
+            other.execute(WAIT_AT_GATE)
+            for i in range(CUTS):
                 wait_for_more(told, rng.randrange(1, 40))
-                if cuts % 2:
+                if i % 2:
                     time.sleep(rng.uniform(0, 0.004))
                     other.execute(CUT)
                 else:
                     cut_in_commit(other)
-                cuts += 1
+            # From here on only blocks are written: of sums nobody asks whether they were kept.
+            for name in ("ROLL_ENTRIES", "ROLL_S"):
+                monkeypatch.setattr(store_module, name, 1_000_000)
             wait_for_more(told, 50)
+            for cut_known in (cut_before_kept, cut_when_kept) * 3:
+                before = len(doubts)
+                cut_known(other)
+                wait_for_more(told, 50)
+                assert str(cut_known is cut_when_kept) in doubts[before:]
 
     with closing(postgres_store(url, "me")) as store:
         told = under_load(store, cut)
