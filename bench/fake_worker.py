@@ -2,10 +2,11 @@
 
 It speaks the chat completions of OpenAI as workers do: whole, or as a stream of a role event, token
 events, one with ``finish_reason``, one with usage and ``[DONE]``. Besides OpenAI's own ``stream``
-and ``max_tokens`` a request may say ``pace_us``: the time between two tokens; without it they come
-in a burst. Each event is a chunk of its own and, as with llama.cpp and vLLM, a send of its own. The
-text of a paced token is the nanosecond, on the machine's monotonic clock, at which it was sent, so
-that whoever reads it knows how long it was on its way.
+and ``max_tokens`` a request may say ``"user": "pace_us=5000"``, the time between two tokens, in a
+field that requests often have; without it they come in a burst. Each event is a chunk of its own
+and, as with llama.cpp and vLLM, a send of its own. The text of a paced token is the nanosecond, on
+the machine's monotonic clock, at which it was sent, so that whoever reads it knows how long it was
+on its way.
 
 python -m bench.fake_worker --addresses 2    # prints its port; listens on 127.0.0.1 and 127.0.0.2
 """
@@ -37,9 +38,8 @@ FIRST_US_MAX = 5_000
 
 BACKLOG = 4_096
 _NUMBER = {
-    name: re.compile(rb'"%b":\s*(\d+)' % name)
-    for name in (b"max_completion_tokens", b"max_tokens", b"pace_us")
-}
+    name: re.compile(rb'"%b":\s*(\d+)' % name) for name in (b"max_completion_tokens", b"max_tokens")
+} | {b"pace_us": re.compile(rb'"user":\s*"pace_us=(\d+)"')}
 _STREAM = re.compile(rb'"stream":\s*true')
 _HEAD = (
     f'"id":"chatcmpl-5d1c7c3b0a9f4e0e8f0b6c1d2a3e4f5a","created":1700000000,"model":"{MODEL}",'

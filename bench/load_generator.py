@@ -52,7 +52,7 @@ class Mode:
         if self.stream:
             fields |= {"stream": True, "stream_options": {"include_usage": True}}
         if self.pace_us:
-            fields["pace_us"] = self.pace_us
+            fields["user"] = f"pace_us={self.pace_us}"
         return json.dumps(fields).encode()
 
     def fault(self, status: int, body: bytes) -> str | None:
