@@ -35,8 +35,8 @@ MODULES: Final = (
     *("gateway/metrics", "gateway/own_headers", "gateway/plain_request"),
     *("gateway/request_fields", "gateway/request_ids", "gateway/tallies"),
     *("live/bookkeeper", "live/driver", "live/flights", "live/front"),
-    *("live/group_commit", "live/journal", "live/link", "live/network", "live/owner"),
-    *("live/quota_leases", "live/seats", "live/sending", "live/worker_body"),
+    *("live/group_commit", "live/journal", "live/link", "live/lone_chunks", "live/network"),
+    *("live/owner", "live/quota_leases", "live/seats", "live/sending", "live/worker_body"),
     *("twin/agenda", "twin/kv_cache", "twin/sequence", "twin/workers"),
 )
 FLAGS: Final = ["-fvisibility=hidden", "-fno-semantic-interposition", "-fno-plt"]

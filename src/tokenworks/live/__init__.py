@@ -24,6 +24,7 @@ __all__ = [
     "lease_tables",
     "ledger_sql",
     "link",
+    "lone_chunks",
     "measure",
     "network",
     "numbered_names",
