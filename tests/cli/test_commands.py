@@ -74,6 +74,21 @@ def test_the_list_of_commands_says_what_each_commands_own_help_says(home: Home) 
     assert invoke(home, "no such").exit_code == 2
 
 
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("upp", "No such command 'upp'. Did you mean up?"),
+        ("leger", "Did you mean ledger?"),
+        ("xyzzy", "See the list: --help."),
+        ("--hepl", "No such option"),
+    ],
+)
+def test_a_mistyped_command_is_told_its_neighbours(home: Home, typed: str, said: str) -> None:
+    result = invoke(home, typed)
+    assert result.exit_code == 2
+    assert said in result.stderr
+
+
 def test_the_version_is_the_packages(home: Home) -> None:
     assert tokenworks.__version__ in done(home, "--version")
 
