@@ -505,7 +505,7 @@ def told(world: World) -> dict[str, str]:
 
 def hold(store: SQLStore, release: threading.Event) -> None:
     with store._other_lock:
-        release.wait(10)
+        release.wait(60)
 
 
 def test_where_requests_are_passed_on_these_are_not(world: World) -> None:

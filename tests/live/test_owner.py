@@ -186,7 +186,7 @@ async def crew_of(folder: pathlib.Path, *fronts: int, config: Any = CONFIG) -> A
     """A crew; where fronts are named, they have joined it and its first worker is up."""
     with tempfile.TemporaryDirectory(prefix="tw-") as short:
         crew = Crew(folder, f"{short}/owner", config)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(120):
             await crew.start()
             if fronts:
                 crew.owner.worker_up(WORKERS[0], Client())
