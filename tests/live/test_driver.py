@@ -347,7 +347,7 @@ def test_a_round_comes_five_times_a_second(run: Run, monkeypatch: pytest.MonkeyP
         if len(pauses_s) == 5:
             raise EOFError
 
-    monkeypatch.setattr(driver_module.asyncio, "sleep", pause)
+    monkeypatch.setattr(asyncio, "sleep", pause)
     with pytest.raises(EOFError):
         run(driver_module._again_and_again(fifth))
     assert sum(pauses_s) <= 1
