@@ -111,12 +111,27 @@ class TestPostgresStoreCases(Postgres, SQLStoreCases):
 
 
 def appending(url: str, owner: str, count: int) -> subprocess.Popen[str]:
+    """A process that appends once it is told ``go``."""
     return subprocess.Popen(
         [sys.executable, "-m", "tests.live.ledger_load", url, owner, str(count)],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         cwd=Path(__file__).parent.parent.parent,
     )
+
+
+def ready(process: subprocess.Popen[str]) -> None:
+    """Wait until it is."""
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+
+
+def go(process: subprocess.Popen[str]) -> None:
+    """Let it begin."""
+    assert process.stdin is not None
+    process.stdin.write("go\n")
+    process.stdin.flush()
 
 
 def under_load(store: SQLStore, meanwhile: Callable[[Told], None]) -> Told:
@@ -245,11 +260,14 @@ def test_a_connection_cut_at_any_moment_loses_nothing_and_doubles_nothing(
 @pytest.mark.slow
 def test_processes_append_to_one_chain_without_gaps(postgres: PostgresServer, url: str) -> None:
     count, owners = 150, ("a", "b", "c")
-    postgres_store(url, "checker").close()
+    processes = [appending(url, owner, count) for owner in owners]
+    for each in processes:
+        ready(each)
     with postgres.connect(url) as other:
-        # All begin at once, however long each takes to start: when all wait for the same lock.
+        # Each has begun before another has ended: all wait for the same lock first.
         other.execute(f"SELECT pg_advisory_lock({WRITER_LOCK})")
-        processes = [appending(url, owner, count) for owner in owners]
+        for each in processes:
+            go(each)
         until = time.monotonic() + HANG_S
         while other.execute(WAITING).fetchall() != [(len(owners),)]:
             assert time.monotonic() < until
@@ -268,6 +286,8 @@ def test_processes_append_to_one_chain_without_gaps(postgres: PostgresServer, ur
 @pytest.mark.slow
 def test_a_process_that_was_taken_over_appends_nothing_more(url: str) -> None:
     process = appending(url, "old", 1_000_000)
+    ready(process)
+    go(process)
     assert process.stdout is not None
     said = [process.stdout.readline().strip() for _ in range(20)]
     with closing(postgres_store(url, "new")) as store:
