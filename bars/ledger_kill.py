@@ -109,8 +109,15 @@ class Child:
             os.write(self.out, f"{posted.request} {posted.charged_nanodollars}\n".encode())
 
 
-def one_life(url: str, owner: str, dice: random.Random) -> dict[str, int]:
-    """Start a process, kill it at a random moment, and return what it acknowledged."""
+def one_life(url: str, owner: str, dice: random.Random, lines_min: int) -> dict[str, int]:
+    """Start a process, kill it at a random moment, and return what it acknowledged.
+
+    Args:
+        url: of the store.
+        owner: its name.
+        dice: decides the moment.
+        lines_min: it is not killed before it has said so many, of which the first is no request.
+    """
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -120,11 +127,14 @@ def one_life(url: str, owner: str, dice: random.Random) -> dict[str, int]:
         finally:
             os._exit(1)
     os.close(write)
-    if dice.random() >= EARLY_SHARE:
+    said = b""
+    if dice.random() >= EARLY_SHARE or lines_min:
         assert select.select([read], [], [], READY_S_MAX)[0], "the process did not come up"
+    while said.count(b"\n") < lines_min:
+        assert select.select([read], [], [], READY_S_MAX)[0], "the process acknowledged nothing"
+        said += os.read(read, 1 << 16)
     time.sleep(dice.uniform(0, ROUND_S_MAX))
     os.kill(pid, signal.SIGKILL)
-    said = b""
     while part := os.read(read, 1 << 16):
         said += part
     os.close(read)
@@ -143,7 +153,8 @@ def play(url: str, *, kills: int, seed: int) -> dict[str, Any]:
     setup.close()
     dice, said, began = random.Random(seed), {}, time.monotonic()
     for i in range(kills):
-        said |= one_life(url, f"life{seed}-{i}", dice)
+        # The first has time to acknowledge something, however slow the machine and its disk are.
+        said |= one_life(url, f"life{seed}-{i}", dice, 0 if i else 2)
     last = Child(url, f"life{seed}-last", -1)
     try:
         stored = proved(last.store)

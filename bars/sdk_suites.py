@@ -32,7 +32,7 @@ from xml.etree import ElementTree
 from bars.factory import Running, running
 from bars.proof import proved
 from bars.recorded_streams import Streams, streams_in
-from bench.gateway_peers import child, free_port, tool
+from bench.gateway_peers import child, held_port, tool
 from tokenworks.ledger.entries import Posted
 from tokenworks.live.home import packaged
 from tokenworks.live.store import sqlite_store
@@ -186,20 +186,20 @@ def tally(found: dict[str, str]) -> dict[str, int]:
 @contextlib.contextmanager
 def mock(steady: str, spec: Path, folder: Path) -> Iterator[str]:
     """Steady with an OpenAPI document; its URL."""
-    port = free_port()
-    url = f"http://127.0.0.1:{port}"
-    command = [steady, "--host", "127.0.0.1", "-p", str(port), *FORMATS, "-q", str(spec)]
-    log = folder / "steady.log"
-    with log.open("wb") as out, child(command, stdout=out, stderr=out) as process:
-        until = time.monotonic() + READY_S_MAX
-        while process.poll() is None and time.monotonic() < until:
-            with contextlib.suppress(urllib.error.URLError, ConnectionError):
-                urllib.request.urlopen(f"{url}/_x-steady/health", timeout=5).close()
-                break
-            time.sleep(0.1)
-        else:
-            raise RuntimeError(f"Steady did not start: {log.read_text()[-1000:]}")
-        yield url
+    with held_port() as port:
+        url = f"http://127.0.0.1:{port}"
+        command = [steady, "--host", "127.0.0.1", "-p", str(port), *FORMATS, "-q", str(spec)]
+        log = folder / "steady.log"
+        with log.open("wb") as out, child(command, stdout=out, stderr=out) as process:
+            until = time.monotonic() + READY_S_MAX
+            while process.poll() is None and time.monotonic() < until:
+                with contextlib.suppress(urllib.error.URLError, ConnectionError):
+                    urllib.request.urlopen(f"{url}/_x-steady/health", timeout=5).close()
+                    break
+                time.sleep(0.1)
+            else:
+                raise RuntimeError(f"Steady did not start: {log.read_text()[-1000:]}")
+            yield url
 
 
 @contextlib.contextmanager

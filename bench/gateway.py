@@ -64,6 +64,8 @@ def files_max() -> int:
     return hard
 
 
+CLOSING_S_MAX = 30
+"""How long a peer on a busy machine is waited for that has not closed any connection yet."""
 CAPPED_CLIENTS = 64
 """Enough that every process has some to serve whenever it may run."""
 
@@ -165,6 +167,10 @@ class Bench:
         seen = await crowd.end()
         self.took(peer, seen)
         await asyncio.sleep(self.args.seconds)
+        until_s = time.monotonic() + CLOSING_S_MAX
+        # It tells nobody that it has closed a connection.
+        while peer.files() >= open_files and time.monotonic() < until_s:  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
         return {
             "streams": streams,
             "whole_answers": seen.answers,

@@ -163,22 +163,22 @@ def nginx(upstream: int, folder: Path, files_max: int) -> Iterator[Peer]:
             "or leave it out with --no-nginx."
         )
     folder.mkdir()
-    port = free_port()
     config = folder / "nginx.conf"
-    config.write_text(
-        NGINX.format(
-            folder=folder,
-            user="user root;" if os.geteuid() == 0 else "",
-            files=files_max,
-            connections=files_max // 2,
-            upstream=upstream,
-            port=port,
+    with held_port() as port:
+        config.write_text(
+            NGINX.format(
+                folder=folder,
+                user="user root;" if os.geteuid() == 0 else "",
+                files=files_max,
+                connections=files_max // 2,
+                upstream=upstream,
+                port=port,
+            )
         )
-    )
-    command = [program, "-c", str(config), "-p", str(folder), "-e", "stderr"]
-    with child(command) as process:
-        wait_for(port, process)
-        yield Peer("nginx", [port], pids=[process.pid])
+        command = [program, "-c", str(config), "-p", str(folder), "-e", "stderr"]
+        with child(command) as process:
+            wait_for(port, process)
+            yield Peer("nginx", [port], pids=[process.pid])
 
 
 @contextlib.contextmanager
@@ -195,25 +195,28 @@ def litellm(upstream: int, folder: Path) -> Iterator[Peer]:
             "and put that environment's bin on the PATH."
         )
     folder.mkdir()
-    port = free_port()
     key = "sk-bench-0123456789abcdef0123456789abcdef"
     settings = {"model": f"openai/{MODEL}", "api_base": f"http://127.0.0.1:{upstream}/v1"}
     models = [{"model_name": MODEL, "litellm_params": {**settings, "api_key": "none"}}]
     config = folder / "litellm.json"  # JSON is YAML
     config.write_text(json.dumps({"model_list": models, "general_settings": {"master_key": key}}))
-    command = [program, "--config", str(config), "--host", "127.0.0.1", "--port", str(port)]
-    # Without this it tries to fetch prices when it starts, and waits where there is no network.
-    environment = os.environ | {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}
-    log = (folder / "litellm.log").open("wb")
-    with log, child(command, env=environment, stdout=log, stderr=log) as process:
-        wait_for(port, process, seconds_max=180)
-        yield Peer("litellm", [port], key=key, pids=[process.pid])
+    with held_port() as port:
+        command = [program, "--config", str(config), "--host", "127.0.0.1", "--port", str(port)]
+        # Without this it tries to fetch prices when it starts, and waits where there is no network.
+        environment = os.environ | {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+        log = (folder / "litellm.log").open("wb")
+        with log, child(command, env=environment, stdout=log, stderr=log) as process:
+            wait_for(port, process, seconds_max=180)
+            yield Peer("litellm", [port], key=key, pids=[process.pid])
 
 
-def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return int(sock.getsockname()[1])
+@contextlib.contextmanager
+def held_port() -> Iterator[int]:
+    """A free port that the kernel gives to nobody else, for whoever listens with SO_REUSEADDR."""
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("127.0.0.1", 0))
+        yield int(held.getsockname()[1])
 
 
 def _is_member(pid: int) -> bool:

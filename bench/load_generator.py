@@ -121,6 +121,10 @@ class Client(asyncio.Protocol):
         """Done with the first token of the first answer."""
         self.ended = asyncio.get_running_loop().create_future()
 
+    def last(self) -> None:
+        """Let the answer that is open be the last."""
+        self._asks_left = 1
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Ask."""
         self._transport = transport
@@ -245,6 +249,11 @@ class Crowd:
             self._open.append(client)
             if wait:
                 await client.begun
+
+    def last(self) -> None:
+        """Let the answers that are open be the last ones."""
+        for client in self._open:
+            client.last()
 
     async def end(self) -> Seen:
         """Wait for the last answer."""

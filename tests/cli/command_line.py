@@ -19,7 +19,7 @@ from tokenworks.live.home import Home
 from tokenworks.live.store import sqlite_store
 
 HOUR_NS = 3_600_000_000_000
-READY_S_MAX = 20
+READY_S_MAX = 60
 
 
 def invoke(home: Home, *arguments: str, text: str | None = None) -> Result:

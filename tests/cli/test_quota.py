@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from tests.cli.command_line import data, done, fill, invoke
+from tests.ledger.ledger_samples import NOW
 from tokenworks.catalogue.packages import EXAMPLE
 from tokenworks.core.errors import (
     ConfigInvalid,
@@ -23,6 +24,12 @@ from tokenworks.live.home import Home
 from tokenworks.live.store import sqlite_store
 
 ADA, EVE = "engineer:tenant/ada", "engineer:tenant/eve"
+
+
+@pytest.fixture(autouse=True)
+def stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One moment for a whole test: no month ends in the middle of it."""
+    monkeypatch.setattr(SystemClock, "unix_ns", lambda _: NOW)
 
 
 def people(home: Home) -> None:

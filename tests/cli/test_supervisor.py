@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,7 +35,11 @@ while True:
     print('{"type":"Alive"}', flush=True)
     time.sleep(0.02)
 """
-HANG = "time.sleep(60)"
+HANG = "time.sleep(3_600)"
+HANG_S = 120
+"""What takes longer than this hangs."""
+AT_A_SIGNAL = "\nimport signal; signal.sigwait({signal.SIGUSR1})\n"
+BLOCKED = "import signal; signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})\n"
 STUBBORN = "import signal; signal.signal(15, signal.SIG_IGN)\n"
 
 
@@ -58,6 +63,7 @@ class Scripts(Supervisor):
     def __init__(self, home: Home, scripts: dict[int, list[str]]) -> None:
         self.scripts, self.started = scripts, list[int]()
         self.last, self.again = dict[int, str](), asyncio.Event()
+        self.both = asyncio.Event()
         super().__init__(shared_of(home), len(scripts), QUICK)
 
     def _command(self, member: Member) -> tuple[str, ...]:
@@ -71,11 +77,19 @@ class Scripts(Supervisor):
 
     def _heard(self, index: int, said: Said) -> None:
         super()._heard(index, said)
+        if {0, 1} <= self._ready:
+            self.both.set()
         if index == 1 and self.started.count(1) == 2:
             self.again.set()
 
     def end(self) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These scripts say nothing for long."""
+    monkeypatch.setattr(room, "SILENT_S_MAX", 2 * HANG_S)
 
 
 def test_one_that_dies_five_times_ends_all(home: Home) -> None:
@@ -92,7 +106,7 @@ def test_one_that_hangs_is_killed_at_its_owners_word_and_starts_again(home: Home
     made = Scripts(
         home,
         {
-            0: [BEGIN + "time.sleep(0.2)" + said + SERVE],
+            0: [BLOCKED + BEGIN + AT_A_SIGNAL + said + SERVE],
             1: [BEGIN + HANG, BEGIN + SERVE],
             2: [unready],  # still starting: it has nothing yet
         },
@@ -100,7 +114,9 @@ def test_one_that_hangs_is_killed_at_its_owners_word_and_starts_again(home: Home
 
     async def run() -> None:
         running = asyncio.create_task(made.run(lambda *_: None))
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(HANG_S):
+            await made.both.wait()
+            made._processes[0].send_signal(signal.SIGUSR1)
             await made.again.wait()
         made._kill_hung(2)
         assert made.started.count(2) == 1
@@ -116,12 +132,20 @@ def test_one_that_hangs_is_killed_at_its_owners_word_and_starts_again(home: Home
 def test_one_that_stands_still_is_killed_and_starts_again(
     home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(room, "SILENT_S_MAX", 2)
     made = Scripts(home, {0: [BEGIN + BEAT], 1: [BEGIN + HANG, BEGIN + BEAT]})
+    line = Scripts._line
+
+    def hear(self: Scripts, index: int, process: asyncio.subprocess.Process) -> Any:
+        # Only of what says nothing at all is the patience short: others may be slow.
+        silent = index == 1 and self.started.count(1) == 1
+        monkeypatch.setattr(room, "SILENT_S_MAX", 0.5 if silent else HANG_S)
+        return line(self, index, process)
+
+    monkeypatch.setattr(Scripts, "_line", hear)
 
     async def run() -> None:
         running = asyncio.create_task(made.run(lambda *_: None))
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(HANG_S):
             await made.again.wait()
         made.end()
         await running

@@ -21,6 +21,7 @@ import pytest
 
 from tests.cli.command_line import READY_S_MAX, ask, data, done, invoke
 from tests.cli.test_chat import FakeGateway
+from tokenworks.cli import top
 from tokenworks.cli.top import read, watch
 from tokenworks.cli.top_facts import Reading, facts_of
 from tokenworks.cli.top_view import View, plain
@@ -226,6 +227,11 @@ class Terminal:
     def close(self) -> None:
         for fd in (self.master, self.slave):
             os.close(fd)
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(top, "TIMEOUT_S", READY_S_MAX)  # the machine may be busy
 
 
 @pytest.fixture

@@ -10,8 +10,9 @@ import pytest
 
 from tests.cli.command_line import ask, data, invoke
 from tests.cli.conftest import Elsewhere
-from tests.gateway.otlp_receiver import Receiver, attributes_of
+from tests.gateway.otlp_receiver import WAIT_S_MAX, Receiver, attributes_of
 from tokenworks.core.errors import ConfigInvalid
+from tokenworks.gateway.otlp import Otlp
 from tokenworks.gateway.telemetry import ENDPOINTS
 from tokenworks.live.home import Home
 
@@ -23,6 +24,7 @@ FAST = ("up", "--twin", "--port", "0", "--speedup", "50", "--workers", "2", "--q
 def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
     for name in ENDPOINTS:
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Otlp.stop, "__defaults__", (WAIT_S_MAX,))  # the machine may be busy
     made = Receiver()
     yield made
     made.stop()

@@ -128,7 +128,8 @@ def test_an_answer_makes_room_and_goes_on_without_a_gap(
         return free, ultra, before
 
     results = when_ready(home, act)
-    serve(home, tmp_path, "count = 1\nslots = 1\npreempts = true\n", speedup=20)
+    # Slow enough that it takes far longer than the other takes to come, on a busy machine, too.
+    serve(home, tmp_path, "count = 1\nslots = 1\npreempts = true\n", speedup=5)
     free, ultra, before = checked(results)
     assert ultra.usage["completion_tokens"] == 30
     assert ultra.text.encode() == filler(0, 30)
@@ -178,20 +179,23 @@ def test_a_pool_grows_while_requests_wait_and_shrinks_when_none_does(
     when_ready: WhenReady,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    given_back, scale = threading.Event(), Growth.scale
+    grows, given_back, scale = threading.Event(), threading.Event(), Growth.scale
 
     def noting(self: Growth, command: Scale, is_up: Callable[[WorkerID], bool]) -> None:
         scale(self, command, is_up)
-        if command.worker is not None:
-            given_back.set()
+        (grows if command.worker is None else given_back).set()
 
-    def act() -> list[int]:
+    def ask_until_it_grows() -> set[int]:
+        made = set[int]()
+        while not grows.is_set():
+            answer = ask(home, **LONG | {"max_tokens": 20_000}).whole()
+            made.add(answer.usage["completion_tokens"])
+        return made
+
+    def act() -> list[set[int]]:
         with concurrent.futures.ThreadPoolExecutor(2) as pool:
-            asked = [
-                pool.submit(lambda: ask(home, **LONG | {"max_tokens": 20_000}).whole())
-                for _ in range(2)
-            ]
-            made = [each.result().usage["completion_tokens"] for each in asked]
+            asked = [pool.submit(ask_until_it_grows) for _ in range(2)]
+            made = [each.result() for each in asked]
         assert given_back.wait(READY_S_MAX)
         return made
 
@@ -199,7 +203,7 @@ def test_a_pool_grows_while_requests_wait_and_shrinks_when_none_does(
     results = when_ready(home, act)
     growing = "count = 2\nworkers_min = 1\nstart_ns = 1_000_000_000\nslots = 1\n"
     serve(home, tmp_path, growing, speedup=100)
-    assert checked(results) == [20_000, 20_000]
+    assert set.union(*checked(results)) == {20_000}
     events, commands = told(home)
     more, fewer = [each for each in commands if isinstance(each, Scale)][:2]
     assert (more.workers, more.worker, more.reason) == (2, None, "queue_wait")

@@ -470,10 +470,11 @@ def test_what_is_used_of_limits_is_read_before_a_change_begins(
 def test_a_factory_goes_on_serving_tokens_while_the_ledger_makes_managers_wait(
     world: World,
 ) -> None:
-    release = threading.Event()
-    held = threading.Thread(target=lambda: hold(world.store, release))
+    holds, release = threading.Event(), threading.Event()
+    held = threading.Thread(target=hold, args=(world.store, holds, release))
     held.start()
     try:
+        assert holds.wait(60)
 
         async def both() -> tuple[Caller, Caller]:
             manager = Caller("GET", "/admin/v1/me", headers=told(world))
@@ -503,9 +504,10 @@ def told(world: World) -> dict[str, str]:
     return {"authorization": f"Bearer {world.secrets['chief']}"}
 
 
-def hold(store: SQLStore, release: threading.Event) -> None:
+def hold(store: SQLStore, holds: threading.Event, release: threading.Event) -> None:
     with store._other_lock:
-        release.wait(10)
+        holds.set()
+        release.wait(60)
 
 
 def test_where_requests_are_passed_on_these_are_not(world: World) -> None:

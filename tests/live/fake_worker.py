@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
-WAIT_S_MAX = 10.0
+WAIT_S_MAX = 60.0
 """How long a test waits for what must happen; only a failing test waits this long."""
 
 

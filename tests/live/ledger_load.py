@@ -1,7 +1,8 @@
 """Load on a store whose database breaks, and a checker of what is left of it.
 
-``python -m tests.live.ledger_load URL OWNER COUNT`` is one more process: it appends, says a line
-for each acknowledged reservation, and ends with ``fenced`` when it was taken over.
+``python -m tests.live.ledger_load URL OWNER COUNT`` is one more process: it says ``ready``, appends
+from a line of its input on, says a line for each acknowledged reservation, and ends with ``fenced``
+when it was taken over.
 """
 
 from __future__ import annotations
@@ -90,6 +91,9 @@ def _place(entry: Entry) -> tuple[str, int, str]:
 def main(url: str, owner: str, count: int) -> None:
     """One process that appends."""
     store = postgres_store(url, owner)
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+    sys.stdin.readline()
     try:
         for i in range(count):
             hold = reserved(f"{owner}-{i}", owner=owner)

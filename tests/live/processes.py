@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 
-WAIT_S_MAX = 10.0
+WAIT_S_MAX = 60.0
 
 
 async def ended(pidfd: int) -> None:

@@ -336,6 +336,23 @@ def test_a_revoked_key_opens_nothing_from_the_next_round_on(live: Callable[..., 
     live(test)
 
 
+def test_a_round_comes_five_times_a_second(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So what is changed elsewhere is in force within a second, as is promised."""
+    pauses_s: list[float] = []
+
+    async def pause(seconds: float) -> None:
+        pauses_s.append(seconds)
+
+    async def fifth() -> None:
+        if len(pauses_s) == 5:
+            raise EOFError
+
+    monkeypatch.setattr(asyncio, "sleep", pause)
+    with pytest.raises(EOFError):
+        run(driver_module._again_and_again(fifth))
+    assert sum(pauses_s) <= 1
+
+
 def test_a_new_secret_opens_from_the_next_round_on_and_the_old_one_for_a_time(
     live: Callable[..., None],
 ) -> None:

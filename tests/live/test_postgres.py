@@ -11,8 +11,9 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+import types
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ from tokenworks.live.database import CommitUnknown
 from tokenworks.live.postgres import SOLE_LOCK, STREAM_ROWS, WRITER_LOCK, PostgresDatabase
 from tokenworks.live.store import SQLStore, postgres_store, sqlite_store
 
+HANG_S = 120
+"""What takes longer than this hangs."""
 CUTS = 50
 CUT = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'tokenworks'"
 CUT_IN_COMMIT = f"{CUT} AND state = 'active' AND query = 'COMMIT'"
@@ -47,6 +50,8 @@ FOR EACH ROW EXECUTE FUNCTION wait_at_gate()
 WAIT_FOR_STANDBY = "ALTER SYSTEM SET synchronous_standby_names = 'nobody'"
 WAIT_NO_MORE = "ALTER SYSTEM RESET synchronous_standby_names"
 RELOAD = "SELECT pg_reload_conf()"
+WAITING = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+StandingStill = Callable[..., AbstractContextManager[None]]
 WRONG = "wrong/secret@%"
 WRONG_IN_URL = "wrong%2Fsecret%40%25"
 
@@ -106,12 +111,27 @@ class TestPostgresStoreCases(Postgres, SQLStoreCases):
 
 
 def appending(url: str, owner: str, count: int) -> subprocess.Popen[str]:
+    """A process that appends once it is told ``go``."""
     return subprocess.Popen(
         [sys.executable, "-m", "tests.live.ledger_load", url, owner, str(count)],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         cwd=Path(__file__).parent.parent.parent,
     )
+
+
+def ready(process: subprocess.Popen[str]) -> None:
+    """Wait until it is."""
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+
+
+def go(process: subprocess.Popen[str]) -> None:
+    """Let it begin."""
+    assert process.stdin is not None
+    process.stdin.write("go\n")
+    process.stdin.flush()
 
 
 def under_load(store: SQLStore, meanwhile: Callable[[Told], None]) -> Told:
@@ -132,7 +152,7 @@ def under_load(store: SQLStore, meanwhile: Callable[[Told], None]) -> Told:
 
 def wait_for_more(told: Told, count: int) -> None:
     """Until so many more entries are acknowledged."""
-    wanted, until = len(told.acknowledged) + count, time.monotonic() + 30
+    wanted, until = len(told.acknowledged) + count, time.monotonic() + HANG_S
     while len(told.acknowledged) < wanted:
         assert time.monotonic() < until, (len(told.acknowledged), wanted, told.refusals)
         time.sleep(0.001)
@@ -146,7 +166,7 @@ def cut_in_commit(other: Any, waiting_for: str | None = None) -> None:
     cut = CUT_IN_COMMIT
     if waiting_for is not None:
         cut = cut.replace("(pid)", "(pid, 30000)") + f" AND wait_event = '{waiting_for}'"
-    until = time.monotonic() + 30
+    until = time.monotonic() + HANG_S
     while not other.execute(cut).fetchall():
         assert time.monotonic() < until
 
@@ -238,10 +258,20 @@ def test_a_connection_cut_at_any_moment_loses_nothing_and_doubles_nothing(
 
 
 @pytest.mark.slow
-def test_processes_append_to_one_chain_without_gaps(url: str) -> None:
+def test_processes_append_to_one_chain_without_gaps(postgres: PostgresServer, url: str) -> None:
     count, owners = 150, ("a", "b", "c")
     processes = [appending(url, owner, count) for owner in owners]
-    said = [process.communicate(timeout=60)[0].split() for process in processes]
+    for each in processes:
+        ready(each)
+    with postgres.connect(url) as other:
+        # Each has begun before another has ended: all wait for the same lock first.
+        other.execute(f"SELECT pg_advisory_lock({WRITER_LOCK})")
+        for each in processes:
+            go(each)
+        until = time.monotonic() + HANG_S
+        while other.execute(WAITING).fetchall() != [(len(owners),)]:
+            assert time.monotonic() < until
+    said = [process.communicate(timeout=HANG_S)[0].split() for process in processes]
     assert said == [[f"{owner}-{i}" for i in range(count)] for owner in owners]
     with closing(postgres_store(url, "checker")) as store:
         assert check_chain(store) == count * len(owners)
@@ -256,11 +286,13 @@ def test_processes_append_to_one_chain_without_gaps(url: str) -> None:
 @pytest.mark.slow
 def test_a_process_that_was_taken_over_appends_nothing_more(url: str) -> None:
     process = appending(url, "old", 1_000_000)
+    ready(process)
+    go(process)
     assert process.stdout is not None
     said = [process.stdout.readline().strip() for _ in range(20)]
     with closing(postgres_store(url, "new")) as store:
         holds = store.take_over(NOW + 1)
-        said += process.communicate(timeout=60)[0].split()
+        said += process.communicate(timeout=HANG_S)[0].split()
         assert said.pop() == "fenced"
         assert [hold.request for hold in holds] == sorted(said)
         assert [entry.request for entry in store.load_entries()] == said
@@ -377,12 +409,11 @@ def test_who_asks_after_a_broken_commit_waits_until_it_has_ended(
         )
         asking.start()
         with postgres.connect() as third:
-            waiting = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
-            while not third.execute(waiting).fetchall():
+            while third.execute(WAITING).fetchall() == [(0,)]:
                 assert asking.is_alive()
         assert answers == []
         other.execute("COMMIT")
-        asking.join(30)
+        asking.join(HANG_S)
         assert answers == [True]
 
 
@@ -390,35 +421,44 @@ def test_who_asks_after_a_broken_commit_waits_until_it_has_ended(
 
 
 @pytest.fixture
-def impatient(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    postgres_store(url, "tool").close()  # its tables are made in patience
-    monkeypatch.setattr(postgres_module, "SILENT_S_MAX", 0.5)
-    monkeypatch.setattr(postgres_module, "ANSWER_S_MAX", 0.5)
+def standing_still(postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch) -> StandingStill:
+    """``standing_still(*databases)``: the server does, and only while it does is nobody patient."""
+
+    @contextlib.contextmanager
+    def still(*databases: PostgresDatabase) -> Iterator[None]:
+        with monkeypatch.context() as patch:
+            patch.setattr(postgres_module, "SILENT_S_MAX", 0.5)
+            patch.setattr(postgres_module, "ANSWER_S_MAX", 0.5)
+            for each in databases:
+                patch.setitem(each._settings, "connect_timeout", 2)
+            with postgres.standing_still():
+                yield
+
+    return still
 
 
-@pytest.mark.usefixtures("impatient")
 def test_a_server_that_stands_still_is_not_waited_for_for_ever(
-    postgres: PostgresServer, url: str
+    url: str, standing_still: StandingStill
 ) -> None:
     def query() -> None:
-        with postgres.standing_still():
+        with standing_still(database):
             database.query("SELECT 1")
 
     def begin() -> None:
-        with postgres.standing_still(), database.writing():
+        with standing_still(database), database.writing():
             raise AssertionError("it has begun")
 
     def write() -> None:
-        with database.writing(), postgres.standing_still():
+        with database.writing(), standing_still(database):
             database.change("DELETE FROM t")
 
     def stream() -> None:
         rows = database.stream(f"SELECT generate_series(1, {2 * STREAM_ROWS})")
         next(rows)
-        with postgres.standing_still():
+        with standing_still(database):
             list(rows)
 
-    with closing(PostgresDatabase(f"{url}&connect_timeout=2")) as database:
+    with closing(PostgresDatabase(url)) as database:
         database.script("CREATE TABLE t (n BIGINT)")
         for use in (query, begin, write, stream):
             with pytest.raises(LedgerUnavailable) as caught:
@@ -427,26 +467,42 @@ def test_a_server_that_stands_still_is_not_waited_for_for_ever(
             assert database.query("SELECT 1") == [(1,)]
 
 
-@pytest.mark.usefixtures("impatient")
-def test_an_answer_that_comes_slowly_is_waited_for(database: PostgresDatabase) -> None:
+def test_an_answer_that_comes_slowly_is_waited_for(
+    database: PostgresDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = 0.0
+    monkeypatch.setattr(postgres_module, "time", types.SimpleNamespace(monotonic=lambda: now_s))
+
+    def steps() -> Generator[str, bool, str]:
+        for _ in range(10):
+            while not (yield "more"):
+                pass
+        return "all of it"
+
+    waiting = database._until_silent(database._connection, steps())
+    next(waiting)
     # Silent for shorter than is allowed, again and again.
-    rows = database.query("SELECT repeat('x', 100000), pg_sleep(0.05) FROM generate_series(1, 10)")
-    assert len(rows) == 10
+    for _ in range(9):
+        now_s += 0.9 * postgres_module.ANSWER_S_MAX
+        waiting.send(False)
+        waiting.send(True)
+    with pytest.raises(StopIteration, match="all of it"):
+        waiting.send(True)
+    assert now_s > 8 * postgres_module.ANSWER_S_MAX
 
 
-@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("kept", [True, False])
 def test_a_server_that_stands_still_in_a_commit_is_asked_when_it_goes_on(
-    postgres: PostgresServer, url: str, monkeypatch: pytest.MonkeyPatch, *, kept: bool
+    url: str, standing_still: StandingStill, monkeypatch: pytest.MonkeyPatch, *, kept: bool
 ) -> None:
     commit, ask = PostgresDatabase._commit, SQLStore._ask_until_known
     answers: list[bool | None] = []
 
-    with closing(postgres_store(f"{url}&connect_timeout=2", "me")) as store, ExitStack() as still:
+    with closing(postgres_store(url, "me")) as store, ExitStack() as still:
 
         def stand_still(database: PostgresDatabase) -> None:
             if not answers and kept:
-                still.enter_context(postgres.standing_still())
+                still.enter_context(standing_still())
             elif not answers:
                 # The commit is never sent: its connection is cut before.
                 database._connection.pgconn.finish()
@@ -473,18 +529,17 @@ def test_a_server_that_stands_still_in_a_commit_is_asked_when_it_goes_on(
         check_chain(after)
 
 
-@pytest.mark.usefixtures("impatient")
 def test_a_server_that_never_goes_on_leaves_it_in_doubt(
-    postgres: PostgresServer, url: str, monkeypatch: pytest.MonkeyPatch
+    url: str, standing_still: StandingStill, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store_module, "DOUBT_S_MAX", 0.5)
     monkeypatch.setattr(store_module, "DOUBT_STEP_S", 0)
     commit = PostgresDatabase._commit
-    with closing(postgres_store(f"{url}&connect_timeout=2", "me")) as store:
+    with closing(postgres_store(url, "me")) as store:
         with ExitStack() as still:
 
             def stand_still(database: PostgresDatabase) -> None:
-                still.enter_context(postgres.standing_still())
+                still.enter_context(standing_still(database, store._other))
                 commit(database)
 
             with monkeypatch.context() as patch:
@@ -506,7 +561,6 @@ def test_waiting_for_another_writer_has_an_end(
     postgres: PostgresServer, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(postgres_module._SETTINGS, "lock_timeout", "50ms")
-    monkeypatch.setitem(postgres_module._SETTINGS, "statement_timeout", "100ms")
     with closing(PostgresDatabase(url)) as made, postgres.connect(url) as other:
         other.execute(f"BEGIN; SELECT pg_advisory_xact_lock({WRITER_LOCK})")
         with pytest.raises(LedgerUnavailable, match="pg_stat_activity"), made.writing():
@@ -514,8 +568,15 @@ def test_waiting_for_another_writer_has_an_end(
         other.execute("COMMIT")
         with made.writing():
             pass
-        with pytest.raises(LedgerUnavailable, match="statement timeout"):
-            made.query("SELECT pg_sleep(?)", (9,))
+
+
+def test_waiting_for_an_answer_has_an_end(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(postgres_module._SETTINGS, "statement_timeout", "100ms")
+    with (
+        closing(PostgresDatabase(url)) as made,
+        pytest.raises(LedgerUnavailable, match="statement timeout"),
+    ):
+        made.query("SELECT pg_sleep(?)", (60,))
 
 
 def test_a_process_that_stands_still_in_a_transaction_stops_nobody_for_ever(
@@ -540,12 +601,20 @@ def test_a_stream_may_be_read_slowly(url: str, monkeypatch: pytest.MonkeyPatch) 
         assert [first, *rows] == [(n,) for n in range(1, 201)]
 
 
+@contextlib.contextmanager
+def impatient(monkeypatch: pytest.MonkeyPatch, refusal: str) -> Iterator[None]:
+    """For the length of a block that ends with a refusal: else a lock takes its time to be free."""
+    with monkeypatch.context() as patch:
+        patch.setattr(postgres_module, "SOLE_S_MAX", 0.05)
+        with pytest.raises(LedgerUnavailable, match=refusal):
+            yield
+
+
 def test_a_factory_may_have_the_database_to_itself(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(postgres_module, "SOLE_S_MAX", 0.05)
     with closing(postgres_store(url, "me", sole=True)):
-        with pytest.raises(LedgerUnavailable, match="in use by another factory"):
+        with impatient(monkeypatch, "in use by another factory"):
             postgres_store(url, "you", sole=True)
         postgres_store(url, "tool").close()
     postgres_store(url, "you", sole=True).close()
@@ -554,12 +623,11 @@ def test_a_factory_may_have_the_database_to_itself(
 def test_a_factory_that_has_lost_the_database_to_another_appends_nothing(
     postgres: PostgresServer, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(postgres_module, "SOLE_S_MAX", 0.05)
     with closing(postgres_store(url, "me", sole=True)) as mine:
         with postgres.connect() as other:
             other.execute(CUT)
         your = postgres_store(url, "you", sole=True)
-        with closing(your), pytest.raises(LedgerUnavailable, match="in use by another factory"):
+        with closing(your), impatient(monkeypatch, "in use by another factory"):
             mine.append_now([reserved("a")])
         mine.append_now([reserved("a")])
 
@@ -572,11 +640,10 @@ def test_a_factory_that_has_just_died_is_waited_for(postgres: PostgresServer, ur
             target=lambda: opened.append(postgres_store(url, "me", sole=True))
         )
         opening.start()
-        waiting = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
-        while not third.execute(waiting).fetchall():
+        while third.execute(WAITING).fetchall() == [(0,)]:
             assert opening.is_alive()
         dying.close()
-        opening.join(30)
+        opening.join(HANG_S)
         opened[0].close()
 
 

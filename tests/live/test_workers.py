@@ -40,6 +40,8 @@ from tokenworks.live.workers import (
 )
 
 MS = 1_000_000
+HANG_S = 120
+"""What takes longer than this hangs."""
 QUICK = SupervisionLimits(
     health_period_ns=10 * MS, health_ns_max=2_000 * MS, backoff_first_ns=MS, backoff_ns_max=MS
 )
@@ -136,13 +138,23 @@ def test_a_worker_whose_engine_is_stuck_is_started_again(model_path: pathlib.Pat
         limits = msgspec.structs.replace(QUICK, stuck_ns_max=1_000 * MS)
         worker = embedded(desk, str(model_path), limits)
         clients: list[WorkerPort] = []
+        watched = asyncio.Event()
+
+        async def pause(duration_ns: int) -> None:
+            # Else an engine that is only slow, because the machine is, would be taken for stuck.
+            if duration_ns == limits.health_period_ns:
+                await watched.wait()
+            await sleep_ns(duration_ns)
 
         async def fell() -> None:
             (client,) = clients
+            watched.set()
             with pytest.raises(WorkerFailed, match="its engine has been stuck for 1 s"):
                 await client.post_stream("/v1/chat/completions", STICKY)
+            watched.clear()
 
-        async with asyncio.timeout(30):
+        worker._supervisor.pause = pause
+        async with asyncio.timeout(HANG_S):
             await alternates(worker, desk, fell, clients=clients)
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -191,7 +203,7 @@ def test_embedded_worker_comes_back_after_kill_9(
             with pytest.raises(WorkerFailed):
                 await stream.read_all(10_000_000)
 
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(HANG_S):
             await alternates(worker, desk, fell, clients=clients)
         assert worker.pid is None
 
