@@ -37,6 +37,7 @@ TESTS = (
     "tests/ledger/test_quotas.py",
     "tests/live/test_driver.py",
     "tests/live/test_network.py",
+    "tests/live/test_link.py",
     "tests/live/test_owner.py",
     "tests/live/test_sent_at_once.py",
 )
