@@ -33,6 +33,7 @@ TESTS = (
     "tests/gateway/test_metrics.py",
     "tests/gateway/test_plain_request.py",
     "tests/gateway/test_server.py",
+    "tests/ledger/test_leases.py",
     "tests/ledger/test_ledger.py",
     "tests/ledger/test_quotas.py",
     "tests/live/test_driver.py",
