@@ -5,9 +5,22 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.ledger.ledger_samples import NOW, ledger, limit, post, reserve, story
+from tests.ledger.ledger_samples import (
+    DAY_NS,
+    FAST,
+    HOUR_NS,
+    NOW,
+    key_record,
+    ledger,
+    limit,
+    post,
+    reserve,
+    state,
+    story,
+)
 from tokenworks.core.slo import Measured, Tier
-from tokenworks.ledger.leases import SHARE, WindowUse, by_node, grant, spent
+from tokenworks.ledger.entries import Entry, Posted
+from tokenworks.ledger.leases import SHARE, WindowUse, by_node, grant, spent, split
 from tokenworks.ledger.quotas import window_start
 
 amounts = st.integers(0, 10**6)
@@ -45,6 +58,47 @@ def test_entries_use_what_windows_would_count() -> None:
         ("money", 0): entries[1].paid_nanodollars + entries[3].paid_nanodollars,  # type: ignore[union-attr]
         ("high", window_start("day", NOW)): 30,
     }
+
+
+def test_what_is_leased_is_told_from_what_no_window_has_counted() -> None:
+    """Also where many answers are summed before their windows are looked at."""
+    leased = [
+        limit("tokens", period="day", amount=10**6),
+        limit("money", unit="nanodollars", period="hour", amount=10**9),
+        limit("ultra", tier=Tier.ULTRA, amount=10**6),
+    ]
+    late = [limit("late", "key:other", period="day"), limit("late_money", unit="nanodollars")]
+    made = ledger(key_record(), key_record("other"), limits=[state(each) for each in leased])
+    entries: list[Entry] = []
+    for i in range(12):
+        request, at = str(i), NOW + i % 3 * HOUR_NS + i // 6 * DAY_NS
+        tier = (Tier.HIGH, Tier.ULTRA)[i % 2]
+        measured = SLOW if i % 4 == 1 else FAST
+        key = ("key", "other")[i % 2]
+        entries.append(reserve(made, request, key=key, tier=tier, unix_ns=at))
+        entries.append(post(made, request, measured=measured, unix_ns=at + HOUR_NS))
+    entries.append(reserve(made, "failed", unix_ns=NOW + DAY_NS + 3 * HOUR_NS))
+    entries.append(post(made, "failed", ending="failed", unix_ns=NOW + DAY_NS + 3 * HOUR_NS))
+    posted = [each for each in entries if isinstance(each, Posted) and each.ending != "failed"]
+
+    limits = by_node([leased[0], leased[2], *late])  # that of money by the hour was lifted
+    own, beyond = split(entries, limits, made.counted)
+
+    paid: dict[int, int] = {}
+    for each in posted:
+        hour = window_start("hour", each.reserved_unix_ns)
+        paid[hour] = paid.get(hour, 0) + each.paid_nanodollars
+    days = [window_start("day", NOW), window_start("day", NOW + DAY_NS)]
+    assert own == {
+        **{("tokens", day): 6 * 30 for day in days},
+        **{("money", hour): amount for hour, amount in paid.items() if amount},
+        ("ultra", window_start("month", NOW)): 3 * 30,  # of six, three were too slow
+    }
+    assert beyond == {
+        **{("late", day): 3 * 30 for day in days},
+        ("late_money", window_start("month", NOW)): sum(paid.values()),
+    }
+    assert split(entries, limits, None) == (spent(entries, limits), {})
 
 
 SLOW = Measured(ttft_ns=1, decode_ns=10**12, output_tokens=20)

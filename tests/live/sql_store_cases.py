@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -41,11 +41,13 @@ from tokenworks.ledger.rollup import MEASURES, NOBODY
 from tokenworks.ledger.store_port import recover
 from tokenworks.live import lease_tables, sum_tables
 from tokenworks.live.clock import SystemClock
+from tokenworks.live.database import Value
 from tokenworks.live.ledger_sql import (
     BLOCK_OF,
     BLOCKS,
     INSERT_BLOCK,
     LAST_BLOCK,
+    SETTINGS_AND_LAST_BLOCK,
     UNROLLED_OF,
     add_sums,
     read_sums,
@@ -481,7 +483,9 @@ class SQLStoreCases:
         with pytest.raises(LedgerCorrupt, match="Block 2 of 'me' is missing"):
             open_store("next").take_over(NOW + 1)
 
-    @pytest.mark.parametrize("sql", [LAST_BLOCK, BLOCK_OF, BLOCKS, UNROLLED_OF])
+    @pytest.mark.parametrize(
+        "sql", [LAST_BLOCK, SETTINGS_AND_LAST_BLOCK, BLOCK_OF, BLOCKS, UNROLLED_OF]
+    )
     def test_no_statement_of_a_start_reads_all_blocks(self, store: SQLStore, sql: str) -> None:
         rows = [(n + 2, f"o{n % 50}", n // 50 + 2, NOW, 4, b"x" * 900, b"h") for n in range(5_000)]
         store.append_now([reserved("a")])
@@ -489,9 +493,9 @@ class SQLStoreCases:
             store._other.change_many(INSERT_BLOCK, rows)
         store._other.script("ANALYZE")
         explain = "EXPLAIN " if store._other.dialect == "postgres" else "EXPLAIN QUERY PLAN "
-        values = {LAST_BLOCK: (), BLOCKS: (5_000,)}.get(sql, ("o7", 99))
+        values = {BLOCK_OF: ("o7", 99), UNROLLED_OF: ("o7", 99), BLOCKS: (5_000,)}.get(sql, ())
         plan = str(store._other.query(explain + sql, values))
-        assert "Seq Scan" not in plan
+        assert "Seq Scan on blocks" not in plan, plan
         assert "SCAN blocks" not in plan or sql == LAST_BLOCK, plan  # backwards, and only one
 
     @pytest.mark.parametrize("table", ["hours", "agent_hours"])
@@ -589,6 +593,29 @@ class SQLStoreCases:
             for start in kept
         )
         assert store.wanted(0) == [("new", MONTH)]
+
+    def test_what_is_used_of_many_windows_is_counted_by_few_statements(
+        self, store: SQLStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        count, statements = 2 * lease_tables.SPEND_ROWS_MAX + 1, list[str]()
+        spent = {(LimitID(f"limit-{i}"), i): i for i in range(count)}
+        change = store._writer.change
+
+        def heard(sql: str, values: Sequence[Value] = ()) -> int:
+            statements.append(sql)
+            return change(sql, values)
+
+        with store._writer.writing():
+            lease_tables.cover(store._writer, "me", [Shortage(LimitID("limit-3"), 3, 5)])
+            monkeypatch.setattr(store._writer, "change", heard)
+            for _ in range(2):
+                lease_tables.spend(store._writer, "me", spent)
+        assert len(statements) == 2 * 3
+        rows = store._other.query("SELECT limit_id, start_unix_ns, granted, used FROM leases")
+        assert sorted(rows) == sorted(
+            (name, start, 5 if start == 3 else 0, 2 * amount)
+            for (name, start), amount in spent.items()
+        )
 
     def test_what_a_process_uses_beyond_its_leases_hides_no_grant(
         self, store: SQLStore, open_store: OpenSQLStore

@@ -22,8 +22,8 @@ COMMIT_S = 0.003
         (1, 64, COMMIT_S_MAX),
         (2, 0, COMMIT_S_MIN + (COMMIT_S_MIN + COMMIT_S)),
         (3, 0, COMMIT_S_MIN + 2 * (COMMIT_S_MIN + COMMIT_S)),
-        (2, 1, COMMIT_S_MIN + (COMMIT_S_MIN + COMMIT_S)),
-        (2, 64, COMMIT_S_MAX),
+        (2, 1, COMMIT_S + (COMMIT_S + COMMIT_S)),
+        (2, 64, REST_S_MAX),
         (64, 0, REST_S_MAX),
     ],
 )

@@ -33,10 +33,12 @@ TESTS = (
     "tests/gateway/test_metrics.py",
     "tests/gateway/test_plain_request.py",
     "tests/gateway/test_server.py",
+    "tests/ledger/test_leases.py",
     "tests/ledger/test_ledger.py",
     "tests/ledger/test_quotas.py",
     "tests/live/test_driver.py",
     "tests/live/test_network.py",
+    "tests/live/test_link.py",
     "tests/live/test_owner.py",
     "tests/live/test_sent_at_once.py",
 )

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from msgspec import UNSET
+from msgspec import UNSET, structs
 
 from tokenworks.core.ids import ModelName, RequestID, WorkerID
 from tokenworks.core.needs import nothing_offers
@@ -161,7 +161,7 @@ class Dispatcher:
 
     def counts(self) -> dict[str, int]:
         """What happened since the first event, by name; see ``snapshot.Counts``."""
-        return {name: getattr(self._counts, name) for name in self._counts.__struct_fields__}
+        return structs.asdict(self._counts)
 
     def loads(self) -> dict[WorkerID, WorkerLoad]:
         """What each worker that is up has, for gauges."""

@@ -13,18 +13,26 @@ from typing import Final, NamedTuple
 import msgspec
 
 from tokenworks.core.ids import LimitID
+from tokenworks.core.orders import Payer
+from tokenworks.core.slo import Tier
+from tokenworks.core.token_sums import completion_tokens, prompt_tokens
+from tokenworks.core.units import NS_PER_HOUR
 from tokenworks.ledger.entries import Entry, Posted
 from tokenworks.ledger.quota_records import Limit, LimitState, NodeID
-from tokenworks.ledger.quotas import nodes_of, window_start
+from tokenworks.ledger.quotas import Window, nodes_of, window_start
 
 SHARE: Final = 8
 """A process is granted at most this part of what is left, so that the last of it is in small
 pieces and little lies idle with one process while another is refused."""
 
 
-Counted = Callable[[Posted], Mapping[tuple[LimitID, int], int]]
-"""Says how much a process's ledger has counted of an answer in which windows, by limit and start;
-it is not asked of those that failed, which use nothing."""
+Counted = Callable[[Posted], tuple[Window, ...]]
+"""Says which windows of a process's ledger have counted an answer; it is not asked of those that
+failed, which use nothing."""
+
+_Alike = tuple[Payer, Tier, Tier, int, tuple[Window, ...]]
+"""What answers have in common that use the same of every limit's windows: who pays, the tiers asked
+for and delivered, the hour, which lies in one window of each period, and who has counted them."""
 
 
 class Shortage(NamedTuple):
@@ -83,31 +91,49 @@ def spent(
 ) -> dict[tuple[LimitID, int], int]:
     """What some entries use of every limit's window, by limit and the window's start."""
     sums: dict[tuple[LimitID, int], int] = {}
-    for entry in _using(entries):
-        for place, amount in _uses(entry, limits):
-            sums[place] = sums.get(place, 0) + amount
+    for alike, (tokens, nanodollars) in _together(entries, _by_nobody).items():
+        for place, in_tokens in _places(alike, limits):
+            sums[place] = sums.get(place, 0) + (tokens if in_tokens else nanodollars)
     return sums
 
 
-def _using(entries: Iterable[Entry]) -> list[Posted]:
-    """Those that use limits: answers, unless their worker broke off."""
-    return [each for each in entries if isinstance(each, Posted) and each.ending != "failed"]
+def _by_nobody(_: Posted) -> tuple[Window, ...]:
+    return ()
 
 
-def _uses(
-    entry: Posted, limits: Mapping[NodeID, Sequence[Limit]]
-) -> list[tuple[tuple[LimitID, int], int]]:
-    """What one answer uses of every limit above it; see ``spent``."""
-    tokens, nanodollars = entry.counted_tokens, entry.paid_nanodollars
-    asked, reserved_unix_ns = entry.tier_asked, entry.reserved_unix_ns
-    kept = asked if asked is entry.tier_delivered else None
-    found: list[tuple[tuple[LimitID, int], int]] = []
-    for node in nodes_of(entry.payer):
-        for limit in limits.get(node, ()):
-            if limit.tier is None or limit.tier is kept:
-                place = limit.limit, window_start(limit.period, reserved_unix_ns)
-                found.append((place, tokens if limit.unit == "tokens" else nanodollars))
-    return found
+def _together(entries: Iterable[Entry], counted: Counted) -> dict[_Alike, list[int]]:
+    """Answers that use the same windows, with the tokens and nano-dollars that they use together.
+
+    Reservations use nothing yet, and answers whose worker broke off nothing at all.
+    """
+    sums: dict[_Alike, list[int]] = {}
+    for entry in entries:
+        if not isinstance(entry, Posted) or entry.ending == "failed":
+            continue
+        usage, reserved_unix_ns = entry.usage, entry.reserved_unix_ns
+        hour_unix_ns = reserved_unix_ns - reserved_unix_ns % NS_PER_HOUR
+        windows = counted(entry)
+        alike = (entry.payer, entry.tier_asked, entry.tier_delivered, hour_unix_ns, windows)
+        amounts = sums.get(alike)
+        if amounts is None:
+            amounts = sums[alike] = [0, 0]
+        amounts[0] += prompt_tokens(usage) + completion_tokens(usage)
+        amounts[1] += entry.charged_nanodollars - entry.credited_nanodollars
+    return sums
+
+
+def _places(
+    alike: _Alike, limits: Mapping[NodeID, Sequence[Limit]]
+) -> list[tuple[tuple[LimitID, int], bool]]:
+    """The windows of all limits above some answers, and whether they count tokens, not money."""
+    payer, asked, delivered, hour_unix_ns, _ = alike
+    kept = asked if asked is delivered else None
+    return [
+        ((limit.limit, window_start(limit.period, hour_unix_ns)), limit.unit == "tokens")
+        for node in nodes_of(payer)
+        for limit in limits.get(node, ())
+        if limit.tier is None or limit.tier is kept
+    ]
 
 
 def split(
@@ -120,20 +146,24 @@ def split(
     Args:
         entries: entries of one process.
         limits: see ``spent``.
-        counted: what windows have counted of an entry, be their limits still set or not; None
-            where its leases cover all.
+        counted: what windows have counted an entry, be their limits still set or not; None where
+            its leases cover all.
     """
     if counted is None:
         return spent(entries, limits), {}
     own: dict[tuple[LimitID, int], int] = {}
     beyond: dict[tuple[LimitID, int], int] = {}
-    for entry in _using(entries):
-        known = counted(entry)
-        for place, amount in known.items():
+    for alike, (tokens, nanodollars) in _together(entries, counted).items():
+        known: set[tuple[LimitID, int]] = set()
+        for window in alike[4]:
+            place = (window.limit.limit, window.start_unix_ns)
+            known.add(place)
+            amount = window.amount(alike[2], tokens, nanodollars)
             if amount:
                 own[place] = own.get(place, 0) + amount
-        for place, amount in _uses(entry, limits):
+        for place, in_tokens in _places(alike, limits):
             if place not in known:
+                amount = tokens if in_tokens else nanodollars
                 beyond[place] = beyond.get(place, 0) + amount
     return own, beyond
 

@@ -256,18 +256,14 @@ class Ledger:
         """The window of a limit that begins at a time, if it is known; see ``grant``."""
         return self._tree.window_at(limit, start_unix_ns)
 
-    def counted(self, entry: Posted) -> dict[tuple[LimitID, int], int]:
-        """What windows, by limit and start, have counted of an answer when it was settled.
+    def counted(self, entry: Posted) -> tuple[Window, ...]:
+        """The windows that have counted an answer when it was settled, to be read only.
 
         They have it in what they use; what it uses of others, this process has leased nowhere.
         Other threads may ask.
         """
-        held, _ = self._settled.get((entry.request, entry.attempt), (None, None))
-        tier, tokens, paid = entry.tier_delivered, entry.counted_tokens, entry.paid_nanodollars
-        return {
-            (each.limit.limit, each.start_unix_ns): each.amount(tier, tokens, paid)
-            for each in (() if held is None else held.windows)
-        }
+        settled = self._settled.get((entry.request, entry.attempt))
+        return () if settled is None else settled[0].windows
 
     def lifted(self) -> list[Window]:
         """Leased windows of limits that were lifted, until nothing of them is left."""

@@ -143,21 +143,23 @@ class FrontDriver(Driver):
 
     def tell(self, event: Event) -> None:
         """Tell the owner, who knows of workers and settings by itself."""
-        match event:
-            case Arrived():
-                self._arrivals[event.request] = event
-            case Started() | Failed(started=False):
-                pass
-            case Finished() | Failed() | Withdrawn():
+        link = self._link
+        if type(event) is Started:
+            if link is not None:
+                link.send_later(event)
+        elif type(event) is Finished:
+            self._arrivals.pop(event.request, None)
+            if link is not None:
+                link.send_later(event)
+        elif type(event) is Arrived:
+            self._arrivals[event.request] = event
+            if link is not None:
+                link.send(event)
+        elif type(event) is Failed or type(event) is Withdrawn:
+            if not (type(event) is Failed and not event.started):
                 self._arrivals.pop(event.request, None)
-            case _:
-                return
-        if self._link is None:
-            return
-        if isinstance(event, Started | Finished):
-            self._link.send_later(event)
-        else:
-            self._link.send(event)
+            if link is not None:
+                link.send(event)
 
     def housekeep_once(self) -> None:
         """See ``Driver``."""
@@ -174,6 +176,10 @@ class FrontDriver(Driver):
     # What the owner says.
 
     def _take(self, link: Link, message: Message) -> None:
+        if type(message) is Send:  # one for each request; all else is rare
+            if message.request in self._flights:
+                self._send(message)
+            return
         match message:
             case Welcome():
                 self._welcomed(link)
@@ -181,7 +187,7 @@ class FrontDriver(Driver):
                 self._worker_here(message)
             case WorkerGone():
                 self._worker_gone(message)
-            case Send() | Hedge() | Reject() | Preempt() | Fetch() | Offload():
+            case Hedge() | Reject() | Preempt() | Fetch() | Offload():
                 self._carry_out(message)
             case AskTexts():
                 link.send(Texts(number=message.number, texts={self._index: self._text()}))

@@ -38,7 +38,8 @@ of them, since each will want to be stored: so few wait for little, and of many 
 An answer's end comes that much later at the most."""
 
 REST_S_MAX: Final = 0.02
-"""The same for one of several processes, which rests while the others commit."""
+"""The same for one of several processes, which rests while each of the others commits and rests as
+it would alone."""
 
 
 class _Append:
@@ -260,9 +261,9 @@ class GroupCommit:
 
     def _rest_s(self) -> float:
         """From one commit to the next."""
-        own_s = min(self.open * self._took_s, COMMIT_S_MAX)
-        others_s = (self.writers - 1) * (COMMIT_S_MIN + self._took_s)
-        return max(own_s, min(COMMIT_S_MIN + others_s, REST_S_MAX))
+        alone_s = max(COMMIT_S_MIN, min(self.open * self._took_s, COMMIT_S_MAX))
+        others_s = (self.writers - 1) * (alone_s + self._took_s)
+        return min(alone_s + others_s, REST_S_MAX)
 
     def _take(self) -> list[_Append]:
         """The next appends, no more than fit a block."""

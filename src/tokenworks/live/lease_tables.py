@@ -12,7 +12,7 @@ from tokenworks.ledger.extras import AmountOf
 from tokenworks.ledger.leases import Shortage, WindowUse, by_node, grant
 from tokenworks.ledger.quota_records import Limit, LimitState
 from tokenworks.ledger.quotas import window_start
-from tokenworks.live.database import Database
+from tokenworks.live.database import Database, Value
 
 BEFORE: Final = ""
 """The owner of what was used of a window before anybody leased it: its row says that this was
@@ -31,9 +31,12 @@ INSERT INTO leases VALUES (?, ?, ?, ?, ?) ON CONFLICT (owner, limit_id, start_un
 DO UPDATE SET granted = leases.granted + excluded.granted, used = leases.used + excluded.used
 """
 _SPEND: Final = """
-INSERT INTO leases VALUES (?, ?, ?, ?, ?) ON CONFLICT (owner, limit_id, start_unix_ns)
+INSERT INTO leases VALUES {rows} ON CONFLICT (owner, limit_id, start_unix_ns)
 DO UPDATE SET used = leases.used + excluded.used
 """
+_SPEND_ROW: Final = "(?, ?, ?, 0, ?)"
+SPEND_ROWS_MAX: Final = 64
+"""In one statement: a statement costs more than a row does."""
 _INHERIT: Final = """
 INSERT INTO leases SELECT ?, limit_id, start_unix_ns, used, used FROM leases
 WHERE owner = ? ON CONFLICT (owner, limit_id, start_unix_ns)
@@ -215,8 +218,13 @@ def spend(database: Database, owner: str, spent: dict[tuple[LimitID, int], int])
     An answer may be longer than what was held for it; what is used is used all the same, and
     counts as granted where the whole is summed.
     """
-    for (limit, start_unix_ns), amount in spent.items():
-        database.change(_SPEND, (owner, limit, start_unix_ns, 0, amount))
+    left = list(spent.items())
+    while left:
+        some, left = left[:SPEND_ROWS_MAX], left[SPEND_ROWS_MAX:]
+        values: list[Value] = []
+        for (limit, start_unix_ns), amount in some:
+            values += (owner, limit, start_unix_ns, amount)
+        database.change(_SPEND.format(rows=", ".join([_SPEND_ROW] * len(some))), values)
 
 
 def spend_beyond(database: Database, spent: dict[tuple[LimitID, int], int]) -> None:

@@ -220,6 +220,11 @@ INSERT_BLOCK: Final = "INSERT INTO blocks VALUES (?, ?, ?, ?, ?, ?, ?)"
 CHAIN_BLOCK: Final = f"{INSERT_BLOCK} ON CONFLICT (seq) DO NOTHING"
 """The same, unless a block of another process has that place."""
 LAST_BLOCK: Final = "SELECT seq, hash FROM blocks ORDER BY seq DESC LIMIT 1"
+SETTINGS_AND_LAST_BLOCK: Final = (
+    "SELECT value, seq, hash FROM meta LEFT JOIN blocks "
+    "ON seq = (SELECT MAX(seq) FROM blocks) WHERE name = 'settings_version'"
+)
+"""The settings' version, and the last block if there is one."""
 BLOCKS: Final = (
     "SELECT seq, owner, number, at_unix_ns, count, payload, hash FROM blocks "
     "WHERE seq > ? ORDER BY seq"

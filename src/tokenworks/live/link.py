@@ -34,7 +34,7 @@ class Link(asyncio.Protocol):
     ) -> None:
         self._take, self._lost, self._made = take, lost, made
         self._unsent: list[Message] = []
-        self._urgent = False
+        self._urgent = self._reading = False
         self._timer: asyncio.TimerHandle | None = None
         self._read = bytearray()
         self._transport: asyncio.Transport | None = None
@@ -53,12 +53,17 @@ class Link(asyncio.Protocol):
         self._lost(self)
 
     def send(self, message: Message) -> None:
-        """Say something at the end of this turn of the loop; nothing to an end that is gone."""
+        """Say something at the end of this turn of the loop; nothing to an end that is gone.
+
+        What answers something that was read goes out once all that was read with it is answered:
+        under load a turn is long, and the other end waits.
+        """
         if self._transport is None:
             return
         if not self._urgent:
             self._urgent = True
-            asyncio.get_running_loop().call_soon(self._flush)
+            if not self._reading:
+                asyncio.get_running_loop().call_soon(self._flush)
         self._unsent.append(message)
 
     def send_later(self, message: Message) -> None:
@@ -77,6 +82,15 @@ class Link(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """See ``asyncio.Protocol``."""
+        self._reading = True
+        try:
+            self._take_all(data)
+        finally:
+            self._reading = False
+        if self._urgent:
+            self._flush()
+
+    def _take_all(self, data: bytes) -> None:
         read = self._read
         read += data
         while len(read) >= _LENGTH_BYTES:

@@ -18,7 +18,7 @@ import msgspec
 from tokenworks.core.ids import ModelName, RequestID, WorkerID
 from tokenworks.core.ports import WorkerPort
 from tokenworks.core.units import NS_PER_MS, NS_PER_S
-from tokenworks.dispatch.commands import Abort, Command, Queue, Reject, Scale, SetTimer
+from tokenworks.dispatch.commands import Abort, Command, Queue, Reject, Scale, Send, SetTimer
 from tokenworks.dispatch.events import (
     Arrived,
     Event,
@@ -119,13 +119,18 @@ class OwnerDriver(Driver):
         link.send(Welcome())
 
     def _take(self, link: Link, message: Message) -> None:
+        # Three for each request; all else is rare.
+        if type(message) is Started or type(message) is Finished:
+            self._told(link, message)
+            return
+        if type(message) is Arrived:
+            self._whose[message.request] = link
+            self.tell(message)
+            return
         match message:
             case Report():
                 self._reported(link, message)
-            case Arrived():
-                self._whose[message.request] = link
-                self.tell(message)
-            case Started() | Finished() | Failed() | Withdrawn():
+            case Failed() | Withdrawn():
                 self._told(link, message)
             case AskTexts():
                 task = asyncio.get_running_loop().create_task(self._tell_texts(link, message))
@@ -147,10 +152,9 @@ class OwnerDriver(Driver):
                 if isinstance(event, Failed) and not event.started:
                     link.send(_failed(request))
             return
-        if isinstance(event, Started) or (isinstance(event, Failed) and not event.started):
-            self.tell(event)
-            return
         self.tell(event)
+        if type(event) is Started or (type(event) is Failed and not event.started):
+            return
         if self._dispatcher.counts()["ignored"] != self._ignored:
             # Something was ignored since the last end, maybe this one. Then it crossed with its
             # worker's going down, after which it waits in a line again, or is at another worker:
@@ -283,6 +287,13 @@ class OwnerDriver(Driver):
     # What the dispatcher says.
 
     def _carry_out(self, command: Command) -> None:
+        if type(command) is Send:  # one for each request; all else is rare
+            link = self._whose.get(command.request)
+            if link is not None:
+                link.send(command)
+            elif command.request in self._flights:
+                self._send(command)
+            return
         if isinstance(command, SetTimer | Scale):
             super()._carry_out(command)
             return

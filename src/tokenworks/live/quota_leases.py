@@ -9,6 +9,7 @@ from typing import Final
 
 from tokenworks.catalogue.price_book import PriceBook
 from tokenworks.core.errors import LedgerCorrupt, LedgerUnavailable
+from tokenworks.core.ids import LimitID
 from tokenworks.core.orders import Order
 from tokenworks.core.ports import Clock
 from tokenworks.core.units import NS_PER_MS, NS_PER_S
@@ -180,9 +181,8 @@ class QuotaLeases:
         were lifted, for they may be set again.
         """
         async with self._asking:
-            since = unix_ns - LOOK_BACK_NS
-            places = await asyncio.to_thread(self._store.wanted, since)
-            version = await asyncio.to_thread(self._store.settings_version)
+            # Each thread that is asked costs what a few answers do.
+            places, version = await asyncio.to_thread(self._look, unix_ns - LOOK_BACK_NS)
             present = self._ledger.windows()
             if version != self._version:
                 # A limit may be lower now: nothing is kept of what was leased under the old one.
@@ -211,6 +211,10 @@ class QuotaLeases:
                     self._ledger.keep_idle(each)
                 raise
             self._version = version
+
+    def _look(self, since_unix_ns: int) -> tuple[list[tuple[LimitID, int]], int]:
+        """On any thread: what others want since a time, and then the settings' version."""
+        return self._store.wanted(since_unix_ns), self._store.settings_version()
 
     async def _cover_held(self) -> None:
         """Lease what this process uses and holds beyond its leases, however much others have.

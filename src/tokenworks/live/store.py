@@ -45,6 +45,7 @@ from tokenworks.live.ledger_sql import (
     COUNT_QUESTION,
     LAGGING,
     LAST_BLOCK,
+    SETTINGS_AND_LAST_BLOCK,
     UNROLLED_OF,
     block_from,
 )
@@ -580,14 +581,15 @@ class SQLStore(SettingsStore):
             ),
             self.owner,
         )
-        self._spend(entries)
+        if self._leasing.version >= 0:  # it has asked for leases
+            version, last = self._settings_and_last()
+            self._spend(entries, version)
         if self._costs:
             cost_claims.advance(self._writer, self.owner, self._costs, entries)
         what = (self.owner, number, at_unix_ns, len(entries), encode_entries(entries))
         head = None if last is None else self._chain(last, *what)
         if head is None:
-            rows = self._writer.query(LAST_BLOCK)
-            last = ChainHead(rows[0][0], bytes(rows[0][1])) if rows else ChainHead(0, GENESIS)
+            _, last = self._settings_and_last()
             head = self._chain(last, *what)
         assert head is not None, last  # nobody else writes meanwhile
         return head
@@ -601,14 +603,18 @@ class SQLStore(SettingsStore):
         row = (seq, owner, number, at_unix_ns, count, payload, digest)
         return ChainHead(seq, digest) if self._writer.change(CHAIN_BLOCK, row) else None
 
-    def _spend(self, entries: Sequence[Entry]) -> None:
-        """Count what entries use against this process's leases, if it has ever asked for one."""
+    def _settings_and_last(self) -> tuple[int, ChainHead]:
+        """The settings' version and the last block there is, inside a transaction."""
+        [(version, seq, digest)] = self._writer.query(SETTINGS_AND_LAST_BLOCK)
+        return int(version), ChainHead(0, GENESIS) if seq is None else ChainHead(seq, bytes(digest))
+
+    def _spend(self, entries: Sequence[Entry], version: int) -> None:
+        """Count what entries use against this process's leases, by settings of a version.
+
+        A limit may have been set since this process last asked for a lease: another one that has
+        asked since must not be given what is used here.
+        """
         leasing = self._leasing
-        if leasing.version < 0:
-            return
-        # A limit may have been set since this process last asked for a lease: another one that
-        # has asked since must not be given what is used here.
-        version = meta_number(self._writer, "settings_version")
         if version != leasing.limits_version:
             leasing.limits_are(version, load_limits(self._writer))
         own, beyond = split(entries, leasing.by_node, self._counted)
