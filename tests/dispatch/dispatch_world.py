@@ -152,6 +152,7 @@ def arrived(
     adapter: str | None = None,
     hints: Hints | None = None,
     once: bool = False,
+    unheard: bool = False,
 ) -> Arrived:
     needs = Needs(labels=labels, adapter=adapter)
     return Arrived(
@@ -167,6 +168,7 @@ def arrived(
         needs=UNSET if needs == Needs() else needs,
         hints=UNSET if hints is None else hints,
         once=once or UNSET,
+        unheard=unheard or UNSET,
     )
 
 

@@ -106,6 +106,10 @@ class TracedDesk:
         """See ``Desk``."""
         return self._desk.models()
 
+    def whole_models(self) -> frozenset[ModelName]:
+        """See ``Desk``."""
+        return self._desk.whole_models()
+
     def output_tokens_default(self, model: ModelName, tier: Tier) -> int:
         """See ``Desk``."""
         return self._desk.output_tokens_default(model, tier)
