@@ -92,14 +92,18 @@ class Meter:
 
 
 class Answers:
-    """Serves answers through a desk."""
+    """Serves answers through a desk.
+
+    Attributes:
+        whole: models whose workers answer in one piece; see ``Desk.whole_models``.
+    """
 
     def __init__(
         self, desk: Desk, clock: Clock, metrics: GatewayMetrics, shelf: Shelf | None = None
     ) -> None:
         self.desk = desk
         self._shelf = shelf
-        self._whole = desk.whole_models()
+        self.whole = desk.whole_models()
         self.clock = clock
         self.metrics = metrics
 
@@ -130,7 +134,7 @@ class Answers:
         own = NOTHING_SAID
         if key.labels or head.has(*READ):
             own = own_headers(head.headers(), key.labels)
-        asked = dialect.read(exchange.body, key, own, self.output_default(key), self._whole)
+        asked = dialect.read(exchange.body, key, own, self.output_default(key), self.whole)
         exchange.body = b""
         order = self.order(asked, key, arrived_ns, own, request, dialect.path)
         writer = dialect.writer(asked, request)

@@ -137,8 +137,10 @@ class TracedDesk:
         except BaseException as error:
             pair.end({}, type(error).__name__, 500)
             raise
-        heard = self._content and order.worker_path == CHAT_PATH
-        return TracedDelivery(delivery, order, pair, AnswerContent() if heard else None)
+        content = None
+        if self._content and order.worker_path == CHAT_PATH:
+            content = AnswerContent(in_one_piece=order.in_one_piece)
+        return TracedDelivery(delivery, order, pair, content)
 
     def _begin(self, order: Order) -> _Pair:
         unix_ns, waited_ns = self._clock.unix_ns(), self._clock.now_ns() - order.arrived_ns
