@@ -329,7 +329,8 @@ def _check_whole_answers(config: FactoryConfig) -> None:
         where = f"[pool.{name}] whole_answers"
         if config.pool[name].engine == "embedded":
             raise ConfigInvalid(
-                f"{where} is set, but embedded workers stream, to make room in mid-answer.",
+                f"{where} is set, but embedded workers stream: they say how far they have read, by"
+                " which callers who leave are billed.",
                 hint="Leave it out; servers of an attached pool take it.",
             )
         if model == ANY_MODEL:
