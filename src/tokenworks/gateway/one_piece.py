@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 
 from tokenworks.core.errors import WorkerFailed
-from tokenworks.core.orders import CHAT_PATH, Ending, Outcome
+from tokenworks.core.orders import CHAT_PATH, Ending, Outcome, Usage
 from tokenworks.core.slo import Measured
 from tokenworks.core.token_sums import completion_tokens
 from tokenworks.gateway.chunk_reading import disjoint, has_token
@@ -35,19 +35,17 @@ class OnePiece:
         worker_path: what the worker was asked for: a chat completion, or a completion.
 
     Attributes:
-        usage: what the worker says it has used; nothing where it does not say.
-        told: whether it has said.
+        usage: what the worker says it has used; None where it has not said.
     """
 
-    __slots__ = ("_body", "_bytes", "_chat", "_parts", "told", "usage")
+    __slots__ = ("_body", "_bytes", "_chat", "_parts", "usage")
 
     def __init__(self, worker_path: str) -> None:
         self._chat = worker_path == CHAT_PATH
         self._parts: list[bytes] = []
         self._bytes = 0
         self._body = b""
-        self.usage = nothing_used()
-        self.told = False
+        self.usage: Usage | None = None
 
     def feed(self, data: bytes) -> None:
         """Take bytes as they came.
@@ -70,7 +68,8 @@ class OnePiece:
         body = b"".join(self._parts)
         self._parts.clear()
         try:
-            body.decode()  # what is passed over is not looked at for that
+            if not body.isascii():
+                body.decode()  # what is passed over is not looked at for that
             said = _decoder.decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise WorkerFailed(f"A worker's answer cannot be read: {error}.") from error
@@ -89,7 +88,7 @@ class OnePiece:
         if not (ended or _begun(body)):
             raise WorkerFailed("A worker's answer ended before it had begun.", hint="Try again.")
         if said.usage is not None:
-            self.usage, self.told = disjoint(said.usage), True
+            self.usage = disjoint(said.usage)
         self._body = body
 
     def outcome(self, elapsed_ns: int, ending: Ending) -> Outcome:
@@ -99,14 +98,16 @@ class OnePiece:
             elapsed_ns: from the request's arrival to the answer's end.
             ending: how it ended.
         """
-        tokens = completion_tokens(self.usage)
+        told = self.usage
+        usage = nothing_used() if told is None else told
+        tokens = completion_tokens(usage)
         return Outcome(
-            usage=self.usage,
+            usage=usage,
             measured=Measured(
                 ttft_ns=None, decode_ns=elapsed_ns if tokens else 0, output_tokens=tokens
             ),
             ending=ending,
-            metered_by="worker" if self.told else "gateway",
+            metered_by="gateway" if told is None else "worker",
         )
 
     def naming(self, tier: str) -> bytes:
