@@ -452,6 +452,7 @@ class World:
                 prompt=self.random.choice((1, 100, 30_000)),
                 session=self.random.choice((None, "s1", "s2")),
                 hints=self.random.choice((None, None, Hints(priority=self.random.randrange(10)))),
+                unheard=not self.hands_over and len(self.state) % 5 == 0,
             )
         )
 
