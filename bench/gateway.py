@@ -285,7 +285,7 @@ def peers_of(
         found = [worker]
         if args.nginx:
             found.append(stack.enter_context(nginx(worker.ports[0], folder / "nginx", files)))
-        prepare(home, worker.ports, 1)
+        prepare(home, worker.ports, 1, whole_answers=args.whole_answers)
         found.append(stack.enter_context(gateway([home])))
         if "litellm" in args.peer:
             say("starting LiteLLM")
@@ -400,6 +400,7 @@ def arguments() -> argparse.Namespace:
     add("--workers", type=int, default=1, help="fake ones where processes are measured")
     add("--share", type=float, default=0.0, help="of a core for each of these; 0 for no cap")
     add("--only-processes", action="store_true", help="measure nothing else")
+    add("--whole-answers", action="store_true", help="of workers, where callers want no stream")
     add("--peer", action="append", default=[], choices=["litellm"], help="measure it, too")
     add("--no-nginx", dest="nginx", action="store_false", help="without the control")
     args = parser.parse_args()

@@ -275,7 +275,14 @@ def wait_for(port: int, process: subprocess.Popen[bytes], seconds_max: float = 3
     raise RuntimeError(f"nobody listened on port {port} after {seconds_max:g} s")
 
 
-def prepare(home: Path, upstreams: list[int], addresses: int, slots: int = SLOTS) -> None:
+def prepare(
+    home: Path,
+    upstreams: list[int],
+    addresses: int,
+    slots: int = SLOTS,
+    *,
+    whole_answers: bool = False,
+) -> None:
     """Make a factory's folder: a pool of fake workers, prices, and limits that are checked.
 
     Args:
@@ -283,12 +290,15 @@ def prepare(home: Path, upstreams: list[int], addresses: int, slots: int = SLOTS
         upstreams: the ports of fake workers.
         addresses: on how many addresses it listens; each is a server of the pool.
         slots: of each server.
+        whole_answers: workers are asked for answers in one piece by callers without ``stream``.
     """
     home.mkdir(mode=0o700)
     urls = ", ".join(
         f'"http://127.0.0.{i + 1}:{port}"' for port in upstreams for i in range(addresses)
     )
     settings = FACTORY.format(model=MODEL, slots=slots, urls=urls)
+    if whole_answers:
+        settings += "whole_answers = true\n"
     (home / "factory.toml").write_text(settings)
     prices = packaged("laptop.toml").read_text().replace("price.foreman", f"price.{MODEL}")
     (home / "price_book.toml").write_text(prices)

@@ -111,6 +111,10 @@ class Desk:
         """See ``core.ports.Desk``."""
         return (MODEL,)
 
+    def whole_models(self) -> frozenset[ModelName]:
+        """See ``core.ports.Desk``."""
+        return frozenset()
+
     def output_tokens_default(self, model: ModelName, tier: Tier) -> int:  # noqa: ARG002
         """See ``core.ports.Desk``."""
         return 100

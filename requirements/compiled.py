@@ -32,7 +32,7 @@ MODULES: Final = (
     *("gateway/completions", "gateway/connection", "gateway/doorkeeper", "gateway/envelope"),
     *("gateway/chat_fields", "gateway/chunk_reading", "gateway/json_body"),
     *("gateway/event_stream", "gateway/http_body", "gateway/http_head", "gateway/http_io"),
-    *("gateway/metrics", "gateway/own_headers", "gateway/plain_request"),
+    *("gateway/metrics", "gateway/one_piece", "gateway/own_headers", "gateway/plain_request"),
     *("gateway/request_fields", "gateway/request_ids", "gateway/tallies"),
     *("live/bookkeeper", "live/driver", "live/flights", "live/front"),
     *("live/group_commit", "live/journal", "live/link", "live/lone_chunks", "live/network"),

@@ -4,7 +4,8 @@ What must hold: a request is refused in words of ours (4xx) or becomes a whole, 
 the worker sends, cut anyhow, ends as an answer, an error of the worker's (502) or an error event;
 never a status of 500, never another exception; each delivery is settled once, for the same usage
 however the bytes were cut, and once also where the caller leaves or is slow, the worker breaks off
-or the ledger is full; what is sent as a stream is one in the caller's dialect to its end.
+or the ledger is full; what is sent as a stream is one in the caller's dialect to its end. An answer
+in one piece is what the worker said, with the tier.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from bars.fuzz.choices import Choices, cut, json_bytes, spliced
-from bars.fuzz.seeds import EVENTS, REQUESTS, WHOLE
-from tests.gateway.fake_desk import KEY, Caller, FakeClock, FakeDesk, FakeShelf, Step
+from bars.fuzz.seeds import EVENTS, PIECES, REQUESTS, WHOLE
+from tests.gateway.fake_desk import KEY, MODEL, Caller, FakeClock, FakeDesk, FakeShelf, Step
 from tokenworks.core.errors import LedgerUnavailable, WorkerFailed
 from tokenworks.core.orders import Order, Outcome
 from tokenworks.gateway.app import Gateway
@@ -54,10 +55,11 @@ class _Mistakes(logging.Handler):
 class World:
     """A gateway on an event loop of its own, kept between inputs."""
 
-    def __init__(self, *, passes_on: bool = False) -> None:
+    def __init__(self, *, passes_on: bool = False, in_one_piece: bool = False) -> None:
         self.loop = asyncio.new_event_loop()
         self.loop.set_exception_handler(self._broken)
-        self.desk, self.shelf = FakeDesk(), FakeShelf()
+        models = frozenset({MODEL}) if in_one_piece else frozenset()
+        self.desk, self.shelf = FakeDesk(in_one_piece=models), FakeShelf()
         shelf = None if passes_on else self.shelf
         self.gateway = Gateway(self.desk, FakeClock(), shelf=shelf, passes_on=passes_on)
         self.mistakes = _Mistakes()
@@ -135,11 +137,11 @@ class World:
 _world: list[World] = []
 
 
-def world() -> World:
-    """The one of this process."""
+def world(*, in_one_piece: bool = False) -> World:
+    """One of the two of this process."""
     if not _world:
-        _world.append(World())
-    return _world[0]
+        _world.extend((World(), World(in_one_piece=True)))
+    return _world[in_one_piece]
 
 
 def upstream(choices: Choices, path: str) -> bytes:
@@ -183,6 +185,28 @@ def one(data: bytes) -> None:
         _check_dialect(path, said)
     if not here.desk.orders or not sent:
         return
+    cut_told = here.ask(path, body, named, list(parts))
+    _same(told, cut_told, (body, parts))
+    here.trouble(choices, Caller("POST", path, body, headers=named), parts)
+    if path in PIECES:
+        _in_one_piece(choices, path, body, named)
+
+
+def _in_one_piece(choices: Choices, path: str, body: bytes, named: dict[str, str]) -> None:
+    """The same, of workers that are asked for all of an answer at once."""
+    here, seed = world(in_one_piece=True), choices.of(PIECES[path])
+    sent = json_bytes(choices, seed) if choices.flag() else json.dumps(seed).encode()
+    sent = spliced(choices, sent) if choices.flag(4) else sent
+    told = here.ask(path, body, named, [sent] if sent else [])
+    if not all(order.in_one_piece for order in here.desk.orders) or not sent:
+        return
+    status, said, _, _ = told
+    assert status in (200, 502), told
+    if status == 200:
+        got, was = json.loads(said), json.loads(sent)
+        was["service_tier"] = here.desk.tier_delivered
+        assert got == was, (said, sent)
+    parts = cut(choices, sent)
     cut_told = here.ask(path, body, named, list(parts))
     _same(told, cut_told, (body, parts))
     here.trouble(choices, Caller("POST", path, body, headers=named), parts)

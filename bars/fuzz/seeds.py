@@ -195,3 +195,18 @@ WHOLE: tuple[dict[str, Any], ...] = (
     {"data": [{"b64_json": "AAAA"}], "usage": {"input_tokens": 3, "output_tokens": 9}},
     {"text": "hello", "usage": {"type": "tokens", "input_tokens": 1, "input_token_details": {}}},
 )
+
+_CHOICE = {"index": 0, "message": {"role": "assistant", "content": "hello"}, "logprobs": None}
+_TEXT = {"index": 0, "text": "hello", "finish_reason": "length"}
+PIECES: dict[str, tuple[dict[str, Any], ...]] = {
+    "/v1/chat/completions": (
+        {**HEAD, "choices": [{**_CHOICE, "finish_reason": "stop"}], "usage": usage(7, 2)},
+        {"service_tier": None, "choices": [_CHOICE], "usage": usage(9, 3, 4), "x": [1.5, {}]},
+        {"error": {"message": "out of memory", "code": 500}, "choices": []},
+    ),
+    "/v1/completions": (
+        {**HEAD, "choices": [_TEXT], "usage": usage(7, 2), "service_tier": "default"},
+        {"choices": [{"text": "", "finish_reason": None}], "usage": None},
+    ),
+}
+"""Answers in one piece, as workers give them."""

@@ -248,6 +248,15 @@ def test_a_wrong_offer_is_refused(text: str, said: str) -> None:
     assert said in str(caught.value)
 
 
+SERVED = f'{ATTACHED}urls = ["http://127.0.0.1:8001"]\n'
+
+
+def test_a_pool_may_be_asked_for_whole_answers() -> None:
+    assert not parse_factory_config(SERVED).pool["big"].whole_answers
+    config = parse_factory_config(f"{SERVED}whole_answers = true\n{POOL}")
+    assert config.pool["big"].whole_answers
+
+
 PASSING = """
 [gateway]
 pass_through = true
@@ -282,3 +291,22 @@ def test_whom_people_sign_in_with() -> None:
     found = parse_factory_config(f"{POOL}{OIDC}ops = 'factory'\nacme = 'tenant:acme'\n").oidc
     assert found.groups == {"ops": "factory", "acme": "tenant:acme"}
     assert parse_factory_config(POOL).oidc.issuer == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (f"{POOL}whole_answers = true\n", "embedded workers stream"),
+        (f"{PASSING}whole_answers = true\n", "is asked for as its callers ask"),
+        (f"{SERVED}whole_answers = true\n[dispatch]\nhedge_percent = 2\n", "hedge_percent"),
+        (
+            f"{SERVED}whole_answers = true\n{SERVED.replace('big', 'small')}",
+            "[pool.small] does not set whole_answers, but others that serve 'm' do",
+        ),
+    ],
+)
+def test_whole_answers_are_refused_where_tokens_must_be_seen(text: str, said: str) -> None:
+    with pytest.raises(ConfigInvalid) as caught:
+        parse_factory_config(text)
+    assert said in str(caught.value)
+    assert caught.value.hint

@@ -66,6 +66,21 @@ def test_decode_time_is_the_gaps_at_the_promised_speed_and_the_grace(
     assert kept == ((decode_ns - grace_ns) * speed <= (tokens - 1) * NS_PER_S)
 
 
+@exact
+@given(st.integers(1, 10**5), positive, durations, durations, durations, durations)
+def test_an_answer_in_one_piece_may_take_as_long_as_both_bounds(
+    tokens: int, speed: int, promised_ns: int, grace_ns: int, ttft_ns: int, decode_ns: int
+) -> None:
+    promised = promise(ttft_ns=promised_ns, speed=speed, grace_ns=grace_ns)
+    total_ns = ttft_ns + decode_ns
+    kept = promise_met(promised, measured(ttft_ns=None, decode_ns=total_ns, tokens=tokens))
+    # total - ttft - grace <= (n - 1) / speed, in integers
+    assert kept == ((total_ns - promised_ns - grace_ns) * speed <= (tokens - 1) * NS_PER_S)
+    # What keeps both bounds keeps this one.
+    seen = measured(ttft_ns=ttft_ns, decode_ns=decode_ns, tokens=tokens)
+    assert kept or not promise_met(promised, seen)
+
+
 PROMISES = {
     tier: promise(ttft_ns=NS_PER_S // (tier.rank + 1), speed=50 * (tier.rank + 1)) for tier in Tier
 }
@@ -98,4 +113,5 @@ def test_asking_for_less_never_brings_more(answer: Measured) -> None:
 
 
 def test_free_is_what_remains_when_nothing_was_kept() -> None:
-    assert delivered_tier(Tier.ULTRA, PROMISES, measured(ttft_ns=None)) is Tier.FREE
+    late = measured(ttft_ns=None, decode_ns=10 * NS_PER_S)
+    assert delivered_tier(Tier.ULTRA, PROMISES, late) is Tier.FREE

@@ -152,6 +152,7 @@ def arrived(
     adapter: str | None = None,
     hints: Hints | None = None,
     once: bool = False,
+    unheard: bool = False,
 ) -> Arrived:
     needs = Needs(labels=labels, adapter=adapter)
     return Arrived(
@@ -167,6 +168,7 @@ def arrived(
         needs=UNSET if needs == Needs() else needs,
         hints=UNSET if hints is None else hints,
         once=once or UNSET,
+        unheard=unheard or UNSET,
     )
 
 
@@ -450,6 +452,7 @@ class World:
                 prompt=self.random.choice((1, 100, 30_000)),
                 session=self.random.choice((None, "s1", "s2")),
                 hints=self.random.choice((None, None, Hints(priority=self.random.randrange(10)))),
+                unheard=not self.hands_over and len(self.state) % 5 == 0,
             )
         )
 

@@ -358,6 +358,19 @@ def test_who_prefills_is_sent_little_at_a_time_and_the_next_when_that_is_done() 
     assert name == f"r{sent}"
 
 
+def test_prompts_that_nobody_hears_of_close_no_worker() -> None:
+    def sent(unheard: bool) -> int:
+        dispatcher = money(up("a", slots=64, timing=TIMING))
+        batch = dispatcher._workers["a"].batch_tokens_max  # type: ignore[index]
+        for i in range(64):
+            request = arrived(f"r{i}", at=i * S, prompt=batch // 2, unheard=unheard)
+            if not sends(dispatcher.handle(i * S, request)):
+                return i
+        return 64
+
+    assert sent(unheard=False) < sent(unheard=True)
+
+
 def test_a_worker_that_is_not_worth_more_than_another_is_not_looked_at() -> None:
     dispatcher = apart("a", "b")
     (decoder,) = {"a", "b"} - set(prefillers(dispatcher))

@@ -154,11 +154,15 @@ class FakeDesk:
         queued: set to make ``open`` wait; set the event to let it on.
         tier_delivered: named by receipts.
         orders, deliveries: what came, in order.
+        in_one_piece: models whose workers answer so.
         counted: what ``count_tokens`` was called with.
         withdrawn: orders whose ``open`` was cancelled.
     """
 
-    def __init__(self, script: Iterable[Step] = ()) -> None:
+    def __init__(
+        self, script: Iterable[Step] = (), in_one_piece: frozenset[ModelName] = frozenset()
+    ) -> None:
+        self.in_one_piece = in_one_piece
         self.script: list[Step] = list(script)
         self.open_error: TokenworksError | None = None
         self.settle_error: Exception | None = None
@@ -180,6 +184,9 @@ class FakeDesk:
 
     def models(self) -> tuple[ModelName, ...]:
         return self.served
+
+    def whole_models(self) -> frozenset[ModelName]:
+        return self.in_one_piece
 
     def output_tokens_default(self, model: ModelName, tier: Tier) -> int:
         assert model in self.served

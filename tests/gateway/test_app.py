@@ -389,7 +389,9 @@ class Shout(Bare):
     fetch = None
     kept = None
 
-    def read(self, raw: bytes, key: KeyView, own: OwnHeaders, output_default: Any) -> Asked:
+    def read(
+        self, raw: bytes, key: KeyView, own: OwnHeaders, output_default: Any, whole: Any = None
+    ) -> Asked:
         return Chat().read(raw, key, own, output_default)
 
     def writer(self, asked: Asked, request: RequestID) -> Shout:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import pathlib
 from collections import Counter
@@ -13,7 +14,7 @@ import openai
 import pytest
 
 from tests.gateway.batch_house import CHAT, BatchDesk, House, begin, chat_line, lines_of
-from tests.gateway.fake_desk import DONE, KEY, MODEL, Hold, answer
+from tests.gateway.fake_desk import DONE, KEY, MODEL, Hold, answer, usage
 from tests.gateway.test_completions import END, piece
 from tokenworks.core.batches import WINDOW_NS, Batch, Line
 from tokenworks.core.errors import (
@@ -114,6 +115,36 @@ def test_other_endpoints(
             assert found(told) == "Hello."
             if endpoint == "/v1/responses":  # it is kept, as one that is asked live
                 assert (await client.responses.retrieve(told["id"])).output_text == "Hello."
+
+    run(go())
+
+
+@pytest.mark.parametrize("said", ["Hello.", None, WorkerFailed("broke off")])
+def test_workers_that_answer_in_one_piece(run: Run, tmp_path: pathlib.Path, said: Any) -> None:
+    choices = [{"index": 0, "message": said and {"content": said}, "finish_reason": "stop"}]
+    body = {"choices": choices, "usage": usage(7, 3)}
+    fails = isinstance(said, WorkerFailed)
+    desk = BatchDesk([said if fails else json.dumps(body, indent=1).encode()])
+    desk.in_one_piece = frozenset({MODEL})
+    house = House(tmp_path, desk)
+
+    async def go() -> None:
+        async with house.sdk() as client:
+            batch = await begin(client, [chat_line("a")], "/v1/chat/completions")
+            for _ in range(WORKER_TRIES_MAX):
+                await house.round()
+                house.clock.ns += RETRY_NS
+            await house.rounds()
+            done = await client.batches.retrieve(batch.id)
+            told = await lines_of(client, done.output_file_id or done.error_file_id)
+            response = told["a"]["response"]
+            if said == "Hello.":
+                assert response["body"] == {**body, "service_tier": "free"}
+                assert desk.delivery.outcome.usage.output_tokens == 3
+            else:
+                assert response["status_code"] == 502
+                assert not desk.billed
+            assert all(not json.loads(order.body)["stream"] for order in desk.orders)
 
     run(go())
 

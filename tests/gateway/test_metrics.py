@@ -127,6 +127,16 @@ def test_answers_that_broke_off_count_as_errors_and_have_no_speed() -> None:
     assert value(metrics, "tokenworks_promises_total", tier="high", result="kept") is None
 
 
+def test_an_answer_in_one_piece_has_a_duration_and_no_speed() -> None:
+    metrics = GatewayMetrics()
+    settle(metrics, ttft_ns=None)
+    count = "gen_ai_server_request_duration_seconds_count"
+    assert value(metrics, count, **GEN_AI, error_type="") == 1
+    for name in ("time_to_first_token", "time_per_output_token"):
+        assert not value(metrics, f"gen_ai_server_{name}_seconds_count", **GEN_AI)
+    assert value(metrics, "tokenworks_ttft_seconds_count", tier="high") == 0
+
+
 def test_promises_and_money_by_tier() -> None:
     metrics = GatewayMetrics()
     settle(metrics)

@@ -527,6 +527,20 @@ def test_an_answer_that_cannot_be_read_is_left_out(data: bytes) -> None:
     assert answered.attributes().keys() == {"tokenworks.content.left_out_bytes"}
 
 
+def test_an_answer_in_one_piece_is_content_too() -> None:
+    message = {"role": "assistant", "content": "Hi"}
+    body = json.dumps({"id": "c", "choices": [{"message": message, "finish_reason": "stop"}]})
+    answered = AnswerContent(in_one_piece=True)
+    for part in (body[:9], body[9:]):
+        answered.add(part.encode())
+    found = answered.attributes()
+    (said,) = json.loads(str(found["gen_ai.output.messages"]))
+    assert said["parts"] == [{"type": "text", "content": "Hi"}]
+    assert (found["gen_ai.response.id"], said["finish_reason"]) == ("c", "stop")
+    answered.add(b"x")
+    assert answered.attributes().keys() == {"tokenworks.content.left_out_bytes"}
+
+
 def test_what_comes_after_the_end_of_an_answer_is_not_read() -> None:
     answered = AnswerContent()
     for part in answer("a"):

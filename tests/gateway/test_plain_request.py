@@ -13,6 +13,7 @@ from tokenworks.core.errors import ModelNotFound, TokenworksError
 from tokenworks.core.ids import ModelName
 from tokenworks.core.slo import Tier
 from tokenworks.gateway.chat_request import ChatRequest, parse_chat_request
+from tokenworks.gateway.dialect import NO_MODELS
 from tokenworks.gateway.plain_request import read_plain
 
 ODD: Any = st.sampled_from([None, True, False, 0, 1, 2, -1, 0.5, "", "x", [], ["x"], {}, 10**7])
@@ -46,9 +47,9 @@ def default(model: ModelName, tier: Tier) -> int:
     return 100 + tier.rank
 
 
-def careful(raw: bytes) -> ChatRequest | None:
+def careful(raw: bytes, whole: frozenset[ModelName] = NO_MODELS) -> ChatRequest | None:
     try:
-        return parse_chat_request(raw, Tier.HIGH, default, "acme")
+        return parse_chat_request(raw, Tier.HIGH, default, "acme", whole=whole)
     except TokenworksError:
         return None
 
@@ -66,13 +67,16 @@ def fields_of(request: ChatRequest | None) -> Any:
     st.lists(MESSAGE, min_size=1, max_size=3),
     st.fixed_dictionaries({}, optional=FIELDS),
     st.booleans(),
+    st.sampled_from([NO_MODELS, frozenset({ModelName("m")})]),
 )
-def test_both_ways_read_alike(messages: Any, more: dict[str, Any], compact: bool) -> None:
+def test_both_ways_read_alike(
+    messages: Any, more: dict[str, Any], compact: bool, whole: frozenset[ModelName]
+) -> None:
     separators = (",", ":") if compact else None
     raw = json.dumps({"model": "m", "messages": messages, **more}, separators=separators).encode()
-    plain = read_plain(raw, Tier.HIGH, default, "acme")
+    plain = read_plain(raw, Tier.HIGH, default, "acme", whole)
     if plain is not None:
-        assert fields_of(plain) == fields_of(careful(raw))
+        assert fields_of(plain) == fields_of(careful(raw, whole))
 
 
 @pytest.mark.parametrize("more", [{}, {"stream": True, "max_tokens": 5, "temperature": 0.5}])

@@ -112,6 +112,9 @@ def delivered(asked: str, ttft_ns: int | None, decode_ns: int, tokens: int) -> s
     for tier in reversed(TIERS[: TIERS.index(asked) + 1]):
         ttft_s, speed = PROMISES[tier]
         gaps_s = Fraction(max(0, tokens - 1)) / speed
+        total_s = Fraction(decode_ns, 10**9)
+        if ttft_ns is None and tokens and total_s <= ttft_s + gaps_s:
+            return tier  # it came in one piece
         if (
             ttft_ns is not None
             and Fraction(ttft_ns, 10**9) <= ttft_s

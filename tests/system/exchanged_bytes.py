@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 from tests.gateway.fake_desk import (
     DONE,
+    MODEL,
     ROLE,
     STOP,
     Caller,
@@ -46,6 +47,18 @@ WORKERS: dict[str, list[Step]] = {
 }
 
 
+PIECE = (
+    b'{"id":"c","choices":[{"index":0,"message":{"content":"\xe2\x82\xac"},"finish_reason":"stop"}],'
+    b'"service_tier":null,"usage":{"prompt_tokens":9,"completion_tokens":1}}'
+)
+PIECES: dict[str, list[Step]] = {
+    "one piece": [PIECE],
+    "one piece, cut": [PIECE[:50], PIECE[50:]],
+    "one piece, torn": [PIECE[:50]],
+    "one piece, failing": [PIECE[:50], WorkerFailed("it died")],
+}
+
+
 def callers() -> Iterator[tuple[str, Caller]]:
     """Requests, each by its name."""
     yield "stream", ask()
@@ -63,9 +76,10 @@ def callers() -> Iterator[tuple[str, Caller]]:
 async def exchanged() -> dict[str, list[str]]:
     """The writes of each exchange."""
     found = dict[str, list[str]]()
-    for way, script in WORKERS.items():
+    for way, script in (WORKERS | PIECES).items():
+        whole = frozenset({MODEL}) if way in PIECES else frozenset()
         for name, caller in callers():
-            gateway = Gateway(FakeDesk(script), FakeClock())
+            gateway = Gateway(FakeDesk(script, whole), FakeClock())
             await caller.call(gateway)
             writes = [data.decode("latin-1") for data in caller.transport.writes]
             # Our own name for a request is drawn.

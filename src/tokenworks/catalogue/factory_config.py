@@ -160,6 +160,8 @@ class PoolConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             takes for ``model``.
         cache_salt: an attached pool's servers take vLLM's ``cache_salt``, which keeps the cached
             prompts of tenants apart.
+        whole_answers: an attached pool's servers are asked for an answer in one piece where the
+            caller asked for no stream.
     """
 
     engine: Literal["embedded", "attached", "modelled"]
@@ -179,6 +181,7 @@ class PoolConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     labels: tuple[str, ...] = ()
     adapters: tuple[str, ...] = ()
     cache_salt: bool = False
+    whole_answers: bool = False
 
     @property
     def offers(self) -> Offers:
@@ -277,6 +280,7 @@ def parse_factory_config(text: str) -> FactoryConfig:
     for name, pool in config.pool.items():
         _check_pool(name, pool)
     _check_pass_through(config)
+    _check_whole_answers(config)
     return config
 
 
@@ -315,6 +319,37 @@ def _check_pass_through(config: FactoryConfig) -> None:
                 f"[pool.{name}] serves '*', which only an attached provider does that requests are"
                 " passed on to.",
                 hint="Set [gateway] pass_through = true, or name the model.",
+            )
+
+
+def _check_whole_answers(config: FactoryConfig) -> None:
+    """Refuse answers in one piece where somebody needs to see their tokens."""
+    asking = {name: pool.model for name, pool in config.pool.items() if pool.whole_answers}
+    for name, model in asking.items():
+        where = f"[pool.{name}] whole_answers"
+        if config.pool[name].engine == "embedded":
+            raise ConfigInvalid(
+                f"{where} is set, but embedded workers stream: they say how far they have read, by"
+                " which callers who leave are billed.",
+                hint="Leave it out; servers of an attached pool take it.",
+            )
+        if model == ANY_MODEL:
+            raise ConfigInvalid(
+                f"{where} is set, but what is passed on is asked for as its callers ask.",
+                hint="Leave it out.",
+            )
+        if config.dispatch.hedge_percent:
+            raise ConfigInvalid(
+                f"{where} is set beside [dispatch] hedge_percent, which asks a second worker where"
+                " the first says nothing: for a whole answer it says nothing until its end.",
+                hint="Leave out one of the two.",
+            )
+    for name, pool in config.pool.items():
+        if pool.model in asking.values() and name not in asking:
+            raise ConfigInvalid(
+                f"[pool.{name}] does not set whole_answers, but others that serve {pool.model!r}"
+                " do, and what is asked is written before a pool is chosen.",
+                hint="Set it for all pools of a model or for none.",
             )
 
 

@@ -383,6 +383,7 @@ class Factory:
                     url=config.urls[i],
                     api_key=_worker_key(pool, config),
                     slots=config.slots,
+                    whole_answers=config.whole_answers,
                 )
                 self._attached[worker] = spec
                 if not front:

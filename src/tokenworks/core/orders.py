@@ -112,7 +112,8 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
         key: who asks.
         model: the model asked for.
         tier: the tier asked for.
-        body: the JSON to send to a worker, ``stream`` and usage already switched on.
+        body: the JSON to send to a worker, ``stream`` and usage already switched on; ``stream`` off
+            where it is to answer in one piece.
         input_tokens_max: an upper bound on the prompt's tokens.
         output_tokens_max: the most tokens that the worker is allowed to make.
         prefix: hashes of the prompt's blocks, each chained on the one before it, salted.
@@ -133,6 +134,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
         passing: how it is passed on as it came; its answer comes back as it is, errors too.
         caller_request: its caller's own name for it.
         trace: where it stands in a trace, which its worker is told.
+        in_one_piece: an answer's worker is asked for all of it at once.
     """
 
     request: RequestID
@@ -158,6 +160,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     passing: Passing | None = None
     caller_request: str | None = None
     trace: Trace | None = None
+    in_one_piece: bool = False
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False):

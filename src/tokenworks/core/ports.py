@@ -273,6 +273,13 @@ class Desk(Protocol):
         """The models that some pool serves and that have a price."""
         ...
 
+    def whole_models(self) -> frozenset[ModelName]:
+        """Models whose workers are asked for an answer in one piece if the caller wants no stream.
+
+        They are the same as long as the factory runs.
+        """
+        ...
+
     def output_tokens_default(self, model: ModelName, tier: Tier) -> int:
         """The output limit of a request that names none, at this tier."""
         ...

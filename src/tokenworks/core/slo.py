@@ -53,8 +53,10 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The speed of one answer at the gateway's own send times.
 
     Attributes:
-        ttft_ns: arrival of the request to sending its first token; None if there was none.
-        decode_ns: first token to last token, less the time the client would not read.
+        ttft_ns: arrival of the request to sending its first token; None if there was none, or the
+            worker gave its answer in one piece, so that nobody knows.
+        decode_ns: first token to last token, less the time the client would not read; of an answer
+            in one piece arrival to its end.
         output_tokens: tokens sent.
     """
 

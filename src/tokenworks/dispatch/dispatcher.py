@@ -251,6 +251,7 @@ class Dispatcher:
             needs=None if needs is UNSET else needs,
             hints=None if hints is UNSET else hints,
             once=event.once is True,
+            unheard=event.unheard is True,
         )
         self._requests[name] = request
         fleet = self._fleets.get(model)
@@ -539,10 +540,9 @@ class Dispatcher:
         request.attempt = attempt = request.attempt + 1
         if attempt == 1:
             fleet.firsts += 1
-        request.worker = worker_name
-        request.sent_ns = now_ns
+        request.worker, request.sent_ns = worker_name, now_ns
         left = prompt_tokens - hit_blocks * worker.block_tokens if hit_blocks else prompt_tokens
-        request.prefill_tokens = left = max(left, 1)
+        request.prefill_tokens = left = 0 if request.unheard else max(left, 1)
         if prefiller is None:
             worker.prefill_tokens += left
         else:

@@ -217,6 +217,8 @@ class Arrived(msgspec.Struct, frozen=True, kw_only=True, tag=True):
         needs: what the worker must have; unset if any of the model will do.
         hints: what its agent knows of it, if it says.
         once: no second worker may be asked while one has it; unset if one may.
+        unheard: nobody hears when its prompt has been read, as its answer comes in one piece; unset
+            if one hears.
     """
 
     request: RequestID
@@ -231,6 +233,7 @@ class Arrived(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     needs: Needs | UnsetType = UNSET
     hints: Hints | UnsetType = UNSET
     once: bool | UnsetType = UNSET
+    unheard: bool | UnsetType = UNSET
 
 
 class Started(msgspec.Struct, frozen=True, kw_only=True, tag=True):

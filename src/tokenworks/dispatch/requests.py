@@ -50,6 +50,8 @@ class Request(msgspec.Struct, kw_only=True):
         answered: its answer has begun, at this or an earlier worker.
         displaced: it made room for another request.
         once: no second worker is asked; see ``Arrived``.
+        unheard: nobody hears when its prompt has been read, see ``Arrived``; so it is never counted
+            as left to prefill, which it would be until its answer ends.
         hedged: a second worker was asked.
         second: that worker, while it is not decided whose answer it gets.
     """
@@ -77,5 +79,6 @@ class Request(msgspec.Struct, kw_only=True):
     answered: bool = False
     displaced: bool = False
     once: bool = False
+    unheard: bool = False
     hedged: bool = False
     second: SecondTry | None = None

@@ -34,6 +34,7 @@ __all__ = [
     "messages_answer",
     "messages_request",
     "metrics",
+    "one_piece",
     "openai_errors",
     "openapi",
     "otlp",

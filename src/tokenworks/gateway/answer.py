@@ -1,7 +1,7 @@
 """Serves answers, whatever the dialect: from a whole request to its settlement.
 
 An answer has one task, which sleeps while the answer is made: each read of the worker's socket goes
-to the caller's by calls alone.
+to the caller's by calls alone. Where a worker answers in one piece, that is passed on at its end.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from tokenworks.gateway.doorkeeper import models_for
 from tokenworks.gateway.event_stream import EventStream
 from tokenworks.gateway.http_io import JSON, ClientGone, Headers, check_json
 from tokenworks.gateway.metrics import GatewayMetrics
+from tokenworks.gateway.one_piece import OnePiece
 from tokenworks.gateway.own_headers import NOTHING_SAID, READ, OwnHeaders, own_headers
 from tokenworks.gateway.request_ids import id_headers
 from tokenworks.gateway.routes import AnyDialect
@@ -91,13 +92,18 @@ class Meter:
 
 
 class Answers:
-    """Serves answers through a desk."""
+    """Serves answers through a desk.
+
+    Attributes:
+        whole: models whose workers answer in one piece; see ``Desk.whole_models``.
+    """
 
     def __init__(
         self, desk: Desk, clock: Clock, metrics: GatewayMetrics, shelf: Shelf | None = None
     ) -> None:
         self.desk = desk
         self._shelf = shelf
+        self.whole = desk.whole_models()
         self.clock, self.now_ns = clock, clock.now_ns
         """Asked at every chunk: without a look for it at the clock."""
         self.metrics = metrics
@@ -129,7 +135,7 @@ class Answers:
         own = NOTHING_SAID
         if key.labels or head.has(*READ):
             own = own_headers(head.headers(), key.labels)
-        asked = dialect.read(exchange.body, key, own, self.output_default(key))
+        asked = dialect.read(exchange.body, key, own, self.output_default(key), self.whole)
         exchange.body = b""
         order = self.order(asked, key, arrived_ns, own, request, dialect.path)
         writer = dialect.writer(asked, request)
@@ -231,6 +237,7 @@ class Answers:
             content_type=asked.content_type,
             caller_request=own.caller_request,
             trace=own.trace,
+            in_one_piece=asked.in_one_piece,
         )
 
     def _output_default(self, model: ModelName, tier: Tier, scopes: Scopes | None = None) -> int:
@@ -263,6 +270,8 @@ class Answer:
         "_order",
         "_over",
         "_paused_ns",
+        "_piece",
+        "_stream",
         "_waiter",
         "_writer",
     )
@@ -279,7 +288,10 @@ class Answer:
     ) -> None:
         self._callers = callers
         self._answers, self._order, self._writer, self._exchange = answers, order, writer, exchange
-        self._assembler = None if stream else Assembler()
+        self._stream = stream
+        self._piece = OnePiece(order.worker_path) if order.in_one_piece else None
+        """Takes it where it comes whole; nothing else does then."""
+        self._assembler = None if stream or order.in_one_piece else Assembler()
         self._events = EventStream(self._assembler)
         self._meter = Meter(order.arrived_ns)
         self._delivery: Delivery | None = None
@@ -305,8 +317,8 @@ class Answer:
         delivery.pipe(self)
         if not self._over:
             await self._until_over(delivery)
-        if self._failure is None and not exchange.gone:
-            self._failure = self._wrong()
+        if self._failure is None and (self._piece is not None or not exchange.gone):
+            self._failure = self._wrong()  # a piece is read to know what is billed
         failure = self._failure
         if exchange.gone:
             await self._settle(delivery, "disconnected")
@@ -374,6 +386,9 @@ class Answer:
         self._stop(failure)
 
     def _take(self, data: bytes) -> None:
+        if self._piece is not None:
+            self._piece.feed(data)
+            return
         events = self._events
         before = events.token_events
         ready = events.feed(data)
@@ -384,7 +399,7 @@ class Answer:
                 self._meter.tokens_sent(now_ns)
             if events.finished:
                 self._meter.ended(now_ns)
-        if ready and self._assembler is None:
+        if ready and self._stream:
             written = self._writer.forward(ready)
             if written:
                 if not self._exchange.status:
@@ -415,11 +430,13 @@ class Answer:
 
     def _wrong(self) -> Exception | None:
         """What an answer that has ended lacks, or says that its writer cannot tell."""
-        lacking = missing(self._events, self._assembler)
+        lacking = None if self._piece is not None else missing(self._events, self._assembler)
         if lacking is not None:
             return lacking
         try:
-            if self._assembler is None:
+            if self._piece is not None:
+                self._piece.read()
+            elif self._assembler is None:
                 self._writer.take_held(self._events)
             else:
                 self._writer.take_whole(self._assembler.completion())
@@ -430,7 +447,10 @@ class Answer:
     def _settle(self, delivery: Delivery, ending: Ending) -> Coroutine[object, object, Receipt]:
         """Bill and count the answer."""
         now_ns = self._answers.now_ns()
-        outcome = outcome_of(self._events, self._meter, now_ns, ending)
+        if self._piece is None:
+            outcome = outcome_of(self._events, self._meter, now_ns, ending)
+        else:
+            outcome = self._piece.outcome(now_ns - self._order.arrived_ns, ending)
         return self._answers.settle(self._order, delivery, outcome, now_ns)
 
     def _begin(self) -> None:
@@ -439,12 +459,14 @@ class Answer:
 
     def _last(self, tier: Tier) -> bytes:
         """The whole body, or the end of a stream."""
+        if self._piece is not None:
+            return self._piece.naming(tier.value)
         if self._assembler is not None:
             return self._writer.whole(self._events.usage_so_far(), tier)
         return self._writer.closing(self._events, tier)
 
     def _close(self, last: bytes) -> None:
-        if self._assembler is not None:
+        if not self._stream:
             self._exchange.respond(200, last, JSON, self._headers())
             return
         if not self._exchange.status:

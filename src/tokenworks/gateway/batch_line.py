@@ -23,6 +23,7 @@ from tokenworks.gateway.dialect import Asked, Writer
 from tokenworks.gateway.event_stream import EventStream
 from tokenworks.gateway.http_io import JSON
 from tokenworks.gateway.json_body import decode_object, encode
+from tokenworks.gateway.one_piece import OnePiece
 from tokenworks.gateway.openai_errors import OpenAIErrors
 from tokenworks.gateway.own_headers import own_headers
 from tokenworks.gateway.request_ids import RequestNames
@@ -139,8 +140,12 @@ class BatchLines:
         stage: Callable[[bytes], Awaitable[bool]],
     ) -> None:
         own = own_headers([], key.labels)
-        asked = dialect.read(body, key, own, self._answers.output_default(key))
+        answers = self._answers
+        asked = dialect.read(body, key, own, answers.output_default(key), answers.whole)
         order = self._order(run, asked, key)
+        if asked.in_one_piece:
+            await self._piece(run, order, stage)
+            return
         writer: Writer = dialect.writer(asked, run.request)
         delivery = await self._open(run, order)
         taker = _Taker(delivery, self._clock, order.arrived_ns)
@@ -154,6 +159,23 @@ class BatchLines:
         await self._bill(run, order, delivery, make, stage)
         if writer.kept is not None:
             await self._answers.keep(key.tenant, *writer.kept)
+
+    async def _piece(
+        self, run: LineRun, order: Order, stage: Callable[[bytes], Awaitable[bool]]
+    ) -> None:
+        delivery = await self._open(run, order)
+
+        async def make() -> tuple[bytes, Outcome]:
+            said, failure = await Collector(delivery).collect()
+            if failure is not None:
+                raise failure
+            piece = OnePiece(order.worker_path)
+            piece.feed(said)
+            piece.read()
+            outcome = piece.outcome(self._clock.now_ns() - order.arrived_ns, "done")
+            return _in_one_line(piece.naming(Tier.FREE.value)), outcome
+
+        await self._bill(run, order, delivery, make, stage)
 
     async def _whole(
         self,
@@ -173,10 +195,7 @@ class BatchLines:
             outcome, failure = whole_outcome(said, failure, elapsed_ns, "done")
             if failure is not None:
                 raise failure
-            try:
-                return encode(msgspec.json.decode(said)), outcome  # in one line, whatever came
-            except (ValueError, RecursionError) as error:
-                raise WorkerFailed(f"A worker's answer is not JSON: {error}.") from error
+            return _in_one_line(said), outcome
 
         await self._bill(run, order, delivery, make, stage)
 
@@ -270,6 +289,14 @@ class _Taker:
         if not self._over.done():
             self._failure = failure
             self._over.set_result(None)
+
+
+def _in_one_line(said: bytes) -> bytes:
+    """A worker's JSON, however it was spaced."""
+    try:
+        return encode(msgspec.json.decode(said))
+    except (ValueError, RecursionError) as error:
+        raise WorkerFailed(f"A worker's answer is not JSON: {error}.") from error
 
 
 async def _keep(run: LineRun, told: bytes, stage: Callable[[bytes], Awaitable[bool]]) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import msgspec
 
 from tokenworks.core.errors import TokenworksError
-from tokenworks.core.ids import RequestID
+from tokenworks.core.ids import ModelName, RequestID
 from tokenworks.core.orders import CHAT_PATH, KeyView, Usage
 from tokenworks.core.slo import Tier
 from tokenworks.gateway.assemble import Completion
 from tokenworks.gateway.chat_request import ChatRequest, parse_chat_request
-from tokenworks.gateway.dialect import OutputDefault
+from tokenworks.gateway.dialect import NO_MODELS, OutputDefault
 from tokenworks.gateway.event_stream import EventStream
 from tokenworks.gateway.openai_errors import OpenAIErrors
 from tokenworks.gateway.own_headers import OwnHeaders
@@ -24,15 +24,20 @@ class Chat(OpenAIErrors):
     fetch = None
 
     def read(
-        self, raw: bytes, key: KeyView, own: OwnHeaders, output_default: OutputDefault
+        self,
+        raw: bytes,
+        key: KeyView,
+        own: OwnHeaders,
+        output_default: OutputDefault,
+        whole: frozenset[ModelName] = NO_MODELS,
     ) -> ChatRequest:
         """See ``Dialect``."""
         adapter = None if own.needs is None else own.needs.adapter
         if adapter is None:
-            plain = read_plain(raw, key.tier_default, output_default, key.tenant)
+            plain = read_plain(raw, key.tier_default, output_default, key.tenant, whole)
             if plain is not None:
                 return plain
-        return parse_chat_request(raw, key.tier_default, output_default, key.tenant, adapter)
+        return parse_chat_request(raw, key.tier_default, output_default, key.tenant, adapter, whole)
 
     def writer(self, asked: ChatRequest, request: RequestID) -> ChatWriter:  # noqa: ARG002
         """See ``Dialect``."""

@@ -10,12 +10,14 @@ from tokenworks.core.errors import InvalidRequest
 from tokenworks.core.ids import ModelName
 from tokenworks.core.slo import Tier
 from tokenworks.gateway.chat_fields import (
+    JSONObject,
+    Media,
     check_fields,
     check_messages,
     extra_fields,
     wrong,
 )
-from tokenworks.gateway.dialect import Asked
+from tokenworks.gateway.dialect import NO_MODELS, Asked
 from tokenworks.gateway.json_body import decode_object, encode
 from tokenworks.gateway.request_fields import (
     flag,
@@ -62,6 +64,7 @@ def parse_chat_request(
     output_tokens_default: Callable[[ModelName, Tier], int],
     tenant: str = "",
     adapter: str | None = None,
+    whole: frozenset[ModelName] = NO_MODELS,
 ) -> ChatRequest:
     """Check a request's body; fields that are not ours pass through as they are.
 
@@ -73,6 +76,7 @@ def parse_chat_request(
         tenant: with whose prompts alone it may share a cache.
         adapter: the LoRA adapter, which engines take for the model; so its prompts share no cache
             with those of others.
+        whole: models of which an answer may be asked for in one piece.
 
     Raises:
         InvalidRequest: with the field at fault and what it should be.
@@ -96,24 +100,31 @@ def parse_chat_request(
     if limit is None:
         limit = output_tokens_default(model, tier)
     prompt = encode([fields.get("tools"), messages])
-    more = [fields[name] for name in PROMPT_FIELDS[1:] if name in fields]
-    more_bytes = len(encode(more)) if more else 0
     cache_salt = cache_salt_of((tenant, adapter), fields.get("cache_salt"))
+    in_one_piece = not stream and model in whole
     return ChatRequest(
         model=model,
         tier=tier,
         stream=stream,
         include_usage=include_usage(fields, stream=stream),
         output_tokens_max=limit,
-        input_tokens_max=len(prompt)
-        + more_bytes
-        + TEMPLATE_TOKENS_PER_MESSAGE * len(messages)
-        + media.images * IMAGE_TOKENS_MAX
-        - media.image_chars,
+        input_tokens_max=len(prompt) + _more_tokens(fields, len(messages), media),
         prefix=prefix_hashes(prompt, cache_salt.encode()),
         cache_salt=cache_salt,
-        body=worker_body(fields, limit, adapter),
+        body=worker_body(fields, limit, adapter, in_one_piece=in_one_piece),
         extra_fields=(*sorted(media.kinds), *extra_fields(fields)),
+        in_one_piece=in_one_piece,
+    )
+
+
+def _more_tokens(fields: JSONObject, messages: int, media: Media) -> int:
+    """A bound on what a prompt has beyond the bytes of its messages and tools."""
+    more = [fields[name] for name in PROMPT_FIELDS[1:] if name in fields]
+    return (
+        (len(encode(more)) if more else 0)
+        + TEMPLATE_TOKENS_PER_MESSAGE * messages
+        + media.images * IMAGE_TOKENS_MAX
+        - media.image_chars
     )
 
 

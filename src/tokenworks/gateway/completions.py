@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Final
 
-from tokenworks.core.ids import RequestID
+from tokenworks.core.ids import ModelName, RequestID
 from tokenworks.core.orders import KeyView
 from tokenworks.gateway.assemble import Completion
 from tokenworks.gateway.chat import ChatWriter
 from tokenworks.gateway.chat_fields import check_fields, extra_fields, wrong
 from tokenworks.gateway.chat_request import ChatRequest, cache_salt_of, prefix_hashes
-from tokenworks.gateway.dialect import OutputDefault
+from tokenworks.gateway.dialect import NO_MODELS, OutputDefault
 from tokenworks.gateway.json_body import decode_object, encode
 from tokenworks.gateway.openai_errors import OpenAIErrors
 from tokenworks.gateway.own_headers import OwnHeaders
@@ -42,7 +42,12 @@ class Completions(OpenAIErrors):
     fetch = None
 
     def read(
-        self, raw: bytes, key: KeyView, own: OwnHeaders, output_default: OutputDefault
+        self,
+        raw: bytes,
+        key: KeyView,
+        own: OwnHeaders,
+        output_default: OutputDefault,
+        whole: frozenset[ModelName] = NO_MODELS,
     ) -> ChatRequest:
         """See ``Dialect``; one prompt, of text or of tokens."""
         fields = decode_object(raw, '{"model": ..., "prompt": ...}')
@@ -52,6 +57,7 @@ class Completions(OpenAIErrors):
         tier = tier_of(fields, key.tier_default)
         one_answer(fields, "n")
         stream = flag(fields, "stream")
+        in_one_piece = not stream and model in whole
         limit = output_limit(fields)
         if limit is None:
             limit = min(OUTPUT_TOKENS_DEFAULT, output_default(model, tier))
@@ -70,11 +76,14 @@ class Completions(OpenAIErrors):
             input_tokens_max=len(text) + len((suffix or "").encode()) + EXTRA_TOKENS,
             prefix=prefix_hashes(text, salt.encode()),
             cache_salt=salt,
-            body=worker_body({**fields, "prompt": prompt}, limit, adapter),
+            body=worker_body(
+                {**fields, "prompt": prompt}, limit, adapter, in_one_piece=in_one_piece
+            ),
             extra_fields=tuple(
                 name for name in extra_fields(fields) if name not in COMPLETION_FIELDS
             ),
             worker_path=COMPLETIONS_PATH,
+            in_one_piece=in_one_piece,
         )
 
     def writer(self, asked: ChatRequest, request: RequestID) -> CompletionWriter:  # noqa: ARG002

@@ -1,13 +1,14 @@
 """What sets one interface for answers apart: how a request is read, how it is answered.
 
 Whatever a caller speaks, a worker is asked for a chat completion and streams it. A dialect turns
-its own request into that one, and the worker's events into its own.
+its own request into that one, and the worker's events into its own. Where a dialect is the worker's
+own, an answer may be asked for in one piece, too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import msgspec
 
@@ -24,6 +25,8 @@ from tokenworks.gateway.own_headers import OwnHeaders
 OutputDefault = Callable[[ModelName, Tier], int]
 """The output limit at a tier for a request that names none; may raise ModelNotFound."""
 
+NO_MODELS: Final[frozenset[ModelName]] = frozenset()
+
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
     """A request for an answer after checking; a dialect adds what it must know to write it.
@@ -39,11 +42,12 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
         prefix: hashes of the prompt's blocks, each chained on the one before and salted by
             ``cache_salt``.
         cache_salt: what tells this tenant's cached prompts from all others; see ``cache_salt_of``.
-        body: JSON for the worker, streaming with usage.
+        body: JSON for the worker, streaming with usage, or in one piece.
         extra_fields: the kinds of parts in messages that are not text, then the names of fields in
             the body that are neither OpenAI's nor samplers known to be safe, both sorted.
         worker_path: where the worker takes it.
         content_type: what ``body`` is.
+        in_one_piece: the worker is asked for all of the answer at once, in the caller's own words.
     """
 
     model: ModelName
@@ -57,6 +61,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     extra_fields: tuple[str, ...] = ()
     worker_path: str = CHAT_PATH
     content_type: str = JSON_TYPE
+    in_one_piece: bool = False
 
 
 class ErrorForm(Protocol):
@@ -149,7 +154,14 @@ class Dialect(ErrorForm, Protocol[A]):
         """
         ...
 
-    def read(self, raw: bytes, key: KeyView, own: OwnHeaders, output_default: OutputDefault) -> A:
+    def read(
+        self,
+        raw: bytes,
+        key: KeyView,
+        own: OwnHeaders,
+        output_default: OutputDefault,
+        whole: frozenset[ModelName] = NO_MODELS,
+    ) -> A:
         """Check a request and turn it into what a worker gets.
 
         Args:
@@ -157,6 +169,7 @@ class Dialect(ErrorForm, Protocol[A]):
             key: who asks.
             own: what the request's own headers say.
             output_default: gives the output limit of a request that names none.
+            whole: models of which an answer may be asked for in one piece.
 
         Raises:
             InvalidRequest: with the field at fault and what it should be.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from tokenworks.core.ids import RequestID
+from tokenworks.core.ids import ModelName, RequestID
 from tokenworks.core.orders import KeyView
 from tokenworks.gateway.chat_request import ChatRequest, parse_chat_request
-from tokenworks.gateway.dialect import OutputDefault
+from tokenworks.gateway.dialect import NO_MODELS, OutputDefault
 from tokenworks.gateway.json_body import encode
 from tokenworks.gateway.messages_answer import MessagesAnswer, MessagesErrors
 from tokenworks.gateway.messages_request import Thinking, read_messages_request
@@ -33,7 +33,12 @@ class Messages(MessagesErrors):
     fetch = None
 
     def read(
-        self, raw: bytes, key: KeyView, own: OwnHeaders, output_default: OutputDefault
+        self,
+        raw: bytes,
+        key: KeyView,
+        own: OwnHeaders,
+        output_default: OutputDefault,
+        whole: frozenset[ModelName] = NO_MODELS,  # noqa: ARG002 - its writer needs events
     ) -> MessagesAsked:
         """See ``Dialect``."""
         found = read_messages_request(raw)

@@ -34,7 +34,7 @@ class Plain(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     model: Annotated[str, Meta(min_length=1, max_length=MODEL_CHARS_MAX)]
     messages: Annotated[list[Message], Meta(min_length=1, max_length=MESSAGES_MAX)]
     stream: bool | None = None
-    stream_options: Options | None = None
+    stream_options: Options | UnsetType | None = None
     max_tokens: _Limit = UNSET
     max_completion_tokens: _Limit = UNSET
     n: Literal[1] | UnsetType | None = UNSET

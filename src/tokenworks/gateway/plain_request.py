@@ -21,7 +21,7 @@ from tokenworks.gateway.chat_request import (
     cache_salt_of,
     prefix_hashes,
 )
-from tokenworks.gateway.dialect import OutputDefault
+from tokenworks.gateway.dialect import NO_MODELS, OutputDefault
 from tokenworks.gateway.plain_body import PLAIN, Options
 from tokenworks.gateway.request_fields import TIER_WORDS
 
@@ -31,7 +31,11 @@ _salt_of: Final = functools.lru_cache(maxsize=4_096)(lambda tenant: cache_salt_o
 
 
 def read_plain(
-    raw: bytes, tier_default: Tier, output_default: OutputDefault, tenant: str
+    raw: bytes,
+    tier_default: Tier,
+    output_default: OutputDefault,
+    tenant: str,
+    whole: frozenset[ModelName] = NO_MODELS,
 ) -> ChatRequest | None:
     """Check and read a request of the plainest kind; None if it is not one.
 
@@ -40,6 +44,7 @@ def read_plain(
         tier_default: the key's tier.
         output_default: the output limit of a request that names none; may raise ModelNotFound.
         tenant: with whose prompts alone it may share a cache.
+        whole: models of which an answer may be asked for in one piece.
     """
     try:
         plain = PLAIN.decode(raw)
@@ -56,12 +61,16 @@ def read_plain(
     limits = [each for each in (plain.max_tokens, plain.max_completion_tokens) if each]
     limit = min(limits) if limits else output_default(model, tier)
     wants = plain.stream_options
-    include_usage = stream and wants is not None and wants.include_usage is True
+    include_usage = stream and isinstance(wants, Options) and wants.include_usage is True
     count, messages = len(plain.messages), _encoder.encode(plain.messages)
     prompt = b"[null,%b]" % messages
     salt = _salt_of(tenant)
     plain.messages = msgspec.Raw(messages)  # type: ignore[assignment]
-    plain.stream, plain.stream_options = True, _WITH_USAGE
+    in_one_piece = not stream and model in whole
+    if in_one_piece:
+        plain.stream, plain.stream_options = False, UNSET
+    else:
+        plain.stream, plain.stream_options = True, _WITH_USAGE
     plain.max_tokens = limit
     plain.service_tier = plain.max_completion_tokens = UNSET
     return ChatRequest(
@@ -74,4 +83,5 @@ def read_plain(
         prefix=prefix_hashes(prompt, salt.encode()),
         cache_salt=salt,
         body=_encoder.encode(plain),
+        in_one_piece=in_one_piece,
     )

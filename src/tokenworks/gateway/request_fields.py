@@ -128,13 +128,18 @@ def take_tools(
         fields["tools"] = [worded(f"tools[{i}]", tool) for i, tool in enumerate(tools)]
 
 
-def worker_body(fields: JSONObject, output_tokens_max: int, adapter: str | None) -> bytes:
-    """The worker always streams and always says usage; the tier and the salt are ours alone."""
+def worker_body(
+    fields: JSONObject, output_tokens_max: int, adapter: str | None, *, in_one_piece: bool
+) -> bytes:
+    """The worker streams and says usage, or answers in one piece; tier and salt are ours alone."""
     sent = {k: v for k, v in fields.items() if k not in _NOT_SENT}
-    options = fields.get("stream_options")
-    sent["stream"] = True
-    kept = options if isinstance(options, dict) else {}
-    sent["stream_options"] = {**kept, "include_usage": True}
+    sent["stream"] = not in_one_piece
+    if in_one_piece:
+        sent.pop("stream_options", None)  # engines refuse options of no stream
+    else:
+        options = fields.get("stream_options")
+        kept = options if isinstance(options, dict) else {}
+        sent["stream_options"] = {**kept, "include_usage": True}
     sent["max_tokens"] = output_tokens_max
     if adapter is not None:
         sent["model"] = adapter

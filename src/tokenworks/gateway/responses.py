@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 from tokenworks.core.errors import InvalidRequest, NotFound, TokenworksError
-from tokenworks.core.ids import RequestID, TenantID
+from tokenworks.core.ids import ModelName, RequestID, TenantID
 from tokenworks.core.orders import KeyView, Usage
 from tokenworks.core.ports import Clock, Shelf, Shelved
 from tokenworks.core.slo import Tier
@@ -18,7 +18,7 @@ from tokenworks.core.units import NS_PER_S
 from tokenworks.gateway.assemble import Completion
 from tokenworks.gateway.chat_fields import JSONObject, wrong
 from tokenworks.gateway.chat_request import ChatRequest, parse_chat_request
-from tokenworks.gateway.dialect import OutputDefault
+from tokenworks.gateway.dialect import NO_MODELS, OutputDefault
 from tokenworks.gateway.event_stream import EventStream
 from tokenworks.gateway.json_body import decode_object, encode
 from tokenworks.gateway.openai_errors import OpenAIErrors
@@ -94,7 +94,12 @@ class Responses(OpenAIErrors):
         return found
 
     def read(
-        self, raw: bytes, key: KeyView, own: OwnHeaders, output_default: OutputDefault
+        self,
+        raw: bytes,
+        key: KeyView,
+        own: OwnHeaders,
+        output_default: OutputDefault,
+        whole: frozenset[ModelName] = NO_MODELS,  # noqa: ARG002 - its writer needs events
     ) -> ResponsesAsked:
         """See ``Dialect``."""
         given = read_responses_request(decode_object(raw, EXAMPLE), self._before)

@@ -69,6 +69,7 @@ class _Said(msgspec.Struct):
 
 _sampling: Final = msgspec.json.Decoder(_Sampling)
 _asked: Final = msgspec.json.Decoder(_Asked)
+_said: Final = msgspec.json.Decoder(_Said)
 
 
 def asked_attributes(body: bytes) -> dict[str, Value]:
@@ -104,11 +105,16 @@ def input_attributes(body: bytes) -> dict[str, Value]:
 
 
 class AnswerContent:
-    """Puts an answer together from the bytes that pass, as far as they fit."""
+    """Puts an answer together from the bytes that pass, as far as they fit.
 
-    __slots__ = ("_assembler", "_events", "_lost", "_size_bytes")
+    Args:
+        in_one_piece: it is no stream.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_assembler", "_events", "_lost", "_parts", "_size_bytes")
+
+    def __init__(self, *, in_one_piece: bool = False) -> None:
+        self._parts: list[bytes] | None = [] if in_one_piece else None
         self._assembler = Assembler()
         self._events = EventStream(self._assembler)
         self._size_bytes, self._lost = 0, False
@@ -118,6 +124,9 @@ class AnswerContent:
         self._size_bytes += len(data)
         self._lost = self._lost or self._size_bytes > 16 * CONTENT_BYTES_MAX
         if self._lost or self._events.done:
+            return
+        if self._parts is not None:
+            self._parts.append(data)
             return
         try:
             self._events.feed(data)
@@ -129,8 +138,11 @@ class AnswerContent:
         if self._lost or self._events.failure is not None:
             return {"tokenworks.content.left_out_bytes": self._size_bytes}
         try:
-            self._assembler.close(self._events.held)
-            said = msgspec.convert(self._assembler.completion(), _Said)
+            if self._parts is not None:
+                said = _said.decode(b"".join(self._parts))
+            else:
+                self._assembler.close(self._events.held)
+                said = msgspec.convert(self._assembler.completion(), _Said)
         except (WorkerFailed, msgspec.MsgspecError):
             return {"tokenworks.content.left_out_bytes": self._size_bytes}
         if not said.choices:

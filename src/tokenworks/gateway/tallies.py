@@ -104,8 +104,8 @@ class Tally:
         cost_nanodollars: of their workers.
         input_tokens, output_tokens: of one answer.
         duration_ns: from arrival to the end.
-        ttft_ns: where there was a token.
-        tpot_ns, interactivity: after the first token, where there were more.
+        ttft_ns: where a first token was seen.
+        tpot_ns, interactivity: after that, where there were more.
         waited_ns: from arrival to being sent to a worker.
         commit_ns: from the end until the bill was durable.
     """
@@ -148,8 +148,9 @@ class Tally:
         self.duration_ns.add(ended_ns - order.arrived_ns)
         self.waited_ns.add(receipt.waited_ns)
         self.commit_ns.add(durable_ns - ended_ns)
-        if measured.ttft_ns is not None:
-            self.ttft_ns.add(measured.ttft_ns)
+        if measured.ttft_ns is None:
+            return
+        self.ttft_ns.add(measured.ttft_ns)
         gaps, decode_ns = measured.output_tokens - 1, measured.decode_ns
         if gaps > 0 and decode_ns > 0:
             self.tpot_ns.add(decode_ns / gaps)

@@ -106,6 +106,10 @@ class TracedDesk:
         """See ``Desk``."""
         return self._desk.models()
 
+    def whole_models(self) -> frozenset[ModelName]:
+        """See ``Desk``."""
+        return self._desk.whole_models()
+
     def output_tokens_default(self, model: ModelName, tier: Tier) -> int:
         """See ``Desk``."""
         return self._desk.output_tokens_default(model, tier)
@@ -133,8 +137,10 @@ class TracedDesk:
         except BaseException as error:
             pair.end({}, type(error).__name__, 500)
             raise
-        heard = self._content and order.worker_path == CHAT_PATH
-        return TracedDelivery(delivery, order, pair, AnswerContent() if heard else None)
+        content = None
+        if self._content and order.worker_path == CHAT_PATH:
+            content = AnswerContent(in_one_piece=order.in_one_piece)
+        return TracedDelivery(delivery, order, pair, content)
 
     def _begin(self, order: Order) -> _Pair:
         unix_ns, waited_ns = self._clock.unix_ns(), self._clock.now_ns() - order.arrived_ns

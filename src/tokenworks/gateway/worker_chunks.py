@@ -1,4 +1,4 @@
-"""What a worker's chunks say of tokens and of their end, and in usage: records."""
+"""What a worker's chunks and whole answers say of tokens, of their end and in usage: records."""
 
 from __future__ import annotations
 
@@ -59,3 +59,35 @@ class WorkerChunk(msgspec.Struct):
     usage: ToldUsage | None = None
     error: object = None
     prompt_progress: Progress | None = None
+
+
+class WholeMessage(msgspec.Struct):
+    """Any object: nothing of it is read."""
+
+
+class WholeChoice(msgspec.Struct):
+    """One choice of an answer in one piece: that it has a message or a text, and why it ended."""
+
+    message: WholeMessage | None = None
+    text: str | None = None
+    finish_reason: str | None = None
+
+
+class WholeAnswer(msgspec.Struct):
+    """What is read of an answer in one piece; all else in it is passed on unread."""
+
+    choices: list[WholeChoice] | None = None
+    usage: ToldUsage | None = None
+    error: object = None
+
+
+class SaidChoice(Choice):
+    """One choice of an answer in one piece, as if it were of a chunk."""
+
+    delta: dict[str, object] | None = msgspec.field(name="message", default=None)
+
+
+class SaidChoices(msgspec.Struct):
+    """All choices of an answer in one piece."""
+
+    choices: list[SaidChoice]

@@ -126,8 +126,7 @@ class Posted(
         energy_nanodollars: this answer's share of its worker's electricity.
         capital_nanodollars: its share of its worker's machines.
         worker_ns: its time on the worker.
-        ttft_ns: arrival to first token sent; None if there was none.
-        decode_ns: first token to last.
+        ttft_ns, decode_ns: see ``Measured``; with the usage they say which tier was delivered.
         ending: how the answer ended.
     """
 

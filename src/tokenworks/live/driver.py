@@ -17,7 +17,6 @@ from collections.abc import Awaitable, Callable
 from typing import Final, NamedTuple, assert_never
 
 import msgspec
-from msgspec import UNSET
 
 from tokenworks.catalogue.price_book import PriceBook, PriceBooks
 from tokenworks.core.errors import (
@@ -49,7 +48,6 @@ from tokenworks.dispatch.commands import (
     SetTimer,
 )
 from tokenworks.dispatch.events import (
-    Arrived,
     Event,
     Failed,
     Started,
@@ -64,7 +62,7 @@ from tokenworks.ledger.quota_records import KeyRecord, LimitState
 from tokenworks.ledger.quotas import window_end
 from tokenworks.live.bookkeeper import Bookkeeper
 from tokenworks.live.driver_parts import DriverParts
-from tokenworks.live.flights import Flight, LiveDelivery, Rival, Sending, ending_of
+from tokenworks.live.flights import Flight, LiveDelivery, Rival, Sending, arrival_of, ending_of
 from tokenworks.live.growth import in_words, scaling_of
 from tokenworks.live.journal import JournalWriter
 from tokenworks.live.network import OK, WorkerStream
@@ -235,6 +233,12 @@ class Driver:
         served = {ModelName(pool.model) for pool in self._pools.values()}
         return tuple(sorted(served & self._book.prices.keys()))
 
+    def whole_models(self) -> frozenset[ModelName]:
+        """See ``Desk``."""
+        return frozenset(
+            ModelName(pool.model) for pool in self._pools.values() if pool.whole_answers
+        )
+
     def output_tokens_default(self, model: ModelName, tier: Tier) -> int:
         """See ``Desk``."""
         assert model in self._book.prices, model
@@ -270,22 +274,7 @@ class Driver:
             raise shutting_down()
         flight = Flight(order, asyncio.get_running_loop().create_future(), cut_off_ns)
         self._flights[order.request] = flight
-        self.tell(
-            Arrived(
-                request=order.request,
-                tenant=order.key.tenant,
-                model=order.model,
-                tier=order.tier,
-                input_tokens_max=order.input_tokens_max,
-                output_tokens_max=order.output_tokens_max,
-                prefix=order.prefix,
-                arrived_ns=order.arrived_ns,
-                session=order.session,
-                needs=UNSET if order.needs is None else order.needs,
-                hints=UNSET if order.hints is None else order.hints,
-                once=UNSET if order.passing is None else True,
-            )
-        )
+        self.tell(arrival_of(order))
         try:
             await flight.opened
         except asyncio.CancelledError:

@@ -11,12 +11,14 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
+from msgspec import UNSET
+
 from tokenworks.core.errors import WorkerFailed
 from tokenworks.core.orders import Order, Outcome, Receipt
 from tokenworks.core.ports import ABORTED, AnswerStream, KeepingStream, Sink
 from tokenworks.core.token_sums import completion_tokens, prompt_tokens
 from tokenworks.dispatch.commands import Fetch
-from tokenworks.dispatch.events import Event, Failed, Finished, Withdrawn
+from tokenworks.dispatch.events import Arrived, Event, Failed, Finished, Withdrawn
 from tokenworks.live.seat import Seat
 
 
@@ -304,6 +306,25 @@ class LiveDelivery:
         sink, self._sink = self._sink, None  # it has the answer: neither waits for the collector
         assert sink is not None
         sink.ended(failure)
+
+
+def arrival_of(order: Order) -> Arrived:
+    """What the dispatcher is told of a request that is reserved."""
+    return Arrived(
+        request=order.request,
+        tenant=order.key.tenant,
+        model=order.model,
+        tier=order.tier,
+        input_tokens_max=order.input_tokens_max,
+        output_tokens_max=order.output_tokens_max,
+        prefix=order.prefix,
+        arrived_ns=order.arrived_ns,
+        session=order.session,
+        needs=UNSET if order.needs is None else order.needs,
+        hints=UNSET if order.hints is None else order.hints,
+        once=UNSET if order.passing is None else True,
+        unheard=True if order.in_one_piece else UNSET,
+    )
 
 
 def ending_of(flight: Flight, seat: Seat, outcome: Outcome) -> Event:

@@ -33,6 +33,8 @@ ERROR_BODY_BYTES_MAX: Final = 64 * 1024
 CONNECT_NS_MAX: Final = 5 * NS_PER_S
 HEAD_NS_MAX: Final = 600 * NS_PER_S
 """To the first bytes of an answer, so this bounds queueing plus prefill."""
+WHOLE_NS_MAX: Final = 1_000 * NS_PER_S
+"""Where an answer comes in one piece, so to its end; three tries end before a hold does."""
 
 OK: Final = 200
 HTTP_PORT: Final = 80

@@ -24,7 +24,7 @@ from tokenworks.core.errors import ConfigInvalid, FactoryError, WorkerFailed, Wo
 from tokenworks.core.ids import ModelName, PoolID, WorkerID
 from tokenworks.core.ports import Clock, WorkerPort
 from tokenworks.core.units import NS_PER_MS, NS_PER_S
-from tokenworks.live.network import HTTP_PORT, HTTPS_PORT, WorkerClient
+from tokenworks.live.network import HEAD_NS_MAX, HTTP_PORT, HTTPS_PORT, WHOLE_NS_MAX, WorkerClient
 
 KEY_VARIABLE: Final = "TOKENWORKS_WORKER_KEY"
 """Where the worker process finds its API key."""
@@ -130,6 +130,8 @@ class AttachedSpec(msgspec.Struct, frozen=True, kw_only=True):
         url: ``http://host:port``, with or without ``/v1`` at its end.
         api_key: sent as a bearer token; None sends none.
         slots: requests that it runs at once.
+        whole_answers: it is asked for answers in one piece, and may say nothing for as long as they
+            take.
     """
 
     worker: WorkerID
@@ -138,6 +140,7 @@ class AttachedSpec(msgspec.Struct, frozen=True, kw_only=True):
     url: str
     api_key: str | None = None
     slots: int = 1
+    whole_answers: bool = False
 
 
 class Worker(Protocol):
@@ -570,6 +573,7 @@ def client_of(spec: AttachedSpec) -> WorkerClient:
         connections_max=max(ATTACHED_CONNECTIONS_MAX, spec.slots),
         base_path=base if spec.model == ANY_MODEL else base.removesuffix("/v1"),
         tls=ssl.create_default_context() if secure else None,
+        head_ns_max=WHOLE_NS_MAX if spec.whole_answers else HEAD_NS_MAX,
     )
 
 
