@@ -460,7 +460,7 @@ class Answer:
     def _last(self, tier: Tier) -> bytes:
         """The whole body, or the end of a stream."""
         if self._piece is not None:
-            return self._piece.naming(tier.value)
+            return self._piece.naming(tier)
         if self._assembler is not None:
             return self._writer.whole(self._events.usage_so_far(), tier)
         return self._writer.closing(self._events, tier)

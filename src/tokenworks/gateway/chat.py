@@ -63,7 +63,7 @@ class ChatWriter:
 
     def closing(self, events: EventStream, tier: Tier) -> bytes:
         """See ``Writer``."""
-        return events.closing(tier.value, include_usage=self._include_usage)
+        return events.closing(tier, include_usage=self._include_usage)
 
     def take_whole(self, completion: Completion) -> None:
         """See ``Writer``."""
@@ -71,7 +71,7 @@ class ChatWriter:
 
     def whole(self, usage: Usage, tier: Tier) -> bytes:  # noqa: ARG002
         """See ``Writer``."""
-        return b'%b,"service_tier":"%b"}' % (self._whole[:-1], tier.value.encode())
+        return b'%b,"service_tier":"%b"}' % (self._whole[:-1], tier.encode())
 
     def error_event(self, error: TokenworksError) -> bytes:
         """See ``Writer``; as OpenAI does."""

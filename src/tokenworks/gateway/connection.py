@@ -20,6 +20,8 @@ from tokenworks.gateway.http_limits import HTTPLimits
 
 CHUNK_LINES_MAX: Final = 4_096
 """Chunks of tokens are shorter than this; the lines they begin with are kept."""
+KEPT_HEAD_BYTES_MAX: Final = 2_048
+"""Of a head that is kept to compare the next one with; SDKs send some 600."""
 NO_BODY: Final = frozenset({204, 304})
 """Statuses whose answers end with their heads."""
 
@@ -220,6 +222,7 @@ class Connection(asyncio.Protocol):
         "_deadline_s",
         "_exchange",
         "_last",
+        "_last_head",
         "_paused_s",
         "_peer",
         "_reading",
@@ -240,6 +243,7 @@ class Connection(asyncio.Protocol):
         self._buffer = b""
         self._seen = 0
         """Where in the buffer to look on for the end of a head."""
+        self._last_head: Head | None = None
         self._exchange: Exchange | None = None
         """The request whose head has come and whose answer has not ended."""
         self._body: SizedBody | ChunkedBody | None = None
@@ -469,7 +473,8 @@ class Connection(asyncio.Protocol):
             raise HeadTooLarge(f"The request line exceeds {limits.target_bytes_max} bytes.")
         if raw.count(b"\r\n") - 2 > limits.header_fields_max:
             raise HeadTooLarge(f"The request has more than {limits.header_fields_max} headers.")
-        head = Head(raw)
+        head = Head(raw, self._last_head)
+        self._last_head = head if len(raw) <= KEPT_HEAD_BYTES_MAX else None
         length = head.length
         exchange = self._exchange = Exchange(self, head)
         self._unread = length != 0

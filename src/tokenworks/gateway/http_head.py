@@ -29,6 +29,7 @@ _ADDRESS: Final = re.compile(
 )
 """A whole address, with a host that is one and nobody's name before it."""
 
+_LENGTH: Final = b"\r\ncontent-length:"
 _LENGTH_DIGITS_MAX: Final = 15
 _SPACE: Final = b" \t"
 _BLANK: Final = 0x20
@@ -57,6 +58,8 @@ class Head:
     """
 
     __slots__ = (
+        "_length_at",
+        "_length_end",
         "_lower",
         "_raw",
         "expects",
@@ -68,15 +71,20 @@ class Head:
         "query",
     )
 
-    def __init__(self, raw: bytes) -> None:
+    def __init__(self, raw: bytes, like: Head | None = None) -> None:
         """Read a head.
 
         Args:
             raw: from the request line to the empty line, both included.
+            like: one that was read before. A caller's next one mostly says the same but for the
+                body's length, and then need not be read again.
 
         Raises:
             InvalidRequest: it is not HTTP, or what it says of the body can be read in two ways.
         """
+        self._length_at = self._length_end = 0
+        if like is not None and self._is_like(raw, like):
+            return
         match = _HEAD.fullmatch(raw)
         if match is None:
             raise InvalidRequest("The request's head is not HTTP/1.1.")
@@ -127,13 +135,29 @@ class Head:
         found = _LINE.findall(self._raw)
         return [(name.lower(), value.rstrip(_SPACE)) for name, value in found]
 
+    def _is_like(self, raw: bytes, like: Head) -> bool:
+        """Take over what another head says, if this one says it, too; another length may do."""
+        begin, rest = like._length_at, len(like._raw) - like._length_end
+        end = len(raw) - rest
+        value = raw[begin:end].strip(_SPACE) if begin < end else b""
+        if not (begin and value.isdigit() and len(value) <= _LENGTH_DIGITS_MAX):
+            return False
+        if raw[:begin] != like._raw[:begin] or raw[end:] != like._raw[like._length_end :]:
+            return False
+        self._raw, self._lower = raw, raw.lower()
+        self._length_at, self._length_end = begin, end
+        self.method, self.path, self.query = like.method, like.path, like.query
+        self.http_1_0, self.keep_alive = like.http_1_0, like.keep_alive
+        self.length, self.expects = int(value), like.expects
+        return True
+
     def _check_host(self) -> None:
         hosts = self._lower.count(b"\r\nhost:")
         if hosts > 1 or not (hosts or self.http_1_0):
             raise InvalidRequest(f"The request has {hosts} `Host` headers; it must have one.")
 
     def _length(self) -> int | None:
-        lengths = self._lower.count(b"\r\ncontent-length:")
+        lengths = self._lower.count(_LENGTH)
         if self.has(b"transfer-encoding:"):
             plain = any(self._lower.find(line) >= 0 for line in _CHUNKED)
             once = self._lower.count(b"\r\ntransfer-encoding:") == 1
@@ -145,9 +169,12 @@ class Head:
             return None
         if not lengths:
             return 0
-        value = self.get(b"content-length") or b""
+        begin = self._lower.find(_LENGTH) + len(_LENGTH)
+        end = self._raw.find(b"\r\n", begin)
+        value = self._raw[begin:end].strip(_SPACE)
         if lengths > 1 or not value.isdigit() or len(value) > _LENGTH_DIGITS_MAX:
             raise InvalidRequest("The request's `Content-Length` must be one whole number.")
+        self._length_at, self._length_end = begin, end
         return int(value)
 
 

@@ -60,7 +60,7 @@ class GatewayMetrics(Collector):
         self.tallies = Tallies()
         self.open_requests = 0
         self.wanted: dict[PoolID, int] = {}
-        self._responses: collections.Counter[tuple[str, int]] = collections.Counter()
+        self._responses: dict[tuple[str, int], int] = {}
         self._refusals: collections.Counter[str] = collections.Counter()
         self._quota_refusals: collections.Counter[str] = collections.Counter()
         self._gauges: Callable[[], Gauges] | None = None
@@ -72,7 +72,8 @@ class GatewayMetrics(Collector):
 
     def respond(self, route: str, status: int) -> None:
         """Count a response; ``route`` is one of the gateway's, or ``other``."""
-        self._responses[route, status] += 1
+        # A Counter would look for it by a method of Python's.
+        self._responses[route, status] = self._responses.get((route, status), 0) + 1
 
     def refuse(self, error: TokenworksError) -> None:
         """Count what went wrong with a request, by its code."""
