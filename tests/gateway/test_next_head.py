@@ -37,7 +37,11 @@ def says(raw: bytes, like: Head | None) -> dict[str, Any] | str:
         return error.message
     names = ("method", "path", "query", "raw_path", "http_1_0", "length", "keep_alive", "expects")
     found = {name: getattr(read, name) for name in names}
-    return found | {"headers": read.headers(), "authorization": read.get(b"authorization")}
+    for name in (b"authorization", b"content-length", b"x", b"host"):
+        found[name.decode()] = read.get(name)
+    for prefixes in ((b"exp", b"x-content"), (b"content-",), ()):
+        found[str(prefixes)] = read.has(*prefixes)
+    return found | {"headers": read.headers()}
 
 
 @given(LINES, LINES, st.integers(0, 1), st.binary(max_size=3), st.integers(0, 200))
@@ -51,6 +55,9 @@ def test_it_says_what_it_says_alone(
         like = Head(head(before))
     except InvalidRequest:
         return
+    like.get(b"x")
+    like.get(b"content-length")
+    like.has(b"exp", b"x-content")
     raw = head(after)
     raw = raw[:at] + spoilt + raw[at:]
     alone = says(raw, None)

@@ -30,6 +30,7 @@ _ADDRESS: Final = re.compile(
 """A whole address, with a host that is one and nobody's name before it."""
 
 _LENGTH: Final = b"\r\ncontent-length:"
+_LENGTH_NAME: Final = b"content-length"
 _LENGTH_DIGITS_MAX: Final = 15
 _SPACE: Final = b" \t"
 _BLANK: Final = 0x20
@@ -58,10 +59,12 @@ class Head:
     """
 
     __slots__ = (
+        "_begins",
         "_length_at",
         "_length_end",
         "_lower",
         "_raw",
+        "_values",
         "expects",
         "http_1_0",
         "keep_alive",
@@ -91,6 +94,9 @@ class Head:
         method, target, minor = match.groups()
         self._raw = raw
         self._lower = raw.lower()
+        # What was looked for before, in this head or in one that says the same.
+        self._values: dict[bytes, bytes | None] = {}
+        self._begins: dict[tuple[bytes, ...], bool] = {}
         self.method = method.decode("ascii")
         self.http_1_0 = minor == b"0"
         self.path, self.query = _target(target)
@@ -111,6 +117,14 @@ class Head:
 
     def get(self, name: bytes) -> bytes | None:
         """The value of the first header of a name in lower case, without space around it."""
+        if name in self._values:
+            return self._values[name]
+        value = self._find(name)
+        if name != _LENGTH_NAME:
+            self._values[name] = value
+        return value
+
+    def _find(self, name: bytes) -> bytes | None:
         needle = b"\r\n" + name + b":"
         at = self._lower.find(needle)
         if at < 0:
@@ -125,10 +139,15 @@ class Head:
 
     def has(self, *prefixes: bytes) -> bool:
         """Whether any header begins in one of these ways, in lower case."""
-        for prefix in prefixes:  # noqa: SIM110 - a generator takes twice as long
-            if self._lower.find(b"\r\n" + prefix) >= 0:  # `in` makes an error and drops it
-                return True
-        return False
+        known = self._begins.get(prefixes)
+        if known is None:
+            known = False
+            for prefix in prefixes:
+                if self._lower.find(b"\r\n" + prefix) >= 0:  # `in` makes an error and drops it
+                    known = True
+                    break
+            self._begins[prefixes] = known
+        return known
 
     def headers(self) -> Headers:
         """All of them, in order, names in lower case."""
@@ -145,6 +164,7 @@ class Head:
         if raw[:begin] != like._raw[:begin] or raw[end:] != like._raw[like._length_end :]:
             return False
         self._raw, self._lower = raw, raw.lower()
+        self._values, self._begins = like._values, like._begins
         self._length_at, self._length_end = begin, end
         self.method, self.path, self.query = like.method, like.path, like.query
         self.http_1_0, self.keep_alive = like.http_1_0, like.keep_alive
