@@ -36,7 +36,7 @@ from tokenworks.ledger.entries import CostAccrued, Posted, Reserved, Voided
 from tokenworks.ledger.extras import Extra
 from tokenworks.ledger.leases import Shortage, WindowUse
 from tokenworks.ledger.quota_records import KeyRecord, Limit, NodeID
-from tokenworks.ledger.quotas import window_start
+from tokenworks.ledger.quotas import Window, window_start
 from tokenworks.ledger.rollup import MEASURES, NOBODY
 from tokenworks.ledger.store_port import recover
 from tokenworks.live import lease_tables, sum_tables
@@ -621,15 +621,15 @@ class SQLStoreCases:
         self, store: SQLStore, open_store: OpenSQLStore
     ) -> None:
         store.put_limit(limit(amount=100))
-        one, counted = open_store("one"), {}
-        one.count_by(lambda entry: counted.get(entry, {}))
+        one, counted = open_store("one"), dict[Posted, tuple[Window, ...]]()
+        one.count_by(lambda entry: counted.get(entry, ()))
         assert one.lease([], NOW) == []
         place = Shortage(LimitID("lim"), MONTH, 8)
         first, second = reserved("1", owner="one"), reserved("2", owner="one")
         one.append_now([first, posted(first, tokens=60)])  # its ledger did not know the limit
         assert one.lease([place], NOW) == [8]
         answer = posted(second, tokens=8)
-        counted[answer] = {(place.limit, place.start_unix_ns): 8}
+        counted[answer] = (Window(limit(amount=100), MONTH, allowed=8, used=8),)
         one.append_now([second, answer])
         rows = store._other.query("SELECT owner, granted, used FROM leases ORDER BY owner")
         assert rows == [("", 0, 0), ("-", 60, 60), ("one", 8, 8)]
