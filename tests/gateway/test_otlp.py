@@ -541,6 +541,20 @@ def test_an_answer_in_one_piece_is_content_too() -> None:
     assert answered.attributes().keys() == {"tokenworks.content.left_out_bytes"}
 
 
+@pytest.mark.parametrize("said", [b'{"id":"\xff"}', b'{"x":' * 9_999], ids=["bytes", "deep"])
+def test_an_answer_in_one_piece_that_cannot_be_read_fails_by_itself(
+    run: Run, receiver: Receiver, house: Callable[..., House], said: bytes
+) -> None:
+    here = house(content=True)
+    here.desk.script, here.desk.in_one_piece = [said], frozenset({MODEL})
+    here.gateway = Gateway(TracedDesk(here.desk, here.clock, here.otlp, content=True), here.clock)
+    caller = run(here.serve(ask(stream=False)))
+    assert (caller.status, caller.json["error"]["code"]) == (502, "worker_failed")
+    found = attributes_of(spans(receiver)[1])
+    assert (found["tokenworks.ending"], found["error.type"]) == ("failed", "worker_failed")
+    assert found["tokenworks.content.left_out_bytes"] == len(said)
+
+
 def test_what_comes_after_the_end_of_an_answer_is_not_read() -> None:
     answered = AnswerContent()
     for part in answer("a"):

@@ -294,6 +294,26 @@ class Written:
         return reader.recorded("x", (BOOK,))
 
 
+def test_of_an_answer_in_one_piece_the_whole_time_counts() -> None:
+    promise = BOOK.promises[Tier.HIGH]
+    # Too late for a first token, and in time for all of it.
+    whole_ns = promise.ttft_ns + promise.grace_ns
+    journal = Written(*ANSWERED[:2])
+    journal.tell(S, arrived("a", S, unheard=True))
+    journal.tell(S + whole_ns, Started(request=RequestID("a")))
+    journal.tell(S + whole_ns, finished("a"))
+    journal.tell(20 * S, arrived("made", 20 * S, unheard=True))
+    journal.tell(10_000 * S, Ticked())
+    recorded = journal.read()
+    was = report(recorded.scenario, recorded.requests, recorded.result)
+    assert [each.request for each in recorded.requests] == ["a"]
+    assert (was.all.promise_kept, was.all.delivered[Tier.HIGH]) == (1, 1)
+    assert (was.all.speeds.ttft_ms.max, was.all.speeds.tpot_ms.max) == (None, None)
+    assert was.all.speeds.wait_ms.max == 0
+    assumed = timing_from(((1, 100), (4, 70)), None)
+    assert recorded.scenario.workers[0].timing == assumed  # no prefill was measured
+
+
 def test_a_journal_may_begin_in_the_middle() -> None:
     journal = Written(*ANSWERED[:2], (S, arrived("open", S)), (S, up("v")), sequence=2)
     journal.tell(2 * S, arrived("b", 2 * S))

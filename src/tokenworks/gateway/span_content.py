@@ -143,7 +143,7 @@ class AnswerContent:
             else:
                 self._assembler.close(self._events.held)
                 said = msgspec.convert(self._assembler.completion(), _Said)
-        except (WorkerFailed, msgspec.MsgspecError):
+        except (WorkerFailed, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return {"tokenworks.content.left_out_bytes": self._size_bytes}
         if not said.choices:
             return {}  # no chat: vectors, pictures, sound

@@ -112,6 +112,7 @@ class _Life(msgspec.Struct):
     """One request, as far as the journal tells of it; times are on the journal's clock."""
 
     arrived: Arrived
+    sent_ns: int | None = None
     started_ns: int | None = None
     ended_ns: int | None = None
     end: End = End.OPEN
@@ -119,6 +120,11 @@ class _Life(msgspec.Struct):
     worker: WorkerID | None = None
     placed: bool = False
     """Whether it is known which worker has it, if any."""
+
+    @property
+    def in_one_piece(self) -> bool:
+        """Whether its answer comes so: nobody hears of its first token."""
+        return self.arrived.unheard is True
 
 
 class Reader:
@@ -176,6 +182,7 @@ class Reader:
                 continue  # it was open before the journal began
             if isinstance(command, Send):
                 life.worker, life.placed = command.worker, True
+                life.sent_ns = record.now_ns
             elif isinstance(command, Preempt):
                 life.worker = None
             elif life.end == End.OPEN:
@@ -321,6 +328,8 @@ class Reader:
     def _counts(self, life: _Life, configured: Configured) -> bool:
         """Whether a request is run again; says of one without an end how it must have ended."""
         if life.end == End.OPEN and life.started_ns is None:
+            if life.in_one_piece:
+                return False  # a worker may be at it
             patience_ns = configured.promises[life.arrived.tier].patience_ns
             if self._now_ns > life.arrived.arrived_ns + patience_ns:
                 life.end, life.ended_ns = End.REJECTED, life.arrived.arrived_ns
@@ -361,7 +370,10 @@ class Reader:
             outcomes.finished_ns[place] = self._since(life.ended_ns)
             if life.started_ns is not None:
                 started_ns = self._since(life.started_ns)
-                outcomes.first_token_ns[place] = outcomes.sent_ns[place] = started_ns
+                sent = life.sent_ns
+                outcomes.sent_ns[place] = started_ns if sent is None else self._since(sent)
+                if not life.in_one_piece:
+                    outcomes.first_token_ns[place] = started_ns
             if life.finished is not None:
                 outcomes.output_tokens[place] = life.finished.output_tokens
                 outcomes.cached_tokens[place] = life.finished.cached_input_tokens
@@ -394,7 +406,7 @@ class _Sizes:
             outputs.setdefault(arrived.tier, []).append(finished.output_tokens)
             read = self._read(life)
             shares.append(read / arrived.input_tokens_max)
-            if life.started_ns is not None:
+            if life.started_ns is not None and not life.in_one_piece:
                 computed = max(1, read - finished.cached_input_tokens)
                 prefills.append((life.started_ns - arrived.arrived_ns) * FS_PER_NS // computed)
         every = [tokens for each in outputs.values() for tokens in each]

@@ -218,7 +218,8 @@ class Outcomes:
     Attributes:
         arrived_ns: when it came.
         sent_ns: when it was last sent to a worker; ``NEVER`` if it was not.
-        first_token_ns: when its first token was made; ``NEVER`` if none was.
+        first_token_ns: when its first token was made; ``NEVER`` if none was, or nobody knows, as of
+            a recorded answer in one piece.
         finished_ns: when it ended, however it did.
         output_tokens: tokens made.
         cached_tokens: of its prompt, found in the prefix cache.

@@ -216,13 +216,15 @@ class Answers:
 
 def measured(outcomes: Outcomes, index: int) -> Measured:
     """The speed of one answer, as a gateway without delay would measure it."""
-    first_ns = outcomes.first_token_ns[index]
-    if first_ns == NEVER:
-        return Measured(ttft_ns=None, decode_ns=0, output_tokens=0)
+    first_ns, tokens = outcomes.first_token_ns[index], outcomes.output_tokens[index]
+    arrived_ns, finished_ns = outcomes.arrived_ns[index], outcomes.finished_ns[index]
+    if first_ns == NEVER:  # one with tokens came in one piece
+        decode_ns = finished_ns - arrived_ns if tokens else 0
+        return Measured(ttft_ns=None, decode_ns=decode_ns, output_tokens=tokens)
     return Measured(
-        ttft_ns=first_ns - outcomes.arrived_ns[index],
-        decode_ns=outcomes.finished_ns[index] - first_ns,
-        output_tokens=outcomes.output_tokens[index],
+        ttft_ns=first_ns - arrived_ns,
+        decode_ns=finished_ns - first_ns,
+        output_tokens=tokens,
     )
 
 
@@ -382,7 +384,7 @@ def _sums(
 
 def _speeds(indices: Sequence[int], done: Sequence[int], outcomes: Outcomes) -> Speeds:
     arrived, first, sent = outcomes.arrived_ns, outcomes.first_token_ns, outcomes.sent_ns
-    long = [i for i in done if outcomes.output_tokens[i] > 1]
+    long = [i for i in done if outcomes.output_tokens[i] > 1 and first[i] != NEVER]
     return Speeds(
         ttft_ms=_quantiles(first[i] - arrived[i] for i in indices if first[i] != NEVER),
         tpot_ms=_quantiles(
