@@ -25,6 +25,7 @@ from tests.live.driver_world import (
     World,
     hedge_of,
     outcome,
+    settle_down,
     until,
 )
 from tokenworks.catalogue.price_book import PriceBooks
@@ -179,7 +180,7 @@ class Crew:
 async def all_texts(driver: Any, count: int) -> dict[int, bytes]:
     """What so many processes say: one that is busy for a second is left out, and asked again."""
     while len(found := await driver.texts()) < count:
-        pass
+        await settle_down(1)  # who has lost all others answers at once
     return dict(found)
 
 
