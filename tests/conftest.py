@@ -20,6 +20,8 @@ settings.register_profile(
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow],
 )
+# To look further: ``pytest --hypothesis-profile=explore``, with ``--hypothesis-seed=N`` if wanted.
+settings.register_profile("explore", settings.get_profile("tokenworks"), derandomize=False)
 settings.load_profile("tokenworks")
 
 # Tests of one room use fakes of another as ``tests.<room>.<fake>``, however pytest is started.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenworks.catalogue.factory_config import (
@@ -89,7 +89,6 @@ def test_a_curve_has_a_limit() -> None:
         check_curve(points, "here")
 
 
-@settings(derandomize=True, deadline=None)
 @given(st.integers(0, 10**6), st.integers(0, 10**7), st.integers(0, 10**8))
 def test_an_hour_costs_what_the_settings_say(power_w: int, energy: int, capital: int) -> None:
     pool = PoolConfig(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenworks.catalogue.packages import (
@@ -78,7 +78,6 @@ def test_wrong_packages_are_refused_by_name(text: str, said: str) -> None:
     assert said in str(caught.value)
 
 
-@settings(derandomize=True, deadline=None)
 @given(st.text(max_size=200))
 def test_any_text_is_packages_or_is_refused(text: str) -> None:
     with pytest.raises(ConfigInvalid):

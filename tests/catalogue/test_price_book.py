@@ -8,7 +8,7 @@ import re
 from importlib import resources
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenworks.catalogue.price_book import (
@@ -160,7 +160,6 @@ def test_a_wrong_book_is_refused_by_name(text: str, said: str) -> None:
     assert "  " not in str(caught.value)
 
 
-@settings(derandomize=True, deadline=None)
 @given(st.text(max_size=200))
 def test_any_text_is_a_book_or_is_refused(text: str) -> None:
     with pytest.raises(ConfigInvalid):

@@ -77,8 +77,8 @@ def test_the_list_of_commands_says_what_each_commands_own_help_says(home: Home) 
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
-        ("upp", "No such command 'upp'. Did you mean up?"),
-        ("leger", "Did you mean ledger?"),
+        ("upp", "No such command 'upp'. Did you mean 'up'?"),
+        ("leger", "Did you mean 'ledger'?"),
         ("xyzzy", "See the list: --help."),
         ("--hepl", "No such option"),
     ],

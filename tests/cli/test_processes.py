@@ -105,8 +105,9 @@ class Factory:
 
     def whole_reading(self) -> Reading:
         """What all of them say."""
+        deadline_s = time.monotonic() + WAIT_S_MAX
         while (found := self.reading()).total("tokenworks_process_up") != PROCESSES:
-            pass
+            assert time.monotonic() < deadline_s, "some process does not answer"
         return found
 
     def whole(self) -> bool:

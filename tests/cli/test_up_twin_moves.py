@@ -7,6 +7,7 @@ import http.client
 import json
 import pathlib
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -186,8 +187,9 @@ def test_a_pool_grows_while_requests_wait_and_shrinks_when_none_does(
         (grows if command.worker is None else given_back).set()
 
     def ask_until_it_grows() -> set[int]:
-        made = set[int]()
+        made, deadline_s = set[int](), time.monotonic() + READY_S_MAX
         while not grows.is_set():
+            assert time.monotonic() < deadline_s, "it does not grow"
             answer = ask(home, **LONG | {"max_tokens": 20_000}).whole()
             made.add(answer.usage["completion_tokens"])
         return made

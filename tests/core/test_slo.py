@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenworks.core.kept_promises import delivered_tier, promise_met
 from tokenworks.core.slo import Measured, Promise, Tier
 from tokenworks.core.units import NS_PER_S
-
-exact = settings(derandomize=True, deadline=None)
 
 
 def promise(ttft_ns: int = NS_PER_S, speed: int = 100, grace_ns: int = 0) -> Promise:
@@ -54,7 +52,6 @@ positive = st.integers(1, 10**6)
 durations = st.integers(0, 10**12)
 
 
-@exact
 @given(st.integers(1, 10**5), positive, durations, durations)
 def test_decode_time_is_the_gaps_at_the_promised_speed_and_the_grace(
     tokens: int, speed: int, grace_ns: int, decode_ns: int
@@ -66,7 +63,6 @@ def test_decode_time_is_the_gaps_at_the_promised_speed_and_the_grace(
     assert kept == ((decode_ns - grace_ns) * speed <= (tokens - 1) * NS_PER_S)
 
 
-@exact
 @given(st.integers(1, 10**5), positive, durations, durations, durations, durations)
 def test_an_answer_in_one_piece_may_take_as_long_as_both_bounds(
     tokens: int, speed: int, promised_ns: int, grace_ns: int, ttft_ns: int, decode_ns: int
@@ -92,7 +88,6 @@ answers = st.builds(
 )
 
 
-@exact
 @given(st.sampled_from(Tier), answers)
 def test_the_delivered_tier_is_the_highest_kept_and_not_above_the_asked(
     asked: Tier, answer: Measured
@@ -105,7 +100,6 @@ def test_the_delivered_tier_is_the_highest_kept_and_not_above_the_asked(
     assert delivered is Tier.FREE or promise_met(PROMISES[delivered], answer)
 
 
-@exact
 @given(answers)
 def test_asking_for_less_never_brings_more(answer: Measured) -> None:
     ranks = [delivered_tier(asked, PROMISES, answer).rank for asked in Tier]

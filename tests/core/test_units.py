@@ -6,23 +6,20 @@ from decimal import ROUND_HALF_EVEN, Decimal
 from fractions import Fraction
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenworks.core import units
 
 integers = st.integers(-(10**30), 10**30)
 counts = st.integers(0, 10**12)
-exact = settings(derandomize=True, deadline=None)
 
 
-@exact
 @given(integers, st.integers(1, 10**20))
 def test_division_agrees_with_python_s_own_rounding_of_fractions(top: int, bottom: int) -> None:
     assert units.divide_half_even(top, bottom) == round(Fraction(top, bottom))
 
 
-@exact
 @given(integers, st.integers(1, 10**20))
 def test_division_is_symmetric_about_zero(top: int, bottom: int) -> None:
     assert units.divide_half_even(-top, bottom) == -units.divide_half_even(top, bottom)
@@ -34,7 +31,6 @@ def test_a_denominator_is_positive(denominator: int) -> None:
         units.divide_half_even(1, denominator)
 
 
-@exact
 @given(counts, counts)
 def test_a_charge_is_the_exact_product_rounded_once(tokens: int, price: int) -> None:
     product = Decimal(tokens) * Decimal(price) / 1000
@@ -55,7 +51,6 @@ def test_nothing_negative_is_charged(tokens: int, price: int) -> None:
         units.charge(tokens, price)
 
 
-@exact
 @given(integers)
 def test_dollars_print_exactly_with_at_least_cents(nanodollars: int) -> None:
     text = units.dollars_text(nanodollars)
@@ -65,7 +60,6 @@ def test_dollars_print_exactly_with_at_least_cents(nanodollars: int) -> None:
     assert len(decimals) == 2 or not decimals.endswith("0")
 
 
-@exact
 @given(st.integers(0, 10**18))
 def test_dollars_written_are_dollars_read(nanodollars: int) -> None:
     assert units.nanodollars_of(units.dollars_text(nanodollars)) == nanodollars

@@ -264,7 +264,7 @@ def test_a_policy_that_nobody_knows_is_a_setting_to_mend() -> None:
 
 
 @each_wrong
-@settings(max_examples=12, deadline=None, derandomize=True)
+@settings(max_examples=12)
 @given(st.integers(0, 1 << 30))
 def test_no_request_is_lost_by_a_wrong_policy(wrong: type[Last], seed: int) -> None:
     world = World(seed, "own", {"own": wrong})

@@ -334,7 +334,7 @@ def test_events_of_before_are_read_as_they_were() -> None:
 
 
 @given(seed=st.integers(0, 10**9), policy=st.sampled_from(["promises", "economic", "random"]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_two_workers_in_every_order(seed: int, policy: str) -> None:
     """The world checks each command, counts slots, and sees every request end once."""
     world = World(seed, policy)

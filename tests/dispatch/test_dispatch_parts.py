@@ -6,7 +6,7 @@ import doctest
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.dispatch.dispatch_world import CURVE, arrived, configured, factory, promises, up
@@ -62,7 +62,6 @@ CURVES = st.lists(
 ).map(lambda points: tuple(sorted(points)))
 
 
-@settings(deadline=None, derandomize=True)
 @given(CURVES, st.integers(1, 50), st.integers(0, 600))
 def test_caps_against_a_slow_oracle(
     curve: tuple[tuple[int, int], ...], slots: int, promised: int
@@ -164,7 +163,6 @@ def test_loads_are_compared_on_the_largest_worker() -> None:
     assert list(two.each(two.least_loaded(0b11))) == [half]
 
 
-@settings(deadline=None, derandomize=True)
 @given(
     st.lists(st.sampled_from([1, 3, 16]), min_size=1, max_size=5),
     st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4), st.booleans()), max_size=60),
@@ -223,7 +221,6 @@ def holders_of(index: PrefixIndex, block: int) -> int:
     return next((found[0] for found in masks if found), 0)
 
 
-@settings(deadline=None, derandomize=True)
 @given(PREFIXES, st.integers(0, 60), st.integers(0, 31), st.integers(0, 3), st.integers(0, 9))
 def test_the_longest_match_against_a_slow_oracle(
     inserts: list[tuple[int, int, int]], blocks_max: int, mask: int, family: int, length: int
@@ -245,7 +242,6 @@ def test_the_longest_match_against_a_slow_oracle(
     assert index.match(prefix, mask) == (depth, holders)
 
 
-@settings(deadline=None, derandomize=True)
 @given(PREFIXES, st.integers(1, 9))
 def test_what_was_just_sent_is_known_and_what_is_old_is_forgotten(
     inserts: list[tuple[int, int, int]], ttl_ns: int

@@ -116,7 +116,7 @@ steps = st.lists(st.one_of(st.none(), coming), max_size=80)
 """None serves somebody."""
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200)
 @given(steps)
 def test_tenants_take_turns_whatever_their_agents_say(steps: list[tuple[str, int] | None]) -> None:
     hinted, plain = Line(), Line()
@@ -197,7 +197,7 @@ class Crowd:
 
 
 @pytest.mark.parametrize("policy", TURNS)
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=20)
 @given(st.integers(0, 1 << 30))
 def test_who_is_served_when_is_the_same_with_and_without_hints(policy: str, seed: int) -> None:
     crowds = [
@@ -211,7 +211,7 @@ def test_who_is_served_when_is_the_same_with_and_without_hints(policy: str, seed
 
 
 @pytest.mark.parametrize("policy", TURNS)
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=20)
 @given(st.integers(0, 1 << 30))
 def test_nobody_waits_beyond_the_bound_whatever_agents_say(policy: str, seed: int) -> None:
     crowd = Crowd(seed, policy, hints=True, gap_ns=NS_PER_S // 4, work_ns=2 * NS_PER_S)

@@ -20,7 +20,7 @@ each_policy = pytest.mark.parametrize("policy", NAMES)
 
 
 @each_policy
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25)
 @given(st.integers(0, 1 << 30), st.integers(0, 250))
 def test_every_request_ends_exactly_once(policy: str, seed: int, steps: int) -> None:
     world = World(seed, policy)
@@ -30,7 +30,7 @@ def test_every_request_ends_exactly_once(policy: str, seed: int, steps: int) -> 
 
 
 @each_policy
-@settings(max_examples=12, deadline=None, derandomize=True)
+@settings(max_examples=12)
 @given(st.integers(0, 1 << 30), st.integers(0, 150))
 def test_a_restored_dispatcher_decides_alike(policy: str, seed: int, middle: int) -> None:
     world = World(seed, policy)

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from openai.lib.streaming.chat import ChatCompletionStreamState
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
@@ -207,7 +207,6 @@ CALLS = [
 ]
 
 
-@settings(deadline=None, derandomize=True)
 @given(st.lists(DELTAS, max_size=10))
 def test_it_is_what_the_sdk_accumulates(deltas: list[dict[str, Any]]) -> None:
     events = [
@@ -236,7 +235,6 @@ def test_it_is_what_the_sdk_accumulates(deltas: list[dict[str, Any]]) -> None:
     assert ours == theirs
 
 
-@settings(derandomize=True)
 @given(
     st.lists(st.text(), min_size=1, max_size=8),
     st.sampled_from(["content", "reasoning_content"]),

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenworks.core.errors import InvalidRequest, ModelNotFound
@@ -390,7 +390,6 @@ def test_no_default_is_asked_for_when_a_limit_is_given() -> None:
         parse_chat_request(raw, Tier.HIGH, absent)
 
 
-@settings(deadline=None, derandomize=True)
 @given(
     st.lists(
         st.tuples(st.sampled_from(["user", "assistant"]), st.text(max_size=50)),

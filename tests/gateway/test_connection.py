@@ -274,7 +274,7 @@ REQUESTS = [
 ]
 
 
-@settings(derandomize=True, max_examples=300)
+@settings(max_examples=300)
 @given(st.lists(st.sampled_from(REQUESTS), max_size=6), st.data())
 def test_it_does_not_matter_how_requests_are_cut(parts: list[bytes], data: st.DataObject) -> None:
     raw = b"".join(parts)
@@ -289,7 +289,7 @@ def test_it_does_not_matter_how_requests_are_cut(parts: list[bytes], data: st.Da
     assert cut.open == whole.open == bytewise.open
 
 
-@settings(derandomize=True, max_examples=300)
+@settings(max_examples=300)
 @given(
     st.lists(
         st.one_of(
@@ -327,7 +327,7 @@ class Reference:
         self.done = True
 
 
-@settings(derandomize=True, max_examples=500)
+@settings(max_examples=500)
 @given(
     st.sampled_from(REQUESTS[:7]),
     st.integers(0, 200),

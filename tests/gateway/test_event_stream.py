@@ -114,7 +114,7 @@ def summary(stream: EventStream, forwarded: bytes) -> tuple[object, ...]:
 
 
 @pytest.mark.heavy
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=300)
 @given(st.lists(EVENTS, max_size=12), st.data(), st.booleans())
 def test_it_does_not_matter_how_the_bytes_are_cut(
     events: list[bytes], data: st.DataObject, crlf: bool
@@ -131,7 +131,6 @@ def test_it_does_not_matter_how_the_bytes_are_cut(
     assert summary(*fed(one_by_one)) == expected
 
 
-@settings(deadline=None, derandomize=True)
 @given(st.lists(TEXTS.filter(bool), min_size=1, max_size=6))
 def test_no_text_of_an_answer_is_taken_for_a_field(texts: list[str]) -> None:
     tokens = [token(text) for text in texts]
@@ -431,7 +430,6 @@ SAID = st.lists(
 )
 
 
-@settings(derandomize=True)
 @given(SAID, st.sampled_from(["content", "reasoning_content"]))
 def test_tokens_that_are_alike_are_counted_as_if_each_were_read(
     texts: list[str], name: str
@@ -450,7 +448,6 @@ def test_tokens_that_are_alike_are_counted_as_if_each_were_read(
 ODD = st.sampled_from([b'"', b"\\", b"\n", b"\n\n", b"\r", b"", b"data: ", b'content":"'])
 
 
-@settings(deadline=None, derandomize=True)
 @given(SAID, st.integers(0, 60), st.lists(st.tuples(st.integers(0, 9_999), ODD), max_size=2))
 def test_many_are_cut_at_once_as_one_after_another(
     texts: list[str], more: int, changes: list[tuple[int, bytes]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.gateway.test_form_fields import TYPE, form, part
@@ -25,7 +25,6 @@ def read(body: bytes, cuts: list[int] | None = None) -> tuple[FormStream, bytes]
     return stream, b"".join(taken)
 
 
-@settings(derandomize=True)
 @given(
     st.lists(st.integers(0, 10_000), max_size=30),
     st.binary(max_size=80).map(lambda data: data.replace(b"--xyz", b"")),

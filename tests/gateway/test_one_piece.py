@@ -283,7 +283,7 @@ def test_a_caller_who_leaves_before_the_worker_answers(run: Run) -> None:
 TEXTS = st.lists(st.text(min_size=1, max_size=5), min_size=1, max_size=5)
 
 
-@settings(derandomize=True, deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(TEXTS, st.booleans(), st.integers(0, 9), st.integers(1, 90))
 def test_streamed_or_in_one_piece_it_is_the_same(
     texts: list[str], calls: bool, prompt: int, cut: int

@@ -62,7 +62,7 @@ def fields_of(request: ChatRequest | None) -> Any:
 
 
 @pytest.mark.heavy
-@settings(derandomize=True, max_examples=400)
+@settings(max_examples=400)
 @given(
     st.lists(MESSAGE, min_size=1, max_size=3),
     st.fixed_dictionaries({}, optional=FIELDS),

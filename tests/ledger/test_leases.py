@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.ledger.ledger_samples import (
@@ -26,7 +26,6 @@ from tokenworks.ledger.quotas import window_start
 amounts = st.integers(0, 10**6)
 
 
-@settings(derandomize=True)
 @given(amounts, amounts, st.integers(1, 10**6))
 def test_a_grant_is_enough_and_never_more_than_is_left(
     allowed: int, granted: int, missing: int

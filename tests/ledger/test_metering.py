@@ -5,7 +5,7 @@ from fractions import Fraction
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.ledger.ledger_samples import BOOK, MODEL, book, ledger, post, reserve, usage
@@ -49,7 +49,6 @@ def test_every_class_of_tokens_has_its_price_in_the_same_place() -> None:
     assert [f"{name}_tokens" for name in names] == list(TOKEN_CLASSES)
 
 
-@settings(derandomize=True, deadline=None)
 @given(st.lists(st.tuples(usages, prices, rates), max_size=20))
 def test_charges_sum_to_the_exact_sum_rounded_once_per_entry(
     rows: list[tuple[Usage, Price, int]],
@@ -85,14 +84,12 @@ def test_a_million_random_charges_sum_to_the_exact_rational_sum() -> None:
     assert charged == expected
 
 
-@settings(derandomize=True, deadline=None)
 @given(st.integers(0, 10**12))
 def test_the_other_way_to_round_half_to_even_is_one(numerator: int) -> None:
     whole, rest = divmod(numerator + 500_000_000, 1_000_000_000)
     assert whole - (rest == 0 and whole & 1) == round(Fraction(numerator, 1_000_000_000))
 
 
-@settings(derandomize=True, deadline=None)
 @given(usages, st.lists(prices, min_size=5, max_size=5), st.sampled_from(list(Tier)), st.data())
 def test_no_tier_at_or_below_the_asked_one_costs_more_than_the_hold(
     used: Usage, rows: list[Price], asked: Tier, data: st.DataObject

@@ -4,7 +4,7 @@ import datetime
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.ledger.ledger_samples import (
@@ -220,7 +220,6 @@ def test_a_lifetime_has_no_end() -> None:
     assert (window_start("lifetime", NOW), window_end("lifetime", 0)) == (0, UNIX_NS_MAX)
 
 
-@settings(derandomize=True, deadline=None)
 @given(st.sampled_from(PERIODS[:3]), st.integers(0, UNIX_NS_MAX - 40 * DAY_NS))
 def test_every_time_is_in_one_window_which_meets_the_next(period: Period, unix_ns: int) -> None:
     start = window_start(period, unix_ns)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenworks.core.ids import (
@@ -230,7 +230,6 @@ _ROWS = st.one_of(
 )
 
 
-@settings(derandomize=True, deadline=None)
 @given(st.lists(_ROWS, max_size=30), st.lists(st.sampled_from(DIMENSIONS), max_size=4, unique=True))
 def test_any_grouping_of_any_rows_adds_up(rows: list[RollupRow], by: list[str]) -> None:
     total = total_line(report_lines(rows, by))  # type: ignore[arg-type]

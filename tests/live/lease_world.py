@@ -16,7 +16,7 @@ import tempfile
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from tests.ledger.ledger_samples import BOOK, NOW, WORK, key_record, limit, order, outcome
 from tokenworks.core.errors import LedgerUnavailable
@@ -28,7 +28,8 @@ from tokenworks.live.quota_leases import DEAD_AFTER_NS, QuotaLeases
 from tokenworks.live.store import SQLStore, sqlite_store
 
 TTL_NS: Final = 10**15
-CALLS: Final = ("wanted", "settings_version", "cover", "give_back")
+CALLS: Final = ("_look", "cover", "give_back")
+"""Those of a round that may fail, by what is given to a thread."""
 SIZES: Final = (1, 30, 120, 400)
 AMOUNTS: Final = (0, 100, 500, 1_000, 3_000)
 LENGTHS: Final = (0, 1, 50, 100, 150)
@@ -66,6 +67,9 @@ class Process:
 
 class World:
     """One history. Give its ``call`` to the leases in place of ``asyncio.to_thread``."""
+
+    failed: ClassVar[set[str]] = set()
+    """The calls that have failed in all histories."""
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
@@ -169,6 +173,7 @@ class World:
         """What a process asks of its store; others go on before it and after it."""
         await self.others()
         if function.__name__ == self.failing:
+            self.failed.add(function.__name__)
             raise LedgerUnavailable("a blip of the database")
         result = function(*given)
         await self.others()

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.live.lease_world import play
+from tests.live.lease_world import CALLS, World, play
 from tokenworks.live import quota_leases
 
 SEEDS = int(os.environ.get("TOKENWORKS_LEDGER_STEPS", "60000")) // 1_000
@@ -31,3 +31,4 @@ def test_in_the_end_all_is_used_and_no_more(monkeypatch: pytest.MonkeyPatch) -> 
         if used != should:
             wrong[seed] = (used, should)
     assert wrong == {}  # by seed: what was used, and what should have been
+    assert World.failed == set(CALLS)

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.live.fake_worker import FakeWorker, Script
@@ -158,7 +158,6 @@ def test_promises_are_four_fifths_of_the_speed_at_each_tiers_batch() -> None:
     assert [p.ttft_ms for p in proposals] == [640, 320, 200, 200, 200]
 
 
-@settings(derandomize=True, deadline=None)
 @given(
     st.lists(st.integers(1, 10**6), min_size=1, max_size=7),
     st.floats(0, 10**6, allow_nan=False),
@@ -180,7 +179,6 @@ def test_promises_rise_with_tiers_and_curves_fall_with_batches(
     assert [speed for _, speed in curve] == sorted((s for _, s in curve), reverse=True)
 
 
-@settings(derandomize=True, deadline=None)
 @given(st.integers(0, 10**12))
 def test_a_round_number_is_below_and_near(speed: int) -> None:
     found = round_down(speed)
@@ -189,7 +187,6 @@ def test_a_round_number_is_below_and_near(speed: int) -> None:
     assert len(str(found).rstrip("0")) <= 2
 
 
-@settings(derandomize=True, deadline=None)
 @given(st.integers(1, 4096))
 def test_batches_rise_from_one_to_the_slots(slots: int) -> None:
     batches = batches_up_to(slots)

@@ -25,6 +25,7 @@ from tests.live.driver_world import (
     World,
     hedge_of,
     outcome,
+    settle_down,
     until,
 )
 from tokenworks.catalogue.price_book import PriceBooks
@@ -179,7 +180,7 @@ class Crew:
 async def all_texts(driver: Any, count: int) -> dict[int, bytes]:
     """What so many processes say: one that is busy for a second is left out, and asked again."""
     while len(found := await driver.texts()) < count:
-        pass
+        await settle_down(1)  # who has lost all others answers at once
     return dict(found)
 
 
@@ -591,6 +592,39 @@ def test_what_only_the_other_side_may_say_ends_the_link(tmp_path: pathlib.Path) 
             crew.owner._links[2].send(Report(index=2, name="", running=[]))
             before = crew.fronts[1].driver._link
             await until(lambda: crew.fronts[1].driver._link not in {None, before})
+
+    run(test)
+
+
+@pytest.mark.parametrize("said", ["arrived", "withdrawn", "withdrawn from a new owner"])
+def test_who_speaks_of_another_ones_request_is_hung_up_on(
+    tmp_path: pathlib.Path, said: str
+) -> None:
+    async def test() -> None:
+        async with crew_of(tmp_path, 1, 2) as crew:
+            one, two = crew.fronts
+            begun = await crew.answered(one)
+            (arrived,) = one.driver._arrivals.values()
+            if said == "withdrawn from a new owner":
+                crew.die()
+                await until(lambda: one.driver._link is None and two.driver._link is None)
+                await crew.start(1, 2)
+                crew.owner.worker_up(WORKERS[0], Client())
+                await until(lambda: len(crew.owner._links) == 2)
+                assert crew.owner._taken_over
+            link = two.driver._link
+            assert link is not None
+            link.send(arrived if said == "arrived" else Withdrawn(request=arrived.request))
+            await until(lambda: crew.hung == [2])
+            waiting = [crew.open(one.driver) for _ in range(2)]
+            await until(one.waiting)
+            assert crew.queued() == 1  # the slot is still taken
+            await settle(begun)
+            for each in waiting:
+                await until(one.waiting)
+                one.waiting()[0].answer()
+                await settle(await each)
+            await until(lambda: crew.running() == {"w0": 0})
 
     run(test)
 

@@ -271,7 +271,7 @@ def test_more_workers_and_higher_prices_earn_no_less() -> None:
 
 
 @pytest.mark.heavy
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.data())
 def test_no_feasible_assignment_beats_it(data: st.DataObject) -> None:
     """Batches of whole requests, each run to its end on one worker, in any order drawn."""

@@ -263,7 +263,7 @@ cases = st.fixed_dictionaries(
         "least": st.integers(0, 10),
     }
 )
-checked = settings(max_examples=25, deadline=None, derandomize=True)
+checked = settings(max_examples=25)
 
 
 def posed(case: dict, rack_usd: float | None = None) -> tuple[Market, Question]:

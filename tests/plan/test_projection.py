@@ -84,7 +84,7 @@ def test_a_step_with_lpus_by_hand() -> None:
     assert held_bytes(work, layout, 72) == pytest.approx(held)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(works, layouts, st.integers(1, 4096), st.floats(1.0, 8.0), st.floats(1.01, 4.0))
 def test_more_is_never_slower_and_more_work_never_faster(
     work: Work, layout: Layout, batch: int, verified: float, factor: float
@@ -103,7 +103,7 @@ def test_more_is_never_slower_and_more_work_never_faster(
         assert prefill_s_per_output(quicker) <= prefill_s_per_output(work)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(works, layouts, st.integers(1, 4096))
 def test_no_step_is_faster_than_the_roofline(work: Work, layout: Layout, batch: int) -> None:
     seconds, rates = step_s(work, layout, batch, 1), work.machine.rates

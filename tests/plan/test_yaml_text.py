@@ -29,7 +29,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(derandomize=True, max_examples=100)
+@settings(max_examples=100)
 @given(st.lists(st.dictionaries(WORDS, VALUES, min_size=1, max_size=4), min_size=1, max_size=2))
 def test_what_is_written_is_read_again(documents: list[dict[str, Any]]) -> None:
     text = yaml_text(*documents, heading=["a heading", "of two lines"])

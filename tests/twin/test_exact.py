@@ -124,7 +124,7 @@ def workload(seed: int, count: int, gap_ns: int, longest: int) -> list[TwinReque
     return requests
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     seed=st.integers(0, 2**32),
     count=st.integers(1, 40),

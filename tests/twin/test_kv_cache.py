@@ -158,4 +158,4 @@ class KVCacheMachine(RuleBasedStateMachine):
 
 
 TestKVCacheMachine = KVCacheMachine.TestCase
-TestKVCacheMachine.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
+TestKVCacheMachine.settings = settings(max_examples=60, stateful_step_count=60)

@@ -248,7 +248,7 @@ def test_a_kind_of_one_slot_still_runs() -> None:
 
 
 @pytest.mark.heavy
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     model=st.sampled_from(["gpt-oss-120b", "kimi-k2.5", "qwen3-235b", "llama-3.1-70b"]),
     gpus=st.sampled_from([4, 8, 72]),

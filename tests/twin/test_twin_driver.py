@@ -317,7 +317,7 @@ def test_faults_at_any_stage_of_a_transfer(at_ms: int) -> None:
             assert set(ends(result)) <= {End.FAILED, End.DONE}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 2**32),
     count=st.integers(1, 30),

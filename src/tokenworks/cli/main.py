@@ -76,7 +76,8 @@ class _Grouped(click.Group):
         name, known = args[0], self.list_commands(ctx)
         if name not in known and not name.startswith("-") and not ctx.resilient_parsing:
             near = difflib.get_close_matches(name, known)
-            hint = f"Did you mean {' or '.join(near)}?" if near else "See the list: --help."
+            meant = " or ".join(map(repr, near))
+            hint = f"Did you mean {meant}?" if near else "See the list: --help."
             ctx.fail(f"No such command {name!r}. {hint}")
         return super().resolve_command(ctx, args)
 

@@ -155,8 +155,8 @@ class FrontDriver(Driver):
             self._arrivals[event.request] = event
             if link is not None:
                 link.send(event)
-        elif type(event) is Failed or type(event) is Withdrawn:
-            if not (type(event) is Failed and not event.started):
+        elif isinstance(event, Failed | Withdrawn):
+            if isinstance(event, Withdrawn) or event.started:
                 self._arrivals.pop(event.request, None)
             if link is not None:
                 link.send(event)

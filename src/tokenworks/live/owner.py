@@ -124,8 +124,10 @@ class OwnerDriver(Driver):
             self._told(link, message)
             return
         if type(message) is Arrived:
-            self._whose[message.request] = link
-            self.tell(message)
+            if self._whose.setdefault(message.request, link) is link:
+                self.tell(message)
+            else:
+                link.close()
             return
         match message:
             case Report():
@@ -146,7 +148,13 @@ class OwnerDriver(Driver):
 
     def _told(self, link: Link, event: Started | Finished | Failed | Withdrawn) -> None:
         request = event.request
-        if request in self._taken_over:
+        taken_over = self._taken_over.get(request)
+        whose = self._whose.get(request) if taken_over is None else taken_over[1]
+        if whose is not link:
+            if whose is not None:
+                link.close()
+            return  # else it was rejected, which crossed with this
+        if taken_over is not None:
             if not isinstance(event, Started):
                 self._ended(request)
                 if isinstance(event, Failed) and not event.started:
