@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import pathlib
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Callable
 
 import msgspec
 import pytest
@@ -13,30 +11,10 @@ from tests.live.driver_world import CONFIG, MODEL, World, outcome, settle_down
 from tokenworks.core.ids import ModelName, PoolID, WorkerID
 from tokenworks.core.slo import Measured
 from tokenworks.ledger.entries import Posted, Voided
-from tokenworks.live import driver as driver_module
 from tokenworks.live.network import HEAD_NS_MAX, WHOLE_NS_MAX
 from tokenworks.live.workers import AttachedSpec, client_of
 
 WHOLE = msgspec.structs.replace(CONFIG, whole_answers=True)
-
-
-@pytest.fixture
-def live(
-    run: Callable[[Coroutine[Any, Any, Any]], Any],
-    tmp_path: pathlib.Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Callable[..., None]:
-    monkeypatch.setattr(driver_module, "BREATHER_NS", 0)
-
-    def go(test: Callable[[World], Coroutine[Any, Any, None]], **parts: Any) -> None:
-        async def main() -> None:
-            world = World(tmp_path, **parts)
-            await test(world)
-            await world.check()
-
-        run(main())
-
-    return go
 
 
 def test_the_gateway_is_told_of_which_models(live: Callable[..., None]) -> None:

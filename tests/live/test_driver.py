@@ -55,26 +55,6 @@ Run = Callable[[Coroutine[Any, Any, Any]], Any]
 Test = Callable[[World], Coroutine[Any, Any, None]]
 
 
-@pytest.fixture(autouse=True)
-def _no_breather(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(driver_module, "BREATHER_NS", 0)
-
-
-@pytest.fixture
-def live(run: Run, tmp_path: pathlib.Path) -> Callable[..., None]:
-    """``live(test)``: run a test in a world, and look that it leaves nothing behind."""
-
-    def go(test: Test, **parts: Any) -> None:
-        async def main() -> None:
-            world = World(tmp_path, **parts)
-            await test(world)
-            await world.check()
-
-        run(main())
-
-    return go
-
-
 # The straight way.
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import pathlib
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Callable
 
 import msgspec
 import pytest
@@ -17,21 +15,6 @@ from tokenworks.core.units import NS_PER_S
 
 EU = Needs(labels=("eu",))
 LABELLED = msgspec.structs.replace(CONFIG, labels=("eu",), adapters=("support",))
-
-
-@pytest.fixture
-def live(
-    run: Callable[[Coroutine[Any, Any, Any]], Any], tmp_path: pathlib.Path
-) -> Callable[..., None]:
-    def go(test: Callable[[World], Coroutine[Any, Any, None]], **parts: Any) -> None:
-        async def main() -> None:
-            world = World(tmp_path, **parts)
-            await test(world)
-            await world.check()
-
-        run(main())
-
-    return go
 
 
 def test_what_no_pool_offers_is_refused_before_anything_is_held(live: Callable[..., None]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import pathlib
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
@@ -21,26 +20,6 @@ from tokenworks.live.network import WorkerClient, WorkerStream
 from tokenworks.live.sending import Try
 
 Live = Callable[[Callable[[World], Coroutine[Any, Any, None]]], None]
-
-
-@pytest.fixture(autouse=True)
-def _no_breather(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(driver_module, "BREATHER_NS", 0)
-
-
-@pytest.fixture
-def live(run: Callable[[Coroutine[Any, Any, None]], None], tmp_path: pathlib.Path) -> Live:
-    """A test in a world of two workers; nothing is left behind."""
-
-    def go(test: Callable[[World], Coroutine[Any, Any, None]]) -> None:
-        async def main() -> None:
-            world = World(tmp_path)
-            await test(world)
-            await world.check()
-
-        run(main())
-
-    return go
 
 
 async def served(world: World, delivery: LiveDelivery) -> None:
