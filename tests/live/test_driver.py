@@ -52,7 +52,6 @@ from tokenworks.live.flights import Flight, LiveDelivery
 from tokenworks.live.network import WorkerClient
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
-Test = Callable[[World], Coroutine[Any, Any, None]]
 
 
 # The straight way.
