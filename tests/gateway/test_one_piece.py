@@ -207,6 +207,22 @@ def test_an_answer_that_does_not_say_why_it_ended(run: Run, message: dict[str, A
     assert house.outcome.ending == "done"
 
 
+def test_however_deep_it_is_what_was_read_can_be_told() -> None:
+    def told(depth: int) -> bool:
+        piece = OnePiece("/v1/chat/completions")
+        piece.feed(said(service_tier="x")[:-1] + b',"x":%b%b}' % (b"[" * depth, b"]" * depth))
+        try:
+            piece.read()
+        except WorkerFailed:
+            return False
+        return piece.naming("high").startswith(b'{"service_tier":"high",')
+
+    assert told(100)
+    for depth in range(800, 1_000):  # where Python's limit is, or none
+        told(depth)
+    assert not told(100_000)
+
+
 def test_a_begin_that_cannot_be_read() -> None:
     piece = OnePiece("/v1/chat/completions")
     piece.feed(b'{"choices":[{"message":{"content":"a","x":1e999}}]}')

@@ -311,11 +311,19 @@ def with_service_tier(event: bytes, tier: str) -> bytes:
     >>> with_service_tier(b'data: {"id":"x"}', "high")
     b'data: {"service_tier":"high","id":"x"}'
     """
-    body = payload(event)
-    if body.find(b'"service_tier"') >= 0:
-        fields = _fields_decoder.decode(body)
-        fields.pop("service_tier", None)
-        body = msgspec.json.encode(fields)
-    rest = body[1:].lstrip()
+    rest = without_service_tier(payload(event))[1:].lstrip()
     comma = b"" if rest.startswith(b"}") else b","
     return b'data: {"service_tier":"' + tier.encode() + b'"' + comma + rest
+
+
+def without_service_tier(body: bytes) -> bytes:
+    """The same JSON object without any tier that the worker gave.
+
+    >>> without_service_tier(b'{"service_tier":null, "id":1}'), without_service_tier(b'{"id": 1}')
+    (b'{"id":1}', b'{"id": 1}')
+    """
+    if body.find(b'"service_tier"') < 0:
+        return body
+    fields = _fields_decoder.decode(body)
+    fields.pop("service_tier", None)
+    return msgspec.json.encode(fields)

@@ -16,16 +16,15 @@ from tokenworks.core.orders import CHAT_PATH, Ending, Outcome, Usage
 from tokenworks.core.slo import Measured
 from tokenworks.core.token_sums import completion_tokens
 from tokenworks.gateway.chunk_reading import disjoint, has_token
+from tokenworks.gateway.event_stream import without_service_tier
 from tokenworks.gateway.worker_chunks import SaidChoices, WholeAnswer, nothing_used
 
 # Without Final, which mypyc writes into the code: a test changes it, compiled or not.
 BODY_BYTES_MAX = 32 * 1024 * 1024
 """Of one answer: sound of ten minutes, or the probabilities of tens of thousands of tokens."""
 
-_TIER: Final = b'"service_tier"'
 _decoder: Final = msgspec.json.Decoder(WholeAnswer)
 _choices_decoder: Final = msgspec.json.Decoder(SaidChoices)
-_fields_decoder: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 class OnePiece:
@@ -71,6 +70,7 @@ class OnePiece:
             if not body.isascii():
                 body.decode()  # what is passed over is not looked at for that
             said = _decoder.decode(body)
+            self._body = without_service_tier(body.strip())  # here, where nothing is billed yet
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise WorkerFailed(f"A worker's answer cannot be read: {error}.") from error
         if said.error is not None:
@@ -89,7 +89,6 @@ class OnePiece:
             raise WorkerFailed("A worker's answer ended before it had begun.", hint="Try again.")
         if said.usage is not None:
             self.usage = disjoint(said.usage)
-        self._body = body
 
     def outcome(self, elapsed_ns: int, ending: Ending) -> Outcome:
         """What is billed of it: what the worker has counted, as nobody else could.
@@ -112,12 +111,7 @@ class OnePiece:
 
     def naming(self, tier: str) -> bytes:
         """The body with the delivered tier as its first field, in place of any the worker gave."""
-        body = self._body.strip()
-        if body.find(_TIER) >= 0:
-            fields = _fields_decoder.decode(body)
-            fields.pop("service_tier", None)
-            body = msgspec.json.encode(fields)
-        return b'{"service_tier":"%b",%b' % (tier.encode(), body[1:].lstrip())
+        return b'{"service_tier":"%b",%b' % (tier.encode(), self._body[1:].lstrip())
 
 
 def _begun(body: bytes) -> bool:

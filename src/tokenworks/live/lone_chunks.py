@@ -30,7 +30,8 @@ def ends_with_chunk(data: bytes, body: bytes) -> bool:
     >>> ends_with_chunk(b"5\r\nx\n\n\r\n", b"x\n\n\r\n")
     False
     """
-    # What follows a body and is none of it: no chunk begins with an empty line.
+    # Only the chunk's own line end is left for what follows: a line of a size cannot end so, and
+    # where a trailer does, the answer has ended.
     return body.endswith(_EVENT_END) and data.endswith(_EVENT_END + _LINE_END)
 
 
