@@ -200,6 +200,16 @@ def test_what_is_no_answer_is_a_failure_that_nobody_pays(run: Run, script: list[
     assert house.desk.delivery.aborts == 1
 
 
+def test_a_worker_that_streams_all_the_same_is_told_to_its_operator(run: Run) -> None:
+    async def main() -> None:
+        caller = await House(*answer("a", "b")).serve(ask(stream=False))
+        assert caller.status == 502
+        assert "has streamed it" in caller.json["error"]["message"]
+        assert "whole_answers" in caller.json["error"]["message"]
+
+    run(main())
+
+
 @pytest.mark.parametrize("message", [{"content": "a"}, {"tool_calls": [{"id": "1"}]}])
 def test_an_answer_that_does_not_say_why_it_ended(run: Run, message: dict[str, Any]) -> None:
     house = House(said(choices=[{"index": 0, "message": message}]))

@@ -23,6 +23,7 @@ from tokenworks.gateway.worker_chunks import SaidChoices, WholeAnswer, nothing_u
 BODY_BYTES_MAX = 32 * 1024 * 1024
 """Of one answer: sound of ten minutes, or the probabilities of tens of thousands of tokens."""
 
+_EVENT: Final = b"data:"
 _decoder: Final = msgspec.json.Decoder(WholeAnswer)
 _choices_decoder: Final = msgspec.json.Decoder(SaidChoices)
 
@@ -72,7 +73,7 @@ class OnePiece:
             said = _decoder.decode(body)
             self._body = without_service_tier(body.strip())  # here, where nothing is billed yet
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise WorkerFailed(f"A worker's answer cannot be read: {error}.") from error
+            raise _unread(body, error) from error
         if said.error is not None:
             raise WorkerFailed(
                 f"A worker reported {reprlib.repr(said.error)} in place of an answer.",
@@ -112,6 +113,16 @@ class OnePiece:
     def naming(self, tier: str) -> bytes:
         """The body with the delivered tier as its first field, in place of any the worker gave."""
         return b'{"service_tier":"%b",%b' % (tier.encode(), self._body[1:].lstrip())
+
+
+def _unread(body: bytes, error: Exception) -> WorkerFailed:
+    """What is wrong with a body that is no JSON."""
+    if body.startswith(_EVENT):
+        return WorkerFailed(
+            "A worker that was asked for an answer in one piece has streamed it.",
+            hint="Operators: leave `whole_answers` out of the settings of its pool.",
+        )
+    return WorkerFailed(f"A worker's answer cannot be read: {error}.")
 
 
 def _begun(body: bytes) -> bool:
