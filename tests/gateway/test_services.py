@@ -14,11 +14,11 @@ from tests.gateway.test_form_fields import TYPE, form, part
 from tokenworks.core.errors import WorkerFailed
 from tokenworks.core.orders import Usage
 from tokenworks.core.slo import Tier
-from tokenworks.gateway import whole_answers
+from tokenworks.gateway import services
 from tokenworks.gateway.app import Gateway
 from tokenworks.gateway.chat_request import IMAGE_TOKENS_MAX
+from tokenworks.gateway.services import SERVICES
 from tokenworks.gateway.told_usage import told_usage
-from tokenworks.gateway.whole_answers import SERVICES
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
 EMBEDDINGS = "/v1/embeddings"
@@ -197,7 +197,7 @@ def test_a_worker_that_fails(run: Run, script: tuple[Step, ...]) -> None:
 
 
 def test_an_endless_answer(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(whole_answers, "ANSWER_BYTES_MAX", 3)
+    monkeypatch.setattr(services, "ANSWER_BYTES_MAX", 3)
     house = House(run, b"1234")
     assert house.ask(input="x").status == 502
     assert house.desk.delivery.aborts == 1

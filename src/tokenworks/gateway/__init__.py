@@ -51,6 +51,7 @@ __all__ = [
     "routes",
     "schema_limits",
     "server",
+    "services",
     "span_content",
     "strangers",
     "tallies",
@@ -58,6 +59,5 @@ __all__ = [
     "token_counts",
     "told_usage",
     "traced_desk",
-    "whole_answers",
     "worker_chunks",
 ]

@@ -36,9 +36,9 @@ from tokenworks.gateway.pass_through import PassThrough
 from tokenworks.gateway.request_ids import REQUEST_ID, RequestNames, caller_id, id_headers
 from tokenworks.gateway.responses import Responses
 from tokenworks.gateway.routes import AnyDialect, Request, Response, Route, Routes, check_method
+from tokenworks.gateway.services import Services
 from tokenworks.gateway.strangers import Strangers
 from tokenworks.gateway.token_counts import TokenCounts
-from tokenworks.gateway.whole_answers import WholeAnswers
 
 _log: Final = logging.getLogger("tokenworks.gateway")
 
@@ -87,7 +87,7 @@ class _Accepted:
 class Gateway:
     """Serves the factory's HTTP interface.
 
-    Routes: those of ``DIALECTS``, ``responses`` and ``whole_answers.SERVICES``, ``GET /v1/models``,
+    Routes: those of ``DIALECTS``, ``responses`` and ``services.SERVICES``, ``GET /v1/models``,
     ``GET /v1/models/<model>``, ``GET /healthz``, ``GET /metrics``. The last two need no key, and
     name no tenant, no key and no content.
 
@@ -147,7 +147,7 @@ class Gateway:
                 Route(path=OPENAPI_PATH, handlers={"GET": self._openapi}, keyed=False),
                 *responses.routes(),
                 *TokenCounts(desk, responses).routes(),
-                *WholeAnswers(self._answers, clock).routes(),
+                *Services(self._answers, clock).routes(),
                 *(() if admin is None else admin.routes()),
                 *Files(files, clock).routes(),
                 *Batches(batches, clock).routes(),

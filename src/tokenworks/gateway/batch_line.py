@@ -29,7 +29,7 @@ from tokenworks.gateway.own_headers import own_headers
 from tokenworks.gateway.request_ids import RequestNames
 from tokenworks.gateway.responses import Responses
 from tokenworks.gateway.routes import AnyDialect
-from tokenworks.gateway.whole_answers import (
+from tokenworks.gateway.services import (
     SERVICES,
     Collector,
     Service,

@@ -65,7 +65,7 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
     form: bool = False
 
 
-class WholeAnswers:
+class Services:
     """Serves them through a desk."""
 
     def __init__(self, answers: Answers, clock: Clock) -> None:
