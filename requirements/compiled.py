@@ -35,7 +35,7 @@ MODULES: Final = (
     *("gateway/metrics", "gateway/one_piece", "gateway/own_headers", "gateway/plain_request"),
     *("gateway/request_fields", "gateway/request_ids", "gateway/tallies"),
     *("live/bookkeeper", "live/driver", "live/flights", "live/front"),
-    *("live/group_commit", "live/journal", "live/link", "live/lone_chunks", "live/network"),
+    *("live/group_commit", "live/journal", "live/link", "live/network"),
     *("live/owner", "live/quota_leases", "live/seats", "live/sending", "live/worker_body"),
     *("twin/agenda", "twin/kv_cache", "twin/sequence", "twin/workers"),
 )

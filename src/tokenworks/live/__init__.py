@@ -24,7 +24,6 @@ __all__ = [
     "lease_tables",
     "ledger_sql",
     "link",
-    "lone_chunks",
     "measure",
     "network",
     "numbered_names",

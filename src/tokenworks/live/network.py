@@ -21,7 +21,6 @@ from tokenworks.core.errors import ConfigInvalid, WorkerFailed, WorkerUnavailabl
 from tokenworks.core.orders import JSON_TYPE, Passing
 from tokenworks.core.ports import ABORTED, Sink
 from tokenworks.core.units import NS_PER_S
-from tokenworks.live.lone_chunks import ends_with_chunk, one_chunk
 from tokenworks.live.worker_body import EVENT_PATHS
 
 HEADER_BYTES_MAX: Final = 64 * 1024
@@ -286,9 +285,6 @@ class _Connection(asyncio.Protocol):
         self._keep_alive = False
         self._bodiless = False
         self._framed = False
-        self._between_chunks = False
-        """Whether the parser waits for the line of a chunk: one that comes alone needs no parser,
-        as it ends where the next one begins."""
         self._answered = False
         self.lost_unanswered = False
         self._idle_since_s = 0.0
@@ -319,8 +315,7 @@ class _Connection(asyncio.Protocol):
         self._head_due_s = head_due_s
         self._answered = False
         self._header_bytes = 0
-        self._framed = self._between_chunks = False
-        self._bodiless = bodiless
+        self._framed, self._bodiless = False, bodiless
         stream = self._stream = WorkerStream(self, with_body=with_body, events=events)
         stream.keeps_headers = keep_headers
         self._transport.write(request)
@@ -376,30 +371,18 @@ class _Connection(asyncio.Protocol):
             self.fail("the worker sent bytes that were not asked for")
             return
         self._answered = True
-        if self._between_chunks:
-            event = one_chunk(data)
-            if event:
-                self._give(event)
-                return
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self.fail(f"the worker's answer is not HTTP: {error!r}")
-        between = False
         if self._parts:
-            between = ends_with_chunk(data, self._parts[-1])
             self._hand_on()
-        self._between_chunks = between and self._stream is not None
 
     def _hand_on(self) -> None:
-        """Give the stream what the parser has found for it."""
+        """Give the stream what came for it, and stop reading when too many bytes wait."""
         parts = self._parts
         data = b"".join(parts)
         parts.clear()
-        self._give(data)
-
-    def _give(self, data: bytes) -> None:
-        """Give the stream what came for it, and stop reading when too many bytes wait."""
         stream = self._stream
         if stream is not None:
             if stream._on_body(data) > STREAM_BYTES_HIGH:  # noqa: SLF001
