@@ -52,7 +52,7 @@ def test_every_route_is_in_it_and_no_other(*, admin: bool) -> None:
     for path, form in forms.items():
         assert {method.lower() for method in form.handlers} == set(told[path]), path
     exact = {path for path in told if "{" not in path}
-    routes = {*gateway._routes.answers, *gateway._routes._others}
+    routes = {*gateway._routes._answers, *gateway._routes._others}
     assert {path for path in routes if not path.endswith("/")} == exact
     below = {path.partition("{")[0] for path in told if "{" in path and path not in forms}
     assert {path for path in routes if path.endswith("/")} == below

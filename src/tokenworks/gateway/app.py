@@ -180,7 +180,7 @@ class Gateway:
                 accepted.name, accepted.passing = "passed on", self._passing
                 accepted.key = self._door.admit(exchange, head)
                 return PASSED_BYTES_MAX
-            found = self._routes.answers.get(head.path) or self._routes.find(head.path)
+            found = self._routes.find(head.path)
             if isinstance(found, Route):
                 accepted.errors, accepted.route, keyed = found.errors, found, found.keyed
                 accepted.name = self._routes.name(head.path)

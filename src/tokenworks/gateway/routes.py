@@ -99,12 +99,11 @@ class Routes:
         others: all others. Where several begin a path, the longest has it.
 
     Attributes:
-        answers: those of ``answers``, by their paths.
         open_paths: paths that need no key of a caller's; those below one that ends in a slash, too.
     """
 
     def __init__(self, answers: tuple[AnyDialect, ...], others: tuple[Route, ...]) -> None:
-        self.answers = {dialect.path: dialect for dialect in answers}
+        self._answers = {dialect.path: dialect for dialect in answers}
         self._others = {route.path: route for route in others if "*" not in route.path}
         self._forms = tuple(route for route in others if "*" in route.path)
         self.open_paths = frozenset(route.path for route in others if not route.keyed)
@@ -114,7 +113,7 @@ class Routes:
             key=lambda route: len(route.path),
             reverse=True,
         )
-        paths = {*self.answers, *(route.path for route in others)}
+        paths = {*self._answers, *(route.path for route in others)}
         assert len(paths) == len(answers) + len(others), "a path twice"
 
     def is_open(self, path: str) -> bool:
@@ -127,7 +126,7 @@ class Routes:
         Raises:
             RouteNotFound: nothing.
         """
-        found = self.answers.get(path) or self._others.get(path)
+        found = self._answers.get(path) or self._others.get(path)
         if found is None:
             found = next((route for route in self._forms if _is_like(path, route.path)), None)
         if found is None:
@@ -140,7 +139,7 @@ class Routes:
 
     def name(self, path: str) -> str:
         """A path as metrics name it: a closed set."""
-        return path if path in self.answers or path in self._others else "other"
+        return path if path in self._answers or path in self._others else "other"
 
 
 def _is_like(path: str, form: str) -> bool:
