@@ -311,9 +311,18 @@ def with_service_tier(event: bytes, tier: str) -> bytes:
     >>> with_service_tier(b'data: {"id":"x"}', "high")
     b'data: {"service_tier":"high","id":"x"}'
     """
-    rest = without_service_tier(payload(event))[1:].lstrip()
+    return b"data: " + tier_first(without_service_tier(payload(event)), tier)
+
+
+def tier_first(body: bytes, tier: str) -> bytes:
+    """A JSON object that names no tier, with the delivered one as its first field.
+
+    >>> tier_first(b'{ "id":1}', "high"), tier_first(b"{}", "free")
+    (b'{"service_tier":"high","id":1}', b'{"service_tier":"free"}')
+    """
+    rest = body[1:].lstrip()
     comma = b"" if rest.startswith(b"}") else b","
-    return b'data: {"service_tier":"' + tier.encode() + b'"' + comma + rest
+    return b'{"service_tier":"%b"%b%b' % (tier.encode(), comma, rest)
 
 
 def without_service_tier(body: bytes) -> bytes:

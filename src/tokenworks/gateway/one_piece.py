@@ -16,7 +16,7 @@ from tokenworks.core.orders import CHAT_PATH, Ending, Outcome, Usage
 from tokenworks.core.slo import Measured
 from tokenworks.core.token_sums import completion_tokens
 from tokenworks.gateway.chunk_reading import disjoint, has_token
-from tokenworks.gateway.event_stream import without_service_tier
+from tokenworks.gateway.event_stream import tier_first, without_service_tier
 from tokenworks.gateway.worker_chunks import SaidChoices, WholeAnswer, nothing_used
 
 # Without Final, which mypyc writes into the code: a test changes it, compiled or not.
@@ -112,7 +112,7 @@ class OnePiece:
 
     def naming(self, tier: str) -> bytes:
         """The body with the delivered tier as its first field, in place of any the worker gave."""
-        return b'{"service_tier":"%b",%b' % (tier.encode(), self._body[1:].lstrip())
+        return tier_first(self._body, tier)
 
 
 def _unread(body: bytes, error: Exception) -> WorkerFailed:
