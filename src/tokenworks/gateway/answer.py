@@ -430,9 +430,10 @@ class Answer:
 
     def _wrong(self) -> Exception | None:
         """What an answer that has ended lacks, or says that its writer cannot tell."""
-        lacking = None if self._piece is not None else missing(self._events, self._assembler)
-        if lacking is not None:
-            return lacking
+        if self._piece is None:
+            lacking = missing(self._events, self._assembler)
+            if lacking is not None:
+                return lacking
         try:
             if self._piece is not None:
                 self._piece.read()
