@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -41,12 +42,20 @@ MODULES: Final = (
 )
 FLAGS: Final = ["-fvisibility=hidden", "-fno-semantic-interposition", "-fno-plt"]
 """Nobody else calls our functions, so they call each other without a look at a table."""
+CACHES: Final = Path(__file__).with_name("inline_caches.h")
+"""Included by each C file that mypyc writes, after all else."""
 SETUP: Final = """
 from mypyc.build import mypycify
+from pathlib import Path
 from setuptools import setup
 import sys
 given = {paths!r} + ["--ignore-missing-imports"]
 made = mypycify(given, opt_level={level!r}, debug_level="0", multi_file=True)
+for source in {{Path(source) for each in made for source in each.sources}}:
+    if source.name.startswith("__native"):
+        includes, rest = source.read_text().split("\\n\\n", 1)
+        assert includes.startswith('#include "__native'), includes
+        source.write_text(f'{{includes}}\\n#include "{caches}"\\n\\n{{rest}}')
 if sys.platform == "linux":
     for each in made:
         each.extra_compile_args += {flags!r}
@@ -60,22 +69,24 @@ def clean(root: Path) -> None:
         built.unlink()
 
 
-def build(root: Path, level: str) -> None:
+def build(root: Path, level: str, modules: Sequence[str] = MODULES) -> None:
     """Put an extension beside each module.
 
     Args:
         root: the folder that has ``tokenworks``.
         level: of the C compiler's optimisation.
+        modules: which, of ``tokenworks``.
 
     Raises:
         CalledProcessError: mypyc or the C compiler refused; nothing is left of it.
     """
     clean(root)
-    paths = [f"tokenworks/{name}.py" for name in MODULES]
+    paths = [f"tokenworks/{name}.py" for name in modules]
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         shutil.copytree(root / "tokenworks", work / "tokenworks")
-        (work / "setup.py").write_text(SETUP.format(paths=paths, level=level, flags=FLAGS))
+        setup = SETUP.format(paths=paths, level=level, flags=FLAGS, caches=CACHES)
+        (work / "setup.py").write_text(setup)
         command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
         subprocess.run(command, cwd=work, check=True)  # noqa: S603 - the command is ours
         for built in [*work.glob("*.so"), *work.glob("tokenworks/**/*.so")]:
