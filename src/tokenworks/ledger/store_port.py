@@ -63,7 +63,7 @@ class LedgerStore(Protocol):
         ...
 
     def keep(self, entries: Sequence[Entry], told: Told) -> None:
-        """The same for a caller who goes on meanwhile.
+        """The same for a caller who goes on meanwhile; on one loop at a time.
 
         Args:
             entries: as before; nobody may change the sequence.

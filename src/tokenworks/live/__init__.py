@@ -33,6 +33,7 @@ __all__ = [
     "postgres",
     "quota_leases",
     "refusals",
+    "running",
     "seat",
     "seats",
     "sending",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from asyncio import get_running_loop
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
@@ -29,6 +28,7 @@ from tokenworks.ledger.ledger import Ledger, Work
 from tokenworks.ledger.quota_records import Refused
 from tokenworks.ledger.store_port import InDoubt, LedgerStore, Told
 from tokenworks.live.quota_leases import QuotaLeases
+from tokenworks.live.running import running_loop
 
 HOLD_NS_MAX: Final = 3_600 * NS_PER_S
 """A reservation expires after this long."""
@@ -62,6 +62,7 @@ class Bookkeeper:
     ) -> None:
         self._clock, self._ledger, self._store = clock, ledger, store
         self._pools, self._leases = pools, leases
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._trouble: str | None = None
         self._doubt: InDoubt | None = None
         self._storing: dict[int, int] = {}
@@ -145,13 +146,13 @@ class Bookkeeper:
     async def all_told(self) -> None:
         """Return once the store has answered every append. One may wait for that."""
         while self._storing:
-            self._all_told = get_running_loop().create_future()
+            self._all_told = self._running().create_future()
             await self._all_told
 
     async def _keep_now(self, held: Reserved) -> None:
         """Store a reservation; while that is in trouble nothing starts that could not be billed."""
         stored: asyncio.Future[TokenworksError | None]
-        stored = get_running_loop().create_future()
+        stored = self._running().create_future()
 
         def told(entries: Sequence[Entry], error: TokenworksError | None) -> None:
             self._kept(entries, error)
@@ -279,7 +280,7 @@ class Bookkeeper:
 
     def _stored(self, entries: Sequence[Entry]) -> asyncio.Future[TokenworksError | None]:
         """Store entries for somebody who waits to hear what was wrong, if anything."""
-        stored: asyncio.Future[TokenworksError | None] = get_running_loop().create_future()
+        stored: asyncio.Future[TokenworksError | None] = self._running().create_future()
 
         def told(entries: Sequence[Entry], error: TokenworksError | None) -> None:
             # First whoever waits for these: it may have more to store, which all are to wait for.
@@ -293,6 +294,10 @@ class Bookkeeper:
     def _append(self, entries: Sequence[Entry], told: Told) -> None:
         self._storing[id(entries)] = self._clock.now_ns()
         self._store.keep(entries, told)
+
+    def _running(self) -> asyncio.AbstractEventLoop:
+        loop = self._loop = running_loop(self._loop)
+        return loop
 
     def _answered(self, name: int) -> None:
         del self._storing[name]

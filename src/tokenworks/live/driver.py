@@ -74,6 +74,7 @@ from tokenworks.live.refusals import (
     sent_once,
     shutting_down,
 )
+from tokenworks.live.running import running_loop
 from tokenworks.live.seat import Seat
 from tokenworks.live.seats import gauges_of, work_of
 from tokenworks.live.sending import Try, post
@@ -127,6 +128,7 @@ class Driver:
         self._named: dict[KeyID, KeyView] = {}
         self._settings_version = -1
         self._timer: asyncio.TimerHandle | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._keys_trouble: str | None = None
         self._sending: set[asyncio.Task[None]] = set()
         self._settled: list[AnswerStream] = []
@@ -272,7 +274,8 @@ class Driver:
         if self._closed:
             self._bookkeeper.void(order.request, "rejected")
             raise shutting_down()
-        flight = Flight(order, asyncio.get_running_loop().create_future(), cut_off_ns)
+        loop = self._loop = running_loop(self._loop)
+        flight = Flight(order, loop.create_future(), cut_off_ns)
         self._flights[order.request] = flight
         self.tell(arrival_of(order))
         try:

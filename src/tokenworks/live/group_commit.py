@@ -17,6 +17,7 @@ from tokenworks.core.errors import LedgerUnavailable, TokenworksError
 from tokenworks.ledger.blocks import ENTRIES_MAX
 from tokenworks.ledger.entries import Entry, Reserved
 from tokenworks.ledger.store_port import Told
+from tokenworks.live.running import running_loop
 
 QUEUE_LEN_MAX: Final = 20_000
 """Entries waiting to be written; fewer than the settlements that a ledger can take back."""
@@ -105,6 +106,7 @@ class GroupCommit:
         self._queue: list[_Append] = []
         self._queue_len = 0
         self._followers: list[list[Entry]] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._closing = False
         self._urgent = False
         self._committed_s = self._took_s = 0.0
@@ -131,7 +133,7 @@ class GroupCommit:
 
     def keep(self, entries: Sequence[Entry], told: Told) -> None:
         """Queue some entries from a running loop; see ``LedgerStore.keep``."""
-        loop = get_running_loop()
+        loop = self._loop = running_loop(self._loop)
         refusal = self._submit(_Append(entries, told, loop))
         if refusal is not None:
             loop.call_soon(told, entries, refusal)

@@ -21,6 +21,7 @@ from tokenworks.core.errors import ConfigInvalid, WorkerFailed, WorkerUnavailabl
 from tokenworks.core.orders import JSON_TYPE, Passing
 from tokenworks.core.ports import ABORTED, Sink
 from tokenworks.core.units import NS_PER_S
+from tokenworks.live.running import running_loop
 from tokenworks.live.worker_body import EVENT_PATHS
 
 HEADER_BYTES_MAX: Final = 64 * 1024
@@ -512,6 +513,7 @@ class WorkerClient:
         self._sockets = 0
         self._sweep_s = min(head_ns_max / 4, SWEEP_NS_MAX) / NS_PER_S
         self._sweeper: asyncio.TimerHandle | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._closed: str | None = None
         host_text = f"[{host}]" if ":" in host else host
         default = HTTP_PORT if tls is None else HTTPS_PORT
@@ -569,7 +571,8 @@ class WorkerClient:
                 ``WorkerStream.begun`` then says which, and sends it once more where
                 ``post_stream`` does. It must not raise.
         """
-        now_s = asyncio.get_running_loop().time()
+        loop = self._loop = running_loop(self._loop)
+        now_s = loop.time()
         connection = self._take_idle(now_s)
         if connection is None:
             return None
