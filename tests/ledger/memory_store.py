@@ -59,7 +59,7 @@ class MemoryStore:
             future.set_result(None)
         return future
 
-    def keep(self, entries: Sequence[Entry], told: Told) -> None:
+    def keep(self, entries: Sequence[Entry], told: Told, held_back: int = 0) -> None:
         stored = self.append(entries)
         stored.add_done_callback(lambda future: told(entries, future.exception()))
 

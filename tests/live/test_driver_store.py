@@ -19,12 +19,18 @@ from tokenworks.core.ids import KeyID
 from tokenworks.core.units import NS_PER_HOUR, NS_PER_S
 from tokenworks.ledger.entries import Reserved
 from tokenworks.ledger.store_port import InDoubt, recover
+from tokenworks.live import bookkeeper
 from tokenworks.live import driver as driver_module
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
 Test = Callable[[World], Coroutine[Any, Any, None]]
 LATER_UNIX_NS = 1_800_000_000 * NS_PER_S
 LATER_BOOK = ledger_samples.book_text(name="later").replace("2026-01-01", "2027-01-10")
+
+
+@pytest.fixture(autouse=True)
+def _reservations_go_to_the_store_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bookkeeper, "HELD_S_MAX", 0)
 
 
 @pytest.fixture
@@ -123,6 +129,91 @@ def test_a_reservation_and_its_answer_meet_the_failing_disk_together(
         assert len(world.entries(Reserved)) == len(world.posted) == 1
 
     live(test)
+
+
+@pytest.fixture
+def _reservations_are_kept_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bookkeeper, "HELD_S_MAX", 3_600)
+
+
+@pytest.mark.usefixtures("_reservations_are_kept_back")
+def test_a_reservation_is_stored_by_one_append_with_its_settlement(
+    live: Callable[[Test], None],
+) -> None:
+    async def test(world: World) -> None:
+        client = world.up()
+        delivery, _ = await world.answering(client)
+        world.clock.advance(5)
+        assert world.driver._bookkeeper.lag() == (1, 0, 5)
+        opening = world.open()
+        await settle_down()
+        assert world.store.appends == 0
+        await delivery.settle(outcome())
+        assert world.store.appends == len(world.entries(Reserved)) == len(world.posted) == 1
+        client.waiting()[0].answer(400)
+        assert isinstance((await asyncio.gather(opening, return_exceptions=True))[0], Exception)
+        await settle_down()
+        assert world.store.appends == len(world.entries(Reserved)) == 2
+        assert len(world.voided) == 1
+        assert world.driver._bookkeeper.lag() == (0, 0, 0)
+
+    live(test)
+
+
+@pytest.mark.usefixtures("_reservations_are_kept_back")
+def test_an_answer_that_fails_to_be_stored_with_its_reservation_is_given_back(
+    live: Callable[[Test], None],
+) -> None:
+    async def test(world: World) -> None:
+        delivery, _ = await world.answering(world.up())
+        world.store.failing = True
+        with pytest.raises(LedgerUnavailable, match="could not be billed"):
+            await delivery.settle(outcome())
+        await settle_down()
+        unstored = world.driver._bookkeeper._unstored
+        assert [each.phase for each in unstored] == ["reserve", "settle"]
+        await recovered(world)
+        assert len(world.entries(Reserved)) == len(world.voided) == 1
+        assert world.posted == []
+
+    live(test)
+
+
+@pytest.mark.usefixtures("_reservations_are_kept_back")
+def test_what_expires_is_stored_after_its_reservation(live: Callable[[Test], None]) -> None:
+    async def test(world: World) -> None:
+        delivery, _ = await world.answering(world.up())
+        world.clock.advance(bookkeeper.HOLD_NS_MAX)
+        world.driver.housekeep_once()
+        await settle_down()
+        assert [each.reason for each in world.voided] == ["expired"]
+        assert world.driver._bookkeeper._unstored == []
+        with pytest.raises(LedgerUnavailable, match="cannot be billed"):
+            await delivery.settle(outcome())
+
+    live(test)
+
+
+@pytest.mark.usefixtures("_reservations_are_kept_back")
+def test_a_reservation_is_stored_although_nobody_waits_for_its_bill(
+    run: Run, tmp_path: pathlib.Path
+) -> None:
+    async def main() -> None:
+        world = World(tmp_path)
+        delivery, _ = await world.answering(world.up())
+        world.store.slow = world.store.failing = True
+        settling = asyncio.create_task(delivery.settle(outcome()))
+        await settle_down()
+        settling.cancel()
+        await asyncio.wait({settling})
+        world.store.release()
+        await settle_down()
+        world.store.failing = False
+        await world.driver.close()
+        assert len(world.entries(Reserved)) == 1
+        assert world.posted == []
+
+    run(main())
 
 
 def test_what_follows_a_posting_that_fails_is_waited_for_at_the_end(

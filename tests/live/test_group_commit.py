@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import types
 from typing import Any
@@ -43,9 +44,16 @@ def test_a_writer_rests_for_what_is_open_and_for_other_writers(
 
     clock = types.SimpleNamespace(monotonic=lambda: now_s, sleep=passes)
     monkeypatch.setattr(group_commit, "time", clock)
+
+    async def tell_of(held_back: int) -> None:
+        told = asyncio.Event()
+        group.keep([], lambda _, error: told.set(), held_back)
+        await told.wait()
+
     group = GroupCommit(commit, lambda: None)
-    group.writers, group.open = writers, requests
-    for _ in range(4):
+    group.writers, group.open = writers, requests - requests // 2
+    asyncio.run(tell_of(requests // 2))
+    for _ in range(3):
         group.append_now([])
     group.close()
     assert [b - a for a, b in itertools.pairwise(began_s)] == pytest.approx([COMMIT_S + rest_s] * 3)

@@ -62,13 +62,15 @@ class LedgerStore(Protocol):
         """
         ...
 
-    def keep(self, entries: Sequence[Entry], told: Told) -> None:
+    def keep(self, entries: Sequence[Entry], told: Told, held_back: int = 0) -> None:
         """The same for a caller who goes on meanwhile; on one loop at a time.
 
         Args:
             entries: as before; nobody may change the sequence.
             told: called once, on the loop and after this has returned, with ``entries`` and the
                 error that ``append`` would raise.
+            held_back: how many reservations the caller keeps, to store them with their
+                settlements: requests that are open, and of which the store does not know.
         """
         ...
 

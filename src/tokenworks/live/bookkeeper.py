@@ -32,6 +32,9 @@ from tokenworks.live.running import running_loop
 
 HOLD_NS_MAX: Final = 3_600 * NS_PER_S
 """A reservation expires after this long."""
+# Without Final, which mypyc writes into the code: tests change it, compiled or not.
+HELD_S_MAX = 0.01
+"""How long a reservation is kept back, to be stored by one append with its settlement."""
 STORE_HINT: Final = "Look at the disk that holds the ledger, or at its database server."
 ACCRUE_NS: Final = 10 * NS_PER_S
 CLAIM_NS: Final = 5 * NS_PER_S
@@ -67,6 +70,9 @@ class Bookkeeper:
         self._doubt: InDoubt | None = None
         self._storing: dict[int, int] = {}
         """Appends that are not durable yet, by the identity of their entries, and since when."""
+        self._held: dict[RequestID, Reserved] = {}
+        """Reservations that nobody has put to the store yet, oldest first."""
+        self._holding: asyncio.TimerHandle | None = None
         self._all_told: asyncio.Future[None] | None = None
         self._unstored: list[Entry] = []
         self._cost: Sequence[Entry] = ()
@@ -92,11 +98,15 @@ class Bookkeeper:
     def lag(self) -> tuple[int, int, int]:
         """Appends that are not durable, entries to be tried again, age of the oldest, ns."""
         oldest_ns = next(iter(self._storing.values()), None)
+        held = next(iter(self._held.values()), None)
+        if held is not None:
+            held_ns = held.expires_ns - HOLD_NS_MAX
+            oldest_ns = held_ns if oldest_ns is None else min(held_ns, oldest_ns)
         lag_ns = 0 if oldest_ns is None else self._clock.now_ns() - oldest_ns
         if self._unstored:  # whose dates may be ahead of a clock that was put back
             dated = min(each.at_unix_ns for each in self._unstored)
             lag_ns = max(lag_ns, self._clock.unix_ns() - dated)
-        return len(self._storing), len(self._unstored), lag_ns
+        return len(self._storing) + len(self._held), len(self._unstored), lag_ns
 
     def costs(self) -> dict[PoolID, tuple[int, int]]:
         """What each pool has cost until now, as far as this process writes it down.
@@ -139,12 +149,13 @@ class Bookkeeper:
         if not isinstance(held, Reserved):
             raise _refusal(held, self._clock.unix_ns())
         if self._trouble is None:
-            self._keep((held,))
+            self._keep_back(held)
         else:
             await self._keep_now(held)
 
     async def all_told(self) -> None:
         """Return once the store has answered every append. One may wait for that."""
+        self._keep_held()
         while self._storing:
             self._all_told = self._running().create_future()
             await self._all_told
@@ -188,28 +199,35 @@ class Bookkeeper:
                 f"The answer cannot be billed: {entry.message}",
                 hint="Read answers as they come: a reservation does not last for ever.",
             )
-        error = await self._stored(self._with_held(entry))
+        entries = self._with_held(entry)
+        error = await self._stored(entries)
         if isinstance(error, LedgerCorrupt) and self._unstored_of(request):
             # The reservation failed to be stored a moment before.
-            error = await self._stored(self._with_held(entry))
+            entries = self._with_held(entry)
+            error = await self._stored(entries)
         if error is not None:
-            raise self._not_billed(entry, error) from error
+            raise self._not_billed(entry, entries, error) from error
         if self._unstored:
             self._unstored = [each for each in self._unstored if each.request != request]
         self._trouble = None
         return entry
 
-    def _not_billed(self, entry: Posted, error: TokenworksError) -> LedgerUnavailable:
+    def _not_billed(
+        self, entry: Posted, entries: Sequence[Entry], error: TokenworksError
+    ) -> LedgerUnavailable:
         """What to say of a posting that was not stored; it is taken back, unless it may be."""
         if isinstance(error, InDoubt):
             # It is neither taken back nor tried again: it goes on counting as used, and the next
             # start finds either it or its open reservation.
-            self._in_doubt(error, self._with_held(entry))
+            self._in_doubt(error, entries)
             return InDoubt(
                 f"It is not known whether the answer is billed: {error.message}", hint=error.hint
             )
         self._in_trouble(error)
         self._ledger.retract(entry)
+        held = entries[0]
+        if isinstance(held, Reserved) and held not in self._unstored:
+            self._keep_back(held)  # to be stored with its voiding
         self.void(entry.request, "failed")
         return LedgerUnavailable(
             f"The answer could not be billed: {error.message}", hint=error.hint or STORE_HINT
@@ -219,7 +237,8 @@ class Bookkeeper:
         """Give a reservation back, if it is still open."""
         entry = self._ledger.void(self._clock.unix_ns(), request, reason=reason)
         if not isinstance(entry, Refused):
-            self._keep((entry,))
+            held = self._held.pop(request, None)
+            self._keep((entry,) if held is None else (held, entry))
 
     def round(self) -> None:
         """What is due now and then: another try, expired holds, cost."""
@@ -228,6 +247,7 @@ class Bookkeeper:
         self._store_again()
         expired = self._ledger.expire(now_ns, self._clock.unix_ns())
         if expired:
+            self._keep_held()
             self._keep(expired)
         if now_ns >= self._accrue_at_ns and not behind:
             self._accrue_at_ns = now_ns + ACCRUE_NS
@@ -244,6 +264,7 @@ class Bookkeeper:
             self._in_trouble(error)
         else:
             if freed:
+                self._keep_held()
                 self._keep(freed)
 
     async def claim_costs(self) -> None:
@@ -275,8 +296,26 @@ class Bookkeeper:
             _log.critical("%d ledger entries could not be written", len(self._unstored))
 
     def _with_held(self, entry: Posted) -> Sequence[Entry]:
-        """A posting, after its reservation if that could not be stored before."""
+        """A posting, after its reservation if that was kept back, or could not be stored before."""
+        held = self._held.pop(entry.request, None)
+        if held is not None:
+            return (held, entry)
         return (*self._unstored_of(entry.request), entry) if self._unstored else (entry,)
+
+    def _keep_back(self, held: Reserved) -> None:
+        """Let a reservation wait for its settlement, but not for long."""
+        self._held[held.request] = held
+        if self._holding is None:
+            self._holding = self._running().call_later(HELD_S_MAX, self._keep_held)
+
+    def _keep_held(self) -> None:
+        """Store the reservations that were kept back, and are still open."""
+        if self._holding is not None:
+            self._holding.cancel()
+            self._holding = None
+        if self._held:
+            held, self._held = tuple(self._held.values()), {}
+            self._keep(held)
 
     def _stored(self, entries: Sequence[Entry]) -> asyncio.Future[TokenworksError | None]:
         """Store entries for somebody who waits to hear what was wrong, if anything."""
@@ -286,6 +325,8 @@ class Bookkeeper:
             # First whoever waits for these: it may have more to store, which all are to wait for.
             if not stored.done():
                 stored.set_result(error)
+            elif error is not None:  # it was cancelled
+                self._unstored += [each for each in entries if isinstance(each, Reserved)]
             self._answered(id(entries))
 
         self._append(entries, told)
@@ -293,7 +334,7 @@ class Bookkeeper:
 
     def _append(self, entries: Sequence[Entry], told: Told) -> None:
         self._storing[id(entries)] = self._clock.now_ns()
-        self._store.keep(entries, told)
+        self._store.keep(entries, told, len(self._held))
 
     def _running(self) -> asyncio.AbstractEventLoop:
         loop = self._loop = running_loop(self._loop)

@@ -25,9 +25,9 @@ QUEUE_LEN_MAX: Final = 20_000
 IDLE_S_MAX: Final = 5
 """How long the thread waits for entries before it looks after what it has put off."""
 
-PATIENCE_S: Final = 0.02
-"""How long a reservation may wait for a settlement to be stored with: nobody waits for it, and if
-the process dies before, there is neither an answer to bill nor a hold to give back."""
+PATIENCE_S: Final = 0.01
+"""How long reservations may wait here for a settlement to be stored with: nobody waits for them,
+and if the process dies before, there is neither an answer to bill nor a hold to give back."""
 
 COMMIT_S_MIN: Final = 0.002
 """From one commit to the next at the least. A sync costs the same for many entries as for one; one
@@ -92,7 +92,8 @@ class GroupCommit:
         writers: processes that commit to the same ledger, this one included. All of them together
             then commit about as often as one does that is alone, since a commit costs what many
             answers do: each rests while the others have their turn.
-        open: requests that are open, and will be settled; whoever commits says so.
+        open: requests that are open, and will be settled, besides those that ``keep`` is told of;
+            whoever commits says so.
     """
 
     def __init__(
@@ -111,7 +112,7 @@ class GroupCommit:
         self._urgent = False
         self._committed_s = self._took_s = 0.0
         self.writers = 1
-        self.open = 0
+        self.open = self._held_back = 0
         self._lock = threading.Lock()
         self._doze = _NOTHING
         self._bell = threading.Lock()
@@ -131,8 +132,9 @@ class GroupCommit:
             future.set_exception(refusal)
         return future
 
-    def keep(self, entries: Sequence[Entry], told: Told) -> None:
+    def keep(self, entries: Sequence[Entry], told: Told, held_back: int = 0) -> None:
         """Queue some entries from a running loop; see ``LedgerStore.keep``."""
+        self._held_back = held_back
         loop = self._loop = running_loop(self._loop)
         refusal = self._submit(_Append(entries, told, loop))
         if refusal is not None:
@@ -177,11 +179,8 @@ class GroupCommit:
 
     def _submit(self, append: _Append) -> LedgerUnavailable | None:
         entries = append.entries
-        patient = append.loop is not None
-        for entry in entries:
-            if not isinstance(entry, Reserved):
-                patient = False
-                break
+        # What ends with a reservation has nothing else.
+        patient = append.loop is not None and bool(entries) and isinstance(entries[-1], Reserved)
         with self._lock:
             if self._closing:
                 return LedgerUnavailable("The ledger store is closed.")
@@ -263,7 +262,8 @@ class GroupCommit:
 
     def _rest_s(self) -> float:
         """From one commit to the next."""
-        alone_s = max(COMMIT_S_MIN, min(self.open * self._took_s, COMMIT_S_MAX))
+        open_count = self.open + self._held_back
+        alone_s = max(COMMIT_S_MIN, min(open_count * self._took_s, COMMIT_S_MAX))
         others_s = (self.writers - 1) * (alone_s + self._took_s)
         return min(alone_s + others_s, REST_S_MAX)
 
