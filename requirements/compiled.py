@@ -37,8 +37,8 @@ MODULES: Final = (
     *("gateway/request_fields", "gateway/request_ids", "gateway/tallies"),
     *("live/bookkeeper", "live/driver", "live/flights", "live/front"),
     *("live/group_commit", "live/journal", "live/link", "live/network"),
-    *("live/owner", "live/quota_leases", "live/running", "live/seats", "live/sending"),
-    "live/worker_body",
+    *("live/owner", "live/plain_head", "live/quota_leases", "live/running", "live/seats"),
+    *("live/sending", "live/worker_body"),
     *("twin/agenda", "twin/kv_cache", "twin/sequence", "twin/workers"),
 )
 FLAGS: Final = ["-fvisibility=hidden", "-fno-semantic-interposition", "-fno-plt"]

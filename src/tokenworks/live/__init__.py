@@ -30,6 +30,7 @@ __all__ = [
     "office",
     "oidc",
     "owner",
+    "plain_head",
     "postgres",
     "quota_leases",
     "refusals",

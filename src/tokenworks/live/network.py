@@ -21,6 +21,7 @@ from tokenworks.core.errors import ConfigInvalid, WorkerFailed, WorkerUnavailabl
 from tokenworks.core.orders import JSON_TYPE, Passing
 from tokenworks.core.ports import ABORTED, Sink
 from tokenworks.core.units import NS_PER_S
+from tokenworks.live.plain_head import PlainHead
 from tokenworks.live.running import running_loop
 from tokenworks.live.worker_body import EVENT_PATHS
 
@@ -57,7 +58,6 @@ _NOTHING_BYTES_MAX: Final = 32
 """Of such an answer with its line ends."""
 
 _NO_FILES: Final = frozenset({errno.EMFILE, errno.ENFILE})
-_FRAMING: Final = frozenset({b"content-length", b"transfer-encoding"})
 
 
 class WorkerStream:
@@ -285,11 +285,12 @@ class _Connection(asyncio.Protocol):
         self._interim = False
         self._keep_alive = False
         self._bodiless = False
-        self._framed = False
+        self._framed = self._sized = False
         self._answered = False
         self.lost_unanswered = False
         self._idle_since_s = 0.0
         self._head_due_s: float | None = None
+        self._plain = PlainHead()
 
     def exchange(
         self,
@@ -316,7 +317,7 @@ class _Connection(asyncio.Protocol):
         self._head_due_s = head_due_s
         self._answered = False
         self._header_bytes = 0
-        self._framed, self._bodiless = False, bodiless
+        self._framed, self._sized, self._bodiless = False, False, bodiless
         stream = self._stream = WorkerStream(self, with_body=with_body, events=events)
         stream.keeps_headers = keep_headers
         self._transport.write(request)
@@ -368,16 +369,33 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse what came; bytes that nobody asked for close the connection."""
-        if self._stream is None:
+        stream = self._stream
+        if stream is None:
             self.fail("the worker sent bytes that were not asked for")
             return
-        self._answered = True
+        begins, self._answered = not self._answered, True
+        if begins and not (stream.keeps_headers or self._bodiless):
+            body = self._plain.body_of(data)
+            if body is not None:
+                self._take(stream, body)
+                return
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self.fail(f"the worker's answer is not HTTP: {error!r}")
         if self._parts:
             self._hand_on()
+        if begins and self._sized and self._stream is None and self._keep_alive and self.usable:
+            self._plain.remember(data, stream.content_type)
+
+    def _take(self, stream: WorkerStream, body: bytes) -> None:
+        """Take a whole answer, as if the parser had said so."""
+        stream.content_type = self._plain.content_type
+        self._framed, self._interim, self._keep_alive = True, False, True
+        stream._on_status(OK)  # noqa: SLF001
+        if body:
+            self._parts.append(body)
+        self.on_message_complete()
 
     def _hand_on(self) -> None:
         """Give the stream what came for it, and stop reading when too many bytes wait."""
@@ -421,7 +439,9 @@ class _Connection(asyncio.Protocol):
         lower = name.lower()
         if stream.keeps_headers:
             stream.headers.append((lower, value))
-        if lower in _FRAMING:
+        if lower == b"content-length":
+            self._framed = self._sized = True
+        elif lower == b"transfer-encoding":
             self._framed = True
         elif lower == b"content-type":
             stream.content_type = value
