@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import enum
 import functools
 import threading
@@ -300,9 +299,10 @@ def _tell(appends: list[_Append], errors: Sequence[TokenworksError | None]) -> N
         else:
             by_loop[loop] = [append]
     for loop, answered in by_loop.items():
-        # A loop that has closed: nobody waits, and what is written stays written.
-        with contextlib.suppress(RuntimeError):
+        try:
             loop.call_soon_threadsafe(_tell_all, answered)
+        except RuntimeError:
+            continue  # a loop that has closed: nobody waits, and what is written stays written
 
 
 def _tell_all(appends: list[_Append]) -> None:

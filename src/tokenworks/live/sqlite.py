@@ -6,8 +6,9 @@ import contextlib
 import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Final
 
 from tokenworks.core.errors import LedgerCorrupt, LedgerUnavailable, TokenworksError
@@ -49,8 +50,12 @@ class SQLiteDatabase:
 
     def script(self, sql: str) -> None:
         """See ``Database``. One transaction: a sync for each table takes a slow disk seconds."""
-        with self._edge(), self._whole():
-            self._connection.executescript(f"BEGIN IMMEDIATE;\n{sql}\n;COMMIT;")
+        try:
+            with self._edge():
+                self._connection.executescript(f"BEGIN IMMEDIATE;\n{sql}\n;COMMIT;")
+        except BaseException:
+            self.roll_back()
+            raise
 
     def query(self, sql: str, values: Sequence[Value] = ()) -> list[tuple[Any, ...]]:
         """See ``Database``."""
@@ -76,15 +81,13 @@ class SQLiteDatabase:
         with self._edge():
             self._connection.executemany(sql, rows)
 
-    @contextmanager
-    def writing(self) -> Iterator[None]:
+    def writing(self) -> AbstractContextManager[None]:
         """See ``Database``. Taking the lock first lets SQLite wait for another writer."""
-        yield from self._transaction("BEGIN IMMEDIATE", self._commit)
+        return _Transaction(self, "BEGIN IMMEDIATE", self._commit)
 
-    @contextmanager
-    def reading(self) -> Iterator[None]:
+    def reading(self) -> AbstractContextManager[None]:
         """See ``Database``."""
-        yield from self._transaction("BEGIN", self._connection.commit)
+        return _Transaction(self, "BEGIN", self._connection.commit)
 
     def shrink(self, free_bytes: int, bytes_max: int) -> bool:
         """Give pages that hold nothing back to the disk, if the file was made for that.
@@ -107,24 +110,19 @@ class SQLiteDatabase:
         """See ``Database``."""
         self._connection.close()
 
-    def _transaction(self, begin: str, commit: Callable[[], object]) -> Iterator[None]:
-        with self._edge():
-            self._connection.execute(begin)
-            with self._whole():
-                yield
-                commit()
-
-    @contextmanager
-    def _whole(self) -> Iterator[None]:
-        """Roll back a transaction that is still open where something is raised."""
+    def begin(self, statement: str) -> None:
+        """Begin a transaction by a statement."""
         try:
-            yield
-        except BaseException:
-            # Some errors, such as a full disk, have rolled back already.
-            if self._connection.in_transaction:
-                with contextlib.suppress(sqlite3.Error):
-                    self._connection.execute("ROLLBACK")
-            raise
+            self._connection.execute(statement)
+        except _ERRORS as error:
+            raise _ours(self.path, error) from error
+
+    def roll_back(self) -> None:
+        """End a transaction as if it had not been, if there still is one."""
+        # Some errors, such as a full disk, have rolled back already.
+        if self._connection.in_transaction:
+            with contextlib.suppress(sqlite3.Error):
+                self._connection.execute("ROLLBACK")
 
     def _commit(self) -> None:
         """End a transaction that writes.
@@ -153,6 +151,43 @@ class SQLiteDatabase:
             yield
         except _ERRORS as error:
             raise _ours(self.path, error) from error
+
+
+class _Transaction(AbstractContextManager[None]):
+    """One transaction; each commit has one, and three nested generators cost twice its statements.
+
+    Args:
+        database: whose.
+        begin: the statement that begins it.
+        commit: keeps what was done.
+    """
+
+    __slots__ = ("_begin", "_commit", "_database")
+
+    def __init__(self, database: SQLiteDatabase, begin: str, commit: Callable[[], object]) -> None:
+        self._database, self._begin, self._commit = database, begin, commit
+
+    def __enter__(self) -> None:
+        self._database.begin(self._begin)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None:
+            try:
+                self._commit()
+            except BaseException as failure:
+                self._database.roll_back()
+                if isinstance(failure, _ERRORS):
+                    raise _ours(self._database.path, failure) from failure
+                raise
+            return
+        self._database.roll_back()
+        if isinstance(error, _ERRORS):
+            raise _ours(self._database.path, error) from error
 
 
 class SQLiteLock:
