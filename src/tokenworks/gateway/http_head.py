@@ -59,9 +59,9 @@ class Head:
     """
 
     __slots__ = (
+        "_after",
+        "_before",
         "_begins",
-        "_length_at",
-        "_length_end",
         "_lower",
         "_raw",
         "_values",
@@ -85,7 +85,8 @@ class Head:
         Raises:
             InvalidRequest: it is not HTTP, or what it says of the body can be read in two ways.
         """
-        self._length_at = self._length_end = 0
+        # What is before and after the body's length, if it says that.
+        self._before = self._after = b""
         if like is not None and self._is_like(raw, like):
             return
         match = _HEAD.fullmatch(raw)
@@ -126,7 +127,7 @@ class Head:
 
     def _find(self, name: bytes) -> bytes | None:
         needle = b"\r\n" + name + b":"
-        at = self._lower.find(needle)
+        at = self._lowered().find(needle)
         if at < 0:
             return None
         at += len(needle)
@@ -143,7 +144,7 @@ class Head:
         if known is None:
             known = False
             for prefix in prefixes:
-                if self._lower.find(b"\r\n" + prefix) >= 0:  # `in` makes an error and drops it
+                if self._lowered().find(b"\r\n" + prefix) >= 0:  # `in` makes an error and drops it
                     known = True
                     break
             self._begins[prefixes] = known
@@ -156,20 +157,26 @@ class Head:
 
     def _is_like(self, raw: bytes, like: Head) -> bool:
         """Take over what another head says, if this one says it, too; another length may do."""
-        begin, rest = like._length_at, len(like._raw) - like._length_end
-        end = len(raw) - rest
+        before, after = like._before, like._after
+        if not (before and raw.startswith(before) and raw.endswith(after)):
+            return False
+        begin, end = len(before), len(raw) - len(after)
         value = raw[begin:end].strip(_SPACE) if begin < end else b""
-        if not (begin and value.isdigit() and len(value) <= _LENGTH_DIGITS_MAX):
+        if not value.isdigit() or len(value) > _LENGTH_DIGITS_MAX:
             return False
-        if raw[:begin] != like._raw[:begin] or raw[end:] != like._raw[like._length_end :]:
-            return False
-        self._raw, self._lower = raw, raw.lower()
+        self._raw, self._lower = raw, b""
         self._values, self._begins = like._values, like._begins
-        self._length_at, self._length_end = begin, end
+        self._before, self._after = before, after
         self.method, self.path, self.query = like.method, like.path, like.query
         self.http_1_0, self.keep_alive = like.http_1_0, like.keep_alive
         self.length, self.expects = int(value), like.expects
         return True
+
+    def _lowered(self) -> bytes:
+        """The head in lower case: nobody may look for anything that was not looked for before."""
+        if not self._lower:
+            self._lower = self._raw.lower()
+        return self._lower
 
     def _check_host(self) -> None:
         hosts = self._lower.count(b"\r\nhost:")
@@ -194,7 +201,7 @@ class Head:
         value = self._raw[begin:end].strip(_SPACE)
         if lengths > 1 or not value.isdigit() or len(value) > _LENGTH_DIGITS_MAX:
             raise InvalidRequest("The request's `Content-Length` must be one whole number.")
-        self._length_at, self._length_end = begin, end
+        self._before, self._after = self._raw[:begin], self._raw[end:]
         return int(value)
 
 
