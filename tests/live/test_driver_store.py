@@ -30,7 +30,7 @@ LATER_BOOK = ledger_samples.book_text(name="later").replace("2026-01-01", "2027-
 
 @pytest.fixture(autouse=True)
 def _reservations_go_to_the_store_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bookkeeper, "HELD_S_MAX", 0)
+    monkeypatch.setattr(bookkeeper, "HELD_S_MAX", 0.0)
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def test_a_reservation_and_its_answer_meet_the_failing_disk_together(
 
 @pytest.fixture
 def _reservations_are_kept_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bookkeeper, "HELD_S_MAX", 3_600)
+    monkeypatch.setattr(bookkeeper, "HELD_S_MAX", 3_600.0)
 
 
 @pytest.mark.usefixtures("_reservations_are_kept_back")
