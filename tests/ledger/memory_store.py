@@ -6,7 +6,7 @@ Several stores may share one ``Memory``, as several processes share one database
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Sized
 
 import msgspec
 
@@ -59,7 +59,7 @@ class MemoryStore:
             future.set_result(None)
         return future
 
-    def keep(self, entries: Sequence[Entry], told: Told, held_back: int = 0) -> None:
+    def keep(self, entries: Sequence[Entry], told: Told, held_back: Sized = ()) -> None:
         stored = self.append(entries)
         stored.add_done_callback(lambda future: told(entries, future.exception()))
 

@@ -47,7 +47,7 @@ def test_a_writer_rests_for_what_is_open_and_for_other_writers(
 
     async def tell_of(held_back: int) -> None:
         told = asyncio.Event()
-        group.keep([], lambda _, error: told.set(), held_back)
+        group.keep([], lambda _, error: told.set(), range(held_back))
         await told.wait()
 
     group = GroupCommit(commit, lambda: None)

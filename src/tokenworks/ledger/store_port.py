@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence, Sized
 from typing import Protocol
 
 from tokenworks.core.errors import LedgerUnavailable, TokenworksError
@@ -62,15 +62,16 @@ class LedgerStore(Protocol):
         """
         ...
 
-    def keep(self, entries: Sequence[Entry], told: Told, held_back: int = 0) -> None:
+    def keep(self, entries: Sequence[Entry], told: Told, held_back: Sized = ()) -> None:
         """The same for a caller who goes on meanwhile; on one loop at a time.
 
         Args:
             entries: as before; nobody may change the sequence.
             told: called once, on the loop and after this has returned, with ``entries`` and the
                 error that ``append`` would raise.
-            held_back: how many reservations the caller keeps, to store them with their
-                settlements: requests that are open, and of which the store does not know.
+            held_back: reservations that the caller keeps, to store them with their settlements:
+                requests that are open, and of which the store does not know. It may count them
+                later, too, on any thread.
         """
         ...
 

@@ -314,7 +314,8 @@ class Bookkeeper:
             self._holding.cancel()
             self._holding = None
         if self._held:
-            held, self._held = tuple(self._held.values()), {}
+            held = tuple(self._held.values())
+            self._held.clear()
             self._keep(held)
 
     def _stored(self, entries: Sequence[Entry]) -> asyncio.Future[TokenworksError | None]:
@@ -334,7 +335,7 @@ class Bookkeeper:
 
     def _append(self, entries: Sequence[Entry], told: Told) -> None:
         self._storing[id(entries)] = self._clock.now_ns()
-        self._store.keep(entries, told, len(self._held))
+        self._store.keep(entries, told, self._held)
 
     def _running(self) -> asyncio.AbstractEventLoop:
         loop = self._loop = running_loop(self._loop)

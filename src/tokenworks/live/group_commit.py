@@ -8,7 +8,7 @@ import functools
 import threading
 import time
 from asyncio import get_running_loop
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from concurrent.futures import Future
 from typing import Final
 
@@ -111,7 +111,8 @@ class GroupCommit:
         self._urgent = False
         self._committed_s = self._took_s = 0.0
         self.writers = 1
-        self.open = self._held_back = 0
+        self.open = self._held_count = 0
+        self._held_back: Sized = ()
         self._lock = threading.Lock()
         self._doze = _NOTHING
         self._bell = threading.Lock()
@@ -131,7 +132,7 @@ class GroupCommit:
             future.set_exception(refusal)
         return future
 
-    def keep(self, entries: Sequence[Entry], told: Told, held_back: int = 0) -> None:
+    def keep(self, entries: Sequence[Entry], told: Told, held_back: Sized = ()) -> None:
         """Queue some entries from a running loop; see ``LedgerStore.keep``."""
         self._held_back = held_back
         loop = self._loop = running_loop(self._loop)
@@ -261,7 +262,7 @@ class GroupCommit:
 
     def _rest_s(self) -> float:
         """From one commit to the next."""
-        open_count = self.open + self._held_back
+        open_count = self.open + self._held_count
         alone_s = max(COMMIT_S_MIN, min(open_count * self._took_s, COMMIT_S_MAX))
         others_s = (self.writers - 1) * (alone_s + self._took_s)
         return min(alone_s + others_s, REST_S_MAX)
@@ -269,6 +270,8 @@ class GroupCommit:
     def _take(self) -> list[_Append]:
         """The next appends, no more than fit a block."""
         with self._lock:
+            # As of what is taken: while that is stored, all that are kept back may be settled.
+            self._held_count = len(self._held_back)
             appends, self._queue = self._queue, []
             self._urgent = self._closing
             if self._queue_len <= ENTRIES_MAX:
