@@ -539,7 +539,9 @@ def test_the_meter_reads_send_times(run: Run, *, stream: bool) -> None:
         steps += [timed(house, 10), token(text)]
     house.desk.script = [*steps, timed(house, 5), STOP, usage_event(5, 3), DONE]
     run(house.serve(ask(stream=stream)))
-    measured = house.desk.delivery.outcome.measured
+    outcome = house.desk.delivery.outcome
+    assert outcome.streamed is stream
+    measured = outcome.measured
     assert measured.ttft_ns == 100 * MS
     assert measured.decode_ns == 20 * MS
     assert measured.output_tokens == 3

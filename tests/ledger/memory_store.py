@@ -47,6 +47,7 @@ class MemoryStore:
         self.owner = owner
         self._memory = memory or Memory()
         self._leases = False
+        self.patient: list[bool] = []
         self._counted: Counted | None = None
 
     def append(self, entries: Sequence[Entry]) -> asyncio.Future[None]:
@@ -59,7 +60,10 @@ class MemoryStore:
             future.set_result(None)
         return future
 
-    def keep(self, entries: Sequence[Entry], told: Told, held_back: Sized = ()) -> None:
+    def keep(
+        self, entries: Sequence[Entry], told: Told, held_back: Sized = (), *, patient: bool = False
+    ) -> None:
+        self.patient.append(patient)
         stored = self.append(entries)
         stored.add_done_callback(lambda future: told(entries, future.exception()))
 

@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+import msgspec
 import pytest
 
 from tests.ledger import ledger_samples
@@ -16,7 +17,8 @@ from tests.live.reading import Reading
 from tokenworks.catalogue.price_book import parse_price_book
 from tokenworks.core.errors import CapacityExceeded, LedgerCorrupt, LedgerUnavailable
 from tokenworks.core.ids import KeyID
-from tokenworks.core.units import NS_PER_HOUR, NS_PER_S
+from tokenworks.core.slo import Measured
+from tokenworks.core.units import NS_PER_HOUR, NS_PER_MS, NS_PER_S
 from tokenworks.ledger.entries import Reserved
 from tokenworks.ledger.store_port import InDoubt, recover
 from tokenworks.live import bookkeeper
@@ -156,6 +158,36 @@ def test_a_reservation_is_stored_by_one_append_with_its_settlement(
         assert world.store.appends == len(world.entries(Reserved)) == 2
         assert len(world.voided) == 1
         assert world.driver._bookkeeper.lag() == (0, 0, 0)
+
+    live(test)
+
+
+@pytest.mark.parametrize(
+    ("streamed", "ttft_ns", "decode_ns", "patient"),
+    [
+        (True, 60, 40, True),
+        (True, None, 100, True),
+        (True, 60, 39, False),
+        (False, 60, 40, False),
+    ],
+)
+def test_the_end_of_a_stream_that_took_long_may_wait(
+    live: Callable[[Test], None],
+    ttft_ns: int | None,
+    decode_ns: int,
+    *,
+    streamed: bool,
+    patient: bool,
+) -> None:
+    ttft_ns = None if ttft_ns is None else ttft_ns * NS_PER_MS
+    measured = Measured(ttft_ns=ttft_ns, decode_ns=decode_ns * NS_PER_MS, output_tokens=20)
+
+    async def test(world: World) -> None:
+        client = world.up()
+        delivery, _ = await world.answering(client)
+        ended = outcome(measured=measured)
+        await delivery.settle(msgspec.structs.replace(ended, streamed=streamed))
+        assert world.store.patient[-1] is patient
 
     live(test)
 

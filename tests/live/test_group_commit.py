@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.live.driver_world import until
 from tokenworks.live import group_commit
 from tokenworks.live.group_commit import COMMIT_S_MAX, COMMIT_S_MIN, REST_S_MAX, GroupCommit
 
@@ -57,3 +58,38 @@ def test_a_writer_rests_for_what_is_open_and_for_other_writers(
         group.append_now([])
     group.close()
     assert [b - a for a, b in itertools.pairwise(began_s)] == pytest.approx([COMMIT_S + rest_s] * 3)
+
+
+@pytest.mark.parametrize(
+    ("requests", "commits"), [(0, [["stream"], ["whole"]]), (64, [["stream", "whole"]])]
+)
+def test_a_stream_waits_for_company_while_many_requests_are_open(
+    monkeypatch: pytest.MonkeyPatch, requests: int, commits: list[list[str]]
+) -> None:
+    monkeypatch.setattr(group_commit, "PATIENCE_S", 60)
+    seen = list[list[str]]()
+
+    def commit(batches: list[Any]) -> list[None]:
+        seen.append([name for batch in batches for name in batch])
+        return [None for _ in batches]
+
+    async def store() -> None:
+        both = [asyncio.Event(), asyncio.Event()]
+        stream, whole = entries(["stream"]), entries(["whole"])
+        group.keep(stream, lambda _, error: both[0].set(), patient=True)
+        if requests:
+            await until(lambda: group._doze is group_commit._URGENT)
+        else:
+            await both[0].wait()
+        group.keep(whole, lambda _, error: both[1].set())
+        for each in both:
+            await each.wait()
+
+    def entries(names: list[Any]) -> list[Any]:
+        return names
+
+    group = GroupCommit(commit, lambda: None)
+    group.open, group._took_s = requests, COMMIT_S
+    asyncio.run(asyncio.wait_for(store(), 30))
+    group.close()
+    assert seen == commits

@@ -210,12 +210,14 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         measured: how fast it was sent.
         ending: how it ended.
         metered_by: who counted the tokens.
+        streamed: whether the caller had the tokens as they were made: it waits for the end alone.
     """
 
     usage: Usage
     measured: Measured
     ending: Ending
     metered_by: MeteredBy = "worker"
+    streamed: bool = False
 
 
 class Receipt(msgspec.Struct, frozen=True, kw_only=True):

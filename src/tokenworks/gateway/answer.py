@@ -449,7 +449,8 @@ class Answer:
         """Bill and count the answer."""
         now_ns = self._answers.now_ns()
         if self._piece is None:
-            outcome = outcome_of(self._events, self._meter, now_ns, ending)
+            streamed = self._stream
+            outcome = outcome_of(self._events, self._meter, now_ns, ending, streamed=streamed)
         else:
             outcome = self._piece.outcome(now_ns - self._order.arrived_ns, ending)
         return self._answers.settle(self._order, delivery, outcome, now_ns)
@@ -504,7 +505,9 @@ def missing(events: EventStream, assembler: Assembler | None) -> Exception | Non
     return None
 
 
-def outcome_of(events: EventStream, meter: Meter, now_ns: int, ending: Ending) -> Outcome:
+def outcome_of(
+    events: EventStream, meter: Meter, now_ns: int, ending: Ending, *, streamed: bool = False
+) -> Outcome:
     """What is billed of an answer that came as events."""
     usage = events.usage_so_far()
     return Outcome(
@@ -512,4 +515,5 @@ def outcome_of(events: EventStream, meter: Meter, now_ns: int, ending: Ending) -
         measured=meter.measured(completion_tokens(usage), now_ns),
         ending=ending,
         metered_by=events.metered_by,
+        streamed=streamed,
     )

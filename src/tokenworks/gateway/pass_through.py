@@ -377,6 +377,7 @@ class Passage:
             measured=self._meter.measured(usage.completion_tokens, self._answers.clock.now_ns()),
             ending=ending,
             metered_by="gateway" if told is None else "worker",
+            streamed=self._watch.streams,
         )
 
 

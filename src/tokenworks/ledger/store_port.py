@@ -62,7 +62,9 @@ class LedgerStore(Protocol):
         """
         ...
 
-    def keep(self, entries: Sequence[Entry], told: Told, held_back: Sized = ()) -> None:
+    def keep(
+        self, entries: Sequence[Entry], told: Told, held_back: Sized = (), *, patient: bool = False
+    ) -> None:
         """The same for a caller who goes on meanwhile; on one loop at a time.
 
         Args:
@@ -72,6 +74,7 @@ class LedgerStore(Protocol):
             held_back: reservations that the caller keeps, to store them with their settlements:
                 requests that are open, and of which the store does not know. It may count them
                 later, too, on any thread.
+            patient: whether whoever waits may wait a little longer, while many requests are open.
         """
         ...
 

@@ -22,7 +22,7 @@ from tokenworks.core.errors import (
 from tokenworks.core.ids import PoolID, RequestID
 from tokenworks.core.orders import Order, Outcome
 from tokenworks.core.ports import Clock
-from tokenworks.core.units import NS_PER_S
+from tokenworks.core.units import NS_PER_MS, NS_PER_S
 from tokenworks.ledger.entries import Entry, Posted, Reserved, VoidReason
 from tokenworks.ledger.ledger import Ledger, Work
 from tokenworks.ledger.quota_records import Refused
@@ -35,6 +35,8 @@ HOLD_NS_MAX: Final = 3_600 * NS_PER_S
 # Without Final, which mypyc writes into the code: tests change it, compiled or not.
 HELD_S_MAX = 0.01
 """How long a reservation is kept back, to be stored by one append with its settlement."""
+PATIENT_NS_MIN: Final = 100 * NS_PER_MS
+"""A stream that took so long may wait for a tenth of it more, for its end alone."""
 STORE_HINT: Final = "Look at the disk that holds the ledger, or at its database server."
 ACCRUE_NS: Final = 10 * NS_PER_S
 CLAIM_NS: Final = 5 * NS_PER_S
@@ -200,7 +202,7 @@ class Bookkeeper:
                 hint="Read answers as they come: a reservation does not last for ever.",
             )
         entries = self._with_held(entry)
-        error = await self._stored(entries)
+        error = await self._stored(entries, patient=_is_patient(outcome))
         if isinstance(error, LedgerCorrupt) and self._unstored_of(request):
             # The reservation failed to be stored a moment before.
             entries = self._with_held(entry)
@@ -318,7 +320,9 @@ class Bookkeeper:
             self._held.clear()
             self._keep(held)
 
-    def _stored(self, entries: Sequence[Entry]) -> asyncio.Future[TokenworksError | None]:
+    def _stored(
+        self, entries: Sequence[Entry], *, patient: bool = False
+    ) -> asyncio.Future[TokenworksError | None]:
         """Store entries for somebody who waits to hear what was wrong, if anything."""
         stored: asyncio.Future[TokenworksError | None] = self._running().create_future()
 
@@ -330,12 +334,12 @@ class Bookkeeper:
                 self._unstored += [each for each in entries if isinstance(each, Reserved)]
             self._answered(id(entries))
 
-        self._append(entries, told)
+        self._append(entries, told, patient=patient)
         return stored
 
-    def _append(self, entries: Sequence[Entry], told: Told) -> None:
+    def _append(self, entries: Sequence[Entry], told: Told, *, patient: bool = False) -> None:
         self._storing[id(entries)] = self._clock.now_ns()
-        self._store.keep(entries, told, self._held)
+        self._store.keep(entries, told, self._held, patient=patient)
 
     def _running(self) -> asyncio.AbstractEventLoop:
         loop = self._loop = running_loop(self._loop)
@@ -428,6 +432,14 @@ class _Until(NamedTuple):
 
     ns: int
     unix_ns: int
+
+
+def _is_patient(outcome: Outcome) -> bool:
+    """Whether the caller has had every token, over such a time that its end need not be now."""
+    if not outcome.streamed:
+        return False
+    measured = outcome.measured
+    return (measured.ttft_ns or 0) + measured.decode_ns >= PATIENT_NS_MIN
 
 
 def _refusal(refused: Refused, unix_ns: int) -> TokenworksError:

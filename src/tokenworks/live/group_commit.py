@@ -26,7 +26,9 @@ IDLE_S_MAX: Final = 5
 
 PATIENCE_S: Final = 0.01
 """How long reservations may wait here for a settlement to be stored with: nobody waits for them,
-and if the process dies before, there is neither an answer to bill nor a hold to give back."""
+and if the process dies before, there is neither an answer to bill nor a hold to give back. While
+many requests are open, so may settlements of streams that took long: their callers have all but the
+end."""
 
 COMMIT_S_MIN: Final = 0.002
 """From one commit to the next at the least. A sync costs the same for many entries as for one; one
@@ -49,17 +51,24 @@ class _Append:
         entries: these.
         told: see ``LedgerStore.keep``.
         loop: on which it is called; None for the thread.
+        patient: see ``LedgerStore.keep``.
 
     Attributes:
         error: what was wrong, if anything, once that is known.
     """
 
-    __slots__ = ("entries", "error", "loop", "told")
+    __slots__ = ("entries", "error", "loop", "patient", "told")
 
     def __init__(
-        self, entries: Sequence[Entry], told: Told, loop: asyncio.AbstractEventLoop | None
+        self,
+        entries: Sequence[Entry],
+        told: Told,
+        loop: asyncio.AbstractEventLoop | None,
+        *,
+        patient: bool = False,
     ) -> None:
         self.entries = entries
+        self.patient = patient
         self.told = told
         self.loop = loop
         self.error: TokenworksError | None = None
@@ -132,11 +141,13 @@ class GroupCommit:
             future.set_exception(refusal)
         return future
 
-    def keep(self, entries: Sequence[Entry], told: Told, held_back: Sized = ()) -> None:
+    def keep(
+        self, entries: Sequence[Entry], told: Told, held_back: Sized = (), *, patient: bool = False
+    ) -> None:
         """Queue some entries from a running loop; see ``LedgerStore.keep``."""
         self._held_back = held_back
         loop = self._loop = running_loop(self._loop)
-        refusal = self._submit(_Append(entries, told, loop))
+        refusal = self._submit(_Append(entries, told, loop, patient=patient))
         if refusal is not None:
             loop.call_soon(told, entries, refusal)
 
@@ -181,6 +192,7 @@ class GroupCommit:
         entries = append.entries
         # What ends with a reservation has nothing else.
         patient = append.loop is not None and bool(entries) and isinstance(entries[-1], Reserved)
+        patient = patient or (append.patient and self._open_s() >= COMMIT_S_MAX)
         with self._lock:
             if self._closing:
                 return LedgerUnavailable("The ledger store is closed.")
@@ -262,10 +274,13 @@ class GroupCommit:
 
     def _rest_s(self) -> float:
         """From one commit to the next."""
-        open_count = self.open + self._held_count
-        alone_s = max(COMMIT_S_MIN, min(open_count * self._took_s, COMMIT_S_MAX))
+        alone_s = max(COMMIT_S_MIN, min(self._open_s(), COMMIT_S_MAX))
         others_s = (self.writers - 1) * (alone_s + self._took_s)
         return min(alone_s + others_s, REST_S_MAX)
+
+    def _open_s(self) -> float:
+        """What commits like the last take, one for each request that is open."""
+        return (self.open + self._held_count) * self._took_s
 
     def _take(self) -> list[_Append]:
         """The next appends, no more than fit a block."""
