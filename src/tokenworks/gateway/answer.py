@@ -356,7 +356,8 @@ class Answer:
 
     async def _until_over(self, delivery: Delivery) -> None:
         """Return once the answer has ended, or cannot go on."""
-        self._waiter = asyncio.get_running_loop().create_future()
+        assert self._exchange.task is not None
+        self._waiter = self._exchange.task.get_loop().create_future()
         cancelled: asyncio.CancelledError | None = None
         try:
             await self._waiter
