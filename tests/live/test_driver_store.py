@@ -248,6 +248,29 @@ def test_a_reservation_is_stored_although_nobody_waits_for_its_bill(
     run(main())
 
 
+def test_a_reservation_that_waits_for_another_try_waits_once_although_its_bill_was_cancelled(
+    run: Run, tmp_path: pathlib.Path
+) -> None:
+    async def main() -> None:
+        world = World(tmp_path)
+        world.store.failing = True
+        delivery, _ = await world.answering(world.up())
+        await until(world.driver._bookkeeper._unstored.__len__)
+        world.store.slow = True
+        settling = asyncio.create_task(delivery.settle(outcome()))
+        await settle_down()
+        settling.cancel()
+        await asyncio.wait({settling})
+        world.store.release()
+        await settle_down()
+        assert world.driver._bookkeeper.lag()[1] == 1
+        world.store.failing = False
+        await world.driver.close()
+        assert len(world.entries(Reserved)) == 1
+
+    run(main())
+
+
 def test_what_follows_a_posting_that_fails_is_waited_for_at_the_end(
     live: Callable[[Test], None],
 ) -> None:

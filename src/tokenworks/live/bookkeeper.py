@@ -331,7 +331,8 @@ class Bookkeeper:
             if not stored.done():
                 stored.set_result(error)
             elif error is not None:  # it was cancelled
-                self._unstored += [each for each in entries if isinstance(each, Reserved)]
+                held = [each for each in entries if isinstance(each, Reserved)]
+                self._unstored += [each for each in held if each not in self._unstored]
             self._answered(id(entries))
 
         self._append(entries, told, patient=patient)
