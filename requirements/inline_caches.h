@@ -60,9 +60,12 @@ TW_APART PyObject *tw_look_up_attribute(PyObject *object, PyObject *name, tw_typ
     }
     PyObject *found = cache->fills < TW_FILLS_MAX ? tw_found(type, name) : NULL;
     cache->fills += found != NULL;
+    /* An instance's dictionary may come before it, or may do so when the descriptor's own class is
+       another: that changes no tag of ours. */
     if (found == NULL || Py_TYPE(found)->tp_descr_set == NULL ||
-        Py_TYPE(found)->tp_descr_get == NULL) {
-        return PyObject_GetAttr(object, name); /* an instance's dictionary may come before it */
+        Py_TYPE(found)->tp_descr_get == NULL ||
+        !PyType_HasFeature(Py_TYPE(found), Py_TPFLAGS_IMMUTABLETYPE)) {
+        return PyObject_GetAttr(object, name);
     }
     Py_ssize_t offset = 0;
     if (Py_IS_TYPE(found, &PyMemberDescr_Type)) {

@@ -72,6 +72,26 @@ class Derived:
         return "derived", whom
 
 
+class Given:
+    """Comes before what an instance has, as long as this class has both methods."""
+
+    def __get__(self, thing: object, kind: type) -> object:
+        return "given"
+
+    def __set__(self, thing: object, value: object) -> None:
+        raise AttributeError
+
+
+class Giving:
+    width: object = Given()
+
+    def __init__(self) -> None:
+        self.__dict__["width"] = "own"
+
+    def speak(self, whom: object = None) -> object:
+        return "giving", whom
+
+
 class Pair(NamedTuple):
     width: int
     depth: int

@@ -44,6 +44,7 @@ def things(dice: random.Random) -> list[Any]:
         slotted,
         derived,
         loose,
+        kinds.Giving(),
         kinds.Pair(dice.randrange(9), 1),
         dice.choice(list(kinds.Colour)),
         kinds,
@@ -69,7 +70,7 @@ class Comparison:
 
     def change(self, dice: random.Random, made: list[Any]) -> None:
         """Something else than before, where a cache may have kept what was there."""
-        what, number = dice.randrange(8), dice.randrange(99)
+        what, number = dice.randrange(9), dice.randrange(99)
         if what == 0:
             kind: Any = dice.choice([kinds.Record, kinds.Slotted, kinds.Wider, kinds.Loose])
             kind.speak = lambda _, whom=None: ("changed", number, whom)
@@ -89,6 +90,12 @@ class Comparison:
                     told(delattr, thing, "width")
         elif what == 6:
             type.__setattr__(kinds.Derived, "width", property(lambda _: number))
+        elif what == 7:
+            name = dice.choice(["__get__", "__set__"])
+            if name in vars(kinds.Given):
+                delattr(kinds.Given, name)
+            else:
+                setattr(kinds.Given, name, lambda *_: number)
         else:
             for thing in made:
                 if isinstance(thing, kinds.Record):
@@ -110,7 +117,7 @@ class Comparison:
             if table and dice.random() < 0.1:
                 table.popitem()
             # A place must meet one kind again and again, and many.
-            thing = dice.choice(made) if dice.random() < 0.5 else made[seed % 5]
+            thing = dice.choice(made) if dice.random() < 0.5 else made[seed % 6]
             for call, args in (
                 ("width", (thing,)),
                 ("named", (thing, dice.choice(["width", "depth", "speak"]))),
