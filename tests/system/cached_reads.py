@@ -11,6 +11,7 @@ import random
 import sys
 import types
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from tests.system import cached_kinds as kinds
@@ -60,9 +61,9 @@ class Comparison:
 
     def __init__(self) -> None:
         self.readers: Any = importlib.import_module("tokenworks.readers")
-        path = str(self.readers.__file__)
-        assert path.endswith(".so"), path
-        spec = importlib.util.spec_from_file_location("plain", path.partition(".")[0] + ".py")
+        path = Path(self.readers.__file__)
+        assert path.suffix == ".so", path
+        spec = importlib.util.spec_from_file_location("plain", path.with_name("readers.py"))
         assert spec is not None
         assert spec.loader is not None
         self.plain: Any = importlib.util.module_from_spec(spec)
