@@ -266,7 +266,6 @@ class Bookkeeper:
             self._in_trouble(error)
         else:
             if freed:
-                self._keep_held()
                 self._keep(freed)
 
     async def claim_costs(self) -> None:
