@@ -16,6 +16,7 @@ STARTS = (
     *(b"HTTP/1.1 200 Fine\r\n", b"HTTP/1.0 200 OK\r\n", b"HTTP/1.1 204 OK\r\n"),
     *(b"HTTP/1.1 500 OK\r\n", b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n"),
     *(b"HTTP/1.1 200 OK\n", b"\r\nHTTP/1.1 200 OK\r\n", b"nonsense\r\n"),
+    *(b"\r\n\r\nHTTP/1.1 200 OK\r\n", b"HTTP/1.1 100\r\n\r\nHTTP/1.1 200 OK\r\n"),
 )
 LENGTHS = (
     *(b"Content-Length: %d\r\n", b"content-length:%d\r\n", b"Content-Length: \t%d \r\n"),
@@ -102,6 +103,7 @@ async def heard(answers: list[Answer], *, parsed: bool, **how: Any) -> list[Any]
     return found
 
 
+BLANKS, TERSE = ((start, list[bytes](), LENGTHS[0]) for start in STARTS[-2:])
 PLAIN = (START, list[bytes](), LENGTHS[0])
 ERROR = (b"HTTP/1.1 500 OK\r\n", list[bytes](), LENGTHS[0])
 
@@ -114,6 +116,7 @@ ERROR = (b"HTTP/1.1 500 OK\r\n", list[bytes](), LENGTHS[0])
 @example([PLAIN, PLAIN], [(0, b"{}", 0, 0, 0), (0, b"", 0, 0, 0), (0, b"{}", 0, 0, 5)], "")
 @example([PLAIN, PLAIN], [(0, b"{}", 0, 0, 0), (1, b"{}", 0, 0, 0)], "keep_headers")
 @example([PLAIN, ERROR], [(0, b"{}", 0, 0, 0), (1, b"{}", 0, 0, 0)], "")
+@example([BLANKS, TERSE], [(0, b"{}", 0, 0, 0), (1, b"{}", 0, 0, 0)], "")
 @example([ERROR, ERROR], [(0, b"{}", 0, 0, 0), (1, b"{}", 0, 0, 0)], "")
 def test_it_is_what_the_parser_makes_of_it(
     shapes: list[tuple[bytes, list[bytes], bytes]],

@@ -54,6 +54,9 @@ class PlainHead:
         """
         head = data[: data.find(_HEAD_END) + len(_HEAD_END)]
         lower = head.lower()
+        # Before another look: compiled, no slice may end before it begins.
+        if not head.startswith(_OK_LINE) or lower.count(_LENGTH) != 1:
+            return
         begin = lower.find(_LENGTH) + len(_LENGTH)
         if head[begin : begin + 1] == b" ":
             begin += 1
@@ -61,8 +64,6 @@ class PlainHead:
         digits = head[begin:end]
         if (
             len(head) <= _HEAD_BYTES_MAX
-            and head.startswith(_OK_LINE)
-            and lower.count(_LENGTH) == 1
             and lower.find(b"\r\ntransfer-encoding") < 0
             # Else lines may end where we do not look for that.
             and head.count(b"\r\n") == head.count(b"\n") == head.count(b"\r")
