@@ -255,7 +255,7 @@ def test_a_reservation_that_waits_for_another_try_waits_once_although_its_bill_w
         world = World(tmp_path)
         world.store.failing = True
         delivery, _ = await world.answering(world.up())
-        await until(world.driver._bookkeeper._unstored.__len__)
+        await until(lambda: world.driver._bookkeeper._unstored)
         world.store.slow = True
         settling = asyncio.create_task(delivery.settle(outcome()))
         await settle_down()
