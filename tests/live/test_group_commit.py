@@ -61,10 +61,15 @@ def test_a_writer_rests_for_what_is_open_and_for_other_writers(
 
 
 @pytest.mark.parametrize(
-    ("requests", "commits"), [(0, [["stream"], ["whole"]]), (64, [["stream", "whole"]])]
+    ("requests", "took_s", "commits"),
+    [
+        (0, COMMIT_S, [["stream"], ["whole"]]),
+        (1, 2 * COMMIT_S_MAX, [["stream"], ["whole"]]),  # it alone, on a slow disk
+        (64, COMMIT_S, [["stream", "whole"]]),
+    ],
 )
 def test_a_stream_waits_for_company_while_many_requests_are_open(
-    monkeypatch: pytest.MonkeyPatch, requests: int, commits: list[list[str]]
+    monkeypatch: pytest.MonkeyPatch, requests: int, took_s: float, commits: list[list[str]]
 ) -> None:
     monkeypatch.setattr(group_commit, "PATIENCE_S", 60)
     seen = list[list[str]]()
@@ -77,7 +82,7 @@ def test_a_stream_waits_for_company_while_many_requests_are_open(
         both = [asyncio.Event(), asyncio.Event()]
         stream, whole = entries(["stream"]), entries(["whole"])
         group.keep(stream, lambda _, error: both[0].set(), patient=True)
-        if requests:
+        if len(commits) == 1:
             await until(lambda: group._doze is group_commit._URGENT)
         else:
             await both[0].wait()
@@ -89,7 +94,7 @@ def test_a_stream_waits_for_company_while_many_requests_are_open(
         return names
 
     group = GroupCommit(commit, lambda: None)
-    group.open, group._took_s = requests, COMMIT_S
+    group.open, group._took_s = requests, took_s
     asyncio.run(asyncio.wait_for(store(), 30))
     group.close()
     assert seen == commits

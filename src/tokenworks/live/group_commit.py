@@ -192,7 +192,8 @@ class GroupCommit:
         entries = append.entries
         # What ends with a reservation has nothing else.
         patient = append.loop is not None and bool(entries) and isinstance(entries[-1], Reserved)
-        patient = patient or (append.patient and self._open_s() >= COMMIT_S_MAX)
+        # The one that ends is open, too, and no company of its own.
+        patient = patient or (append.patient and self._open_s(but=1) >= COMMIT_S_MAX)
         with self._lock:
             if self._closing:
                 return LedgerUnavailable("The ledger store is closed.")
@@ -278,9 +279,9 @@ class GroupCommit:
         others_s = (self.writers - 1) * (alone_s + self._took_s)
         return min(alone_s + others_s, REST_S_MAX)
 
-    def _open_s(self) -> float:
-        """What commits like the last take, one for each request that is open."""
-        return (self.open + self._held_count) * self._took_s
+    def _open_s(self, but: int = 0) -> float:
+        """What commits like the last take, one for each request that is open, but for so many."""
+        return (self.open + self._held_count - but) * self._took_s
 
     def _take(self) -> list[_Append]:
         """The next appends, no more than fit a block."""
