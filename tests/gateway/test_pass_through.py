@@ -96,6 +96,7 @@ def test_a_request_and_its_answer_as_they_are(run: Run) -> None:
     outcome = house.desk.delivery.outcome
     assert (outcome.usage.prompt_tokens, outcome.usage.completion_tokens) == (3, 2)
     assert (outcome.ending, outcome.metered_by) == ("done", "worker")
+    assert not outcome.streamed
 
 
 @pytest.mark.parametrize("method", ["GET", "DELETE"])
@@ -148,7 +149,9 @@ def test_a_stream_is_passed_on_as_it_comes(run: Run) -> None:
     found = house.ask("/v1/chat/completions")
     assert found.body == b"".join(parts) + last
     assert found.headers["content-type"] == EVENTS.decode()
-    assert house.desk.delivery.outcome.usage.prompt_tokens == 5
+    outcome = house.desk.delivery.outcome
+    assert outcome.usage.prompt_tokens == 5
+    assert outcome.streamed
 
 
 def test_a_caller_who_leaves_pays_for_what_was_seen(run: Run) -> None:

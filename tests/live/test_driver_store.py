@@ -212,6 +212,19 @@ def test_an_answer_that_fails_to_be_stored_with_its_reservation_is_given_back(
 
 
 @pytest.mark.usefixtures("_reservations_are_kept_back")
+def test_what_is_kept_back_is_stored_before_all_are_told(live: Callable[[Test], None]) -> None:
+    async def test(world: World) -> None:
+        delivery, _ = await world.answering(world.up())
+        await world.driver._bookkeeper.all_told()
+        assert len(world.entries(Reserved)) == 1
+        assert world.driver._bookkeeper.lag() == (0, 0, 0)
+        await delivery.settle(outcome())
+        assert len(world.posted) == 1
+
+    live(test)
+
+
+@pytest.mark.usefixtures("_reservations_are_kept_back")
 def test_what_expires_is_stored_after_its_reservation(live: Callable[[Test], None]) -> None:
     async def test(world: World) -> None:
         delivery, _ = await world.answering(world.up())

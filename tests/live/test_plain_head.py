@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -149,3 +150,27 @@ def test_a_head_that_says_the_same_but_for_the_length_is_known() -> None:
     known.remember(plain(2, b"{}", b"x: 3\r\n"), b"text/html")
     assert known.body_of(plain(2, b"{}", b"x: 3\r\n")) == b"{}"
     assert known.body_of(plain(2, b"{}")) is None
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        plain(2, b"{}x"),
+        plain(3, b"{}"),
+        plain(2, b"{}", b"content-length:2\r\n"),
+        plain(2, b"{}", b"Transfer-Encoding: identity\r\n"),
+        plain(2, b"{}", b"x: y\nTransfer-Encoding: chunked\r\n"),
+        plain(2, b"{}", b"x: y\rTransfer-Encoding: chunked\r\n"),
+        plain(2, b"{}", b"x: " + 4_096 * b"x" + b"\r\n"),
+        plain(2, b"{}").replace(b"200", b"404"),
+        plain(2, b"{}").replace(b"2\r", b"+2\r"),
+        plain(2, b"{}").replace(b"2\r", b"0000000000000002\r"),
+        START + b"\r\n",
+        START,
+    ],
+)
+def test_only_a_plain_head_is_remembered(data: bytes) -> None:
+    known = PlainHead()
+    known.remember(data, b"text/plain")
+    assert known.body_of(data) is None
+    assert known.content_type == b""
