@@ -22,7 +22,7 @@
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wdeprecated-declarations" /* 3.12's tags of dictionaries */
 
-/* A place that meets ever other classes looks so often, and then keeps what it has. */
+/* A place that meets ever other classes looks so often, and then keeps what it has, if anything. */
 #define TW_FILLS_MAX 64
 #define TW_LIKELY(x) __builtin_expect(!!(x), 1)
 #define TW_APART static __attribute__((noinline, unused))
@@ -44,9 +44,18 @@ typedef struct {
 
 /* What a type has of a name; NULL if that may change without a new version tag. */
 static inline PyObject *tw_found(PyTypeObject *type, PyObject *name) {
-    PyObject *found =
-        type->tp_getattro == PyObject_GenericGetAttr ? _PyType_Lookup(type, name) : NULL;
+    if (type->tp_getattro != PyObject_GenericGetAttr || !PyUnicode_CheckExact(name)) {
+        return NULL; /* other names may compare as they like */
+    }
+    PyObject *found = _PyType_Lookup(type, name);
     return PyType_HasFeature(type, Py_TPFLAGS_VALID_VERSION_TAG) ? found : NULL;
+}
+
+/* Whether it comes before an instance's dictionary, and always will: a descriptor's class that may
+   change has a tag of its own, which no cache keeps. */
+static inline int tw_comes_first(PyTypeObject *descriptor) {
+    return descriptor->tp_descr_set != NULL && descriptor->tp_descr_get != NULL &&
+           PyType_HasFeature(descriptor, Py_TPFLAGS_IMMUTABLETYPE);
 }
 
 /* Look an attribute up, and keep in the cache where it is. */
@@ -60,11 +69,7 @@ TW_APART PyObject *tw_look_up_attribute(PyObject *object, PyObject *name, tw_typ
     }
     PyObject *found = cache->fills < TW_FILLS_MAX ? tw_found(type, name) : NULL;
     cache->fills += found != NULL;
-    /* An instance's dictionary may come before it, or may do so when the descriptor's own class is
-       another: that changes no tag of ours. */
-    if (found == NULL || Py_TYPE(found)->tp_descr_set == NULL ||
-        Py_TYPE(found)->tp_descr_get == NULL ||
-        !PyType_HasFeature(Py_TYPE(found), Py_TPFLAGS_IMMUTABLETYPE)) {
+    if (found == NULL || !tw_comes_first(Py_TYPE(found))) {
         return PyObject_GetAttr(object, name);
     }
     Py_ssize_t offset = 0;
@@ -115,7 +120,7 @@ static inline PyObject *tw_call_method(PyObject *name, PyObject *const *args, si
                                        PyObject *kwnames, tw_type_cache *cache) {
     if (TW_LIKELY(Py_TYPE(args[0])->tp_version_tag == cache->version && cache->name == name)) {
         PyObject *found = Py_NewRef(cache->found);
-        /* The place before the first argument is lent to who is called by itself, not here. */
+        /* With the flag the first argument may be written over, which here is the object's. */
         PyObject *value =
             PyObject_Vectorcall(found, args, nargsf & ~PY_VECTORCALL_ARGUMENTS_OFFSET, kwnames);
         Py_DECREF(found);
