@@ -10,7 +10,8 @@
    3.13; from there on this file does nothing.
 
    All of it runs with the GIL held. What a cache points to is borrowed, and lives as long as the
-   state that the tag stands for; of a name or a key it holds a reference. */
+   state that the tag stands for; of a name or a key it holds a reference. Items of other
+   dictionaries pass by here as globals do, and are looked up again as these change. */
 
 #ifndef TOKENWORKS_INLINE_CACHES_H
 #define TOKENWORKS_INLINE_CACHES_H
