@@ -2,7 +2,7 @@
 
 Of a connection's answers that came in one read each, the parser takes the first. The next one's
 head is compared with that, byte for byte. The parser is between two answers then, and would only
-say again what it has said.
+say again what it has said. Where heads have a date, those of one second are alike.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class PlainHead:
         if (
             len(head) <= _HEAD_BYTES_MAX
             and lower.find(b"\r\ntransfer-encoding") < 0
-            # Else lines may end where we do not look for that.
+            # A bare one might end a line, and begin a header that is not looked for here.
             and head.count(b"\r\n") == head.count(b"\n") == head.count(b"\r")
             and digits.isdigit()
             and len(digits) <= _LENGTH_DIGITS_MAX

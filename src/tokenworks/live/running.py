@@ -8,7 +8,7 @@ import asyncio
 def running_loop(known: asyncio.AbstractEventLoop | None) -> asyncio.AbstractEventLoop:
     """The loop that runs.
 
-    To ask asyncio for it takes a system call; whether one that is known still runs takes none.
+    With Python 3.11 asyncio makes a system call for it; to ask a known one whether it runs takes none.
 
     Args:
         known: what this has returned before. Whoever holds it is used by one loop at a time.
