@@ -8,7 +8,7 @@ import asyncio
 def running_loop(known: asyncio.AbstractEventLoop | None) -> asyncio.AbstractEventLoop:
     """The loop that runs.
 
-    With Python 3.11 asyncio makes a system call for it; to ask a known one whether it runs takes none.
+    With Python 3.11 asyncio makes a system call for it; whether a known one still runs takes none.
 
     Args:
         known: what this has returned before. Whoever holds it is used by one loop at a time.
