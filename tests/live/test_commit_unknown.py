@@ -203,3 +203,18 @@ def test_a_process_that_cannot_find_out_what_it_gave_back_uses_nothing_more(
             store.give_back([place])
         with pytest.raises(LedgerUnavailable):
             store.append_now([reserved("b")])
+
+
+def test_a_commit_that_is_refused_leaves_nothing_open(tmp_path: Path) -> None:
+    with closing(SQLiteDatabase(tmp_path / "x.sqlite")) as database:
+        database.query("PRAGMA foreign_keys = ON")
+        database.script(
+            "CREATE TABLE named (name TEXT PRIMARY KEY);"
+            "CREATE TABLE used (name TEXT REFERENCES named DEFERRABLE INITIALLY DEFERRED)"
+        )
+        with pytest.raises(LedgerUnavailable, match="FOREIGN KEY"), database.writing():
+            database.change("INSERT INTO used VALUES (?)", ("x",))
+        with database.writing():
+            database.change("INSERT INTO named VALUES (?)", ("x",))
+        assert database.query("SELECT * FROM used") == []
+        assert database.query("SELECT * FROM named") == [("x",)]
