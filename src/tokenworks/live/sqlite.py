@@ -110,13 +110,6 @@ class SQLiteDatabase:
         """See ``Database``."""
         self._connection.close()
 
-    def begin(self, statement: str) -> None:
-        """Begin a transaction by a statement."""
-        try:
-            self._connection.execute(statement)
-        except _ERRORS as error:
-            raise _ours(self.path, error) from error
-
     def roll_back(self) -> None:
         """End a transaction as if it had not been, if there still is one."""
         # Some errors, such as a full disk, have rolled back already.
@@ -168,7 +161,7 @@ class _Transaction(AbstractContextManager[None]):
         self._database, self._begin, self._commit = database, begin, commit
 
     def __enter__(self) -> None:
-        self._database.begin(self._begin)
+        self._database.change(self._begin)
 
     def __exit__(
         self,
