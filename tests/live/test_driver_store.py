@@ -23,6 +23,7 @@ from tokenworks.ledger.entries import Reserved
 from tokenworks.ledger.store_port import InDoubt, recover
 from tokenworks.live import bookkeeper
 from tokenworks.live import driver as driver_module
+from tokenworks.live.flights import LiveDelivery
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
 Test = Callable[[World], Coroutine[Any, Any, None]]
@@ -52,6 +53,16 @@ def live(
         run(main())
 
     return go
+
+
+async def settle_for_nobody(world: World, delivery: LiveDelivery) -> None:
+    """Have the bill of an answer cancelled while the slow store is at it, which then answers."""
+    settling = asyncio.create_task(delivery.settle(outcome()))
+    await settle_down()
+    settling.cancel()
+    await asyncio.wait({settling})
+    world.store.release()
+    await settle_down()
 
 
 async def recovered(world: World) -> None:
@@ -247,12 +258,7 @@ def test_a_reservation_is_stored_although_nobody_waits_for_its_bill(
         world = World(tmp_path)
         delivery, _ = await world.answering(world.up())
         world.store.slow = world.store.failing = True
-        settling = asyncio.create_task(delivery.settle(outcome()))
-        await settle_down()
-        settling.cancel()
-        await asyncio.wait({settling})
-        world.store.release()
-        await settle_down()
+        await settle_for_nobody(world, delivery)
         world.store.failing = False
         await world.driver.close()
         assert len(world.entries(Reserved)) == 1
@@ -270,12 +276,7 @@ def test_a_reservation_that_waits_for_another_try_waits_once_although_its_bill_w
         delivery, _ = await world.answering(world.up())
         await until(lambda: world.driver._bookkeeper._unstored)
         world.store.slow = True
-        settling = asyncio.create_task(delivery.settle(outcome()))
-        await settle_down()
-        settling.cancel()
-        await asyncio.wait({settling})
-        world.store.release()
-        await settle_down()
+        await settle_for_nobody(world, delivery)
         assert world.driver._bookkeeper.lag()[1] == 1
         world.store.failing = False
         await world.driver.close()
