@@ -51,24 +51,17 @@ class _Append:
         entries: these.
         told: see ``LedgerStore.keep``.
         loop: on which it is called; None for the thread.
-        patient: see ``LedgerStore.keep``.
 
     Attributes:
         error: what was wrong, if anything, once that is known.
     """
 
-    __slots__ = ("entries", "error", "loop", "patient", "told")
+    __slots__ = ("entries", "error", "loop", "told")
 
     def __init__(
-        self,
-        entries: Sequence[Entry],
-        told: Told,
-        loop: asyncio.AbstractEventLoop | None,
-        *,
-        patient: bool = False,
+        self, entries: Sequence[Entry], told: Told, loop: asyncio.AbstractEventLoop | None
     ) -> None:
         self.entries = entries
-        self.patient = patient
         self.told = told
         self.loop = loop
         self.error: TokenworksError | None = None
@@ -147,7 +140,7 @@ class GroupCommit:
         """Queue some entries from a running loop; see ``LedgerStore.keep``."""
         self._held_back = held_back
         loop = self._loop = running_loop(self._loop)
-        refusal = self._submit(_Append(entries, told, loop, patient=patient))
+        refusal = self._submit(_Append(entries, told, loop), may_wait=patient)
         if refusal is not None:
             loop.call_soon(told, entries, refusal)
 
@@ -188,12 +181,12 @@ class GroupCommit:
                 self._ring()
         self._writing.join()
 
-    def _submit(self, append: _Append) -> LedgerUnavailable | None:
+    def _submit(self, append: _Append, *, may_wait: bool = False) -> LedgerUnavailable | None:
         entries = append.entries
         # What ends with a reservation has nothing else.
         patient = append.loop is not None and bool(entries) and isinstance(entries[-1], Reserved)
         # The one that ends is open, too, and no company of its own.
-        patient = patient or (append.patient and self._open_s(but=1) >= COMMIT_S_MAX)
+        patient = patient or (may_wait and self._open_s(but=1) >= COMMIT_S_MAX)
         with self._lock:
             if self._closing:
                 return LedgerUnavailable("The ledger store is closed.")
