@@ -99,6 +99,8 @@ def test_clean_code_is_left_alone(plant: Callable[..., list[str]]) -> None:
         ("dispatch", "x = float('inf')", "float"),
         ("gateway", "from typing import TYPE_CHECKING", "TYPE_CHECKING"),
         ("gateway", "import typing\nif typing.TYPE_CHECKING:\n    pass", "TYPE_CHECKING"),
+        ("ledger", "d = {}\ndel d[next(iter(d))]", "OrderedDict"),
+        ("live", "d = {}\nd.pop(next(iter(d)), None)", "OrderedDict"),
         ("core", "def f(x: Any) -> int: ...", "Any in a public signature"),
         ("core", "class C:\n    def f(self) -> list[Any]: ...", "Any in a public signature"),
         ("core", "class C:\n    x: dict[str, typing.Any]", "Any in a public signature"),

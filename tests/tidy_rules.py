@@ -260,6 +260,19 @@ def type_checking(module: Module) -> Iterator[Finding]:
             yield module.finding(node, "TYPE_CHECKING hides a cycle")
 
 
+def first_of_a_dict(module: Module) -> Iterator[Finding]:
+    """The oldest is taken from an OrderedDict: a dict looks through the places of all before it."""
+    for node in module.nodes:
+        keys: list[ast.expr] = []
+        if isinstance(node, ast.Delete):
+            keys = [each.slice for each in node.targets if isinstance(each, ast.Subscript)]
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            keys = node.args[:1] if node.func.attr == "pop" else []
+        for key in keys:
+            if ast.unparse(key).startswith("next(iter("):
+                yield module.finding(node, "the first of many: OrderedDict.popitem(last=False)")
+
+
 def any_in_public(module: Module) -> Iterator[Finding]:
     """No ``Any`` in what a pure room shows to others."""
     if module.room in PURE:
@@ -447,6 +460,7 @@ MODULE_RULES: Final[tuple[Callable[[Module], Iterator[Finding]], ...]] = (
     opening,
     names,
     type_checking,
+    first_of_a_dict,
     any_in_public,
 )
 TREE_RULES: Final[tuple[Callable[[Path, list[Module]], Iterator[Finding]], ...]] = (

@@ -15,6 +15,7 @@ Blocks that the session found in the cache when it began are others' as well and
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Final
 
@@ -65,6 +66,9 @@ class KVTiers(msgspec.Struct, kw_only=True):
     sessions: dict[str, Paused] = {}
     filling: dict[WorkerID, Filling] = {}
 
+    def __post_init__(self) -> None:
+        self.sessions = OrderedDict(self.sessions)  # a snapshot has a plain one
+
     def sent(self, request: Request, worker: Worker, hit_blocks: int, now_ns: int) -> Fetch | None:
         """A request of a session goes to a worker that has a place below; what it needs first."""
         assert request.session is not None, request.request
@@ -84,7 +88,8 @@ class KVTiers(msgspec.Struct, kw_only=True):
                 last=request.prefix[-1] if own else 0,
             )
             if len(self.sessions) > PAUSED_MAX:
-                del self.sessions[next(iter(self.sessions))]
+                assert isinstance(self.sessions, OrderedDict)
+                self.sessions.popitem(last=False)
         return found
 
     def paused(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Iterable
 from typing import Final, NamedTuple, TypeVar, assert_never
 
@@ -153,7 +153,7 @@ class Ledger:
         self._books: dict[PriceID, PriceBook] = {}
         self._hold_prices: dict[tuple[PriceID, ModelName, Tier], HoldPrice] = {}
         self._holds: dict[Place, Held] = {}
-        self._settled: dict[Place, tuple[Held, Settlement]] = {}
+        self._settled: OrderedDict[Place, tuple[Held, Settlement]] = OrderedDict()
         self._accrued: dict[PoolID, list[CostAccrued]] = {}
 
     # Keys, limits and readings.
@@ -628,7 +628,7 @@ class Ledger:
         held = _without_lifted(held)
         self._settled[place] = (held, entry)
         if len(self._settled) > self._settled_max:
-            del self._settled[next(iter(self._settled))]
+            self._settled.popitem(last=False)  # a plain dict would look for its first one
         _count(held, entry, 1)
         return entry
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
@@ -28,8 +29,9 @@ class Stored:
 
     def __init__(self) -> None:
         self._open: dict[_Place, Reserved] = {}
-        self._settled: dict[_Place, tuple[Reserved, Settlement]] = {}
-        self._costs: dict[RequestID, CostAccrued] = {}
+        # The first of a plain dict that had many before it is looked for among the places of these.
+        self._settled: OrderedDict[_Place, tuple[Reserved, Settlement]] = OrderedDict()
+        self._costs: OrderedDict[RequestID, CostAccrued] = OrderedDict()
 
     def open_holds(self) -> list[Reserved]:
         """Reservations without a settlement; see ``entries.oldest_first``."""
@@ -99,7 +101,7 @@ class Stored:
         """Forget what is older than the latest; call it when what was admitted is stored."""
         for rows in (self._settled, self._costs):
             while len(rows) > RECENT_MAX:
-                del rows[next(iter(rows))]  # type: ignore[arg-type]
+                rows.popitem(last=False)
 
     def _take(self, entry: Entry) -> bool:
         """Take up one entry; False for a repeat."""
