@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 
 import msgspec
@@ -307,6 +308,15 @@ def test_a_settlement_that_contradicts_the_first_is_refused() -> None:
         "not_reserved",
     ]
     assert numbers(made) == before
+
+
+def test_the_collector_of_cycles_looks_at_no_settlement_twice() -> None:
+    made, _ = story()
+    gc.collect()
+    assert made._settled
+    for place, settled in made._settled.items():
+        assert not gc.is_tracked(place)
+        assert not gc.is_tracked(settled)
 
 
 def test_only_the_latest_settlements_are_remembered() -> None:

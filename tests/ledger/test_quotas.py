@@ -155,6 +155,30 @@ def test_memory_of_payers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert code(try_reserve(made, "4", run="4")) == "quota_exceeded"
 
 
+def test_memory_of_sets_of_windows_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quotas_module, "PATHS_MAX", 2)
+    limits = [state(limit(run, f"run:tenant/{run}", amount=90)) for run in ("1", "2", "3")]
+    made = ledger(limits=limits)
+    for run in ("1", "2", "3"):
+        reserve(made, run, run=run)
+    assert len(made._tree._together) <= 2
+    made.set_limits([])
+    assert made._tree._together == {}
+
+
+def test_holds_of_one_payer_have_their_windows_together() -> None:
+    made = ledger(limits=[state(limit(amount=90)), state(limit("other", "key:key", amount=90))])
+    tree, now = made._tree, NOW
+    first, second = (tree.hold(PAYER, Tier.HIGH, 1, 1, now) for _ in range(2))
+    assert isinstance(first, tuple)
+    assert len(first) == 2
+    assert first is second
+    later = tree.hold(PAYER, Tier.HIGH, 1, 1, NOW + 40 * DAY_NS)
+    assert isinstance(later, tuple)
+    assert not set(later) & set(first)
+    assert list(tree._together) == [later]
+
+
 def test_lifting_a_limit_that_is_not_there_changes_nothing() -> None:
     tree = QuotaTree()
     tree.set(state(limit()))

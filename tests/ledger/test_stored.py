@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import gc
+
 import msgspec
 import pytest
 
@@ -69,6 +71,16 @@ def test_adopted_holds_can_be_settled() -> None:
     stored = Stored()
     stored.adopt([hold])
     assert stored.admit([hold, posted]) == [posted]
+
+
+def test_the_collector_of_cycles_looks_at_nothing_twice() -> None:
+    _, entries = story()
+    stored = Stored()
+    stored.admit(entries)
+    gc.collect()
+    for rows in (stored._settled, stored._open, stored._costs):
+        assert rows
+        assert not any(gc.is_tracked(each) for row in rows.items() for each in row)
 
 
 def test_only_the_latest_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:

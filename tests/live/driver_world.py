@@ -193,6 +193,10 @@ class FakeStream:
             await self._changed.wait()
         return self._parts.pop(0)
 
+    @property
+    def is_over(self) -> bool:
+        return self._ended or self.broken is not None
+
     async def read_all(self) -> bytes:
         whole = b""
         while part := await self.read():

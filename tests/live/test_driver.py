@@ -1021,6 +1021,22 @@ def test_a_settled_answer_frees_its_socket_even_if_the_worker_talks_on(
     live(test)
 
 
+def test_a_stream_that_has_ended_is_not_kept_when_its_answer_is_settled(
+    live: Callable[..., None],
+) -> None:
+    async def test(world: World) -> None:
+        client = world.up()
+        delivery, stream = await world.answering(client)
+        stream.end()
+        await delivery.settle(outcome())
+        assert world.driver._settled == []
+        delivery, stream = await world.answering(client)
+        await delivery.settle(outcome())
+        assert world.driver._settled == [stream]
+
+    live(test)
+
+
 def test_an_answer_that_outlived_its_reservation_is_not_billed(
     live: Callable[..., None],
 ) -> None:

@@ -57,6 +57,11 @@ class AnswerStream(Protocol):
         """All that it said, names in lower case, if the request was passed on as it came."""
         ...
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the worker has ended it, or was stopped: there is nothing left to abort."""
+        ...
+
     async def read(self) -> bytes:
         """What has come since the last read; ``b""`` at the end.
 

@@ -76,13 +76,15 @@ Place = tuple[RequestID, int]
 """A request and the number of the attempt."""
 
 
-class Held:
-    """An open reservation and the quota windows that hold it; neither is ever changed."""
+class Held(msgspec.Struct, frozen=True, eq=False, gc=False):
+    """An open reservation and the quota windows that hold it; neither is ever changed.
 
-    __slots__ = ("entry", "windows")
+    Many are remembered. The collector of cycles, to which everything else would stop meanwhile,
+    need not look at them: they are in none.
+    """
 
-    def __init__(self, entry: Reserved, windows: tuple[Window, ...]) -> None:
-        self.entry, self.windows = entry, windows
+    entry: Reserved
+    windows: tuple[Window, ...]
 
 
 class Idle(NamedTuple):

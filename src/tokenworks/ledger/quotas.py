@@ -91,6 +91,8 @@ class QuotaTree:
         self._windows: dict[LimitID, Window] = {}
         self._by_node: dict[NodeID, list[LimitID]] = {}
         self._of_payer: dict[Payer, tuple[LimitID, ...]] = {}
+        self._together: dict[tuple[Window, ...], tuple[Window, ...]] = {}
+        """What ``hold`` has returned: thousands of remembered holds have a few of these."""
         self._ended: dict[LimitID, list[Window]] = {}
         """Leased months that are over and carry over; the latest, and others that hold or have
         anything left."""
@@ -106,6 +108,7 @@ class QuotaTree:
         from now on counts something else.
         """
         limit = state.limit
+        self._together.clear()
         known = self._windows.get(limit.limit)
         if known is not None and not counts_alike(known.limit, limit):
             self.remove(limit.limit)
@@ -132,6 +135,7 @@ class QuotaTree:
         if window is not None:
             self._by_node[window.limit.node].remove(limit)
             self._of_payer.clear()
+            self._together.clear()
             ended = self._ended.pop(limit, [])
             if self._leased:
                 for each in (*ended, window):
@@ -208,7 +212,14 @@ class QuotaTree:
             held.append(window)
         for window in held:
             window.held += tokens if window.limit.unit == "tokens" else nanodollars
-        return tuple(held)
+        windows = tuple(held)
+        known = self._together.get(windows)
+        if known is not None:
+            return known
+        if len(self._together) >= PATHS_MAX:
+            self._together.clear()
+        self._together[windows] = windows
+        return windows
 
     def shortages(
         self, payer: Payer, tier: Tier, tokens: int, nanodollars: int, unix_ns: int
@@ -228,6 +239,7 @@ class QuotaTree:
         return found
 
     def _next(self, window: Window, unix_ns: int) -> Window:
+        self._together.clear()
         if not self._leased:
             return next_window(window, unix_ns)
         limit = window.limit
@@ -247,6 +259,8 @@ class QuotaTree:
 
 PAYERS_MAX: Final = 100_000
 """Payers whose limits are remembered; runs come and go, so the memory is dropped when full."""
+PATHS_MAX: Final = 10_000
+"""Sets of windows that are remembered, likewise."""
 
 
 def _empty(state: LimitState) -> Window:

@@ -132,7 +132,7 @@ class Driver:
         self._keys_trouble: str | None = None
         self._sending: set[asyncio.Task[None]] = set()
         self._settled: list[AnswerStream] = []
-        """Streams of answers that were settled in this round of housekeeping."""
+        """Streams of answers that were settled in this round of housekeeping, and go on."""
         self._lingering: collections.deque[tuple[float, list[AnswerStream]]] = collections.deque()
         self._last_ns = 0
         self._closed, self._landed = False, asyncio.Event()
@@ -304,7 +304,7 @@ class Driver:
         if not self._flights:
             self._landed.set()
         assert flight.delivery is not None, flight.order.request
-        self._settled += flight.delivery.streams
+        self._settled += [each for each in flight.delivery.streams if not each.is_over]
         flight.delivery = None  # it has the flight: neither is to wait for the collector of cycles
         entry = await self._bookkeeper.bill(order.request, outcome, work)
         return Receipt(

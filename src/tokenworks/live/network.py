@@ -99,6 +99,11 @@ class WorkerStream:
         """Whether the answer has begun; if ``told`` was called without, it has failed."""
         return self._begun
 
+    @property
+    def is_over(self) -> bool:
+        """See ``AnswerStream``."""
+        return self._connection is None
+
     async def begun(self) -> WorkerStream:
         """Of a request that was posted at once: the answer, when it has begun.
 

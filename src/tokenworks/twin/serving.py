@@ -181,6 +181,11 @@ class Refusal:
         error = {"message": message, "type": "invalid_request_error", "code": status}
         self._body = msgspec.json.encode({"error": error}) if body is None else body
 
+    @property
+    def is_over(self) -> bool:
+        """See ``AnswerStream``."""
+        return True
+
     async def read(self) -> bytes:
         """See ``AnswerStream``."""
         body, self._body = self._body, b""
@@ -238,6 +243,11 @@ class Answer:
         )
 
     # What a driver calls.
+
+    @property
+    def is_over(self) -> bool:
+        """See ``AnswerStream``."""
+        return self._ended or self._failure is not None
 
     async def read(self) -> bytes:
         """See ``AnswerStream``."""
