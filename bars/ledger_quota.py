@@ -28,9 +28,10 @@ from tokenworks.core.orders import KeyView, Order, Outcome, Usage
 from tokenworks.core.slo import Measured, Tier
 from tokenworks.core.units import NS_PER_S
 from tokenworks.ledger.entries import Posted, Reserved
-from tokenworks.ledger.ledger import Ledger, Work
+from tokenworks.ledger.ledger import Ledger
 from tokenworks.ledger.quota_records import KeyRecord, Limit, NodeID, Refused
 from tokenworks.ledger.store_port import LedgerStore, join, recover
+from tokenworks.ledger.work import Work
 from tokenworks.live.clock import SystemClock
 from tokenworks.live.home import Home
 from tokenworks.live.quota_leases import QuotaLeases

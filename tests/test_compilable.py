@@ -57,6 +57,27 @@ async def one():
     assert pauses_in_handlers(text) == [8, 10]
 
 
+def with_options(text: str) -> list[str]:
+    """A module's classes that say how they are to be made, as Structs do: ``frozen=True``."""
+    return [
+        node.name
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.ClassDef) and node.keywords
+    ]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_no_class_has_options(name: str) -> None:
+    # mypyc drops them without a word: such a Struct could be changed, had no hash, and was searched
+    # for cycles.
+    assert with_options((ROOT / "src" / "tokenworks" / f"{name}.py").read_text()) == []
+
+
+def test_such_options_are_found() -> None:
+    text = "class A(Struct, frozen=True): ...\nclass B(Struct): ...\nclass C(metaclass=D): ..."
+    assert with_options(text) == ["A", "C"]
+
+
 def classes(text: str) -> Iterator[tuple[str, set[str]]]:
     """A module's classes, and from where, with its name, each of their bases was imported."""
     tree = ast.parse(text)

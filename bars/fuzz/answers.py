@@ -22,7 +22,8 @@ from tests.gateway.fake_desk import KEY, MODEL, Caller, FakeClock, FakeDesk, Fak
 from tokenworks.core.errors import LedgerUnavailable, WorkerFailed
 from tokenworks.core.orders import Order, Outcome
 from tokenworks.gateway.app import Gateway
-from tokenworks.gateway.chat_request import ChatRequest, parse_chat_request
+from tokenworks.gateway.chat_asked import ChatRequest
+from tokenworks.gateway.chat_request import parse_chat_request
 from tokenworks.gateway.http_limits import LIMITS
 from tokenworks.gateway.plain_request import read_plain
 from tokenworks.gateway.request_fields import OUTPUT_TOKENS_MAX

@@ -14,7 +14,7 @@ from tokenworks.cli.main import cli
 from tokenworks.core.ids import RequestID
 from tokenworks.core.slo import Measured, Tier
 from tokenworks.ledger.entries import CostAccrued, Entry, Posted
-from tokenworks.ledger.ledger import Work
+from tokenworks.ledger.work import Work
 from tokenworks.live.home import Home
 from tokenworks.live.store import sqlite_store
 

@@ -20,7 +20,7 @@ from tokenworks.core.errors import (
     LedgerUnavailable,
 )
 from tokenworks.dispatch.events import Configured, WorkerUp
-from tokenworks.dispatch.journal_format import JournalEntry
+from tokenworks.dispatch.journal_records import JournalEntry
 from tokenworks.live.home import Home
 from tokenworks.live.journal import journal_files, read_journal
 

@@ -18,7 +18,7 @@ from tokenworks.core.ids import WorkerID
 from tokenworks.dispatch.commands import Command, Fetch, Offload, Preempt, Scale
 from tokenworks.dispatch.dispatcher import Dispatcher
 from tokenworks.dispatch.events import WorkerUp
-from tokenworks.dispatch.journal_format import JournalEntry
+from tokenworks.dispatch.journal_records import JournalEntry
 from tokenworks.live.growth import Growth
 from tokenworks.live.home import Home
 from tokenworks.live.journal import journal_files, read_journal

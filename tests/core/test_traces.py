@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tokenworks.core.ids import RequestID
-from tokenworks.core.traces import Trace, header_lines, trace_of
+from tokenworks.core.trace_place import Trace
+from tokenworks.core.traces import header_lines, trace_of
 
 PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 

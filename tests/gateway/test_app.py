@@ -28,7 +28,7 @@ from tokenworks.gateway.chat import Chat
 from tokenworks.gateway.dialect import Asked
 from tokenworks.gateway.event_stream import EventStream
 from tokenworks.gateway.http_io import BODY_BYTES_MAX
-from tokenworks.gateway.own_headers import OwnHeaders
+from tokenworks.gateway.own_words import OwnHeaders
 from tokenworks.gateway.routes import Request, Response, Route
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tokenworks.core.errors import InvalidRequest, ModelNotFound
 from tokenworks.core.ids import ModelName
 from tokenworks.core.slo import Tier
+from tokenworks.gateway.chat_asked import ChatRequest
 from tokenworks.gateway.chat_fields import (
     KNOWN_FIELDS,
     LOGIT_BIAS_MAX,
@@ -28,7 +29,6 @@ from tokenworks.gateway.chat_request import (
     PREFIX_BLOCK_BYTES,
     PREFIX_BLOCKS_MAX,
     TEMPLATE_TOKENS_PER_MESSAGE,
-    ChatRequest,
     parse_chat_request,
     prefix_hashes,
 )

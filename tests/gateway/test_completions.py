@@ -23,7 +23,7 @@ from tests.gateway.fake_desk import (
 from tokenworks.core.errors import InvalidRequest
 from tokenworks.core.slo import Tier
 from tokenworks.gateway.app import Gateway
-from tokenworks.gateway.chat_request import ChatRequest
+from tokenworks.gateway.chat_asked import ChatRequest
 from tokenworks.gateway.completions import Completions
 from tokenworks.gateway.own_headers import own_headers
 

@@ -6,7 +6,8 @@ import pytest
 
 from tokenworks.core.errors import InvalidRequest
 from tokenworks.core.needs import Hints, Needs
-from tokenworks.gateway.own_headers import OwnHeaders, own_headers
+from tokenworks.gateway.own_headers import own_headers
+from tokenworks.gateway.own_words import OwnHeaders
 
 
 def read(*key_labels: str, **headers: str) -> OwnHeaders:

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from tokenworks.core.errors import ModelNotFound, TokenworksError
 from tokenworks.core.ids import ModelName
 from tokenworks.core.slo import Tier
-from tokenworks.gateway.chat_request import ChatRequest, parse_chat_request
+from tokenworks.gateway.chat_asked import ChatRequest
+from tokenworks.gateway.chat_request import parse_chat_request
 from tokenworks.gateway.dialect import NO_MODELS
 from tokenworks.gateway.plain_request import read_plain
 

@@ -13,11 +13,12 @@ from tokenworks.core.orders import KeyView, Order, Outcome, Payer, Usage
 from tokenworks.core.slo import Measured, Tier
 from tokenworks.ledger.entries import CostAccrued, Entry, Posted, Reserved, Voided, VoidReason
 from tokenworks.ledger.extras import Extra
-from tokenworks.ledger.ledger import Ledger, Work
+from tokenworks.ledger.ledger import Ledger
 from tokenworks.ledger.quota_records import KeyRecord, Limit, LimitState, NodeID, Refused
 from tokenworks.ledger.quotas import Window, window_start
 from tokenworks.ledger.rollup import RollupRow
 from tokenworks.ledger.summing import Rollup
+from tokenworks.ledger.work import Work
 
 MODEL = ModelName("m")
 POOL = PoolID("pool")

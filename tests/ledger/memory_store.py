@@ -12,7 +12,8 @@ import msgspec
 
 from tokenworks.core.errors import ConfigInvalid, LedgerCorrupt, LedgerUnavailable
 from tokenworks.core.ids import KeyID, LimitID, PoolID, PriceID
-from tokenworks.ledger.blocks import GENESIS, Block, decode_entries, encode_entries, hash_of
+from tokenworks.ledger.block_record import Block
+from tokenworks.ledger.blocks import GENESIS, decode_entries, encode_entries, hash_of
 from tokenworks.ledger.entries import CostAccrued, Entry, Reserved
 from tokenworks.ledger.extras import Extra, Use, limit_states, uses
 from tokenworks.ledger.leases import Counted, Shortage, WindowUse, by_node, grant, split

@@ -16,14 +16,8 @@ from tokenworks.ledger.audit import (
     Finding,
     kept_book,
 )
-from tokenworks.ledger.blocks import (
-    GENESIS,
-    Block,
-    ChainHead,
-    encode_entries,
-    hash_of,
-    parse_head,
-)
+from tokenworks.ledger.block_record import Block
+from tokenworks.ledger.blocks import GENESIS, ChainHead, encode_entries, hash_of, parse_head
 from tokenworks.ledger.entries import CostAccrued, Entry, Posted, Reserved
 from tokenworks.ledger.rollup import RollupRow
 

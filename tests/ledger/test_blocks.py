@@ -5,14 +5,8 @@ import pytest
 
 from tests.ledger.ledger_samples import story
 from tokenworks.core.errors import LedgerCorrupt
-from tokenworks.ledger.blocks import (
-    GENESIS,
-    Block,
-    check_block,
-    decode_entries,
-    encode_entries,
-    hash_of,
-)
+from tokenworks.ledger.block_record import Block
+from tokenworks.ledger.blocks import GENESIS, check_block, decode_entries, encode_entries, hash_of
 from tokenworks.ledger.entries import Entry
 
 

@@ -24,7 +24,8 @@ from tests.ledger.ledger_samples import (
 )
 from tokenworks.core.errors import InvalidRequest, LedgerCorrupt
 from tokenworks.core.slo import Measured, Tier
-from tokenworks.ledger.blocks import Block, encode_entries
+from tokenworks.ledger.block_record import Block
+from tokenworks.ledger.blocks import encode_entries
 from tokenworks.ledger.entries import Entry, Posted
 from tokenworks.ledger.invoices import (
     ATTODOLLARS_PER_NANODOLLAR,

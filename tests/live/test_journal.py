@@ -14,12 +14,8 @@ from tests.dispatch.dispatch_world import World, arrived, configured, factory, f
 from tokenworks.core.errors import ConfigInvalid, JournalInvalid
 from tokenworks.dispatch.dispatcher import Dispatcher
 from tokenworks.dispatch.events import Ticked
-from tokenworks.dispatch.journal_format import (
-    JOURNAL_FORMAT,
-    JournalEntry,
-    JournalStart,
-    commands_digest,
-)
+from tokenworks.dispatch.journal_format import JOURNAL_FORMAT, commands_digest
+from tokenworks.dispatch.journal_records import JournalEntry, JournalStart
 from tokenworks.live.journal import JournalWriter, journal_files, read_journal, replay
 
 

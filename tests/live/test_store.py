@@ -41,7 +41,8 @@ from tests.ledger.store_conformance import (
 )
 from tokenworks.core.errors import ConfigInvalid, LedgerCorrupt, LedgerUnavailable
 from tokenworks.core.ids import KeyID
-from tokenworks.ledger.blocks import GENESIS, Block, ChainHead, check_block
+from tokenworks.ledger.block_record import Block
+from tokenworks.ledger.blocks import GENESIS, ChainHead, check_block
 from tokenworks.ledger.entries import Entry, Reserved
 from tokenworks.ledger.store_port import InDoubt, recover
 from tokenworks.live import group_commit

@@ -15,7 +15,8 @@ from tokenworks.dispatch.requests import Request
 from tokenworks.dispatch.states import State, Step, after
 from tokenworks.ledger import ledger
 from tokenworks.ledger.accounts import Accounts
-from tokenworks.ledger.ledger import Held, Ledger
+from tokenworks.ledger.held import Held
+from tokenworks.ledger.ledger import Ledger
 from tokenworks.ledger.quota_records import KeyRecord
 from tokenworks.ledger.quotas import QuotaTree
 from tokenworks.twin.bookkeeper import Bookkeeper

@@ -31,14 +31,9 @@ from tokenworks.dispatch.events import (
     WorkerDown,
     WorkerUp,
 )
-from tokenworks.dispatch.journal_format import (
-    JournalEntry,
-    JournalStart,
-    entries_of,
-    event_records,
-    start_records,
-)
+from tokenworks.dispatch.journal_format import entries_of, event_records, start_records
 from tokenworks.dispatch.journal_header import JournalHeader
+from tokenworks.dispatch.journal_records import JournalEntry, JournalStart
 from tokenworks.perf.timing import FS_PER_NS
 from tokenworks.twin.driver import Driver, Hooks, run
 from tokenworks.twin.journal import FileJournal

@@ -17,7 +17,7 @@ from tokenworks.core.errors import ConfigInvalid, JournalInvalid
 from tokenworks.core.slo import Tier
 from tokenworks.core.units import dollars_text
 from tokenworks.dispatch.dispatcher import Dispatcher
-from tokenworks.dispatch.journal_format import JournalStart
+from tokenworks.dispatch.journal_records import JournalStart
 from tokenworks.dispatch.snapshot import decode
 from tokenworks.live.home import Home
 from tokenworks.live.journal import journal_files, read_journal

@@ -13,6 +13,7 @@ __all__ = [
     "scopes",
     "slo",
     "token_sums",
+    "trace_place",
     "traces",
     "units",
 ]

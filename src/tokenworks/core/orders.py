@@ -22,7 +22,7 @@ from tokenworks.core.needs import Hints, Needs
 from tokenworks.core.scopes import Scopes
 from tokenworks.core.slo import Measured, Tier
 from tokenworks.core.token_sums import completion_tokens, prompt_tokens
-from tokenworks.core.traces import Trace
+from tokenworks.core.trace_place import Trace
 
 Ending = Literal["done", "disconnected", "failed"]
 """``done``; the client left; the worker broke off."""

@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
-import msgspec
-
 from tokenworks.core.ids import RequestID
+from tokenworks.core.trace_place import Trace
 
 STATE_CHARS_MAX: Final = 512
 """Of a ``tracestate``; a longer one is dropped, as the recommendation allows."""
@@ -16,18 +15,6 @@ _PARENT: Final = re.compile(
     r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-[ -~]*)?"
 )
 _STATE: Final = re.compile(rf"[ -~\t]{{1,{STATE_CHARS_MAX}}}")
-
-
-class Trace(msgspec.Struct, frozen=True, kw_only=True):
-    """A place in a trace.
-
-    Attributes:
-        parent: a valid ``traceparent``: version, trace, span that asks, flags.
-        state: a ``tracestate``; empty if there is none.
-    """
-
-    parent: str
-    state: str = ""
 
 
 def trace_of(parent: str, state: str = "") -> Trace | None:

@@ -13,26 +13,10 @@ from itertools import compress
 from operator import ne
 from typing import Final
 
-import msgspec
+from tokenworks.dispatch.stretch import Stretch
 
 STRETCH_BLOCKS_MAX: Final = 64
 """A stretch grows to no more than so many blocks; growing copies it."""
-
-
-class Stretch(msgspec.Struct, gc=False, eq=False):
-    """Consecutive blocks of a chain: a part of a tuple, which others may share.
-
-    Attributes:
-        blocks: the hashes.
-        start: where its first block is in there.
-        stop: where its last block is, plus one; greater than ``start``.
-        mask: the workers that have them.
-    """
-
-    blocks: tuple[int, ...]
-    start: int
-    stop: int
-    mask: int
 
 
 class Chains:

@@ -29,7 +29,8 @@ from tokenworks.gateway.event_stream import EventStream
 from tokenworks.gateway.http_io import JSON, ClientGone, Headers, check_json
 from tokenworks.gateway.metrics import GatewayMetrics
 from tokenworks.gateway.one_piece import OnePiece
-from tokenworks.gateway.own_headers import NOTHING_SAID, READ, OwnHeaders, own_headers
+from tokenworks.gateway.own_headers import NOTHING_SAID, READ, own_headers
+from tokenworks.gateway.own_words import OwnHeaders
 from tokenworks.gateway.request_ids import id_headers
 from tokenworks.gateway.routes import AnyDialect
 

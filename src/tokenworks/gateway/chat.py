@@ -9,11 +9,12 @@ from tokenworks.core.ids import ModelName, RequestID
 from tokenworks.core.orders import CHAT_PATH, KeyView, Usage
 from tokenworks.core.slo import Tier
 from tokenworks.gateway.assemble import Completion
-from tokenworks.gateway.chat_request import ChatRequest, parse_chat_request
+from tokenworks.gateway.chat_asked import ChatRequest
+from tokenworks.gateway.chat_request import parse_chat_request
 from tokenworks.gateway.dialect import NO_MODELS, OutputDefault
 from tokenworks.gateway.event_stream import EventStream
 from tokenworks.gateway.openai_errors import OpenAIErrors
-from tokenworks.gateway.own_headers import OwnHeaders
+from tokenworks.gateway.own_words import OwnHeaders
 from tokenworks.gateway.plain_request import read_plain
 
 

@@ -9,6 +9,7 @@ from typing import Final
 from tokenworks.core.errors import InvalidRequest
 from tokenworks.core.ids import ModelName
 from tokenworks.core.slo import Tier
+from tokenworks.gateway.chat_asked import ChatRequest
 from tokenworks.gateway.chat_fields import (
     JSONObject,
     Media,
@@ -17,7 +18,7 @@ from tokenworks.gateway.chat_fields import (
     extra_fields,
     wrong,
 )
-from tokenworks.gateway.dialect import NO_MODELS, Asked
+from tokenworks.gateway.dialect import NO_MODELS
 from tokenworks.gateway.json_body import decode_object, encode
 from tokenworks.gateway.request_fields import (
     flag,
@@ -46,16 +47,6 @@ IMAGE_TOKENS_MAX: Final = 16_384
 
 TEMPLATE_TOKENS_PER_MESSAGE: Final = 8
 """Room for the turn markers that a chat template adds; foreman's takes at most 6."""
-
-
-class ChatRequest(Asked, frozen=True, kw_only=True):
-    """A chat completion request after checking; its prompt is hashed in PREFIX_BLOCK_BYTES.
-
-    Attributes:
-        include_usage: whether the caller wants the stream's usage event.
-    """
-
-    include_usage: bool
 
 
 def parse_chat_request(

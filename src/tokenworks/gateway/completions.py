@@ -8,12 +8,13 @@ from tokenworks.core.ids import ModelName, RequestID
 from tokenworks.core.orders import KeyView
 from tokenworks.gateway.assemble import Completion
 from tokenworks.gateway.chat import ChatWriter
+from tokenworks.gateway.chat_asked import ChatRequest
 from tokenworks.gateway.chat_fields import check_fields, extra_fields, wrong
-from tokenworks.gateway.chat_request import ChatRequest, cache_salt_of, prefix_hashes
+from tokenworks.gateway.chat_request import cache_salt_of, prefix_hashes
 from tokenworks.gateway.dialect import NO_MODELS, OutputDefault
 from tokenworks.gateway.json_body import decode_object, encode
 from tokenworks.gateway.openai_errors import OpenAIErrors
-from tokenworks.gateway.own_headers import OwnHeaders
+from tokenworks.gateway.own_words import OwnHeaders
 from tokenworks.gateway.request_fields import (
     flag,
     include_usage,

@@ -20,7 +20,7 @@ from tokenworks.core.slo import Tier
 from tokenworks.gateway.assemble import Completion
 from tokenworks.gateway.event_stream import EventStream
 from tokenworks.gateway.http_io import Headers
-from tokenworks.gateway.own_headers import OwnHeaders
+from tokenworks.gateway.own_words import OwnHeaders
 
 OutputDefault = Callable[[ModelName, Tier], int]
 """The output limit at a tier for a request that names none; may raise ModelNotFound."""

@@ -6,12 +6,13 @@ from typing import Final
 
 from tokenworks.core.ids import ModelName, RequestID
 from tokenworks.core.orders import KeyView
-from tokenworks.gateway.chat_request import ChatRequest, parse_chat_request
+from tokenworks.gateway.chat_asked import ChatRequest
+from tokenworks.gateway.chat_request import parse_chat_request
 from tokenworks.gateway.dialect import NO_MODELS, OutputDefault
 from tokenworks.gateway.json_body import encode
 from tokenworks.gateway.messages_answer import MessagesAnswer, MessagesErrors
 from tokenworks.gateway.messages_request import Thinking, read_messages_request
-from tokenworks.gateway.own_headers import OwnHeaders
+from tokenworks.gateway.own_words import OwnHeaders
 
 MESSAGES_PATH: Final = "/v1/messages"
 

@@ -46,7 +46,7 @@ from prometheus_client.core import Metric as PrometheusMetric
 from prometheus_client.registry import Collector
 
 from tokenworks import __version__
-from tokenworks.core.traces import Trace
+from tokenworks.core.trace_place import Trace
 from tokenworks.gateway.metrics import GEN_AI_METRICS, PROVIDER, GenAIMetric
 from tokenworks.gateway.tallies import Buckets, Tallies
 from tokenworks.gateway.traced_desk import Attributes, OpenSpan

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Final
 
-import msgspec
-
 from tokenworks.core.errors import InvalidRequest
 from tokenworks.core.ids import AgentName, RunID
 from tokenworks.core.needs import LABELS_MAX, PRIORITY_DEFAULT, PRIORITY_MAX, Hints, Needs, words_of
-from tokenworks.core.traces import Trace, trace_of
+from tokenworks.core.trace_place import Trace
+from tokenworks.core.traces import trace_of
 from tokenworks.core.units import NS_PER_S
 from tokenworks.gateway.http_io import LABEL_LEN_MAX, Headers, label_of
+from tokenworks.gateway.own_words import OwnHeaders
 from tokenworks.gateway.request_ids import REQUEST_ID, caller_id
 
 PREFIX: Final = b"x-tokenworks-"
@@ -47,28 +47,6 @@ LABELS_LEN_MAX: Final = LABELS_MAX * (LABEL_LEN_MAX + len(", "))
 """Characters of all labels of a request together."""
 TOKENS_MAX: Final = 1 << 30
 TOOL_S_MAX: Final = 86_400
-
-
-class OwnHeaders(msgspec.Struct, frozen=True, kw_only=True):
-    """What a request's own headers say, with what its key asks for.
-
-    Attributes:
-        agent: who asks, if it is an agent.
-        run: its run.
-        needs: what the worker must have; None if any will do.
-        session: the conversation that it belongs to.
-        hints: what the agent knows of its request; None if it says nothing.
-        caller_request: the caller's own name for its request.
-        trace: where the request stands in the caller's trace.
-    """
-
-    agent: AgentName | None = None
-    run: RunID | None = None
-    needs: Needs | None = None
-    session: str | None = None
-    hints: Hints | None = None
-    caller_request: str | None = None
-    trace: Trace | None = None
 
 
 def own_headers(headers: Headers, key_labels: tuple[str, ...]) -> OwnHeaders:

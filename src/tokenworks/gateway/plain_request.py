@@ -15,9 +15,9 @@ from msgspec import UNSET
 
 from tokenworks.core.ids import ModelName
 from tokenworks.core.slo import Tier
+from tokenworks.gateway.chat_asked import ChatRequest
 from tokenworks.gateway.chat_request import (
     TEMPLATE_TOKENS_PER_MESSAGE,
-    ChatRequest,
     cache_salt_of,
     prefix_hashes,
 )

@@ -16,13 +16,14 @@ from tokenworks.core.ports import Clock, Shelf, Shelved
 from tokenworks.core.slo import Tier
 from tokenworks.core.units import NS_PER_S
 from tokenworks.gateway.assemble import Completion
+from tokenworks.gateway.chat_asked import ChatRequest
 from tokenworks.gateway.chat_fields import JSONObject, wrong
-from tokenworks.gateway.chat_request import ChatRequest, parse_chat_request
+from tokenworks.gateway.chat_request import parse_chat_request
 from tokenworks.gateway.dialect import NO_MODELS, OutputDefault
 from tokenworks.gateway.event_stream import EventStream
 from tokenworks.gateway.json_body import decode_object, encode
 from tokenworks.gateway.openai_errors import OpenAIErrors
-from tokenworks.gateway.own_headers import OwnHeaders
+from tokenworks.gateway.own_words import OwnHeaders
 from tokenworks.gateway.responses_answer import ResponsesAnswer, answer_turns
 from tokenworks.gateway.responses_request import (
     EXAMPLE,

@@ -23,7 +23,8 @@ from tokenworks.gateway.dialect import Asked
 from tokenworks.gateway.form_fields import form_fields
 from tokenworks.gateway.http_io import BODY_BYTES_MAX, JSON, ClientGone
 from tokenworks.gateway.json_body import decode_object, encode
-from tokenworks.gateway.own_headers import OwnHeaders, own_headers
+from tokenworks.gateway.own_headers import own_headers
+from tokenworks.gateway.own_words import OwnHeaders
 from tokenworks.gateway.request_fields import model_of, tier_of
 from tokenworks.gateway.routes import Request, Response, Route
 from tokenworks.gateway.told_usage import told_usage

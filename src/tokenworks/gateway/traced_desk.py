@@ -18,7 +18,7 @@ from tokenworks.core.needs import Needs
 from tokenworks.core.orders import CHAT_PATH, KeyView, Order, Outcome, Receipt
 from tokenworks.core.ports import AnswerStream, Clock, Delivery, Desk, Sink
 from tokenworks.core.slo import Tier
-from tokenworks.core.traces import Trace
+from tokenworks.core.trace_place import Trace
 from tokenworks.core.units import NS_PER_S
 from tokenworks.gateway.metrics import PROVIDER
 from tokenworks.gateway.span_content import (

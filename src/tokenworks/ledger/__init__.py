@@ -6,6 +6,7 @@ __all__ = [
     "audit",
     "audit_log",
     "authority",
+    "block_record",
     "blocks",
     "dates",
     "entries",
@@ -13,6 +14,7 @@ __all__ = [
     "facts",
     "focus",
     "grants",
+    "held",
     "invoices",
     "leases",
     "ledger",
@@ -27,4 +29,5 @@ __all__ = [
     "store_port",
     "stored",
     "summing",
+    "work",
 ]

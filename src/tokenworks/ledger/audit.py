@@ -15,7 +15,8 @@ from tokenworks.core.errors import LedgerCorrupt
 from tokenworks.core.ids import PriceID, RequestID
 from tokenworks.core.slo import Tier
 from tokenworks.ledger.accounts import Accounts
-from tokenworks.ledger.blocks import GENESIS, Block, ChainHead, check_block, decode_entries
+from tokenworks.ledger.block_record import Block
+from tokenworks.ledger.blocks import GENESIS, ChainHead, check_block, decode_entries
 from tokenworks.ledger.entries import CostAccrued, Entry, Posted, Reserved, Voided
 from tokenworks.ledger.ledger import check_settlement
 from tokenworks.ledger.rollup import RollupRow, Sums, balances, merged

@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from tokenworks.core.errors import InvalidRequest, LedgerCorrupt
+from tokenworks.ledger.block_record import Block
 from tokenworks.ledger.entries import CostAccrued, Entry, Posted, Reserved, Voided
 
 GENESIS: Final = bytes(32)
@@ -17,29 +18,6 @@ GENESIS: Final = bytes(32)
 
 ENTRIES_MAX: Final = 4_096
 """Entries in one block, unless a single append has more."""
-
-
-class Block(msgspec.Struct, frozen=True, kw_only=True):
-    """One group of entries as it is stored.
-
-    Attributes:
-        seq: its place in the ledger, from 1, without gaps.
-        owner: the process that wrote it.
-        number: its place among that process's blocks, from 1, without gaps; a process that does
-            not know whether its block was stored asks by this number.
-        at_unix_ns: when its last entry was made.
-        count: entries in it.
-        payload: the entries, a JSON array a line.
-        hash: blake2b of the previous block's hash, the fields above and the payload.
-    """
-
-    seq: int
-    owner: str
-    number: int
-    at_unix_ns: int
-    count: int
-    payload: bytes
-    hash: bytes
 
 
 class ChainHead(NamedTuple):

@@ -21,7 +21,8 @@ from tokenworks.core.ids import ModelName, PriceID, TenantID
 from tokenworks.core.orders import TOKEN_CLASSES
 from tokenworks.core.slo import Tier
 from tokenworks.core.units import NS_PER_HOUR, PPM, divide_half_even
-from tokenworks.ledger.blocks import Block, decode_entries
+from tokenworks.ledger.block_record import Block
+from tokenworks.ledger.blocks import decode_entries
 from tokenworks.ledger.entries import Posted
 from tokenworks.ledger.metering import PRICE_UNITS_PER_NANODOLLAR, sums_hold
 from tokenworks.ledger.quotas import window_end

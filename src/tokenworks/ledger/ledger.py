@@ -18,7 +18,6 @@ from tokenworks.core.ids import (
     PriceID,
     RequestID,
     TenantID,
-    WorkerID,
 )
 from tokenworks.core.kept_promises import delivered_tier
 from tokenworks.core.orders import Order, Outcome, Payer
@@ -36,6 +35,7 @@ from tokenworks.ledger.entries import (
     accrual_request,
     oldest_first,
 )
+from tokenworks.ledger.held import Held
 from tokenworks.ledger.leases import Shortage
 from tokenworks.ledger.metering import (
     HoldPrice,
@@ -59,6 +59,7 @@ from tokenworks.ledger.quotas import (
     quota_refusal,
     release,
 )
+from tokenworks.ledger.work import Work
 
 OPEN_HOLDS_MAX: Final = 100_000
 SETTLED_MAX: Final = 100_000
@@ -76,17 +77,6 @@ Place = tuple[RequestID, int]
 """A request and the number of the attempt."""
 
 
-class Held(msgspec.Struct, frozen=True, eq=False, gc=False):
-    """An open reservation and the quota windows that hold it; neither is ever changed.
-
-    Many are remembered. The collector of cycles, to which everything else would stop meanwhile,
-    need not look at them: they are in none.
-    """
-
-    entry: Reserved
-    windows: tuple[Window, ...]
-
-
 class Idle(NamedTuple):
     """What a leased window neither uses nor holds: what is free, and what is not its own any more.
 
@@ -99,24 +89,6 @@ class Idle(NamedTuple):
     window: Window
     free: int
     returned: int
-
-
-class Work(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """Who made an answer, and what that cost.
-
-    Attributes:
-        pool: where it was made.
-        worker: who made it.
-        worker_ns: its time on the worker.
-        energy_nanodollars: its share of the worker's electricity.
-        capital_nanodollars: its share of the worker's machines.
-    """
-
-    pool: PoolID
-    worker: WorkerID
-    worker_ns: int
-    energy_nanodollars: int
-    capital_nanodollars: int
 
 
 class Ledger:

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from tokenworks.core.errors import LedgerUnavailable, TokenworksError
 from tokenworks.core.ids import KeyID, LimitID, PoolID, PriceID
-from tokenworks.ledger.blocks import Block
+from tokenworks.ledger.block_record import Block
 from tokenworks.ledger.entries import Entry, Reserved
 from tokenworks.ledger.extras import Extra
 from tokenworks.ledger.leases import Counted, Shortage, WindowUse

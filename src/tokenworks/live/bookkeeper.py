@@ -24,9 +24,10 @@ from tokenworks.core.orders import Order, Outcome
 from tokenworks.core.ports import Clock
 from tokenworks.core.units import NS_PER_MS, NS_PER_S
 from tokenworks.ledger.entries import Entry, Posted, Reserved, VoidReason
-from tokenworks.ledger.ledger import Ledger, Work
+from tokenworks.ledger.ledger import Ledger
 from tokenworks.ledger.quota_records import Refused
 from tokenworks.ledger.store_port import InDoubt, LedgerStore, Told
+from tokenworks.ledger.work import Work
 from tokenworks.live.quota_leases import QuotaLeases
 from tokenworks.live.running import running_loop
 

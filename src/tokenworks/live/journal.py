@@ -16,14 +16,12 @@ from tokenworks.dispatch.commands import Command
 from tokenworks.dispatch.dispatcher import Dispatcher
 from tokenworks.dispatch.events import Event
 from tokenworks.dispatch.journal_format import (
-    JournalEntry,
-    JournalStart,
-    ReplayResult,
     entries_of,
     event_records,
     replay_entries,
     start_records,
 )
+from tokenworks.dispatch.journal_records import JournalEntry, JournalStart, ReplayResult
 
 BYTES_MAX: Final = 64 << 20
 FILES_MAX: Final = 16

@@ -9,7 +9,7 @@ from typing import Any, Final
 from tokenworks.core.errors import LedgerCorrupt
 from tokenworks.core.orders import TOKEN_CLASSES
 from tokenworks.core.units import NANODOLLARS_PER_DOLLAR
-from tokenworks.ledger.blocks import Block
+from tokenworks.ledger.block_record import Block
 from tokenworks.ledger.rollup import MEASURES
 from tokenworks.live.database import Dialect
 

@@ -9,7 +9,7 @@ from tokenworks.core.ids import ModelName, WorkerID
 from tokenworks.core.slo import Promise, Tier
 from tokenworks.core.units import energy_nanodollars, hourly_nanodollars
 from tokenworks.dispatch.dispatcher import Dispatcher
-from tokenworks.ledger.ledger import Work
+from tokenworks.ledger.work import Work
 from tokenworks.live.bookkeeper import Bookkeeper
 from tokenworks.live.seat import Seat
 

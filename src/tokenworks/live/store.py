@@ -16,9 +16,9 @@ import msgspec
 from tokenworks.core.errors import LedgerCorrupt, LedgerUnavailable, TokenworksError
 from tokenworks.core.ids import LimitID, PoolID, RequestID
 from tokenworks.core.units import NS_PER_HOUR
+from tokenworks.ledger.block_record import Block
 from tokenworks.ledger.blocks import (
     GENESIS,
-    Block,
     ChainHead,
     check_block,
     decode_entries,

@@ -20,9 +20,10 @@ from tokenworks.core.orders import Ending, KeyView, Order, Outcome, Usage
 from tokenworks.core.slo import Measured, Tier
 from tokenworks.core.units import NS_PER_HOUR, NS_PER_MS, NS_PER_S
 from tokenworks.ledger.entries import Entry, Posted, Reserved, VoidReason
-from tokenworks.ledger.ledger import Ledger, Work
+from tokenworks.ledger.ledger import Ledger
 from tokenworks.ledger.quota_records import KeyRecord, Limit, LimitState, Refused
 from tokenworks.ledger.quotas import window_start
+from tokenworks.ledger.work import Work
 from tokenworks.twin.clock import JumpingClock
 from tokenworks.twin.records import NEVER, End, Outcomes, Scenario, TwinRequest
 from tokenworks.twin.rivals import Rivals

@@ -38,7 +38,7 @@ from tokenworks.dispatch.events import (
     WorkerDown,
     WorkerUp,
 )
-from tokenworks.dispatch.journal_format import JournalEntry, JournalStart
+from tokenworks.dispatch.journal_records import JournalEntry, JournalStart
 from tokenworks.dispatch.settings import token_prices
 from tokenworks.perf.timing import FS_PER_NS, FS_PER_S, Timing
 from tokenworks.twin.driver import Driver, Hooks
