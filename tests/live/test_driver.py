@@ -1037,6 +1037,21 @@ def test_a_stream_that_has_ended_is_not_kept_when_its_answer_is_settled(
     live(test)
 
 
+def test_each_round_looks_for_cycles_in_what_is_new(live: Callable[..., None]) -> None:
+    async def test(world: World) -> None:
+        gc.disable()
+        try:
+            gc.collect()
+            kept = [[number] for number in range(1_000)]
+            assert gc.get_count()[0] >= len(kept)
+            world.driver.housekeep_once()
+            assert gc.get_count()[0] < len(kept)
+        finally:
+            gc.enable()
+
+    live(test)
+
+
 def test_an_answer_that_outlived_its_reservation_is_not_billed(
     live: Callable[..., None],
 ) -> None:

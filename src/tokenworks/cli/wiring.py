@@ -81,7 +81,9 @@ ALONE_S_MAX: Final = 30
 """How long an owner that has drained waits for the other processes to drain."""
 GC_THRESHOLDS: Final = (20_000, 20, 20)
 """Objects made and not freed between two searches for cycles. A request makes hundreds and leaves
-none behind, so that Python's own 700 would search what is in flight at every other request."""
+none behind, so that Python's own 700 would search what is in flight at every other request. Five
+times a second the driver has the newest searched: what it remembers of answers is then passed over
+by all later searches, which would stop everything for the longer, the more there is."""
 
 _log: Final = logging.getLogger("tokenworks.ledger")
 

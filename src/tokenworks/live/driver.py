@@ -10,6 +10,7 @@ import asyncio
 import collections
 import contextlib
 import functools
+import gc
 import hashlib
 import itertools
 import logging
@@ -177,6 +178,7 @@ class Driver:
         self._cut_off_late()
         self._bookkeeper.round()
         self._write_journal(lambda journal: journal.flush())
+        gc.collect(0)  # now, while there is little: what the ledger remembers is looked at once
 
     async def _round(self) -> None:
         self.housekeep_once()
