@@ -103,9 +103,9 @@ class Desk:
     def __init__(self, reads: list[bytes]) -> None:
         self._reads = reads
 
-    def key_of(self, secret: bytes) -> KeyView | None:
+    def key_of(self, secret_sha256: str) -> KeyView | None:
         """See ``core.ports.Desk``."""
-        return KEY if secret else None
+        return KEY if secret_sha256 else None
 
     def models(self) -> tuple[ModelName, ...]:
         """See ``core.ports.Desk``."""

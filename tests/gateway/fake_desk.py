@@ -8,6 +8,7 @@ real connection whose socket is a list of bytes.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from types import SimpleNamespace
@@ -26,6 +27,7 @@ from tokenworks.gateway.connection import Application, Connection
 from tokenworks.gateway.http_limits import LIMITS, HTTPLimits
 
 SECRET = b"tw-secret"
+SECRET_SHA256 = hashlib.sha256(SECRET).hexdigest()
 MODEL = ModelName("foreman")
 KEY = KeyView(key=KeyID("k1"), tenant=TenantID("acme"), tier_default=Tier.HIGH)
 CHAT = "/v1/chat/completions"
@@ -179,8 +181,8 @@ class FakeDesk:
         self.counted: list[tuple[ModelName, bytes, Needs | None]] = []
         self.served: tuple[ModelName, ...] = (MODEL, ModelName("lab/other"))
 
-    def key_of(self, secret: bytes) -> KeyView | None:
-        return KEY if secret == SECRET else None
+    def key_of(self, secret_sha256: str) -> KeyView | None:
+        return KEY if secret_sha256 == SECRET_SHA256 else None
 
     def models(self) -> tuple[ModelName, ...]:
         return self.served

@@ -605,7 +605,7 @@ def test_a_key_that_may_not_ask_for_free(
 ) -> None:
     limited = msgspec_replace(KEY, scopes=Scopes(tiers=frozenset({Tier.HIGH})))
     desk = BatchDesk()
-    monkeypatch.setattr(desk, "key_of", lambda secret: limited)
+    monkeypatch.setattr(desk, "key_of", lambda secret_sha256: limited)
     house = House(tmp_path, desk)
 
     async def go() -> None:

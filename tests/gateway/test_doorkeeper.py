@@ -10,7 +10,16 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.gateway.fake_desk import KEY, MODEL, SECRET, Caller, FakeClock, FakeDesk, answer
+from tests.gateway.fake_desk import (
+    KEY,
+    MODEL,
+    SECRET,
+    SECRET_SHA256,
+    Caller,
+    FakeClock,
+    FakeDesk,
+    answer,
+)
 from tokenworks.core.ids import ModelName
 from tokenworks.core.orders import KeyView
 from tokenworks.core.scopes import Scopes, networks_of
@@ -48,8 +57,8 @@ class House(FakeDesk):
         trusted = networks_of(proxies.split(), "proxies")
         self.gateway = Gateway(self, self.clock, passes_on=passes_on, trusted_proxies=trusted)
 
-    def key_of(self, secret: bytes) -> KeyView | None:
-        return self.key if secret == SECRET else None
+    def key_of(self, secret_sha256: str) -> KeyView | None:
+        return self.key if secret_sha256 == SECRET_SHA256 else None
 
     def ask(
         self, path: str, body: Any = None, peer: str = "", method: str = "POST", **headers: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import pytest
@@ -41,7 +42,7 @@ def says(raw: bytes, like: Head | None) -> dict[str, Any] | str:
         found[name.decode()] = read.get(name)
     for prefixes in ((b"exp", b"x-content"), (b"content-",), ()):
         found[str(prefixes)] = read.has(*prefixes)
-    return found | {"headers": read.headers()}
+    return found | {"headers": read.headers(), "key": read.secret_sha256()}
 
 
 @given(LINES, LINES, st.integers(0, 1), st.binary(max_size=3), st.integers(0, 200))
@@ -58,6 +59,7 @@ def test_it_says_what_it_says_alone(
     like.get(b"x")
     like.get(b"content-length")
     like.has(b"exp", b"x-content")
+    like.secret_sha256()
     raw = head(after)
     raw = raw[:at] + spoilt + raw[at:]
     alone = says(raw, None)
@@ -65,6 +67,20 @@ def test_it_says_what_it_says_alone(
     # One that was taken over stands for the next one as well.
     if not isinstance(alone, str):
         assert says(raw, Head(raw, like)) == alone
+
+
+def test_a_secret_is_hashed_once_for_heads_that_say_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lines = [b"Authorization: Bearer a\r\n", b"Content-Length: 12\r\n"]
+    first = Head(head(lines))
+    digest = first.secret_sha256()
+    assert digest == hashlib.sha256(b"a").hexdigest()
+    other = Head(head([OTHERS[3], lines[1]]), first)
+    assert other.secret_sha256() == hashlib.sha256(b"b").hexdigest()
+    monkeypatch.setattr(http_head, "secret_of", None)
+    assert Head(head([lines[0], b"Content-Length: 7\r\n"]), first).secret_sha256() == digest
+    assert first.secret_sha256() == digest
 
 
 def test_only_another_length_is_taken_over(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -401,6 +401,9 @@ class World:
         self.driver.begin()
         self._requests = 0
 
+    def key_of(self, secret: bytes) -> KeyView | None:
+        return self.driver.key_of(hashlib.sha256(secret).hexdigest())
+
     @staticmethod
     def key(key: str = "key", secret: bytes = SECRET, **changes: object) -> KeyRecord:
         digest = hashlib.sha256(secret).hexdigest()

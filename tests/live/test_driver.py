@@ -99,10 +99,10 @@ def test_the_driver_shows_what_it_can_serve(live: Callable[..., None]) -> None:
         assert world.driver.healthy() == (True, "1 of 2 workers are up")
         assert world.driver.models() == (MODEL,)
         assert world.driver.output_tokens_default(MODEL, Tier.HIGH) == 16
-        view = world.driver.key_of(SECRET)
+        view = world.key_of(SECRET)
         assert view is not None
         assert view.key == "key"
-        assert world.driver.key_of(b"another") is None
+        assert world.key_of(b"another") is None
 
     live(test)
 
@@ -303,14 +303,14 @@ def test_a_revoked_key_opens_nothing_from_the_next_round_on(live: Callable[..., 
         delivery, _ = await world.answering(world.up())
         world.store.revoke_key(KeyID("key"), 5)
         await world.round()
-        assert world.driver.key_of(SECRET) is None
+        assert world.key_of(SECRET) is None
         with pytest.raises(Unauthorized):
             await world.driver.open(world.order())
         receipt = await delivery.settle(outcome())  # what runs is finished and billed
         assert receipt.charged_nanodollars > 0
         world.store.put_key(World.key("new", b"another"))
         await world.round()
-        assert world.driver.key_of(b"another") is not None
+        assert world.key_of(b"another") is not None
 
     live(test)
 
@@ -339,9 +339,9 @@ def test_a_new_secret_opens_from_the_next_round_on_and_the_old_one_for_a_time(
         world.up()
         new, until = b"the new one", world.clock.unix_ns() + 5
         world.store.rotate_key(KeyID("key"), hashlib.sha256(new).hexdigest(), until)
-        assert world.driver.key_of(new) is None
+        assert world.key_of(new) is None
         await world.round()
-        view, old = world.driver.key_of(new), world.driver.key_of(SECRET)
+        view, old = world.key_of(new), world.key_of(SECRET)
         assert view is not None
         assert old is not None
         assert (view.key, view.scopes, old.key) == ("key", None, "key")
@@ -350,7 +350,7 @@ def test_a_new_secret_opens_from_the_next_round_on_and_the_old_one_for_a_time(
         assert (old.scopes.expires_unix_ns, old.scopes.replaced) == (until, True)
         world.store.revoke_key(KeyID("key"), 5)
         await world.round()
-        assert (world.driver.key_of(new), world.driver.key_of(SECRET)) == (None, None)
+        assert (world.key_of(new), world.key_of(SECRET)) == (None, None)
         assert world.driver.key_named(KeyID("key")) is None
 
     live(test)
@@ -369,7 +369,7 @@ def test_keys_that_cannot_be_read_are_trouble_until_they_can(live: Callable[...,
         world.store.keys_failing = False
         await world.round()
         assert world.driver.healthy()[0]
-        assert world.driver.key_of(SECRET) is None
+        assert world.key_of(SECRET) is None
 
     live(test)
 

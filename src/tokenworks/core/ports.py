@@ -263,8 +263,8 @@ class Shelf(Protocol):
 class Desk(Protocol):
     """The gateway's only way into the factory."""
 
-    def key_of(self, secret: bytes) -> KeyView | None:
-        """The key that this secret belongs to; None if it has none, or the key is revoked.
+    def key_of(self, secret_sha256: str) -> KeyView | None:
+        """The key whose secret has this hash, in hex; None if none has, or the key is revoked.
 
         Its scopes say whether its time is over.
         """

@@ -9,7 +9,7 @@ from tokenworks.core.ports import Clock, Desk
 from tokenworks.core.scopes import Address, Network, Scopes, address_of, within
 from tokenworks.gateway.connection import Exchange
 from tokenworks.gateway.http_head import Head
-from tokenworks.gateway.http_io import Headers, secret_of
+from tokenworks.gateway.http_io import Headers
 
 
 class Doorkeeper:
@@ -31,11 +31,11 @@ class Doorkeeper:
             Unauthorized: there is no key, none that is known, or its time is over.
             Forbidden: the key may not be used from there.
         """
-        secret = secret_of(head)
-        key = self._desk.key_of(secret) if secret else None
+        digest = head.secret_sha256()
+        key = self._desk.key_of(digest) if digest else None
         if key is None:
             raise Unauthorized(
-                "There is no valid key." if secret is None else "The key is unknown or revoked.",
+                "The key is unknown or revoked." if digest else "There is no valid key.",
                 hint="Send `Authorization: Bearer <key>`; `tokenworks key create` makes one.",
             )
         scopes = key.scopes

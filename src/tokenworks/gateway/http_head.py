@@ -7,12 +7,13 @@ nothing is built of headers that nobody asks for.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
 from tokenworks.core.errors import InvalidRequest
-from tokenworks.gateway.http_io import Headers
+from tokenworks.gateway.http_io import Headers, secret_of
 
 TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
 FIELD: Final = TOKEN + rb":[^\x00-\x08\x0a-\x1f\x7f]*+\r\n"
@@ -45,6 +46,17 @@ _CHUNKED: Final = (b"\r\ntransfer-encoding: chunked\r\n", b"\r\ntransfer-encodin
 HEAD_END: Final = b"\r\n\r\n"
 
 
+class _Known:
+    """What was looked for before, in a head or in one that says the same."""
+
+    __slots__ = ("begins", "secret_sha256", "values")
+
+    def __init__(self) -> None:
+        self.values: dict[bytes, bytes | None] = {}
+        self.begins: dict[tuple[bytes, ...], bool] = {}
+        self.secret_sha256: str | None = None
+
+
 class Head:
     """A request's head.
 
@@ -61,10 +73,9 @@ class Head:
     __slots__ = (
         "_after",
         "_before",
-        "_begins",
+        "_known",
         "_lower",
         "_raw",
-        "_values",
         "expects",
         "http_1_0",
         "keep_alive",
@@ -95,9 +106,7 @@ class Head:
         method, target, minor = match.groups()
         self._raw = raw
         self._lower = raw.lower()
-        # What was looked for before, in this head or in one that says the same.
-        self._values: dict[bytes, bytes | None] = {}
-        self._begins: dict[tuple[bytes, ...], bool] = {}
+        self._known = _Known()
         self.method = method.decode("ascii")
         self.http_1_0 = minor == b"0"
         self.path, self.query = _target(target)
@@ -118,11 +127,12 @@ class Head:
 
     def get(self, name: bytes) -> bytes | None:
         """The value of the first header of a name in lower case, without space around it."""
-        if name in self._values:
-            return self._values[name]
+        values = self._known.values
+        if name in values:
+            return values[name]
         value = self._find(name)
         if name != _LENGTH_NAME:
-            self._values[name] = value
+            values[name] = value
         return value
 
     def _find(self, name: bytes) -> bytes | None:
@@ -140,15 +150,24 @@ class Head:
 
     def has(self, *prefixes: bytes) -> bool:
         """Whether any header begins in one of these ways, in lower case."""
-        known = self._begins.get(prefixes)
-        if known is None:
-            known = False
+        begins = self._known.begins
+        found = begins.get(prefixes)
+        if found is None:
+            found = False
             for prefix in prefixes:
                 if self._lowered().find(b"\r\n" + prefix) >= 0:  # `in` makes an error and drops it
-                    known = True
+                    found = True
                     break
-            self._begins[prefixes] = known
-        return known
+            begins[prefixes] = found
+        return found
+
+    def secret_sha256(self) -> str:
+        """The hash of the key's secret, in hex; empty if there is none."""
+        known = self._known
+        if known.secret_sha256 is None:
+            secret = secret_of(self)
+            known.secret_sha256 = "" if secret is None else hashlib.sha256(secret).hexdigest()
+        return known.secret_sha256
 
     def headers(self) -> Headers:
         """All of them, in order, names in lower case."""
@@ -165,7 +184,7 @@ class Head:
         if not value.isdigit() or len(value) > _LENGTH_DIGITS_MAX:
             return False
         self._raw, self._lower = raw, b""
-        self._values, self._begins = like._values, like._begins
+        self._known = like._known
         self._before, self._after = before, after
         self.method, self.path, self.query = like.method, like.path, like.query
         self.http_1_0, self.keep_alive = like.http_1_0, like.keep_alive

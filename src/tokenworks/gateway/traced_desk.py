@@ -94,9 +94,9 @@ class TracedDesk:
     def __init__(self, desk: Desk, clock: Clock, spans: Spans, *, content: bool) -> None:
         self._desk, self._clock, self._spans, self._content = desk, clock, spans, content
 
-    def key_of(self, secret: bytes) -> KeyView | None:
+    def key_of(self, secret_sha256: str) -> KeyView | None:
         """See ``Desk``."""
-        return self._desk.key_of(secret)
+        return self._desk.key_of(secret_sha256)
 
     def key_named(self, key: KeyID) -> KeyView | None:
         """See ``Desk``."""

@@ -11,7 +11,6 @@ import collections
 import contextlib
 import functools
 import gc
-import hashlib
 import itertools
 import logging
 from collections.abc import Awaitable, Callable
@@ -224,9 +223,9 @@ class Driver:
 
     # What the gateway asks.
 
-    def key_of(self, secret: bytes) -> KeyView | None:
+    def key_of(self, secret_sha256: str) -> KeyView | None:
         """See ``Desk``."""
-        return self._keys.get(hashlib.sha256(secret).hexdigest())
+        return self._keys.get(secret_sha256)
 
     def key_named(self, key: KeyID) -> KeyView | None:
         """See ``Desk``."""
