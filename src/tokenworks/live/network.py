@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import re
 import socket
 import ssl
 from collections.abc import Callable, Coroutine
@@ -55,7 +56,11 @@ _NOTHING: Final = frozenset({b"", b"data: [DONE]", b"data:[DONE]"})
 
 _SAID_NOTHING: Final = "the worker's answer ended before it said anything"
 _NOTHING_BYTES_MAX: Final = 32
-"""Of such an answer with its line ends."""
+"""Of such an answer with its line ends, and without comments."""
+_COMMENT: Final = re.compile(rb"^:[^\r\n]*", re.MULTILINE)
+"""A line of events that keeps a connection open and says nothing."""
+_COMMENTS_BYTES_MAX: Final = 16 * 1024
+"""Before an answer; with more of them it has begun."""
 
 _NO_FILES: Final = frozenset({errno.EMFILE, errno.ENFILE})
 
@@ -225,8 +230,8 @@ class WorkerStream:
             return 0
         self._chunks.append(data)
         self._size_bytes += len(data)
-        if not self._begun and self._events and self._size_bytes <= _NOTHING_BYTES_MAX:
-            said = b"".join(self._chunks).strip()
+        if not self._begun and self._events and self._may_be_nothing():
+            said = _COMMENT.sub(b"", b"".join(self._chunks)).strip()
             if self.status == OK and said in _NOTHING:
                 if said and self._connection is not None:
                     self._connection.fail(_SAID_NOTHING)
@@ -235,6 +240,12 @@ class WorkerStream:
         if self._waiter is not None or self._told is not None:
             self._wake()
         return 0 if self._connection is None else self._size_bytes
+
+    def _may_be_nothing(self) -> bool:
+        size_bytes = self._size_bytes
+        if size_bytes <= _NOTHING_BYTES_MAX:
+            return True
+        return size_bytes <= _COMMENTS_BYTES_MAX and self._chunks[0].lstrip().startswith(b":")
 
     def _flush(self) -> None:
         if self._chunks and self._sink is not None:
