@@ -8,6 +8,7 @@ from typing import Final, Literal
 import msgspec
 
 from tokenworks.core.errors import WorkerFailed
+from tokenworks.gateway.chunk_reading import is_first
 from tokenworks.gateway.event_stream import payload
 
 PieceKind = Literal["text", "refusal", "reasoning", "call", "end"]
@@ -53,7 +54,7 @@ class _Delta(msgspec.Struct):
 
 
 class _Choice(msgspec.Struct):
-    index: int | None = None
+    index: object = None
     delta: _Delta | None = None
     message: _Delta | None = None
     finish_reason: str | None = None
@@ -115,7 +116,7 @@ def whole_pieces(completion: Mapping[str, object]) -> Iterator[Piece]:
 
 def _first(chunk: _Chunk) -> _Choice | None:
     """What was asked for: one answer. A worker may send others beside it, which are left out."""
-    return next((choice for choice in chunk.choices or () if not choice.index), None)
+    return next((choice for choice in chunk.choices or () if is_first(choice.index)), None)
 
 
 def _of(choice: _Choice, delta: _Delta | None) -> Iterator[Piece]:
