@@ -344,6 +344,24 @@ def test_an_only_choice_is_the_first_however_it_is_numbered(
         assert each in caller.body
 
 
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/messages", "/v1/chat/completions"])
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("done", [False, True])
+def test_an_only_choice_with_another_number_is_no_empty_answer(
+    run: Run, path: str, stream: bool, done: bool
+) -> None:
+    house = House(other({"role": "assistant"}), other({"content": "abc"}), other({}, "stop"))
+    house.desk.script += [DONE] if done else []
+    caller = posted(house, run, path, stream=stream)
+    if "chat" in path and done:  # its words go on as they came
+        assert (caller.status, house.desk.delivery.outcome.ending) == (200, "done")
+        assert b"abc" in caller.body
+        return
+    assert house.desk.delivery.outcome.ending == "failed"  # and costs nothing
+    said = [each for each in caller.events if each != "[DONE]"][-1] if stream else caller.json
+    assert "worker_failed" in (said.get("code"), said.get("error", {}).get("code"))
+
+
 def tool_call(arguments: object, finish: str) -> list[Step]:
     call = {"index": 0, "id": "c", "function": {"name": "f", "arguments": arguments}}
     return [ROLE, chunk({"tool_calls": [call]}), chunk({}, finish), usage_event(2, 9), DONE]

@@ -98,20 +98,30 @@ def whole_pieces(completion: Mapping[str, object]) -> Iterator[Piece]:
     """The parts of a ``chat.completion`` that was put together from such events.
 
     Raises:
-        WorkerFailed: it says what cannot be told.
+        WorkerFailed: it says what cannot be told, or nothing of what was asked for.
     """
     try:
         whole = msgspec.convert(completion, _Chunk)
     except msgspec.ValidationError as error:
         raise WorkerFailed(f"A worker's answer cannot be read: {error}.") from error
     choice = _first(whole)
-    if choice is not None:
-        message = choice.message or _Delta()
-        calls = [
-            msgspec.structs.replace(call, index=i)
-            for i, call in enumerate(message.tool_calls or ())
-        ]
-        yield from _of(choice, msgspec.structs.replace(message, tool_calls=calls))
+    if choice is None:
+        if whole.choices:
+            raise not_asked()
+        return
+    message = choice.message or _Delta()
+    calls = [
+        msgspec.structs.replace(call, index=i) for i, call in enumerate(message.tool_calls or ())
+    ]
+    yield from _of(choice, msgspec.structs.replace(message, tool_calls=calls))
+
+
+def not_asked() -> WorkerFailed:
+    """What is wrong with an answer that was made, and has nothing of what was asked for."""
+    return WorkerFailed(
+        "A worker's answer has no choice 0, which was asked for.",
+        hint="Operators: a worker numbers its only choice 0.",
+    )
 
 
 def _first(chunk: _Chunk) -> _Choice | None:
