@@ -146,6 +146,8 @@ def test_a_text_completion(run: Run) -> None:
     [
         said(service_tier=None),
         said(service_tier="default", choices=[CHOICE | {"message": {"service_tier": "x"}}]),
+        said(service_tier="default").replace(b"service_tier", b"service\\u005Ftier"),
+        said(service_tier="default").replace(b"service_tier", b"\\u0073ervice_tie\\u0072"),
         b"\n " + said() + b"\r\n",
         b'{\n"choices":[{"message":{},"finish_reason":"stop"}]}',
     ],
