@@ -35,7 +35,7 @@ MODULES: Final = (
     *("gateway/event_stream", "gateway/http_body", "gateway/http_head", "gateway/http_io"),
     *("gateway/metrics", "gateway/one_piece", "gateway/own_headers", "gateway/plain_request"),
     *("gateway/request_fields", "gateway/request_ids", "gateway/tallies"),
-    *("live/bookkeeper", "live/driver", "live/flights", "live/front"),
+    *("live/bookkeeper", "live/driver", "live/first_words", "live/flights", "live/front"),
     *("live/group_commit", "live/journal", "live/link", "live/network"),
     *("live/owner", "live/plain_head", "live/quota_leases", "live/running", "live/seats"),
     *("live/sending", "live/worker_body"),

@@ -16,6 +16,7 @@ from tests.cli.conftest import Elsewhere
 from tokenworks.cli import wiring
 from tokenworks.cli.wiring import FILES_MAX
 from tokenworks.core.errors import ConfigInvalid, LedgerCorrupt, LedgerUnavailable
+from tokenworks.gateway.server import GatewayServer
 from tokenworks.live.home import Home, packaged
 from tokenworks.live.store import sqlite_store
 
@@ -63,6 +64,28 @@ def test_a_factory_may_open_as_many_files_as_the_system_allows(
         assert results == [(most, hard)]
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize(("files", "callers"), [(160, 51), (resource.RLIM_INFINITY, 12_000)])
+def test_a_factory_lets_in_as_many_callers_as_its_files_serve(
+    attached: Home,
+    when_ready: Callable[..., list[Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    files: int,
+    callers: int,
+) -> None:
+    seen, serve = [], GatewayServer.serve
+
+    def serving(server: GatewayServer, application: Any) -> Any:
+        seen.append(server.limits.connections_max)
+        return serve(server, application)
+
+    monkeypatch.setattr(GatewayServer, "serve", serving)
+    monkeypatch.setattr(wiring, "many_files", lambda: None)
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (files, files))
+    when_ready(attached, lambda: None)
+    assert invoke(attached, "up", "--quiet").exit_code == 0
+    assert seen == [callers]
 
 
 def test_a_second_start_keeps_the_key_and_says_one_line_of_json(

@@ -172,7 +172,6 @@ def test_several_choices() -> None:
         b"data: " + b"[" * 5_000 + b"\n\n",
         event({"choices": {"index": 0}}),
         event({"choices": [5]}),
-        event({"choices": [{"delta": {}}]}),
         event({"choices": [{"index": [], "delta": {}}]}),
         event({"choices": [{"index": 0, "delta": "x"}]}),
     ],

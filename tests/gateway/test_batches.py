@@ -119,6 +119,24 @@ def test_other_endpoints(
     run(go())
 
 
+def test_workers_that_tell_no_usage_in_one_piece_are_warned_of(
+    run: Run, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    choice = {"index": 0, "message": {"content": "Hello."}, "finish_reason": "stop"}
+    desk = BatchDesk([json.dumps({"choices": [choice]}).encode()])
+    desk.in_one_piece = frozenset({MODEL})
+    house = House(tmp_path, desk)
+
+    async def go() -> None:
+        async with house.sdk() as client:
+            await begin(client, [chat_line("a"), chat_line("b")], "/v1/chat/completions")
+            await house.rounds()
+
+    run(go())
+    assert len(desk.billed) == 2
+    assert sum("tells no usage" in message for message in caplog.messages) == 1
+
+
 @pytest.mark.parametrize("said", ["Hello.", None, WorkerFailed("broke off")])
 def test_workers_that_answer_in_one_piece(run: Run, tmp_path: pathlib.Path, said: Any) -> None:
     choices = [{"index": 0, "message": said and {"content": said}, "finish_reason": "stop"}]

@@ -361,7 +361,7 @@ def test_a_worker_that_fails_in_the_middle_of_a_whole_answer(run: Run, name: str
 
 
 def test_chunks_that_cannot_be_put_together_are_not_billed(run: Run) -> None:
-    odd = event({"choices": [{"finish_reason": None, "delta": {"content": "x"}}]})
+    odd = event({"choices": [{"index": [], "finish_reason": None, "delta": {"content": "x"}}]})
     for script in ([odd], [STOP, odd]):
         house = House([*script, DONE])
         caller = run(house.serve(ask(stream=False)))

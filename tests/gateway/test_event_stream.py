@@ -417,6 +417,10 @@ def test_the_delivered_tier_replaces_the_workers() -> None:
     assert spaced == b'data: {"service_tier":"free","id": 1}'
     text = b'data: {"choices":[{"delta":{"content":"say \\"service_tier\\""}}]}'
     assert with_service_tier(text, "free").startswith(b'data: {"service_tier":"free","choices"')
+    hidden = b'data: {"id":"x","service\\u005ftier":"premium"}'
+    assert with_service_tier(hidden, "free") == b'data: {"service_tier":"free","id":"x"}'
+    escaped = b'data: {"id":"\\u00e9\\u0061",  "n":1.50}'
+    assert with_service_tier(escaped, "free") == b'data: {"service_tier":"free",' + escaped[7:]
 
 
 # Events that differ in their text alone.

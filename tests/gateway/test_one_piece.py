@@ -31,6 +31,7 @@ from tests.gateway.fake_desk import (
 from tokenworks.core.errors import WorkerFailed
 from tokenworks.core.orders import Outcome
 from tokenworks.core.slo import Tier
+from tokenworks.gateway import answer as answers
 from tokenworks.gateway import one_piece
 from tokenworks.gateway.app import Gateway
 from tokenworks.gateway.chunk_reading import usage_of
@@ -146,6 +147,8 @@ def test_a_text_completion(run: Run) -> None:
     [
         said(service_tier=None),
         said(service_tier="default", choices=[CHOICE | {"message": {"service_tier": "x"}}]),
+        said(service_tier="default").replace(b"service_tier", b"service\\u005Ftier"),
+        said(service_tier="default").replace(b"service_tier", b"\\u0073ervice_tie\\u0072"),
         b"\n " + said() + b"\r\n",
         b'{\n"choices":[{"message":{},"finish_reason":"stop"}]}',
     ],
@@ -248,6 +251,24 @@ def test_without_usage_nothing_is_billed(run: Run) -> None:
     assert (outcome.usage.prompt_tokens, outcome.usage.completion_tokens) == (0, 0)
     assert (outcome.metered_by, outcome.measured.ttft_ns) == ("gateway", None)
     assert outcome.measured.output_tokens == outcome.measured.decode_ns == 0
+
+
+def test_a_worker_that_tells_no_usage_is_warned_of_once(
+    run: Run, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = House(said())
+    run(house.serve(ask(stream=False)))
+    assert caplog.messages == []
+    house.desk.script = [said(usage=None)]
+    for _ in range(3):
+        run(house.serve(ask(stream=False)))
+    (warned,) = caplog.messages
+    assert warned.startswith("The worker w tells no usage in its answers: they are billed nothing.")
+    assert "`whole_answers`" in warned
+    monkeypatch.setattr(answers, "UNMETERED_MAX", 0)
+    caplog.clear()
+    run(House(said(usage=None)).serve(ask(stream=False)))
+    assert caplog.messages == []
 
 
 def test_an_answer_has_a_bound(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -328,6 +328,40 @@ def test_a_choice_that_nobody_asked_for_is_left_out(run: Run, path: str, stream:
         assert (response["status"], len(response["output"])) == ("completed", 1)
 
 
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/messages", "/v1/chat/completions"])
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("number", [{}, {"index": None}, {"index": "0"}], ids=str)
+def test_an_only_choice_is_the_first_however_it_is_numbered(
+    run: Run, path: str, stream: bool, number: dict[str, Any]
+) -> None:
+    def said(delta: dict[str, Any], finish: str | None = None) -> bytes:
+        return event({"choices": [{**number, "delta": delta, "finish_reason": finish}]})
+
+    house = House(said({"role": "assistant"}), said({"content": "abc"}), said({}, "length"))
+    caller = posted(house, run, path, stream=stream)
+    assert (caller.status, house.desk.delivery.outcome.ending) == (200, "done")
+    for each in (b"abc", b"length" if "chat" in path else b"max_"):
+        assert each in caller.body
+
+
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/messages", "/v1/chat/completions"])
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("done", [False, True])
+def test_an_only_choice_with_another_number_is_no_empty_answer(
+    run: Run, path: str, stream: bool, done: bool
+) -> None:
+    house = House(other({"role": "assistant"}), other({"content": "abc"}), other({}, "stop"))
+    house.desk.script += [DONE] if done else []
+    caller = posted(house, run, path, stream=stream)
+    if "chat" in path and done:  # its words go on as they came
+        assert (caller.status, house.desk.delivery.outcome.ending) == (200, "done")
+        assert b"abc" in caller.body
+        return
+    assert house.desk.delivery.outcome.ending == "failed"  # and costs nothing
+    said = [each for each in caller.events if each != "[DONE]"][-1] if stream else caller.json
+    assert "worker_failed" in (said.get("code"), said.get("error", {}).get("code"))
+
+
 def tool_call(arguments: object, finish: str) -> list[Step]:
     call = {"index": 0, "id": "c", "function": {"name": "f", "arguments": arguments}}
     return [ROLE, chunk({"tool_calls": [call]}), chunk({}, finish), usage_event(2, 9), DONE]

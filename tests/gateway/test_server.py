@@ -287,6 +287,106 @@ def test_idle_connections_are_kept_and_cost_little(run: Run) -> None:
     run(main())
 
 
+@asynccontextmanager
+async def small_door(
+    connections_max: int, refused_max: int
+) -> AsyncIterator[tuple[GatewayServer, Callable[[], Coroutine[Any, Any, Socket]]]]:
+    """A server of so few connections, and what makes one that asks at once."""
+    limits = HTTPLimits(connections_max=connections_max, refused_max=refused_max)
+    server = GatewayServer("127.0.0.1", 0, limits)
+    task = asyncio.ensure_future(server.serve(Gateway(FakeDesk(), FakeClock())))
+    try:
+        async with asyncio.timeout(60), contextlib.AsyncExitStack() as stack:
+
+            async def caller() -> Socket:
+                made = await stack.enter_async_context(connection(server))
+                made.write(GET)
+                return made
+
+            yield server, caller
+    finally:
+        server.stop()
+        await task
+
+
+async def turns() -> None:
+    """Enough for whatever has come to be taken."""
+    for _ in range(50):
+        await asyncio.sleep(0)
+
+
+def quickly(main: Coroutine[Any, Any, None]) -> None:
+    """Run it on the loop of a factory, which takes one connection in each turn."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main)
+
+
+def test_who_comes_beyond_those_that_are_refused_waits() -> None:
+    async def main() -> None:
+        async with small_door(2, 2) as (server, caller):
+            first, second = await caller(), await caller()
+            assert [(await each.response())[0] for each in (first, second)] == [200, 200]
+            refused = [await caller() for _ in range(8)]
+            assert [(await each.response())[0] for each in refused[:2]] == [503, 503]
+            await turns()
+            assert len(server.connections) == 4  # the other six wait, and are not closed
+            waiting = refused[2:]
+            for gone in refused[:2]:  # each makes room for one that is refused
+                gone.writer.close()
+                assert (await waiting.pop(0).response())[0] == 503
+            for each in (first, second, *refused[2:4]):
+                each.writer.close()
+            assert {(await each.response())[0] for each in waiting} <= {200, 503}
+            for each in waiting:
+                each.writer.close()
+            await turns()
+            assert (await (await caller()).response())[0] == 200
+
+    quickly(main())
+
+
+@pytest.mark.parametrize("left", ["none", "few"])
+def test_nobody_is_let_in_while_files_run_out(left: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with small_door(9, 9) as (server, caller):
+            early = await caller()
+            assert (await early.response())[0] == 200
+            listening = server._socket
+            if left == "none":
+
+                class Full:
+                    def dup(self) -> socket.socket:
+                        raise OSError(errno.EMFILE, "Too many open files")
+
+                monkeypatch.setattr(server, "_socket", Full())
+            else:
+                server._file_max = 0
+            server._tick()
+            late = await caller()
+            await turns()
+            assert len(server.connections) == 1
+            early.write(GET)  # who is in is served
+            assert (await early.response())[0] == 200
+            server._tick()
+            await turns()
+            assert len(server.connections) == 1
+            server._file_max = None
+            monkeypatch.setattr(server, "_socket", listening)
+            server._tick()
+            assert (await late.response())[0] == 200
+
+    quickly(main())
+
+
+def test_half_of_the_files_are_for_callers() -> None:
+    few = GatewayServer("127.0.0.1", 0, files=160)
+    assert (few.limits.connections_max, few.limits.refused_max) == (51, 10)
+    many = GatewayServer("127.0.0.1", 0, files=1 << 20)
+    assert many.limits == LIMITS
+    for server in (few, many):
+        server.stop()
+
+
 def test_a_server_that_stops_waits_no_longer_than_it_may(run: Run) -> None:
     async def main() -> None:
         desk = FakeDesk([token("a"), Hold()])

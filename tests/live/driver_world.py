@@ -101,6 +101,15 @@ class SteeredStore(MemoryStore):
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiting.append((future, entries))
             return future
+        error = self._trouble(entries)
+        if error is not None:
+            future = asyncio.get_running_loop().create_future()
+            future.set_exception(error)
+            return future
+        return super().append(entries)
+
+    def _trouble(self, entries: Sequence[Entry]) -> Exception | None:
+        """Why these are not appended, or may not be."""
         error: Exception | None = LedgerUnavailable("The disk is full.") if self.failing else None
         if self.losing == "lost":
             error = LedgerUnavailable("It cannot tell.")
@@ -108,19 +117,15 @@ class SteeredStore(MemoryStore):
             if self.losing == "kept":
                 self.append_now(entries)
             self.losing, error = "lost", InDoubt("It cannot tell.", hint="Start again.")
-        if error is not None:
-            future = asyncio.get_running_loop().create_future()
-            future.set_exception(error)
-            return future
-        return super().append(entries)
+        return error
 
     def release(self) -> None:
         self.slow = False
         waiting, self._waiting = self._waiting, []
         for future, entries in waiting:
-            error: Exception | None = LedgerUnavailable("The disk is full.")
-            if not self.failing:
-                error = super().append(entries).exception()
+            error = self._trouble(entries)
+            if error is None:
+                error = super().append(entries).exception()  # type: ignore[assignment]
             if not future.done():
                 future.set_result(None) if error is None else future.set_exception(error)
 

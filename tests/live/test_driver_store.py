@@ -55,14 +55,23 @@ def live(
     return go
 
 
-async def settle_for_nobody(world: World, delivery: LiveDelivery) -> None:
-    """Have the bill of an answer cancelled while the slow store is at it, which then answers."""
+async def settle_for_nobody(world: World, delivery: LiveDelivery, *, late: bool = False) -> None:
+    """Have the bill of an answer cancelled while the slow store is at it, which then answers.
+
+    Args:
+        late: cancel it after the store has answered, in the same turn.
+    """
     settling = asyncio.create_task(delivery.settle(outcome()))
     await settle_down()
-    settling.cancel()
-    await asyncio.wait({settling})
+    if late:
+        (appended, _), *_ = world.store._waiting
+        appended.add_done_callback(lambda _: settling.cancel())
+    else:
+        settling.cancel()
+        await asyncio.wait({settling})
     world.store.release()
     await settle_down()
+    assert settling.cancelled()
 
 
 async def recovered(world: World) -> None:
@@ -250,19 +259,55 @@ def test_what_expires_is_stored_after_its_reservation(live: Callable[[Test], Non
     live(test)
 
 
+@pytest.mark.parametrize("late", [False, True])
 @pytest.mark.usefixtures("_reservations_are_kept_back")
-def test_a_reservation_is_stored_although_nobody_waits_for_its_bill(
-    run: Run, tmp_path: pathlib.Path
+def test_an_answer_that_fails_to_be_stored_is_given_back_although_nobody_waits_for_its_bill(
+    live: Callable[[Test], None], *, late: bool
 ) -> None:
-    async def main() -> None:
-        world = World(tmp_path)
+    async def test(world: World) -> None:
         delivery, _ = await world.answering(world.up())
         world.store.slow = world.store.failing = True
-        await settle_for_nobody(world, delivery)
-        world.store.failing = False
-        await world.driver.close()
+        await settle_for_nobody(world, delivery, late=late)
+        assert world.ledger.open_holds() == ()
+        assert not world.driver.healthy()[0]
+        await recovered(world)
         assert len(world.entries(Reserved)) == 1
+        assert [each.reason for each in world.voided] == ["failed"]
         assert world.posted == []
+
+    live(test)
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_an_answer_whose_reservation_failed_is_billed_although_nobody_waits_for_its_bill(
+    live: Callable[[Test], None], *, late: bool
+) -> None:
+    async def test(world: World) -> None:
+        world.store.failing = True
+        delivery, _ = await world.answering(world.up())
+        await until(lambda: world.driver._bookkeeper._unstored)
+        world.store.failing, world.store.slow = False, True
+        await settle_for_nobody(world, delivery, late=late)
+        assert len(world.entries(Reserved)) == len(world.posted) == 1
+        assert world.driver._bookkeeper.lag() == (0, 0, 0)
+        assert world.driver.healthy()[0]
+
+    live(test)
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_an_answer_in_doubt_is_trouble_although_nobody_waits_for_its_bill(
+    run: Run, tmp_path: pathlib.Path, *, late: bool
+) -> None:
+    async def main() -> None:
+        world = World(tmp_path, limits=[World.limit(100)])
+        delivery, _ = await world.answering(world.up())
+        world.store.slow, world.store.losing = True, "kept"
+        await settle_for_nobody(world, delivery, late=late)
+        (window,) = world.ledger.windows()
+        assert (window.used, window.held) == (30, 0)
+        assert world.driver.healthy() == (False, "It cannot tell. Start again.")
+        await world.driver.close()
 
     run(main())
 
@@ -277,7 +322,7 @@ def test_a_reservation_that_waits_for_another_try_waits_once_although_its_bill_w
         await until(lambda: world.driver._bookkeeper._unstored)
         world.store.slow = True
         await settle_for_nobody(world, delivery)
-        assert world.driver._bookkeeper.lag()[1] == 1
+        assert [each.phase for each in world.driver._bookkeeper._unstored] == ["reserve", "settle"]
         world.store.failing = False
         await world.driver.close()
         assert len(world.entries(Reserved)) == 1

@@ -463,8 +463,23 @@ def test_a_head_alone_is_no_answer(run: Callable[[Awaitable[None]], None]) -> No
     run(main())
 
 
+def chunked(*parts: bytes) -> bytes:
+    return b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (*parts, b""))
+
+
+WAITING = b": the prompt waits for its turn\r\n\r\n"
+
+
 @pytest.mark.parametrize(
-    "said", [b"0\r\n\r\n", b"e\r\ndata: [DONE]\n\n\r\n", b"d\r\ndata:[DONE]\n\n\r\n0\r\n\r\n"]
+    "said",
+    [
+        b"0\r\n\r\n",
+        b"e\r\ndata: [DONE]\n\n\r\n",
+        b"d\r\ndata:[DONE]\n\n\r\n0\r\n\r\n",
+        chunked(b": ping\n\n"),
+        chunked(b": ping\n\ndata: [DONE]\n\n"),
+        chunked(WAITING, b"\n: pi", b"ng\n\n", WAITING, b"data: [DONE]\n\n"),
+    ],
 )
 def test_events_that_end_before_they_begin_are_no_answer(
     run: Callable[[Awaitable[None]], None], said: bytes
@@ -478,6 +493,23 @@ def test_events_that_end_before_they_begin_are_no_answer(
             assert not caught.value.unsent
         async with raw(head.replace(b"200 OK", b"503 No") + said) as client:
             assert (await client.post_stream(PATH, BODY)).status == 503
+
+    run(main())
+
+
+def test_an_answer_has_not_begun_with_comments(run: Callable[[Awaitable[None]], None]) -> None:
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    token = b'data: {"choices":[{"text":"a"}]}\n\n'
+
+    async def main() -> None:
+        async with raw(head + chunked(WAITING)[:-5], head_ns_max=50_000_000) as client:
+            with pytest.raises(WorkerFailed, match=r"no answer from the worker in 0\.05 s"):
+                await client.post_stream(PATH, BODY)
+        async with raw(head + chunked(WAITING, WAITING, token)) as client:
+            stream = await client.post_stream(PATH, BODY)
+            assert await stream.read_all() == WAITING + WAITING + token
+        async with raw(head + chunked(*[WAITING] * 500)) as client:  # which has no end
+            assert await (await client.post_stream(PATH, BODY)).read_all() == WAITING * 500
 
     run(main())
 

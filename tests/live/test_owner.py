@@ -38,6 +38,8 @@ from tokenworks.dispatch.dispatcher import Dispatcher
 from tokenworks.dispatch.events import Ticked, Withdrawn
 from tokenworks.dispatch.settings import settings_for
 from tokenworks.ledger.store_port import recover
+from tokenworks.live import front as front_module
+from tokenworks.live import owner as owner_module
 from tokenworks.live.driver import Driver
 from tokenworks.live.driver_parts import LIMITS, DriverParts
 from tokenworks.live.flights import LiveDelivery
@@ -553,6 +555,28 @@ def test_metrics_of_all_processes(tmp_path: pathlib.Path) -> None:
             assert await all_texts(crew.fronts[1].driver, 3) == everything
             gauges = crew.fronts[0].driver.gauges()
             assert (gauges.workers, gauges.dispatched, gauges.unstored) == ((), {}, 0)
+
+    run(test)
+
+
+@pytest.mark.parametrize("asks", ["the owner", "a front"])
+def test_metrics_do_not_wait_for_a_front_that_has_died(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, asks: str
+) -> None:
+    monkeypatch.setattr(owner_module, "TEXTS_S_MAX", 3_600.0)
+    monkeypatch.setattr(front_module, "TEXTS_S_MAX", 3_600.0)
+
+    async def test() -> None:
+        async with crew_of(tmp_path) as crew:
+            await crew.join(1, 2)
+            one, two = crew.fronts
+            assert two.driver._link is not None
+            monkeypatch.setattr(two.driver._link, "_take", lambda *_: two.linking.cancel())
+            asker = crew.owner if asks == "the owner" else one.driver
+            asked = asyncio.ensure_future(asker.texts())
+            await until(two.linking.done)  # it was asked, and dies before it answers
+            two.driver.unlink()
+            assert await asked == {0: b"owner", 1: b"front 1"}
 
     run(test)
 

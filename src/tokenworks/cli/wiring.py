@@ -132,6 +132,12 @@ def many_files() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
+def files_max() -> int | None:
+    """How many this process may have open; None for any number."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return None if soft == resource.RLIM_INFINITY else soft
+
+
 class Factory:
     """A whole factory in this process, its workers in theirs.
 
@@ -172,7 +178,8 @@ class Factory:
         owner = member.owner if member else f"factory-{os.getpid()}-{secrets.token_hex(4)}"
         self.workers, self.growth, self.first_up = list[Worker](), Growth(), asyncio.Event()
         with contextlib.ExitStack() as stack:
-            self.server = GatewayServer(host, port, shared=self._shares_port(settings))
+            shares_port = self._shares_port(settings)
+            self.server = GatewayServer(host, port, shared=shares_port, files=files_max())
             stack.callback(self.server.stop)
             self.store = home.open_ledger(owner, sole=not shared, shared=shared)
             stack.callback(self.store.close)

@@ -14,7 +14,7 @@ from collections.abc import Coroutine
 from typing import Final
 
 from tokenworks.core.errors import ModelNotFound, TokenworksError, WorkerFailed
-from tokenworks.core.ids import ModelName, RequestID, TenantID
+from tokenworks.core.ids import ModelName, RequestID, TenantID, WorkerID
 from tokenworks.core.orders import Ending, KeyView, Order, Outcome, Receipt
 from tokenworks.core.ports import Clock, Delivery, Desk, Shelf, Shelved
 from tokenworks.core.scopes import Scopes
@@ -38,6 +38,10 @@ _log: Final = logging.getLogger("tokenworks.gateway")
 
 SEND_WAIT_NS_MIN: Final = NS_PER_MS
 """A caller who takes no more for longer than this is slow, and that time is the caller's."""
+
+# Without Final, which mypyc writes into the code: a test changes it, compiled or not.
+UNMETERED_MAX = 1_000
+"""Workers that are warned of, each once."""
 
 EVENTS: Final = b"text/event-stream"
 _NO_CACHE: Final = (b"cache-control", b"no-cache")
@@ -105,6 +109,8 @@ class Answers:
         self.desk = desk
         self._shelf = shelf
         self.whole = desk.whole_models()
+        self._unmetered: set[WorkerID] = set()
+        """Who was warned of, for giving answers away."""
         self.clock, self.now_ns = clock, clock.now_ns
         """Asked at every chunk: without a look for it at the clock."""
         self.metrics = metrics
@@ -188,6 +194,19 @@ class Answers:
         durable_ns = self.now_ns()
         self.metrics.tallies.count(order, outcome, receipt, ended_ns, durable_ns)
         return receipt
+
+    def unmetered(self, receipt: Receipt) -> None:
+        """Say once of each worker that it made an answer in one piece and told no usage."""
+        worker = receipt.worker
+        if worker in self._unmetered or len(self._unmetered) >= UNMETERED_MAX:
+            return
+        self._unmetered.add(worker)
+        _log.warning(
+            "The worker %s tells no usage in its answers: they are billed nothing. Have its server "
+            "tell it, or leave `whole_answers` out of the settings of the pool %s.",
+            worker,
+            receipt.pool,
+        )
 
     def order(
         self,
@@ -334,7 +353,7 @@ class Answer:
                 raise error from failure
             raise failure
         receipt = await self._settle(delivery, "done")
-        last = self._last(receipt.tier_delivered)
+        last = self._last(receipt)
         if self._writer.kept is not None:
             await self._answers.keep(self._order.key.tenant, *self._writer.kept)
         if exchange.gone:
@@ -461,9 +480,12 @@ class Answer:
         """Say 200, at the first bytes: what fails before them is answered with its own status."""
         self._exchange.begin(200, EVENTS, [_NO_CACHE, *self._headers()])
 
-    def _last(self, tier: Tier) -> bytes:
+    def _last(self, receipt: Receipt) -> bytes:
         """The whole body, or the end of a stream."""
+        tier = receipt.tier_delivered
         if self._piece is not None:
+            if self._piece.usage is None:
+                self._answers.unmetered(receipt)
             return self._piece.naming(tier)
         if self._assembler is not None:
             return self._writer.whole(self._events.usage_so_far(), tier)

@@ -7,6 +7,7 @@ from typing import Final
 import msgspec
 
 from tokenworks.core.errors import WorkerFailed
+from tokenworks.gateway.chunk_reading import is_first
 from tokenworks.gateway.envelope import Envelope
 from tokenworks.gateway.event_stream import payload
 
@@ -102,7 +103,6 @@ class Assembler:
             UnicodeDecodeError,
             RecursionError,
             TypeError,
-            KeyError,
         ) as error:
             raise WorkerFailed(f"A worker's chunk cannot be read: {error}.") from error
 
@@ -148,7 +148,9 @@ class Assembler:
                 self._top[name] = value
         for each in choices:
             choice = _object(each)
-            index = choice["index"]
+            index = choice.get("index")
+            if is_first(index):
+                index = 0
             if not isinstance(index, int):
                 raise TypeError(f"a choice's index is {index!r}")
             if index not in self._choices:

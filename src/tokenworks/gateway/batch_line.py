@@ -12,7 +12,7 @@ import msgspec
 from tokenworks.core.batches import Batch, Line, output_line
 from tokenworks.core.errors import InvalidRequest, TokenworksError, WorkerFailed
 from tokenworks.core.ids import RequestID
-from tokenworks.core.orders import KeyView, Order, Outcome
+from tokenworks.core.orders import KeyView, Order, Outcome, Receipt
 from tokenworks.core.ports import Clock, Delivery, Shelf
 from tokenworks.core.slo import Measured, Tier
 from tokenworks.gateway.answer import Answers, Meter, missing, outcome_of
@@ -164,18 +164,20 @@ class BatchLines:
         self, run: LineRun, order: Order, stage: Callable[[bytes], Awaitable[bool]]
     ) -> None:
         delivery = await self._open(run, order)
+        piece = OnePiece(order.worker_path)
 
         async def make() -> tuple[bytes, Outcome]:
             said, failure = await Collector(delivery).collect()
             if failure is not None:
                 raise failure
-            piece = OnePiece(order.worker_path)
             piece.feed(said)
             piece.read()
             outcome = piece.outcome(self._clock.now_ns() - order.arrived_ns, "done")
             return _in_one_line(piece.naming(Tier.FREE.value)), outcome
 
-        await self._bill(run, order, delivery, make, stage)
+        receipt = await self._bill(run, order, delivery, make, stage)
+        if piece.usage is None:
+            self._answers.unmetered(receipt)
 
     async def _whole(
         self,
@@ -220,7 +222,7 @@ class BatchLines:
         delivery: Delivery,
         make: Callable[[], Awaitable[tuple[bytes, Outcome]]],
         stage: Callable[[bytes], Awaitable[bool]],
-    ) -> None:
+    ) -> Receipt:
         try:
             told, outcome = await make()
             await _keep(run, told, stage)
@@ -231,7 +233,7 @@ class BatchLines:
             with contextlib.suppress(TokenworksError):
                 await self._answers.settle(order, delivery, failed)
             raise
-        await self._answers.settle(order, delivery, outcome)
+        return await self._answers.settle(order, delivery, outcome)
 
 
 class _Taker:

@@ -48,10 +48,15 @@ def says(chunk: WorkerChunk) -> tuple[bool, bool, bool]:
     aside = bool(choices)
     for choice in choices:
         token = token or has_token(choice)
-        if choice.index in _FIRST:
+        if is_first(choice.index):
             aside = False
             ends = ends or bool(choice.finish_reason)
     return token, ends, aside
+
+
+def is_first(index: object) -> bool:
+    """Whether a worker numbers the choice so that was asked for; any other is beside it."""
+    return index in _FIRST
 
 
 def has_token(choice: Choice) -> bool:

@@ -25,6 +25,8 @@ class HTTPLimits(msgspec.Struct, frozen=True, kw_only=True):
             the connection.
         linger_s_max: after an answer to a request that was not read to its end.
         connections_max: open at once.
+        refused_max: open beyond that, until they have taken a 503; further callers wait where the
+            kernel keeps them.
         drain_s_max: for what is open when the server stops.
     """
 
@@ -40,7 +42,25 @@ class HTTPLimits(msgspec.Struct, frozen=True, kw_only=True):
     discard_bytes_max: int = 8_000_000
     linger_s_max: float = 5.0
     connections_max: int = 12_000
+    refused_max: int = 1_000
     drain_s_max: float = 20.0
 
 
 LIMITS: Final = HTTPLimits()
+
+FILES_KEPT: Final = 48
+"""For the ledger, the journal, workers of our own and all else that a process has open."""
+FILES_PER_REFUSED: Final = 16
+
+
+def fitting(limits: HTTPLimits, files: int) -> HTTPLimits:
+    """The same for a process that may have so many files open: each request may take two.
+
+    >>> fitting(LIMITS, 65_536) == LIMITS, fitting(LIMITS, 1_024).connections_max
+    (True, 456)
+    """
+    refused = min(limits.refused_max, files // FILES_PER_REFUSED)
+    most = max(1, (files - FILES_KEPT - refused) // 2)
+    return msgspec.structs.replace(
+        limits, connections_max=min(limits.connections_max, most), refused_max=refused
+    )

@@ -17,7 +17,7 @@ from tokenworks.gateway.event_stream import EventStream
 from tokenworks.gateway.http_io import Headers
 from tokenworks.gateway.messages_request import Thinking
 from tokenworks.gateway.openai_errors import OpenAIErrors
-from tokenworks.gateway.pieces import Piece, pieces, whole_pieces
+from tokenworks.gateway.pieces import Piece, not_asked, pieces, whole_pieces
 from tokenworks.gateway.worker_chunks import nothing_used
 
 ANSWER_CHARS_MAX: Final = 64_000_000
@@ -158,6 +158,8 @@ class MessagesAnswer:
             self._unsent.append(self._start())
         for piece in pieces(b"\n\n".join(events.held)):
             self._take(piece, self._unsent)
+        if events.token_events and not (self._blocks or events.finished):
+            raise not_asked()
 
     def closing(self, events: EventStream, tier: Tier) -> bytes:
         """See ``Writer``."""

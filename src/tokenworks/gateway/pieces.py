@@ -8,6 +8,7 @@ from typing import Final, Literal
 import msgspec
 
 from tokenworks.core.errors import WorkerFailed
+from tokenworks.gateway.chunk_reading import is_first
 from tokenworks.gateway.event_stream import payload
 
 PieceKind = Literal["text", "refusal", "reasoning", "call", "end"]
@@ -53,7 +54,7 @@ class _Delta(msgspec.Struct):
 
 
 class _Choice(msgspec.Struct):
-    index: int | None = None
+    index: object = None
     delta: _Delta | None = None
     message: _Delta | None = None
     finish_reason: str | None = None
@@ -97,25 +98,35 @@ def whole_pieces(completion: Mapping[str, object]) -> Iterator[Piece]:
     """The parts of a ``chat.completion`` that was put together from such events.
 
     Raises:
-        WorkerFailed: it says what cannot be told.
+        WorkerFailed: it says what cannot be told, or nothing of what was asked for.
     """
     try:
         whole = msgspec.convert(completion, _Chunk)
     except msgspec.ValidationError as error:
         raise WorkerFailed(f"A worker's answer cannot be read: {error}.") from error
     choice = _first(whole)
-    if choice is not None:
-        message = choice.message or _Delta()
-        calls = [
-            msgspec.structs.replace(call, index=i)
-            for i, call in enumerate(message.tool_calls or ())
-        ]
-        yield from _of(choice, msgspec.structs.replace(message, tool_calls=calls))
+    if choice is None:
+        if whole.choices:
+            raise not_asked()
+        return
+    message = choice.message or _Delta()
+    calls = [
+        msgspec.structs.replace(call, index=i) for i, call in enumerate(message.tool_calls or ())
+    ]
+    yield from _of(choice, msgspec.structs.replace(message, tool_calls=calls))
+
+
+def not_asked() -> WorkerFailed:
+    """What is wrong with an answer that was made, and has nothing of what was asked for."""
+    return WorkerFailed(
+        "A worker's answer has no choice 0, which was asked for.",
+        hint="Operators: a worker numbers its only choice 0.",
+    )
 
 
 def _first(chunk: _Chunk) -> _Choice | None:
     """What was asked for: one answer. A worker may send others beside it, which are left out."""
-    return next((choice for choice in chunk.choices or () if not choice.index), None)
+    return next((choice for choice in chunk.choices or () if is_first(choice.index)), None)
 
 
 def _of(choice: _Choice, delta: _Delta | None) -> Iterator[Piece]:

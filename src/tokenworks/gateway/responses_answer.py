@@ -12,7 +12,7 @@ from tokenworks.core.slo import Tier
 from tokenworks.gateway.assemble import Completion
 from tokenworks.gateway.chat_fields import JSONObject
 from tokenworks.gateway.event_stream import EventStream
-from tokenworks.gateway.pieces import Piece, PieceKind, pieces, whole_pieces
+from tokenworks.gateway.pieces import Piece, PieceKind, not_asked, pieces, whole_pieces
 
 ANSWER_CHARS_MAX: Final = 64_000_000
 """Of an answer that is kept until it is whole."""
@@ -114,6 +114,8 @@ class ResponsesAnswer:
         self._begin(self._unsent)
         for piece in pieces(b"\n\n".join(events.held)):
             self._take(piece, self._unsent)
+        if events.token_events and not (self._items or events.finished):
+            raise not_asked()
 
     def closing(self, events: EventStream, tier: Tier) -> bytes:
         """See ``Writer``."""

@@ -11,7 +11,7 @@ from typing import Final
 
 from tokenworks.core.errors import ConfigInvalid
 from tokenworks.gateway.connection import Application, Connection
-from tokenworks.gateway.http_limits import LIMITS, HTTPLimits
+from tokenworks.gateway.http_limits import LIMITS, HTTPLimits, fitting
 
 BACKLOG_MAX: Final = 2_048
 KEEPALIVE: Final = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
@@ -22,6 +22,9 @@ LAST_TURNS: Final = 8
 soon after."""
 SWEEP_S: Final = 1.0
 """Between two looks at whether a connection has taken too long; one timer serves them all."""
+FILES_LEFT_MIN: Final = 8
+"""With fewer that may still be opened nobody is let in: the event loop would take connections to
+close them unanswered."""
 
 
 def listening(host: str, port: int, *, shared: bool = False) -> socket.socket:
@@ -66,6 +69,7 @@ class GatewayServer:
         host, port: where to listen; port 0 takes any.
         limits: what callers may ask of a connection.
         shared: whether others may listen there, too.
+        files: how many this process may have open; None for any number. Callers get half of them.
 
     Attributes:
         address: where it listens.
@@ -76,7 +80,13 @@ class GatewayServer:
     application: Application
 
     def __init__(
-        self, host: str, port: int, limits: HTTPLimits = LIMITS, *, shared: bool = False
+        self,
+        host: str,
+        port: int,
+        limits: HTTPLimits = LIMITS,
+        *,
+        shared: bool = False,
+        files: int | None = None,
     ) -> None:
         """Bind.
 
@@ -87,8 +97,14 @@ class GatewayServer:
             self._socket = listening(host, port, shared=shared)
         except OSError as error:
             raise cannot_listen(host, port, error) from error
+        # What `dup` gives shares the flag, and sets it as this one's time-out says.
+        self._socket.settimeout(0.0)
         self.address: tuple[str, int] = self._socket.getsockname()[:2]
-        self.limits = limits
+        self.limits = limits if files is None else fitting(limits, files)
+        self._file_max = None if files is None else files - 1 - FILES_LEFT_MIN
+        self._door: asyncio.Server | None = None
+        """What takes connections; None while they wait where the kernel keeps them."""
+        self._opening: asyncio.Task[None] | None = None
         self.date = _date()
         self.draining = False
         self.now_s = 0.0
@@ -105,16 +121,17 @@ class GatewayServer:
         loop = asyncio.get_running_loop()
         self.application = application
         self._stopped, self._empty = asyncio.Event(), asyncio.Event()
-        self._tick()
-        make = functools.partial(Connection, self)
-        server = await loop.create_server(make, sock=self._socket, backlog=BACKLOG_MAX)
+        self.sweep(loop.time())  # whose time the first connections have
         try:
+            await self._open()
+            self._tick()
             await self._stopped.wait()
             # Whoever has connected and asked by now is served: closing would reset them.
             for _ in range(LAST_TURNS):
                 await asyncio.sleep(0)
             self.draining = True
-            server.close()
+            self._shut()
+            self._socket.close()
             for connection in tuple(self.connections):
                 connection.drain()
             if self.connections:
@@ -122,7 +139,8 @@ class GatewayServer:
                 await self._empty.wait()
                 enough.cancel()
         finally:
-            server.close()
+            self._shut()
+            self._socket.close()
             if self._sweeping is not None:
                 self._sweeping.cancel()
 
@@ -138,11 +156,16 @@ class GatewayServer:
     def opened(self, connection: Connection) -> bool:
         """See ``connection.Server``."""
         self.connections.add(connection)
-        return len(self.connections) <= self.limits.connections_max
+        count, limits = len(self.connections), self.limits
+        if count >= limits.connections_max + limits.refused_max:
+            self._shut()
+        return count <= limits.connections_max
 
     def closed(self, connection: Connection) -> None:
         """See ``connection.Server``."""
         self.connections.discard(connection)
+        if self._door is None:
+            self._reopen()
         if self.draining and not self.connections and self._empty is not None:
             self._empty.set()
 
@@ -152,9 +175,52 @@ class GatewayServer:
         for connection in tuple(self.connections):
             connection.sweep(now_s)
 
+    async def _open(self) -> None:
+        """Take connections, if there are files for them."""
+        handle = self._handle()
+        if handle is None:
+            return
+        loop, make = asyncio.get_running_loop(), functools.partial(Connection, self)
+        self._door = await loop.create_server(make, sock=handle, backlog=BACKLOG_MAX)
+        if self.draining:
+            self._shut()
+
+    def _handle(self) -> socket.socket | None:
+        """The listening socket once more, to be closed alone; None if files are running out."""
+        try:
+            handle = self._socket.dup()
+        except OSError:
+            return None
+        # The kernel gives the lowest number that is free.
+        if self._file_max is not None and handle.fileno() > self._file_max:
+            handle.close()
+            return None
+        return handle
+
+    def _shut(self) -> None:
+        """Take no connections for now: callers wait where the kernel keeps them."""
+        door, self._door = self._door, None
+        if door is not None:
+            door.close()
+
+    def _reopen(self) -> None:
+        """Take connections again, once some of those that were refused are gone."""
+        limits, opening = self.limits, self._opening
+        most = limits.connections_max + limits.refused_max // 2
+        if self.draining or len(self.connections) > most or not (opening is None or opening.done()):
+            return
+        self._opening = asyncio.get_running_loop().create_task(self._open())
+
     def _tick(self) -> None:
         loop = asyncio.get_running_loop()
         self.sweep(loop.time())
+        handle = self._handle()
+        if handle is None:
+            self._shut()
+        else:
+            handle.close()
+            if self._door is None:
+                self._reopen()
         self._sweeping = loop.call_later(SWEEP_S, self._tick)
 
 

@@ -13,6 +13,7 @@ __all__ = [
     "driver_parts",
     "embedded",
     "file_room",
+    "first_words",
     "flights",
     "frames",
     "front",

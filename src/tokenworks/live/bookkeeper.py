@@ -203,17 +203,33 @@ class Bookkeeper:
                 hint="Read answers as they come: a reservation does not last for ever.",
             )
         entries = self._with_held(entry)
-        error = await self._stored(entries, patient=_is_patient(outcome))
-        if isinstance(error, LedgerCorrupt) and self._unstored_of(request):
-            # The reservation failed to be stored a moment before.
-            entries = self._with_held(entry)
-            error = await self._stored(entries)
-        if error is not None:
-            raise self._not_billed(entry, entries, error) from error
-        if self._unstored:
-            self._unstored = [each for each in self._unstored if each.request != request]
-        self._trouble = None
+        stored = self._stored(entry, entries, patient=_is_patient(outcome))
+        try:
+            error = await stored
+            if isinstance(error, LedgerCorrupt) and self._unstored_of(request):
+                # The reservation failed to be stored a moment before.
+                entries = self._with_held(entry)
+                stored = self._stored(entry, entries)
+                error = await stored
+        except asyncio.CancelledError:
+            if not stored.cancelled():  # it had been answered, and was not heard
+                self._billed(entry, entries, stored.result())
+            raise
+        trouble = self._billed(entry, entries, error)
+        if trouble is not None:
+            raise trouble from error
         return entry
+
+    def _billed(
+        self, entry: Posted, entries: Sequence[Entry], error: TokenworksError | None
+    ) -> LedgerUnavailable | None:
+        """Carry on with a posting as its store has answered; what to say if it is not billed."""
+        if error is not None:
+            return self._not_billed(entry, entries, error)
+        if self._unstored:
+            self._unstored = [each for each in self._unstored if each.request != entry.request]
+        self._trouble = None
+        return None
 
     def _not_billed(
         self, entry: Posted, entries: Sequence[Entry], error: TokenworksError
@@ -321,18 +337,17 @@ class Bookkeeper:
             self._keep(held)
 
     def _stored(
-        self, entries: Sequence[Entry], *, patient: bool = False
+        self, entry: Posted, entries: Sequence[Entry], *, patient: bool = False
     ) -> asyncio.Future[TokenworksError | None]:
-        """Store entries for somebody who waits to hear what was wrong, if anything."""
+        """Store a posting for somebody who waits to hear what was wrong, if anything."""
         stored: asyncio.Future[TokenworksError | None] = self._running().create_future()
 
         def told(entries: Sequence[Entry], error: TokenworksError | None) -> None:
             # First whoever waits for these: it may have more to store, which all are to wait for.
             if not stored.done():
                 stored.set_result(error)
-            elif error is not None:  # it was cancelled
-                held = [each for each in entries if isinstance(each, Reserved)]
-                self._unstored += [each for each in held if each not in self._unstored]
+            else:  # it was cancelled
+                self._billed(entry, entries, error)
             self._answered(id(entries))
 
         self._append(entries, told, patient=patient)

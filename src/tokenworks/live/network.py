@@ -21,6 +21,7 @@ from tokenworks.core.errors import ConfigInvalid, WorkerFailed, WorkerUnavailabl
 from tokenworks.core.orders import JSON_TYPE, Passing
 from tokenworks.core.ports import ABORTED, Sink
 from tokenworks.core.units import NS_PER_S
+from tokenworks.live.first_words import nothing_of
 from tokenworks.live.plain_head import PlainHead
 from tokenworks.live.running import running_loop
 from tokenworks.live.worker_body import EVENT_PATHS
@@ -50,13 +51,7 @@ SWEEP_NS_MAX: Final = NS_PER_S // 2
 """Between two looks at what takes too long: one timer for all connections of a client, where one
 for each request would cost more than its time-out is worth."""
 
-_NOTHING: Final = frozenset({b"", b"data: [DONE]", b"data:[DONE]"})
-"""A whole answer of events that has none: neither a part of an answer nor why it ended."""
-
 _SAID_NOTHING: Final = "the worker's answer ended before it said anything"
-_NOTHING_BYTES_MAX: Final = 32
-"""Of such an answer with its line ends."""
-
 _NO_FILES: Final = frozenset({errno.EMFILE, errno.ENFILE})
 
 
@@ -230,10 +225,10 @@ class WorkerStream:
             return 0
         self._chunks.append(data)
         self._size_bytes += len(data)
-        if not self._begun and self._events and self._size_bytes <= _NOTHING_BYTES_MAX:
-            said = b"".join(self._chunks).strip()
-            if self.status == OK and said in _NOTHING:
-                if said and self._connection is not None:
+        if not self._begun and self._events and self.status == OK:
+            end = nothing_of(self._chunks, self._size_bytes)
+            if end is not None:
+                if end and self._connection is not None:
                     self._connection.fail(_SAID_NOTHING)
                 return 0
         self._begun = True

@@ -41,7 +41,8 @@ REPORTS_NS_MAX: Final = 10 * NS_PER_S
 are to be killed. Until they have, no worker is used: what a front has running takes slots."""
 HANG_UP_NS: Final = 50 * NS_PER_MS
 """From a front's death until its slots are free: workers hear of it from the kernel, too."""
-TEXTS_S_MAX: Final = 1.0
+# Without Final, which mypyc writes into the code: a test changes it, compiled or not.
+TEXTS_S_MAX = 1.0
 
 _log: Final = logging.getLogger("tokenworks.driver")
 
@@ -82,7 +83,7 @@ class OwnerDriver(Driver):
         self._announced: set[ModelName] = set()
         self._numbers = itertools.count()
         self._ignored = 0
-        self._asked: dict[tuple[int, int], asyncio.Future[bytes]] = {}
+        self._asked: dict[tuple[Link, int], asyncio.Future[bytes]] = {}
         self._errands: set[asyncio.Task[None]] = set()
         self._alone = asyncio.Event()
         self._alone.set()
@@ -105,13 +106,14 @@ class OwnerDriver(Driver):
         number, links = next(self._numbers), dict(self._links)
         asked = {index: asyncio.get_running_loop().create_future() for index in links}
         for index, link in links.items():
-            self._asked[index, number] = asked[index]
+            self._asked[link, number] = asked[index]
             link.send(AskTexts(number=number))
         if asked:
             await asyncio.wait(asked.values(), timeout=TEXTS_S_MAX)
-        for index in asked:
-            del self._asked[index, number]
-        return {0: self._text()} | {i: each.result() for i, each in asked.items() if each.done()}
+        for link in links.values():
+            del self._asked[link, number]
+        said = {i: each for i, each in asked.items() if each.done() and not each.cancelled()}
+        return {0: self._text()} | {i: each.result() for i, each in said.items()}
 
     # What fronts say.
 
@@ -140,7 +142,7 @@ class OwnerDriver(Driver):
                 task.add_done_callback(self._errands.discard)
             case Texts():
                 assert link.index is not None
-                asked = self._asked.get((link.index, message.number))
+                asked = self._asked.get((link, message.number))
                 if asked is not None and not asked.done():
                     asked.set_result(message.texts[link.index])
             case _:
@@ -196,6 +198,9 @@ class OwnerDriver(Driver):
             del self._links[link.index]
             if not self._links:
                 self._alone.set()
+        for whose, number in self._asked:
+            if whose is link:  # it will not say it any more
+                self._asked[whose, number].cancel()
         asyncio.get_running_loop().call_later(HANG_UP_NS / NS_PER_S, self._bury, link)
 
     def _bury(self, link: Link) -> None:
