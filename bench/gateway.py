@@ -39,6 +39,7 @@ from bench.gateway_peers import (
     gateway,
     litellm,
     nginx,
+    own_core,
     prepare,
 )
 from bench.load_generator import Crowd, Mode, Seen
@@ -290,6 +291,8 @@ def peers_of(
         if "litellm" in args.peer:
             say("starting LiteLLM")
             found.append(stack.enter_context(litellm(worker.ports[0], folder / "litellm")))
+        if args.own_core:
+            stack.enter_context(own_core(found[1:], [worker]))
         yield found
 
 
@@ -401,9 +404,12 @@ def arguments() -> argparse.Namespace:
     add("--share", type=float, default=0.0, help="of a core for each of these; 0 for no cap")
     add("--only-processes", action="store_true", help="measure nothing else")
     add("--whole-answers", action="store_true", help="of workers, where callers want no stream")
+    add("--own-core", action="store_true", help="for who is measured; client and worker share one")
     add("--peer", action="append", default=[], choices=["litellm"], help="measure it, too")
     add("--no-nginx", dest="nginx", action="store_false", help="without the control")
     args = parser.parse_args()
+    if args.own_core and len(os.sched_getaffinity(0)) < 2:
+        parser.error("--own-core takes two cores, and there is one here.")
     full = (3, 3.0, 32, 64, 500, 10_000, MEMORY_PACE_US, 2)
     quick = (1, 0.3, 4, 4, 20, 50, 20_000, 1)
     names = ("rounds", "seconds", "clients", "paced_clients", "asks", "streams")

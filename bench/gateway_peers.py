@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from bars.factory import children_of, running
@@ -118,6 +118,33 @@ class Peer:
     def files(self) -> int:
         """Open files and sockets of all of them."""
         return sum(len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in self.all_pids())
+
+
+@contextlib.contextmanager
+def own_core(peers: Sequence[Peer], others: Sequence[Peer]) -> Iterator[None]:
+    """Let peers, of which one at a time is measured, have a core that nobody else here uses.
+
+    Args:
+        peers: these, each with all its threads.
+        others: who shares the rest of the cores, two at least in all, with this process.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    assert len(cores) > 1, cores
+    for peer in peers:
+        _pin(peer.all_pids(), cores[-1:])
+    for other in others:
+        _pin(other.all_pids(), cores[:-1])
+    os.sched_setaffinity(0, cores[:-1])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
+def _pin(pids: Sequence[int], cores: Sequence[int]) -> None:
+    for pid in pids:
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            os.sched_setaffinity(int(thread.name), cores)
 
 
 @contextlib.contextmanager
