@@ -121,7 +121,7 @@ class LedgerMachine(RuleBasedStateMachine):
             self.store.put_limit(limit_of(quota, NOW))
         self.ledger = recover(self.store, self.unix_ns)
         self.waiting: list[Entry] = []
-        self.stored_model = copy.deepcopy(self.model)
+        self.stored_model = self.model.copy()
         """What the naive ledger would say if all that is waiting were lost."""
         self.count = self.attempt = self.restarts = self.seen = 0
         LedgerMachine.steps -= 1  # what is compared before the first step is no step
@@ -264,7 +264,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def commit(self) -> None:
         self.store.append_now(self.waiting)
         self.waiting = []
-        self.stored_model = copy.deepcopy(self.model)
+        self.stored_model = self.model.copy()
 
     @rule()
     def fail(self) -> None:
@@ -275,7 +275,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def lose(self) -> None:
         self.waiting = []
         quotas, extra = self.model.quotas, self.model.extra
-        self.model = copy.deepcopy(self.stored_model)
+        self.model = self.stored_model.copy()
         self.model.quotas, self.model.extra = quotas, extra
 
     @rule()
