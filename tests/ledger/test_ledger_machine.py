@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
+import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -439,6 +440,7 @@ class LedgerMachine(RuleBasedStateMachine):
         assert rebuilt.open_holds() == self.ledger.open_holds()
 
 
+@pytest.mark.heavy
 def test_the_ledger_agrees_with_a_naive_one() -> None:
     LedgerMachine.steps = 0
     run_steps(LedgerMachine, STEPS, same=STEPS == STEPS_IN_CI)
