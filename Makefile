@@ -59,9 +59,9 @@ rules: $(SETUP)
 types: $(SETUP)
 	$(BIN)/mypy
 
-# Compiles tests while types are checked, once for all the processes that then run them. What is
-# wrong with one, those say.
-collected: rules
+# Compiles tests beside the checks, once for all the processes that then run them. What is wrong
+# with one, those say.
+collected: $(SETUP)
 	@$(BIN)/python -m pytest -qq --collect-only >/dev/null || true
 
 # Coverage does not see into extensions, and tests must meet the sources: make test undoes this.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import functools
+import gc
 import graphlib
 import io
 import re
@@ -491,4 +492,5 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    gc.disable()  # half a million nodes are there until the end: to look for cycles is a quarter
     sys.exit(main(sys.argv[1:]))

@@ -167,6 +167,7 @@ def test_measured_rows_are_compared(home: Home, few_rows: pathlib.Path) -> None:
     assert "Not predicted" in text
 
 
+@pytest.mark.heavy
 def test_rows_show_hidden_speculation(home: Home) -> None:
     text = done(home, "perf", "validate", str(ROWS))
     assert "Hidden speculative decoding: deepseek-ai/DeepSeek" in text
@@ -207,6 +208,7 @@ def test_rows_that_stand_in_or_measure_nothing_are_listed(
     assert "201 rows are predicted as if" in text
 
 
+@pytest.mark.heavy
 @pytest.mark.usefixtures("quick")
 def test_cross_validation_and_calibration_on_own_rows(
     home: Home, few_rows: pathlib.Path, tmp_path: pathlib.Path

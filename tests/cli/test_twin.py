@@ -161,6 +161,7 @@ def test_a_run_is_drawn(home: Home, tmp_path: Path) -> None:
     assert isinstance(result.exception, ConfigInvalid)
 
 
+@pytest.mark.heavy
 def test_what_was_not_answered_is_drawn_too(home: Home, tmp_path: Path) -> None:
     path = tmp_path / "x.svg"
     words = ("--rate", "3000", "--duration", "3", "--workers", "1", "--mix", "premium=1")

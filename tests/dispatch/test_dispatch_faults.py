@@ -263,6 +263,7 @@ def test_a_policy_that_nobody_knows_is_a_setting_to_mend() -> None:
 # Wrong ones.
 
 
+@pytest.mark.heavy
 @each_wrong
 @settings(max_examples=12)
 @given(st.integers(0, 1 << 30))

@@ -19,6 +19,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 each_policy = pytest.mark.parametrize("policy", NAMES)
 
 
+@pytest.mark.heavy
 @each_policy
 @settings(max_examples=25)
 @given(st.integers(0, 1 << 30), st.integers(0, 250))
@@ -29,6 +30,7 @@ def test_every_request_ends_exactly_once(policy: str, seed: int, steps: int) -> 
     world.heal()
 
 
+@pytest.mark.heavy
 @each_policy
 @settings(max_examples=12)
 @given(st.integers(0, 1 << 30), st.integers(0, 150))

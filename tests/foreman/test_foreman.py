@@ -98,7 +98,7 @@ def test_a_conversation_asks_for_each_tool_once() -> None:
 @pytest.mark.slow
 def test_it_calls_unseen_tools(model_path: Path) -> None:
     scores = json.loads((RECIPE / "scores.json").read_text())["tool_call served"]
-    server, url = evaluate.serve(model_path, threads=2, slots=4)
+    server, url = evaluate.serve(model_path, threads=1, slots=4)
     rng = random.Random("floor")
     samples = [tool_calls.tool_call(rng, unseen=True) for _ in range(60)]
     found = evaluate.score(url, evaluate.served, samples, parallel=4).shares()

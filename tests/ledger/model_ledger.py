@@ -7,9 +7,10 @@ fractions a second time; nothing is remembered but what happened.
 from __future__ import annotations
 
 import datetime
+import functools
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from typing import Any
+from typing import Any, Self
 
 EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 TIERS = ("free", "medium", "high", "premium", "ultra")
@@ -82,6 +83,7 @@ def when(unix_ns: int) -> datetime.datetime:
     return EPOCH + datetime.timedelta(seconds=unix_ns // 10**9)
 
 
+@functools.cache
 def window(period: str, unix_ns: int) -> tuple[int, ...]:
     """The calendar window that holds a time, as its parts."""
     date = when(unix_ns)
@@ -133,6 +135,12 @@ class ModelLedger:
     extra: dict[tuple[str, tuple[int, ...]], int] = field(default_factory=dict)
     debts: dict[str, int] = field(default_factory=dict)
     """Every account's debits less its credits."""
+
+    def copy(self) -> Self:
+        """Another one that goes on from here."""
+        holds = {name: replace(hold) for name, hold in self.holds.items()}
+        quotas, extra, debts = dict(self.quotas), dict(self.extra), dict(self.debts)
+        return replace(self, quotas=quotas, holds=holds, extra=extra, debts=debts)
 
     # What may be used.
 

@@ -575,6 +575,18 @@ def test_a_limit_that_was_lifted_is_forgotten_and_begins_anew() -> None:
     assert used_and_held(made) == [(30, 0), (CHARGE_NANODOLLARS, 0)]
 
 
+def test_a_leased_limit_that_was_lifted_takes_nothing_from_the_others() -> None:
+    made = ledger(limits=LIMITS, leased=True)
+    for each in made.windows():
+        assert made.grant(each.limit.limit, each.start_unix_ns, HOLD_NANODOLLARS)
+    reserve(made)
+    made.set_limits(LIMITS[1:])
+    assert used_and_held(made) == [(0, HOLD_NANODOLLARS)]
+    post(made)
+    made.check()
+    assert used_and_held(made) == [(CHARGE_NANODOLLARS, 0)]
+
+
 @pytest.mark.parametrize(
     ("changes", "held"),
     [

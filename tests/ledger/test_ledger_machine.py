@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
+import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -121,7 +122,7 @@ class LedgerMachine(RuleBasedStateMachine):
             self.store.put_limit(limit_of(quota, NOW))
         self.ledger = recover(self.store, self.unix_ns)
         self.waiting: list[Entry] = []
-        self.stored_model = copy.deepcopy(self.model)
+        self.stored_model = self.model.copy()
         """What the naive ledger would say if all that is waiting were lost."""
         self.count = self.attempt = self.restarts = self.seen = 0
         LedgerMachine.steps -= 1  # what is compared before the first step is no step
@@ -264,7 +265,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def commit(self) -> None:
         self.store.append_now(self.waiting)
         self.waiting = []
-        self.stored_model = copy.deepcopy(self.model)
+        self.stored_model = self.model.copy()
 
     @rule()
     def fail(self) -> None:
@@ -275,7 +276,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def lose(self) -> None:
         self.waiting = []
         quotas, extra = self.model.quotas, self.model.extra
-        self.model = copy.deepcopy(self.stored_model)
+        self.model = self.stored_model.copy()
         self.model.quotas, self.model.extra = quotas, extra
 
     @rule()
@@ -439,6 +440,7 @@ class LedgerMachine(RuleBasedStateMachine):
         assert rebuilt.open_holds() == self.ledger.open_holds()
 
 
+@pytest.mark.heavy
 def test_the_ledger_agrees_with_a_naive_one() -> None:
     LedgerMachine.steps = 0
     run_steps(LedgerMachine, STEPS, same=STEPS == STEPS_IN_CI)

@@ -17,7 +17,7 @@ from tokenworks.core.units import NS_PER_S
 from tokenworks.ledger.entries import Posted, Reserved
 from tokenworks.ledger.quota_records import Refused
 from tokenworks.ledger.store_port import join
-from tokenworks.live import quota_leases
+from tokenworks.live import group_commit, quota_leases
 from tokenworks.live.home import Home
 from tokenworks.live.quota_leases import QuotaLeases
 from tokenworks.live.store import SQLStore, sqlite_store
@@ -93,8 +93,10 @@ class Shared:
 
 
 def sharing(folder: Path, patch: pytest.MonkeyPatch) -> Iterator[Shared]:
-    """For a fixture; who lacks something asks again at once."""
+    """For a fixture; who lacks something asks again at once, and who stores it waits for nobody."""
     patch.setattr(quota_leases, "RETRY_NS", 0)
+    patch.setattr(group_commit, "PATIENCE_S", 0.0)
+    patch.setattr(group_commit, "REST_S_MAX", 0.0)
     made = Shared(folder / "ledger.sqlite")
     yield made
     for store in made.open:

@@ -181,6 +181,7 @@ GIFTED: dict[str, Any] = {
 """Workers that stop answers which others go on with, and move KV blocks down and up."""
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("seed", range(30))
 @pytest.mark.parametrize("parts", [PLAIN, GIFTED], ids=["plain", "gifted"])
 def test_whatever_happens_everything_ends_and_adds_up(

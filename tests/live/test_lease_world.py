@@ -19,6 +19,7 @@ SEEDS = int(os.environ.get("TOKENWORKS_LEDGER_STEPS", "60000")) // 1_000
 STEPS = 60
 
 
+@pytest.mark.heavy
 def test_in_the_end_all_is_used_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quota_leases, "RETRY_NS", 0)
 

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -321,6 +322,7 @@ def places(at: Process) -> list[tuple[str, int]]:
     return [(hold.request, hold.attempt) for hold in at.ledger.open_holds()]
 
 
+@pytest.mark.heavy
 def test_processes_that_share_limits_use_all_of_them_and_no_more(monkeypatch: Any) -> None:
     monkeypatch.setattr(quota_leases, "RETRY_NS", 0)
     monkeypatch.setattr(asyncio, "to_thread", at_once)

@@ -39,6 +39,7 @@ def test_what_was_fitted_to_is_foretold(some_rows: list[Row], fitted: Calibratio
     assert fit(some_rows, source="a few") == fitted
 
 
+@pytest.mark.heavy
 def test_what_ships_was_fitted_to_these_rows(rows: list[Row], calibration: Calibration) -> None:
     assert calibration.rows == len(rows)
     sample = rows[::10]
@@ -79,6 +80,7 @@ def test_more_rows_than_a_matrix_holds_are_refused(
     assert "20 to 100" in refused.value.hint
 
 
+@pytest.mark.heavy
 def test_three_rows_of_a_group_that_is_twice_as_slow_move_its_others(rows: list[Row]) -> None:
     """And the more of them are measured, the nearer answers come; other groups stay."""
     sample = rows[::12]
@@ -121,6 +123,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(validate_module, "GROUP_FOLDS", 2)
 
 
+@pytest.mark.heavy
 @pytest.mark.usefixtures("quick")
 def test_cross_validation_leaves_out_what_it_says(rows: list[Row]) -> None:
     sample = rows[::30]

@@ -46,6 +46,7 @@ def test_an_idle_fleet_sells_every_request_at_its_price() -> None:
         assert plan.bids[0].output_udollars_per_mtok == 45_000_000
 
 
+@pytest.mark.heavy
 def test_the_greedy_plan_is_near_the_programme() -> None:
     shares = []
     for seed in range(40):

@@ -63,6 +63,7 @@ def more(question: Question, what: str, share: float) -> tuple[Question, float]:
     return question.with_tier(tier, requests_per_s=own.requests_per_s * (1 + share)), step / 1e3
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", QUESTIONS)
 @pytest.mark.parametrize("engine", ["projection", "trtllm"])
 def test_one_more_is_worth_what_the_shadow_price_says(name: str, engine: str) -> None:

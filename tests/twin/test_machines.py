@@ -348,6 +348,7 @@ def test_what_must_hold_holds_for_workers_with_lpus(seed: int) -> None:
 # Factories.
 
 
+@pytest.mark.heavy
 def test_dear_tiers_go_to_lpus_by_themselves() -> None:
     """Nobody tells the dispatcher what a kind is for: its speed curve and what tiers pay do."""
     scenario = factory("vr-nvl72x1=4", "vr-nvl72x1+lpx")

@@ -146,6 +146,7 @@ def test_every_invariant_is_seen_to_break(
     pytest.fail(f"only {sorted(broken)} were broken")
 
 
+@pytest.mark.heavy
 def test_operators_change_limits_keys_and_prices_while_requests_are_under_way() -> None:
     lowered = billed_by_others = 0
     refused: Counter[str] = Counter()

@@ -112,6 +112,7 @@ def test_a_steady_load_does_not_make_a_pool_flap(rate: float) -> None:
     assert len(after) <= 4, after
 
 
+@pytest.mark.heavy
 def test_a_load_that_comes_in_waves_moves_a_pool_less_and_less() -> None:
     requests: list[TwinRequest] = []
     for wave in range(8):
