@@ -124,7 +124,7 @@ def test_the_way_of_a_request_keeps_its_tests(compiled: Path) -> None:
     )
     assert done.returncode == 0, done.stdout
     skipped = int((re.search(r"(\d+) skipped", done.stdout) or ["", "0"])[1])
-    assert skipped < 20, done.stdout
+    assert skipped < 25, done.stdout
 
 
 def exchanged(source: Path) -> list[Any]:
