@@ -334,8 +334,9 @@ def without_service_tier(body: bytes) -> bytes:
     >>> without_service_tier(b'{"service_tier":null, "id":1}'), without_service_tier(b'{"id": 1}')
     (b'{"id":1}', b'{"id": 1}')
     """
+    # One byte is looked for in a tenth of the time that two take.
     if body.find(b'"service_tier"') < 0 and (
-        body.find(_ESCAPE) < 0 or _ESCAPED_LETTER.search(body) is None
+        body.find(b"\\") < 0 or body.find(_ESCAPE) < 0 or _ESCAPED_LETTER.search(body) is None
     ):
         return body
     fields = _fields_decoder.decode(body)
