@@ -315,6 +315,12 @@ async def turns() -> None:
         await asyncio.sleep(0)
 
 
+def without_looks(server: GatewayServer) -> None:
+    """Let it look no more, once a second, at whether its door is as it should be."""
+    assert server._sweeping is not None
+    server._sweeping.cancel()
+
+
 def quickly(main: Coroutine[Any, Any, None]) -> None:
     """Run it on the loop of a factory, which takes one connection in each turn."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -326,6 +332,7 @@ def test_who_comes_beyond_those_that_are_refused_waits() -> None:
         async with small_door(2, 2) as (server, caller):
             first, second = await caller(), await caller()
             assert [(await each.response())[0] for each in (first, second)] == [200, 200]
+            without_looks(server)
             refused = [await caller() for _ in range(8)]
             assert [(await each.response())[0] for each in refused[:2]] == [503, 503]
             await turns()
@@ -354,11 +361,8 @@ def test_nobody_is_let_in_while_files_run_out(left: str, monkeypatch: pytest.Mon
             listening = server._socket
             if left == "none":
 
-                class Full:
-                    def dup(self) -> socket.socket:
-                        raise OSError(errno.EMFILE, "Too many open files")
-
-                monkeypatch.setattr(server, "_socket", Full())
+                monkeypatch.setattr(server, "_socket", socket.socket())
+                server._socket.close()  # of which there is no copy, as of no other file
             else:
                 server._file_max = 0
             server._tick()
@@ -372,6 +376,23 @@ def test_nobody_is_let_in_while_files_run_out(left: str, monkeypatch: pytest.Mon
             assert len(server.connections) == 1
             server._file_max = None
             monkeypatch.setattr(server, "_socket", listening)
+            server._tick()
+            assert (await late.response())[0] == 200
+
+    quickly(main())
+
+
+def test_who_takes_one_of_the_last_files_is_the_last_to_be_let_in() -> None:
+    async def main() -> None:
+        async with small_door(9, 9) as (server, caller):
+            await turns()
+            without_looks(server)
+            server._file_max = 0
+            first, late = await caller(), await caller()
+            assert (await first.response())[0] == 200
+            await turns()
+            assert len(server.connections) == 1
+            server._file_max = None
             server._tick()
             assert (await late.response())[0] == 200
 
