@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import gc
 import json
 import os
 import socket
@@ -360,7 +361,6 @@ def test_nobody_is_let_in_while_files_run_out(left: str, monkeypatch: pytest.Mon
             assert (await early.response())[0] == 200
             listening = server._socket
             if left == "none":
-
                 monkeypatch.setattr(server, "_socket", socket.socket())
                 server._socket.close()  # of which there is no copy, as of no other file
             else:
@@ -406,6 +406,37 @@ def test_half_of_the_files_are_for_callers() -> None:
     assert many.limits == LIMITS
     for server in (few, many):
         server.stop()
+
+
+def test_eight_files_are_left() -> None:
+    gc.collect()  # so that nothing closes a file meanwhile
+    free = os.open(os.devnull, os.O_RDONLY)
+    os.close(free)  # which the server's socket gets, and what it looks for is the next
+    for files, enough in ((free + 10, True), (free + 9, False)):
+        server = GatewayServer("127.0.0.1", 0, files=files)
+        assert server._has_files() is enough
+        server.stop()
+
+
+def test_a_door_that_opens_while_the_server_stops_is_shut(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        server = GatewayServer("127.0.0.1", 0)
+        loop = asyncio.get_running_loop()
+        create, doors = loop.create_server, list[asyncio.Server]()
+
+        async def slowly(*args: Any, **more: Any) -> asyncio.Server:
+            doors.append(await create(*args, **more))
+            server.draining = True
+            return doors[0]
+
+        monkeypatch.setattr(loop, "create_server", slowly)
+        await server._open()
+        assert not doors[0].is_serving()
+        server.stop()
+
+    run(main())
 
 
 def test_a_server_that_stops_waits_no_longer_than_it_may(run: Run) -> None:

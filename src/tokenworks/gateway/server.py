@@ -98,8 +98,6 @@ class GatewayServer:
             self._socket = listening(host, port, shared=shared)
         except OSError as error:
             raise cannot_listen(host, port, error) from error
-        # What `dup` gives shares the flag, and sets it as this one's time-out says.
-        self._socket.settimeout(0.0)
         self.address: tuple[str, int] = self._socket.getsockname()[:2]
         self.limits = limits if files is None else fitting(limits, files)
         self._file_max = None if files is None else files - 1 - FILES_LEFT_MIN
