@@ -43,14 +43,13 @@ from bench.gateway_peers import (
     prepare,
 )
 from bench.load_generator import Crowd, Mode, Seen
+from tokenworks.gateway.http_limits import LIMITS, fitting
 from tokenworks.live.store import sqlite_store
 
 PACE_US = 5_000
 MEMORY_PACE_US = 4_000_000
 MEMORY_TOKENS = 12
 """Of each open stream: together some 48 s, in which all of them must begin."""
-
-FILES_SPARE = 400
 
 
 def say(text: str) -> None:
@@ -307,7 +306,7 @@ def measure(bench: Bench, folder: Path, files: int) -> dict[str, Any]:
         found["cpu_us_per_chunk"] = per_chunk(found["costs"], args.chunks)
         found["delay"] = uvloop.run(bench.delay(peers))
     found["ledger"] = bench.settled(home)
-    streams = min(args.streams, (files - FILES_SPARE) // 2)
+    streams = min(args.streams, fitting(LIMITS, files).connections_max)
     if streams:
         home, addresses = folder / "wide", streams // SLOTS + 1
         with fake_worker(addresses) as worker:

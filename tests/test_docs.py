@@ -12,7 +12,7 @@ import pytest
 
 from tokenworks.core import errors
 from tokenworks.core.errors import TokenworksError
-from tokenworks.gateway.http_limits import LIMITS
+from tokenworks.gateway.http_limits import LIMITS, fitting
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("changes/*.md")})
@@ -176,3 +176,12 @@ def test_limits_of_a_connection_are_the_codes() -> None:
     page = {row[0]: row[1] for row in rows("front-door.md") if row[0] != "limit"}
     code = {f"`{name}`": f"{getattr(LIMITS, name):g}" for name in LIMITS.__struct_fields__}
     assert {limit: f"{float(value):g}" for limit, value in page.items()} == code
+
+
+def test_so_many_callers_fit_into_so_few_files_as_the_page_says() -> None:
+    page = (ROOT / "docs" / "front-door.md").read_text()
+    said = re.search(r"(\S+) with (\S+) files, (\S+) with (\S+), (\S+) from (\S+) on", page)
+    assert said is not None
+    callers, files = ([int(each.replace(",", "")) for each in said.groups()[i::2]] for i in (0, 1))
+    assert [fitting(LIMITS, each).connections_max for each in files] == callers
+    assert fitting(LIMITS, files[-1] - 1).connections_max < callers[-1] == LIMITS.connections_max

@@ -16,6 +16,7 @@ from tests.cli.conftest import Elsewhere
 from tokenworks.cli import wiring
 from tokenworks.cli.wiring import FILES_MAX
 from tokenworks.core.errors import ConfigInvalid, LedgerCorrupt, LedgerUnavailable
+from tokenworks.gateway.http_limits import LIMITS, fitting
 from tokenworks.gateway.server import GatewayServer
 from tokenworks.live.home import Home, packaged
 from tokenworks.live.store import sqlite_store
@@ -52,9 +53,22 @@ def test_a_running_factory_seldom_searches_for_cycles(
     assert (gc.get_threshold(), gc.get_freeze_count()) == (before, 0)
 
 
+def callers_let_in(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many callers each factory lets in at once, when it has begun to serve."""
+    seen, serve = list[int](), GatewayServer.serve
+
+    def serving(server: GatewayServer, application: Any) -> Any:
+        seen.append(server.limits.connections_max)
+        return serve(server, application)
+
+    monkeypatch.setattr(GatewayServer, "serve", serving)
+    return seen
+
+
 def test_a_factory_may_open_as_many_files_as_the_system_allows(
-    attached: Home, when_ready: Callable[..., list[Any]]
+    attached: Home, when_ready: Callable[..., list[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    seen = callers_let_in(monkeypatch)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 512), hard))
     try:
@@ -62,6 +76,7 @@ def test_a_factory_may_open_as_many_files_as_the_system_allows(
         assert invoke(attached, "up", "--quiet").exit_code == 0
         most = FILES_MAX if hard == resource.RLIM_INFINITY else min(hard, FILES_MAX)
         assert results == [(most, hard)]
+        assert seen == [fitting(LIMITS, most).connections_max]  # not what fits into 512
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
@@ -74,14 +89,8 @@ def test_a_factory_lets_in_as_many_callers_as_its_files_serve(
     files: int,
     callers: int,
 ) -> None:
-    seen, serve = [], GatewayServer.serve
-
-    def serving(server: GatewayServer, application: Any) -> Any:
-        seen.append(server.limits.connections_max)
-        return serve(server, application)
-
-    monkeypatch.setattr(GatewayServer, "serve", serving)
-    monkeypatch.setattr(wiring, "many_files", lambda: None)
+    seen = callers_let_in(monkeypatch)
+    monkeypatch.setattr(resource, "setrlimit", lambda *_: None)
     monkeypatch.setattr(resource, "getrlimit", lambda _: (files, files))
     when_ready(attached, lambda: None)
     assert invoke(attached, "up", "--quiet").exit_code == 0

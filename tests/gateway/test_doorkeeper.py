@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from tests.gateway.fake_desk import (
+    CHAT,
     KEY,
     MODEL,
     SECRET,
@@ -129,6 +130,23 @@ def test_only_what_a_key_may_use_is_listed(run: Run) -> None:
     tiers = House(run, tiers=frozenset({Tier.HIGH}))
     assert len(tiers.get("/v1/models").json["data"]) == 2
     assert tiers.get(f"/v1/models/{MODEL}").status == 200
+
+
+def test_a_key_that_is_revoked_while_its_connection_is_open(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = House(run)
+    caller = house.ask(CHAT, {"model": MODEL, "messages": HELLO})
+    assert (caller.status, len(house.orders)) == (200, 1)
+    monkeypatch.setattr(house, "key_of", lambda secret_sha256: None)
+    caller.transport.writes.clear()
+
+    async def again() -> None:
+        assert caller.connection is not None
+        caller.connection.data_received(caller.head + caller.request)  # as the first time
+
+    run(again())
+    assert (caller.status, len(house.orders)) == (401, 1)
 
 
 def test_a_key_whose_time_is_over(run: Run) -> None:

@@ -419,8 +419,17 @@ def test_the_delivered_tier_replaces_the_workers() -> None:
     assert with_service_tier(text, "free").startswith(b'data: {"service_tier":"free","choices"')
     hidden = b'data: {"id":"x","service\\u005ftier":"premium"}'
     assert with_service_tier(hidden, "free") == b'data: {"service_tier":"free","id":"x"}'
-    escaped = b'data: {"id":"\\u00e9\\u0061",  "n":1.50}'
+    escaped = b'data: {"id":"\\u00e9\\u0065",  "n":1.50}'
     assert with_service_tier(escaped, "free") == b'data: {"service_tier":"free",' + escaped[7:]
+
+
+@pytest.mark.parametrize("named", [b'"service_tier":"premium"', b'"x":"\\u0065"'])
+def test_an_end_with_a_key_that_is_no_text_goes_on_as_it_came(named: bytes) -> None:
+    events, said = EventStream(), event({"choices": [{"index": 0, "finish_reason": "stop"}]})
+    odd = said.replace(b"{", b'{"\xff":1,' + named + b",", 1)
+    events.feed(odd)
+    closing = events.closing("free", include_usage=False)
+    assert closing.startswith(b'data: {"service_tier":"free",' + odd[7:])
 
 
 # Events that differ in their text alone.

@@ -362,6 +362,25 @@ def test_an_only_choice_with_another_number_is_no_empty_answer(
     assert "worker_failed" in (said.get("code"), said.get("error", {}).get("code"))
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_thought_that_nobody_wants_to_see_is_of_the_choice_that_was_asked_for(
+    run: Run, stream: bool
+) -> None:
+    house = House(ROLE, chunk({"reasoning_content": "Hm."}), DONE)
+    caller = posted(house, run, "/v1/messages", stream=stream)
+    assert (caller.status, house.desk.delivery.outcome.ending) == (200, "done")
+    assert b"end_turn" in caller.body
+
+
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/messages"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_that_has_ended_may_have_no_words(run: Run, path: str, stream: bool) -> None:
+    mute = {"index": 0, "delta": {"content": ""}, "logprobs": {"content": [{"token": ""}]}}
+    house = House(ROLE, event({"choices": [mute]}), chunk({}, "stop"), DONE)
+    caller = posted(house, run, path, stream=stream)
+    assert (caller.status, house.desk.delivery.outcome.ending) == (200, "done")
+
+
 def tool_call(arguments: object, finish: str) -> list[Step]:
     call = {"index": 0, "id": "c", "function": {"name": "f", "arguments": arguments}}
     return [ROLE, chunk({"tool_calls": [call]}), chunk({}, finish), usage_event(2, 9), DONE]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import gc
 import json
 import os
 import socket
@@ -315,6 +316,12 @@ async def turns() -> None:
         await asyncio.sleep(0)
 
 
+def without_looks(server: GatewayServer) -> None:
+    """Let it look no more, once a second, at whether its door is as it should be."""
+    assert server._sweeping is not None
+    server._sweeping.cancel()
+
+
 def quickly(main: Coroutine[Any, Any, None]) -> None:
     """Run it on the loop of a factory, which takes one connection in each turn."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -326,6 +333,7 @@ def test_who_comes_beyond_those_that_are_refused_waits() -> None:
         async with small_door(2, 2) as (server, caller):
             first, second = await caller(), await caller()
             assert [(await each.response())[0] for each in (first, second)] == [200, 200]
+            without_looks(server)
             refused = [await caller() for _ in range(8)]
             assert [(await each.response())[0] for each in refused[:2]] == [503, 503]
             await turns()
@@ -353,12 +361,8 @@ def test_nobody_is_let_in_while_files_run_out(left: str, monkeypatch: pytest.Mon
             assert (await early.response())[0] == 200
             listening = server._socket
             if left == "none":
-
-                class Full:
-                    def dup(self) -> socket.socket:
-                        raise OSError(errno.EMFILE, "Too many open files")
-
-                monkeypatch.setattr(server, "_socket", Full())
+                monkeypatch.setattr(server, "_socket", socket.socket())
+                server._socket.close()  # of which there is no copy, as of no other file
             else:
                 server._file_max = 0
             server._tick()
@@ -378,6 +382,23 @@ def test_nobody_is_let_in_while_files_run_out(left: str, monkeypatch: pytest.Mon
     quickly(main())
 
 
+def test_who_takes_one_of_the_last_files_is_the_last_to_be_let_in() -> None:
+    async def main() -> None:
+        async with small_door(9, 9) as (server, caller):
+            await turns()
+            without_looks(server)
+            server._file_max = 0
+            first, late = await caller(), await caller()
+            assert (await first.response())[0] == 200
+            await turns()
+            assert len(server.connections) == 1
+            server._file_max = None
+            server._tick()
+            assert (await late.response())[0] == 200
+
+    quickly(main())
+
+
 def test_half_of_the_files_are_for_callers() -> None:
     few = GatewayServer("127.0.0.1", 0, files=160)
     assert (few.limits.connections_max, few.limits.refused_max) == (51, 10)
@@ -385,6 +406,37 @@ def test_half_of_the_files_are_for_callers() -> None:
     assert many.limits == LIMITS
     for server in (few, many):
         server.stop()
+
+
+def test_eight_files_are_left() -> None:
+    gc.collect()  # so that nothing closes a file meanwhile
+    free = os.open(os.devnull, os.O_RDONLY)
+    os.close(free)  # which the server's socket gets, and what it looks for is the next
+    for files, enough in ((free + 10, True), (free + 9, False)):
+        server = GatewayServer("127.0.0.1", 0, files=files)
+        assert server._has_files() is enough
+        server.stop()
+
+
+def test_a_door_that_opens_while_the_server_stops_is_shut(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        server = GatewayServer("127.0.0.1", 0)
+        loop = asyncio.get_running_loop()
+        create, doors = loop.create_server, list[asyncio.Server]()
+
+        async def slowly(*args: Any, **more: Any) -> asyncio.Server:
+            doors.append(await create(*args, **more))
+            server.draining = True
+            return doors[0]
+
+        monkeypatch.setattr(loop, "create_server", slowly)
+        await server._open()
+        assert not doors[0].is_serving()
+        server.stop()
+
+    run(main())
 
 
 def test_a_server_that_stops_waits_no_longer_than_it_may(run: Run) -> None:

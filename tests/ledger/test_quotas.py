@@ -177,6 +177,8 @@ def test_holds_of_one_payer_have_their_windows_together() -> None:
     assert isinstance(later, tuple)
     assert not set(later) & set(first)
     assert list(tree._together) == [later]
+    tree.set(state(limit(amount=80)))  # it may have another window from now on
+    assert tree._together == {}
 
 
 def test_lifting_a_limit_that_is_not_there_changes_nothing() -> None:

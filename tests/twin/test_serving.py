@@ -397,6 +397,7 @@ async def streams_whole(client: WorkerPort, hand: Hand | None) -> None:
     assert events.finished
     assert events.usage_so_far().completion_tokens > 0
     assert await stream.read() == b""
+    assert stream.is_over
     stream.abort()  # harmless after the end
 
 
@@ -413,7 +414,9 @@ async def breaks_off_with_the_first_reason(client: WorkerPort, hand: Hand | None
 
 async def stops_when_aborted(client: WorkerPort, hand: Hand | None) -> None:
     stream = await passing(hand, client.post_stream(CHAT_PATH, body()))
+    assert not stream.is_over
     stream.abort()
+    assert stream.is_over
     stream.abort()
     with pytest.raises(WorkerFailed, match="aborted"):
         await passing(hand, to_the_end(stream))

@@ -19,7 +19,7 @@ import uvloop
 from tokenworks.catalogue.price_book import PriceBooks, parse_price_book
 from tokenworks.cli.membership import Alive, Hung, Member, Ready, Said, Shared
 from tokenworks.cli.policy_file import Chosen, chosen
-from tokenworks.cli.wiring import Factory, many_files, rare_collections
+from tokenworks.cli.wiring import Factory, rare_collections
 from tokenworks.core.errors import TokenworksError
 from tokenworks.live.home import Home
 
@@ -75,7 +75,6 @@ async def _serve(shared: Shared, member: Member, say: Callable[[Said], None]) ->
         member=member,
         on_hung=lambda indices: say(Hung(indices=indices)),
     )
-    many_files()
     loop = asyncio.get_running_loop()
 
     def orphaned() -> None:

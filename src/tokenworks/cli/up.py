@@ -186,7 +186,7 @@ class _Start:
             self._home.forget_url()
 
     async def _run_one(self) -> None:
-        from tokenworks.cli.wiring import Factory, many_files, rare_collections
+        from tokenworks.cli.wiring import Factory, rare_collections
 
         factory = Factory(
             self._home,
@@ -197,7 +197,6 @@ class _Start:
             chosen=self._chosen,
             modelled=self._modelled,
         )
-        many_files()
         # From here on the folder is ours; the address of a factory that was killed is void.
         self._home.forget_url()
         if self.speaks == "words":

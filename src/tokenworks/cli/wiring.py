@@ -123,17 +123,17 @@ def rare_collections() -> Iterator[None]:
         gc.unfreeze()
 
 
-def many_files() -> None:
-    """Let this process have as many sockets and files open as its hard limit allows."""
+def many_files() -> int | None:
+    """Let this process have as many sockets and files open as its hard limit allows.
+
+    Returns:
+        How many these are; None for any number.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = FILES_MAX if hard == resource.RLIM_INFINITY else min(hard, FILES_MAX)
     if soft < most:
         with contextlib.suppress(ValueError):  # macOS says "unlimited" and means less
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-
-
-def files_max() -> int | None:
-    """How many this process may have open; None for any number."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return None if soft == resource.RLIM_INFINITY else soft
 
@@ -179,7 +179,7 @@ class Factory:
         self.workers, self.growth, self.first_up = list[Worker](), Growth(), asyncio.Event()
         with contextlib.ExitStack() as stack:
             shares_port = self._shares_port(settings)
-            self.server = GatewayServer(host, port, shared=shares_port, files=files_max())
+            self.server = GatewayServer(host, port, shared=shares_port, files=many_files())
             stack.callback(self.server.stop)
             self.store = home.open_ledger(owner, sole=not shared, shared=shared)
             stack.callback(self.store.close)

@@ -195,7 +195,7 @@ class Answers:
         self.metrics.tallies.count(order, outcome, receipt, ended_ns, durable_ns)
         return receipt
 
-    def unmetered(self, receipt: Receipt) -> None:
+    def warn_unmetered(self, receipt: Receipt) -> None:
         """Say once of each worker that it made an answer in one piece and told no usage."""
         worker = receipt.worker
         if worker in self._unmetered or len(self._unmetered) >= UNMETERED_MAX:
@@ -485,7 +485,7 @@ class Answer:
         tier = receipt.tier_delivered
         if self._piece is not None:
             if self._piece.usage is None:
-                self._answers.unmetered(receipt)
+                self._answers.warn_unmetered(receipt)
             return self._piece.naming(tier)
         if self._assembler is not None:
             return self._writer.whole(self._events.usage_so_far(), tier)

@@ -177,7 +177,7 @@ class BatchLines:
 
         receipt = await self._bill(run, order, delivery, make, stage)
         if piece.usage is None:
-            self._answers.unmetered(receipt)
+            self._answers.warn_unmetered(receipt)
 
     async def _whole(
         self,

@@ -36,7 +36,7 @@ _SOME_TEXT: Final = re.compile(
 """What a plain token event has: a text that is not empty, however its JSON is spaced."""
 _USED: Final = re.compile(rb'"usage"\s*:\s*\{')
 _ESCAPE: Final = b"\\u00"
-_ESCAPED_LETTER: Final = re.compile(rb"\\u00(?:5[fF]|[67])")
+_ESCAPED_LETTER: Final = re.compile(rb"\\u00(?:5[fF]|6[359]|7[2346])")
 """Of a key that is written so as not to be found; no encoder writes one, in texts either."""
 _LINE_END: Final = re.compile(rb"[\r\n]")
 _fields_decoder: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -331,6 +331,8 @@ def tier_first(body: bytes, tier: str) -> bytes:
 def without_service_tier(body: bytes) -> bytes:
     """The same JSON object without any tier that the worker gave.
 
+    One with a key that is no UTF-8 goes on as it came: it can be billed by now.
+
     >>> without_service_tier(b'{"service_tier":null, "id":1}'), without_service_tier(b'{"id": 1}')
     (b'{"id":1}', b'{"id": 1}')
     """
@@ -339,7 +341,10 @@ def without_service_tier(body: bytes) -> bytes:
         body.find(b"\\") < 0 or body.find(_ESCAPE) < 0 or _ESCAPED_LETTER.search(body) is None
     ):
         return body
-    fields = _fields_decoder.decode(body)
+    try:
+        fields = _fields_decoder.decode(body)
+    except UnicodeDecodeError:
+        return body
     if fields.pop("service_tier", None) is None:
         return body
     return msgspec.json.encode(fields)

@@ -56,7 +56,7 @@ FILES_PER_REFUSED: Final = 16
 def fitting(limits: HTTPLimits, files: int) -> HTTPLimits:
     """The same for a process that may have so many files open: each request may take two.
 
-    >>> fitting(LIMITS, 65_536) == LIMITS, fitting(LIMITS, 1_024).connections_max
+    >>> fitting(LIMITS, 25_048) == LIMITS, fitting(LIMITS, 1_024).connections_max
     (True, 456)
     """
     refused = min(limits.refused_max, files // FILES_PER_REFUSED)

@@ -122,7 +122,7 @@ class MessagesAnswer:
     kept = None
     __slots__ = (
         *("_blocks", "_chars", "_content", "_head", "_id", "_model", "_open", "_stop"),
-        *("_thinking", "_unsent"),
+        *("_thinking", "_thought", "_unsent"),
     )
 
     def __init__(self, request: str, model: str, thinking: Thinking) -> None:
@@ -134,6 +134,8 @@ class MessagesAnswer:
         self._open: Block | None = None
         self._stop: tuple[str, str | None] = ("end_turn", None)
         self._head = False
+        self._thought = False
+        """Whether there were thoughts that the caller did not ask for."""
         self._chars = 0
         self._unsent: list[bytes] = []
         """What was made of events before one that cannot be told."""
@@ -158,7 +160,7 @@ class MessagesAnswer:
             self._unsent.append(self._start())
         for piece in pieces(b"\n\n".join(events.held)):
             self._take(piece, self._unsent)
-        if events.token_events and not (self._blocks or events.finished):
+        if events.token_events and not (self._blocks or self._thought or events.finished):
             raise not_asked()
 
     def closing(self, events: EventStream, tier: Tier) -> bytes:
@@ -224,6 +226,7 @@ class MessagesAnswer:
             return
         kind = {"call": "tool_use", "reasoning": "thinking"}.get(piece.kind, "text")
         if kind == "thinking" and not self._thinking.asked:
+            self._thought = True
             return
         block = self._open
         if block is None or block.kind != kind or (kind == "tool_use" and self._is_new(piece)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import email.utils
 import functools
+import os
 import socket
 import time
 from typing import Final
@@ -97,8 +98,6 @@ class GatewayServer:
             self._socket = listening(host, port, shared=shared)
         except OSError as error:
             raise cannot_listen(host, port, error) from error
-        # What `dup` gives shares the flag, and sets it as this one's time-out says.
-        self._socket.settimeout(0.0)
         self.address: tuple[str, int] = self._socket.getsockname()[:2]
         self.limits = limits if files is None else fitting(limits, files)
         self._file_max = None if files is None else files - 1 - FILES_LEFT_MIN
@@ -157,7 +156,7 @@ class GatewayServer:
         """See ``connection.Server``."""
         self.connections.add(connection)
         count, limits = len(self.connections), self.limits
-        if count >= limits.connections_max + limits.refused_max:
+        if count >= limits.connections_max + limits.refused_max or not self._has_files():
             self._shut()
         return count <= limits.connections_max
 
@@ -177,25 +176,22 @@ class GatewayServer:
 
     async def _open(self) -> None:
         """Take connections, if there are files for them."""
-        handle = self._handle()
-        if handle is None:
+        if not self._has_files():
             return
         loop, make = asyncio.get_running_loop(), functools.partial(Connection, self)
+        handle = self._socket.dup()  # to be closed alone
         self._door = await loop.create_server(make, sock=handle, backlog=BACKLOG_MAX)
         if self.draining:
             self._shut()
 
-    def _handle(self) -> socket.socket | None:
-        """The listening socket once more, to be closed alone; None if files are running out."""
+    def _has_files(self) -> bool:
+        """Whether as many files may still be opened as there must be for whoever comes."""
         try:
-            handle = self._socket.dup()
+            lowest = os.dup(self._socket.fileno())  # the kernel gives the lowest that is free
         except OSError:
-            return None
-        # The kernel gives the lowest number that is free.
-        if self._file_max is not None and handle.fileno() > self._file_max:
-            handle.close()
-            return None
-        return handle
+            return False
+        os.close(lowest)
+        return self._file_max is None or lowest <= self._file_max
 
     def _shut(self) -> None:
         """Take no connections for now: callers wait where the kernel keeps them."""
@@ -214,13 +210,10 @@ class GatewayServer:
     def _tick(self) -> None:
         loop = asyncio.get_running_loop()
         self.sweep(loop.time())
-        handle = self._handle()
-        if handle is None:
+        if not self._has_files():
             self._shut()
-        else:
-            handle.close()
-            if self._door is None:
-                self._reopen()
+        elif self._door is None:
+            self._reopen()
         self._sweeping = loop.call_later(SWEEP_S, self._tick)
 
 

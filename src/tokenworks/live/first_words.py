@@ -11,6 +11,8 @@ _NOTHING_BYTES_MAX: Final = 32
 """Of such an answer with its line ends, and without comments."""
 _COMMENT: Final = re.compile(rb"^:[^\r\n]*", re.MULTILINE)
 """A line of events that keeps a connection open and says nothing."""
+_NO_WORD: Final = (b":", b"")
+"""What the first chunk begins with if comments may be all that came: a comment, or empty lines."""
 _COMMENTS_BYTES_MAX: Final = 16 * 1024
 """Before an answer; with more of them it has begun."""
 
@@ -27,11 +29,11 @@ def nothing_of(chunks: list[bytes], size_bytes: int) -> bytes | None:
 
     >>> nothing_of([b": wait"], 6), nothing_of([b": wait", b"\n\ndata: [DONE]"], 20)
     (b'', b'data: [DONE]')
-    >>> nothing_of([b"data: {"], 7) is None
-    True
+    >>> nothing_of([b"\n", b": the prompt waits for its turn\n\n"], 34), nothing_of([b"data: {"], 7)
+    (b'', None)
     """
     if size_bytes > _NOTHING_BYTES_MAX and (
-        size_bytes > _COMMENTS_BYTES_MAX or not chunks[0].lstrip().startswith(b":")
+        size_bytes > _COMMENTS_BYTES_MAX or chunks[0].lstrip()[:1] not in _NO_WORD
     ):
         return None
     said = _COMMENT.sub(b"", b"".join(chunks)).strip()

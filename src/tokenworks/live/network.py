@@ -550,7 +550,8 @@ class WorkerClient:
         """Send a body; returns when the answer has begun. Cancelling closes the socket.
 
         An answer of status 200 has begun with the first bytes of its body, since vLLM sends the
-        head before it has a token; any other with its head.
+        head before it has a token, and one of events with the first that are no comment; any other
+        with its head.
 
         A request that meets a kept connection which the worker has just closed is sent once more
         on a fresh one; nothing else is retried.
