@@ -353,6 +353,22 @@ def test_who_comes_beyond_those_that_are_refused_waits() -> None:
     quickly(main())
 
 
+def test_who_is_refused_and_stays_takes_nobodys_place() -> None:
+    async def main() -> None:
+        async with small_door(2, 3) as (server, caller):
+            first, second = await caller(), await caller()
+            assert [(await each.response())[0] for each in (first, second)] == [200, 200]
+            refused = [await caller() for _ in range(2)]
+            assert [(await each.response())[0] for each in refused] == [503, 503]
+            first.writer.close()
+            await turns()
+            assert len(server.connections) == 3
+            third, fourth = await caller(), await caller()
+            assert [(await each.response())[0] for each in (third, fourth)] == [200, 503]
+
+    quickly(main())
+
+
 @pytest.mark.parametrize("left", ["none", "few"])
 def test_nobody_is_let_in_while_files_run_out(left: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:

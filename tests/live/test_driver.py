@@ -8,6 +8,7 @@ import gc
 import hashlib
 import itertools
 import pathlib
+import weakref
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -1047,6 +1048,33 @@ def test_each_round_looks_for_cycles_in_what_is_new(live: Callable[..., None]) -
             world.driver.housekeep_once()
             assert gc.get_count()[0] < len(kept)
         finally:
+            gc.enable()
+
+    live(test)
+
+
+def test_rounds_free_cycles_that_lived_for_long(live: Callable[..., None]) -> None:
+    class Left:
+        def __init__(self) -> None:
+            self.itself = self
+
+    async def test(world: World) -> None:
+        thresholds = gc.get_threshold()
+        gc.disable()
+        try:
+            gc.collect()
+            gc.set_threshold(20_000, 2, 2)
+            for rounds in (1, 4):  # until it is of the middle age, and of the oldest
+                left = Left()
+                for _ in range(rounds):
+                    world.driver.housekeep_once()
+                gone = weakref.ref(left)
+                del left
+                for _ in range(20):
+                    world.driver.housekeep_once()
+                assert gone() is None
+        finally:
+            gc.set_threshold(*thresholds)
             gc.enable()
 
     live(test)

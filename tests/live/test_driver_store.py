@@ -19,7 +19,7 @@ from tokenworks.core.errors import CapacityExceeded, LedgerCorrupt, LedgerUnavai
 from tokenworks.core.ids import KeyID
 from tokenworks.core.slo import Measured
 from tokenworks.core.units import NS_PER_HOUR, NS_PER_MS, NS_PER_S
-from tokenworks.ledger.entries import Reserved
+from tokenworks.ledger.entries import Reserved, Voided
 from tokenworks.ledger.store_port import InDoubt, recover
 from tokenworks.live import bookkeeper
 from tokenworks.live import driver as driver_module
@@ -129,6 +129,37 @@ def test_an_answer_is_billed_although_its_reservation_was_not_stored(
         assert receipt.charged_nanodollars > 0
         assert len(world.entries(Reserved)) == len(world.posted) == 1
         assert world.driver.healthy()[0]
+
+    live(test)
+
+
+def test_a_voiding_is_not_given_up_while_its_reservation_fails_again(
+    live: Callable[[Test], None],
+) -> None:
+    async def test(world: World) -> None:
+        world.up()
+        store, disk = world.store, LedgerUnavailable("The disk is full.")
+        early = LedgerCorrupt("It settles what was not reserved.")
+        store.slow = True
+        opening = world.open()
+        await settle_down()
+        opening.cancel()
+        await settle_down()
+
+        async def fails(number: int, error: Exception) -> None:
+            store._waiting[number][0].set_exception(error)
+            del store._waiting[number]
+            await settle_down()
+
+        await fails(0, disk)
+        world.driver.housekeep_once()  # the reservation is tried again while the voiding waits
+        await fails(0, early)
+        world.driver.housekeep_once()
+        assert [type(entry) for _, (entry,) in store._waiting] == [Reserved, Voided]
+        await fails(0, disk)
+        await fails(0, early)
+        await recovered(world)
+        assert len(world.voided) == 1
 
     live(test)
 

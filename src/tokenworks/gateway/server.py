@@ -108,6 +108,8 @@ class GatewayServer:
         self.draining = False
         self.now_s = 0.0
         self.connections: set[Connection] = set()
+        self._refused: set[Connection] = set()
+        """Those of them that were refused, and are open until they have taken their answer."""
         self._sweeping: asyncio.TimerHandle | None = None
         self._stopped: asyncio.Event | None = None
         self._empty: asyncio.Event | None = None
@@ -158,11 +160,17 @@ class GatewayServer:
         count, limits = len(self.connections), self.limits
         if count >= limits.connections_max + limits.refused_max or not self._has_files():
             self._shut()
-        return count <= limits.connections_max
+        # Whoever is refused and has not left yet takes nobody's place.
+        if count - len(self._refused) <= limits.connections_max:
+            return True
+        self._refused.add(connection)
+        return False
 
     def closed(self, connection: Connection) -> None:
         """See ``connection.Server``."""
         self.connections.discard(connection)
+        if self._refused:
+            self._refused.discard(connection)
         if self._door is None:
             self._reopen()
         if self.draining and not self.connections and self._empty is not None:

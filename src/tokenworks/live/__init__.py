@@ -8,6 +8,7 @@ __all__ = [
     "catalogue_files",
     "clock",
     "cost_claims",
+    "cycles",
     "database",
     "driver",
     "driver_parts",

@@ -381,7 +381,9 @@ class Bookkeeper:
             self._unstored += entries
 
     def _kept_again(self, entries: Sequence[Entry], error: TokenworksError | None) -> None:
-        if isinstance(error, LedgerCorrupt):
+        # It only came too early if its reservation has failed again: both are tried together next.
+        early = any(self._unstored_of(each.request) for each in entries)
+        if isinstance(error, LedgerCorrupt) and not early:
             self._answered(id(entries))
             _log.critical("the ledger refuses %r: %s", entries, error)
         else:

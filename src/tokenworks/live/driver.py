@@ -10,7 +10,6 @@ import asyncio
 import collections
 import contextlib
 import functools
-import gc
 import itertools
 import logging
 from collections.abc import Awaitable, Callable
@@ -61,6 +60,7 @@ from tokenworks.ledger.entries import VoidReason
 from tokenworks.ledger.quota_records import KeyRecord, LimitState
 from tokenworks.ledger.quotas import window_end
 from tokenworks.live.bookkeeper import Bookkeeper
+from tokenworks.live.cycles import search_for_cycles
 from tokenworks.live.driver_parts import DriverParts
 from tokenworks.live.flights import Flight, LiveDelivery, Rival, Sending, arrival_of, ending_of
 from tokenworks.live.growth import in_words, scaling_of
@@ -177,7 +177,7 @@ class Driver:
         self._cut_off_late()
         self._bookkeeper.round()
         self._write_journal(lambda journal: journal.flush())
-        gc.collect(0)  # now, while there is little: what the ledger remembers is looked at once
+        search_for_cycles()  # now, while there is little: what is remembered is looked at once
 
     async def _round(self) -> None:
         self.housekeep_once()
