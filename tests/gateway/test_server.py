@@ -362,7 +362,9 @@ def test_who_is_refused_and_stays_takes_nobodys_place() -> None:
 
 
 @pytest.mark.parametrize("left", ["none", "few"])
-def test_nobody_is_let_in_while_files_run_out(left: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nobody_is_let_in_while_files_run_out(
+    left: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     async def main() -> None:
         async with small_door(9, 9) as (server, caller):
             early = await caller()
@@ -392,6 +394,8 @@ def test_nobody_is_let_in_while_files_run_out(left: str, monkeypatch: pytest.Mon
             assert (await late.response())[0] == 200
 
     quickly(main())
+    (warned,) = caplog.messages
+    assert warned.startswith("Fewer than 8 files can still be opened: callers wait")
 
 
 def test_half_of_the_files_are_for_callers() -> None:

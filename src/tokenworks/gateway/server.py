@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import email.utils
 import functools
+import logging
 import socket
 import time
 from typing import Final
@@ -25,6 +26,8 @@ SWEEP_S: Final = 1.0
 FILES_LEFT_MIN: Final = 8
 """With fewer that may still be opened nobody is let in: the event loop would take connections to
 close them unanswered."""
+
+_log: Final = logging.getLogger("tokenworks.gateway")
 
 
 def listening(host: str, port: int, *, shared: bool = False) -> socket.socket:
@@ -105,6 +108,8 @@ class GatewayServer:
         self._door: asyncio.Server | None = None
         """What takes connections; None while they wait where the kernel keeps them."""
         self._opening: asyncio.Task[None] | None = None
+        self._short = False
+        """Whether files were running out when that was looked at last."""
         self.date = _date()
         self.draining = False
         self.now_s = 0.0
@@ -224,11 +229,18 @@ class GatewayServer:
         self.sweep(loop.time())
         handle = self._handle()
         if handle is None:
+            if not self._short:
+                _log.error(
+                    "Fewer than %d files can still be opened: callers wait until there are more. "
+                    "Raise `ulimit -n`, if it stays so.",
+                    FILES_LEFT_MIN,
+                )
             self._shut()
         else:
             handle.close()
             if self._door is None:
                 self._reopen()
+        self._short = handle is None
         self._sweeping = loop.call_later(SWEEP_S, self._tick)
 
 
