@@ -370,7 +370,9 @@ def test_who_is_refused_and_stays_takes_nobodys_place() -> None:
 
 
 @pytest.mark.parametrize("left", ["none", "few"])
-def test_nobody_is_let_in_while_files_run_out(left: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nobody_is_let_in_while_files_run_out(
+    left: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     async def main() -> None:
         async with small_door(9, 9) as (server, caller):
             early = await caller()
@@ -396,6 +398,8 @@ def test_nobody_is_let_in_while_files_run_out(left: str, monkeypatch: pytest.Mon
             assert (await late.response())[0] == 200
 
     quickly(main())
+    (warned,) = caplog.messages
+    assert warned.startswith("Fewer than 8 files can still be opened: callers wait")
 
 
 def test_who_takes_one_of_the_last_files_is_the_last_to_be_let_in() -> None:

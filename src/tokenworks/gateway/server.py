@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import email.utils
 import functools
+import logging
 import os
 import socket
 import time
@@ -26,6 +27,8 @@ SWEEP_S: Final = 1.0
 FILES_LEFT_MIN: Final = 8
 """With fewer that may still be opened nobody is let in: the event loop would take connections to
 close them unanswered."""
+
+_log: Final = logging.getLogger("tokenworks.gateway")
 
 
 def listening(host: str, port: int, *, shared: bool = False) -> socket.socket:
@@ -104,6 +107,8 @@ class GatewayServer:
         self._door: asyncio.Server | None = None
         """What takes connections; None while they wait where the kernel keeps them."""
         self._opening: asyncio.Task[None] | None = None
+        self._short = False
+        """Whether files were running out when that was looked at last."""
         self.date = _date()
         self.draining = False
         self.now_s = 0.0
@@ -218,10 +223,18 @@ class GatewayServer:
     def _tick(self) -> None:
         loop = asyncio.get_running_loop()
         self.sweep(loop.time())
-        if not self._has_files():
+        short = not self._has_files()
+        if short:
+            if not self._short:
+                _log.error(
+                    "Fewer than %d files can still be opened: callers wait until there are more. "
+                    "Raise `ulimit -n`, if it stays so.",
+                    FILES_LEFT_MIN,
+                )
             self._shut()
         elif self._door is None:
             self._reopen()
+        self._short = short
         self._sweeping = loop.call_later(SWEEP_S, self._tick)
 
 
