@@ -34,10 +34,13 @@ COMMIT_S_MIN: Final = 0.002
 """From one commit to the next at the least. A sync costs the same for many entries as for one; one
 that comes alone is stored at once."""
 
-COMMIT_S_MAX: Final = 0.01
+COMMIT_S_MAX: Final = 0.004
 """The same while many requests are open. The writer rests as long as its last commit took for each
 of them, since each will want to be stored: so few wait for little, and of many some come together.
 An answer's end comes that much later at the most."""
+
+BUSY_S_MIN: Final = 0.01
+"""Many requests are open where a commit for each of them would take this long together."""
 
 REST_S_MAX: Final = 0.02
 """The same for one of several processes, which rests while each of the others commits and rests as
@@ -186,7 +189,7 @@ class GroupCommit:
         # What ends with a reservation has nothing else.
         patient = append.loop is not None and bool(entries) and isinstance(entries[-1], Reserved)
         # The one that ends is open, too, and no company of its own.
-        patient = patient or (may_wait and self._open_s(but=1) >= COMMIT_S_MAX)
+        patient = patient or (may_wait and self._open_s(but=1) >= BUSY_S_MIN)
         with self._lock:
             if self._closing:
                 return LedgerUnavailable("The ledger store is closed.")
