@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Final
 
 ROOT: Final = Path(__file__).parent.parent / "src"
-# Modules of plain classes and functions. mypyc forgets the types of Structs' fields, so none that
-# is ever decoded may be in one; and what is written in Python may not inherit from a class that is
+# Modules of plain classes and functions. mypyc forgets the types of Structs' fields and drops their
+# options, so none may be in one; and what is written in Python may not inherit from a class that is
 # compiled, such as ``twin.driver.Hooks``. docs/decisions/0016-compiled-when-asked.md has the rest.
 MODULES: Final = (
     *("core/kept_promises", "core/token_sums", "core/traces", "core/units"),
