@@ -39,12 +39,12 @@ COMMIT_S_MAX: Final = 0.004
 of them, since each will want to be stored: so few wait for little, and of many some come together.
 An answer's end comes that much later at the most."""
 
-BUSY_S_MIN: Final = 0.01
-"""Many requests are open where a commit for each of them would take this long together."""
-
 REST_S_MAX: Final = 0.02
 """The same for one of several processes, which rests while each of the others commits and rests as
 it would alone."""
+
+BUSY_S_MIN: Final = 0.01
+"""Many requests are open where a commit for each of them would take this long together."""
 
 
 class _Append:

@@ -198,9 +198,9 @@ class OwnerDriver(Driver):
             del self._links[link.index]
             if not self._links:
                 self._alone.set()
-        for whose, number in self._asked:
+        for (whose, _), asked in self._asked.items():
             if whose is link:  # it will not say it any more
-                self._asked[whose, number].cancel()
+                asked.cancel()
         asyncio.get_running_loop().call_later(HANG_UP_NS / NS_PER_S, self._bury, link)
 
     def _bury(self, link: Link) -> None:
